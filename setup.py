@@ -1,0 +1,136 @@
+"""Build of the compiled kernels; everything else about the package is in pyproject.toml.
+
+What is missing on this machine (a C++ compiler, nvcc, a CUDA build of torch) never fails the installation: those kernels
+are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env`` prints it.
+
+Environment
+-----------
+PECKER_FAST_BUILD_CPU=0, PECKER_FAST_BUILD_CUDA=0   leave these kernels out.
+TORCH_CUDA_ARCH_LIST   GPU architectures, as torch reads it; default "8.0;9.0+PTX".
+MAX_JOBS               compilations at a time.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent.resolve()
+BUILD_RECORD = ROOT / "pecker_fast" / "_build.json"
+DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def relative(paths) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
+def why_no_cpu() -> str | None:
+    """Why the C++ kernels cannot be built here, or None."""
+    if os.environ.get("PECKER_FAST_BUILD_CPU") == "0":
+        return "left out by PECKER_FAST_BUILD_CPU=0"
+    try:
+        from torch.utils.cpp_extension import get_cxx_compiler
+    except ImportError as error:
+        return f"torch is not installed in the build environment ({error}); install with --no-build-isolation"
+    compiler = get_cxx_compiler()
+    if shutil.which(compiler.split()[0]) is None:
+        return f"no C++ compiler: {compiler!r} was not found (install g++ or set CXX)"
+    return None
+
+
+def why_no_cuda() -> str | None:
+    """Why the CUDA kernels cannot be built here, or None."""
+    if os.environ.get("PECKER_FAST_BUILD_CUDA") == "0":
+        return "left out by PECKER_FAST_BUILD_CUDA=0"
+    import torch
+    from torch.utils import cpp_extension
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not list((ROOT / "csrc").glob("*_cuda.cu")):
+        return "this version has no CUDA kernels"
+    home = cpp_extension.CUDA_HOME
+    if home is None or not (Path(home) / "bin" / "nvcc").exists():
+        return "no nvcc: install the CUDA toolkit or set CUDA_HOME"
+    return None
+
+
+def extension(with_cuda: bool):
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    csrc = ROOT / "csrc"
+    sources = [csrc / "module.cpp", *csrc.glob("*_cpu.cpp"), *(csrc / "cpu").glob("*.cpp")]
+    # No -ffast-math: NaN, inf and signed zeros are part of the contract. Contraction into FMA is chosen by the kernels.
+    flags = {"cxx": ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]}
+    if sys.platform == "win32":
+        flags = {"cxx": ["/O2", "/std:c++17"]}
+    kind = CppExtension
+    if with_cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+        sources += [*csrc.glob("*_cuda.cu"), *(csrc / "cuda").glob("*.cu")]
+        flags["nvcc"] = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]
+        kind = CUDAExtension
+    return kind("pecker_fast._C", relative(sources), include_dirs=[str(csrc)], extra_compile_args=flags)
+
+
+def build_command(record: dict):
+    from torch.utils.cpp_extension import BuildExtension
+
+    class OptionalBuild(BuildExtension):
+        """Builds the extension where it can, and records why where it cannot."""
+
+        def run(self):
+            try:
+                super().run()
+            except Exception as error:  # the compiler's or linker's failure, whatever its type
+                record.update(cpu=f"the build failed: {error}", cuda=f"the build failed: {error}")
+                print(f"pecker_fast: compiled kernels left out, {record['cpu']}", file=sys.stderr)
+                for extension in self.extensions:
+                    extension.optional = True
+            write_record(record)
+
+        def copy_extensions_to_source(self):
+            built = [e for e in self.extensions if Path(self.get_ext_fullpath(e.name)).exists()]
+            self.extensions = built
+            super().copy_extensions_to_source()
+
+    return OptionalBuild
+
+
+def write_record(record: dict) -> None:
+    BUILD_RECORD.write_text(json.dumps(record, indent=1) + "\n")
+
+
+class BuildPyWithRecord(build_py):
+    """Copies the build record into the wheel too: build_py runs before build_ext."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode and BUILD_RECORD.exists():
+            self.copy_file(str(BUILD_RECORD), str(Path(self.build_lib) / "pecker_fast" / BUILD_RECORD.name))
+
+
+def main() -> None:
+    record = {"cpu": why_no_cpu()}
+    record["cuda"] = record["cpu"] or why_no_cuda()
+    for backend, reason in record.items():
+        if reason:
+            print(f"pecker_fast: no {backend} kernels: {reason}", file=sys.stderr)
+    write_record(record)
+    options = {}
+    if record["cpu"] is None:
+        options = {
+            "ext_modules": [extension(with_cuda=record["cuda"] is None)],
+            "cmdclass": {"build_ext": build_command(record), "build_py": BuildPyWithRecord},
+        }
+    else:
+        options = {"cmdclass": {"build_py": BuildPyWithRecord}}
+    setup(**options)
+
+
+if __name__ == "__main__":
+    main()
