@@ -65,14 +65,14 @@ def extension(with_cuda: bool):
     csrc = ROOT / "csrc"
     sources = [csrc / "module.cpp", *csrc.glob("*_cpu.cpp"), *(csrc / "cpu").glob("*.cpp")]
     # No -ffast-math: NaN, inf and signed zeros are part of the contract. Contraction into FMA is chosen by the kernels.
-    flags = {"cxx": ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]}
+    flags = {"cxx": ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]}
     if sys.platform == "win32":
-        flags = {"cxx": ["/O2", "/std:c++17"]}
+        flags = {"cxx": ["/O2"]}
     kind = CppExtension
     if with_cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
         sources += [*csrc.glob("*_cuda.cu"), *(csrc / "cuda").glob("*.cu")]
-        flags["nvcc"] = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]
+        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-lineinfo"]
         kind = CUDAExtension
     return kind("pecker_fast._C", relative(sources), include_dirs=[str(csrc)], extra_compile_args=flags)
 
