@@ -93,11 +93,6 @@ def build_command(record: dict):
                     extension.optional = True
             write_record(record)
 
-        def copy_extensions_to_source(self):
-            built = [e for e in self.extensions if Path(self.get_ext_fullpath(e.name)).exists()]
-            self.extensions = built
-            super().copy_extensions_to_source()
-
     return OptionalBuild
 
 
