@@ -142,3 +142,8 @@ def _(grads, masked_grads, words, word_offsets, grad_scale=None):
 @_fake("masked_adam_")
 def _(params, *args, **kwargs):
     return None
+
+
+def register_python_kernel(name: str, device_type: str, kernel) -> None:
+    """Registers a Python function as the dispatcher's kernel of operator ``name`` on "cpu" or "cuda" tensors."""
+    _library.impl(name, kernel, {"cpu": "CPU", "cuda": "CUDA"}[device_type])
