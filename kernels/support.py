@@ -5,9 +5,11 @@ import os
 
 import torch
 
+
 def interpreting() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
 
 def why_not(op: str, device: torch.device, dtypes: set[torch.dtype]) -> str | None:
     """None if the Triton kernel of ``op`` can run on tensors of ``dtypes`` on ``device``, else the reason."""

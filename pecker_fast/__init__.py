@@ -1,0 +1,8 @@
+"""Exact saliency masks and masked Adam, for unlearning in diffusion models."""
+
+from .mask import SaliencyMask
+from .ops import set_backend
+from .saliency import SaliencyAccumulator, saliency_mask
+
+__all__ = ["SaliencyAccumulator", "SaliencyMask", "saliency_mask", "set_backend"]
+__version__ = "0.1.0"
