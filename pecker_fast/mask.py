@@ -245,7 +245,9 @@ class SaliencyMask:
                 positions = self._align_by_name(names)
             elif self.names is None:
                 if len(params) != len(self.shapes):
-                    raise ValueError(f"mask has {len(self.shapes)} tensors without names, there are {len(params)} parameters")
+                    raise ValueError(
+                        f"mask has {len(self.shapes)} tensors without names, there are {len(params)} parameters"
+                    )
                 positions = list(range(len(params)))
             else:
                 raise ValueError(
@@ -260,7 +262,9 @@ class SaliencyMask:
                     f"of shape {tuple(param.shape)}: it was made for another model"
                 )
             if param.device != self.device:
-                raise ValueError(f"mask is on {self.device}, parameter {label} on {param.device}: move it with mask.to()")
+                raise ValueError(
+                    f"mask is on {self.device}, parameter {label} on {param.device}: move it with mask.to()"
+                )
         return positions
 
     def _align_by_identity(self, params: Sequence[Tensor]) -> list[int] | None:
@@ -323,12 +327,18 @@ class SaliencyMask:
     def summary(self) -> str:
         """A table: for each tensor its shape, its salient entries and their share; the whole mask last."""
         rows = [("tensor", "shape", "salient", "density")]
-        for label, shape, count, numel in zip(self._labels(), self.shapes, self.tensor_counts(), self.numels, strict=True):
+        for label, shape, count, numel in zip(
+            self._labels(), self.shapes, self.tensor_counts(), self.numels, strict=True
+        ):
             rows.append((str(label), "x".join(map(str, shape)) or "scalar", f"{count}", _percent(count, numel)))
-        rows.append((f"all {len(self.shapes)} tensors", f"{self.numel}", f"{self.count}", _percent(self.count, self.numel)))
+        rows.append(
+            (f"all {len(self.shapes)} tensors", f"{self.numel}", f"{self.count}", _percent(self.count, self.numel))
+        )
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+            "  ".join(
+                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            )
             for row in rows
         ]
         rule = "-" * len(lines[0])
@@ -401,7 +411,9 @@ class SaliencyMask:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged saliency mask: {error}") from error
         if mask.count != count or not mask.equal(~~mask):
-            raise ValueError(f"{path} is a damaged saliency mask: it has {mask.count} salient entries, {count} were saved")
+            raise ValueError(
+                f"{path} is a damaged saliency mask: it has {mask.count} salient entries, {count} were saved"
+            )
         return mask.to(device)
 
     def __getstate__(self) -> dict:

@@ -31,7 +31,9 @@ class _Scores:
             self.shapes = [param.shape for param in self.params]
             fallback = self.params[0].device if self.params else torch.device("cpu")
         elif isinstance(scores, Tensor):
-            raise TypeError("scores is one tensor, expected a module, a mapping of tensors or several tensors: [scores]")
+            raise TypeError(
+                "scores is one tensor, expected a module, a mapping of tensors or several tensors: [scores]"
+            )
         else:
             if isinstance(scores, Mapping):
                 self.names = list(scores)

@@ -46,13 +46,11 @@ def _rows(name: str, rows: Tensor, dtype: torch.dtype) -> None:
 
 def _words(words: Tensor, word_offsets: Sequence[int], numels: Sequence[int], device: torch.device) -> None:
     _tensor("words", words, (torch.int32,), device)
-    require(
-        len(word_offsets) >= len(numels), f"word_offsets has {len(word_offsets)} entries for {len(numels)} tensors"
-    )
+    require(len(word_offsets) >= len(numels), f"word_offsets has {len(word_offsets)} entries for {len(numels)} tensors")
     for i, (offset, numel) in enumerate(zip(word_offsets, numels, strict=False)):
         end = offset + num_words(numel)
         require(
-            0 <= offset and end <= words.numel(),
+            offset >= 0 and end <= words.numel(),
             f"word_offsets[{i}] = {offset}: words {offset} to {end} of tensor {i} are not within the {words.numel()} given",
         )
 
@@ -85,13 +83,13 @@ def block_counts(words, word_offsets, numels):
 
 
 def pack(dense, words, count):
-    _tensor("dense", dense, (*PARAM_DTYPES, torch.int32, torch.uint16), dense.device)
+    _tensor("dense", dense, (*PARAM_DTYPES, torch.int32, torch.int16), dense.device)
     _words(words, [0], [dense.numel()], dense.device)
     require(0 <= count <= dense.numel(), f"count is {count}, expected 0 to {dense.numel()}")
 
 
 def unpack(packed, words, numel):
-    _tensor("packed", packed, (*PARAM_DTYPES, torch.int32, torch.uint16), packed.device)
+    _tensor("packed", packed, (*PARAM_DTYPES, torch.int32, torch.int16), packed.device)
     require(numel >= 0, f"numel is {numel}, expected at least 0")
     _words(words, [0], [numel], packed.device)
     require(packed.numel() <= numel, f"packed has {packed.numel()} entries, more than numel = {numel}")
@@ -127,7 +125,8 @@ def _scalar(name: str, tensor: Tensor | None, dtype: torch.dtype, device: torch.
 
 def _gradients(grads, masked_grads, numels: Sequence[int] | None, dtype, device) -> None:
     require(
-        len(masked_grads) in (0, len(grads)), f"{len(masked_grads)} masked_grads for {len(grads)} grads, expected as many or none"
+        len(masked_grads) in (0, len(grads)),
+        f"{len(masked_grads)} masked_grads for {len(grads)} grads, expected as many or none",
     )
     for name, tensors in (("grads", grads), ("masked_grads", masked_grads)):
         for i, tensor in enumerate(tensors):
@@ -203,7 +202,7 @@ def masked_adam_(
     dense = {"masters": masters, "emas": emas}
     for name, tensors in {**state, **dense}.items():
         require(len(tensors) in (0, n), f"{len(tensors)} {name} for {n} params, expected as many or none")
-        dtypes = (torch.uint16, torch.int32) if name == "counts" else (compute,)
+        dtypes = (torch.int16, torch.int32) if name == "counts" else (compute,)
         for i, tensor in enumerate(tensors):
             _tensor(f"{name}[{i}]", tensor, dtypes, device)
             if name in dense or not packed:
@@ -227,4 +226,6 @@ def masked_adam_(
     if packed:
         _tensor("packed_offsets", packed_offsets, (torch.int64,), device)
         blocks = sum(num_blocks(numel) for numel in numels)
-        require(packed_offsets.numel() == blocks, f"packed_offsets has {packed_offsets.numel()} entries, expected {blocks}")
+        require(
+            packed_offsets.numel() == blocks, f"packed_offsets has {packed_offsets.numel()} entries, expected {blocks}"
+        )

@@ -47,7 +47,9 @@ def set_backend(name: str | None) -> None:
 
 def _checked(name: str, argument: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{argument} is {name!r}, expected one of {', '.join(BACKENDS)}, or None for the best available")
+        raise ValueError(
+            f"{argument} is {name!r}, expected one of {', '.join(BACKENDS)}, or None for the best available"
+        )
     return name
 
 

@@ -1,0 +1,591 @@
+"""MaskedAdam: Adam whose steps can be confined to the salient entries of the parameters."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import ops
+from .adam.checkpoint import restore_state, torch_groups, torch_state
+from .adam.options import SHARED_OPTIONS, check_betas, check_group, check_options
+from .adam.slots import Binding, Bucket, Slot
+from .adam.statistics import sparsity_stats
+from .flat import FlatView, describe
+from .mask import SaliencyMask, plain_name
+
+MaskedGrads = Mapping[str, Tensor] | Mapping[Tensor, Tensor] | Iterable[Tensor | None]
+
+
+class MaskedAdam(Optimizer):
+    r"""Adam (Kingma & Ba, 2015) and AdamW with steps confined to a saliency mask, in one fused multi-tensor pass.
+
+    Without a mask it is a drop-in for ``torch.optim.Adam`` / ``AdamW`` (``decoupled_weight_decay=True``). With one:
+
+    * ``step(mask=m)``: entries in the mask are updated; all others stay bit for bit what they were (parameter, moments
+      and step count), which multiplying gradients by a mask does not achieve.
+    * ``step(mask=m, masked_grads=f)``: PECKER's class-differentiated update. Every entry is updated with
+      g = p.grad + (f where the mask is set, else 0); without ``mask``, f counts everywhere.
+
+    The order of a step: unscale; g; non-finite policy; clip; maximize; weight decay; moments; update; EMA. The equations
+    are in ``pecker_fast.ops.reference.masked_adam_``. Arithmetic and moments are float32 (float64 for float64
+    parameters), whatever the parameters' dtype. A parameter is skipped if it has neither gradient.
+
+    Parameters
+    ----------
+    params: parameters, (name, parameter) pairs, or groups of them. Names let masks made elsewhere be aligned.
+    lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay, maximize: as in torch. lr may be a tensor. With
+        ``betas[0] == 0`` no first moment is stored, read or written; it may not be changed to another value later.
+        A masked step decays salient entries only.
+    capturable: accepted as in torch. The step count, lr and scaling are always read on the device.
+    clip_value: clamp every entry of the gradient to +- clip_value, as ``clip_grad_value_`` does.
+    ema_decay: keep an EMA of the parameters in float32: ema += (1 - ema_decay) (p - ema), each step.
+    packed: store moments for the mask's entries only. Accepts masked steps only; a new mask re-packs: entries that stay
+        keep moments and count, those that leave lose them.
+    master_weights: float32 copies of bfloat16 and float16 parameters, which updates go to first.
+    stochastic_rounding: without master weights: round bfloat16 and float16 parameters up or down at random, right in
+        expectation; a function of ``seed``, step, parameter and entry only.
+    nonfinite: gradients with inf or NaN: "propagate" (torch's behaviour), "skip" the whole step, "zero" these entries,
+        or "raise" FloatingPointError before anything is changed (waits for the device). All but the first count them:
+        ``nonfinite_count``.
+    variance: "combined", or "retain": in joint steps the second moment sees p.grad's part only.
+    max_update: clamp each entry's update to +- max_update * lr.
+    backend: "cuda", "triton", "cpu", "reference", or None: the best one for the device.
+    foreach, fused, differentiable: torch's arguments. The first two change nothing, the last is refused.
+
+    Masks are aligned with the parameters by identity, by name, or by order (``SaliencyMask.align``). Step counts are
+    shared by a parameter's entries until steps treat them differently, then kept per entry, so that an entry first
+    touched late takes a first step of Adam's usual size.
+
+    Raises
+    ------
+    ValueError, TypeError, RuntimeError: from the constructor and from ``step``, before anything is changed.
+    """
+
+    # GradScaler hands over its scale and found_inf, as attributes, instead of waiting for the device itself.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        capturable: bool = False,
+        clip_value: float | None = None,
+        ema_decay: float | None = None,
+        packed: bool = False,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        nonfinite: str = "propagate",
+        variance: str = "combined",
+        max_update: float | None = None,
+        backend: str | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "clip_value": clip_value,
+            "ema_decay": ema_decay,
+            "max_update": max_update,
+            "variance": variance,
+            "packed": packed,
+            "master_weights": master_weights,
+            "stochastic_rounding": stochastic_rounding,
+            "seed": seed,
+            "nonfinite": nonfinite,
+            "backend": backend,
+        }
+        check_options(defaults)
+        self._forget_runtime()
+        super().__init__(params, defaults)
+
+    def _forget_runtime(self) -> None:
+        """Drops everything that is derived from parameters and state; it is made again when needed."""
+        self._slots: list[Slot] | None = None
+        self._steps: dict[torch.device, Tensor] = {}
+        self._buckets: list[Bucket] = []
+        self._bucket_key: tuple | None = None
+        self._bindings: dict[int, Binding] = {}
+        self._binding: Binding | None = None  # of the last mask that moments or counts depend on
+        self._regime: str | None = None  # None: to be derived from the state; "fresh", "all", "mask" or "mixed"
+        self._ema_follows = False  # in regime "mask": whether EMA and parameter are equal outside the mask
+        self._masks: tuple[SaliencyMask | None, SaliencyMask | None] = (None, None)  # the last two different masks
+        self._last_step: str | None = None
+        self._nonfinite: Tensor | None = None
+        self._swapped = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; options that hold for the whole optimizer may not differ. The EMA starts at the parameters."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_group(group, self.defaults)
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._slots = None
+        if group["ema_decay"] is not None:
+            for slot in self._all_slots():
+                if slot.group is group:
+                    slot.state["ema"] = slot.like_param(ops.compute_dtype(slot.param.dtype))
+
+    # ---- parameters
+
+    def _all_slots(self) -> list[Slot]:
+        if self._slots is None:
+            self._slots, self._buckets, self._bucket_key, self._steps, self._bindings = [], [], None, {}, {}
+            for group in self.param_groups:
+                names = group.get("param_names") or [None] * len(group["params"])
+                for param, name in zip(group["params"], names, strict=True):
+                    view = FlatView(param)
+                    copied = not view.is_contiguous and (group["packed"] or not view.is_dense)
+                    self._slots.append(Slot(param, name, group, self.state[param], len(self._slots), view, copied))
+        return self._slots
+
+    def _bind(self, mask: SaliencyMask, slots: list[Slot], active: list[Slot]) -> Binding:
+        if not isinstance(mask, SaliencyMask):
+            raise TypeError(f"mask is {type(mask).__name__}, expected a SaliencyMask (made by saliency_mask)")
+        needed = {slot.position for slot in active}
+        wanted = [slot for slot in slots if slot.param.requires_grad or slot.position in needed]
+        binding = self._bindings.get(id(mask))
+        if binding is None or binding.params != tuple(id(slot.param) for slot in wanted):
+            binding = Binding.make(mask, wanted)
+            # The last two: alternating between two masks stays cheap, old masks are let go.
+            self._bindings = {id(b.mask): b for b in list(self._bindings.values())[-1:]}
+            self._bindings[id(mask)] = binding
+        return binding
+
+    def _align_masked_grads(self, masked_grads: MaskedGrads, slots: list[Slot]) -> list[Tensor | None]:
+        if isinstance(masked_grads, Mapping):
+            if all(isinstance(key, str) for key in masked_grads):
+                by_name = {plain_name(key): grad for key, grad in masked_grads.items()}
+                if any(slot.name is None for slot in slots):
+                    raise ValueError("masked_grads has names, the optimizer has none: give it model.named_parameters()")
+                found = [by_name.pop(plain_name(slot.name), None) for slot in slots]
+                unknown = next(iter(by_name), None)
+            else:
+                by_param = {id(key): grad for key, grad in masked_grads.items()}
+                found = [by_param.pop(id(slot.param), None) for slot in slots]
+                unknown = "a parameter" if by_param else None
+            if unknown is not None:
+                raise ValueError(f"masked_grads has a gradient for {unknown}, which this optimizer does not have")
+            return found
+        if isinstance(masked_grads, Tensor):
+            raise TypeError("masked_grads is one tensor, expected one gradient (or None) for each parameter")
+        found = list(masked_grads)
+        if len(found) != len(slots):
+            raise ValueError(f"masked_grads has {len(found)} entries, the optimizer {len(slots)} parameters")
+        return found
+
+    @staticmethod
+    def _check_grad(what: str, grad: Tensor, slot: Slot) -> None:
+        param = slot.param
+        if grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"{what} of parameter {slot.label} is sparse: MaskedAdam does not support sparse gradients"
+            )
+        if grad.shape != param.shape or grad.dtype != param.dtype or grad.device != param.device:
+            raise ValueError(
+                f"{what} of parameter {slot.label} is a {describe(grad)} on {grad.device}, "
+                f"the parameter a {describe(param)} on {param.device}"
+            )
+
+    # ---- the step
+
+    @torch.no_grad()
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        mask: SaliencyMask | None = None,
+        masked_grads: MaskedGrads | None = None,
+    ) -> Any:
+        """Performs a plain, masked (``mask``) or joint (``masked_grads``) step; returns the closure's loss.
+
+        ``masked_grads``: for each parameter a gradient or None, in the order of the parameters, or by name, or by
+        parameter; of the parameter's shape and dtype, with the same loss scale as ``.grad``. Only read.
+        """
+        if self._swapped:
+            raise RuntimeError("step() within swapped_ema(): the parameters are the EMA's at present")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._cuda_graph_capture_health_check()
+        joint = masked_grads is not None
+        if self.defaults["packed"] and (mask is None or joint):
+            raise ValueError("packed=True holds moments of salient entries only: it takes masked steps, step(mask=...)")
+        if not all(bucket.is_current() for bucket in self._buckets):
+            self._slots = None
+        slots = self._all_slots()
+        grads = [slot.param.grad for slot in slots]
+        forget = self._align_masked_grads(masked_grads, slots) if joint else [None] * len(slots)
+        active = [s for s, g, f in zip(slots, grads, forget, strict=True) if g is not None or f is not None]
+        for slot in active:
+            for what, grad in (("the gradient", grads[slot.position]), ("masked_grads", forget[slot.position])):
+                if grad is not None:
+                    self._check_grad(what, grad, slot)
+            if "step" in slot.state:
+                slot.require_moments()
+        for group in self.param_groups:
+            group["betas"] = check_betas(group["betas"])
+        binding = None if mask is None else self._bind(mask, slots, active)
+        if not active:
+            return loss
+        kind = "masked" if mask is not None and not joint else "joint" if joint else "plain"
+        found_inf = self._found_inf(active, grads, forget, binding, joint)
+        if self._known_found_inf(found_inf, binding):
+            return loss
+        self._enter_regime(kind, binding)
+        buckets = self._current_buckets(active, binding if kind == "masked" else None)
+        for bucket in buckets:
+            bucket.count_step(found_inf)
+            self._run(bucket, grads, forget, binding, kind, found_inf)
+        self._last_step = kind
+        if mask is not None and mask is not self._masks[1]:
+            self._masks = (self._masks[1], mask)
+        return loss
+
+    def _known_found_inf(self, found_inf: Tensor | None, binding: Binding | None) -> bool:
+        """Whether this step is to change nothing, where that can be told now: on the CPU, and where packed state is
+        about to move to another mask, which waits for the device anyway."""
+        if found_inf is None:
+            return False
+        repacks = self.defaults["packed"] and self._binding is not None and self._binding.mask is not binding.mask
+        return bool(found_inf != 0) if repacks or not found_inf.is_cuda else False
+
+    def _found_inf(self, active, grads, forget, binding, joint) -> Tensor | None:
+        """GradScaler's found_inf together with the optimizer's own policy; applies and reports that policy."""
+        found_inf = getattr(self, "found_inf", None)
+        policy = self.defaults["nonfinite"]
+        if policy == "propagate":
+            return found_inf
+        total = None
+        scale = getattr(self, "grad_scale", None)
+        by_kind: dict[tuple, list[Slot]] = {}
+        for slot in active:
+            by_kind.setdefault((slot.param.device, slot.param.dtype), []).append(slot)
+        for (device, _), slots in by_kind.items():
+            flat = lambda tensors, slots=slots: [  # noqa: E731
+                None if tensors[s.position] is None else s.flat(tensors[s.position]) for s in slots
+            ]
+            count = ops.count_nonfinite(
+                flat(grads),
+                flat(forget) if joint else [],
+                None if binding is None else binding.words,
+                [] if binding is None else [binding.offsets[s.position] for s in slots],
+                None if scale is None else scale.to(device, torch.float32),
+                backend=self.defaults["backend"],
+            )
+            total = count if total is None else total + count.to(total.device)
+        if policy == "raise":
+            count = int(total)
+            if count and not (found_inf is not None and bool(found_inf)):
+                raise FloatingPointError(
+                    f"{count} gradient entries are inf or NaN (nonfinite='raise'); nothing was changed"
+                )
+        self._nonfinite = total if self._nonfinite is None else self._nonfinite + total
+        if policy == "skip":
+            own = (total > 0).to(torch.float32)
+            found_inf = own if found_inf is None else torch.maximum(own, found_inf.to(own))
+        return found_inf
+
+    @property
+    def nonfinite_count(self) -> int:
+        """inf and NaN gradient entries seen by all steps so far (with nonfinite="propagate" they are not counted: 0)."""
+        return 0 if self._nonfinite is None else int(self._nonfinite)
+
+    def _current_regime(self) -> str:
+        """How the steps so far treated the entries: none yet, all alike, one mask only, or mixed (counts per entry)."""
+        if self._regime is None:
+            states = [slot.state for slot in self._all_slots() if "step" in slot.state]
+            if any("counts" in state for state in states):
+                self._regime = "mixed"
+            elif any("mask_words" in state for state in states):
+                self._regime = "mask"
+            else:
+                self._regime = "all" if any(float(state["step"]) > 0 for state in states) else "fresh"
+        return self._regime
+
+    def _same_mask(self, binding: Binding) -> bool:
+        """Whether the state at hand belongs to this very mask."""
+        if self._binding is not None and self._binding.mask is binding.mask:
+            return True
+        held = [slot for slot in self._all_slots() if "mask_words" in slot.state and slot.position in binding.positions]
+        return all(torch.equal(slot.state["mask_words"], binding.tensor_words(slot)) for slot in held)
+
+    def _enter_regime(self, kind: str, binding: Binding | None) -> None:
+        """Keeps step counts right where this step treats entries unlike the steps before; re-packs for a new mask."""
+        regime = self._current_regime()
+        masked = kind == "masked"
+        started = [slot for slot in self._all_slots() if "step" in slot.state]
+        if regime == "fresh":
+            self._regime = "mask" if masked else "all"
+            if masked and self.defaults["ema_decay"] is not None:
+                self._ema_follows = all(
+                    torch.equal(s.state["ema"], s.param.to(s.state["ema"])) for s in self._all_slots()
+                )
+        elif regime == "all" and masked:
+            for slot in started:
+                slot.start_counts(None)
+            self._regime = "mixed"
+        elif regime == "mask" and not (masked and self._same_mask(binding)):
+            for slot in started:
+                shape = slot.param.shape
+                slot.start_counts(
+                    None if slot.packed else ops.unpack_bits(slot.state["mask_words"], slot.param.numel()).view(shape)
+                )
+            self._regime = "mixed"
+        if not masked:
+            for slot in started:
+                slot.state.pop("mask_words", None)
+            return
+        if self.defaults["packed"] and not (self._regime == "mask" and regime == "mask"):
+            self._repack(started, binding)
+        if self.defaults["packed"] or self._regime == "mask":
+            for slot in started:
+                if slot.position in binding.positions:
+                    slot.state["mask_words"] = binding.tensor_words(slot)
+        elif regime == "mask":
+            for slot in started:
+                slot.state.pop("mask_words", None)
+        self._binding = binding
+
+    def _repack(self, started: list[Slot], binding: Binding) -> None:
+        if self._same_mask(binding):
+            return
+        counts = binding.mask.tensor_counts()
+        for slot in started:
+            tensor = binding.positions.get(slot.position)
+            if tensor is not None:
+                words = binding.tensor_words(slot)
+                slot.repack(slot.state["mask_words"], words, counts[tensor], self.defaults["backend"])
+
+    def _current_buckets(self, active: list[Slot], binding: Binding | None) -> list[Bucket]:
+        """The lists for the kernel; made anew when parameters, state or the set of parameters with gradients changed."""
+        key = tuple(slot.position for slot in active)
+        if key == self._bucket_key and all(bucket.is_current() for bucket in self._buckets):
+            return self._buckets
+        if not self._steps:
+            self._make_step_counters()
+        counts = binding.mask.tensor_counts() if self.defaults["packed"] else None
+        by_kind: dict[tuple, list[Slot]] = {}
+        for slot in active:
+            device = slot.param.device
+            if "step" not in slot.state:
+                slot.init_state(None if counts is None else counts[binding.positions[slot.position]])
+                slot.state["step"] = self._steps[device][slot.position]
+                if self._regime == "mixed":
+                    slot.start_counts(None)
+                if binding is not None and (self._regime == "mask" or self.defaults["packed"]):
+                    slot.state["mask_words"] = binding.tensor_words(slot)
+            elif slot.state["step"].untyped_storage().data_ptr() != self._steps[device].untyped_storage().data_ptr():
+                # Somebody put another tensor there: its value counts.
+                self._adopt_step(slot)
+            by_kind.setdefault((id(slot.group), slot.param.device, slot.param.dtype), []).append(slot)
+        self._buckets = [Bucket(slots, self._steps[slots[0].param.device]) for slots in by_kind.values()]
+        self._bucket_key = key
+        return self._buckets
+
+    def _make_step_counters(self) -> None:
+        """One vector of step counts a device; ``state[p]["step"]`` are its elements, so that one add advances all."""
+        slots = self._all_slots()
+        for device in {slot.param.device for slot in slots}:
+            self._steps[device] = torch.zeros(len(slots), dtype=torch.float32, device=device)
+        for slot in slots:
+            if "step" in slot.state:
+                self._adopt_step(slot)
+
+    def _adopt_step(self, slot: Slot) -> None:
+        counter = self._steps[slot.param.device][slot.position]
+        counter.copy_(torch.as_tensor(slot.state["step"]))
+        slot.state["step"] = counter
+
+    def _run(self, bucket: Bucket, grads, forget, binding: Binding | None, kind: str, found_inf: Tensor | None) -> None:
+        group = bucket.group
+        flat = lambda tensors: [  # noqa: E731
+            None if tensors[s.position] is None else s.flat(tensors[s.position]) for s in bucket.slots
+        ]
+        masked = kind == "masked"
+        if masked and group["ema_decay"] is not None and bucket.moved_outside():
+            self._ema_follows = False
+        if bucket.copied:
+            bucket.gather_copied()
+        scale = getattr(self, "grad_scale", None)
+        lists = bucket.lists
+        ops.masked_adam_(
+            bucket.params,
+            flat(grads),
+            flat(forget) if kind == "joint" else [],
+            lists["exp_avg"],
+            lists["exp_avg_sq"],
+            lists["max_exp_avg_sq"],
+            lists["master_param"],
+            lists["ema"],
+            lists["counts"],
+            bucket.steps if bucket.whole else bucket.steps[bucket.index],
+            bucket.learning_rate(),
+            bucket.bias_table(),
+            None if binding is None else binding.words,
+            [] if binding is None else bucket.word_offsets(binding),
+            bucket.block_offsets(binding, self.defaults["backend"]) if self.defaults["packed"] else None,
+            None if scale is None else scale.to(bucket.device, torch.float32),
+            None if found_inf is None else found_inf.to(bucket.device, torch.float32),
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            maximize=group["maximize"],
+            clip_value=group["clip_value"],
+            max_update=group["max_update"],
+            retain_variance=group["variance"] == "retain" and kind == "joint",
+            zero_nonfinite=self.defaults["nonfinite"] == "zero",
+            ema_decay=group["ema_decay"],
+            ema_frozen=masked and not (self._regime == "mask" and self._ema_follows),
+            stochastic_rounding=self.defaults["stochastic_rounding"],
+            seed=self.defaults["seed"],
+            backend=self.defaults["backend"],
+        )
+        if bucket.copied:
+            bucket.scatter_copied()
+        bucket.record_versions()
+
+    # ---- EMA
+
+    def _require_ema(self) -> None:
+        if self.defaults["ema_decay"] is None:
+            raise RuntimeError("this optimizer keeps no EMA: construct it with ema_decay")
+
+    def ema_parameters(self) -> list[Tensor]:
+        """The EMA of every parameter, in order: float32 (float64 for float64 parameters), not copies."""
+        self._require_ema()
+        return [slot.state["ema"] for slot in self._all_slots()]
+
+    @contextmanager
+    @torch.no_grad()
+    def swapped_ema(self) -> Iterator[None]:
+        """Within this context the parameters hold the EMA's values; after it their own again, bit for bit."""
+        self._require_ema()
+        if self._swapped:
+            raise RuntimeError("swapped_ema() within swapped_ema()")
+        slots = self._all_slots()
+        if any(bucket.moved_outside() for bucket in self._buckets):
+            self._ema_follows = False
+        own = [slot.param.detach().clone() for slot in slots]
+        self._swapped = True
+        try:
+            for slot in slots:
+                slot.param.detach().copy_(slot.state["ema"])
+            yield
+        finally:
+            for slot, value in zip(slots, own, strict=True):
+                slot.param.detach().copy_(value)
+            for bucket in self._buckets:
+                if bucket.versions is not None:
+                    bucket.versions = [slot.param._version for slot in bucket.slots]
+            self._swapped = False
+
+    # ---- bookkeeping
+
+    def sparsity_stats(self) -> dict[str, Any]:
+        """Which entries the steps touched. Waits for the device.
+
+        Returns a dict: "touched_last" and "touched_ever" (shares of all entries, by any update), "mean_update_count",
+        "mask_density" (of the last mask, also of a joint step), "mask_iou" (last two different masks; None before
+        there are two), "nonfinite" (entries counted), and "tensors": the first three for each parameter.
+        """
+        return sparsity_stats(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch.optim.Adam's state dict, interchangeable both ways, when moments are dense and betas[0] != 0.
+
+        What torch does not have comes under keys of its own: "ema", "master_param", "counts" (per-entry step counts),
+        "mask_words" (of the one mask used so far, or the packed one).
+        """
+        return super().state_dict()
+
+    def to_torch_state_dict(self) -> dict[str, Any]:
+        """A state dict that ``torch.optim.Adam`` loads and goes on from: packed moments unpacked, zeros for the first
+        moment where betas[0] == 0.
+
+        Raises ValueError if entries of one parameter have had different numbers of updates.
+        """
+        packed = super().state_dict()
+        uniform = self._current_regime() != "mixed"
+        ids = [i for group in packed["param_groups"] for i in group["params"]]
+        states = {i: torch_state(slot, uniform) for i, slot in zip(ids, self._all_slots(), strict=True)}
+        return {
+            "state": {i: state for i, state in states.items() if state},
+            "param_groups": torch_groups(packed["param_groups"]),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of MaskedAdam or of torch.optim.Adam / AdamW. Nothing changes if it does not fit.
+
+        Options that hold for the whole optimizer stay this optimizer's own.
+        """
+        loaded: dict[str, Any] = {}
+        # Runs after the user's hooks and sees what they made of the dict.
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+        before = dict(self.__dict__)
+        self._loading = loaded
+        try:
+            super().load_state_dict(state_dict)
+        except Exception:
+            self.__dict__.update(before)
+            raise
+        finally:
+            handle.remove()
+            self.__dict__.pop("_loading", None)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loading = self.__dict__.get("_loading")
+        super().__setstate__(state)
+        self._forget_runtime()
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            for name in SHARED_OPTIONS:
+                group[name] = self.defaults[name]
+            group["foreach"], group["fused"], group["differentiable"] = None, None, False
+            if self.defaults["ema_decay"] is None:
+                group["ema_decay"] = None
+            elif group["ema_decay"] is None:
+                group["ema_decay"] = self.defaults["ema_decay"]
+        if loading is None:
+            return
+        # super() has cast the state as if all of it had the parameter's dtype; take it from the loaded dict instead.
+        slots = self._all_slots()
+        ids = [i for group in loading["param_groups"] for i in group["params"]]
+        for i, slot in zip(ids, slots, strict=True):
+            saved = loading["state"].get(i, {})
+            slot.state.clear()
+            slot.state.update(restore_state(slot, saved))
+            if self.defaults["ema_decay"] is not None and "ema" not in slot.state:
+                slot.state["ema"] = slot.like_param(ops.compute_dtype(slot.param.dtype))
+            if slot.group["master_weights"] and "step" in slot.state and "master_param" not in slot.state:
+                compute = ops.compute_dtype(slot.param.dtype)
+                if compute != slot.param.dtype:
+                    slot.state["master_param"] = slot.like_param(compute)
