@@ -1,7 +1,7 @@
 """Build of the compiled kernels; everything else about the package is in pyproject.toml.
 
-What is missing on this machine (a C++ compiler, nvcc, a CUDA build of torch) never fails the installation: those kernels
-are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env`` prints it.
+What is missing on this machine (a C++ compiler, nvcc, a CUDA build of torch) never fails the installation: those
+kernels are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env`` prints it.
 
 Environment
 -----------

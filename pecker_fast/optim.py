@@ -1,6 +1,6 @@
 """MaskedAdam: Adam whose steps can be confined to the salient entries of the parameters."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import ops
+from .adam.alignment import MaskedGrads, align_masked_grads, check_grad
 from .adam.checkpoint import restore_state, torch_groups, torch_state
+from .adam.history import History
 from .adam.options import SHARED_OPTIONS, check_betas, check_group, check_options
 from .adam.slots import Binding, Bucket, Slot
 from .adam.statistics import sparsity_stats
-from .flat import FlatView, describe
-from .mask import SaliencyMask, plain_name
-
-MaskedGrads = Mapping[str, Tensor] | Mapping[Tensor, Tensor] | Iterable[Tensor | None]
+from .flat import FlatView
+from .mask import SaliencyMask
 
 
 class MaskedAdam(Optimizer):
@@ -29,7 +29,7 @@ class MaskedAdam(Optimizer):
     * ``step(mask=m, masked_grads=f)``: PECKER's class-differentiated update. Every entry is updated with
       g = p.grad + (f where the mask is set, else 0); without ``mask``, f counts everywhere.
 
-    The order of a step: unscale; g; non-finite policy; clip; maximize; weight decay; moments; update; EMA. The equations
+    The order of a step: unscale; g; non-finite policy; clip; maximize; weight decay; moments; update; EMA. Equations
     are in ``pecker_fast.ops.reference.masked_adam_``. Arithmetic and moments are float32 (float64 for float64
     parameters), whatever the parameters' dtype. A parameter is skipped if it has neither gradient.
 
@@ -127,11 +127,7 @@ class MaskedAdam(Optimizer):
         self._buckets: list[Bucket] = []
         self._bucket_key: tuple | None = None
         self._bindings: dict[int, Binding] = {}
-        self._binding: Binding | None = None  # of the last mask that moments or counts depend on
-        self._regime: str | None = None  # None: to be derived from the state; "fresh", "all", "mask" or "mixed"
-        self._ema_follows = False  # in regime "mask": whether EMA and parameter are equal outside the mask
-        self._masks: tuple[SaliencyMask | None, SaliencyMask | None] = (None, None)  # the last two different masks
-        self._last_step: str | None = None
+        self._past: History | None = None
         self._nonfinite: Tensor | None = None
         self._swapped = False
 
@@ -163,6 +159,11 @@ class MaskedAdam(Optimizer):
                     self._slots.append(Slot(param, name, group, self.state[param], len(self._slots), view, copied))
         return self._slots
 
+    def _history(self) -> History:
+        if self._past is None:
+            self._past = History(self._all_slots())
+        return self._past
+
     def _bind(self, mask: SaliencyMask, slots: list[Slot], active: list[Slot]) -> Binding:
         if not isinstance(mask, SaliencyMask):
             raise TypeError(f"mask is {type(mask).__name__}, expected a SaliencyMask (made by saliency_mask)")
@@ -175,41 +176,6 @@ class MaskedAdam(Optimizer):
             self._bindings = {id(b.mask): b for b in list(self._bindings.values())[-1:]}
             self._bindings[id(mask)] = binding
         return binding
-
-    def _align_masked_grads(self, masked_grads: MaskedGrads, slots: list[Slot]) -> list[Tensor | None]:
-        if isinstance(masked_grads, Mapping):
-            if all(isinstance(key, str) for key in masked_grads):
-                by_name = {plain_name(key): grad for key, grad in masked_grads.items()}
-                if any(slot.name is None for slot in slots):
-                    raise ValueError("masked_grads has names, the optimizer has none: give it model.named_parameters()")
-                found = [by_name.pop(plain_name(slot.name), None) for slot in slots]
-                unknown = next(iter(by_name), None)
-            else:
-                by_param = {id(key): grad for key, grad in masked_grads.items()}
-                found = [by_param.pop(id(slot.param), None) for slot in slots]
-                unknown = "a parameter" if by_param else None
-            if unknown is not None:
-                raise ValueError(f"masked_grads has a gradient for {unknown}, which this optimizer does not have")
-            return found
-        if isinstance(masked_grads, Tensor):
-            raise TypeError("masked_grads is one tensor, expected one gradient (or None) for each parameter")
-        found = list(masked_grads)
-        if len(found) != len(slots):
-            raise ValueError(f"masked_grads has {len(found)} entries, the optimizer {len(slots)} parameters")
-        return found
-
-    @staticmethod
-    def _check_grad(what: str, grad: Tensor, slot: Slot) -> None:
-        param = slot.param
-        if grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"{what} of parameter {slot.label} is sparse: MaskedAdam does not support sparse gradients"
-            )
-        if grad.shape != param.shape or grad.dtype != param.dtype or grad.device != param.device:
-            raise ValueError(
-                f"{what} of parameter {slot.label} is a {describe(grad)} on {grad.device}, "
-                f"the parameter a {describe(param)} on {param.device}"
-            )
 
     # ---- the step
 
@@ -240,12 +206,12 @@ class MaskedAdam(Optimizer):
             self._slots = None
         slots = self._all_slots()
         grads = [slot.param.grad for slot in slots]
-        forget = self._align_masked_grads(masked_grads, slots) if joint else [None] * len(slots)
+        forget = align_masked_grads(masked_grads, slots) if joint else [None] * len(slots)
         active = [s for s, g, f in zip(slots, grads, forget, strict=True) if g is not None or f is not None]
         for slot in active:
             for what, grad in (("the gradient", grads[slot.position]), ("masked_grads", forget[slot.position])):
                 if grad is not None:
-                    self._check_grad(what, grad, slot)
+                    check_grad(what, grad, slot)
             if "step" in slot.state:
                 slot.require_moments()
         for group in self.param_groups:
@@ -257,14 +223,13 @@ class MaskedAdam(Optimizer):
         found_inf = self._found_inf(active, grads, forget, binding, joint)
         if self._known_found_inf(found_inf, binding):
             return loss
-        self._enter_regime(kind, binding)
+        history = self._history()
+        history.enter(kind, binding, slots, self.defaults["backend"])
         buckets = self._current_buckets(active, binding if kind == "masked" else None)
         for bucket in buckets:
             bucket.count_step(found_inf)
             self._run(bucket, grads, forget, binding, kind, found_inf)
-        self._last_step = kind
-        if mask is not None and mask is not self._masks[1]:
-            self._masks = (self._masks[1], mask)
+        history.record(kind, mask)
         return loss
 
     def _known_found_inf(self, found_inf: Tensor | None, binding: Binding | None) -> bool:
@@ -272,7 +237,7 @@ class MaskedAdam(Optimizer):
         about to move to another mask, which waits for the device anyway."""
         if found_inf is None:
             return False
-        repacks = self.defaults["packed"] and self._binding is not None and self._binding.mask is not binding.mask
+        repacks = self.defaults["packed"] and self._history().is_repacked_by(binding)
         return bool(found_inf != 0) if repacks or not found_inf.is_cuda else False
 
     def _found_inf(self, active, grads, forget, binding, joint) -> Tensor | None:
@@ -313,77 +278,11 @@ class MaskedAdam(Optimizer):
 
     @property
     def nonfinite_count(self) -> int:
-        """inf and NaN gradient entries seen by all steps so far (with nonfinite="propagate" they are not counted: 0)."""
+        """inf and NaN gradient entries seen by all steps so far; 0 with nonfinite="propagate", which does not count."""
         return 0 if self._nonfinite is None else int(self._nonfinite)
 
-    def _current_regime(self) -> str:
-        """How the steps so far treated the entries: none yet, all alike, one mask only, or mixed (counts per entry)."""
-        if self._regime is None:
-            states = [slot.state for slot in self._all_slots() if "step" in slot.state]
-            if any("counts" in state for state in states):
-                self._regime = "mixed"
-            elif any("mask_words" in state for state in states):
-                self._regime = "mask"
-            else:
-                self._regime = "all" if any(float(state["step"]) > 0 for state in states) else "fresh"
-        return self._regime
-
-    def _same_mask(self, binding: Binding) -> bool:
-        """Whether the state at hand belongs to this very mask."""
-        if self._binding is not None and self._binding.mask is binding.mask:
-            return True
-        held = [slot for slot in self._all_slots() if "mask_words" in slot.state and slot.position in binding.positions]
-        return all(torch.equal(slot.state["mask_words"], binding.tensor_words(slot)) for slot in held)
-
-    def _enter_regime(self, kind: str, binding: Binding | None) -> None:
-        """Keeps step counts right where this step treats entries unlike the steps before; re-packs for a new mask."""
-        regime = self._current_regime()
-        masked = kind == "masked"
-        started = [slot for slot in self._all_slots() if "step" in slot.state]
-        if regime == "fresh":
-            self._regime = "mask" if masked else "all"
-            if masked and self.defaults["ema_decay"] is not None:
-                self._ema_follows = all(
-                    torch.equal(s.state["ema"], s.param.to(s.state["ema"])) for s in self._all_slots()
-                )
-        elif regime == "all" and masked:
-            for slot in started:
-                slot.start_counts(None)
-            self._regime = "mixed"
-        elif regime == "mask" and not (masked and self._same_mask(binding)):
-            for slot in started:
-                shape = slot.param.shape
-                slot.start_counts(
-                    None if slot.packed else ops.unpack_bits(slot.state["mask_words"], slot.param.numel()).view(shape)
-                )
-            self._regime = "mixed"
-        if not masked:
-            for slot in started:
-                slot.state.pop("mask_words", None)
-            return
-        if self.defaults["packed"] and not (self._regime == "mask" and regime == "mask"):
-            self._repack(started, binding)
-        if self.defaults["packed"] or self._regime == "mask":
-            for slot in started:
-                if slot.position in binding.positions:
-                    slot.state["mask_words"] = binding.tensor_words(slot)
-        elif regime == "mask":
-            for slot in started:
-                slot.state.pop("mask_words", None)
-        self._binding = binding
-
-    def _repack(self, started: list[Slot], binding: Binding) -> None:
-        if self._same_mask(binding):
-            return
-        counts = binding.mask.tensor_counts()
-        for slot in started:
-            tensor = binding.positions.get(slot.position)
-            if tensor is not None:
-                words = binding.tensor_words(slot)
-                slot.repack(slot.state["mask_words"], words, counts[tensor], self.defaults["backend"])
-
     def _current_buckets(self, active: list[Slot], binding: Binding | None) -> list[Bucket]:
-        """The lists for the kernel; made anew when parameters, state or the set of parameters with gradients changed."""
+        """The lists for the kernel, made anew when parameters, state or the parameters with gradients changed."""
         key = tuple(slot.position for slot in active)
         if key == self._bucket_key and all(bucket.is_current() for bucket in self._buckets):
             return self._buckets
@@ -396,9 +295,9 @@ class MaskedAdam(Optimizer):
             if "step" not in slot.state:
                 slot.init_state(None if counts is None else counts[binding.positions[slot.position]])
                 slot.state["step"] = self._steps[device][slot.position]
-                if self._regime == "mixed":
+                if self._history().regime == "mixed":
                     slot.start_counts(None)
-                if binding is not None and (self._regime == "mask" or self.defaults["packed"]):
+                if binding is not None and (self.defaults["packed"] or self._history().regime == "mask"):
                     slot.state["mask_words"] = binding.tensor_words(slot)
             elif slot.state["step"].untyped_storage().data_ptr() != self._steps[device].untyped_storage().data_ptr():
                 # Somebody put another tensor there: its value counts.
@@ -429,11 +328,11 @@ class MaskedAdam(Optimizer):
         ]
         masked = kind == "masked"
         if masked and group["ema_decay"] is not None and bucket.moved_outside():
-            self._ema_follows = False
+            self._history().ema_follows = False
         if bucket.copied:
             bucket.gather_copied()
         scale = getattr(self, "grad_scale", None)
-        lists = bucket.lists
+        history, lists = self._history(), bucket.lists
         ops.masked_adam_(
             bucket.params,
             flat(grads),
@@ -463,7 +362,7 @@ class MaskedAdam(Optimizer):
             retain_variance=group["variance"] == "retain" and kind == "joint",
             zero_nonfinite=self.defaults["nonfinite"] == "zero",
             ema_decay=group["ema_decay"],
-            ema_frozen=masked and not (self._regime == "mask" and self._ema_follows),
+            ema_frozen=masked and not (history.regime == "mask" and history.ema_follows),
             stochastic_rounding=self.defaults["stochastic_rounding"],
             seed=self.defaults["seed"],
             backend=self.defaults["backend"],
@@ -492,7 +391,7 @@ class MaskedAdam(Optimizer):
             raise RuntimeError("swapped_ema() within swapped_ema()")
         slots = self._all_slots()
         if any(bucket.moved_outside() for bucket in self._buckets):
-            self._ema_follows = False
+            self._history().ema_follows = False
         own = [slot.param.detach().clone() for slot in slots]
         self._swapped = True
         try:
@@ -533,7 +432,7 @@ class MaskedAdam(Optimizer):
         Raises ValueError if entries of one parameter have had different numbers of updates.
         """
         packed = super().state_dict()
-        uniform = self._current_regime() != "mixed"
+        uniform = self._history().regime != "mixed"
         ids = [i for group in packed["param_groups"] for i in group["params"]]
         states = {i: torch_state(slot, uniform) for i, slot in zip(ids, self._all_slots(), strict=True)}
         return {

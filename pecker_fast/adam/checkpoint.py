@@ -54,9 +54,11 @@ def restore_state(slot: Slot, saved: dict[str, Any]) -> dict[str, Tensor]:
             state[key] = value.to(device=param.device, dtype=dtype).clone()
         else:
             if value.shape != param.shape:
-                hint = ": it is packed, load it with packed=True" if value.dim() == 1 and "mask_words" in saved else ""
+                packed = value.dim() == 1 and "mask_words" in saved
+                hint = ": it is packed, load it with packed=True" if packed else ""
                 raise ValueError(
-                    f"{key} of parameter {slot.label} has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}{hint}"
+                    f"{key} of parameter {slot.label} has shape {tuple(value.shape)}, "
+                    f"the parameter {tuple(param.shape)}{hint}"
                 )
             if key == "counts":
                 state[key] = slot.zeros(torch.int32).copy_(value.to(param.device, torch.int32)).to(value.dtype)
@@ -78,7 +80,8 @@ def torch_state(slot: Slot, uniform: bool) -> dict[str, Tensor]:
         counts = state["counts"].to(torch.int64)
         if counts.numel() and not bool((counts == counts.flatten()[0]).all()):
             raise ValueError(
-                f"entries of parameter {slot.label} have had different numbers of updates, which torch.optim.Adam cannot hold"
+                f"entries of parameter {slot.label} have had different numbers of updates, "
+                "which torch.optim.Adam cannot hold"
             )
         step = counts.flatten()[0].to(torch.float32) if counts.numel() else step
     out = {"step": step}

@@ -58,7 +58,9 @@ def check_betas(betas: Any) -> tuple[float, float]:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Checks the options of a parameter group (or the defaults); ``betas`` become floats. torch's messages where torch has one."""
+    """Checks the options of a parameter group or the defaults; ``betas`` become floats. The messages are torch's where
+    torch has one.
+    """
     lr, betas = options["lr"], options["betas"]
     if isinstance(lr, Tensor):
         if options["foreach"] and not options["capturable"]:

@@ -43,13 +43,13 @@ class Slot:
         return self.zeros(dtype).copy_(self.param.detach())
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """``tensor``, of the parameter's shape, as the kernel wants it: contiguous, in the parameter's storage order."""
+        """``tensor``, of the parameter's shape, as the kernel wants it: contiguous, in the parameter's order."""
         if tensor.is_contiguous() and (self.copied or self.view.is_contiguous):
             return tensor
         return tensor.contiguous() if self.copied else self.view.flatten(tensor)
 
     def init_state(self, count: int | None) -> None:
-        """Moments for the first step: of all entries, or of the ``count`` salient ones. The step count is the caller's."""
+        """Moments for the first step: of all entries, or of the ``count`` salient ones. The caller sets "step"."""
         compute = ops.compute_dtype(self.param.dtype)
         for key in MOMENTS:
             if key == "exp_avg" and self.group["betas"][0] == 0:
@@ -67,7 +67,8 @@ class Slot:
         """Raises if the state does not fit the group's options, as after ``betas[0]`` was moved away from 0."""
         if self.group["betas"][0] != 0 and "exp_avg" not in self.state:
             raise ValueError(
-                f"betas[0] is {self.group['betas'][0]}, but parameter {self.label} has no first moment: it began with betas[0] = 0"
+                f"betas[0] is {self.group['betas'][0]}, but parameter {self.label} has no first moment: "
+                "it began with betas[0] = 0"
             )
         if self.group["amsgrad"] and "max_exp_avg_sq" not in self.state:
             raise ValueError(f"amsgrad is on, but parameter {self.label} began without it")

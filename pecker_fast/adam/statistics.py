@@ -14,11 +14,12 @@ def _tensor_stats(optimizer, slot: Slot) -> dict[str, float]:
     if "step" not in state or numel == 0:
         return {"touched_last": 0.0, "touched_ever": 0.0, "mean_update_count": 0.0}
     step = float(state["step"])
-    binding = optimizer._binding
+    history = optimizer._history()
+    binding = history.binding
     salient = 1.0
     if binding is not None and slot.position in binding.positions:
         salient = binding.mask.tensor_counts()[binding.positions[slot.position]] / numel
-    last = salient if optimizer._last_step == "masked" else float(optimizer._last_step is not None)
+    last = salient if history.last_step == "masked" else float(history.last_step is not None)
     if "counts" in state:
         counts = state["counts"].to(torch.int64)
         if "touched_words" in state:
@@ -31,7 +32,7 @@ def _tensor_stats(optimizer, slot: Slot) -> dict[str, float]:
             "mean_update_count": float(counts.sum()) / numel,
         }
     # One count for all entries that were ever touched: those of the one mask, or all.
-    share = salient if optimizer._current_regime() == "mask" else 1.0
+    share = salient if history.regime == "mask" else 1.0
     return {"touched_last": last, "touched_ever": share * (step > 0), "mean_update_count": share * step}
 
 
@@ -44,7 +45,7 @@ def sparsity_stats(optimizer) -> dict[str, Any]:
         key: sum(tensors[slot.label][key] * slot.param.numel() for slot in slots) / max(total, 1)
         for key in ("touched_last", "touched_ever", "mean_update_count")
     }
-    previous, current = optimizer._masks
+    previous, current = optimizer._history().masks
     return {
         **overall,
         "mask_density": None if current is None else current.density,

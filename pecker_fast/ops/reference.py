@@ -247,10 +247,8 @@ def masked_adam_(
         return
     joint = len(masked_grads) > 0
     masked = words is not None and not joint
-    block = 0
     for i, param in enumerate(params):
         numel = param.numel()
-        first_block, block = block, block + num_blocks(numel)
         grad = grads[i]
         forget = masked_grads[i] if joint else None
         if numel == 0 or (grad is None and forget is None):
