@@ -64,7 +64,7 @@ def describe_conditions(conditions: dict[str, Any]) -> str:
     """One sentence on machine, versions and method."""
     packages = conditions["packages"]
     parts = [
-        f"{conditions['device']} ({conditions['cpu_cores']} CPU cores, {conditions['cpu_isa'] or 'no'} kernels)",
+        f"{conditions['device']} ({conditions['cpu_cores']} CPU cores, {conditions['cpu_instruction_set'] or 'no compiled'} kernels)",
         f"Python {conditions['python']}",
         f"torch {packages['torch']}",
         f"numpy {packages['numpy']}",

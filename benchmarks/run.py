@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from pecker_fast import environment, ops
+from pecker_fast import ops
+from pecker_fast.environment import environment
 from pecker_fast.ops.dispatch import BACKENDS
 
 from .inputs import DTYPES, Problem
@@ -46,7 +47,7 @@ def commit() -> str | None:
 
 def conditions(device: torch.device) -> dict[str, Any]:
     """Machine, versions and load: what a figure must be read with."""
-    about = environment.collect()
+    about = environment()
     return {
         **about,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else about["cpu"],

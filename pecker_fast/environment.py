@@ -1,126 +1,85 @@
-"""What the package runs on: versions, processor, GPUs, and which back ends there are or why not."""
+"""What this installation can do and why not more: versions, devices and back ends."""
 
+import importlib.metadata
 import os
 import platform
-from importlib import metadata
+import sys
 from typing import Any
 
 import torch
 
-from . import ops
-from .ops import extension
-from .ops.dispatch import BACKENDS, automatic_backend, requested_backend
+from .ops.dispatch import BACKENDS, automatic_backend, requested_backend, why_not
+from .ops.extension import cpu_isa
 from .ops.schemas import SCHEMAS
 
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "scikit-learn")
+_PACKAGES = ("pecker-fast", "torch", "triton", "numpy", "safetensors", "scikit-learn", "diffusers", "torch-fidelity")
 
 
-def version(package: str) -> str | None:
-    """The installed version of a distribution, None where it is not installed. Does not import it."""
+def _version(package: str) -> str | None:
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 
 def cpu_model() -> str:
-    """The processor's name as the operating system tells it."""
+    """The processor's name, as the operating system gives it."""
     try:
-        with open("/proc/cpuinfo") as info:
-            for line in info:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
                 if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+                    return line.split(":", 1)[1].strip()
     except OSError:
         pass
     return platform.processor() or platform.machine()
 
 
-def devices() -> list[str]:
-    """Types of device that torch can use here: "cpu", and "cuda" where there is one."""
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gpus() -> list[dict[str, Any]]:
-    """Name, memory and compute capability of each GPU."""
-    if not torch.cuda.is_available():
-        return []
-    found = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        capability = f"{properties.major}.{properties.minor}"
-        found.append({"name": properties.name, "memory_bytes": properties.total_memory, "capability": capability})
-    return found
-
-
-def backends() -> dict[str, str | None]:
-    """For each back end None if it can run on one of the devices here, else the reason why it cannot."""
-    found: dict[str, str | None] = {}
-    for backend in BACKENDS:
-        home = "cuda" if backend in ("cuda", "triton") else "cpu"
-        if home in devices():
-            found[backend] = ops.backend_reasons(home)[backend]
-        elif backend == "triton":
-            found[backend] = ops.backend_reasons("cpu")[backend]
-        else:
-            gpu = f"torch {torch.__version__} finds no CUDA device"
-            missing = extension.why_missing(backend)
-            found[backend] = f"{gpu}; kernels: {missing}" if missing else gpu
-    return found
-
-
-def chosen_backends() -> dict[str, dict[str, str]]:
-    """For each device the back end that runs each operator when none is asked for by argument."""
+def environment() -> dict[str, Any]:
+    """Everything as a dict that JSON can hold."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     requested = requested_backend()
-    return {device: {op: requested or automatic_backend(op, device) for op in SCHEMAS} for device in devices()}
-
-
-def collect() -> dict[str, Any]:
-    """Everything that ``pecker-fast env`` shows, ready for JSON."""
-    from . import __version__
-
+    missing_cuda = None if len(devices) > 1 else "torch finds no CUDA device"
     return {
-        "pecker_fast": __version__,
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
-        "cuda_of_torch": torch.version.cuda,
-        "os": platform.platform(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "torch_cuda": torch.version.cuda,
         "cpu": cpu_model(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cpu_isa": extension.cpu_isa(),
-        "torch_threads": torch.get_num_threads(),
-        "gpus": gpus(),
-        "requested_backend": requested_backend(),
-        "backends": backends(),
-        "chosen": chosen_backends(),
+        "cpu_instruction_set": cpu_isa(),
+        "cpu_cores": cpu_cores(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "requested_backend": requested,
+        "backends": {
+            device: {backend: why_not(backend, "select", torch.device(device)) for backend in BACKENDS}
+            for device in devices
+        },
+        "no_cuda_device": missing_cuda,
+        "cuda_kernels": why_not("cuda", "select", torch.device("cuda")),
+        "chosen": {device: {op: requested or automatic_backend(op, device) for op in SCHEMAS} for device in devices},
     }
 
 
-def describe(environment: dict[str, Any]) -> str:
-    """``collect()`` as lines of text."""
-    packages = environment["packages"]
-    lines = [
-        f"pecker_fast   {environment['pecker_fast']}",
-        f"python        {environment['python']}",
-        *(f"{name:<13} {found or 'not installed'}" for name, found in packages.items()),
-        f"system        {environment['os']}",
-        f"cpu           {environment['cpu']}, {environment['cpu_cores']} cores, {environment['torch_threads']} threads, "
-        f"kernels use {environment['cpu_isa'] or 'no compiled code'}",
-    ]
-    for gpu in environment["gpus"]:
-        memory = gpu["memory_bytes"] / 2**30
-        lines.append(f"gpu           {gpu['name']}, {memory:.0f} GiB, compute capability {gpu['capability']}")
-    if not environment["gpus"]:
-        built = environment["cuda_of_torch"]
-        lines.append(f"gpu           none found (torch is built {'for CUDA ' + built if built else 'without CUDA'})")
-    lines += ["", "back ends"]
-    for name, reason in environment["backends"].items():
-        lines.append(f"  {name:<11} {'available' if reason is None else 'not available: ' + reason}")
-    if environment["requested_backend"]:
-        lines.append(f"  {environment['requested_backend']} is asked for by set_backend or the environment")
-    for device, chosen in environment["chosen"].items():
-        lines += ["", f"chosen on {device}"]
+def describe_environment(found: dict[str, Any]) -> str:
+    """``environment()`` as lines to read."""
+    lines = [f"python {found['python']} on {found['platform']}"]
+    lines += [f"{name} {version or 'not installed'}" for name, version in found["packages"].items()]
+    isa = found["cpu_instruction_set"]
+    lines.append(f"CPU {found['cpu']}, {found['cpu_cores']} cores, {found['threads']} threads, kernels: {isa or 'none compiled'}")
+    lines.append(f"GPU {', '.join(found['gpus']) or found['no_cuda_device']}")
+    lines.append(f"compiled CUDA kernels: {found['cuda_kernels'] or 'installed'}")
+    if found["requested_backend"]:
+        lines.append(f"back end asked for: {found['requested_backend']}")
+    for device, backends in found["backends"].items():
+        lines.append(f"\non {device} tensors")
+        lines += [f"  {backend:10} {'available' if reason is None else reason}" for backend, reason in backends.items()]
         by_backend: dict[str, list[str]] = {}
-        for op, backend in chosen.items():
+        for op, backend in found["chosen"][device].items():
             by_backend.setdefault(backend, []).append(op)
-        lines += [f"  {backend:<11} {', '.join(names)}" for backend, names in by_backend.items()]
+        lines += [f"  chosen: {backend} for {', '.join(names)}" for backend, names in by_backend.items()]
     return "\n".join(lines)
