@@ -123,9 +123,13 @@ class MaskedAdam(Optimizer):
     def _forget_runtime(self) -> None:
         """Drops everything that is derived from parameters and state; it is made again when needed."""
         self._slots: list[Slot] | None = None
+        self._kinds: list[tuple[torch.dtype, torch.layout]] = []
+        self._shapes: list[torch.Size] = []
+        self._devices: list[torch.device] = []
         self._steps: dict[torch.device, Tensor] = {}
         self._buckets: list[Bucket] = []
-        self._bucket_key: tuple | None = None
+        self._bucket_key: list[int] | None = None
+        self._moments_checked: list[tuple[bool, bool]] | None = None
         self._bindings: dict[int, Binding] = {}
         self._past: History | None = None
         self._nonfinite: Tensor | None = None
@@ -157,6 +161,9 @@ class MaskedAdam(Optimizer):
                     view = FlatView(param)
                     copied = not view.is_contiguous and (group["packed"] or not view.is_dense)
                     self._slots.append(Slot(param, name, group, self.state[param], len(self._slots), view, copied))
+            self._kinds = [(slot.param.dtype, torch.strided) for slot in self._slots]
+            self._shapes = [slot.param.shape for slot in self._slots]
+            self._devices = [slot.param.device for slot in self._slots]
         return self._slots
 
     def _history(self) -> History:
@@ -206,16 +213,11 @@ class MaskedAdam(Optimizer):
             self._slots = None
         slots = self._all_slots()
         grads = [slot.param.grad for slot in slots]
-        forget = align_masked_grads(masked_grads, slots) if joint else [None] * len(slots)
-        active = [s for s, g, f in zip(slots, grads, forget, strict=True) if g is not None or f is not None]
-        for slot in active:
-            for what, grad in (("the gradient", grads[slot.position]), ("masked_grads", forget[slot.position])):
-                if grad is not None:
-                    check_grad(what, grad, slot)
-            if "step" in slot.state:
-                slot.require_moments()
+        forget = align_masked_grads(masked_grads, slots) if joint else []
+        active = self._check_grads(slots, grads, forget)
         for group in self.param_groups:
             group["betas"] = check_betas(group["betas"])
+        self._check_moments(active)
         binding = None if mask is None else self._bind(mask, slots, active)
         if not active:
             return loss
@@ -224,13 +226,43 @@ class MaskedAdam(Optimizer):
         if self._known_found_inf(found_inf, binding):
             return loss
         history = self._history()
-        history.enter(kind, binding, slots, self.defaults["backend"])
+        if history.enter(kind, binding, slots, self.defaults["backend"]):
+            self._bucket_key = None
         buckets = self._current_buckets(active, binding if kind == "masked" else None)
         for bucket in buckets:
             bucket.count_step(found_inf)
             self._run(bucket, grads, forget, binding, kind, found_inf)
         history.record(kind, mask)
         return loss
+
+    def _check_grads(self, slots: list[Slot], grads: list[Tensor | None], forget: list[Tensor | None]) -> list[Slot]:
+        """The parameters with a gradient. Raises if one does not fit its parameter."""
+        # All at once where nothing is missing, as nearly always: a step has no time for work on each of many tensors.
+        # (torch holds .grad to the parameter's shape and device when it is assigned.)
+        complete = all(grad is not None for grad in grads)
+        fits = complete and [(g.dtype, g.layout) for g in grads] == self._kinds
+        if fits and forget:
+            fits = all(f is not None for f in forget) and [f.shape for f in forget] == self._shapes
+            fits = fits and [(f.dtype, f.layout) for f in forget] == self._kinds
+            fits = fits and [f.device for f in forget] == self._devices
+        if not fits:
+            for what, tensors in (("the gradient", grads), ("masked_grads", forget)):
+                for slot, grad in zip(slots, tensors, strict=False):
+                    if grad is not None:
+                        check_grad(what, grad, slot)
+        if complete:
+            return slots
+        return [s for s in slots if grads[s.position] is not None or (forget and forget[s.position] is not None)]
+
+    def _check_moments(self, active: list[Slot]) -> None:
+        """Raises if the groups' options ask for moments that the state does not have."""
+        wanted = [(group["betas"][0] != 0, group["amsgrad"]) for group in self.param_groups]
+        if wanted != self._moments_checked:
+            for slot in active:
+                if "step" in slot.state:
+                    slot.require_moments()
+            self._bucket_key = None
+            self._moments_checked = wanted
 
     def _known_found_inf(self, found_inf: Tensor | None, binding: Binding | None) -> bool:
         """Whether this step is to change nothing, where that can be told now: on the CPU, and where packed state is
@@ -283,8 +315,8 @@ class MaskedAdam(Optimizer):
 
     def _current_buckets(self, active: list[Slot], binding: Binding | None) -> list[Bucket]:
         """The lists for the kernel, made anew when parameters, state or the parameters with gradients changed."""
-        key = tuple(slot.position for slot in active)
-        if key == self._bucket_key and all(bucket.is_current() for bucket in self._buckets):
+        key = [slot.position for slot in active]
+        if key == self._bucket_key:
             return self._buckets
         if not self._steps:
             self._make_step_counters()
@@ -323,9 +355,6 @@ class MaskedAdam(Optimizer):
 
     def _run(self, bucket: Bucket, grads, forget, binding: Binding | None, kind: str, found_inf: Tensor | None) -> None:
         group = bucket.group
-        flat = lambda tensors: [  # noqa: E731
-            None if tensors[s.position] is None else s.flat(tensors[s.position]) for s in bucket.slots
-        ]
         masked = kind == "masked"
         if masked and group["ema_decay"] is not None and bucket.moved_outside():
             self._history().ema_follows = False
@@ -335,8 +364,8 @@ class MaskedAdam(Optimizer):
         history, lists = self._history(), bucket.lists
         ops.masked_adam_(
             bucket.params,
-            flat(grads),
-            flat(forget) if kind == "joint" else [],
+            bucket.flat(grads),
+            bucket.flat(forget) if kind == "joint" else [],
             lists["exp_avg"],
             lists["exp_avg_sq"],
             lists["max_exp_avg_sq"],

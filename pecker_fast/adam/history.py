@@ -42,10 +42,18 @@ class History:
         if mask is not None and mask is not self.masks[1]:
             self.masks = (self.masks[1], mask)
 
-    def enter(self, kind: str, binding: Binding | None, slots: list[Slot], backend: str | None) -> None:
-        """Keeps step counts right where the next step treats entries unlike those before; re-packs for a new mask."""
+    def enter(self, kind: str, binding: Binding | None, slots: list[Slot], backend: str | None) -> bool:
+        """Keeps step counts right where the next step treats entries unlike those before; re-packs for a new mask.
+
+        Returns whether tensors of the state may have been added or replaced.
+        """
         masked = kind == "masked"
         before = self.regime
+        if self.last_step is not None and (
+            (masked and before in ("mask", "mixed") and binding is self.binding)
+            or (not masked and before in ("all", "mixed"))
+        ):
+            return False
         started = [slot for slot in slots if "step" in slot.state]
         packed = bool(slots) and slots[0].packed
         if before == "fresh":
@@ -72,6 +80,7 @@ class History:
                 slot.state["mask_words"] = binding.tensor_words(slot)
         if masked:
             self.binding = binding
+        return True
 
     def _same_mask(self, binding: Binding, started: list[Slot]) -> bool:
         """Whether the state at hand belongs to this very mask."""

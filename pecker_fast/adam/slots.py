@@ -1,6 +1,8 @@
 """What MaskedAdam keeps for each parameter, and the lists of tensors that one call of the kernel takes."""
 
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -110,7 +112,6 @@ class Binding:
     positions: dict[int, int]  # parameter position -> tensor of the mask
     words: Tensor
     offsets: dict[int, int]
-    packed_counts: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def make(cls, mask: SaliencyMask, slots: list[Slot]) -> "Binding":
@@ -134,10 +135,6 @@ class Binding:
     def tensor_words(self, slot: Slot) -> Tensor:
         """The mask's words of this parameter, in row-major order."""
         return self.mask.tensor_words(self.positions[slot.position])
-
-    def salient(self, slot: Slot) -> Tensor:
-        """Bool tensor of the parameter's shape."""
-        return self.mask[self.positions[slot.position]]
 
 
 class Bucket:
@@ -165,7 +162,12 @@ class Bucket:
             self.lists["exp_avg"] = []
         if not self.group["amsgrad"]:
             self.lists["max_exp_avg_sq"] = []
-        self.identity = [self._identity(slot) for slot in slots]
+        self.states = [slot.state for slot in slots]
+        self.owners = [slot.param for slot in slots]
+        self.pointers = [param.data_ptr() for param in self.owners]
+        self.held = {key: [state[key] for state in self.states] for key in ("step", "exp_avg_sq")}
+        # Nothing to do but to hand gradients on: the usual case, kept free of work for each tensor.
+        self.plain_layout = all(slot.view.is_contiguous for slot in slots)
         self.versions: list[int] | None = None
         self.lr = torch.zeros((), dtype=torch.float64, device=self.device)
         self.lr_value: float | None = None
@@ -174,18 +176,19 @@ class Bucket:
         self.offsets: tuple[Binding, list[int]] | None = None
         self.packed_offsets: tuple[Binding, Tensor] | None = None
 
-    @staticmethod
-    def _identity(slot: Slot) -> tuple:
-        state = slot.state
-        return slot.param.data_ptr(), state.get("step"), state.get("exp_avg_sq"), state.get("counts"), state.get("ema")
-
     def is_current(self) -> bool:
         """Whether parameters and state are still the tensors that the lists were made of."""
-        for slot, (pointer, *tensors) in zip(self.slots, self.identity, strict=True):
-            now, *found = self._identity(slot)
-            if now != pointer or any(a is not b for a, b in zip(found, tensors, strict=True)):
-                return False
-        return True
+        return [param.data_ptr() for param in self.owners] == self.pointers and all(
+            all(map(operator.is_, [state.get(key) for state in self.states], tensors))
+            for key, tensors in self.held.items()
+        )
+
+    def flat(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of these parameters, picked from a list by position, as the kernel wants them."""
+        picked = list(tensors) if self.whole else [tensors[slot.position] for slot in self.slots]
+        if self.plain_layout:
+            return [t if t is None or t.is_contiguous() else t.contiguous() for t in picked]
+        return [None if t is None else slot.flat(t) for slot, t in zip(self.slots, picked, strict=True)]
 
     def learning_rate(self) -> Tensor:
         """The group's lr on the device, float64. A number is sent there only when it has changed."""
@@ -248,9 +251,10 @@ class Bucket:
 
     def moved_outside(self) -> bool:
         """Whether something else has written to a parameter since the last step."""
-        return self.versions is not None and self.versions != [slot.param._version for slot in self.slots]
+        return self.versions is not None and self.versions != [param._version for param in self.owners]
 
     def record_versions(self) -> None:
         """Tells autograd that the parameters were written to, and remembers that it was this step that did it."""
-        torch.autograd.graph.increment_version([slot.param for slot in self.slots])
-        self.versions = [slot.param._version for slot in self.slots]
+        torch.autograd.graph.increment_version(self.owners)
+        if self.lists["ema"]:
+            self.versions = [param._version for param in self.owners]

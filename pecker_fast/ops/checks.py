@@ -51,7 +51,7 @@ def _words(words: Tensor, word_offsets: Sequence[int], numels: Sequence[int], de
         end = offset + num_words(numel)
         require(
             offset >= 0 and end <= words.numel(),
-            f"word_offsets[{i}] = {offset}: words {offset} to {end} of tensor {i} are not among the {words.numel()} given",
+            f"word_offsets[{i}] = {offset}: words {offset} to {end} of tensor {i} are not among the {words.numel()}",
         )
 
 

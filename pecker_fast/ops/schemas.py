@@ -32,7 +32,7 @@ SCHEMAS = {
     "radix_histogram": "(Tensor[] scores, Tensor prefixes, int level) -> Tensor",
     # Mask of the entries with key > keys[j], and of the first tie_limits[j] entries (tensors in order, then index)
     # with key == keys[j]. `keys` int32 [m], each >= 1; `tie_limits` int64 [m]. Returns words int32 [m, W], thresholds
-    # float32 [m] (smallest kept magnitude, inf where nothing is kept), counts int64 [m] (entries kept), nan_count int64.
+    # float32 [m] (smallest kept magnitude, inf where nothing is kept), counts int64 [m] (kept), nan_count int64 [].
     "threshold_mask": "(Tensor[] scores, Tensor keys, Tensor tie_limits) -> (Tensor, Tensor, Tensor, Tensor)",
     # Mask of the ks[j] entries of largest magnitude over all tensors together; of equal magnitudes the lowest index
     # wins, or all of them are kept (ties_all). `ks` int64 [m], 1 <= ks[j]. Fewer are kept where fewer are neither zero
