@@ -163,7 +163,8 @@ class AdamCase:
         for name, found in errors.items():
             ours, plain = (max(column) for column in zip(*found, strict=True))
             stored = self.dtype if name == "params" else self.compute
-            limit = 2 * plain + torch.finfo(stored).eps
+            # Where few values differ (clamped updates, say) plain code may be exact by luck.
+            limit = 2 * max(plain, 1.5 * torch.finfo(stored).eps)
             if double:
                 # 1 - beta ** step loses digits to cancellation; in float32 that is below the last bit.
                 limit += torch.finfo(stored).eps / (1 - max(self.options.beta1, self.options.beta2))
