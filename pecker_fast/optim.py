@@ -245,7 +245,7 @@ class MaskedAdam(Optimizer):
         complete = all(grad is not None for grad in grads)
         fits = complete and [(g.dtype, g.layout) for g in grads] == self._kinds
         if fits and forget:
-            fits = all(f is not None for f in forget) and [f.shape for f in forget] == self._shapes
+            fits = all(isinstance(f, Tensor) for f in forget) and [f.shape for f in forget] == self._shapes
             fits = fits and [(f.dtype, f.layout) for f in forget] == self._kinds
             fits = fits and [f.device for f in forget] == self._devices
         if not fits:

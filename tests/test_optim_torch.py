@@ -112,7 +112,7 @@ def test_low_precision_parameters_are_nearer_to_the_truth_than_torch(dtype):
         ("torch", torch.optim.Adam, dtype),
         ("truth", torch.optim.Adam, torch.float64),
     ):
-        param = nn.Parameter(start.to(as_dtype))
+        param = nn.Parameter(start.clone().to(as_dtype))
         optimizer = kind([param], lr=0.05, eps=1e-4)
         for grad in grads:
             param.grad = grad.to(as_dtype)
