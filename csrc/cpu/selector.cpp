@@ -29,32 +29,43 @@ constexpr int kIndexBits = 33;
 struct Selector::Sample {
   std::vector<Composite> entries;         // group after group
   std::vector<std::int64_t> group_begin;  // and the end
+  std::vector<std::int64_t> bins = std::vector<std::int64_t>(std::size_t{1} << kRadixBits[0]);  // by the first digit
   int index_shift = 0;
 
+  std::int64_t size() const { return static_cast<std::int64_t>(entries.size()); }
+
   Composite composite(std::uint32_t key, std::int64_t index) const {
-    return Composite{key} << kIndexBits | (((Composite{1} << kIndexBits) - 1) - static_cast<Composite>(index >> index_shift));
+    const Composite last = (Composite{1} << kIndexBits) - 1;
+    return Composite{key} << kIndexBits | (last - static_cast<Composite>(index >> index_shift));
   }
-  std::uint32_t key(Composite c) const { return static_cast<std::uint32_t>(c >> kIndexBits); }
+  static std::uint32_t key(Composite c) { return static_cast<std::uint32_t>(c >> kIndexBits); }
+  static std::size_t digit(Composite c) { return static_cast<std::size_t>(c >> (kIndexBits + kRadixShift[0])); }
   std::int64_t index(Composite c) const {
-    const Composite mask = (Composite{1} << kIndexBits) - 1;
-    return static_cast<std::int64_t>(mask - (c & mask)) << index_shift;
+    const Composite last = (Composite{1} << kIndexBits) - 1;
+    return static_cast<std::int64_t>(last - (c & last)) << index_shift;
   }
 
-  // The entry that `rank` others are larger than.
-  Composite at_rank(std::int64_t rank) const {
-    std::vector<std::int64_t> bins(std::size_t{1} << kRadixBits[0]);
-    for (const Composite c : entries) ++bins[key(c) >> kRadixShift[0]];
-    std::int64_t above = 0;
+  // The bin of the entry that `rank` others are larger than, and how many are in larger bins.
+  std::size_t bin_at(std::int64_t rank, std::int64_t* above) const {
     std::size_t bin = bins.size() - 1;
-    while (above + bins[bin] <= rank) above += bins[bin--];
-    std::vector<Composite> inside;
-    inside.reserve(static_cast<std::size_t>(bins[bin]));
-    for (const Composite c : entries) {
-      if (key(c) >> kRadixShift[0] == bin) inside.push_back(c);
+    *above = 0;
+    while (*above + bins[bin] <= rank) *above += bins[bin--];
+    return bin;
+  }
+
+  // Variance of the number of entries of the sample that are at least `pivot`. Neighbours are alike, so groups are what
+  // varies independently; differences of successive groups leave out what varies slowly, which the strata take care of.
+  double variance_above(Composite pivot) const {
+    double variance = 0.0;
+    std::int64_t last = 0;
+    for (std::size_t g = 0; g + 1 < group_begin.size(); ++g) {
+      std::int64_t above = 0;
+      for (std::int64_t i = group_begin[g]; i < group_begin[g + 1]; ++i) above += entries[i] >= pivot;
+      const double difference = static_cast<double>(above - last);
+      if (g > 0) variance += difference * difference / 2;
+      last = above;
     }
-    const auto wanted = inside.begin() + (rank - above);
-    std::nth_element(inside.begin(), wanted, inside.end(), std::greater<Composite>());
-    return *wanted;
+    return variance;
   }
 };
 
@@ -136,62 +147,102 @@ void Selector::for_pieces(const std::function<void(std::int64_t, std::int64_t)>&
 Selector::Sample Selector::draw_sample() const {
   Sample sample;
   while (entries_ >> sample.index_shift >> kIndexBits != 0) ++sample.index_shift;
-  sample.entries.reserve(kGroups * kGroup);
-  sample.group_begin.reserve(kGroups + 1);
-  std::size_t p = 0;
-  std::uint64_t state = 0x9e3779b97f4a7c15u;
-  for (std::int64_t g = 0; g < kGroups; ++g) {
-    // One group from each stratum, at a place that a fixed sequence chooses: periodic data must not meet it in step.
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    const double u = static_cast<double>(state >> 11) * 0x1p-53;
+  sample.entries.resize(kGroups * kGroup);
+  const std::int64_t tasks = static_cast<std::int64_t>(task_begin_.size()) - 1;
+  std::vector<std::uint8_t> sizes(kGroups);
+  std::vector<std::vector<std::int64_t>> bins(tasks, sample.bins);
+  parallel_(tasks, [&](std::int64_t task) {
+    struct Place {
+      std::int64_t piece, offset;
+    };
+    const std::int64_t begin = kGroups * task / tasks, end = kGroups * (task + 1) / tasks;
+    std::vector<Place> places;
+    places.reserve(static_cast<std::size_t>(end - begin));
     const double stratum = static_cast<double>(entries_) / kGroups;
-    const std::int64_t at = std::min(entries_ - 1, static_cast<std::int64_t>((static_cast<double>(g) + u) * stratum));
-    while (p + 1 < pieces_.size() && pieces_[p + 1].first <= at) ++p;
-    const Piece& piece = pieces_[p];
-    const ScoreTensor& tensor = tensors_[piece.tensor];
-    const std::int64_t offset = (at - piece.first) / kGroup * kGroup;
-    const std::int64_t end = std::min(offset + kGroup, piece.length);
-    sample.group_begin.push_back(static_cast<std::int64_t>(sample.entries.size()));
-    for (std::int64_t i = offset; i < end; ++i) {
-      const std::uint32_t key = key_at(tensor.data, tensor.type, piece.begin + i);
-      sample.entries.push_back(sample.composite(key > kInfKey ? 0 : key, piece.first + i));
+    for (std::int64_t g = begin; g < end; ++g) {
+      // One group from each stratum, at a place that a fixed hash chooses: periodic data must not meet it in step.
+      const double u = mix_bits(static_cast<std::uint32_t>(g) * 0x9e3779b9u) * 0x1p-32;
+      const std::int64_t at = std::min(entries_ - 1, static_cast<std::int64_t>((static_cast<double>(g) + u) * stratum));
+      const auto next = std::upper_bound(pieces_.begin(), pieces_.end(), at,
+                                         [](std::int64_t index, const Piece& piece) { return index < piece.first; });
+      const Piece& piece = *(next - 1);
+      places.push_back({next - 1 - pieces_.begin(), (at - piece.first) / kGroup * kGroup});
     }
+    constexpr std::int64_t kAhead = 24;
+    for (std::int64_t g = begin; g < end; ++g) {
+      if (g + kAhead < end) {
+        const Place& later = places[g + kAhead - begin];
+        prefetch_read(range(pieces_[later.piece], later.offset, 0).data);
+      }
+      const Place& place = places[g - begin];
+      const Piece& piece = pieces_[place.piece];
+      const ScoreTensor& tensor = tensors_[piece.tensor];
+      const std::int64_t size = std::min(kGroup, piece.length - place.offset);
+      sizes[g] = static_cast<std::uint8_t>(size);
+      for (std::int64_t i = 0; i < size; ++i) {
+        const std::uint32_t key = key_at(tensor.data, tensor.type, piece.begin + place.offset + i);
+        const Composite c = sample.composite(key > kInfKey ? 0 : key, piece.first + place.offset + i);
+        sample.entries[g * kGroup + i] = c;
+        ++bins[task][Sample::digit(c)];
+      }
+    }
+  });
+  // Close the gaps that the ends of small tensors have left.
+  sample.group_begin.reserve(kGroups + 1);
+  std::int64_t size = 0;
+  for (std::int64_t g = 0; g < kGroups; ++g) {
+    sample.group_begin.push_back(size);
+    if (size != g * kGroup) {
+      for (std::int64_t i = 0; i < sizes[g]; ++i) sample.entries[size + i] = sample.entries[g * kGroup + i];
+    }
+    size += sizes[g];
   }
-  sample.group_begin.push_back(static_cast<std::int64_t>(sample.entries.size()));
+  sample.group_begin.push_back(size);
+  sample.entries.resize(static_cast<std::size_t>(size));
+  for (const std::vector<std::int64_t>& part : bins) {
+    for (std::size_t b = 0; b < part.size(); ++b) sample.bins[b] += part[b];
+  }
   return sample;
 }
 
 Selector::Bracket Selector::bracket(const Sample& sample, std::int64_t k) const {
-  const std::int64_t size = static_cast<std::int64_t>(sample.entries.size());
-  const double rank = static_cast<double>(std::min(k, entries_)) / static_cast<double>(entries_) * static_cast<double>(size);
-  const Composite pivot = sample.at_rank(std::min(size - 1, static_cast<std::int64_t>(rank)));
-  // Variance of the sample's count above the pivot. Neighbours are alike, so groups are what varies independently;
-  // differences of successive groups leave out what varies slowly, which the strata take care of.
-  double variance = 0.0, last = 0.0;
-  for (std::int64_t g = 0; g < kGroups; ++g) {
-    double above = 0.0;
-    for (std::int64_t i = sample.group_begin[g]; i < sample.group_begin[g + 1]; ++i) above += sample.entries[i] > pivot;
-    if (g > 0) variance += (above - last) * (above - last) / 2;
-    last = above;
+  const std::int64_t size = sample.size();
+  const double share = static_cast<double>(std::min(k, entries_)) / static_cast<double>(entries_);
+  const double rank = share * static_cast<double>(size);
+  const auto clamped = [&](double r) { return std::clamp<std::int64_t>(static_cast<std::int64_t>(r), 0, size - 1); };
+  // The widest bracket there can be, that of groups whose entries are all alike, bounds the entries to look at.
+  const double widest = kSigmas * std::sqrt(kGroup * share * (1 - share) * static_cast<double>(size)) + 6 * kGroup;
+  std::int64_t above = 0, ignored = 0;
+  const std::size_t highest = sample.bin_at(clamped(rank - widest), &above);
+  const std::size_t lowest = sample.bin_at(clamped(rank + widest), &ignored);
+  std::vector<Composite> inside;
+  for (const Composite c : sample.entries) {
+    if (Sample::digit(c) <= highest && Sample::digit(c) >= lowest) inside.push_back(c);
   }
-  const double margin = kSigmas * std::sqrt(variance) + 8.0;
-  const std::int64_t top = static_cast<std::int64_t>(std::floor(rank - margin));
-  const std::int64_t bottom = static_cast<std::int64_t>(std::ceil(rank + margin));
+  const auto larger_first = std::greater<Composite>();
+  const auto pivot = inside.begin() + (clamped(rank) - above);
+  std::nth_element(inside.begin(), pivot, inside.end(), larger_first);
+
+  const double margin = std::min(widest, kSigmas * std::sqrt(sample.variance_above(*pivot)) + 6 * kGroup);
+  const double top = std::floor(rank - margin), bottom = std::ceil(rank + margin);
   Bracket found;
   if (top >= 0) {
-    const Composite c = sample.at_rank(std::min(top, size - 1));
-    found.high_key = std::max(sample.key(c), std::uint32_t{1});
-    found.high_index = sample.key(c) == 0 ? INT64_MAX : sample.index(c);
+    const auto high = inside.begin() + (clamped(top) - above);
+    if (high < pivot) std::nth_element(inside.begin(), high, pivot, larger_first);
+    const std::uint32_t key = Sample::key(*high);
+    found.high_key = std::max(key, std::uint32_t{1});
+    found.high_index = key == 0 ? INT64_MAX : sample.index(*high);
   }
-  if (bottom < size) {
-    const Composite c = sample.at_rank(bottom);
-    if (sample.key(c) > 0) {
-      found.low_key = sample.key(c);
-      found.low_index = sample.index(c);
+  if (bottom < static_cast<double>(size)) {
+    const auto low = inside.begin() + (clamped(bottom) - above);
+    if (low > pivot) std::nth_element(pivot + 1, low, inside.end(), larger_first);
+    if (Sample::key(*low) > 0) {
+      found.low_key = Sample::key(*low);
+      found.low_index = sample.index(*low);
     }
   }
-  const double share = static_cast<double>(std::min(bottom, size) - std::max<std::int64_t>(top, 0)) / static_cast<double>(size);
-  found.expected = static_cast<std::int64_t>(share * static_cast<double>(entries_));
+  const double width = std::min(bottom, static_cast<double>(size)) - std::max(top, 0.0);
+  found.expected = static_cast<std::int64_t>(width / static_cast<double>(size) * static_cast<double>(entries_));
   return found;
 }
 
@@ -247,9 +298,14 @@ bool Selector::finish(const Bracket& bracket, std::int64_t k, bool ties_all, std
     const std::uint32_t low = bracket.low_key, span = std::min(bracket.high_key, kInfKey) - low;
     int shift = 0;
     while (span >> shift >= 4096) ++shift;
-    std::vector<std::int64_t> bins((span >> shift) + 1);
-    for (const Candidates& part : parts) {
-      for (std::int64_t i = 0; i < part.size; ++i) ++bins[(part.keys[i] - low) >> shift];
+    std::vector<std::vector<std::int64_t>> counts(parts.size());
+    parallel_(static_cast<std::int64_t>(parts.size()), [&](std::int64_t t) {
+      counts[t].resize((span >> shift) + 1);
+      for (std::int64_t i = 0; i < parts[t].size; ++i) ++counts[t][(parts[t].keys[i] - low) >> shift];
+    });
+    std::vector<std::int64_t>& bins = counts[0];
+    for (std::size_t t = 1; t < parts.size(); ++t) {
+      for (std::size_t b = 0; b < bins.size(); ++b) bins[b] += counts[t][b];
     }
     std::size_t bin = bins.size() - 1;
     while (bins[bin] < need) need -= bins[bin--];
@@ -279,12 +335,13 @@ bool Selector::finish(const Bracket& bracket, std::int64_t k, bool ties_all, std
     }
   }
   result->smallest_key = key;
+  // Ties before each part, and entries taken from it.
   std::vector<std::int64_t> before(parts.size()), added(parts.size());
   if (ties != kAllTies) {
     std::int64_t seen = 0;
-    for (std::size_t t = 0; t < parts.size(); ++t) {
-      before[t] = seen;
-      for (std::int64_t i = 0; i < parts[t].size; ++i) seen += parts[t].keys[i] == key;
+    for (std::size_t t = 0; t + 1 < parts.size(); ++t) {
+      seen += std::count(parts[t].keys.get(), parts[t].keys.get() + parts[t].size, key);
+      before[t + 1] = seen;
     }
   }
   parallel_(static_cast<std::int64_t>(parts.size()), [&](std::int64_t t) {
