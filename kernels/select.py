@@ -19,7 +19,8 @@ from .tables import Chunks, addresses, numbers
 BLOCK = 4096
 WARPS = 8
 _RADIX_BITS = (11, 10, 10)
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+# As integers where the bits already are those of the float32, so that nothing can flush a subnormal to zero.
+_TYPES = {torch.float32: tl.int32, torch.bfloat16: tl.int16, torch.float16: tl.float16}
 
 INF_KEY = tl.constexpr(0x7F800000)
 
@@ -33,8 +34,14 @@ def _load_keys(pointers, chunks, chunk, TYPE: tl.constexpr, BLOCK: tl.constexpr)
     number = tl.load(chunks + 4 * chunk + 3)
     entries = start + tl.arange(0, BLOCK)
     data = tl.load(pointers + tensor).to(tl.pointer_type(TYPE))
-    values = tl.load(data + entries, mask=entries < numel, other=0.0).to(tl.float32)
-    return values.to(tl.int32, bitcast=True) & 0x7FFFFFFF, tensor, start, numel, number
+    values = tl.load(data + entries, mask=entries < numel, other=0)
+    if TYPE == tl.float16:  # noqa: SIM300 (a constexpr)
+        keys = values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    elif TYPE == tl.int16:
+        keys = (values.to(tl.int32) & 0x7FFF) << 16
+    else:
+        keys = values & 0x7FFFFFFF
+    return keys, tensor, start, numel, number
 
 
 @triton.jit
