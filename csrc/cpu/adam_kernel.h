@@ -1,4 +1,5 @@
-// Adam on the chunks of float32, bfloat16 and float16 parameters, for one instruction set. No include guard: see simd.h.
+// Adam on the chunks of float32, bfloat16 and float16 parameters, for one instruction set. No include guard: see
+// simd.h.
 //
 // Three ways through a chunk, all with the same arithmetic for an entry:
 //   sweep    every entry, full vectors; in a masked step with dense state, frozen lanes are blended back.
