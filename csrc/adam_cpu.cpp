@@ -197,7 +197,7 @@ void masked_adam(TensorList params, const OptionalTensors& grads, const Optional
   if (step.has_counts) {
     step.bias_table = data<const T>(*bias_table);
     step.last_bias_row = bias_table->size(0) - 1;
-    step.counts_are_16_bit = counts[0].scalar_type() == at::kUInt16;
+    step.counts_are_16_bit = counts[0].scalar_type() == at::kShort;
   }
 
   std::vector<AdamTensor<T>> tensors(params.size());
@@ -299,7 +299,7 @@ void masked_adam_cpu(TensorList params, const OptionalTensors& grads, const Opti
   param_type(params[0].scalar_type());
   if (!counts.empty()) {
     const at::ScalarType type = counts[0].scalar_type();
-    TORCH_CHECK_TYPE(type == at::kUInt16 || type == at::kInt, "masked_adam_: counts must be uint16 or int32, got ",
+    TORCH_CHECK_TYPE(type == at::kShort || type == at::kInt, "masked_adam_: counts must be int16 or int32, got ",
                      type);
     TORCH_CHECK_VALUE(bias_table, "masked_adam_: bias_table is required with counts");
     check_tensor(*bias_table, "bias_table", 0, wide ? at::kDouble : at::kFloat, bias_table->numel());
