@@ -175,8 +175,9 @@ def adam_step(
         wide = np.promote_types(dtype, np.float64).type
         correction1 = (1 - wide(o.beta1) ** step.astype(wide)).astype(dtype)
         correction2 = (1 - wide(o.beta2) ** step.astype(wide)).astype(dtype)
-        b1, b2 = dtype(o.beta1), dtype(o.beta2)
-        m = g if o.beta1 == 0 else b1 * as_dtype(state.exp_avg) + dtype(1 - o.beta1) * g
+        b2 = dtype(o.beta2)
+        # As torch does it, by lerp_ and addcmul_.
+        m = g if o.beta1 == 0 else as_dtype(state.exp_avg) + dtype(1 - o.beta1) * (g - as_dtype(state.exp_avg))
         v = b2 * as_dtype(state.exp_avg_sq) + dtype(1 - o.beta2) * h * h
         largest = None if state.max_exp_avg_sq is None else np.maximum(as_dtype(state.max_exp_avg_sq), v)
         second = v if largest is None else largest
