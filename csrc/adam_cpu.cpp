@@ -190,7 +190,10 @@ void masked_adam(TensorList params, const OptionalTensors& grads, const Optional
   step.ema_frozen = options.ema_frozen;
   step.stochastic_rounding =
       options.stochastic_rounding && masters.empty() && (dtype == at::kBFloat16 || dtype == at::kHalf);
-  if (!counts.empty()) {
+  step.has_exp_avg = !exp_avgs.empty();
+  step.has_max_exp_avg_sq = !max_exp_avg_sqs.empty();
+  step.has_counts = !counts.empty();
+  if (step.has_counts) {
     step.bias_table = data<const T>(*bias_table);
     step.last_bias_row = bias_table->size(0) - 1;
     step.counts_are_16_bit = counts[0].scalar_type() == at::kUInt16;

@@ -420,9 +420,8 @@ void run_chunks(const AdamStep<float>& step, const AdamTensor<float>* tensors, c
 template <typename P>
 void run_chunks(const AdamStep<float>& step, const AdamTensor<float>* tensors, const AdamChunk* chunks,
                 std::int64_t count) {
-  const AdamTensor<float>& t = tensors[chunks[0].tensor];
-  const bool rare = t.max_exp_avg_sq != nullptr || t.counts != nullptr || step.stochastic_rounding;
-  if (t.exp_avg != nullptr) {
+  const bool rare = step.has_max_exp_avg_sq || step.has_counts || step.stochastic_rounding;
+  if (step.has_exp_avg) {
     rare ? run_chunks<P, true, true>(step, tensors, chunks, count)
          : run_chunks<P, true, false>(step, tensors, chunks, count);
   } else {
@@ -433,7 +432,6 @@ void run_chunks(const AdamStep<float>& step, const AdamTensor<float>* tensors, c
 
 void adam_chunks(ParamType type, const AdamStep<float>& step, const AdamTensor<float>* tensors,
                  const AdamChunk* chunks, std::int64_t count) {
-  if (count == 0) return;
   switch (type) {
     case ParamType::bf16:
       return run_chunks<bf16>(step, tensors, chunks, count);
