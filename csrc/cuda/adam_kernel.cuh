@@ -17,12 +17,6 @@ namespace {
 
 enum class Kind { every, masked, packed };
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kTileEntries = 1024;
-constexpr int kTileGroups = kTileEntries / kGroup;
-constexpr int kTiles = kChunk / kTileEntries;
-constexpr int kTilesPerWarp = kTiles / kWarps;
 constexpr int kRoundEntries = 32 * kGroup;
 
 template <typename T>
@@ -160,9 +154,11 @@ __device__ __forceinline__ void update_group(const AdamArguments<T>& a, const Ad
   for (int i = 0; i < kGroup; ++i) {
     if (b.update >> i & 1) {
       T x = kRare && t.has(kMaster) ? v.master[i] : widen(v.param[i]);
-      T g = t.has(kGrad) ? widen(v.grad[i]) * s.grad_factor : T(0);
+      T g = t.has(kGrad) ? multiply_rounded(widen(v.grad[i]), s.grad_factor) : T(0);
       T h = g;
-      if (kKind == Kind::every && (b.forget >> i & 1)) g += widen(v.masked_grad[i]) * s.grad_factor;
+      if (kKind == Kind::every && (b.forget >> i & 1)) {
+        g += multiply_rounded(widen(v.masked_grad[i]), s.grad_factor);
+      }
       g = condition_grad(s, g, x);
       h = kRare && a.retain_variance ? condition_grad(s, h, x) : g;
       x *= s.decay;
@@ -257,42 +253,28 @@ __global__ void __launch_bounds__(kThreads, BlocksPerSM<T>::value)
   const std::uint32_t* const words = a.words == nullptr ? nullptr : a.words + info.first_word;
 
   // A mask word of each tile of this warp, all loads under way at once.
-  const std::int64_t first_word = static_cast<std::int64_t>(chunk.index) * (kChunk / 32);
   unsigned salient[kTilesPerWarp];
 #pragma unroll
   for (int k = 0; k < kTilesPerWarp; ++k) {
-    const std::int64_t w = first_word + (warp_id() + kWarps * k) * 32 + lane_id();
     if (words != nullptr) {
-      salient[k] = shifted_word(words, w, t.shift, t.numel);
+      salient[k] = shifted_word(words, tile_word(chunk.index, k), t.shift, t.numel);
     } else {
       salient[k] = t.has(kMaskedGrad) ? ~0u : 0u;
     }
   }
 
   if constexpr (kKind == Kind::every) {
-#pragma unroll
-    for (int k = 0; k < kTilesPerWarp; ++k) {
-      const std::int64_t tile = chunk.index * std::int64_t{kChunk} + (warp_id() + kWarps * k) * kTileEntries - t.shift;
-      if (tile >= t.numel) break;
-#pragma unroll 1
-      for (int r = 0; r < kTileGroups; r += 32) {
-        const unsigned word = __shfl_sync(kFullWarp, salient[k], (r + lane_id()) / 8);
-        GroupBits b;
-        b.first = tile + (r + lane_id()) * kGroup;
-        b.update = b.ema = group_bits(b.first, t.numel);
-        if (b.update == 0) continue;
-        b.forget = !t.has(kMaskedGrad) ? 0u : word >> (lane_id() % 8 * kGroup) & b.update;
-        b.whole = b.update == 15u;
-        AdamGroup<P, T> v;
-        load_dense<P, T, kRare>(t, b, v);
-        load_state<P, T, kRare>(t, b, v);
-        forget_registers();
-        update_group<P, T, kKind, kRare>(a, t, b, b.first, nullptr, 0, v);
-        forget_registers();
-        store_state<P, T, kRare>(t, b, v);
-        store_dense<P, T, kRare>(t, b, v);
-      }
-    }
+    for_each_group(chunk.index, t.numel, t.shift, salient, [&](std::int64_t first, unsigned exists, unsigned mask) {
+      const GroupBits b{first, exists, exists, t.has(kMaskedGrad) ? mask : 0u, exists == 15u};
+      AdamGroup<P, T> v;
+      load_dense<P, T, kRare>(t, b, v);
+      load_state<P, T, kRare>(t, b, v);
+      forget_registers();
+      update_group<P, T, kKind, kRare>(a, t, b, first, nullptr, 0, v);
+      forget_registers();
+      store_state<P, T, kRare>(t, b, v);
+      store_dense<P, T, kRare>(t, b, v);
+    });
   } else {
     __shared__ std::uint32_t lists[kWarps][kTileGroups];
     std::uint32_t* const list = lists[warp_id()];
@@ -325,11 +307,11 @@ __global__ void __launch_bounds__(kThreads, BlocksPerSM<T>::value)
     }
 #pragma unroll 1
     for (int k = 0; k < kTilesPerWarp; ++k) {
-      const std::int64_t tile = chunk.index * std::int64_t{kChunk} + (warp_id() + kWarps * k) * kTileEntries - t.shift;
+      const std::int64_t tile = tile_first(chunk.index, k, t.shift);
       const unsigned bits = k == 0 ? salient[0] : salient[kTilesPerWarp - 1];
       unsigned touched = bits;
       if (kRare && a.ema_frozen && t.has(kEma)) {
-        touched = existing_word(first_word + (warp_id() + kWarps * k) * 32 + lane_id(), t.shift, t.numel);
+        touched = existing_word(tile_word(chunk.index, k), t.shift, t.numel);
       }
       const int total = list_groups(bits, touched, list);
       __syncwarp();

@@ -147,6 +147,47 @@ __device__ __forceinline__ void store_group(T* base, std::int64_t first, unsigne
   }
 }
 
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+// What a warp takes at a time: 32 mask words, one a lane, read in one access.
+constexpr int kTileEntries = 1024;
+constexpr int kTileGroups = kTileEntries / kGroup;
+constexpr int kTiles = kChunk / kTileEntries;
+constexpr int kTilesPerWarp = kTiles / kWarps;
+
+// First entry (negative where the shift comes before it) of the k-th tile of this warp.
+__device__ __forceinline__ std::int64_t tile_first(int chunk_index, int k, int shift) {
+  return static_cast<std::int64_t>(chunk_index) * kChunk + (warp_id() + kWarps * k) * kTileEntries - shift;
+}
+
+// Index of this lane's (shifted) mask word in that tile.
+__device__ __forceinline__ std::int64_t tile_word(int chunk_index, int k) {
+  return static_cast<std::int64_t>(chunk_index) * (kChunk / 32) + (warp_id() + kWarps * k) * 32 + lane_id();
+}
+
+// Calls visit(first entry, bits of the entries that exist, bits of the mask) for all groups of a chunk, one a lane.
+// words[k] is this lane's mask word of tile k. Blocks have kThreads threads.
+template <typename Visit>
+__device__ __forceinline__ void for_each_group(int chunk_index, std::int64_t numel, int shift,
+                                               const unsigned (&words)[kTilesPerWarp], const Visit& visit) {
+#pragma unroll
+  for (int k = 0; k < kTilesPerWarp; ++k) {
+    const std::int64_t tile = tile_first(chunk_index, k, shift);
+    const unsigned own = words[k];
+#pragma unroll 1
+    for (int r = 0; r < kTileGroups && tile < numel; r += 32) {
+      const unsigned word = __shfl_sync(kFullWarp, own, (r + lane_id()) / 8);
+      const std::int64_t first = tile + (r + lane_id()) * kGroup;
+      const unsigned exists = group_bits(first, numel);
+      if (exists != 0) visit(first, exists, word >> (lane_id() % 8 * kGroup) & exists);
+    }
+  }
+}
+
+// Products and sums that the compiler may not contract into a fused multiply-add.
+__device__ __forceinline__ float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double multiply_rounded(double a, double b) { return __dmul_rn(a, b); }
+
 #endif
 
 }  // namespace pecker_fast

@@ -435,6 +435,11 @@ inline unsigned __float_as_uint(float x) { return cuda_emulator::from_bits<unsig
 inline float __uint_as_float(unsigned x) { return cuda_emulator::from_bits<float>(x); }
 inline int __float_as_int(float x) { return cuda_emulator::from_bits<int>(cuda_emulator::to_bits(x)); }
 inline float __int_as_float(int x) { return cuda_emulator::from_bits<float>(cuda_emulator::to_bits(x)); }
+// Test libraries are compiled with -ffp-contract=off.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <typename T>
 T __ldg(const T* p) {
