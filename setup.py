@@ -59,38 +59,45 @@ def why_no_cuda() -> str | None:
     return None
 
 
-def extension(with_cuda: bool):
+def extensions(record: dict) -> list:
+    """pecker_fast._C (CPU) and pecker_fast._C_cuda: apart, so that one can fail to build without the other."""
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     csrc = ROOT / "csrc"
-    sources = [csrc / "module.cpp", *csrc.glob("*_cpu.cpp"), *(csrc / "cpu").glob("*.cpp")]
-    # No -ffast-math: NaN, inf and signed zeros are part of the contract. Contraction into FMA is chosen by the kernels.
-    flags = {"cxx": ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]}
+    # No -ffast-math: NaN, inf and signed zeros are part of the contract. The kernels fuse multiply-adds themselves.
+    cxx = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
     if sys.platform == "win32":
-        flags = {"cxx": ["/O2"]}
-    kind = CppExtension
-    if with_cuda:
+        cxx = ["/O2"]
+    sources = [csrc / "module.cpp", *csrc.glob("*_cpu.cpp"), *(csrc / "cpu").glob("*.cpp")]
+    found = [
+        CppExtension("pecker_fast._C", relative(sources), include_dirs=[str(csrc)], extra_compile_args={"cxx": cxx})
+    ]
+    if record["cuda"] is None:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
-        sources += [*csrc.glob("*_cuda.cu"), *(csrc / "cuda").glob("*.cu")]
-        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-lineinfo"]
-        kind = CUDAExtension
-    return kind("pecker_fast._C", relative(sources), include_dirs=[str(csrc)], extra_compile_args=flags)
+        sources = [csrc / "module_cuda.cpp", *csrc.glob("cuda_*.cpp"), *csrc.glob("*_cuda.cu")]
+        sources += (csrc / "cuda").glob("*.cu")
+        flags = {"cxx": cxx, "nvcc": ["-O3", "--expt-relaxed-constexpr", "-lineinfo"]}
+        found.append(
+            CUDAExtension("pecker_fast._C_cuda", relative(sources), include_dirs=[str(csrc)], extra_compile_args=flags)
+        )
+    return found
 
 
 def build_command(record: dict):
     from torch.utils.cpp_extension import BuildExtension
 
     class OptionalBuild(BuildExtension):
-        """Builds the extension where it can, and records why where it cannot."""
+        """Builds each extension that can be built, and records why the others cannot."""
 
-        def run(self):
+        def build_extension(self, ext):
             try:
-                super().run()
-            except Exception as error:  # the compiler's or linker's failure, whatever its type
-                record.update(cpu=f"the build failed: {error}", cuda=f"the build failed: {error}")
-                print(f"pecker_fast: compiled kernels left out, {record['cpu']}", file=sys.stderr)
-                for extension in self.extensions:
-                    extension.optional = True
+                super().build_extension(ext)
+            except Exception as error:  # a compiler's or linker's failure, whatever its type
+                backend = "cuda" if ext.name.endswith("_cuda") else "cpu"
+                record[backend] = f"the build failed: {error}"
+                print(f"pecker_fast: no {backend} kernels: {record[backend]}", file=sys.stderr)
+                # setuptools expects no file of an optional extension.
+                ext.optional = True
             write_record(record)
 
     return OptionalBuild
@@ -119,7 +126,7 @@ def main() -> None:
     options = {}
     if record["cpu"] is None:
         options = {
-            "ext_modules": [extension(with_cuda=record["cuda"] is None)],
+            "ext_modules": extensions(record),
             "cmdclass": {"build_ext": build_command(record), "build_py": BuildPyWithRecord},
         }
     else:

@@ -5,13 +5,12 @@
 
 #include "common/adam_math.h"
 #include "cpu/isa.h"
+#include "cpu/param_type.h"
 
 namespace pecker_fast {
 
 // Entries of one chunk of work, and between two recorded offsets into packed state (PACK_BLOCK in ops/layout.py).
 constexpr std::int64_t kAdamChunk = 16384;
-
-enum class ParamType { f32, bf16, fp16, f64 };
 
 // One tensor of the step; T is the compute type. Null where the step has no such part.
 template <typename T>

@@ -14,28 +14,6 @@ constexpr std::int64_t kTile = 1024;
 constexpr double kGatherDensityPacked = 0.04;
 constexpr double kGatherDensityDense = 0.04;
 
-constexpr std::uint32_t kLaneMask = kLanes == 32 ? 0xffffffffu : (1u << kLanes) - 1u;
-
-inline int count_bits(std::uint64_t x) {
-#if PF_SIMD_LEVEL > 0
-  return static_cast<int>(_mm_popcnt_u64(x));
-#else
-  x -= x >> 1 & 0x5555555555555555u;
-  x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
-  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
-  return static_cast<int>(x * 0x0101010101010101u >> 56);
-#endif
-}
-
-// Index of the lowest set bit; anything for 0.
-inline int lowest_bit(std::uint64_t x) {
-#if PF_SIMD_LEVEL > 0
-  return static_cast<int>(_tzcnt_u64(x));
-#else
-  return count_bits((x & (0u - x)) - 1u) & 63;
-#endif
-}
-
 struct Constants {
   Vec grad_factor, clip_value, decay, coupled_decay, beta2, one_minus_beta1, one_minus_beta2, eps, max_update;
   Vec ema_weight, step_size, inv_sqrt_bc2;
