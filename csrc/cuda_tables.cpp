@@ -6,8 +6,8 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
-#include <cstring>
 #include <list>
+#include <vector>
 
 namespace pecker_fast {
 namespace {
@@ -43,24 +43,7 @@ std::uint64_t hash_words(const std::vector<std::int64_t>& words) {
   return hash;
 }
 
-std::int64_t round_up_16_bytes(std::int64_t words) { return (words + 1) / 2 * 2; }
-
 }  // namespace
-
-TableSpec::TableSpec(std::size_t tensors, int slots, int dynamic_slots)
-    : num_tensors(static_cast<std::int64_t>(tensors)),
-      slots(slots),
-      dynamic_slots(dynamic_slots),
-      words(chunks_at(num_tensors, slots), 0) {}
-
-void TableSpec::set_tensor(std::size_t i, std::int64_t numel, std::int64_t first_word, ElementType type,
-                           const void* leading, int element_size) {
-  const std::int32_t shift = numel == 0 ? 0 : group_shift(leading, element_size);
-  const TensorInfo info{numel, first_word, total_blocks, total_chunks, shift, type};
-  std::memcpy(&words[kInfoWords * i], &info, sizeof(info));
-  total_blocks += num_blocks(numel);
-  total_chunks += num_chunks(numel, shift);
-}
 
 Table device_table(const TableSpec& spec, int purpose, std::int64_t scratch_bytes) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
@@ -69,7 +52,7 @@ Table device_table(const TableSpec& spec, int purpose, std::int64_t scratch_byte
                     " entries, got ", spec.total_chunks);
   const std::int64_t static_words = static_cast<std::int64_t>(spec.words.size()) - spec.dynamic_slots * spec.num_tensors;
   const auto dynamic_begin = spec.words.begin() + static_words;
-  const std::int64_t scratch_at = round_up_16_bytes(static_cast<std::int64_t>(spec.words.size()) + spec.total_chunks);
+  const std::int64_t scratch_at = spec.table_words();
 
   Table table{};
   table.stream = stream.stream();

@@ -14,28 +14,10 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <vector>
 
-#include "cuda/multi_tensor.h"
+#include "cuda/table_spec.h"
 
 namespace pecker_fast {
-
-// What a call works on. `slots` lists of pointers; the last `dynamic_slots` are those that change between calls.
-struct TableSpec {
-  TableSpec(std::size_t tensors, int slots, int dynamic_slots);
-
-  // Tensor i: entries, first word of its mask, element type, and the pointer that vector accesses are aligned to.
-  void set_tensor(std::size_t i, std::int64_t numel, std::int64_t first_word, ElementType type, const void* leading,
-                  int element_size);
-  void set_pointer(int slot, std::size_t i, const void* pointer) {
-    words[pointers_at(num_tensors) + slot * num_tensors + i] = reinterpret_cast<std::intptr_t>(pointer);
-  }
-
-  std::int64_t num_tensors, slots, dynamic_slots;
-  std::int64_t total_chunks = 0, total_blocks = 0;
-  // TensorInfo of each tensor, then the pointers: what the device gets.
-  std::vector<std::int64_t> words;
-};
 
 // A table on the current device and stream. While it lives, other threads wait for theirs: launch, then let go.
 struct Table {

@@ -43,6 +43,22 @@ inline std::int64_t adam_scratch_bytes(std::int64_t num_tensors) {
   return kAdamPreparedBytes + num_tensors * static_cast<std::int64_t>(sizeof(AdamTensorPrepared<double>));
 }
 
+// The scalars that the host knows; prepare_adam fills in the rest.
+template <typename T>
+AdamScalars<T> adam_scalars(double beta1, double beta2, double eps, double coupled_decay, double clip_value,
+                            double ema_decay, bool zero_nonfinite) {
+  AdamScalars<T> s{};
+  s.clip_value = static_cast<T>(clip_value);
+  s.coupled_decay = static_cast<T>(coupled_decay);
+  s.beta2 = static_cast<T>(beta2);
+  s.one_minus_beta1 = static_cast<T>(1.0 - beta1);
+  s.one_minus_beta2 = static_cast<T>(1.0 - beta2);
+  s.eps = static_cast<T>(eps);
+  s.ema_weight = static_cast<T>(1.0 - ema_decay);
+  s.zero_nonfinite = zero_nonfinite;
+  return s;
+}
+
 template <typename T>
 struct AdamArguments {
   MultiTensor table;
@@ -51,7 +67,6 @@ struct AdamArguments {
   const std::int64_t* packed_offsets;  // null: state is not packed
   const T* bias_table;                 // null: shared step counts
   std::int32_t last_bias_row;
-  // grad_factor, decay and max_update are prepare_adam's to fill in.
   AdamScalars<T> scalars;
   bool joint, retain_variance, ema_frozen, stochastic_rounding, counts_are_16_bit;
   // Features that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts, retain_variance,

@@ -242,7 +242,7 @@ __device__ __forceinline__ int list_groups(unsigned salient, unsigned touched, s
 }
 
 template <typename P, typename T, Kind kKind, bool kRare>
-__global__ void __launch_bounds__(kThreads, BlocksPerSM<T>::value)
+__global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
     adam_kernel(const __grid_constant__ AdamArguments<T> a) {
   __shared__ AdamTensor<P, T> t;
   const Chunk chunk = a.table.chunks[blockIdx.x];
@@ -276,19 +276,19 @@ __global__ void __launch_bounds__(kThreads, BlocksPerSM<T>::value)
       store_dense<P, T, kRare>(t, b, v);
     });
   } else {
-    __shared__ std::uint32_t lists[kWarps][kTileGroups];
+    __shared__ std::uint32_t lists[kChunkWarps][kTileGroups];
     std::uint32_t* const list = lists[warp_id()];
     __shared__ std::int64_t state_bases[kTiles];
     T* staged = nullptr;
     if constexpr (kKind == Kind::packed) {
       __shared__ int tile_counts[kTiles];
       __shared__ int head_count;
-      __shared__ T stages[kWarps][kRare ? 3 : 2][kRoundEntries];
+      __shared__ T stages[kChunkWarps][kRare ? 3 : 2][kRoundEntries];
       staged = stages[warp_id()][0];
 #pragma unroll
       for (int k = 0; k < kTilesPerWarp; ++k) {
         const int count = warp_sum(__popc(salient[k]));
-        if (lane_id() == 0) tile_counts[warp_id() + kWarps * k] = count;
+        if (lane_id() == 0) tile_counts[warp_id() + kChunkWarps * k] = count;
       }
       const bool past_blocks = chunk.index >= (t.numel + kChunk - 1) / kChunk;
       // Entries of the first word that packed_offsets has counted into the block before, because of the shift.
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, BlocksPerSM<T>::value)
           head_count;
 #pragma unroll
       for (int k = 0; k < kTilesPerWarp; ++k) {
-        const int tile = warp_id() + kWarps * k;
+        const int tile = warp_id() + kChunkWarps * k;
         const int before = warp_sum(lane_id() < tile ? tile_counts[lane_id() % kTiles] : 0);
         if (lane_id() == 0) state_bases[tile] = base + before;
       }
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, BlocksPerSM<T>::value)
           const int first_rank = __shfl_sync(kFullWarp, rank, 0);
           const int last = total - r < 32 ? total - r - 1 : 31;
           const int count = __shfl_sync(kFullWarp, rank + __popc(b.update), last) - first_rank;
-          const std::int64_t base = state_bases[warp_id() + kWarps * k] + first_rank;
+          const std::int64_t base = state_bases[warp_id() + kChunkWarps * k] + first_rank;
           const int at = rank - first_rank;
           if (active) load_dense<P, T, kRare>(t, b, v);
           if (t.has(kExpAvg)) stage_in(t.state(kExpAvg), base, count, staged);
@@ -374,11 +374,11 @@ void adam_step(const AdamArguments<T>& a, cudaStream_t stream) {
   const auto start = [&](auto rare) {
     constexpr bool kRare = decltype(rare)::value;
     if (a.packed_offsets != nullptr) {
-      PF_LAUNCH((adam_kernel<P, T, Kind::packed, kRare>), grid, kThreads, 0, stream, a);
+      PF_LAUNCH((adam_kernel<P, T, Kind::packed, kRare>), grid, kChunkThreads, 0, stream, a);
     } else if (a.words != nullptr && !a.joint) {
-      PF_LAUNCH((adam_kernel<P, T, Kind::masked, kRare>), grid, kThreads, 0, stream, a);
+      PF_LAUNCH((adam_kernel<P, T, Kind::masked, kRare>), grid, kChunkThreads, 0, stream, a);
     } else {
-      PF_LAUNCH((adam_kernel<P, T, Kind::every, kRare>), grid, kThreads, 0, stream, a);
+      PF_LAUNCH((adam_kernel<P, T, Kind::every, kRare>), grid, kChunkThreads, 0, stream, a);
     }
   };
   // Double precision is for checking other results: one version of each kernel is enough.

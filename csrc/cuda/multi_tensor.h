@@ -147,26 +147,26 @@ __device__ __forceinline__ void store_group(T* base, std::int64_t first, unsigne
   }
 }
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+constexpr int kChunkThreads = 256;
+constexpr int kChunkWarps = kChunkThreads / 32;
 // What a warp takes at a time: 32 mask words, one a lane, read in one access.
 constexpr int kTileEntries = 1024;
 constexpr int kTileGroups = kTileEntries / kGroup;
 constexpr int kTiles = kChunk / kTileEntries;
-constexpr int kTilesPerWarp = kTiles / kWarps;
+constexpr int kTilesPerWarp = kTiles / kChunkWarps;
 
 // First entry (negative where the shift comes before it) of the k-th tile of this warp.
 __device__ __forceinline__ std::int64_t tile_first(int chunk_index, int k, int shift) {
-  return static_cast<std::int64_t>(chunk_index) * kChunk + (warp_id() + kWarps * k) * kTileEntries - shift;
+  return static_cast<std::int64_t>(chunk_index) * kChunk + (warp_id() + kChunkWarps * k) * kTileEntries - shift;
 }
 
 // Index of this lane's (shifted) mask word in that tile.
 __device__ __forceinline__ std::int64_t tile_word(int chunk_index, int k) {
-  return static_cast<std::int64_t>(chunk_index) * (kChunk / 32) + (warp_id() + kWarps * k) * 32 + lane_id();
+  return static_cast<std::int64_t>(chunk_index) * (kChunk / 32) + (warp_id() + kChunkWarps * k) * 32 + lane_id();
 }
 
 // Calls visit(first entry, bits of the entries that exist, bits of the mask) for all groups of a chunk, one a lane.
-// words[k] is this lane's mask word of tile k. Blocks have kThreads threads.
+// words[k] is this lane's mask word of tile k. Blocks have kChunkThreads threads.
 template <typename Visit>
 __device__ __forceinline__ void for_each_group(int chunk_index, std::int64_t numel, int shift,
                                                const unsigned (&words)[kTilesPerWarp], const Visit& visit) {

@@ -5,7 +5,7 @@ namespace {
 
 // Set bits of a tensor's kChunk entries from `block` on; for the threads of the first warp.
 __device__ __forceinline__ int count_block(const std::uint32_t* words, std::int64_t block, std::int64_t numel) {
-  __shared__ int warp_counts[kWarps];
+  __shared__ int warp_counts[kChunkWarps];
   int count = 0;
 #pragma unroll
   for (int k = 0; k < kTilesPerWarp; ++k) {
@@ -14,10 +14,10 @@ __device__ __forceinline__ int count_block(const std::uint32_t* words, std::int6
   count = warp_sum(count);
   if (lane_id() == 0) warp_counts[warp_id()] = count;
   __syncthreads();
-  return warp_id() == 0 ? warp_sum(lane_id() < kWarps ? warp_counts[lane_id() % kWarps] : 0) : 0;
+  return warp_id() == 0 ? warp_sum(lane_id() < kChunkWarps ? warp_counts[lane_id() % kChunkWarps] : 0) : 0;
 }
 
-__global__ void __launch_bounds__(kThreads) block_counts_kernel(const __grid_constant__ MultiTensor table,
+__global__ void __launch_bounds__(kChunkThreads) block_counts_kernel(const __grid_constant__ MultiTensor table,
                                                                 const std::uint32_t* words, std::int64_t* counts) {
   const Chunk chunk = table.chunks[blockIdx.x];
   const TensorInfo& info = table.tensors[chunk.tensor];
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) block_counts_kernel(const __grid_con
   if (threadIdx.x == 0) counts[blockIdx.x] = count;
 }
 
-__global__ void __launch_bounds__(kThreads) tensor_block_counts_kernel(const std::uint32_t* words, std::int64_t numel,
+__global__ void __launch_bounds__(kChunkThreads) tensor_block_counts_kernel(const std::uint32_t* words, std::int64_t numel,
                                                                        std::int64_t* counts) {
   const int count = count_block(words, blockIdx.x, numel);
   if (threadIdx.x == 0) counts[blockIdx.x] = count;
@@ -67,7 +67,7 @@ __device__ __forceinline__ void for_each_ranked_group(const std::uint32_t* words
     salient[k] = shifted_word(words, tile_word(block, k), 0, numel);
     int total;
     before[k] = warp_exclusive_sum(__popc(salient[k]), &total);
-    if (lane_id() == 0) tile_counts[warp_id() + kWarps * k] = total;
+    if (lane_id() == 0) tile_counts[warp_id() + kChunkWarps * k] = total;
   }
   __syncthreads();
   const std::int64_t base = offsets[block];
@@ -75,7 +75,7 @@ __device__ __forceinline__ void for_each_ranked_group(const std::uint32_t* words
   for (int k = 0; k < kTilesPerWarp; ++k) {
     const std::int64_t tile = tile_first(block, k, 0);
     if (tile >= numel) break;
-    const int tiles_before = warp_sum(lane_id() < warp_id() + kWarps * k ? tile_counts[lane_id() % kTiles] : 0);
+    const int tiles_before = warp_sum(lane_id() < warp_id() + kChunkWarps * k ? tile_counts[lane_id() % kTiles] : 0);
 #pragma unroll 1
     for (int r = 0; r < kTileGroups; r += 32) {
       const int owner = (r + lane_id()) / 8, low = lane_id() % 8 * kGroup;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void for_each_ranked_group(const std::uint32_t* words
 }
 
 template <typename P>
-__global__ void __launch_bounds__(kThreads) pack_kernel(const P* dense, const std::uint32_t* words, std::int64_t numel,
+__global__ void __launch_bounds__(kChunkThreads) pack_kernel(const P* dense, const std::uint32_t* words, std::int64_t numel,
                                                         const std::int64_t* offsets, P* packed, std::int64_t count) {
   const bool aligned = vector_aligned(dense, 0);
   for_each_ranked_group(words, numel, offsets, [&](std::int64_t first, unsigned exists, unsigned mask, std::int64_t at) {
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const P* dense, const st
 }
 
 template <typename P>
-__global__ void __launch_bounds__(kThreads) unpack_kernel(const P* packed, std::int64_t count,
+__global__ void __launch_bounds__(kChunkThreads) unpack_kernel(const P* packed, std::int64_t count,
                                                           const std::uint32_t* words, std::int64_t numel,
                                                           const std::int64_t* offsets, P* dense) {
   const bool aligned = vector_aligned(dense, 0);
@@ -140,13 +140,13 @@ void for_size(int element_size, const Body& body) {
 
 void block_counts(const MultiTensor& table, const std::uint32_t* words, std::int64_t* counts, cudaStream_t stream) {
   if (table.num_chunks == 0) return;
-  PF_LAUNCH(block_counts_kernel, static_cast<unsigned>(table.num_chunks), kThreads, 0, stream, table, words, counts);
+  PF_LAUNCH(block_counts_kernel, static_cast<unsigned>(table.num_chunks), kChunkThreads, 0, stream, table, words, counts);
 }
 
 void block_offsets(const std::uint32_t* words, std::int64_t numel, std::int64_t* offsets, cudaStream_t stream) {
   const std::int64_t blocks = num_blocks(numel);
   if (blocks > 0) {
-    PF_LAUNCH(tensor_block_counts_kernel, static_cast<unsigned>(blocks), kThreads, 0, stream, words, numel, offsets);
+    PF_LAUNCH(tensor_block_counts_kernel, static_cast<unsigned>(blocks), kChunkThreads, 0, stream, words, numel, offsets);
   }
   PF_LAUNCH(exclusive_sum_kernel, 1, kScanThreads, 0, stream, offsets, blocks);
 }
@@ -156,7 +156,7 @@ void pack(const void* dense, int element_size, const std::uint32_t* words, std::
   if (numel == 0) return;
   for_size(element_size, [&](auto zero) {
     using P = decltype(zero);
-    PF_LAUNCH(pack_kernel<P>, static_cast<unsigned>(num_blocks(numel)), kThreads, 0, stream,
+    PF_LAUNCH(pack_kernel<P>, static_cast<unsigned>(num_blocks(numel)), kChunkThreads, 0, stream,
               static_cast<const P*>(dense), words, numel, offsets, static_cast<P*>(packed), count);
   });
 }
@@ -166,7 +166,7 @@ void unpack(const void* packed, int element_size, std::int64_t count, const std:
   if (numel == 0) return;
   for_size(element_size, [&](auto zero) {
     using P = decltype(zero);
-    PF_LAUNCH(unpack_kernel<P>, static_cast<unsigned>(num_blocks(numel)), kThreads, 0, stream,
+    PF_LAUNCH(unpack_kernel<P>, static_cast<unsigned>(num_blocks(numel)), kChunkThreads, 0, stream,
               static_cast<const P*>(packed), count, words, numel, offsets, static_cast<P*>(dense));
   });
 }

@@ -57,7 +57,7 @@ __device__ __forceinline__ void accumulate_chunk(const MultiTensor& table, const
   });
 }
 
-__global__ void __launch_bounds__(kThreads, 6) accumulate_kernel(const __grid_constant__ MultiTensor table,
+__global__ void __launch_bounds__(kChunkThreads, 6) accumulate_kernel(const __grid_constant__ MultiTensor table,
                                                                  Reduction reduction) {
   const Chunk chunk = table.chunks[blockIdx.x];
   if (table_pointer<void>(table, 1, chunk.tensor) == nullptr) return;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void apply_mask_chunk(const MultiTensor& table, const
   });
 }
 
-__global__ void __launch_bounds__(kThreads, 6) apply_mask_kernel(const __grid_constant__ MultiTensor table,
+__global__ void __launch_bounds__(kChunkThreads, 6) apply_mask_kernel(const __grid_constant__ MultiTensor table,
                                                                  const std::uint32_t* words) {
   const Chunk chunk = table.chunks[blockIdx.x];
   const std::int32_t type = table.tensors[chunk.tensor].type;
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 6) apply_mask_kernel(const __grid_co
 }
 
 template <typename P>
-__global__ void __launch_bounds__(kThreads, 6)
+__global__ void __launch_bounds__(kChunkThreads, 6)
     count_nonfinite_kernel(const __grid_constant__ MultiTensor table, const std::uint32_t* words, bool joint,
                            const float* grad_scale, unsigned long long* total) {
   using T = Compute<P>;
@@ -140,12 +140,12 @@ __global__ void __launch_bounds__(kThreads, 6)
 
 void accumulate(const MultiTensor& table, Reduction reduction, cudaStream_t stream) {
   if (table.num_chunks == 0) return;
-  PF_LAUNCH(accumulate_kernel, static_cast<unsigned>(table.num_chunks), kThreads, 0, stream, table, reduction);
+  PF_LAUNCH(accumulate_kernel, static_cast<unsigned>(table.num_chunks), kChunkThreads, 0, stream, table, reduction);
 }
 
 void apply_mask(const MultiTensor& table, const std::uint32_t* words, cudaStream_t stream) {
   if (table.num_chunks == 0) return;
-  PF_LAUNCH(apply_mask_kernel, static_cast<unsigned>(table.num_chunks), kThreads, 0, stream, table, words);
+  PF_LAUNCH(apply_mask_kernel, static_cast<unsigned>(table.num_chunks), kChunkThreads, 0, stream, table, words);
 }
 
 void count_nonfinite(const MultiTensor& table, ElementType type, const std::uint32_t* words, bool joint,
@@ -155,7 +155,7 @@ void count_nonfinite(const MultiTensor& table, ElementType type, const std::uint
                       : type == kBF16 ? count_nonfinite_kernel<bf16>
                       : type == kFP16 ? count_nonfinite_kernel<fp16>
                                       : count_nonfinite_kernel<double>;
-  PF_LAUNCH(kernel, static_cast<unsigned>(table.num_chunks), kThreads, 0, stream, table, words, joint, grad_scale,
+  PF_LAUNCH(kernel, static_cast<unsigned>(table.num_chunks), kChunkThreads, 0, stream, table, words, joint, grad_scale,
             total);
 }
 
