@@ -51,7 +51,7 @@ def why_no_cuda() -> str | None:
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if not list((ROOT / "csrc").glob("*_cuda.cu")):
+    if not (ROOT / "csrc" / "module_cuda.cpp").exists():
         return "this version has no CUDA kernels"
     home = cpp_extension.CUDA_HOME
     if home is None or not (Path(home) / "bin" / "nvcc").exists():

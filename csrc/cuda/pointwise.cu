@@ -57,7 +57,7 @@ __device__ __forceinline__ void accumulate_chunk(const MultiTensor& table, const
   });
 }
 
-__global__ void __launch_bounds__(kChunkThreads, 6) accumulate_kernel(const __grid_constant__ MultiTensor table,
+__global__ void __launch_bounds__(kChunkThreads, 5) accumulate_kernel(const __grid_constant__ MultiTensor table,
                                                                  Reduction reduction) {
   const Chunk chunk = table.chunks[blockIdx.x];
   if (table_pointer<void>(table, 1, chunk.tensor) == nullptr) return;
