@@ -37,7 +37,7 @@ struct AdamStep {
   const T* bias_table;  // rows of (1 / bc1, 1 / sqrt(bc2)); null without counts
   std::int64_t last_bias_row;
   // Which lists were given; the pointers of an empty tensor are null whatever the step.
-  bool has_exp_avg, has_max_exp_avg_sq, has_counts;
+  bool has_exp_avg, has_max_exp_avg_sq, has_counts, has_master;
   bool counts_are_16_bit;
   bool masked;  // only salient entries are updated
   bool packed;  // moments and counts hold the salient entries only

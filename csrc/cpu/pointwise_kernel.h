@@ -51,10 +51,10 @@ void apply_mask_entries(U* x, const std::uint32_t* words, std::int64_t numel) {
       std::memset(x + i, 0, static_cast<std::size_t>(count) * sizeof(U));
     } else if (sizeof(U) == 4 && count == 32) {
       float* const lanes = reinterpret_cast<float*>(x + i);
-      for (int j = 0; j < 32; j += kLanes) store(lanes + j, keep(mask_of(word >> j & kLaneMask), load(lanes + j)));
+      for (int j = 0; j < 32; j += kLanes) store(lanes + j, keep(mask_of(word, j), load(lanes + j)));
     } else if (sizeof(U) == 2 && count == 32) {
       for (int j = 0; j < 32; j += kLanes) {
-        store16(x + i + j, blend16(mask_of(word >> j & kLaneMask), load16(x + i + j), Raw16{}));
+        store16(x + i + j, blend16(mask_of(word, j), load16(x + i + j), Raw16{}));
       }
     } else {
       for (std::int64_t j = 0; j < count; ++j) x[i + j] = word >> j & 1u ? x[i + j] : U{0};
@@ -96,7 +96,7 @@ void unpack_entries(const U* packed, std::int64_t count, const std::uint32_t* wo
       for (int j = 0; j < 32; j += kLanes) {
         const std::uint32_t bits = word >> j & kLaneMask;
         const Vec lanes = load(reinterpret_cast<const float*>(packed + n));
-        store(reinterpret_cast<float*>(dense + i + j), keep(mask_of(bits), expand(bits, lanes)));
+        store(reinterpret_cast<float*>(dense + i + j), keep(mask_of(bits, 0), spread(bits, lanes).value));
         n += count_bits(bits);
       }
     } else {
@@ -163,7 +163,7 @@ std::int64_t count_vectors(const P* grad, const P* forget, const std::uint32_t* 
   for (std::int64_t i = 0; i < body; i += kLanes) {
     const std::uint32_t bits = words != nullptr ? words[i >> 5] >> (i & 31) & kLaneMask : kLaneMask;
     Vec g = grad != nullptr ? load_wide(grad + i) * scale : set(0.0f);
-    if (forget != nullptr) g = g + keep(mask_of(bits), load_wide(forget + i) * scale);
+    if (forget != nullptr) g = g + keep(mask_of(bits, 0), load_wide(forget + i) * scale);
     const std::uint32_t bad = kLaneMask & ~bits_of(less(absolute(g), infinity));
     count += count_bits(salient_only ? bad & bits : bad);
   }
