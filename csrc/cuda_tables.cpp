@@ -50,7 +50,7 @@ Table device_table(const TableSpec& spec, int purpose, std::int64_t scratch_byte
   const bool capturing = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
   TORCH_CHECK_VALUE(spec.total_chunks <= INT32_MAX, "a call works on at most ", INT32_MAX, " chunks of ", kChunk,
                     " entries, got ", spec.total_chunks);
-  const std::int64_t static_words = static_cast<std::int64_t>(spec.words.size()) - spec.dynamic_slots * spec.num_tensors;
+  const std::int64_t static_words = chunks_at(spec.num_tensors, spec.slots - spec.dynamic_slots);
   const auto dynamic_begin = spec.words.begin() + static_words;
   const std::int64_t scratch_at = spec.table_words();
 

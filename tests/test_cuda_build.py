@@ -1,4 +1,4 @@
-"""What the compiler makes of the CUDA kernels: no spills, no local memory, registers within limits. Needs nvcc, no GPU."""
+"""What nvcc makes of the CUDA kernels: no spills, no local memory, registers within limits. Needs no GPU."""
 
 import os
 import re
@@ -28,7 +28,9 @@ def find_nvcc() -> str | None:
     return next((str(path) for path in candidates if path.exists()), None) or shutil.which("nvcc")
 
 
-pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="nvcc was not found (install the CUDA toolkit or set CUDA_HOME)")
+pytestmark = pytest.mark.skipif(
+    find_nvcc() is None, reason="nvcc was not found (install the CUDA toolkit or set CUDA_HOME)"
+)
 
 
 def demangle(name: str) -> str:

@@ -10,7 +10,9 @@ from pecker_fast.ops.layout import num_blocks, num_words, word_offsets
 
 from .emulation import library, streaming
 
-pytestmark = pytest.mark.skipif(library.compiler() is None, reason="the emulator needs a C++ compiler on a POSIX system")
+pytestmark = pytest.mark.skipif(
+    library.compiler() is None, reason="the emulator needs a C++ compiler on a POSIX system"
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -240,7 +242,9 @@ def adam_arguments(dtype, kind: str, features: dict):
     exp_avg_sqs = [values(n, compute, spread).square() for n in state_numels]
     largest = [values(n, compute, spread).square() for n in state_numels] if features.get("amsgrad") else []
     narrow = dtype in (torch.bfloat16, torch.float16)
-    masters = [p.to(compute) + values(p.numel(), compute, 1e-3) for p in params] if features.get("masters") and narrow else []
+    masters = []
+    if features.get("masters") and narrow:
+        masters = [p.to(compute) + values(p.numel(), compute, 1e-3) for p in params]
     emas = [values(n, compute) for n in numels] if features.get("ema") else []
     counts, table = [], None
     if "counts" in features:
@@ -288,7 +292,7 @@ def adam_arguments(dtype, kind: str, features: dict):
 
 
 def run_both(arguments, options, rare=None):
-    """Runs a step on copies of the arguments with the reference and with the kernels, and compares all that is mutated."""
+    """Runs a step on copies of the arguments with the reference and with the kernels; compares all that is mutated."""
     memory = Memory()
     # All lists of a tensor at one misalignment (as in flat buffers), or each at its own.
     common = [random.choice((0, 0, 1, 2, 3)) for _ in arguments[0]]
@@ -301,7 +305,17 @@ def run_both(arguments, options, rare=None):
     reference.masked_adam_(*expected, *arguments[9:], **options)
     streaming.masked_adam_(*actual, *arguments[9:], **options, rare=rare)
     memory.check()
-    names = ("params", "grads", "masked_grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters", "emas", "counts")
+    names = [
+        "params",
+        "grads",
+        "masked_grads",
+        "exp_avgs",
+        "exp_avg_sqs",
+        "max_exp_avg_sqs",
+        "masters",
+        "emas",
+        "counts",
+    ]
     for name, *lists in zip(names, actual, expected, arguments[:9], strict=True):
         if "grads" not in name:
             for i, tensors in enumerate(zip(*lists, strict=True)):

@@ -1,5 +1,5 @@
-// The Adam step. A block takes a chunk of a tensor, a warp tiles of 1,024 entries: 32 mask words, one a lane, read in one
-// access. Lanes then work on groups of four entries.
+// The Adam step. A block takes a chunk of a tensor, a warp tiles of 1,024 entries: 32 mask words, one a lane, read in
+// one access. Lanes then work on groups of four entries.
 //
 // Every entry (plain and joint steps): eight rounds of 32 neighbouring groups.
 // Masked: the groups that have a salient entry are listed first and handed out 32 at a time, so that no lane idles at

@@ -18,8 +18,9 @@ __global__ void prepare_kernel(AdamDeviceScalars s, void* scratch, std::int32_t 
     step.lr = lr;
     step.grad_factor = s.maximize ? -inv_scale : inv_scale;
     step.decay = s.decoupled_weight_decay ? T(1) - lr * static_cast<T>(s.weight_decay) : T(1);
-    // Without a limit also where lr is 0.
-    step.max_update = s.max_update - s.max_update != 0 ? static_cast<T>(s.max_update) : static_cast<T>(s.max_update) * lr;
+    // No limit stays none where lr is 0: inf * 0 would be NaN.
+    const T limit = static_cast<T>(s.max_update);
+    step.max_update = is_finite(limit) ? limit * lr : limit;
     step.skip = s.found_inf != nullptr && *s.found_inf != 0.0f;
   }
   if (i >= num_tensors) return;

@@ -17,16 +17,16 @@ __device__ __forceinline__ int count_block(const std::uint32_t* words, std::int6
   return warp_id() == 0 ? warp_sum(lane_id() < kChunkWarps ? warp_counts[lane_id() % kChunkWarps] : 0) : 0;
 }
 
-__global__ void __launch_bounds__(kChunkThreads) block_counts_kernel(const __grid_constant__ MultiTensor table,
-                                                                const std::uint32_t* words, std::int64_t* counts) {
+__global__ void __launch_bounds__(kChunkThreads)
+    block_counts_kernel(const __grid_constant__ MultiTensor table, const std::uint32_t* words, std::int64_t* counts) {
   const Chunk chunk = table.chunks[blockIdx.x];
   const TensorInfo& info = table.tensors[chunk.tensor];
   const int count = count_block(words + info.first_word, chunk.index, info.numel);
   if (threadIdx.x == 0) counts[blockIdx.x] = count;
 }
 
-__global__ void __launch_bounds__(kChunkThreads) tensor_block_counts_kernel(const std::uint32_t* words, std::int64_t numel,
-                                                                       std::int64_t* counts) {
+__global__ void __launch_bounds__(kChunkThreads)
+    tensor_block_counts_kernel(const std::uint32_t* words, std::int64_t numel, std::int64_t* counts) {
   const int count = count_block(words, blockIdx.x, numel);
   if (threadIdx.x == 0) counts[blockIdx.x] = count;
 }
@@ -89,10 +89,11 @@ __device__ __forceinline__ void for_each_ranked_group(const std::uint32_t* words
 }
 
 template <typename P>
-__global__ void __launch_bounds__(kChunkThreads) pack_kernel(const P* dense, const std::uint32_t* words, std::int64_t numel,
-                                                        const std::int64_t* offsets, P* packed, std::int64_t count) {
+__global__ void __launch_bounds__(kChunkThreads)
+    pack_kernel(const P* dense, const std::uint32_t* words, std::int64_t numel, const std::int64_t* offsets, P* packed,
+                std::int64_t count) {
   const bool aligned = vector_aligned(dense, 0);
-  for_each_ranked_group(words, numel, offsets, [&](std::int64_t first, unsigned exists, unsigned mask, std::int64_t at) {
+  const auto visit = [&](std::int64_t first, unsigned exists, unsigned mask, std::int64_t at) {
     if (mask == 0) return;
     Pack<P, kGroup> values;
     load_group(dense, first, mask, aligned && exists == 15u, values);
@@ -102,18 +103,19 @@ __global__ void __launch_bounds__(kChunkThreads) pack_kernel(const P* dense, con
       if (at < count) packed[at] = values[i];
       ++at;
     }
-  });
+  };
+  for_each_ranked_group(words, numel, offsets, visit);
   if (blockIdx.x == gridDim.x - 1) {
     for (std::int64_t i = offsets[gridDim.x] + threadIdx.x; i < count; i += blockDim.x) packed[i] = 0;
   }
 }
 
 template <typename P>
-__global__ void __launch_bounds__(kChunkThreads) unpack_kernel(const P* packed, std::int64_t count,
-                                                          const std::uint32_t* words, std::int64_t numel,
-                                                          const std::int64_t* offsets, P* dense) {
+__global__ void __launch_bounds__(kChunkThreads)
+    unpack_kernel(const P* packed, std::int64_t count, const std::uint32_t* words, std::int64_t numel,
+                  const std::int64_t* offsets, P* dense) {
   const bool aligned = vector_aligned(dense, 0);
-  for_each_ranked_group(words, numel, offsets, [&](std::int64_t first, unsigned exists, unsigned mask, std::int64_t at) {
+  const auto visit = [&](std::int64_t first, unsigned exists, unsigned mask, std::int64_t at) {
     Pack<P, kGroup> values;
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
@@ -122,7 +124,8 @@ __global__ void __launch_bounds__(kChunkThreads) unpack_kernel(const P* packed, 
       at += salient;
     }
     store_group(dense, first, exists, aligned && exists == 15u, values);
-  });
+  };
+  for_each_ranked_group(words, numel, offsets, visit);
 }
 
 template <typename Body>
@@ -140,13 +143,15 @@ void for_size(int element_size, const Body& body) {
 
 void block_counts(const MultiTensor& table, const std::uint32_t* words, std::int64_t* counts, cudaStream_t stream) {
   if (table.num_chunks == 0) return;
-  PF_LAUNCH(block_counts_kernel, static_cast<unsigned>(table.num_chunks), kChunkThreads, 0, stream, table, words, counts);
+  PF_LAUNCH(block_counts_kernel, static_cast<unsigned>(table.num_chunks), kChunkThreads, 0, stream, table, words,
+            counts);
 }
 
 void block_offsets(const std::uint32_t* words, std::int64_t numel, std::int64_t* offsets, cudaStream_t stream) {
   const std::int64_t blocks = num_blocks(numel);
   if (blocks > 0) {
-    PF_LAUNCH(tensor_block_counts_kernel, static_cast<unsigned>(blocks), kChunkThreads, 0, stream, words, numel, offsets);
+    PF_LAUNCH(tensor_block_counts_kernel, static_cast<unsigned>(blocks), kChunkThreads, 0, stream, words, numel,
+              offsets);
   }
   PF_LAUNCH(exclusive_sum_kernel, 1, kScanThreads, 0, stream, offsets, blocks);
 }

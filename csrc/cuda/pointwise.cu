@@ -50,8 +50,10 @@ __device__ __forceinline__ void accumulate_chunk(const MultiTensor& table, const
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       if (!(exists >> i & 1)) continue;
-      const T x = widen(value[i]);
-      sum[i] += reduction == Reduction::sum ? x : reduction == Reduction::abs_sum ? x < 0 ? -x : x : multiply_rounded(x, x);
+      T x = widen(value[i]);
+      if (reduction == Reduction::abs_sum) x = x < 0 ? -x : x;
+      if (reduction == Reduction::sq_sum) x = multiply_rounded(x, x);
+      sum[i] += x;
     }
     store_group(accumulator, first, exists, accumulator_aligned && exists == 15u, sum);
   });

@@ -16,8 +16,8 @@ struct TableSpec {
         dynamic_slots(dynamic_slots),
         words(chunks_at(num_tensors, slots), 0) {}
 
-  // For i = 0, 1, ...: entries, first word of the mask, type, and the pointer to which vector accesses are aligned (null:
-  // groups start at entry 0).
+  // For i = 0, 1, ...: entries, first word of the mask, type, and the pointer to which vector accesses are aligned
+  // (null: groups start at entry 0).
   void set_tensor(std::size_t i, std::int64_t numel, std::int64_t first_word, ElementType type, const void* leading,
                   int element_size) {
     const std::int32_t shift = numel == 0 ? 0 : group_shift(leading, element_size);

@@ -1,9 +1,9 @@
 // Runs CUDA kernels on the host, for tests on machines without a GPU: compile a .cu file as C++ with -DPF_EMULATE_CUDA.
 //
-// Blocks run one after the other, the threads of a block as fibers that switch only at barriers and warp collectives. The
-// order in which runnable threads (and blocks) go on is a setting: a missing barrier shows as a different result in
-// another order. A barrier or collective that not all expected threads reach, and a misaligned vector access, are errors
-// that `launch` throws. Not emulated: clusters, cooperative grids, waiting on another block, textures, fp16 arithmetic.
+// Blocks run one after the other, the threads of a block as fibers that switch only at barriers and warp collectives.
+// The order in which runnable threads (and blocks) go on is a setting: a missing barrier shows as a different result in
+// another order. A barrier or collective that not all expected threads reach, and a misaligned vector access, are
+// errors that `launch` throws. Not emulated: clusters, cooperative grids, waiting on another block, textures, fp16 arithmetic.
 #pragma once
 
 #include <csetjmp>
@@ -145,7 +145,8 @@ inline void resume(Block& b, Thread& thread) {
 
 inline void fail(const std::string& what) {
   if (block().error.empty()) {
-    block().error = what + " (block " + std::to_string(blockIdx.x) + ", thread " + std::to_string(block().current) + ")";
+    block().error =
+        what + " (block " + std::to_string(blockIdx.x) + ", thread " + std::to_string(block().current) + ")";
   }
 }
 

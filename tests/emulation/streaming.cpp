@@ -57,10 +57,10 @@ const char* last_error() { return message; }
 
 void set_order(int order) { cuda_emulator::order = static_cast<cuda_emulator::Order>(order); }
 
-int emulated_accumulate(int n, const std::int64_t* numels, const std::int64_t* zeros, const int* types, const int* sizes,
-                        const std::int64_t* pointers, int reduction) {
+int emulated_accumulate(int n, const std::int64_t* numels, const std::int64_t* offsets, const int* types,
+                        const int* sizes, const std::int64_t* pointers, int reduction) {
   return guarded([&] {
-    DeviceTable table = make_table(n, numels, zeros, types, pointers, kAccumulateSlots, 0, sizes);
+    DeviceTable table = make_table(n, numels, offsets, types, pointers, kAccumulateSlots, 0, sizes);
     accumulate(table.view, static_cast<Reduction>(reduction), nullptr);
   });
 }

@@ -92,7 +92,17 @@ def count_nonfinite(grads, masked_grads, words, word_offsets, grad_scale=None):
     table, pointers = _table(like, [[g for g, _, _ in pairs], [f for _, f, _ in pairs]], [o for _, _, o in pairs])
     total = torch.zeros((), dtype=torch.int64)
     sizes = _int32([t.element_size() for t in like])
-    _run("emulated_count_nonfinite", *table, sizes, pointers, 0, _void(words), int(joint), _void(grad_scale), _void(total))
+    _run(
+        "emulated_count_nonfinite",
+        *table,
+        sizes,
+        pointers,
+        0,
+        _void(words),
+        int(joint),
+        _void(grad_scale),
+        _void(total),
+    )
     return total
 
 
@@ -119,7 +129,15 @@ def unpack(packed, words, numel):
     checks.unpack(packed, words, numel)
     dense = packed.new_full((numel,), 77)
     count = ctypes.c_int64(packed.numel())
-    _run("emulated_unpack", _void(packed), packed.element_size(), count, _void(words), ctypes.c_int64(numel), _void(dense))
+    _run(
+        "emulated_unpack",
+        _void(packed),
+        packed.element_size(),
+        count,
+        _void(words),
+        ctypes.c_int64(numel),
+        _void(dense),
+    )
     return dense
 
 
