@@ -1,8 +1,8 @@
 // Multi-tensor tables on the device, kept between calls.
 //
 // Between two steps of a training loop only gradient pointers change, and often not even they: a table is found again
-// by everything else (the static part) and only the pointers in its last slots (the dynamic part) are sent, as arguments
-// of one small kernel. After the first call nothing is allocated and nothing waits for the device.
+// by everything else (the static part) and only the pointers in its last slots (the dynamic part) are sent, as
+// arguments of one small kernel. After the first call nothing is allocated and nothing waits for the device.
 //
 // CUDA graphs. During a capture a table is made anew in the graph's memory, by kernels that the graph records, and is
 // not kept: replays write it again, so they need nothing from this cache, and later calls cannot change what they read.

@@ -3,7 +3,8 @@
 // Blocks run one after the other, the threads of a block as fibers that switch only at barriers and warp collectives.
 // The order in which runnable threads (and blocks) go on is a setting: a missing barrier shows as a different result in
 // another order. A barrier or collective that not all expected threads reach, and a misaligned vector access, are
-// errors that `launch` throws. Not emulated: clusters, cooperative grids, waiting on another block, textures, fp16 arithmetic.
+// errors that `launch` throws. Not emulated: clusters, cooperative grids, waiting on another block, textures, fp16
+// arithmetic.
 #pragma once
 
 #include <csetjmp>
