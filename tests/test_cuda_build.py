@@ -61,14 +61,16 @@ def resource_usage(source: Path, architecture: str, folder: Path) -> list[tuple[
 
 
 @pytest.fixture(scope="module")
-def compilations(tmp_path_factory):
-    """All files for all architectures, two at a time."""
+def compilations(request, tmp_path_factory):
+    """The files and architectures of the selected tests, compiled two at a time."""
     folder = tmp_path_factory.mktemp("cubins")
+    wanted = [item.callspec.params for item in request.session.items if item.module is request.module]
     with ThreadPoolExecutor(2) as pool:
         yield {
-            (source.name, architecture): pool.submit(resource_usage, source, architecture, folder)
-            for source in SOURCES
-            for architecture in ARCHITECTURES
+            (job["source"], job["architecture"]): pool.submit(
+                resource_usage, ROOT / "csrc" / "cuda" / job["source"], job["architecture"], folder
+            )
+            for job in wanted
         }
 
 
