@@ -70,7 +70,9 @@ def describe_environment(found: dict[str, Any]) -> str:
     lines = [f"python {found['python']} on {found['platform']}"]
     lines += [f"{name} {version or 'not installed'}" for name, version in found["packages"].items()]
     isa = found["cpu_instruction_set"]
-    lines.append(f"CPU {found['cpu']}, {found['cpu_cores']} cores, {found['threads']} threads, kernels: {isa or 'none compiled'}")
+    lines.append(
+        f"CPU {found['cpu']}, {found['cpu_cores']} cores, {found['threads']} threads, kernels: {isa or 'none compiled'}"
+    )
     lines.append(f"GPU {', '.join(found['gpus']) or found['no_cuda_device']}")
     lines.append(f"compiled CUDA kernels: {found['cuda_kernels'] or 'installed'}")
     if found["requested_backend"]:

@@ -31,7 +31,8 @@ class FlatView:
         """One-dimensional, in this view's storage order: a view where ``tensor`` lies so, a copy elsewhere."""
         if self.is_contiguous and tensor.is_contiguous():
             return tensor.view(-1)
-        return tensor.permute(self.order).reshape(-1)
+        # An expanded tensor is viewed as one dimension without becoming contiguous.
+        return tensor.permute(self.order).reshape(-1).contiguous()
 
 
 def contiguous_grads(grads: Sequence[Tensor]) -> list[Tensor]:

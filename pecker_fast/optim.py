@@ -205,7 +205,8 @@ class MaskedAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._cuda_graph_capture_health_check()
+        # Renamed in torch 2.14.
+        getattr(self, "_accelerator_graph_capture_health_check", self._cuda_graph_capture_health_check)()
         joint = masked_grads is not None
         if self.defaults["packed"] and (mask is None or joint):
             raise ValueError("packed=True holds moments of salient entries only: it takes masked steps, step(mask=...)")
@@ -232,6 +233,8 @@ class MaskedAdam(Optimizer):
         for bucket in buckets:
             bucket.count_step(found_inf)
             self._run(bucket, grads, forget, binding, kind, found_inf)
+        if self.defaults["ema_decay"] is not None and len(active) < len(slots):
+            self._follow([slot for slot in slots if slot not in active], found_inf)
         history.record(kind, mask)
         return loss
 
@@ -242,7 +245,7 @@ class MaskedAdam(Optimizer):
         complete = all(grad is not None for grad in grads)
         fits = complete and [(g.dtype, g.layout) for g in grads] == self._kinds
         if fits and forget:
-            fits = all(f is not None for f in forget) and [f.shape for f in forget] == self._shapes
+            fits = all(isinstance(f, Tensor) for f in forget) and [f.shape for f in forget] == self._shapes
             fits = fits and [(f.dtype, f.layout) for f in forget] == self._kinds
             fits = fits and [f.device for f in forget] == self._devices
         if not fits:
@@ -401,6 +404,16 @@ class MaskedAdam(Optimizer):
         bucket.record_versions()
 
     # ---- EMA
+
+    @staticmethod
+    def _follow(idle: list[Slot], found_inf: Tensor | None) -> None:
+        """Moves the EMA of parameters that have no gradient in this step: it may still be behind them."""
+        for slot in idle:
+            ema, source = slot.state["ema"], slot.state.get("master_param", slot.param.detach())
+            change = (1 - slot.group["ema_decay"]) * (source.to(ema.dtype) - ema)
+            if found_inf is not None:
+                change = torch.where(found_inf.to(ema.device) == 0, change, 0)
+            ema.add_(change)
 
     def _require_ema(self) -> None:
         if self.defaults["ema_decay"] is None:

@@ -12,7 +12,7 @@ from functools import cache, partial
 
 import torch
 
-from . import checks, reference
+from . import checks, reference, triton_select
 from .extension import why_missing
 from .schemas import SCHEMAS, op_overload, register_python_kernel
 
@@ -25,7 +25,6 @@ _chosen: str | None = None
 _TRITON_MODULES = {
     "radix_histogram": "select",
     "threshold_mask": "select",
-    "select": "select",
     "block_counts": "packing",
     "pack": "packing",
     "unpack": "packing",
@@ -116,6 +115,8 @@ def resolve(op: str, device: torch.device, dtypes: Iterable[torch.dtype] = (), b
 def _python_kernel(op: str, backend: str) -> Callable:
     if backend == "reference":
         kernel = getattr(reference, op)
+    elif op == "select":
+        kernel = triton_select.select
     else:
         import importlib
 

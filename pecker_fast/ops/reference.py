@@ -33,6 +33,9 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 def unpack_bits(words: Tensor, numel: int) -> Tensor:
     """The inverse of ``pack_bits``: bool [numel]."""
+    if numel == 0:
+        # An empty tensor may have stride 0, and then has no view of another dtype.
+        return torch.zeros(0, dtype=torch.bool, device=words.device)
     weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=words.device)
     octets = words[: num_words(numel)].contiguous().view(torch.uint8)
     return ((octets.unsqueeze(1) & weights) != 0).view(-1)[:numel]
