@@ -193,6 +193,7 @@ void masked_adam(TensorList params, const OptionalTensors& grads, const Optional
   step.has_exp_avg = !exp_avgs.empty();
   step.has_max_exp_avg_sq = !max_exp_avg_sqs.empty();
   step.has_counts = !counts.empty();
+  step.has_master = !masters.empty();
   if (step.has_counts) {
     step.bias_table = data<const T>(*bias_table);
     step.last_bias_row = bias_table->size(0) - 1;

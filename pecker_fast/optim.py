@@ -123,6 +123,9 @@ class MaskedAdam(Optimizer):
     def _forget_runtime(self) -> None:
         """Drops everything that is derived from parameters and state; it is made again when needed."""
         self._slots: list[Slot] | None = None
+        self._kinds: list[tuple[torch.dtype, torch.layout]] = []
+        self._shapes: list[torch.Size] = []
+        self._devices: list[torch.device] = []
         self._steps: dict[torch.device, Tensor] = {}
         self._buckets: list[Bucket] = []
         self._bucket_key: list[int] | None = None
@@ -158,6 +161,9 @@ class MaskedAdam(Optimizer):
                     view = FlatView(param)
                     copied = not view.is_contiguous and (group["packed"] or not view.is_dense)
                     self._slots.append(Slot(param, name, group, self.state[param], len(self._slots), view, copied))
+            self._kinds = [(slot.param.dtype, torch.strided) for slot in self._slots]
+            self._shapes = [slot.param.shape for slot in self._slots]
+            self._devices = [slot.param.device for slot in self._slots]
         return self._slots
 
     def _history(self) -> History:
@@ -229,17 +235,22 @@ class MaskedAdam(Optimizer):
         history.record(kind, mask)
         return loss
 
-    @staticmethod
-    def _check_grads(slots: list[Slot], grads: list[Tensor | None], forget: list[Tensor | None]) -> list[Slot]:
+    def _check_grads(self, slots: list[Slot], grads: list[Tensor | None], forget: list[Tensor | None]) -> list[Slot]:
         """The parameters with a gradient. Raises if one does not fit its parameter."""
-        for slot, grad in zip(slots, grads, strict=True):
-            # torch has held .grad to the parameter's shape and device when it was assigned.
-            if grad is not None and (grad.layout is not torch.strided or grad.dtype is not slot.param.dtype):
-                check_grad("the gradient", grad, slot)
-        for slot, grad in zip(slots, forget, strict=False):
-            if grad is not None:
-                check_grad("masked_grads", grad, slot)
-        if all(grad is not None for grad in grads):
+        # All at once where nothing is missing, as nearly always: a step has no time for work on each of many tensors.
+        # (torch holds .grad to the parameter's shape and device when it is assigned.)
+        complete = all(grad is not None for grad in grads)
+        fits = complete and [(g.dtype, g.layout) for g in grads] == self._kinds
+        if fits and forget:
+            fits = all(f is not None for f in forget) and [f.shape for f in forget] == self._shapes
+            fits = fits and [(f.dtype, f.layout) for f in forget] == self._kinds
+            fits = fits and [f.device for f in forget] == self._devices
+        if not fits:
+            for what, tensors in (("the gradient", grads), ("masked_grads", forget)):
+                for slot, grad in zip(slots, tensors, strict=False):
+                    if grad is not None:
+                        check_grad(what, grad, slot)
+        if complete:
             return slots
         return [s for s in slots if grads[s.position] is not None or (forget and forget[s.position] is not None)]
 

@@ -5,13 +5,12 @@
 
 #include "common/adam_math.h"
 #include "cpu/isa.h"
+#include "cpu/param_type.h"
 
 namespace pecker_fast {
 
 // Entries of one chunk of work, and between two recorded offsets into packed state (PACK_BLOCK in ops/layout.py).
 constexpr std::int64_t kAdamChunk = 16384;
-
-enum class ParamType { f32, bf16, fp16, f64 };
 
 // One tensor of the step; T is the compute type. Null where the step has no such part.
 template <typename T>
@@ -38,7 +37,7 @@ struct AdamStep {
   const T* bias_table;  // rows of (1 / bc1, 1 / sqrt(bc2)); null without counts
   std::int64_t last_bias_row;
   // Which lists were given; the pointers of an empty tensor are null whatever the step.
-  bool has_exp_avg, has_max_exp_avg_sq, has_counts;
+  bool has_exp_avg, has_max_exp_avg_sq, has_counts, has_master;
   bool counts_are_16_bit;
   bool masked;  // only salient entries are updated
   bool packed;  // moments and counts hold the salient entries only

@@ -4,8 +4,19 @@
 // Vec      kLanes floats, with the arithmetic operators. minimum and maximum return the second argument where either
 //          is NaN.
 // Mask     a condition for each lane.
+// mask_of  the lanes' bits of a mask word, from bit `shift` on.
+// compress moves the lanes whose bit is set to the front; spread is its inverse, with the lanes that it filled.
 // Io<P>    how P (float, bf16, fp16) is loaded, widened to Vec, narrowed (to nearest even) and stored. Raw is the
 //          untouched storage: blending it keeps a NaN's payload.
+#if defined(__GNUC__) || defined(__clang__)
+// A hot loop in a function of its own gets the registers to itself.
+#define PF_NOINLINE __attribute__((noinline))
+#define PF_UNROLL _Pragma("GCC unroll 8")
+#else
+#define PF_NOINLINE
+#define PF_UNROLL
+#endif
+
 namespace pecker_fast {
 namespace PF_ISA {
 
@@ -27,7 +38,9 @@ inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.r, b.r)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.r, b.r)}; }
 inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.r, b.r)}; }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.r, b.r, c.r)}; }
-inline Vec square_root(Vec a) { return {_mm256_sqrt_ps(a.r)}; }
+inline Vec negative_multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.r, b.r, c.r)}; }
+inline Vec exact_square_root(Vec a) { return {_mm256_sqrt_ps(a.r)}; }
+inline Vec approximate_rsqrt(Vec a) { return {_mm256_rsqrt_ps(a.r)}; }
 inline Vec minimum(Vec a, Vec b) { return {_mm256_min_ps(a.r, b.r)}; }
 inline Vec maximum(Vec a, Vec b) { return {_mm256_max_ps(a.r, b.r)}; }
 inline Vec absolute(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.r)}; }
@@ -36,19 +49,24 @@ inline Mask is_nan(Vec a) { return {_mm256_cmp_ps(a.r, a.r, _CMP_UNORD_Q)}; }
 inline Vec keep(Mask m, Vec a) { return {_mm256_and_ps(m.r, a.r)}; }
 inline Vec blend(Mask m, Vec yes, Vec no) { return {_mm256_blendv_ps(no.r, yes.r, m.r)}; }
 inline std::uint32_t bits_of(Mask m) { return static_cast<std::uint32_t>(_mm256_movemask_ps(m.r)); }
-inline Mask mask_of(std::uint32_t bits) {
-  const __m256i lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i spread = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bits);
-  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(spread, lane_bits))};
-}
-inline __m256i lane_table_row(const LaneTable& table, std::uint32_t bits) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(table.rows[bits & 255])));
+inline Mask mask_of(std::uint32_t word, int shift) {
+  const __m256i lane_bits = _mm256_slli_epi32(_mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), shift);
+  const __m256i set_bits = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(word)), lane_bits);
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(set_bits, lane_bits))};
 }
 inline Vec compress(std::uint32_t bits, Vec a) {
-  return {_mm256_permutevar8x32_ps(a.r, lane_table_row(kCompressTable, bits))};
+  const __m128i row = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kCompressTable.rows[bits & 255]));
+  return {_mm256_permutevar8x32_ps(a.r, _mm256_cvtepu8_epi32(row))};
 }
-inline Vec expand(std::uint32_t bits, Vec a) {
-  return {_mm256_permutevar8x32_ps(a.r, lane_table_row(kExpandTable, bits))};
+struct Spread {
+  Vec value;
+  Mask filled;  // for blend only
+};
+inline Spread spread(std::uint32_t bits, Vec a) {
+  const __m128i row = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kSpreadTable.rows[bits & 255]));
+  // Negative where the lane is filled, and blend looks at signs only.
+  const __m256i lanes = _mm256_cvtepi8_epi32(row);
+  return {{_mm256_permutevar8x32_ps(a.r, lanes)}, {_mm256_castsi256_ps(lanes)}};
 }
 inline __m256i first_lanes(std::int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -100,7 +118,9 @@ inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.r, b.r)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.r, b.r)}; }
 inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.r, b.r)}; }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.r, b.r, c.r)}; }
-inline Vec square_root(Vec a) { return {_mm512_sqrt_ps(a.r)}; }
+inline Vec negative_multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.r, b.r, c.r)}; }
+inline Vec exact_square_root(Vec a) { return {_mm512_sqrt_ps(a.r)}; }
+inline Vec approximate_rsqrt(Vec a) { return {_mm512_rsqrt14_ps(a.r)}; }
 inline Vec minimum(Vec a, Vec b) { return {_mm512_min_ps(a.r, b.r)}; }
 inline Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.r, b.r)}; }
 inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.r)}; }
@@ -109,9 +129,16 @@ inline Mask is_nan(Vec a) { return {_mm512_cmp_ps_mask(a.r, a.r, _CMP_UNORD_Q)};
 inline Vec keep(Mask m, Vec a) { return {_mm512_maskz_mov_ps(m.r, a.r)}; }
 inline Vec blend(Mask m, Vec yes, Vec no) { return {_mm512_mask_blend_ps(m.r, no.r, yes.r)}; }
 inline std::uint32_t bits_of(Mask m) { return m.r; }
-inline Mask mask_of(std::uint32_t bits) { return {static_cast<__mmask16>(bits)}; }
+inline Mask mask_of(std::uint32_t word, int shift) { return {static_cast<__mmask16>(word >> shift)}; }
 inline Vec compress(std::uint32_t bits, Vec a) { return {_mm512_maskz_compress_ps(static_cast<__mmask16>(bits), a.r)}; }
-inline Vec expand(std::uint32_t bits, Vec a) { return {_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), a.r)}; }
+struct Spread {
+  Vec value;
+  Mask filled;
+};
+inline Spread spread(std::uint32_t bits, Vec a) {
+  const __mmask16 lanes = static_cast<__mmask16>(bits);
+  return {{_mm512_maskz_expand_ps(lanes, a.r)}, {lanes}};
+}
 inline __mmask16 first_lanes(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 inline Vec load_first(const float* p, std::int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
 inline void store_first(float* p, Vec x, std::int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), x.r); }
@@ -186,7 +213,7 @@ inline std::uint32_t bits_of(Mask m) {
   for (int i = 0; i < kLanes; ++i) bits |= m.r[i] & (1u << i);
   return bits;
 }
-inline Mask mask_of(std::uint32_t bits) PF_LANE_MASK(bits >> i & 1u)
+inline Mask mask_of(std::uint32_t word, int shift) PF_LANE_MASK(word >> (shift + i) & 1u)
 inline Vec compress(std::uint32_t bits, Vec a) {
   Vec out = {};
   int count = 0;
@@ -197,11 +224,15 @@ inline Vec compress(std::uint32_t bits, Vec a) {
   }
   return out;
 }
-inline Vec expand(std::uint32_t bits, Vec a) {
-  Vec out = {};
+struct Spread {
+  Vec value;
+  Mask filled;
+};
+inline Spread spread(std::uint32_t bits, Vec a) {
+  Spread out = {{}, mask_of(bits, 0)};
   int count = 0;
   for (int i = 0; i < kLanes; ++i) {
-    out.r[i] = a.r[count];
+    out.value.r[i] = a.r[count];
     count += bits >> i & 1u;
   }
   return out;
@@ -256,6 +287,29 @@ inline void prefetch(const void*) {}
 
 #endif
 
+// The bits of a mask word that one Vec takes.
+constexpr std::uint32_t kLaneMask = (1u << kLanes) - 1u;
+
+inline int count_bits(std::uint64_t x) {
+#if PF_SIMD_LEVEL > 0
+  return static_cast<int>(_mm_popcnt_u64(x));
+#else
+  x -= x >> 1 & 0x5555555555555555u;
+  x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
+  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+  return static_cast<int>(x * 0x0101010101010101u >> 56);
+#endif
+}
+
+// Index of the lowest set bit; anything for 0.
+inline int lowest_bit(std::uint64_t x) {
+#if PF_SIMD_LEVEL > 0
+  return static_cast<int>(_tzcnt_u64(x));
+#else
+  return count_bits((x & (0u - x)) - 1u) & 63;
+#endif
+}
+
 template <typename P>
 struct Io;
 
@@ -296,6 +350,21 @@ inline Vec load_wide(const P* p) {
 
 // NaN stays NaN: minimum and maximum return their second argument for it.
 inline Vec clamp_symmetric(Vec x, Vec limit) { return minimum(limit, maximum(set(0.0f) - limit, x)); }
+
+#if PF_SIMD_LEVEL > 0
+// Accurate to 1 ulp. A quotient follows in every use, and the divider cannot do both at memory speed, so this goes
+// through the multipliers: an estimate with 11 bits or more, one coupled Newton step for the root and half its
+// reciprocal, and one step that corrects the root.
+inline Vec square_root(Vec a) {
+  const Vec estimate = approximate_rsqrt(a), half = set(0.5f);
+  const Vec root = a * estimate, half_inverse = half * estimate;
+  const Vec error = negative_multiply_add(root, half_inverse, half);
+  const Vec better = multiply_add(root, error, root), better_half = multiply_add(half_inverse, error, half_inverse);
+  const Vec result = multiply_add(negative_multiply_add(better, better, a), better_half, better);
+  // 0, inf and what the estimate takes for 0 give NaN above.
+  return bits_of(is_nan(result)) == 0 ? result : exact_square_root(a);
+}
+#endif
 
 inline Vec finite_or_zero(Vec x) { return keep(less(absolute(x), set(HUGE_VALF)), x); }
 

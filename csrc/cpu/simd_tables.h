@@ -21,20 +21,21 @@ constexpr LaneTable make_compress_table() {
   return table;
 }
 
-// Entry i of row b is the number of set bits below bit i.
-constexpr LaneTable make_expand_table() {
+// Entry i of row b is the number of set bits below bit i, with the sign bit set where bit i is.
+constexpr LaneTable make_spread_table() {
   LaneTable table{};
   for (int bits = 0; bits < 256; ++bits) {
     int count = 0;
     for (int lane = 0; lane < 8; ++lane) {
-      table.rows[bits][lane] = static_cast<std::uint8_t>(count);
-      count += bits >> lane & 1;
+      const int bit = bits >> lane & 1;
+      table.rows[bits][lane] = static_cast<std::uint8_t>(count | bit << 7);
+      count += bit;
     }
   }
   return table;
 }
 
 inline constexpr LaneTable kCompressTable = make_compress_table();
-inline constexpr LaneTable kExpandTable = make_expand_table();
+inline constexpr LaneTable kSpreadTable = make_spread_table();
 
 }  // namespace pecker_fast
