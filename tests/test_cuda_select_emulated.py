@@ -180,6 +180,13 @@ def test_by_histograms_alone(name):
     check_select(scores, [n // 2], True, tuning)
 
 
+@pytest.mark.parametrize("tuning", [Tuning(min_sampled=1 << 40), Tuning(**ROOMY), Tuning(capacity=40)])
+def test_rows_do_not_meet(tuning):
+    """Rows share histograms, which each leaves as it found them; a rank that is not allowed keeps nothing."""
+    n = sum(SIZES)
+    check_select(split(inputs("special", n)), [n // 2, 0, n // 3, n, 7], tuning=tuning)
+
+
 @pytest.mark.parametrize("min_sampled", [1, 1 << 40])
 def test_no_entries_and_no_rows(min_sampled):
     tuning = Tuning(min_sampled=min_sampled)

@@ -1,7 +1,8 @@
 // Exact global top-k masks: the steps of a call, and its memory.
 //
 // 1. A sample of all scores gives a bracket around the wanted rank (select_sample.cu).
-// 2. One pass over all scores writes the mask of the entries above the bracket and collects those inside (select_mask.cu).
+// 2. One pass over all scores writes the mask of the entries above the bracket and collects those inside
+//    (select_mask.cu).
 // 3. The right number of these is chosen exactly, and their bits are added (select_finish.cu).
 // 4. Where the bracket missed or held more entries than there is room for, histograms of all scores decide instead
 //    (select_radix.cu); otherwise their kernels end at once.

@@ -119,8 +119,8 @@ struct Batch {
   int valid, type;
 };
 
-// How the lanes of a warp hold a batch: `Run` adjacent entries of each lane at a time, so that entry i of lane l is entry
-// offset(i, l) of the batch. A lane has 32 entries; it reads them in two parts of 16, which come from the first and the
+// How the lanes of a warp hold a batch: `Run` adjacent entries of each lane at a time, so that entry i of lane l is
+// entry offset(i, l) of the batch. A lane has 32 entries; it reads them in two parts of 16, which come from the first and the
 // second half of the batch.
 constexpr int kPart = 16;
 constexpr int kPartEntries = 32 * kPart;
@@ -212,8 +212,8 @@ __device__ __forceinline__ ScoreTensor find_word(const Scores& scores, std::int6
   return scores.tensors[low];
 }
 
-// For the warp's batch in every chunk of this block: calls part(batch, half, x, arrangement) for both halves of it, with
-// the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both may use
+// For the warp's batch in every chunk of this block: calls part(batch, half, x, arrangement) for both halves of it,
+// with the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both may use
 // the warp's collectives, not the block's.
 template <typename Part, typename Finish>
 __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part, Finish&& finish) {
@@ -238,8 +238,8 @@ __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part
   }
 }
 
-// One bit for each of the lane's entries in a half of a batch that are within the bound, at the place that the entry has
-// among the lane's 32. An entry beyond the end reads as 0 and a NaN is not comparable, so neither is, for keys of at
+// One bit for each of the lane's entries in a half of a batch that are within the bound, at the place that the entry
+// has among the lane's 32. An entry beyond the end reads as 0 and a NaN is not comparable, so neither is, for keys of at
 // least 1.
 template <typename Order>
 __device__ __forceinline__ u32 entries_within(const float* x, Order, const Bound& bound, const Batch& batch, int half) {

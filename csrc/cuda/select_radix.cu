@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
     const u64 all = histogram_total(histogram, kBins);
     rank = *k < 1 ? 0 : min(static_cast<u64>(*k), all);
     if (rank == 0) {
+      for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) histogram[bin] = 0;
       if (threadIdx.x == 0) {
         state->cut = {0, kInfKey};
         state->radix.done = true;

@@ -21,7 +21,7 @@ BRACKET, FALLBACK, DIRECT = range(3)
 
 @dataclass
 class Tuning:
-    """``SelectTuning`` of csrc/cuda/select.h; by default small enough for the sampled path at a few thousand entries."""
+    """``SelectTuning`` of csrc/cuda/select.h; by default the sampled path is taken at any size."""
 
     blocks: int = 3
     min_sampled: int = 1
