@@ -211,7 +211,8 @@ def adam_scales(
         for part in (grad, masked_grad):
             if part is not None:
                 size = np.abs(np.asarray(part, np.float64)) / (o.grad_scale or 1.0)
-                g = g + np.where(np.isfinite(size), size, 0)
+                # inf is clipped to clip_value, or what follows is not finite either.
+                g = g + np.where(np.isfinite(size), size, o.clip_value or 0.0)
         m_old = 0.0 if state.exp_avg is None else np.abs(state.exp_avg)
         m = o.beta1 * m_old + (1 - o.beta1) * g
         v = state.exp_avg_sq + (1 - o.beta2) * g * g
