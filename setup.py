@@ -1,8 +1,9 @@
 """Build of the compiled kernels; everything else about the package is in pyproject.toml.
 
 Two libraries, each on its own: pecker_fast._C with the CPU kernels and pecker_fast._C_cuda with the CUDA ones. What is
-missing on this machine (a C++ compiler, nvcc, a CUDA build of torch), or does not compile, never fails the installation:
-those kernels are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env`` prints it.
+missing on this machine (a C++ compiler, nvcc, a CUDA build of torch), or does not compile, never fails the
+installation: those kernels are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env``
+prints it.
 
 Environment
 -----------
