@@ -223,7 +223,8 @@ def adam_scales(
         correction1, correction2 = 1 - o.beta1**after.step, 1 - o.beta2**after.step
         u = o.lr * m / correction1 / (np.sqrt(second / correction2) + o.eps)
         # Where terms of h cancel, the divisor is small and uncertain.
-        u = u * np.sqrt(np.maximum(1.0, (v if largest is None else largest) / second))
+        ratio = (v if largest is None else largest) / np.where(second > 0, second, 1.0)
+        u = u * np.sqrt(np.where((ratio > 1) & np.isfinite(ratio), ratio, 1.0))
         return AdamState(np.abs(state.x) + u, v, after.step, m, largest)
 
 
