@@ -1,7 +1,8 @@
 """Build of the compiled kernels; everything else about the package is in pyproject.toml.
 
-What is missing on this machine (a C++ compiler, nvcc, a CUDA build of torch) never fails the installation: those kernels
-are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env`` prints it.
+Two libraries, each on its own: pecker_fast._C with the CPU kernels and pecker_fast._C_cuda with the CUDA ones. What is
+missing on this machine (a C++ compiler, nvcc, a CUDA build of torch), or does not compile, never fails the installation:
+those kernels are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env`` prints it.
 
 Environment
 -----------
@@ -17,10 +18,13 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
-BUILD_RECORD = ROOT / "pecker_fast" / "_build.json"
+CSRC = ROOT / "csrc"
+RECORD_NAME = "_build.json"
+LIBRARIES = {"cpu": "pecker_fast._C", "cuda": "pecker_fast._C_cuda"}
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
@@ -28,10 +32,8 @@ def relative(paths) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in paths)
 
 
-def why_no_cpu() -> str | None:
-    """Why the C++ kernels cannot be built here, or None."""
-    if os.environ.get("PECKER_FAST_BUILD_CPU") == "0":
-        return "left out by PECKER_FAST_BUILD_CPU=0"
+def why_no_compiler() -> str | None:
+    """Why no C++ can be compiled against torch here, or None."""
     try:
         from torch.utils.cpp_extension import get_cxx_compiler
     except ImportError as error:
@@ -42,16 +44,26 @@ def why_no_cpu() -> str | None:
     return None
 
 
+def why_no_cpu() -> str | None:
+    """Why the CPU kernels cannot be built here, or None."""
+    if os.environ.get("PECKER_FAST_BUILD_CPU") == "0":
+        return "left out by PECKER_FAST_BUILD_CPU=0"
+    return why_no_compiler()
+
+
 def why_no_cuda() -> str | None:
     """Why the CUDA kernels cannot be built here, or None."""
     if os.environ.get("PECKER_FAST_BUILD_CUDA") == "0":
         return "left out by PECKER_FAST_BUILD_CUDA=0"
+    reason = why_no_compiler()
+    if reason:
+        return reason
     import torch
     from torch.utils import cpp_extension
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if not list((ROOT / "csrc").glob("*_cuda.cu")):
+    if not list(CSRC.glob("*_cuda.cu")):
         return "this version has no CUDA kernels"
     home = cpp_extension.CUDA_HOME
     if home is None or not (Path(home) / "bin" / "nvcc").exists():
@@ -59,72 +71,104 @@ def why_no_cuda() -> str | None:
     return None
 
 
-def extension(with_cuda: bool):
-    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+def cpu_extension():
+    from torch.utils.cpp_extension import CppExtension
 
-    csrc = ROOT / "csrc"
-    sources = [csrc / "module.cpp", *csrc.glob("*_cpu.cpp"), *(csrc / "cpu").glob("*.cpp")]
+    sources = [CSRC / "module.cpp", *CSRC.glob("*_cpu.cpp"), *(CSRC / "cpu").glob("*.cpp")]
     # No -ffast-math: NaN, inf and signed zeros are part of the contract. Contraction into FMA is chosen by the kernels.
-    flags = {"cxx": ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]}
+    flags = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
     if sys.platform == "win32":
-        flags = {"cxx": ["/O2"]}
-    kind = CppExtension
-    if with_cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
-        sources += [*csrc.glob("*_cuda.cu"), *(csrc / "cuda").glob("*.cu")]
-        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-lineinfo"]
-        kind = CUDAExtension
-    return kind("pecker_fast._C", relative(sources), include_dirs=[str(csrc)], extra_compile_args=flags)
+        flags = ["/O2"]
+    return CppExtension(
+        LIBRARIES["cpu"], relative(sources), include_dirs=[str(CSRC)], extra_compile_args={"cxx": flags}
+    )
 
 
-def build_command(record: dict):
-    from torch.utils.cpp_extension import BuildExtension
+def cuda_extension():
+    from torch.utils.cpp_extension import CUDAExtension
 
-    class OptionalBuild(BuildExtension):
-        """Builds the extension where it can, and records why where it cannot."""
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+    cpp = [*CSRC.glob("module_cuda.cpp"), *CSRC.glob("cuda_*.cpp")]
+    sources = [*cpp, *CSRC.glob("*_cuda.cu"), *(CSRC / "cuda").glob("*.cu")]
+    flags = {"cxx": ["-O3", "-fvisibility=hidden"], "nvcc": ["-O3", "--expt-relaxed-constexpr", "-lineinfo"]}
+    if sys.platform == "win32":
+        flags["cxx"] = ["/O2"]
+    else:
+        flags["nvcc"] += ["-Xcompiler", "-fvisibility=hidden"]
+    return CUDAExtension(LIBRARIES["cuda"], relative(sources), include_dirs=[str(CSRC)], extra_compile_args=flags)
 
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def optional_build(base: type[build_ext], record: dict) -> type[build_ext]:
+    """A build_ext that builds each extension where it can, and records why where it cannot."""
+
+    class OptionalBuild(base):
         def run(self):
-            try:
-                super().run()
-            except Exception as error:  # the compiler's or linker's failure, whatever its type
-                record.update(cpu=f"the build failed: {error}", cuda=f"the build failed: {error}")
-                print(f"pecker_fast: compiled kernels left out, {record['cpu']}", file=sys.stderr)
-                for extension in self.extensions:
-                    extension.optional = True
-            write_record(record)
+            wanted, inplace, built = list(self.extensions or []), self.inplace, []
+            compiler = self.compiler
+            for extension in wanted:
+                self.extensions, self.inplace, self.compiler = [extension], inplace, compiler
+                try:
+                    super().run()
+                    built.append(extension)
+                except Exception as error:  # the compiler's or linker's failure, whatever its type
+                    backend = next(name for name, library in LIBRARIES.items() if library == extension.name)
+                    record[backend] = f"the build failed: {first_line(error)}"
+                    print(f"pecker_fast: no {backend} kernels: {record[backend]}", file=sys.stderr)
+            self.extensions, self.inplace = built, inplace
+            self.distribution.ext_modules = built
+            self.remove_stale({extension.name for extension in built})
+            write_record(record, ROOT if inplace or self.editable_mode else Path(self.build_lib))
+
+        def remove_stale(self, built: set[str]):
+            """Takes away libraries that an earlier build left where this one built none: they may not fit any more."""
+            for library in LIBRARIES.values():
+                path = Path(self.get_ext_fullpath(library))
+                if library not in built:
+                    path.unlink(missing_ok=True)
+                    (Path(self.build_lib) / self.get_ext_filename(library)).unlink(missing_ok=True)
+
+        def get_export_symbols(self, extension):
+            # The libraries are loaded by torch and are no Python modules, which matters to the linker on Windows.
+            return extension.export_symbols
 
     return OptionalBuild
 
 
-def write_record(record: dict) -> None:
-    BUILD_RECORD.write_text(json.dumps(record, indent=1) + "\n")
+def write_record(record: dict, root: Path) -> None:
+    target = root / "pecker_fast" / RECORD_NAME
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n")
 
 
-class BuildPyWithRecord(build_py):
-    """Copies the build record into the wheel too: build_py runs before build_ext."""
+def build_py_with_record(record: dict) -> type[build_py]:
+    class BuildPyWithRecord(build_py):
+        """Writes the build record too: where nothing is compiled, build_ext does not run."""
 
-    def run(self):
-        super().run()
-        if not self.editable_mode and BUILD_RECORD.exists():
-            self.copy_file(str(BUILD_RECORD), str(Path(self.build_lib) / "pecker_fast" / BUILD_RECORD.name))
+        def run(self):
+            super().run()
+            write_record(record, ROOT if self.editable_mode else Path(self.build_lib))
+
+    return BuildPyWithRecord
 
 
 def main() -> None:
-    record = {"cpu": why_no_cpu()}
-    record["cuda"] = record["cpu"] or why_no_cuda()
+    record = {"cpu": why_no_cpu(), "cuda": why_no_cuda()}
     for backend, reason in record.items():
         if reason:
             print(f"pecker_fast: no {backend} kernels: {reason}", file=sys.stderr)
-    write_record(record)
-    options = {}
-    if record["cpu"] is None:
-        options = {
-            "ext_modules": [extension(with_cuda=record["cuda"] is None)],
-            "cmdclass": {"build_ext": build_command(record), "build_py": BuildPyWithRecord},
-        }
-    else:
-        options = {"cmdclass": {"build_py": BuildPyWithRecord}}
-    setup(**options)
+    make = {"cpu": cpu_extension, "cuda": cuda_extension}
+    extensions = [make[backend]() for backend, reason in record.items() if reason is None]
+    base = build_ext
+    if extensions:
+        from torch.utils.cpp_extension import BuildExtension as base
+    setup(
+        ext_modules=extensions,
+        cmdclass={"build_ext": optional_build(base, record), "build_py": build_py_with_record(record)},
+    )
 
 
 if __name__ == "__main__":

@@ -1,24 +1,17 @@
-// The Python module pecker_fast._C. Importing it loads the library, whose static initialisers register the kernels
-// (TORCH_LIBRARY_IMPL in the *_cpu.cpp and *_cuda.cpp files) for the schemas that pecker_fast/ops/schemas.py defines.
-#include <Python.h>
+// What the library of CPU kernels registers besides the operators: the kernels themselves are in the *_cpu.cpp files, for
+// the schemas that pecker_fast/ops/schemas.py defines. Loading the library runs the static initialisers. It is no Python
+// module on purpose: Python's headers are not needed to build it.
+#include <torch/library.h>
+
+#include <string>
 
 #include "cpu/isa.h"
 
 namespace {
 
-PyObject* cpu_isa(PyObject*, PyObject*) {
-  return PyUnicode_FromString(pecker_fast::isa_name(pecker_fast::active_isa()));
-}
-
-PyMethodDef methods[] = {
-    {"cpu_isa", cpu_isa, METH_NOARGS, "Instruction set that the CPU kernels run with: scalar, avx2 or avx512."},
-    {nullptr, nullptr, 0, nullptr},
-};
-
-PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT, "_C", "Compiled kernels of pecker_fast.", -1, methods, nullptr, nullptr, nullptr, nullptr,
-};
+// Instruction set that the CPU kernels run with: scalar, avx2 or avx512.
+std::string cpu_isa() { return pecker_fast::isa_name(pecker_fast::active_isa()); }
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module_definition); }
+TORCH_LIBRARY_FRAGMENT(pecker_fast, m) { m.def("cpu_isa", &cpu_isa); }

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tables import PACK_BLOCK, chunks, int64_table, on_device
-from .tiles import exclusive_ranks, load_words, popcount, tile_bits, tile_length, tile_offsets
+from .tiles import kernel, exclusive_ranks, load_words, popcount, tile_bits, tile_length, tile_offsets
 
 BLOCK = 4096
 NUM_WARPS = 8
@@ -20,7 +20,7 @@ NUM_WARPS = 8
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@triton.jit
+@kernel
 def block_counts_kernel(words, word_offsets, numels, chunk_table, n_chunks, counts, BLOCK: tl.constexpr):
     chunk = tl.program_id(0)
     tensor = tl.load(chunk_table + chunk)
@@ -51,7 +51,7 @@ def block_counts(
     return counts
 
 
-@triton.jit
+@kernel
 def move_kernel(dense, packed, words, inclusive, numel, count, UNPACK: tl.constexpr, BLOCK: tl.constexpr):
     """dense -> packed, or packed -> dense. ``inclusive``: set bits up to the end of each tile."""
     tile = tl.program_id(0)

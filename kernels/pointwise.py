@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tables import chunks, groups, int64_table, numels_of, on_device, pointers
-from .tiles import FLOAT_TYPES, load_words, pointer_at, tile_bits, tile_length, tile_offsets, widen
+from .tiles import kernel, FLOAT_TYPES, load_words, pointer_at, tile_bits, tile_length, tile_offsets, widen
 
 BLOCK = 4096
 NUM_WARPS = 8
@@ -31,7 +31,7 @@ def _add_tile(accumulator, grad, mask, REDUCE: tl.constexpr, ACC: tl.constexpr, 
     tl.store(accumulator, tl.load(accumulator, mask=mask) + value, mask=mask)
 
 
-@triton.jit
+@kernel
 def accumulate_kernel(
     accumulators,
     grads,
@@ -84,7 +84,7 @@ def accumulate_(accumulators: Sequence[Tensor], grads: Sequence[Tensor], reduce:
                 )
 
 
-@triton.jit
+@kernel
 def apply_mask_kernel(
     tensors,
     numels,
@@ -107,9 +107,7 @@ def apply_mask_kernel(
     tl.store(pointer, tl.zeros((BLOCK // 32, 32), INTEGER), mask=cleared)
 
 
-def apply_mask_(
-    tensors: Sequence[Tensor], words: Tensor, word_offsets: Sequence[int], *, block: int = BLOCK
-) -> None:
+def apply_mask_(tensors: Sequence[Tensor], words: Tensor, word_offsets: Sequence[int], *, block: int = BLOCK) -> None:
     device = words.device
     numels = numels_of(tensors)
     with on_device(device):
@@ -169,7 +167,7 @@ def _count_tile(
     return tl.sum(tl.sum(bad.to(tl.int32), axis=1), axis=0)
 
 
-@triton.jit
+@kernel
 def count_nonfinite_kernel(
     grads,
     masked_grads,

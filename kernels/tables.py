@@ -115,9 +115,7 @@ class Chunks:
     count: int
 
 
-def chunks(
-    numels: Sequence[int], block: int, device: torch.device, members: tuple[int, ...] | None = None
-) -> Chunks:
+def chunks(numels: Sequence[int], block: int, device: torch.device, members: tuple[int, ...] | None = None) -> Chunks:
     """Chunks of the tensors ``members`` (all of them: None), in order. ``numels`` counts all tensors' entries."""
     numels = tuple(numels)
 

@@ -1,0 +1,120 @@
+"""Functional operators. Each takes ``backend=None`` ("cuda", "triton", "cpu" or "reference"; None: by device).
+
+What they compute is defined in ``reference.py``; ``schemas.py`` has the conventions. In C++ and under ``torch.compile``
+they are ``torch.ops.pecker_fast.*``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .dispatch import backend_reasons, resolve, set_backend
+from .layout import PACK_BLOCK, WORD_BITS, num_blocks, num_words, word_offsets
+from .reference import bias_table, compute_dtype, pack_bits, unpack_bits
+
+__all__ = [
+    "PACK_BLOCK",
+    "WORD_BITS",
+    "accumulate_",
+    "apply_mask_",
+    "backend_reasons",
+    "bias_table",
+    "block_counts",
+    "compute_dtype",
+    "count_nonfinite",
+    "masked_adam_",
+    "num_blocks",
+    "num_words",
+    "pack",
+    "pack_bits",
+    "radix_histogram",
+    "select",
+    "set_backend",
+    "threshold_mask",
+    "unpack",
+    "unpack_bits",
+    "word_offsets",
+]
+
+MaskRows = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _dtypes(tensors: Sequence[Tensor | None]) -> set[torch.dtype]:
+    return {t.dtype for t in tensors if t is not None}
+
+
+def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int, *, backend: str | None = None) -> Tensor:
+    """Counts of one level of a radix selection: int64 [m, bins] for int32 ``prefixes`` [m]. See ``schemas.py``."""
+    return resolve("radix_histogram", prefixes.device, _dtypes(scores), backend)(scores, prefixes, level)
+
+
+def threshold_mask(
+    scores: Sequence[Tensor], keys: Tensor, tie_limits: Tensor, *, backend: str | None = None
+) -> MaskRows:
+    """Mask rows of the entries above keys[j] and the first tie_limits[j] at it.
+
+    Returns words int32 [m, W], thresholds float32 [m], counts int64 [m], nan_count int64 [].
+    """
+    return resolve("threshold_mask", keys.device, _dtypes(scores), backend)(scores, keys, tie_limits)
+
+
+def select(scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, backend: str | None = None) -> MaskRows:
+    """Mask rows of the ks[j] entries of largest magnitude over all tensors together; ``ks`` int64 [m].
+
+    Returns words int32 [m, W], thresholds float32 [m], counts int64 [m], nan_count int64 [].
+    """
+    return resolve("select", ks.device, _dtypes(scores), backend)(scores, ks, ties_all)
+
+
+def block_counts(
+    words: Tensor, word_offsets: Sequence[int], numels: Sequence[int], *, backend: str | None = None
+) -> Tensor:
+    """Set bits in each block of ``PACK_BLOCK`` entries, tensors in order: int64."""
+    return resolve("block_counts", words.device, (), backend)(words, word_offsets, numels)
+
+
+def pack(dense: Tensor, words: Tensor, count: int, *, backend: str | None = None) -> Tensor:
+    """The ``count`` entries of ``dense`` whose bit is set, in order: [count]."""
+    return resolve("pack", dense.device, {dense.dtype}, backend)(dense, words, count)
+
+
+def unpack(packed: Tensor, words: Tensor, numel: int, *, backend: str | None = None) -> Tensor:
+    """``packed`` spread over ``numel`` entries where the mask is set, zero elsewhere: [numel]."""
+    return resolve("unpack", packed.device, {packed.dtype}, backend)(packed, words, numel)
+
+
+def apply_mask_(
+    tensors: Sequence[Tensor], words: Tensor, word_offsets: Sequence[int], *, backend: str | None = None
+) -> None:
+    """Sets the entries of ``tensors`` outside the mask to 0, in place."""
+    resolve("apply_mask_", words.device, _dtypes(tensors), backend)(tensors, words, word_offsets)
+
+
+def accumulate_(
+    accumulators: Sequence[Tensor], grads: Sequence[Tensor], reduce: str, *, backend: str | None = None
+) -> None:
+    """Adds each gradient ("sum"), its magnitude ("abs_sum") or its square ("sq_sum") to its accumulator, in place."""
+    if accumulators:
+        resolve("accumulate_", accumulators[0].device, _dtypes(grads), backend)(accumulators, grads, reduce)
+
+
+def count_nonfinite(
+    grads: Sequence[Tensor | None],
+    masked_grads: Sequence[Tensor | None],
+    words: Tensor | None,
+    word_offsets: Sequence[int],
+    grad_scale: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Number of inf and NaN among the gradients that ``masked_adam_`` would use: int64 []."""
+    tensors = [t for t in [*grads, *masked_grads, words] if t is not None]
+    run = resolve("count_nonfinite", tensors[0].device, _dtypes([*grads, *masked_grads]), backend)
+    return run(grads, masked_grads, words, word_offsets, grad_scale)
+
+
+def masked_adam_(params: Sequence[Tensor], *args, backend: str | None = None, **kwargs) -> None:
+    """One plain, masked or joint Adam step, in place. Arguments and equations: ``reference.masked_adam_``."""
+    if params:
+        resolve("masked_adam_", params[0].device, _dtypes(params), backend)(params, *args, **kwargs)

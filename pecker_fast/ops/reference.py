@@ -33,6 +33,9 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 def unpack_bits(words: Tensor, numel: int) -> Tensor:
     """The inverse of ``pack_bits``: bool [numel]."""
+    if numel == 0:
+        # An empty tensor may have stride 0, and then has no view of another dtype.
+        return torch.zeros(0, dtype=torch.bool, device=words.device)
     weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=words.device)
     octets = words[: num_words(numel)].contiguous().view(torch.uint8)
     return ((octets.unsqueeze(1) & weights) != 0).view(-1)[:numel]
@@ -230,7 +233,7 @@ def masked_adam_(
     params: dtype P, all of one of float32, bfloat16, float16, float64. grads, masked_grads: the same dtype, or None.
     exp_avgs (empty list: beta1 == 0), exp_avg_sqs, max_exp_avg_sqs (empty list: no amsgrad), masters (empty list:
     none), emas (empty list: none): the compute dtype. masked_grads may be an empty list.
-    counts: uint16 or int32 per entry (empty list: all entries of a tensor share steps[i]). With counts, an updated
+    counts: int16 or int32 per entry (empty list: all entries of a tensor share steps[i]). With counts, an updated
         entry first gets c = min(c + 1, largest value of the dtype) and its corrections are row min(c, M) of
         ``bias_table`` [M + 1, 2], compute dtype: 1 / bc1 and 1 / sqrt(bc2); row 0 is never used.
     steps: float32 [len(params)], this step already counted. lr: float64, 0-dim, on the parameters' device.
@@ -247,10 +250,8 @@ def masked_adam_(
         return
     joint = len(masked_grads) > 0
     masked = words is not None and not joint
-    block = 0
     for i, param in enumerate(params):
         numel = param.numel()
-        first_block, block = block, block + num_blocks(numel)
         grad = grads[i]
         forget = masked_grads[i] if joint else None
         if numel == 0 or (grad is None and forget is None):
@@ -289,12 +290,8 @@ def masked_adam_(
                 g, g_r = g + weight_decay * x, g_r + weight_decay * x
         if counts:
             top = torch.iinfo(counts[i].dtype).max
-            count = (take_state(counts[i].view(torch.int16) if top == 65535 else counts[i]).long() & top) + 1
-            count = count.clamp(max=top)
-            put_state(
-                counts[i].view(torch.int16) if top == 65535 else counts[i],
-                count.to(torch.int32).to(torch.int16 if top == 65535 else torch.int32),
-            )
+            count = (take_state(counts[i]).to(torch.int64) + 1).clamp(max=top)
+            put_state(counts[i], count)
             inv_bc1, inv_sqrt_bc2 = bias_table[count.clamp(max=bias_table.shape[0] - 1)].unbind(1)
         else:
             step = steps[i].to(torch.float64)

@@ -5,10 +5,10 @@ reference implement the same signatures in Python and are chosen above the dispa
 
 Conventions
 -----------
-* ``Tensor[]`` arguments are *multi-tensor*: any number of tensors of any size, the empty one included, one launch for
-  all. Tensors must be contiguous; shape is ignored, entry ``i`` is the row-major index.
-* ``key(x) = bits(float32(|x|))`` as int32, which is monotone in the magnitude. Entries with key 0 (zeros) and keys above
-  ``INF_KEY`` (NaN) are never kept by a selection and never counted by a histogram.
+* ``Tensor[]`` arguments are *multi-tensor*: any number of tensors of any size, the empty one included, one launch
+  for all. Tensors must be contiguous; shape is ignored, entry ``i`` is the row-major index.
+* ``key(x) = bits(float32(|x|))`` as int32, which is monotone in the magnitude. Entries with key 0 (zeros) and keys
+  above ``INF_KEY`` (NaN) are never kept by a selection and never counted by a histogram.
 * ``words`` are int32 mask words (see ``layout.py``); tensor ``i`` of a list starts at word ``word_offsets[i]``. Bits
   past the end of a tensor are 0 in every mask that an operator returns, and are ignored in every mask it is given.
 * Operators check shapes, dtypes and devices, raise ``ValueError``/``TypeError``/``RuntimeError`` before they write
@@ -32,7 +32,7 @@ SCHEMAS = {
     "radix_histogram": "(Tensor[] scores, Tensor prefixes, int level) -> Tensor",
     # Mask of the entries with key > keys[j], and of the first tie_limits[j] entries (tensors in order, then index)
     # with key == keys[j]. `keys` int32 [m], each >= 1; `tie_limits` int64 [m]. Returns words int32 [m, W], thresholds
-    # float32 [m] (smallest kept magnitude, inf where nothing is kept), counts int64 [m] (entries kept), nan_count int64 [].
+    # float32 [m] (smallest kept magnitude, inf where nothing is kept), counts int64 [m] (kept), nan_count int64 [].
     "threshold_mask": "(Tensor[] scores, Tensor keys, Tensor tie_limits) -> (Tensor, Tensor, Tensor, Tensor)",
     # Mask of the ks[j] entries of largest magnitude over all tensors together; of equal magnitudes the lowest index
     # wins, or all of them are kept (ties_all). `ks` int64 [m], 1 <= ks[j]. Fewer are kept where fewer are neither zero
@@ -40,7 +40,7 @@ SCHEMAS = {
     "select": "(Tensor[] scores, Tensor ks, bool ties_all=False) -> (Tensor, Tensor, Tensor, Tensor)",
     # Number of set bits in each block of PACK_BLOCK entries, tensors in order: int64 [sum(num_blocks(numel))].
     "block_counts": "(Tensor words, int[] word_offsets, int[] numels) -> Tensor",
-    # The entries of `dense` whose bit is set, in order, `count` of them (the number of set bits): [count], dense's dtype.
+    # The entries of `dense` whose bit is set, in order; `count` is the number of set bits: [count], dense's dtype.
     "pack": "(Tensor dense, Tensor words, int count) -> Tensor",
     # The inverse: `packed` spread over `numel` entries, zero elsewhere: [numel].
     "unpack": "(Tensor packed, Tensor words, int numel) -> Tensor",
@@ -51,7 +51,8 @@ SCHEMAS = {
     # Entries whose gradient is inf or NaN: of grads + where(mask, masked_grads, 0) as masked_adam_ forms it, after the
     # division by grad_scale. Only entries that the same masked_adam_ call would update count. int64 [].
     "count_nonfinite": (
-        "(Tensor?[] grads, Tensor?[] masked_grads, Tensor? words, int[] word_offsets, Tensor? grad_scale=None) -> Tensor"
+        "(Tensor?[] grads, Tensor?[] masked_grads, Tensor? words, int[] word_offsets, Tensor? grad_scale=None)"
+        " -> Tensor"
     ),
     # One Adam step, see masked_adam_ in reference.py for the equations.
     "masked_adam_": (
@@ -142,3 +143,8 @@ def _(grads, masked_grads, words, word_offsets, grad_scale=None):
 @_fake("masked_adam_")
 def _(params, *args, **kwargs):
     return None
+
+
+def register_python_kernel(name: str, device_type: str, kernel) -> None:
+    """Registers a Python function as the dispatcher's kernel of operator ``name`` on "cpu" or "cuda" tensors."""
+    _library.impl(name, kernel, {"cpu": "CPU", "cuda": "CUDA"}[device_type])

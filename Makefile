@@ -1,0 +1,43 @@
+# Each target makes .venv, installs the package into it where something has changed, and runs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test bench lint install clean
+
+demo: $(STAMP)
+	$(BIN)/pecker-fast demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/pecker-fast bench
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(STAMP)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "cannot make a virtual environment: install venv (on Debian: apt install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+
+# torch first: the extension is built against the torch that it will run with.
+$(STAMP): $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet "torch>=2.8" ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,demo,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info pecker_fast/*.so pecker_fast/_build.json

@@ -1,0 +1,194 @@
+"""Runs benchmarks and writes what they measured, with the conditions they ran under, as JSON."""
+
+import datetime
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pecker_fast import ops
+from pecker_fast.environment import environment
+from pecker_fast.ops.dispatch import BACKENDS
+
+from .inputs import DTYPES, Problem
+from .registry import OPS, OURS, Case, Figure
+from .shapes import SIZES
+from .timing import interleave, median_of_ratios, ratio_of_medians
+
+FORMAT_VERSION = 1
+
+
+def check_choice(argument: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises ValueError with what is allowed if one of the values is not."""
+    for value in values:
+        if value not in allowed:
+            raise ValueError(f"{argument} is {value!r}, expected one of {', '.join(allowed)}")
+
+
+def commit() -> str | None:
+    """The source tree's commit, with "+" where files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """Machine, versions and load: what a figure must be read with."""
+    about = environment()
+    return {
+        **about,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else about["cpu"],
+        "commit": commit(),
+        "time_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "cache": "flushed before every call" if device.type == "cuda" else "as the previous call left it",
+        "method": "alternatives in turns in one process; ratio of the medians",
+    }
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of the device, None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as info:
+            values = dict(line.split(":") for line in info)
+        return int(values["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+
+
+def measure(case: Case, figure: Figure, problem: Problem, repeats: int, max_seconds: float) -> dict[str, Any]:
+    """One row of the results: the figure's number, and the times it is made of."""
+    if figure.value is not None:
+        return {"number": figure.value()}
+    pair = {name: case.functions[name] for name in (figure.numerator, figure.denominator)}
+    timings = interleave(pair, problem.device, repeats=repeats, max_seconds=max_seconds)
+    numerator, denominator = timings[figure.numerator], timings[figure.denominator]
+    row: dict[str, Any] = {
+        "number": ratio_of_medians(numerator, denominator),
+        "paired": median_of_ratios(numerator, denominator),
+        "repeats": len(numerator.seconds),
+        "seconds": {name: timing.summary() for name, timing in timings.items()},
+        "floor_bytes": {name: case.floors[name] for name in pair if name in case.floors},
+    }
+    row["floor_gb_per_s"] = {
+        name: floor * problem.numel / timings[name].median / 1e9 for name, floor in row["floor_bytes"].items()
+    }
+    return row
+
+
+def met(figure: Figure, number: float) -> bool | None:
+    """Whether the bar is met; None where there is none."""
+    if figure.bar is None:
+        return None
+    return number <= figure.bar if figure.at_most else number >= figure.bar
+
+
+def run(
+    names: Sequence[str] = (),
+    *,
+    sizes: Sequence[str] = ("cifar10",),
+    dtypes: Sequence[str] = ("float32",),
+    threads: Sequence[int] = (1, 2),
+    device: str = "cpu",
+    backend: str | None = None,
+    repeats: int = 30,
+    max_seconds: float = 20.0,
+    progress: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Runs the operations named (all of ``OPS`` when none is) and returns {"conditions": ..., "rows": [...]}.
+
+    ``threads``: CPU threads to run with, one set of rows for each (a GPU runs once). ``progress`` is called with each
+    row. ``max_seconds``: time to spend on a row, beyond three repeats. Raises ValueError for a wrong argument.
+    """
+    names = list(names) or list(OPS)
+    check_choice("name", names, list(OPS))
+    check_choice("size", sizes, SIZES)
+    check_choice("dtype", dtypes, list(DTYPES))
+    if not threads or any(count < 1 for count in threads):
+        raise ValueError(f"threads is {list(threads)}, expected numbers of at least 1")
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}, expected at least 1")
+    where = torch.device(device)
+    check_choice("device", [where.type], ["cpu", "cuda"])
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no CUDA device")
+    if backend is not None:
+        check_choice("backend", [backend], BACKENDS)
+        reason = ops.backend_reasons(where)[backend]
+        if reason is not None:
+            raise ValueError(f"backend {backend!r} cannot run here: {reason}")
+
+    results = {"version": FORMAT_VERSION, "conditions": conditions(where), "rows": []}
+    threads_before = torch.get_num_threads()
+    try:
+        for count in threads if where.type == "cpu" else [threads_before]:
+            torch.set_num_threads(count)
+            for size in sizes:
+                for dtype in dtypes:
+                    problem = Problem(size, DTYPES[dtype], where, backend)
+                    labels = {"size": size, "numel": problem.numel, "dtype": dtype, "device": where.type}
+                    labels |= {"threads": count if where.type == "cpu" else None, "backend": backend}
+                    for name in names:
+                        for row in _rows(name, problem, repeats, max_seconds):
+                            results["rows"].append({"op": name, **labels, **row})
+                            progress(results["rows"][-1])
+    finally:
+        torch.set_num_threads(threads_before)
+    return results
+
+
+def _rows(name: str, problem: Problem, repeats: int, max_seconds: float):
+    op = OPS[name]
+    free = available_bytes(problem.device)
+    needed = op.buffers * problem.numel
+    if free is not None and needed > 0.9 * free:
+        skipped = f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        yield {"figure": op.description, "skipped": skipped}
+        return
+    case = op.build(problem)
+    for figure in case.figures:
+        row = measure(case, figure, problem, repeats, max_seconds)
+        yield {
+            "figure": figure.name,
+            "unit": figure.unit,
+            "bar": figure.bar,
+            "aim": figure.aim,
+            "at_most": figure.at_most,
+            "met": met(figure, row["number"]),
+            "ours": OURS,
+            **row,
+        }
+
+
+def save(results: dict[str, Any], path: str | os.PathLike) -> None:
+    """Writes the results as JSON; the file appears whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def load(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what ``save`` wrote. Raises ValueError if it is something else."""
+    try:
+        results = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(results, dict) or results.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path} is not a result file of version {FORMAT_VERSION}")
+    return results

@@ -1,0 +1,40 @@
+// Mask words: bit i of word w of a tensor is its entry 32 w + i.
+#pragma once
+
+#include <cstdint>
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+#endif
+
+namespace pecker_fast {
+
+constexpr int kWordBits = 32;
+
+// Entries between two recorded offsets into packed state; PACK_BLOCK of pecker_fast/ops/layout.py.
+constexpr std::int64_t kPackBlock = 16384;
+
+inline std::int64_t word_count(std::int64_t entries) { return (entries + kWordBits - 1) / kWordBits; }
+inline std::int64_t block_count(std::int64_t entries) { return (entries + kPackBlock - 1) / kPackBlock; }
+
+// Index of the lowest set bit; x is not 0.
+inline int lowest_set_bit(std::uint32_t x) {
+#if defined(_MSC_VER) && !defined(__clang__)
+  unsigned long index;
+  _BitScanForward(&index, x);
+  return static_cast<int>(index);
+#else
+  return __builtin_ctz(x);
+#endif
+}
+
+// Asks for the cache line of an address that will be read soon.
+inline void prefetch_read(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address);
+#else
+  static_cast<void>(address);
+#endif
+}
+
+}  // namespace pecker_fast

@@ -1,0 +1,518 @@
+// Adam on the chunks of float32, bfloat16 and float16 parameters, for one instruction set. No include guard: see simd.h.
+//
+// Three ways through a chunk, all with the same arithmetic for an entry:
+//   sweep    every entry, full vectors; in a masked step with dense state, frozen lanes are blended back.
+//   packed   tiles: the salient gradients are compressed into a buffer in L1, Adam runs on the buffer and on the
+//            contiguous packed state, and the updates are spread over the parameters.
+//   gather   the entries are listed, gathered one by one, updated in vectors, and scattered; for sparse masks, and for
+//            the last entries of a tensor, which do not fill a mask word.
+// What limits the loops beside memory is how many of their iterations fit into the processor's reorder buffer, hence
+// the lean variants without the branches and clamps of rare features.
+namespace pecker_fast {
+namespace PF_ISA {
+
+constexpr std::int64_t kTile = 1024;
+// Below this share of salient entries gathering is faster than going over all of them.
+constexpr double kGatherDensity = 0.04;
+static_assert(kGatherDensity * kAdamChunk <= kTile, "a gathered chunk must fit the buffers");
+
+struct Constants {
+  Vec grad_factor, clip_value, decay, coupled_decay, beta2, one_minus_beta1, one_minus_beta2, eps, max_update;
+  Vec ema_weight, step_size, inv_sqrt_bc2;
+  bool coupled, zero_nonfinite;
+};
+
+// Staging for one tile. All but `g` and `index` are used only by the steps that need them.
+struct Buffers {
+  alignas(64) float g[kTile + kLanes];
+  alignas(64) float h[kTile + kLanes];
+  alignas(64) float x[kTile + kLanes];
+  alignas(64) float m[kTile + kLanes];
+  alignas(64) float v[kTile + kLanes];
+  alignas(64) float vmax[kTile + kLanes];
+  alignas(64) float step_size[kTile + kLanes];
+  alignas(64) float inv_sqrt_bc2[kTile + kLanes];
+  std::uint64_t pairs[kAdamChunk / 64];
+  std::uint16_t pair_begin[kAdamChunk / 64];
+  std::uint16_t index[kTile + 64];
+};
+
+// kLean: no zero_nonfinite, max_update, retain_variance, amsgrad, counts, stochastic rounding and masters.
+template <bool kLean>
+inline Vec condition(const Constants& k, Vec g, Vec x) {
+  if (!kLean && k.zero_nonfinite) g = finite_or_zero(g);
+  g = clamp_symmetric(g, k.clip_value);
+  return k.coupled ? multiply_add(k.coupled_decay, x, g) : g;
+}
+
+// Advances the moments in place and returns the update. vmax may be null.
+template <bool kHasM, bool kLean>
+inline Vec advance(const Constants& k, Vec g, Vec h, Vec* m, Vec* v, Vec* vmax, Vec step_size, Vec inv_sqrt_bc2) {
+  if (kHasM) g = *m = multiply_add(k.one_minus_beta1, g - *m, *m);
+  Vec second = *v = multiply_add(k.beta2, *v, k.one_minus_beta2 * h * h);
+  if (!kLean && vmax != nullptr) second = *vmax = blend(is_nan(*vmax), *vmax, maximum(*vmax, second));
+  const Vec u = step_size * g / multiply_add(square_root(second), inv_sqrt_bc2, k.eps);
+  return kLean ? u : clamp_symmetric(u, k.max_update);
+}
+
+template <typename P, bool kHasM, bool kLean>
+class AdamRunner {
+ public:
+  AdamRunner(const AdamStep<float>& step, Buffers& buffers) : step_(step), buffers_(buffers) {
+    const AdamScalars<float>& s = step.scalars;
+    k_.grad_factor = set(s.grad_factor);
+    k_.clip_value = set(s.clip_value);
+    k_.decay = set(s.decay);
+    k_.coupled_decay = set(s.coupled_decay);
+    k_.beta2 = set(s.beta2);
+    k_.one_minus_beta1 = set(s.one_minus_beta1);
+    k_.one_minus_beta2 = set(s.one_minus_beta2);
+    k_.eps = set(s.eps);
+    k_.max_update = set(s.max_update);
+    k_.ema_weight = set(s.ema_weight);
+    k_.coupled = s.coupled_decay != 0.0f;
+    k_.zero_nonfinite = s.zero_nonfinite;
+  }
+
+  void run(const AdamTensor<float>& tensor, const AdamChunk& chunk) {
+    t_ = &tensor;
+    param_ = static_cast<P*>(tensor.param);
+    grad_ = static_cast<const P*>(tensor.grad);
+    forget_ = static_cast<const P*>(tensor.masked_grad);
+    k_.step_size = set(tensor.correction.step_size);
+    k_.inv_sqrt_bc2 = set(tensor.correction.inv_sqrt_bc2);
+    const std::int64_t begin = chunk.begin, end = begin + chunk.length, body = end - chunk.length % 32;
+    if (!step_.masked) {
+      forget_ != nullptr ? sweep<true, false>(begin, body) : sweep<false, false>(begin, body);
+      if (body < end) gather(body, end, body);
+      return;
+    }
+    if (static_cast<double>(chunk.salient) < kGatherDensity * static_cast<double>(chunk.length)) {
+      if (chunk.salient > 0) gather(begin, end, chunk.state);
+      if (tensor.ema != nullptr && step_.ema_frozen) average(begin, end);
+      return;
+    }
+    std::int64_t state = chunk.state;
+    if (step_.packed) {
+      for (std::int64_t i = begin; i < body; i += kTile) {
+        state += packed_tile(i, body - i < kTile ? body : i + kTile, state);
+      }
+    } else {
+      sweep<false, true>(begin, body);
+    }
+    if (body == end) return;
+    gather(body, end, state);
+    if (tensor.ema != nullptr && step_.ema_frozen) average(body, end);
+  }
+
+ private:
+  using Raw = typename Io<P>::Raw;
+
+  // Entries [begin, end), a multiple of 32. kPredicated: only salient ones are updated; state is dense.
+  template <bool kForget, bool kPredicated>
+  void sweep(std::int64_t begin, std::int64_t end) {
+    if (kLean || t_->counts == nullptr) return sweep_tile<kForget, kPredicated>(begin, end);
+    for (std::int64_t i = begin; i < end; i += kTile) {
+      const std::int64_t stop = end - i < kTile ? end : i + kTile;
+      for (std::int64_t j = i; j < stop; ++j) {
+        if (!kPredicated || is_salient(t_->words, j)) correct(j - i, j);
+      }
+      sweep_tile<kForget, kPredicated>(i, stop);
+    }
+  }
+
+  template <bool kForget, bool kPredicated>
+  PF_NOINLINE void sweep_tile(std::int64_t begin, std::int64_t end) {
+    // Local copies: the stores below could otherwise alias the members.
+    const Constants k = k_;
+    const AdamTensor<float> t = *t_;
+    P* const param = param_;
+    const P* const grad = grad_;
+    const P* const forget = forget_;
+    const std::uint32_t* const words = kForget || kPredicated ? t.words : nullptr;
+    for (std::int64_t i = begin; i < end; i += 32) {
+      const std::uint32_t word = words != nullptr ? words[i >> 5] : ~std::uint32_t{0};
+      PF_UNROLL
+      for (int j = 0; j < 32; j += kLanes) {
+        const std::int64_t at = i + j;
+        const Mask salient = mask_of(word, j);
+        const Raw raw = Io<P>::load(param + at);
+        const Vec x = !kLean && t.master != nullptr ? load(t.master + at) : Io<P>::widen(raw);
+        Vec g = grad != nullptr ? load_wide(grad + at) * k.grad_factor : set(0.0f);
+        Vec h = g;
+        if (kForget) g = g + keep(salient, load_wide(forget + at) * k.grad_factor);
+        g = condition<kLean>(k, g, x);
+        h = !kLean && kForget && step_.retain_variance ? condition<kLean>(k, h, x) : g;
+        const Vec old_m = kHasM ? load(t.exp_avg + at) : g, old_v = load(t.exp_avg_sq + at);
+        Vec m = old_m, v = old_v, step_size = k.step_size, inv_sqrt_bc2 = k.inv_sqrt_bc2, u = g;
+        if (kLean) {
+          u = advance<kHasM, true>(k, g, h, &m, &v, nullptr, step_size, inv_sqrt_bc2);
+        } else {
+          if (t.counts != nullptr) {
+            step_size = load(buffers_.step_size + (at - begin));
+            inv_sqrt_bc2 = load(buffers_.inv_sqrt_bc2 + (at - begin));
+          }
+          const bool amsgrad = t.max_exp_avg_sq != nullptr;
+          const Vec old_vmax = amsgrad ? load(t.max_exp_avg_sq + at) : g;
+          Vec vmax = old_vmax;
+          u = advance<kHasM, false>(k, g, h, &m, &v, amsgrad ? &vmax : nullptr, step_size, inv_sqrt_bc2);
+          if (amsgrad) store(t.max_exp_avg_sq + at, kPredicated ? blend(salient, vmax, old_vmax) : vmax);
+        }
+        if (kHasM) store(t.exp_avg + at, kPredicated ? blend(salient, m, old_m) : m);
+        store(t.exp_avg_sq + at, kPredicated ? blend(salient, v, old_v) : v);
+        finish<kPredicated>(k, t, at, raw, x, x * k.decay - u, salient);
+      }
+    }
+  }
+
+  // Stores the lanes' parameters, masters and averages; where kPredicated, frozen lanes keep theirs.
+  template <bool kPredicated>
+  void finish(const Constants& k, const AdamTensor<float>& t, std::int64_t i, Raw raw, Vec old_x, Vec x,
+              Mask salient) {
+    P* const param = static_cast<P*>(t.param);
+    Raw stored = rounded(t, x, i);
+    if (kPredicated) stored = Io<P>::blend(salient, stored, raw);
+    Io<P>::store(param + i, stored);
+    const bool has_master = !kLean && t.master != nullptr;
+    if (has_master) {
+      if (kPredicated) x = blend(salient, x, old_x);
+      store(t.master + i, x);
+    }
+    if (t.ema != nullptr) {
+      const Vec target = has_master ? x : Io<P>::widen(stored);
+      const Vec ema = load(t.ema + i);
+      const Vec moved = ema + k.ema_weight * (target - ema);
+      store(t.ema + i, kPredicated && !step_.ema_frozen ? blend(salient, moved, ema) : moved);
+    }
+  }
+
+  Raw rounded(const AdamTensor<float>& t, Vec x, std::int64_t i) {
+    if (!kLean && sizeof(P) == 2 && step_.stochastic_rounding) {
+      float wide[kLanes];
+      P lanes[kLanes];
+      store(wide, x);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        narrow_stochastic(wide[lane], random_bits(t.random_state, i + lane), lanes + lane);
+      }
+      return Io<P>::load(lanes);
+    }
+    return Io<P>::narrow(x);
+  }
+
+  // Salient entries of [begin, end), at most kTile and a multiple of 32, with state packed from `state` on. Returns
+  // how many there were.
+  std::int64_t packed_tile(std::int64_t begin, std::int64_t end, std::int64_t state) {
+    const std::int64_t n = compress_tile(begin, end);
+    if (!kLean && t_->counts != nullptr) {
+      for (std::int64_t j = 0; j < n; ++j) correct(j, state + j);
+    }
+    advance_run(n, k_.grad_factor, false, t_->exp_avg + state, t_->exp_avg_sq + state,
+                t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
+    spread_tile(begin, end);
+    return n;
+  }
+
+  // The salient gradients, and parameters where weight decay needs them, into the buffers.
+  PF_NOINLINE std::int64_t compress_tile(std::int64_t begin, std::int64_t end) {
+    const P* const param = param_;
+    const P* const grad = grad_;
+    const float* const master = kLean ? nullptr : t_->master;
+    const std::uint32_t* const words = t_->words;
+    const bool coupled = k_.coupled;
+    float* const g = buffers_.g;
+    float* const x = buffers_.x;
+    std::int64_t n = 0;
+    for (std::int64_t i = begin; i < end; i += 32) {
+      const std::uint32_t word = words[i >> 5];
+      if (word == 0) continue;
+      PF_UNROLL
+      for (int j = 0; j < 32; j += kLanes) {
+        const std::uint32_t bits = word >> j & kLaneMask;
+        store(g + n, compress(bits, load_wide(grad + i + j)));
+        if (coupled) {
+          store(x + n, compress(bits, master != nullptr ? load(master + i + j) : load_wide(param + i + j)));
+        }
+        n += count_bits(bits);
+      }
+    }
+    return n;
+  }
+
+  // Applies the updates in buffers_.g to the salient parameters.
+  PF_NOINLINE void spread_tile(std::int64_t begin, std::int64_t end) {
+    const Constants k = k_;
+    const AdamTensor<float> t = *t_;
+    P* const param = param_;
+    const bool all = t.ema != nullptr && step_.ema_frozen;
+    const float* u = buffers_.g;
+    for (std::int64_t i = begin; i < end; i += 32) {
+      const std::uint32_t word = t.words[i >> 5];
+      if (word == 0 && !all) continue;
+      PF_UNROLL
+      for (int j = 0; j < 32; j += kLanes) {
+        const std::uint32_t bits = word >> j & kLaneMask;
+        const Raw raw = Io<P>::load(param + i + j);
+        const Vec x = !kLean && t.master != nullptr ? load(t.master + i + j) : Io<P>::widen(raw);
+        const Spread update = spread(bits, load(u));
+        finish<true>(k, t, i + j, raw, x, x * k.decay - update.value, update.filled);
+        u += count_bits(bits);
+      }
+    }
+  }
+
+  // Adam on n staged entries and contiguous moments; the updates replace buffers_.g. `grad_factor` is still to be
+  // applied to the gradients.
+  PF_NOINLINE void advance_run(std::int64_t n, Vec grad_factor, bool retain, float* exp_avg, float* exp_avg_sq,
+                               float* max_exp_avg_sq) {
+    Constants k = k_;
+    k.grad_factor = grad_factor;
+    const bool corrected = !kLean && t_->counts != nullptr, amsgrad = !kLean && max_exp_avg_sq != nullptr;
+    Buffers& b = buffers_;
+    const auto step = [&](std::int64_t j, Vec* m, Vec* v, Vec* vmax) {
+      const Vec x = k.coupled ? load(b.x + j) : set(0.0f);
+      const Vec g = condition<kLean>(k, load(b.g + j) * k.grad_factor, x);
+      const Vec h = !kLean && retain ? condition<kLean>(k, load(b.h + j) * k.grad_factor, x) : g;
+      const Vec step_size = corrected ? load(b.step_size + j) : k.step_size;
+      const Vec inv_sqrt_bc2 = corrected ? load(b.inv_sqrt_bc2 + j) : k.inv_sqrt_bc2;
+      store(b.g + j, advance<kHasM, kLean>(k, g, h, m, v, amsgrad ? vmax : nullptr, step_size, inv_sqrt_bc2));
+    };
+    std::int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) {
+      Vec m = kHasM ? load(exp_avg + j) : set(0.0f), v = load(exp_avg_sq + j);
+      Vec vmax = amsgrad ? load(max_exp_avg_sq + j) : v;
+      step(j, &m, &v, &vmax);
+      if (kHasM) store(exp_avg + j, m);
+      store(exp_avg_sq + j, v);
+      if (amsgrad) store(max_exp_avg_sq + j, vmax);
+    }
+    if (j < n) {
+      // What follows in packed state belongs to another chunk, perhaps to another thread.
+      const std::int64_t rest = n - j;
+      Vec m = kHasM ? load_first(exp_avg + j, rest) : set(0.0f), v = load_first(exp_avg_sq + j, rest);
+      Vec vmax = amsgrad ? load_first(max_exp_avg_sq + j, rest) : v;
+      step(j, &m, &v, &vmax);
+      if (kHasM) store_first(exp_avg + j, m, rest);
+      store_first(exp_avg_sq + j, v, rest);
+      if (amsgrad) store_first(max_exp_avg_sq + j, vmax, rest);
+    }
+  }
+
+  // Entries of [begin, end), begin a multiple of 32; in a masked step the salient ones, at most kTile.
+  void gather(std::int64_t begin, std::int64_t end, std::int64_t state) {
+    const std::int64_t n = list_entries(begin, end);
+    const std::uint16_t* const index = buffers_.index;
+    gather_gradients(begin, n);
+    if (!kLean && t_->counts != nullptr) {
+      for (std::int64_t j = 0; j < n; ++j) correct(j, step_.packed ? state + j : begin + index[j]);
+    }
+    const bool retain = step_.retain_variance && forget_ != nullptr;
+    const Vec scaled = set(1.0f);
+    if (step_.packed) {
+      advance_run(n, scaled, retain, t_->exp_avg + state, t_->exp_avg_sq + state,
+                  t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
+    } else {
+      const bool amsgrad = !kLean && t_->max_exp_avg_sq != nullptr;
+      copy_from(t_->exp_avg_sq + begin, n, buffers_.v);
+      if (kHasM) copy_from(t_->exp_avg + begin, n, buffers_.m);
+      if (amsgrad) copy_from(t_->max_exp_avg_sq + begin, n, buffers_.vmax);
+      advance_run(n, scaled, retain, buffers_.m, buffers_.v, amsgrad ? buffers_.vmax : nullptr);
+      copy_to(buffers_.v, n, t_->exp_avg_sq + begin);
+      if (kHasM) copy_to(buffers_.m, n, t_->exp_avg + begin);
+      if (amsgrad) copy_to(buffers_.vmax, n, t_->max_exp_avg_sq + begin);
+    }
+    scatter_updates(begin, n);
+  }
+
+  // Fills buffers_.index with the entries to update, relative to `begin`; returns their number.
+  PF_NOINLINE std::int64_t list_entries(std::int64_t begin, std::int64_t end) {
+    std::uint16_t* const index = buffers_.index;
+    if (!step_.masked) {
+      for (std::int64_t i = begin; i < end; ++i) index[i - begin] = static_cast<std::uint16_t>(i - begin);
+      return end - begin;
+    }
+    // First the pairs of words with any bit, then their bits, each without a branch that is hard to predict.
+    const std::uint32_t* const words = t_->words;
+    std::uint64_t* const pairs = buffers_.pairs;
+    std::int64_t count = 0, i = begin;
+    const auto add = [&](std::uint64_t pair) {
+      pairs[count] = pair;
+      buffers_.pair_begin[count] = static_cast<std::uint16_t>(i - begin);
+      count += pair != 0;
+    };
+    for (; end - i >= 64; i += 64) {
+      add(words[i >> 5] | static_cast<std::uint64_t>(words[(i >> 5) + 1]) << 32);
+    }
+    if (i < end) {
+      std::uint64_t pair = words[i >> 5];
+      if (end - i > 32) pair |= static_cast<std::uint64_t>(words[(i >> 5) + 1]) << 32;
+      add(pair & ((std::uint64_t{1} << (end - i)) - 1));
+    }
+    std::int64_t n = 0;
+    for (std::int64_t p = 0; p < count; ++p) {
+      std::uint64_t pair = pairs[p];
+      const int first = buffers_.pair_begin[p], bits = count_bits(pair);
+      std::uint16_t* out = index + n;
+      n += bits;
+      do {
+        PF_UNROLL
+        for (int q = 0; q < 4; ++q) {
+          *out++ = static_cast<std::uint16_t>(first + lowest_bit(pair));
+          pair &= pair - 1;
+        }
+      } while (pair != 0);
+    }
+    return n;
+  }
+
+  PF_NOINLINE void gather_gradients(std::int64_t begin, std::int64_t n) {
+    const std::uint16_t* const index = buffers_.index;
+    const P* const param = param_ + begin;
+    const float factor = step_.scalars.grad_factor;
+    float* const out = buffers_.g;
+    if (grad_ != nullptr) {
+      const P* const grad = grad_ + begin;
+      for (std::int64_t j = 0; j < n; ++j) {
+        prefetch(param + index[j]);
+        out[j] = widen(grad[index[j]]) * factor;
+      }
+    } else {
+      for (std::int64_t j = 0; j < n; ++j) out[j] = 0.0f;
+    }
+    if (forget_ != nullptr) {
+      for (std::int64_t j = 0; j < n; ++j) {
+        const std::int64_t i = begin + index[j];
+        buffers_.h[j] = out[j];
+        if (t_->words == nullptr || is_salient(t_->words, i)) out[j] += widen(forget_[i]) * factor;
+      }
+    }
+    if (k_.coupled) {
+      const float* const master = t_->master != nullptr ? t_->master + begin : nullptr;
+      for (std::int64_t j = 0; j < n; ++j) {
+        buffers_.x[j] = master != nullptr ? master[index[j]] : widen(param[index[j]]);
+      }
+    }
+  }
+
+  PF_NOINLINE void scatter_updates(std::int64_t begin, std::int64_t n) {
+    const std::uint16_t* const index = buffers_.index;
+    const float* const u = buffers_.g;
+    P* const param = param_ + begin;
+    const float decay = step_.scalars.decay;
+    float* const master = !kLean && t_->master != nullptr ? t_->master + begin : nullptr;
+    const bool stochastic = !kLean && step_.stochastic_rounding;
+    if (master == nullptr && !stochastic) {
+      for (std::int64_t j = 0; j < n; ++j) narrow(widen(param[index[j]]) * decay - u[j], param + index[j]);
+    } else {
+      for (std::int64_t j = 0; j < n; ++j) {
+        const std::int64_t i = index[j];
+        const float x = (master != nullptr ? master[i] : widen(param[i])) * decay - u[j];
+        if (master != nullptr) master[i] = x;
+        if (stochastic) {
+          narrow_stochastic(x, random_bits(t_->random_state, begin + i), param + i);
+        } else {
+          narrow(x, param + i);
+        }
+      }
+    }
+    if (t_->ema == nullptr || (step_.masked && step_.ema_frozen)) return;
+    float* const ema = t_->ema + begin;
+    const float weight = step_.scalars.ema_weight;
+    for (std::int64_t j = 0; j < n; ++j) {
+      const std::int64_t i = index[j];
+      ema[i] += weight * ((master != nullptr ? master[i] : widen(param[i])) - ema[i]);
+    }
+  }
+
+  void copy_from(const float* dense, std::int64_t n, float* staged) {
+    for (std::int64_t j = 0; j < n; ++j) staged[j] = dense[buffers_.index[j]];
+  }
+
+  void copy_to(const float* staged, std::int64_t n, float* dense) {
+    for (std::int64_t j = 0; j < n; ++j) dense[buffers_.index[j]] = staged[j];
+  }
+
+  // The average of all entries of [begin, end).
+  void average(std::int64_t begin, std::int64_t end) {
+    const AdamTensor<float> t = *t_;
+    const Vec weight = k_.ema_weight;
+    std::int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Vec target = t.master != nullptr ? load(t.master + i) : load_wide(param_ + i);
+      const Vec ema = load(t.ema + i);
+      store(t.ema + i, ema + weight * (target - ema));
+    }
+    for (; i < end; ++i) {
+      const float target = t.master != nullptr ? t.master[i] : widen(param_[i]);
+      t.ema[i] += step_.scalars.ema_weight * (target - t.ema[i]);
+    }
+  }
+
+  void correct(std::int64_t slot, std::int64_t index) {
+    const AdamCorrection<float> c = count_update(step_, t_->counts, index);
+    buffers_.step_size[slot] = c.step_size;
+    buffers_.inv_sqrt_bc2[slot] = c.inv_sqrt_bc2;
+  }
+
+  const AdamStep<float>& step_;
+  Buffers& buffers_;
+  Constants k_;
+  const AdamTensor<float>* t_ = nullptr;
+  P* param_ = nullptr;
+  const P* grad_ = nullptr;
+  const P* forget_ = nullptr;
+};
+
+template <typename P, bool kHasM, bool kLean>
+void run_chunks(const AdamStep<float>& step, const AdamTensor<float>* tensors, const AdamChunk* chunks,
+                std::int64_t count) {
+  Buffers buffers;
+  AdamRunner<P, kHasM, kLean> runner(step, buffers);
+  for (std::int64_t i = 0; i < count; ++i) runner.run(tensors[chunks[i].tensor], chunks[i]);
+}
+
+template <typename P>
+void run_chunks(const AdamStep<float>& step, const AdamTensor<float>* tensors, const AdamChunk* chunks,
+                std::int64_t count) {
+  const bool lean = !step.scalars.zero_nonfinite && !(step.scalars.max_update < HUGE_VALF) && !step.retain_variance &&
+                    !step.has_max_exp_avg_sq && !step.has_counts && !step.stochastic_rounding && !step.has_master;
+  if (step.has_exp_avg) {
+    lean ? run_chunks<P, true, true>(step, tensors, chunks, count)
+         : run_chunks<P, true, false>(step, tensors, chunks, count);
+  } else {
+    lean ? run_chunks<P, false, true>(step, tensors, chunks, count)
+         : run_chunks<P, false, false>(step, tensors, chunks, count);
+  }
+}
+
+void adam_chunks(ParamType type, const AdamStep<float>& step, const AdamTensor<float>* tensors,
+                 const AdamChunk* chunks, std::int64_t count) {
+  switch (type) {
+    case ParamType::bf16:
+      return run_chunks<bf16>(step, tensors, chunks, count);
+    case ParamType::fp16:
+      return run_chunks<fp16>(step, tensors, chunks, count);
+    default:
+      return run_chunks<float>(step, tensors, chunks, count);
+  }
+}
+
+void count_salient(const std::uint32_t* words, std::int64_t numel, std::int64_t* counts) {
+  for (std::int64_t begin = 0; begin < numel; begin += kAdamChunk) {
+    const std::int64_t length = numel - begin < kAdamChunk ? numel - begin : kAdamChunk;
+    const std::uint32_t* const block = words + begin / 32;
+    std::int64_t count = 0, word = 0;
+    for (; (word + 2) * 32 <= length; word += 2) {
+      std::uint64_t pair;
+      std::memcpy(&pair, block + word, sizeof(pair));
+      count += count_bits(pair);
+    }
+    for (; word * 32 < length; ++word) {
+      const std::int64_t rest = length - word * 32;
+      count += count_bits(rest < 32 ? block[word] & ((1u << rest) - 1u) : block[word]);
+    }
+    *counts++ = count;
+  }
+}
+
+}  // namespace PF_ISA
+}  // namespace pecker_fast

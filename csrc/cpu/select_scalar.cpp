@@ -1,0 +1,8 @@
+#include <cstdint>
+
+#include "common/bit_words.h"
+#include "cpu/select.h"
+
+#define PF_ISA scalar
+#define PF_SIMD_LEVEL 0
+#include "cpu/select_kernel.h"

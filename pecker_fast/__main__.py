@@ -1,0 +1,5 @@
+"""``python -m pecker_fast`` is ``pecker-fast``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,133 @@
+"""The command line: ``pecker-fast demo | env | bench``. Imports everything, is imported by nothing."""
+
+import contextlib
+import functools
+import io
+import json as json_module
+import os
+import sys
+from collections.abc import Callable
+
+import tyro
+
+from .benchmarks import report, run
+from .benchmarks.registry import OPS
+from .demo import demo
+from .environment import describe_environment, environment
+
+
+def env(json: bool = False) -> None:
+    """Prints versions, devices and back ends, and why one is missing.
+
+    Args:
+        json: As JSON.
+    """
+    found = environment()
+    print(json_module.dumps(found, indent=1) if json else describe_environment(found))
+
+
+def bench(
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    size: tuple[str, ...] = ("cifar10",),
+    dtype: tuple[str, ...] = ("float32",),
+    threads: tuple[int, ...] = (1, 2),
+    device: str = "cpu",
+    backend: str | None = None,
+    repeats: int = 30,
+    max_seconds: float = 20.0,
+    json: str | None = None,
+    list: bool = False,
+) -> None:
+    """Times the operations against named rivals, prints a table and says which bars are met.
+
+    Args:
+        names: Operations to run; all of them when none is named.
+        size: Networks whose parameter shapes are used: tiny, small, cifar10, stl10, sd15, sdxl.
+        dtype: Of parameters and gradients: float32, bfloat16, float16.
+        threads: Numbers of CPU threads.
+        device: cpu or cuda.
+        backend: cuda, triton, cpu or reference; the best one for the device when not given.
+        repeats: Rounds for each row.
+        max_seconds: Time to spend on a row; at least three rounds are run.
+        json: File to write the results to.
+        list: Only print the names of the operations.
+    """
+    if list:
+        print("\n".join(f"{name:<26}{op.description}" for name, op in OPS.items()))
+        return
+    if json is not None and not os.path.isdir(os.path.dirname(json) or "."):
+        raise ValueError(f"json is {json!r}, but there is no folder {os.path.dirname(json)!r}")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("TRITON_INTERPRET=1: Triton's times are its interpreter's", file=sys.stderr)
+
+    def progress(row) -> None:
+        print(f"{row['figure']}: {report.cells(row)[4]}", file=sys.stderr)
+
+    results = run.run(
+        names,
+        sizes=size,
+        dtypes=dtype,
+        threads=threads,
+        device=device,
+        backend=backend,
+        repeats=repeats,
+        max_seconds=max_seconds,
+        progress=progress,
+    )
+    print(report.describe_conditions(results["conditions"]))
+    print(report.text_table(results["rows"]))
+    if json is not None:
+        run.save(results, json)
+
+
+COMMANDS = {"demo": demo, "env": env, "bench": bench}
+
+
+def _bound(command: Callable) -> Callable:
+    """``command`` with its signature, but it only returns the call: parsing and running fail in different ways."""
+
+    @functools.wraps(command)
+    def bind(*args, **kwargs) -> Callable[[], None]:
+        return functools.partial(command, *args, **kwargs)
+
+    return bind
+
+
+def _one_line(text: str) -> str:
+    """What tyro says about wrong arguments: the first section of its box, without the box."""
+    said = []
+    for line in text.splitlines():
+        inner = line.strip().strip("│").strip()
+        if inner and not inner.strip("─"):
+            break
+        if inner and not inner.startswith(("╭", "╰")):
+            said.append(inner)
+    return " ".join(said) or "wrong arguments"
+
+
+def _parse(arguments: list[str] | None):
+    """The command to run, with its arguments. Exits with one line and status 2 where they make no sense."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: _bound(command) for name, command in COMMANDS.items()},
+                prog="pecker-fast",
+                description="Saliency masks and masked Adam.",
+                args=arguments,
+            )
+    except SystemExit as stop:
+        if stop.code == 2:
+            print(f"pecker-fast: {_one_line(said.getvalue())} (see pecker-fast --help)", file=sys.stderr)
+        raise
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a subcommand. Wrong input ends with one line on stderr and exit status 2."""
+    try:
+        _parse(arguments)()
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"pecker-fast: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

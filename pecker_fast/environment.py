@@ -1,0 +1,87 @@
+"""What this installation can do and why not more: versions, devices and back ends."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from .ops.dispatch import BACKENDS, automatic_backend, requested_backend, why_not
+from .ops.extension import cpu_isa
+from .ops.schemas import SCHEMAS
+
+_PACKAGES = ("pecker-fast", "torch", "triton", "numpy", "safetensors", "scikit-learn", "diffusers", "torch-fidelity")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """The processor's name, as the operating system gives it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment() -> dict[str, Any]:
+    """Everything as a dict that JSON can hold."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    requested = requested_backend()
+    missing_cuda = None if len(devices) > 1 else "torch finds no CUDA device"
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "torch_cuda": torch.version.cuda,
+        "cpu": cpu_model(),
+        "cpu_instruction_set": cpu_isa(),
+        "cpu_cores": cpu_cores(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "requested_backend": requested,
+        "backends": {
+            device: {backend: why_not(backend, "select", torch.device(device)) for backend in BACKENDS}
+            for device in devices
+        },
+        "no_cuda_device": missing_cuda,
+        "cuda_kernels": why_not("cuda", "select", torch.device("cuda")),
+        "chosen": {device: {op: requested or automatic_backend(op, device) for op in SCHEMAS} for device in devices},
+    }
+
+
+def describe_environment(found: dict[str, Any]) -> str:
+    """``environment()`` as lines to read."""
+    lines = [f"python {found['python']} on {found['platform']}"]
+    lines += [f"{name} {version or 'not installed'}" for name, version in found["packages"].items()]
+    isa = found["cpu_instruction_set"]
+    lines.append(
+        f"CPU {found['cpu']}, {found['cpu_cores']} cores, {found['threads']} threads, kernels: {isa or 'none compiled'}"
+    )
+    lines.append(f"GPU {', '.join(found['gpus']) or found['no_cuda_device']}")
+    lines.append(f"compiled CUDA kernels: {found['cuda_kernels'] or 'installed'}")
+    if found["requested_backend"]:
+        lines.append(f"back end asked for: {found['requested_backend']}")
+    for device, backends in found["backends"].items():
+        lines.append(f"\non {device} tensors")
+        lines += [f"  {backend:10} {'available' if reason is None else reason}" for backend, reason in backends.items()]
+        by_backend: dict[str, list[str]] = {}
+        for op, backend in found["chosen"][device].items():
+            by_backend.setdefault(backend, []).append(op)
+        lines += [f"  chosen: {backend} for {', '.join(names)}" for backend, names in by_backend.items()]
+    return "\n".join(lines)

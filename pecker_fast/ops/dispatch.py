@@ -1,0 +1,151 @@
+"""Which back end runs an operator.
+
+The order is fixed by the device: cuda, triton, cpu, reference, less those that ``why_not`` has a reason against. A back
+end asked for by name (argument, ``set_backend``, the environment variable ``PECKER_FAST_BACKEND``, in this order) runs
+or raises with that reason; nothing is replaced silently, and the automatic choice is logged once a device.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+
+import torch
+
+from . import checks, reference, triton_select
+from .extension import why_missing
+from .schemas import SCHEMAS, op_overload, register_python_kernel
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+ENVIRONMENT_VARIABLE = "PECKER_FAST_BACKEND"
+
+_logger = logging.getLogger("pecker_fast")
+_chosen: str | None = None
+
+_TRITON_MODULES = {
+    "radix_histogram": "select",
+    "threshold_mask": "select",
+    "block_counts": "packing",
+    "pack": "packing",
+    "unpack": "packing",
+    "apply_mask_": "pointwise",
+    "accumulate_": "pointwise",
+    "count_nonfinite": "pointwise",
+    "masked_adam_": "masked_adam",
+}
+
+
+def set_backend(name: str | None) -> None:
+    """Use back end ``name`` for every operator from now on; None returns to the automatic choice by device.
+
+    Raises ValueError if there is no back end of that name. Whether it can run is told by the first operator called.
+    """
+    global _chosen
+    _chosen = None if name is None else _checked(name, "backend")
+
+
+def _checked(name: str, argument: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(
+            f"{argument} is {name!r}, expected one of {', '.join(BACKENDS)}, or None for the best available"
+        )
+    return name
+
+
+def requested_backend(backend: str | None = None) -> str | None:
+    """The back end asked for by argument, ``set_backend`` or environment; None: choose by device."""
+    if backend is not None:
+        return _checked(backend, "backend")
+    if _chosen is not None:
+        return _chosen
+    name = os.environ.get(ENVIRONMENT_VARIABLE)
+    return _checked(name, f"environment variable {ENVIRONMENT_VARIABLE}") if name else None
+
+
+def why_not(backend: str, op: str, device: torch.device, dtypes: Iterable[torch.dtype] = ()) -> str | None:
+    """None if ``backend`` can run ``op`` on tensors of these dtypes on ``device``, else the reason why it cannot."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        from ..kernels import support
+
+        return support.why_not(op, device, set(dtypes))
+    if device.type != backend:
+        return f"runs on {backend} tensors, these are on {device.type}"
+    return why_missing(backend)
+
+
+@cache
+def automatic_backend(op: str, device_type: str, dtypes: frozenset = frozenset()) -> str:
+    """The first back end in order that can run ``op`` on this type of device."""
+    device = torch.device(device_type)
+    # Triton's interpreter is for tests: on CPU tensors it runs only where it is asked for by name.
+    order = [b for b in BACKENDS if not (b == "triton" and device_type == "cpu")]
+    reasons = {}
+    for backend in order:
+        reasons[backend] = why_not(backend, op, device, dtypes)
+        if reasons[backend] is None:
+            break
+    rejected = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if reason)
+    _logger.info("%s on %s: %s%s", op, device_type, backend, f" ({rejected})" if rejected else "")
+    return backend
+
+
+def resolve(op: str, device: torch.device, dtypes: Iterable[torch.dtype] = (), backend: str | None = None) -> Callable:
+    """The function that runs ``op``, with the signature of its schema.
+
+    Raises RuntimeError if a back end was asked for by name and cannot run.
+    """
+    if torch.compiler.is_compiling():
+        # One opaque node in the graph; the dispatcher calls the automatic choice for the device.
+        return op_overload(op)
+    name = requested_backend(backend)
+    if name is None:
+        name = automatic_backend(op, device.type)
+    else:
+        reason = why_not(name, op, device, dtypes)
+        if reason is not None:
+            raise RuntimeError(f"back end {name!r} cannot run {op}: {reason}")
+    if name == device.type:
+        return op_overload(op)
+    return _python_kernel(op, name)
+
+
+@cache
+def _python_kernel(op: str, backend: str) -> Callable:
+    if backend == "reference":
+        kernel = getattr(reference, op)
+    elif op == "select":
+        kernel = triton_select.select
+    else:
+        import importlib
+
+        kernel = getattr(importlib.import_module(f"pecker_fast.kernels.{_TRITON_MODULES[op]}"), op)
+    check = getattr(checks, op)
+
+    def checked(*args, **kwargs):
+        check(*args, **kwargs)
+        return kernel(*args, **kwargs)
+
+    return checked
+
+
+def backend_reasons(device: torch.device | str) -> dict[str, str | None]:
+    """For each back end None if it can run on ``device``, else the reason why it cannot."""
+    device = torch.device(device)
+    return {backend: why_not(backend, "select", device) for backend in BACKENDS}
+
+
+def _run_automatic(op: str, device_type: str, *args, **kwargs):
+    return _python_kernel(op, automatic_backend(op, device_type))(*args, **kwargs)
+
+
+def _register_dispatcher_kernels() -> None:
+    """Lets ``torch.ops.pecker_fast.*`` run where the compiled kernels are missing, by the automatic choice."""
+    for device_type in ("cpu", "cuda"):
+        if why_missing(device_type) is not None:
+            for op in SCHEMAS:
+                register_python_kernel(op, device_type, partial(_run_automatic, op, device_type))
+
+
+_register_dispatcher_kernels()

@@ -1,0 +1,109 @@
+"""Seeds, back ends and poisoned memory for all tests.
+
+Every run draws fresh random inputs. The seed is in the header and with every failure; ``PECKER_FAST_TEST_SEED`` sets
+it. ``PECKER_FAST_TEST_BACKENDS`` (names with commas between) replaces the back ends found by those named, which must
+run.
+"""
+
+import os
+import random
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from pecker_fast import ops
+from pecker_fast.ops.dispatch import BACKENDS
+
+if not torch.cuda.is_available():
+    # Read by triton when it is imported: its kernels then run in the interpreter, on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+SEED_VARIABLE = "PECKER_FAST_TEST_SEED"
+_session_seed = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little"))
+
+
+def _device(backend: str) -> str:
+    return "cuda" if backend == "cuda" or (backend == "triton" and torch.cuda.is_available()) else "cpu"
+
+
+def _reasons() -> dict[str, str | None]:
+    return {name: ops.backend_reasons(_device(name))[name] for name in BACKENDS}
+
+
+def available_backends() -> list[str]:
+    """Back ends to test, the reference first."""
+    wanted = os.environ.get("PECKER_FAST_TEST_BACKENDS")
+    if wanted:
+        return [name.strip() for name in wanted.split(",")]
+    return [name for name in reversed(BACKENDS) if _reasons()[name] is None]
+
+
+def pytest_report_header(config):
+    missing = [f"{name}: {reason}" for name, reason in _reasons().items() if reason]
+    return [
+        f"{SEED_VARIABLE}={_session_seed}",
+        f"back ends tested: {', '.join(available_backends())}" + (f" (not {'; '.join(missing)})" if missing else ""),
+    ]
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", available_backends(), indirect=True)
+
+
+# Small tensors on a busy machine: torch's own operators are faster without threads.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def backend(request):
+    """The name of a back end that runs here; the test runs once with each."""
+    torch.set_num_threads(random.choice((1, 2, 3)) if request.param == "cpu" else 1)
+    yield request.param
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def device(backend) -> str:
+    """The device whose tensors ``backend`` takes."""
+    return _device(backend)
+
+
+@pytest.fixture
+def small(backend) -> bool:
+    """Whether inputs have to be small: Triton's interpreter runs one program after another in Python."""
+    return backend == "triton" and _device(backend) == "cpu"
+
+
+@pytest.fixture(autouse=True)
+def seed(request) -> int:
+    """Seeds torch, numpy and random, differently for each test, the same when a test is run alone."""
+    value = zlib.crc32(f"{_session_seed}/{request.node.nodeid}".encode())
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Memory from torch.empty and its like is filled with NaN, or the largest integer: an output that is not written
+    shows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all() and (torch.empty(3, dtype=torch.int32) == 2**31 - 1).all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        report.sections.append(("seed", f"run again with {SEED_VARIABLE}={_session_seed}"))

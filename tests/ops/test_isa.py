@@ -1,0 +1,55 @@
+"""The CPU kernels with the other instruction sets of this machine. One process has one, so pytest runs in a child."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import SEED_VARIABLE, available_backends
+
+HERE = Path(__file__).parent
+FILES = ["test_select.py", "test_adam.py", "test_packing.py", "test_pointwise.py"]
+
+
+def isa_in_a_child(wanted: str) -> str:
+    """The instruction set that a process runs with that asks for ``wanted``: the best one there is, at most that."""
+    program = "import pecker_fast._C as c; print(c.cpu_isa())"
+    child = subprocess.run(
+        [sys.executable, "-c", f"import torch; {program}"],
+        env={**os.environ, "PECKER_FAST_CPU_ISA": wanted},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=HERE.parents[1],
+    )
+    return child.stdout.strip()
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+def test_other_instruction_sets(isa, seed):
+    if "cpu" not in available_backends():
+        pytest.skip("the CPU kernels are not tested here")
+    from pecker_fast._C import cpu_isa
+
+    if cpu_isa() == isa:
+        pytest.skip("what this process runs with")
+    if isa_in_a_child(isa) != isa:
+        pytest.skip(f"this CPU has no {isa}")
+    environment = {
+        **os.environ,
+        "PECKER_FAST_CPU_ISA": isa,
+        "PECKER_FAST_TEST_BACKENDS": "cpu",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        SEED_VARIABLE: str(seed),
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *(str(HERE / name) for name in FILES)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=HERE.parents[1],
+    )
+    assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]

@@ -1,0 +1,153 @@
+"""select, threshold_mask and radix_histogram against a full stable sort."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pecker_fast import ops
+from tests import oracle
+from tests.inputs import FLOATS, SCORE_KINDS, same_bits, scores
+
+SIZES = [0, 1, 31, 32, 33, 1023]
+PRIME = 999_983
+
+
+def check_rows(result, expected: list[oracle.Selection]) -> None:
+    """All four results, bit for bit; bits past the ends of tensors included."""
+    words, thresholds, counts, nan_count = result
+    assert words.dtype == torch.int32 and thresholds.dtype == torch.float32
+    assert counts.dtype == torch.int64 and nan_count.dtype == torch.int64 and nan_count.shape == ()
+    assert words.shape[0] == thresholds.shape[0] == counts.shape[0] == len(expected)
+    for j, row in enumerate(expected):
+        assert (words[j].cpu().numpy() == oracle.all_words(row.masks)).all()
+        assert thresholds[j].item() == row.threshold
+        assert counts[j].item() == row.count
+        assert nan_count.item() == row.nan_count
+
+
+def check_select(tensors, ks, ties_all, backend, device) -> None:
+    moved = [t.to(device) for t in tensors]
+    result = ops.select(moved, torch.tensor(ks, device=device), ties_all, backend=backend)
+    check_rows(result, [oracle.select(tensors, k, ties_all) for k in ks])
+    assert all(same_bits(a.cpu(), b) for a, b in zip(moved, tensors, strict=True)), "scores were written to"
+
+
+@pytest.mark.parametrize("ties_all", [False, True])
+@pytest.mark.parametrize("kind", SCORE_KINDS)
+def test_select_kinds(kind, ties_all, backend, device, small):
+    n = 1500 if small else 40_000
+    dtype = FLOATS[np.random.randint(3)]
+    tensors = [scores(kind, size, dtype) for size in (33, n, 0, 1, 1023)]
+    total = sum(t.numel() for t in tensors)
+    ks = [1, total, int(np.random.randint(1, total)), total + 5]
+    check_select(tensors, ks[2:3] if small else ks, ties_all, backend, device)
+
+
+@pytest.mark.parametrize("numel", SIZES)
+def test_select_sizes(numel, backend, device):
+    for dtype in FLOATS:
+        tensors = [scores("special", numel, dtype)]
+        check_select(tensors, [max(1, numel // 2), max(1, numel)], False, backend, device)
+
+
+def test_select_prime_size(backend, device, small):
+    n = 20_011 if small else PRIME
+    tensors = [scores("heavy", n)]
+    check_select(tensors, [int(np.random.randint(1, n))], False, backend, device)
+    # Rounded to bfloat16, hundreds of entries share each magnitude, so the boundary runs through ties.
+    check_select([t.bfloat16() for t in tensors], [n // 3], False, backend, device)
+
+
+def test_select_many_mixed_tensors(backend, device, small):
+    sizes = np.random.randint(0, 70, size=30 if small else 300).tolist()
+    tensors = [scores("ties" if n % 2 else "special", n, FLOATS[i % 3]) for i, n in enumerate(sizes)]
+    tensors += [torch.tensor(-2.5), torch.randn(3, 5, 7), torch.randn(2, 0, 4), torch.tensor(0.5, dtype=torch.float16)]
+    total = sum(t.numel() for t in tensors)
+    check_select(tensors, [total // 2] if small else [1, total // 10, total // 2], False, backend, device)
+    check_select(tensors, [total // 3], True, backend, device)
+
+
+def test_select_is_exact_at_adjacent_floats(backend, device):
+    # Keys differ in the last bit only, so every level of a radix selection is needed.
+    base = torch.tensor([1.0]).view(torch.int32)
+    values = (base + torch.randperm(700, dtype=torch.int32)).view(torch.float32)
+    values *= torch.where(torch.rand(700) < 0.5, -1, 1)
+    check_select([values[:300].clone(), values[300:].clone()], [1, 350, 699], False, backend, device)
+
+
+def test_select_one_large_tie_group_across_tensors(backend, device, small):
+    n = 700 if small else 70_000
+    tensors = [torch.full((n,), 2.0), torch.full((31,), -2.0), torch.full((n,), 2.0)]
+    tensors[1][3] = 5.0
+    check_select(tensors, [n - 1, n + 1, n + 20, 2 * n], False, backend, device)
+
+
+def test_select_of_nothing(backend, device):
+    for tensors in ([], [torch.zeros(0)], [torch.zeros(2, 0), torch.zeros(0, dtype=torch.bfloat16)]):
+        check_select(tensors, [1, 7], False, backend, device)
+
+
+def test_threshold_mask(backend, device, small):
+    tensors = [scores("special", n, FLOATS[i % 3]) for i, n in enumerate((400, 33, 0, 700 if small else 50_000))]
+    tensors.append(scores("ties", 500))
+    thresholds = [0.5, 1.0, 1.5, math.inf]
+    limits = [0, 3, 2**62, 1]
+    keys = torch.tensor(thresholds).view(torch.int32)
+    result = ops.threshold_mask(
+        [t.to(device) for t in tensors], keys.to(device), torch.tensor(limits, device=device), backend=backend
+    )
+    check_rows(result, [oracle.keep_at_least(tensors, t, n) for t, n in zip(thresholds, limits, strict=True)])
+
+
+def test_threshold_mask_smallest_key_keeps_all_but_zero_and_nan(backend, device):
+    tensors = [scores("special", 500), scores("subnormal", 300)]
+    one = torch.ones(1, dtype=torch.int32, device=device)
+    result = ops.threshold_mask(
+        [t.to(device) for t in tensors], one, torch.tensor([2**63 - 1], device=device), backend=backend
+    )
+    check_rows(result, [oracle.keep_at_least(tensors, 2.0**-149)])
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_radix_histogram(level, backend, device, small):
+    tensors = [scores("special", n, FLOATS[i % 3]) for i, n in enumerate((33, 0, 700 if small else 60_000))]
+    tensors += [scores("ties", 501), scores("subnormal", 300)]
+    keys = np.concatenate([np.abs(oracle.to_numpy(t)).astype(np.float32).view(np.int32).reshape(-1) for t in tensors])
+    shift = {0: 31, 1: 20, 2: 10}[level]
+    prefixes = [int(np.random.choice(keys[keys <= 0x7F800000])) >> shift for _ in range(3)] + [5]
+    counts = ops.radix_histogram(
+        [t.to(device) for t in tensors],
+        torch.tensor(prefixes, dtype=torch.int32, device=device),
+        level,
+        backend=backend,
+    )
+    assert counts.dtype == torch.int64
+    expected = np.stack([oracle.histogram(tensors, prefix, level) for prefix in prefixes])
+    assert counts.shape == expected.shape and (counts.cpu().numpy() == expected).all()
+
+
+def test_views_with_a_storage_offset(backend, device):
+    storage = scores("special", 3000).to(device)
+    tensors = [storage[start : start + n] for start, n in ((1, 500), (3, 65), (7, 1023), (501, 1))]
+    result = ops.select(tensors, torch.tensor([400], device=device), backend=backend)
+    check_rows(result, [oracle.select([t.cpu() for t in tensors], 400)])
+
+
+def test_same_bits_with_any_number_of_threads(backend, device):
+    if device != "cpu" or backend == "triton":
+        pytest.skip("no threads to set")
+    tensors = [scores("ties", n, FLOATS[i % 3]) for i, n in enumerate((100_003, 31, 70_001, 5))]
+    ks = torch.tensor([60_000, 17])
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for number in (1, 2, 3, 7):
+            torch.set_num_threads(number)
+            results.append(ops.select(tensors, ks, backend=backend))
+    finally:
+        torch.set_num_threads(threads)
+    check_rows(results[0], [oracle.select(tensors, k) for k in ks.tolist()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
