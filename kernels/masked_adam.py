@@ -51,7 +51,7 @@ _HASH = tl.constexpr(10)
 
 @kernel
 def prepare_kernel(steps, hyper, corrections, hashes, count, BLOCK: tl.constexpr):
-    """For each tensor 1 / bc1 and 1 / sqrt(bc2), and the hash of seed, step and tensor that its random bits start from."""
+    """For each tensor 1 / bc1 and 1 / sqrt(bc2), and the hash of seed, step and tensor that random bits start from."""
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = tensor < count
     step = tl.load(steps + tensor, mask=here, other=1)
@@ -70,8 +70,10 @@ def prepare_kernel(steps, hyper, corrections, hashes, count, BLOCK: tl.constexpr
 def _load(pointer, mask):
     """0 outside the mask; a mask of None reads whole vectors."""
     if mask is None:
-        return tl.load(pointer)
-    return tl.load(pointer, mask=mask, other=0)
+        values = tl.load(pointer)
+    else:
+        values = tl.load(pointer, mask=mask, other=0)
+    return values
 
 
 @triton.jit
@@ -122,15 +124,19 @@ def _condition(g, clip, ZERO_NONFINITE: tl.constexpr, CLIP: tl.constexpr, MAXIMI
 @triton.jit
 def _divide(a, b, COMPUTE: tl.constexpr):
     if COMPUTE == tl.float64:
-        return a / b
-    return tl.div_rn(a, b)
+        quotient = a / b
+    else:
+        quotient = tl.div_rn(a, b)
+    return quotient
 
 
 @triton.jit
 def _square_root(x, COMPUTE: tl.constexpr):
     if COMPUTE == tl.float64:
-        return tl.sqrt(x)
-    return tl.sqrt_rn(x)
+        root = tl.sqrt(x)
+    else:
+        root = tl.sqrt_rn(x)
+    return root
 
 
 @triton.jit
@@ -379,7 +385,7 @@ def masked_adam_kernel(
         tile_words = load_words(tensor_words + start // 32, length, BLOCK // 32)
         bits = tile_bits(tile_words)
         if MASKED and not EMA_FROZEN:
-            if tl.max(tile_words != 0, axis=0) == 0:
+            if tl.max((tile_words != 0).to(tl.int32), axis=0) == 0:
                 return
         if PACKED:
             block = start // PACK_BLOCK

@@ -76,8 +76,10 @@ class Scores:
 def needed(flags, row, FLAGGED: tl.constexpr):
     """Whether a row's turn is real: always without flags, else where its flag is set."""
     if FLAGGED:
-        return tl.load(flags + row) != 0
-    return True
+        wanted = tl.load(flags + row) != 0
+    else:
+        wanted = row >= 0
+    return wanted
 
 
 @triton.jit

@@ -52,8 +52,10 @@ def pointer_at(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 def widen(raw, DTYPE: tl.constexpr, COMPUTE: tl.constexpr):
     """Values in the compute type of what was loaded through ``pointer_at``."""
     if DTYPE == tl.bfloat16:
-        return (raw.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(COMPUTE)
-    return raw.to(COMPUTE)
+        values = (raw.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(COMPUTE)
+    else:
+        values = raw.to(COMPUTE)
+    return values
 
 
 @triton.jit
@@ -62,8 +64,10 @@ def narrow(values, DTYPE: tl.constexpr):
     if DTYPE == tl.bfloat16:
         raw = values.to(tl.float32).to(tl.int32, bitcast=True)
         rounded = (raw + 0x7FFF + ((raw >> 16) & 1)) >> 16
-        return tl.where(values == values, rounded, 0x7FC0).to(tl.int16)
-    return values.to(DTYPE)
+        result = tl.where(values == values, rounded, 0x7FC0).to(tl.int16)
+    else:
+        result = values.to(DTYPE)
+    return result
 
 
 @triton.jit
