@@ -207,18 +207,23 @@ def adam_scales(
     """Sizes that rounding errors of a step are relative to: sums of magnitudes, so that terms that cancel count."""
     o = options
     with np.errstate(all="ignore"):
-        g = o.weight_decay * np.abs(state.x)
+        sizes = []
         for part in (grad, masked_grad):
-            if part is not None:
-                size = np.abs(np.asarray(part, np.float64)) / (o.grad_scale or 1.0)
-                g = g + np.where(np.isfinite(size), size, 0)
+            size = 0.0 if part is None else np.abs(np.asarray(part, np.float64)) / (o.grad_scale or 1.0)
+            # inf is clipped to clip_value, or what follows is not finite either.
+            sizes.append(np.where(np.isfinite(size), size, o.clip_value or 0.0))
+        decay = o.weight_decay * np.abs(state.x)
+        g = sizes[0] + sizes[1] + decay
+        h = sizes[0] + decay if o.retain_variance else g
         m_old = 0.0 if state.exp_avg is None else np.abs(state.exp_avg)
         m = o.beta1 * m_old + (1 - o.beta1) * g
-        v = state.exp_avg_sq + (1 - o.beta2) * g * g
+        v = state.exp_avg_sq + (1 - o.beta2) * h * h
+        largest = None if state.max_exp_avg_sq is None else np.maximum(state.max_exp_avg_sq, v)
         second = after.exp_avg_sq if after.max_exp_avg_sq is None else after.max_exp_avg_sq
         correction1, correction2 = 1 - o.beta1**after.step, 1 - o.beta2**after.step
         u = o.lr * m / correction1 / (np.sqrt(second / correction2) + o.eps)
-        largest = None if state.max_exp_avg_sq is None else np.maximum(state.max_exp_avg_sq, v)
+        # Where terms of h cancel, the divisor is small and uncertain.
+        u = u * np.sqrt(np.maximum(1.0, (v if largest is None else largest) / second))
         return AdamState(np.abs(state.x) + u, v, after.step, m, largest)
 
 
