@@ -1,1 +1,5 @@
-"""Triton kernels: one file an operator, each with its launcher."""
+"""Triton kernels: one file a family of operators, each with its launchers. Importing this imports no triton."""
+
+from .support import operator, why_not
+
+__all__ = ["operator", "why_not"]

@@ -1,106 +1,193 @@
-"""masked_adam_: one Adam step over all tensors in one launch. Equations: ``pecker_fast/ops/reference.py``."""
+"""masked_adam_: one Adam step over all tensors. The equations are in ``masked_adam_`` of ``ops/reference.py``.
+
+Two launches: what is common to a tensor (bias corrections in float64, the hash of its random bits), then the step.
+Every hyper-parameter that a schedule may move is read from device memory: a new value compiles nothing.
+
+Fixed configuration: tiles of 2,048 entries with 8 warps are 8 entries a thread and array, which is two 16-byte accesses
+in flight for each of up to 8 arrays and fits the registers of full occupancy but one step. Plain and joint steps access
+whole tiles in vectors. Masked steps are predicated entry by entry, for which the lanes of a warp take the 32 entries of
+one mask word: vectors would be split into scattered accesses.
+"""
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 
-from .bits import load_bits, salient_before
-from .pointwise import TYPES
-from .tables import Chunks, addresses, numbers
+from .tables import PACK_BLOCK, Pointers, chunks, float64_table, int64_table, numels_of, on_device, pointers
+from .tiles import (
+    FLOAT_TYPES,
+    exclusive_ranks,
+    kernel,
+    load_words,
+    mix,
+    narrow,
+    pointer_at,
+    popcount,
+    tile_bits,
+    tile_length,
+    tile_offsets,
+    widen,
+)
 
-# Entries a program takes. 1,024 with 4 warps are 8 a lane: two 16-byte accesses of each float32 tensor in flight, and
-# registers for them; a divisor of PACK_BLOCK, so that a program's packed state lies in one block.
-BLOCK = 1024
-WARPS = 4
-PACK_BLOCK = 16384
+BLOCK = 2048
+NUM_WARPS = 8
+_TENSORS_PER_PROGRAM = 128
+
+# Places in the table of hyper-parameters.
+_EPS = tl.constexpr(0)
+_WEIGHT_DECAY = tl.constexpr(1)
+_CLIP = tl.constexpr(2)
+_MAX_UPDATE = tl.constexpr(3)
+_EMA_RATE = tl.constexpr(4)
+_BETA2 = tl.constexpr(5)
+_RATE1 = tl.constexpr(6)
+_RATE2 = tl.constexpr(7)
+_LOG2_BETA1 = tl.constexpr(8)
+_LOG2_BETA2 = tl.constexpr(9)
+_HASH = tl.constexpr(10)
+
+
+@kernel
+def prepare_kernel(steps, hyper, corrections, hashes, count, BLOCK: tl.constexpr):
+    """For each tensor 1 / bc1 and 1 / sqrt(bc2), and the hash of seed, step and tensor that random bits start from."""
+    tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = tensor < count
+    step = tl.load(steps + tensor, mask=here, other=1)
+    wide = step.to(tl.float64)
+    inverse1 = 1.0 / (1.0 - tl.exp2(wide * tl.load(hyper + _LOG2_BETA1)))
+    inverse2 = 1.0 / tl.sqrt(1.0 - tl.exp2(wide * tl.load(hyper + _LOG2_BETA2)))
+    tl.store(corrections + 2 * tensor, inverse1.to(corrections.dtype.element_ty), mask=here)
+    tl.store(corrections + 2 * tensor + 1, inverse2.to(corrections.dtype.element_ty), mask=here)
+    state = tl.load(hyper + _HASH).to(tl.int64).to(tl.uint32)
+    state = mix(state ^ step.to(tl.int64).to(tl.uint32))
+    state = mix(state ^ tensor.to(tl.uint32))
+    tl.store(hashes + tensor, state.to(tl.int64), mask=here)
 
 
 @triton.jit
-def _mix(x):
-    """The finaliser of MurmurHash3 on uint32."""
-    x = (x ^ (x >> 16)) * 0x85EBCA6B
-    x = (x ^ (x >> 13)) * 0xC2B2AE35
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _random_bits(seed, step, tensor, entries):
-    """uint32: ``random_bits`` of the reference."""
-    state = _mix(((seed >> 32) & 0xFFFFFFFF).to(tl.uint32) + 0x9E3779B9)
-    state = _mix((seed & 0xFFFFFFFF).to(tl.uint32) ^ state)
-    state = _mix(state ^ step.to(tl.int64).to(tl.uint32))
-    state = _mix(state ^ tensor.to(tl.uint32))
-    high = _mix(state ^ (entries >> 32).to(tl.uint32))
-    return _mix(high ^ (entries & 0xFFFFFFFF).to(tl.uint32))
-
-
-@triton.jit
-def _round_stochastic(x, bits, TYPE: tl.constexpr):
-    """float32 to bfloat16 or float16: ``round_stochastic`` of the reference."""
-    raw = x.to(tl.uint32, bitcast=True)
-    finite = (raw & 0x7FFFFFFF) < 0x7F800000
-    if TYPE == tl.bfloat16:  # noqa: SIM300 (a constexpr)
-        rounded = ((raw + (bits & 0xFFFF)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+def _load(pointer, mask):
+    """0 outside the mask; a mask of None reads whole vectors."""
+    if mask is None:
+        values = tl.load(pointer)
     else:
-        normal = ((raw + (bits & 0x1FFF)) & 0xFFFFE000).to(tl.float32, bitcast=True)
-        # Below 2^-14 float16 values are 2^-24 apart: the random bits are a fraction of that spacing.
-        magnitude = (raw & 0x7FFFFFFF).to(tl.float32, bitcast=True)
-        steps = tl.floor(magnitude * 16777216.0 + (bits & 0x1FFF).to(tl.float32) * 0.0001220703125)
-        sign = raw & 0x80000000
-        subnormal = ((steps * 5.9604644775390625e-08).to(tl.uint32, bitcast=True) | sign).to(tl.float32, bitcast=True)
-        rounded = tl.where(magnitude < 6.103515625e-05, subnormal, normal)
-    return tl.where(finite, rounded, x).to(TYPE)
+        values = tl.load(pointer, mask=mask, other=0)
+    return values
 
 
 @triton.jit
-def _clamp(x, limit):
-    """NaN stays NaN: it compares as neither."""
-    return tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
-
-
-@triton.jit
-def _condition(g, x, clip, decay, ZERO_NONFINITE: tl.constexpr, CLIP: tl.constexpr, COUPLED: tl.constexpr):
-    if ZERO_NONFINITE:
-        g = tl.where((g - g) == 0.0, g, 0.0)
-    if CLIP:
-        g = _clamp(g, clip)
-    if COUPLED:
-        g = g + decay * x
+def _gradient(
+    address,
+    start,
+    offsets,
+    mask,
+    inverse_scale,
+    SCALED: tl.constexpr,
+    OPTIONAL: tl.constexpr,
+    DTYPE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """An unscaled gradient; 0 outside the mask and, where it is OPTIONAL, of a missing tensor (address 0)."""
+    pointer = pointer_at(address, start, DTYPE, ALIGNED) + offsets
+    if OPTIONAL:
+        there = tl.full(offsets.shape, True, tl.int1) & (address != 0)
+        if mask is None:
+            g = widen(tl.load(pointer, mask=there, other=0), DTYPE, COMPUTE)
+        else:
+            g = widen(tl.load(pointer, mask=mask & there, other=0), DTYPE, COMPUTE)
+    else:
+        g = widen(_load(pointer, mask), DTYPE, COMPUTE)
+    if SCALED:
+        g = g * inverse_scale
     return g
 
 
 @triton.jit
-def _adam_kernel(
-    lists,  # int64 [9, n]: addresses of params, grads, masked_grads, exp_avgs, exp_avg_sqs, max, masters, emas, counts
-    n,
-    chunks,
-    steps,
+def _clamp(x, limit):
+    # Comparisons with NaN are false, so that NaN stays.
+    return tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
+
+
+@triton.jit
+def _condition(g, clip, ZERO_NONFINITE: tl.constexpr, CLIP: tl.constexpr, MAXIMIZE: tl.constexpr):
+    if ZERO_NONFINITE:
+        g = tl.where(tl.abs(g) < float("inf"), g, 0.0)
+    if CLIP:
+        g = _clamp(g, clip)
+    if MAXIMIZE:
+        g = -g
+    return g
+
+
+@triton.jit
+def _divide(a, b, COMPUTE: tl.constexpr):
+    if COMPUTE == tl.float64:
+        quotient = a / b
+    else:
+        quotient = tl.div_rn(a, b)
+    return quotient
+
+
+@triton.jit
+def _square_root(x, COMPUTE: tl.constexpr):
+    if COMPUTE == tl.float64:
+        root = tl.sqrt(x)
+    else:
+        root = tl.sqrt_rn(x)
+    return root
+
+
+@triton.jit
+def _round_stochastic(x, bits, DTYPE: tl.constexpr):
+    """float32 to bfloat16 or float16, as ``round_stochastic`` of the reference does it."""
+    raw = x.to(tl.uint32, bitcast=True)
+    if DTYPE == tl.bfloat16:
+        rounded = ((raw + (bits & 0xFFFF)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    else:
+        normal = ((raw + (bits & 0x1FFF)) & 0xFFFFE000).to(tl.float32, bitcast=True)
+        # Below 2^-14 float16 values are 2^-24 apart: 13 random bits as a fraction of that spacing.
+        steps = tl.floor(tl.abs(x) * 16777216.0 + (bits & 0x1FFF).to(tl.float32) * 0.0001220703125)
+        magnitude = (steps * 5.9604644775390625e-08).to(tl.uint32, bitcast=True)
+        subnormal = (magnitude | (raw & 0x80000000)).to(tl.float32, bitcast=True)
+        rounded = tl.where(tl.abs(x) < 6.103515625e-05, subnormal, normal)
+    return narrow(tl.where(tl.abs(x) < float("inf"), rounded, x), DTYPE)
+
+
+@triton.jit
+def _step_tile(
+    param_address,
+    grad_address,
+    masked_address,
+    moments,
+    extras,
+    tensor,
+    start,
+    length,
+    bits,
+    packed_start,
+    corrections,
+    hashes,
+    hyper,
     lr,
-    hyper,  # float64: beta1, beta2, eps, weight_decay, clip_value, max_update, 1 - ema_decay
     bias_table,
     bias_rows,
-    words,
-    word_offsets,
-    packed_offsets,
-    first_blocks,  # int64 [n]: pack blocks before each tensor
     grad_scale,
-    found_inf,
-    seed,
-    TYPE: tl.constexpr,
+    DTYPE: tl.constexpr,
     COMPUTE: tl.constexpr,
     COUNT: tl.constexpr,
+    COUNT_TOP: tl.constexpr,
     MASKED: tl.constexpr,
     JOINT: tl.constexpr,
     HAS_WORDS: tl.constexpr,
     PACKED: tl.constexpr,
+    GRADS_OPTIONAL: tl.constexpr,
     HAS_M: tl.constexpr,
     HAS_MAX: tl.constexpr,
     HAS_MASTER: tl.constexpr,
     HAS_EMA: tl.constexpr,
-    HAS_COUNTS: tl.constexpr,
-    COUNT_MAX: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_FOUND_INF: tl.constexpr,
+    SCALED: tl.constexpr,
     COUPLED: tl.constexpr,
     DECOUPLED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -110,128 +197,245 @@ def _adam_kernel(
     ZERO_NONFINITE: tl.constexpr,
     EMA_FROZEN: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    FULL: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
-    PACK_BLOCK: tl.constexpr,
 ):
-    if HAS_FOUND_INF:  # noqa: SIM102 (a constexpr condition around a device one)
-        if tl.load(found_inf) != 0:
-            return
-    chunk = tl.program_id(0)
-    tensor = tl.load(chunks + 4 * chunk)
-    start = tl.load(chunks + 4 * chunk + 1)
-    numel = tl.load(chunks + 4 * chunk + 2)
-    entries = start + tl.arange(0, BLOCK)
-    valid = entries < numel
-    grad_address = tl.load(lists + n + tensor)
-    forget_address = tl.load(lists + 2 * n + tensor)
-    has_any = (grad_address != 0) | (forget_address != 0)
-    if not has_any:
-        return
-    touched = valid
-    bit = tl.full((BLOCK,), 1, tl.int32)
+    exp_avgs, exp_avg_sqs, max_exp_avg_sqs = moments
+    masters, emas, counts = extras
+    offsets = tile_offsets(BLOCK)
+    # `inside`: the tensor's entries; `touched`: those to update; `salient`: those that have a masked gradient.
+    inside = None
+    if not FULL:
+        inside = offsets < length
+    touched = inside
+    salient = inside
     if HAS_WORDS:
-        tensor_words = words + tl.load(word_offsets + tensor)
-        bit = load_bits(tensor_words, entries, valid)
-        if MASKED:
-            touched = valid & (bit != 0)
-    # Where the state of an entry is: in place, or among the salient ones.
-    slot = entries
+        salient = bits != 0
+    if MASKED:
+        touched = salient
+    at = start
+    slots = offsets
     if PACKED:
-        block = start // PACK_BLOCK
-        before = tl.load(packed_offsets + tl.load(first_blocks + tensor) + block)
-        before += salient_before(tensor_words, block * PACK_BLOCK, start, PACK_BLOCK)
-        slot = before + tl.cumsum(bit, axis=0) - bit
+        at = packed_start
+        slots = exclusive_ranks(bits)
 
-    beta1, beta2 = tl.load(hyper), tl.load(hyper + 1)
-    eps = tl.load(hyper + 2).to(COMPUTE)
-    decay = tl.load(hyper + 3)
-    clip = tl.load(hyper + 4).to(COMPUTE)
-    rate64 = tl.load(lr)
-    rate = rate64.to(COMPUTE)
-    factor = tl.full((1,), 1.0, COMPUTE)
-    if HAS_SCALE:
-        factor = factor / tl.load(grad_scale).to(COMPUTE)
-
-    h = tl.load(grad_address.to(tl.pointer_type(TYPE)) + entries, mask=touched & (grad_address != 0), other=0.0)
-    h = h.to(COMPUTE) * factor
+    rate = tl.load(lr).to(COMPUTE)
+    inverse_scale = rate
+    if SCALED:
+        inverse_scale = _divide(tl.full((), 1.0, COMPUTE), tl.load(grad_scale).to(COMPUTE), COMPUTE)
+    h = _gradient(grad_address, start, offsets, touched, inverse_scale, SCALED, GRADS_OPTIONAL, DTYPE, COMPUTE, ALIGNED)
     g = h
     if JOINT:
-        chosen = touched & (forget_address != 0) & (bit != 0)
-        g = g + tl.load(forget_address.to(tl.pointer_type(TYPE)) + entries, mask=chosen, other=0.0).to(COMPUTE) * factor
-    if MAXIMIZE:
-        g = -g
-        h = -h
-    param = tl.load(lists + tensor).to(tl.pointer_type(TYPE)) + entries
-    if HAS_MASTER:
-        master = tl.load(lists + 6 * n + tensor).to(tl.pointer_type(COMPUTE)) + entries
-        x = tl.load(master, mask=touched, other=0.0)
-    else:
-        x = tl.load(param, mask=touched, other=0.0).to(COMPUTE)
-    coupled = decay.to(COMPUTE)
-    g = _condition(g, x, clip, coupled, ZERO_NONFINITE, CLIP, COUPLED)
-    if RETAIN:  # noqa: SIM108 (a constexpr)
-        h = _condition(h, x, clip, coupled, ZERO_NONFINITE, CLIP, COUPLED)
-    else:
-        h = g
-    if DECOUPLED:
-        x = x * (1.0 - rate64 * decay).to(COMPUTE)
+        g = h + _gradient(
+            masked_address, start, offsets, salient, inverse_scale, SCALED, GRADS_OPTIONAL, DTYPE, COMPUTE, ALIGNED
+        )
+    clip = tl.load(hyper + _CLIP).to(COMPUTE)
+    g = _condition(g, clip, ZERO_NONFINITE, CLIP, MAXIMIZE)
+    if RETAIN:
+        h = _condition(h, clip, ZERO_NONFINITE, CLIP, MAXIMIZE)
 
-    if HAS_COUNTS:
-        count = tl.load(lists + 8 * n + tensor).to(tl.pointer_type(COUNT)) + slot
-        c = tl.minimum(tl.load(count, mask=touched, other=0).to(tl.int32), COUNT_MAX - 1) + 1
-        tl.store(count, c.to(COUNT), mask=touched)
-        row = 2 * tl.minimum(c, bias_rows - 1)
-        inv_bc1 = tl.load(bias_table + row, mask=touched, other=1.0)
-        inv_sqrt_bc2 = tl.load(bias_table + row + 1, mask=touched, other=1.0)
+    param = pointer_at(param_address, start, DTYPE, ALIGNED) + offsets
+    master = param
+    read = touched
+    if EMA_FROZEN:
+        read = inside
+    if HAS_MASTER:
+        master = pointer_at(tl.load(masters + tensor), start, COMPUTE, ALIGNED) + offsets
+        old = _load(master, read)
     else:
-        step = tl.load(steps + tensor).to(tl.float64)
-        inv_bc1 = (1.0 / (1.0 - tl.exp(step * tl.log(beta1)))).to(COMPUTE)
-        inv_sqrt_bc2 = (1.0 / tl.sqrt(1.0 - tl.exp(step * tl.log(beta2)))).to(COMPUTE)
+        old = widen(_load(param, read), DTYPE, COMPUTE)
+    x = old
+    weight_decay = tl.load(hyper + _WEIGHT_DECAY).to(COMPUTE)
+    if DECOUPLED:
+        x = x * (1.0 - rate * weight_decay)
+    if COUPLED:
+        g = g + weight_decay * x
+        if RETAIN:
+            h = h + weight_decay * x
+    if not RETAIN:
+        h = g
+
+    if COUNT is None:
+        inverse1 = tl.load(corrections + 2 * tensor)
+        inverse2 = tl.load(corrections + 2 * tensor + 1)
+    else:
+        count = tl.load(counts + tensor).to(tl.pointer_type(COUNT)) + at + slots
+        # The largest value stays.
+        c = tl.minimum(_load(count, touched).to(tl.int32), COUNT_TOP - 1) + 1
+        tl.store(count, c.to(COUNT), mask=touched)
+        row = bias_table + 2 * tl.minimum(c, bias_rows - 1)
+        inverse1 = tl.load(row)
+        inverse2 = tl.load(row + 1)
 
     m = g
     if HAS_M:
-        exp_avg = tl.load(lists + 3 * n + tensor).to(tl.pointer_type(COMPUTE)) + slot
-        m = tl.load(exp_avg, mask=touched, other=0.0)
-        m = m + (1.0 - beta1).to(COMPUTE) * (g - m)
+        exp_avg = pointer_at(tl.load(exp_avgs + tensor), at, COMPUTE, ALIGNED) + slots
+        m = _load(exp_avg, touched)
+        m = m + tl.load(hyper + _RATE1).to(COMPUTE) * (g - m)
         tl.store(exp_avg, m, mask=touched)
-    exp_avg_sq = tl.load(lists + 4 * n + tensor).to(tl.pointer_type(COMPUTE)) + slot
-    v = tl.load(exp_avg_sq, mask=touched, other=0.0)
-    v = beta2.to(COMPUTE) * v + (1.0 - beta2).to(COMPUTE) * h * h
+    exp_avg_sq = pointer_at(tl.load(exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+    v = tl.load(hyper + _BETA2).to(COMPUTE) * _load(exp_avg_sq, touched)
+    v = v + tl.load(hyper + _RATE2).to(COMPUTE) * h * h
     tl.store(exp_avg_sq, v, mask=touched)
     if HAS_MAX:
-        largest = tl.load(lists + 5 * n + tensor).to(tl.pointer_type(COMPUTE)) + slot
-        old = tl.load(largest, mask=touched, other=0.0)
-        # As torch.maximum: NaN in either stays.
-        v = tl.where((v > old) | (v != v), v, old)
+        largest = pointer_at(tl.load(max_exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+        before = _load(largest, touched)
+        # NaN in either stays, as in torch.maximum.
+        v = tl.where((before > v) | (before != before), before, v)
         tl.store(largest, v, mask=touched)
-    # Correctly rounded, as in plain torch; Triton's own are approximate.
-    if COMPUTE == tl.float64:  # noqa: SIM300 (a constexpr)
-        u = rate * inv_bc1 * m / (tl.sqrt(v) * inv_sqrt_bc2 + eps)
-    else:
-        u = tl.div_rn(rate * inv_bc1 * m, tl.sqrt_rn(v) * inv_sqrt_bc2 + eps)
+    eps = tl.load(hyper + _EPS).to(COMPUTE)
+    update = _divide(rate * inverse1 * m, _square_root(v, COMPUTE) * inverse2 + eps, COMPUTE)
     if MAX_UPDATE:
-        u = _clamp(u, tl.load(hyper + 5).to(COMPUTE) * rate)
-    x = x - u
-    if STOCHASTIC:
-        stored = _round_stochastic(x, _random_bits(tl.load(seed), tl.load(steps + tensor), tensor, entries), TYPE)
-    else:
-        stored = x.to(TYPE)
-    tl.store(param, stored, mask=touched)
+        update = _clamp(update, tl.load(hyper + _MAX_UPDATE).to(COMPUTE) * rate)
+    x = x - update
     if HAS_MASTER:
         tl.store(master, x, mask=touched)
+    if STOCHASTIC:
+        # A tile lies within 2^32 entries, so that the high half is common to it.
+        state = mix(tl.load(hashes + tensor).to(tl.uint32) ^ (start >> 32).to(tl.uint32))
+        low = ((start & 0xFFFFFFFF) + offsets).to(tl.uint32)
+        stored = _round_stochastic(x, mix(state ^ low), DTYPE)
+    else:
+        stored = narrow(x, DTYPE)
+    tl.store(param, stored, mask=touched)
     if HAS_EMA:
-        ema = tl.load(lists + 7 * n + tensor).to(tl.pointer_type(COMPUTE)) + entries
-        averaged = touched
-        target = x if HAS_MASTER else stored.to(COMPUTE)
+        target = x
+        if not HAS_MASTER:
+            target = widen(stored, DTYPE, COMPUTE)
         if EMA_FROZEN:
-            averaged = valid
-            frozen = valid & (bit == 0)
-            if HAS_MASTER:
-                target = tl.where(frozen, tl.load(master, mask=frozen, other=0.0), target)
-            else:
-                target = tl.where(frozen, tl.load(param, mask=frozen, other=0.0).to(COMPUTE), target)
-        old_ema = tl.load(ema, mask=averaged, other=0.0)
-        tl.store(ema, old_ema + tl.load(hyper + 6).to(COMPUTE) * (target - old_ema), mask=averaged)
+            target = tl.where(touched, target, old)
+        ema = pointer_at(tl.load(emas + tensor), start, COMPUTE, ALIGNED) + offsets
+        average = _load(ema, read)
+        tl.store(ema, average + tl.load(hyper + _EMA_RATE).to(COMPUTE) * (target - average), mask=read)
+
+
+@kernel
+def masked_adam_kernel(
+    params,
+    grads,
+    masked_grads,
+    exp_avgs,
+    exp_avg_sqs,
+    max_exp_avg_sqs,
+    masters,
+    emas,
+    counts,
+    numels,
+    chunk_table,
+    n_chunks,
+    words,
+    word_offsets,
+    packed_offsets,
+    first_blocks,
+    corrections,
+    hashes,
+    hyper,
+    lr,
+    bias_table,
+    bias_rows,
+    grad_scale,
+    found_inf,
+    DTYPE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    COUNT: tl.constexpr,
+    COUNT_TOP: tl.constexpr,
+    MASKED: tl.constexpr,
+    JOINT: tl.constexpr,
+    HAS_WORDS: tl.constexpr,
+    PACKED: tl.constexpr,
+    GRADS_OPTIONAL: tl.constexpr,
+    HAS_M: tl.constexpr,
+    HAS_MAX: tl.constexpr,
+    HAS_MASTER: tl.constexpr,
+    HAS_EMA: tl.constexpr,
+    SCALED: tl.constexpr,
+    GUARDED: tl.constexpr,
+    COUPLED: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    CLIP: tl.constexpr,
+    MAX_UPDATE: tl.constexpr,
+    RETAIN: tl.constexpr,
+    ZERO_NONFINITE: tl.constexpr,
+    EMA_FROZEN: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    PACK_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    if GUARDED:
+        if tl.load(found_inf) != 0:
+            return
+    chunk = tl.program_id(0)
+    tensor = tl.load(chunk_table + chunk)
+    start = tl.load(chunk_table + n_chunks + chunk)
+    length = tile_length(start, tl.load(numels + tensor), BLOCK)
+    grad_address = tl.load(grads + tensor)
+    masked_address = grad_address
+    if JOINT:
+        masked_address = tl.load(masked_grads + tensor)
+    # Without any gradient the tensor is left out of the step.
+    if (grad_address == 0) & (masked_address == 0):
+        return
+    bits = length
+    packed_start = start
+    if HAS_WORDS:
+        tensor_words = words + tl.load(word_offsets + tensor)
+        tile_words = load_words(tensor_words + start // 32, length, BLOCK // 32)
+        bits = tile_bits(tile_words)
+        if MASKED and not EMA_FROZEN:
+            if tl.max((tile_words != 0).to(tl.int32), axis=0) == 0:
+                return
+        if PACKED:
+            block = start // PACK_BLOCK
+            rows = tl.arange(0, PACK_BLOCK // 32)
+            earlier = rows < ((start - block * PACK_BLOCK) // 32).to(tl.int32)
+            before = tl.load(tensor_words + block * (PACK_BLOCK // 32) + rows, mask=earlier, other=0)
+            packed_start = tl.load(packed_offsets + tl.load(first_blocks + tensor) + block)
+            packed_start += tl.sum(popcount(before), axis=0)
+    moments = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
+    extras = (masters, emas, counts)
+    param_address = tl.load(params + tensor)
+    if MASKED:
+        _step_tile(
+            param_address, grad_address, masked_address, moments, extras, tensor, start, length, bits, packed_start,
+            corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
+            DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
+            HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
+            EMA_FROZEN, STOCHASTIC, False, False, BLOCK,
+        )  # fmt: skip
+    elif length == BLOCK:
+        _step_tile(
+            param_address, grad_address, masked_address, moments, extras, tensor, start, length, bits, packed_start,
+            corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
+            DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
+            HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
+            EMA_FROZEN, STOCHASTIC, True, ALIGNED, BLOCK,
+        )  # fmt: skip
+    else:
+        _step_tile(
+            param_address, grad_address, masked_address, moments, extras, tensor, start, length, bits, packed_start,
+            corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
+            DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
+            HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
+            EMA_FROZEN, STOCHASTIC, False, ALIGNED, BLOCK,
+        )  # fmt: skip
+
+
+_U32 = 0xFFFFFFFF
+
+
+def _mix(x: int) -> int:
+    x ^= x >> 16
+    x = (x * 0x85EBCA6B) & _U32
+    x ^= x >> 13
+    x = (x * 0xC2B2AE35) & _U32
+    return x ^ (x >> 16)
+
+
+def _seed_hash(seed: int) -> int:
+    return _mix((seed & _U32) ^ _mix(((seed >> 32) + 0x9E3779B9) & _U32))
 
 
 def masked_adam_(
@@ -267,74 +471,102 @@ def masked_adam_(
     ema_frozen: bool = False,
     stochastic_rounding: bool = False,
     seed: int = 0,
+    block: int = BLOCK,
 ) -> None:
-    n = len(params)
-    if n == 0:
+    if not params:
         return
     device, dtype = params[0].device, params[0].dtype
-    numels = [param.numel() for param in params]
-    chunks = Chunks(numels, BLOCK, device)
-    if chunks.count == 0:
-        return
-    columns = (params, grads, masked_grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts)
-    lists = addresses([t for column in columns for t in (column or [None] * n)], device)
+    numels = numels_of(params)
     joint = len(masked_grads) > 0
     masked = words is not None and not joint
-    blocks, first_blocks = 0, []
+    double = dtype == torch.float64
+    with on_device(device):
+        work = chunks(numels, block, device)
+        if work.count == 0:
+            return
+        param_table = pointers(params, device)
+        tables = [
+            pointers(tensors, device) if tensors else param_table
+            for tensors in (grads, masked_grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts)
+        ]
+        hyper = float64_table(
+            (
+                eps,
+                weight_decay,
+                clip_value or 0.0,
+                max_update or 0.0,
+                1 - ema_decay if ema_decay is not None else 0.0,
+                beta2,
+                1 - beta1,
+                1 - beta2,
+                math.log2(beta1) if beta1 else -math.inf,
+                math.log2(beta2) if beta2 else -math.inf,
+                float(_seed_hash(seed)),
+            ),
+            device,
+        )
+        corrections = torch.empty((len(params), 2), dtype=torch.float64 if double else torch.float32, device=device)
+        hashes = torch.empty(len(params), dtype=torch.int64, device=device)
+        prepare_kernel[(triton.cdiv(len(params), _TENSORS_PER_PROGRAM),)](
+            steps, hyper, corrections, hashes, len(params), BLOCK=_TENSORS_PER_PROGRAM, num_warps=4
+        )
+        unused = hashes
+        masked_adam_kernel[(work.count,)](
+            param_table.table,
+            *[table.table for table in tables],
+            int64_table(numels, device),
+            work.table,
+            work.count,
+            unused if words is None else words,
+            unused if words is None else int64_table(word_offsets, device),
+            unused if packed_offsets is None else packed_offsets,
+            unused if packed_offsets is None else int64_table(_first_blocks(numels), device),
+            corrections,
+            hashes,
+            hyper,
+            lr,
+            bias_table if counts else corrections,
+            bias_table.shape[0] if counts else 0,
+            unused if grad_scale is None else grad_scale,
+            unused if found_inf is None else found_inf,
+            DTYPE=FLOAT_TYPES[dtype],
+            COMPUTE=tl.float64 if double else tl.float32,
+            COUNT=None if not counts else tl.int16 if counts[0].dtype == torch.int16 else tl.int32,
+            COUNT_TOP=torch.iinfo(counts[0].dtype).max if counts else 0,
+            MASKED=masked,
+            JOINT=joint,
+            HAS_WORDS=words is not None,
+            PACKED=packed_offsets is not None,
+            GRADS_OPTIONAL=joint and _some_none(tables[:2]),
+            HAS_M=len(exp_avgs) > 0,
+            HAS_MAX=len(max_exp_avg_sqs) > 0,
+            HAS_MASTER=len(masters) > 0,
+            HAS_EMA=len(emas) > 0,
+            SCALED=grad_scale is not None,
+            GUARDED=found_inf is not None,
+            COUPLED=weight_decay != 0 and not decoupled_weight_decay,
+            DECOUPLED=weight_decay != 0 and decoupled_weight_decay,
+            MAXIMIZE=maximize,
+            CLIP=clip_value is not None,
+            MAX_UPDATE=max_update is not None,
+            RETAIN=retain_variance,
+            ZERO_NONFINITE=zero_nonfinite,
+            EMA_FROZEN=masked and ema_frozen,
+            STOCHASTIC=stochastic_rounding and not masters and dtype in (torch.bfloat16, torch.float16),
+            ALIGNED=all(table.aligned for table in (param_table, *tables)),
+            PACK_BLOCK=PACK_BLOCK,
+            BLOCK=block,
+            num_warps=NUM_WARPS,
+        )
+
+
+def _some_none(tables: list[Pointers]) -> bool:
+    return any(table.some_none for table in tables)
+
+
+def _first_blocks(numels: tuple[int, ...]) -> list[int]:
+    """Entries of ``packed_offsets`` before those of each tensor."""
+    first = [0]
     for numel in numels:
-        first_blocks.append(blocks)
-        blocks += -(-numel // PACK_BLOCK)
-    hyper = (
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-        0.0 if clip_value is None else clip_value,
-        0.0 if max_update is None else max_update,
-        0.0 if ema_decay is None else 1.0 - ema_decay,
-    )
-    unused = lists
-    _adam_kernel[(chunks.count,)](
-        lists,
-        n,
-        chunks.table,
-        steps,
-        lr,
-        numbers(hyper, torch.float64, device),
-        bias_table if counts else unused,
-        bias_table.shape[0] if counts else 1,
-        words if words is not None else unused,
-        numbers(list(word_offsets)[:n], torch.int64, device) if words is not None else unused,
-        packed_offsets if packed_offsets is not None else unused,
-        numbers(first_blocks, torch.int64, device) if packed_offsets is not None else unused,
-        grad_scale if grad_scale is not None else unused,
-        found_inf if found_inf is not None else unused,
-        numbers([seed], torch.int64, device) if stochastic_rounding else unused,
-        TYPE=TYPES[dtype],
-        COMPUTE=tl.float64 if dtype == torch.float64 else tl.float32,
-        COUNT=tl.int16 if counts and counts[0].dtype == torch.int16 else tl.int32,
-        MASKED=masked,
-        JOINT=joint,
-        HAS_WORDS=words is not None,
-        PACKED=packed_offsets is not None,
-        HAS_M=len(exp_avgs) > 0,
-        HAS_MAX=len(max_exp_avg_sqs) > 0,
-        HAS_MASTER=len(masters) > 0,
-        HAS_EMA=len(emas) > 0,
-        HAS_COUNTS=len(counts) > 0,
-        COUNT_MAX=torch.iinfo(counts[0].dtype).max if counts else 0,
-        HAS_SCALE=grad_scale is not None,
-        HAS_FOUND_INF=found_inf is not None,
-        COUPLED=weight_decay != 0 and not decoupled_weight_decay,
-        DECOUPLED=weight_decay != 0 and decoupled_weight_decay,
-        MAXIMIZE=maximize,
-        CLIP=clip_value is not None,
-        MAX_UPDATE=max_update is not None,
-        RETAIN=retain_variance,
-        ZERO_NONFINITE=zero_nonfinite,
-        EMA_FROZEN=masked and ema_frozen,
-        STOCHASTIC=stochastic_rounding and not masters and dtype in (torch.bfloat16, torch.float16),
-        BLOCK=BLOCK,
-        PACK_BLOCK=PACK_BLOCK,
-        num_warps=WARPS,
-    )
+        first.append(first[-1] + -(-numel // PACK_BLOCK))
+    return first

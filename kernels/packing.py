@@ -1,83 +1,104 @@
-"""block_counts, pack and unpack. The signatures are those of ``pecker_fast/ops/schemas.py``."""
+"""block_counts, pack and unpack: the entries of a mask, counted, gathered in order, and spread again.
+
+``pack`` and ``unpack`` take two launches and a prefix sum over tiles: the set bits of each tile, then the move itself.
+Entries are moved as integers of their size. Fixed configuration as in ``pointwise.py``.
+"""
 
 from collections.abc import Sequence
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bits import count_bits, load_bits
-from .tables import Chunks, numbers
+from .tables import PACK_BLOCK, chunks, int64_table, on_device
+from .tiles import exclusive_ranks, kernel, load_words, popcount, tile_bits, tile_length, tile_offsets
 
-PACK_BLOCK = 16384
-# Entries a program packs or unpacks: the ranks within it come from one scan over 8 warps.
-BLOCK = 2048
-WARPS = 8
+BLOCK = 4096
+NUM_WARPS = 8
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@triton.jit
-def _block_counts_kernel(words, word_offsets, chunks, counts, BLOCK: tl.constexpr):
+@kernel
+def block_counts_kernel(words, word_offsets, numels, chunk_table, n_chunks, counts, BLOCK: tl.constexpr):
     chunk = tl.program_id(0)
-    tensor = tl.load(chunks + 4 * chunk)
-    start = tl.load(chunks + 4 * chunk + 1)
-    numel = tl.load(chunks + 4 * chunk + 2)
-    number = tl.load(chunks + 4 * chunk + 3)
-    index = (start >> 5) + tl.arange(0, BLOCK // 32)
-    word = tl.load(words + tl.load(word_offsets + tensor) + index, mask=index * 32 < numel, other=0)
-    # Bits past the end do not count.
-    rest = tl.minimum(tl.maximum(numel - index * 32, 0), 32).to(tl.int64)
-    valid = ((tl.full((BLOCK // 32,), 1, tl.int64) << rest) - 1).to(tl.int32)
-    tl.store(counts + number, tl.sum(count_bits(word & valid).to(tl.int64), axis=0))
+    tensor = tl.load(chunk_table + chunk)
+    start = tl.load(chunk_table + n_chunks + chunk)
+    length = tile_length(start, tl.load(numels + tensor), BLOCK)
+    tile_words = load_words(words + tl.load(word_offsets + tensor) + start // 32, length, BLOCK // 32)
+    tl.store(counts + chunk, tl.sum(popcount(tile_words), axis=0).to(tl.int64))
 
 
-@triton.jit
-def _pack_kernel(dense, words, before, packed, numel, BLOCK: tl.constexpr, UNPACK: tl.constexpr):
-    block = tl.program_id(0).to(tl.int64)
-    entries = block * BLOCK + tl.arange(0, BLOCK)
-    valid = entries < numel
-    bit = load_bits(words, entries, valid)
-    slot = tl.load(before + block) + tl.cumsum(bit, axis=0) - bit
-    chosen = valid & (bit != 0)
-    if UNPACK:
-        value = tl.load(packed + slot, mask=chosen, other=0)
-        tl.store(dense + entries, value, mask=valid)
-    else:
-        value = tl.load(dense + entries, mask=chosen)
-        tl.store(packed + slot, value, mask=chosen)
-
-
-def _counts(words: Tensor, word_offsets: Sequence[int], numels: Sequence[int], block: int) -> Tensor:
+def block_counts(
+    words: Tensor, word_offsets: Sequence[int], numels: Sequence[int], *, block: int = PACK_BLOCK
+) -> Tensor:
     device = words.device
-    chunks = Chunks(numels, block, device)
-    counts = torch.empty(chunks.total, dtype=torch.int64, device=device)
-    if chunks.count:
-        _block_counts_kernel[(chunks.count,)](
-            words, numbers(list(word_offsets)[: len(numels)], torch.int64, device), chunks.table, counts, BLOCK=block
-        )
+    with on_device(device):
+        work = chunks(numels, block, device)
+        counts = torch.empty(work.count, dtype=torch.int64, device=device)
+        if work.count:
+            block_counts_kernel[(work.count,)](
+                words,
+                int64_table(word_offsets, device),
+                int64_table(numels, device),
+                work.table,
+                work.count,
+                counts,
+                BLOCK=block,
+                num_warps=4,
+            )
     return counts
 
 
-def block_counts(words: Tensor, word_offsets: Sequence[int], numels: Sequence[int]) -> Tensor:
-    return _counts(words, word_offsets, numels, PACK_BLOCK)
+@kernel
+def move_kernel(dense, packed, words, inclusive, numel, count, UNPACK: tl.constexpr, BLOCK: tl.constexpr):
+    """dense -> packed, or packed -> dense. ``inclusive``: set bits up to the end of each tile."""
+    tile = tl.program_id(0)
+    start = tile.to(tl.int64) * BLOCK
+    length = tile_length(start, numel, BLOCK)
+    tile_words = load_words(words + start // 32, length, BLOCK // 32)
+    bits = tile_bits(tile_words)
+    before = tl.load(inclusive + tile) - tl.sum(popcount(tile_words), axis=0)
+    rank = before + exclusive_ranks(bits)
+    offsets = tile_offsets(BLOCK)
+    # A wrong count must not reach past the packed tensor.
+    taken = (bits != 0) & (rank < count)
+    if UNPACK:
+        values = tl.load(packed + rank, mask=taken, other=0)
+        tl.store(dense + start + offsets, values, mask=offsets < length)
+    else:
+        values = tl.load(dense + start + offsets, mask=taken)
+        tl.store(packed + rank, values, mask=taken)
 
 
-def _run(dense: Tensor, words: Tensor, packed: Tensor, unpack: bool) -> None:
-    numel = dense.numel()
+def _move(dense: Tensor, packed: Tensor, words: Tensor, unpack: bool, block: int) -> None:
+    device, numel = words.device, dense.numel()
     if numel == 0:
         return
-    counts = _counts(words, [0], [numel], BLOCK)
-    before = counts.cumsum(0) - counts
-    _pack_kernel[(before.numel(),)](dense, words, before, packed, numel, BLOCK=BLOCK, UNPACK=unpack, num_warps=WARPS)
+    integer = _INTEGERS[dense.element_size()]
+    with on_device(device):
+        inclusive = block_counts(words, (0,), (numel,), block=block).cumsum(0)
+        move_kernel[(inclusive.numel(),)](
+            dense.view(-1).view(integer),
+            packed.view(integer),
+            words,
+            inclusive,
+            numel,
+            packed.numel(),
+            UNPACK=unpack,
+            BLOCK=block,
+            num_warps=NUM_WARPS,
+        )
 
 
-def pack(dense: Tensor, words: Tensor, count: int) -> Tensor:
-    packed = dense.new_empty(count)
-    _run(dense, words, packed, unpack=False)
+def pack(dense: Tensor, words: Tensor, count: int, *, block: int = BLOCK) -> Tensor:
+    """As the reference, but a ``count`` that is not the number of set bits is not noticed: that would synchronise."""
+    packed = dense.new_empty((count,))
+    _move(dense, packed, words, False, block)
     return packed
 
 
-def unpack(packed: Tensor, words: Tensor, numel: int) -> Tensor:
-    dense = packed.new_empty(numel)
-    _run(dense, words, packed, unpack=True)
+def unpack(packed: Tensor, words: Tensor, numel: int, *, block: int = BLOCK) -> Tensor:
+    dense = packed.new_empty((numel,))
+    _move(dense, packed, words, True, block)
     return dense

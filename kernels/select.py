@@ -1,7 +1,13 @@
-"""radix_histogram and threshold_mask. The signatures are those of ``pecker_fast/ops/schemas.py``.
+"""radix_histogram, threshold_mask and select: exact selection of the largest magnitudes over all tensors together.
 
-The exact k-th magnitude comes from three histograms, the mask from a pass that counts ties and one that writes words:
-five reads of the scores. Everything is on the device, in a fixed order, without waiting for it.
+Two ways to the same bits, neither of which ever waits for the device:
+
+* composition: three histograms of the keys (11, 10 and 10 bits), then ties counted and words written. Five reads.
+* sampled (``sampled_select.py``), for many entries: one read, with the composition enqueued behind it for the rows that
+  the sample missed. Its programs leave at once where a device flag says that they are not needed.
+
+Fixed configurations. Tiles of 4,096 with 8 warps hold 16 keys a thread. The histogram is bound by its shared-memory
+atomics, so a bounded number of programs walk the tiles, and each adds its histogram to global memory only once.
 """
 
 from collections.abc import Sequence
@@ -11,174 +17,423 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bits import pack_words
-from .tables import Chunks, addresses, numbers
+from .tables import Chunks, chunks, groups, int64_table, numels_of, on_device, pointers, word_offsets_of
+from .tiles import FLOAT_TYPES, kernel, load_keys, store_words, tile_length
 
-# Entries a program takes: a multiple of 32, long enough that the histogram of a block outweighs adding it to the
-# others', short enough for its keys and ranks to stay in registers with 8 warps.
 BLOCK = 4096
-WARPS = 8
-_RADIX_BITS = (11, 10, 10)
-# As integers where the bits already are those of the float32, so that nothing can flush a subnormal to zero.
-_TYPES = {torch.float32: tl.int32, torch.bfloat16: tl.int16, torch.float16: tl.float16}
+NUM_WARPS = 8
+MAX_PROGRAMS = 2048
+"""Programs of a kernel that walks over tiles: enough to fill a GPU several times over."""
 
-INF_KEY = tl.constexpr(0x7F800000)
+RADIX_BITS = (11, 10, 10)
+INF_KEY = 0x7F800000
+ALL_TIES = (1 << 63) - 1
+
+_INF_KEY = tl.constexpr(INF_KEY)
+_ALL_TIES = tl.constexpr(ALL_TIES)
+
+
+class Scores:
+    """Tables of the scores: addresses, sizes, word offsets, and for each dtype the chunks of its tensors."""
+
+    def __init__(self, scores: Sequence[Tensor], device: torch.device, block: int):
+        self.device, self.block = device, block
+        self.sizes = numels_of(scores)
+        self.offsets = word_offsets_of(self.sizes)
+        self.words = self.offsets[-1]
+        self.chunks = sum(-(-numel // block) for numel in self.sizes)
+        self.addresses = pointers(scores, device)
+        self.numels = int64_table(self.sizes, device)
+        self.word_offsets = int64_table(self.offsets, device)
+        self.groups: list[tuple[tl.dtype, Chunks, tuple[int, ...] | None]] = []
+        for dtype, members in groups([s.dtype for s in scores]) if scores else ():
+            work = chunks(self.sizes, block, device, members)
+            if work.count:
+                self.groups.append((FLOAT_TYPES[dtype], work, members))
+
+    def launch(self, function, rows: int, programs: int, *arguments, **options) -> None:
+        """Launches ``function`` over all (chunk, row), by at most ``programs`` programs, once for each dtype."""
+        for dtype, work, _ in self.groups:
+            tiles = work.count * rows
+            if tiles:
+                function[(min(tiles, programs),)](
+                    self.addresses.table,
+                    self.numels,
+                    self.word_offsets,
+                    work.table,
+                    work.count,
+                    rows,
+                    *arguments,
+                    DTYPE=dtype,
+                    ALIGNED=self.addresses.aligned,
+                    BLOCK=self.block,
+                    num_warps=NUM_WARPS,
+                    **options,
+                )
 
 
 @triton.jit
-def _load_keys(pointers, chunks, chunk, TYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """Keys of a chunk (0 past its end), and its tensor, first entry and number."""
-    tensor = tl.load(chunks + 4 * chunk)
-    start = tl.load(chunks + 4 * chunk + 1)
-    numel = tl.load(chunks + 4 * chunk + 2)
-    number = tl.load(chunks + 4 * chunk + 3)
-    entries = start + tl.arange(0, BLOCK)
-    data = tl.load(pointers + tensor).to(tl.pointer_type(TYPE))
-    values = tl.load(data + entries, mask=entries < numel, other=0)
-    if TYPE == tl.float16:  # noqa: SIM300 (a constexpr)
-        keys = values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    elif TYPE == tl.int16:
-        keys = (values.to(tl.int32) & 0x7FFF) << 16
+def needed(flags, row, FLAGGED: tl.constexpr):
+    """Whether a row's turn is real: always without flags, else where its flag is set."""
+    if FLAGGED:
+        wanted = tl.load(flags + row) != 0
     else:
-        keys = values & 0x7FFFFFFF
-    return keys, tensor, start, numel, number
+        wanted = row >= 0
+    return wanted
 
 
 @triton.jit
-def _histogram_kernel(
-    pointers,
-    chunks,
+def pick(histogram, remaining, BITS: tl.constexpr):
+    """(digit, rest): bin of the ``remaining``-th largest entry, and its rank within that bin."""
+    bins = tl.arange(0, 1 << BITS)
+    counts = tl.load(histogram + bins)
+    at_least = tl.sum(counts, axis=0) - tl.cumsum(counts, axis=0) + counts
+    digit = tl.maximum(tl.sum((at_least >= remaining).to(tl.int32), axis=0) - 1, 0)
+    above = tl.sum(tl.where(bins > digit, counts, 0), axis=0)
+    return digit.to(tl.int64), remaining - above
+
+
+@triton.jit
+def digit_counts(keys, counted, SHIFT: tl.constexpr, BITS: tl.constexpr, SIZE: tl.constexpr):
+    """int32 [2 ** BITS]: how many of the SIZE keys, of those counted, have each digit."""
+    digits = tl.where(counted, (keys >> SHIFT) & ((1 << BITS) - 1), 0)
+    digits = tl.reshape(digits.to(tl.int32), (SIZE,))
+    others = SIZE - tl.sum(tl.reshape(counted.to(tl.int32), (SIZE,)), axis=0)
+    # Entries that do not count were put into bin 0 and are taken out of it.
+    bins = tl.arange(0, 1 << BITS)
+    return tl.histogram(digits, 1 << BITS) - tl.where(bins == 0, others, 0)
+
+
+@kernel
+def histogram_kernel(
+    addresses,
+    numels,
+    word_offsets,
+    chunk_table,
+    n_chunks,
+    rows,
     prefixes,
     histogram,
-    TYPE: tl.constexpr,
+    ranks,
+    next_ranks,
+    previous,
+    next_prefixes,
+    flags,
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
+    PREVIOUS_BITS: tl.constexpr,
+    HISTOGRAM_STRIDE: tl.constexpr,
+    FLAGGED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    keys, _, _, _, _ = _load_keys(pointers, chunks, tl.program_id(0), TYPE, BLOCK)
-    row = tl.program_id(1)
-    counted = (keys > 0) & (keys <= INF_KEY)
-    if SHIFT + BITS < 31:
-        counted = counted & ((keys >> (SHIFT + BITS)) == tl.load(prefixes + row))
-    BINS: tl.constexpr = 1 << BITS
-    digits = tl.where(counted, (keys >> SHIFT) & (BINS - 1), 0)
-    bins = tl.arange(0, BINS)
-    # Entries that do not count were put into bin 0: take them out again.
-    left_out = BLOCK - tl.sum(counted.to(tl.int32), axis=0)
-    counts = tl.histogram(digits, BINS) - tl.where(bins == 0, left_out, 0)
-    tl.atomic_add(histogram + row * BINS + bins, counts.to(tl.int64), mask=counts > 0)
+    """Counts digits of the keys that begin with the row's prefix.
+
+    PREVIOUS_BITS > 0: the prefix has yet to grow by the digit that the previous level's histogram picks. Every program
+    finds that digit for itself, which saves a launch.
+    """
+    row = tl.program_id(0) % rows
+    if needed(flags, row, FLAGGED):
+        prefix = tl.load(prefixes + row).to(tl.int64)
+        if PREVIOUS_BITS > 0:
+            digit, rest = pick(previous + row.to(tl.int64) * HISTOGRAM_STRIDE, tl.load(ranks + row), PREVIOUS_BITS)
+            prefix = (prefix << PREVIOUS_BITS) | digit
+            if tl.program_id(0) < rows:
+                tl.store(next_prefixes + row, prefix)
+                tl.store(next_ranks + row, rest)
+        counts = tl.zeros((1 << BITS,), tl.int32)
+        # Programs of a row stay with it: their stride over (chunk, row) is a multiple of the rows.
+        for chunk in range(tl.program_id(0) // rows, n_chunks, tl.num_programs(0) // rows):
+            tensor = tl.load(chunk_table + chunk)
+            start = tl.load(chunk_table + n_chunks + chunk)
+            keys = load_keys(tl.load(addresses + tensor), start, tl.load(numels + tensor), DTYPE, ALIGNED, BLOCK)
+            counted = (keys > 0) & (keys <= _INF_KEY)
+            if SHIFT + BITS < 31:
+                counted = counted & ((keys >> (SHIFT + BITS)) == prefix.to(tl.int32))
+            counts += digit_counts(keys, counted, SHIFT, BITS, BLOCK)
+        bins = tl.arange(0, 1 << BITS)
+        target = histogram + row.to(tl.int64) * HISTOGRAM_STRIDE + bins
+        tl.atomic_add(target, counts.to(tl.int64), mask=counts > 0, sem="relaxed")
 
 
-@triton.jit
-def _count_kernel(pointers, chunks, keys, ties, nans, total, TYPE: tl.constexpr, BLOCK: tl.constexpr):
-    found, _, _, _, number = _load_keys(pointers, chunks, tl.program_id(0), TYPE, BLOCK)
-    row = tl.program_id(1)
-    key = tl.load(keys + row)
-    tl.store(ties + row * total + number, tl.sum((found == key).to(tl.int64), axis=0))
-    if row == 0:
-        tl.store(nans + number, tl.sum((found > INF_KEY).to(tl.int64), axis=0))
+def _programs(rows: int) -> int:
+    """Programs of the histogram: a multiple of the rows, see the kernel."""
+    return max(MAX_PROGRAMS // rows, 1) * rows
 
 
-@triton.jit
-def _words_kernel(
-    pointers,
-    chunks,
-    keys,
-    tie_limits,
-    ties_before,
-    word_offsets,
-    words,
-    counts,
-    smallest,
-    total,
-    width,
-    TYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    found, tensor, start, numel, number = _load_keys(pointers, chunks, tl.program_id(0), TYPE, BLOCK)
-    row = tl.program_id(1).to(tl.int64)
-    key = tl.load(keys + row)
-    left = tl.load(tie_limits + row) - tl.load(ties_before + row * total + number)
-    tie = found == key
-    rank = tl.cumsum(tie.to(tl.int32), axis=0)
-    kept = ((found > key) & (found <= INF_KEY)) | (tie & (rank <= left))
-    tl.store(counts + row * total + number, tl.sum(kept.to(tl.int64), axis=0))
-    tl.store(smallest + row * total + number, tl.min(tl.where(kept, found, INF_KEY), axis=0))
-    index = (start >> 5) + tl.arange(0, BLOCK // 32)
-    out = words + row * width + tl.load(word_offsets + tensor) + index
-    tl.store(out, pack_words(kept, BLOCK), mask=index < (numel + 31) // 32)
-
-
-def _launches(scores: Sequence[Tensor], device: torch.device):
-    """For each dtype among the scores its chunks; numbers count the chunks of all."""
-    numels = [score.numel() for score in scores]
-    for dtype, kind in _TYPES.items():
-        chunks = Chunks(numels, BLOCK, device, [score.dtype == dtype for score in scores])
-        if chunks.count:
-            yield kind, chunks
-
-
-def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int) -> Tensor:
-    bits = _RADIX_BITS[level]
-    m, device = prefixes.shape[0], prefixes.device
-    histogram = torch.zeros((m, 1 << bits), dtype=torch.int64, device=device)
-    pointers = addresses(scores, device)
-    for kind, chunks in _launches(scores, device):
-        _histogram_kernel[(chunks.count, m)](
-            pointers,
-            chunks.table,
-            prefixes,
-            histogram,
-            TYPE=kind,
-            SHIFT=sum(_RADIX_BITS[level + 1 :]),
-            BITS=bits,
-            BLOCK=BLOCK,
-            num_warps=WARPS,
-        )
+def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int, *, block: int = BLOCK) -> Tensor:
+    device, rows, bits = prefixes.device, prefixes.shape[0], RADIX_BITS[level]
+    with on_device(device):
+        histogram = torch.zeros((rows, 1 << bits), dtype=torch.int64, device=device)
+        if rows:
+            Scores(scores, device, block).launch(
+                histogram_kernel,
+                rows,
+                _programs(rows),
+                prefixes,
+                histogram,
+                *[histogram] * 5,
+                SHIFT=sum(RADIX_BITS[level + 1 :]),
+                BITS=bits,
+                PREVIOUS_BITS=0,
+                HISTOGRAM_STRIDE=1 << bits,
+                FLAGGED=False,
+            )
     return histogram
 
 
-def threshold_mask(scores: Sequence[Tensor], keys: Tensor, tie_limits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    m, device = keys.shape[0], keys.device
-    numels = [score.numel() for score in scores]
-    offsets = [0]
-    for numel in numels:
-        offsets.append(offsets[-1] + -(-numel // 32))
-    total = sum(-(-numel // BLOCK) for numel in numels)
-    pointers = addresses(scores, device)
-    word_offsets = numbers(offsets, torch.int64, device)
-    words = torch.empty((m, offsets[-1]), dtype=torch.int32, device=device)
-    ties = torch.empty((m, total), dtype=torch.int64, device=device)
-    nans = torch.empty(total, dtype=torch.int64, device=device)
-    counts = torch.empty((m, total), dtype=torch.int64, device=device)
-    # One column more, so that there is a smallest one where there are no entries.
-    smallest = torch.full((m, total + 1), INF_KEY.value, dtype=torch.int32, device=device)
-    if m == 0:
-        nans.zero_()
-    for kind, chunks in _launches(scores, device):
-        if m:
-            _count_kernel[(chunks.count, m)](
-                pointers, chunks.table, keys, ties, nans, total, TYPE=kind, BLOCK=BLOCK, num_warps=WARPS
-            )
-    ties_before = ties.cumsum(1) - ties
-    per_chunk = smallest[:, :total].contiguous()
-    for kind, chunks in _launches(scores, device):
-        if m:
-            _words_kernel[(chunks.count, m)](
-                pointers,
-                chunks.table,
-                keys,
-                tie_limits,
-                ties_before,
-                word_offsets,
-                words,
-                counts,
-                per_chunk,
-                total,
-                offsets[-1],
-                TYPE=kind,
-                BLOCK=BLOCK,
-                num_warps=WARPS,
-            )
-    smallest[:, :total] = per_chunk
-    return words, smallest.amin(1).view(torch.float32), counts.sum(1), nans.sum()
+@kernel
+def threshold_kernel(
+    histogram,
+    prefixes,
+    ranks,
+    ks,
+    keys,
+    tie_limits,
+    smallest,
+    counts,
+    flags,
+    TIES_ALL: tl.constexpr,
+    HISTOGRAM_STRIDE: tl.constexpr,
+    LEVEL_0_BITS: tl.constexpr,
+    LEVEL_2_START: tl.constexpr,
+    LEVEL_2_BITS: tl.constexpr,
+    FLAGGED: tl.constexpr,
+):
+    """The k-th largest key and how many entries of that key are to be kept, from the histograms of all levels."""
+    row = tl.program_id(0)
+    if needed(flags, row, FLAGGED):
+        own = histogram + row.to(tl.int64) * HISTOGRAM_STRIDE
+        digit, rest = pick(own + LEVEL_2_START, tl.load(ranks + row), LEVEL_2_BITS)
+        key = (tl.load(prefixes + row) << LEVEL_2_BITS) | digit
+        total = tl.sum(tl.load(own + tl.arange(0, 1 << LEVEL_0_BITS)), axis=0)
+        everything = total < tl.load(ks + row)
+        key = tl.where(everything, 1, tl.minimum(tl.maximum(key, 1), _INF_KEY))
+        limit = rest
+        if TIES_ALL:
+            limit = tl.full((), _ALL_TIES, tl.int64)
+        tl.store(keys + row, key.to(tl.int32))
+        tl.store(tie_limits + row, tl.where(everything, _ALL_TIES, limit))
+        # What a missed sample has left here.
+        tl.store(smallest + row, _INF_KEY)
+        tl.store(counts + row, tl.zeros((), tl.int64))
+
+
+@kernel
+def ties_kernel(
+    addresses,
+    numels,
+    word_offsets,
+    chunk_table,
+    n_chunks,
+    rows,
+    keys,
+    tie_limits,
+    flags,
+    ties,
+    all_chunks,
+    FLAGGED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Entries equal to the row's key in each chunk; not needed where all of them are kept."""
+    for tile in range(tl.program_id(0), n_chunks * rows, tl.num_programs(0)):
+        row = tile % rows
+        if needed(flags, row, FLAGGED) & (tl.load(tie_limits + row) != _ALL_TIES):
+            chunk = tile // rows
+            tensor = tl.load(chunk_table + chunk)
+            start = tl.load(chunk_table + n_chunks + chunk)
+            rank = tl.load(chunk_table + 2 * n_chunks.to(tl.int64) + chunk)
+            found = load_keys(tl.load(addresses + tensor), start, tl.load(numels + tensor), DTYPE, ALIGNED, BLOCK)
+            equal = tl.sum(tl.sum((found == tl.load(keys + row)).to(tl.int32), axis=1), axis=0)
+            tl.store(ties + row.to(tl.int64) * all_chunks + rank, equal.to(tl.int64))
+
+
+@kernel
+def words_kernel(
+    addresses,
+    numels,
+    word_offsets,
+    chunk_table,
+    n_chunks,
+    rows,
+    keys,
+    tie_limits,
+    flags,
+    ties,
+    all_chunks,
+    words,
+    width,
+    smallest,
+    counts,
+    nan_count,
+    COUNT_NAN: tl.constexpr,
+    FLAGGED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Words, counts and smallest kept key. ``ties`` [rows, all_chunks] has ties up to the end of each chunk."""
+    for tile in range(tl.program_id(0), n_chunks * rows, tl.num_programs(0)):
+        row = tile % rows
+        if needed(flags, row, FLAGGED):
+            chunk = tile // rows
+            tensor = tl.load(chunk_table + chunk)
+            start = tl.load(chunk_table + n_chunks + chunk)
+            rank = tl.load(chunk_table + 2 * n_chunks.to(tl.int64) + chunk)
+            numel = tl.load(numels + tensor)
+            found = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
+            key = tl.load(keys + row)
+            limit = tl.load(tie_limits + row)
+            tie = found == key
+            kept = ((found > key) & (found <= _INF_KEY)) | tie
+            if limit != _ALL_TIES:
+                up_to_here = tl.load(ties + row.to(tl.int64) * all_chunks + rank)
+                if up_to_here > limit:
+                    equal = tie.to(tl.int32)
+                    per_word = tl.sum(equal, axis=1)
+                    in_order = (tl.cumsum(per_word, axis=0) - per_word)[:, None] + tl.cumsum(equal, axis=1)
+                    before = up_to_here - tl.sum(per_word, axis=0)
+                    # Clamped into int32, in which ranks within a tile are.
+                    allowed = tl.minimum(tl.maximum(limit - before, 0), BLOCK).to(tl.int32)
+                    kept = kept & ((found != key) | (in_order <= allowed))
+            target = words + row.to(tl.int64) * width + tl.load(word_offsets + tensor) + start // 32
+            store_words(target, kept, tile_length(start, numel, BLOCK), BLOCK)
+            count = tl.sum(tl.sum(kept.to(tl.int32), axis=1), axis=0)
+            if count > 0:
+                tl.atomic_add(counts + row, count.to(tl.int64), sem="relaxed")
+                least = tl.min(tl.min(tl.where(kept, found, _INF_KEY), axis=1), axis=0)
+                tl.atomic_min(smallest + row, least, sem="relaxed")
+            if COUNT_NAN:
+                nans = tl.sum(tl.sum((found > _INF_KEY).to(tl.int32), axis=1), axis=0)
+                if (nans > 0) & (row == 0):
+                    tl.atomic_add(nan_count, nans.to(tl.int64), sem="relaxed")
+
+
+class Masks:
+    """What threshold_mask and select return, before the smallest keys become floats."""
+
+    def __init__(self, tables: Scores, rows: int):
+        device = tables.device
+        self.words = torch.empty((rows, tables.words), dtype=torch.int32, device=device)
+        self.smallest = torch.full((rows,), INF_KEY, dtype=torch.int32, device=device)
+        totals = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self.counts, self.nan_count = totals[:rows], totals[rows]
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.words, self.smallest.view(torch.float32), self.counts.clone(), self.nan_count.clone()
+
+
+def write_masks(tables: Scores, masks: Masks, keys: Tensor, tie_limits: Tensor, flags: Tensor | None) -> None:
+    """The rows' words from their keys and tie limits; of all rows without ``flags``, else of those flagged."""
+    rows = keys.shape[0]
+    if tables.chunks == 0:
+        return
+    flagged = flags is not None
+    unused = flags if flagged else keys
+    ties = torch.zeros((rows, tables.chunks), dtype=torch.int64, device=tables.device)
+    tables.launch(ties_kernel, rows, MAX_PROGRAMS, keys, tie_limits, unused, ties, tables.chunks, FLAGGED=flagged)
+    tables.launch(
+        words_kernel,
+        rows,
+        MAX_PROGRAMS,
+        keys,
+        tie_limits,
+        unused,
+        ties.cumsum(1),
+        tables.chunks,
+        masks.words,
+        tables.words,
+        masks.smallest,
+        masks.counts,
+        masks.nan_count,
+        # The sampled way has counted NaN in its own pass.
+        COUNT_NAN=not flagged,
+        FLAGGED=flagged,
+    )
+
+
+def threshold_mask(
+    scores: Sequence[Tensor], keys: Tensor, tie_limits: Tensor, *, block: int = BLOCK
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    device = keys.device
+    if keys.shape[0] == 0:
+        # NaN are counted even so.
+        words, thresholds, counts, nan_count = threshold_mask(
+            scores, keys.new_full((1,), INF_KEY), tie_limits.new_zeros((1,)), block=block
+        )
+        return words[:0], thresholds[:0], counts[:0], nan_count
+    with on_device(device):
+        tables = Scores(scores, device, block)
+        masks = Masks(tables, keys.shape[0])
+        write_masks(tables, masks, keys, tie_limits, None)
+        return masks.result()
+
+
+def compose(tables: Scores, masks: Masks, ks: Tensor, ties_all: bool, flags: Tensor | None) -> None:
+    """Selection by histograms; of all rows without ``flags``, else of those flagged."""
+    rows, device = ks.shape[0], ks.device
+    starts = [sum(1 << bits for bits in RADIX_BITS[:level]) for level in range(len(RADIX_BITS) + 1)]
+    stride = starts[-1]
+    histogram = torch.zeros((rows, stride), dtype=torch.int64, device=device)
+    # Before each level: the prefix, and the rank of the wanted entry among those that have it.
+    prefixes = torch.zeros((len(RADIX_BITS), rows), dtype=torch.int64, device=device)
+    ranks = torch.empty((len(RADIX_BITS), rows), dtype=torch.int64, device=device)
+    flagged = flags is not None
+    unused = flags if flagged else ks
+    for level, bits in enumerate(RADIX_BITS):
+        before = max(level - 1, 0)
+        tables.launch(
+            histogram_kernel,
+            rows,
+            _programs(rows),
+            prefixes[before],
+            histogram[0, starts[level] :],
+            ks if before == 0 else ranks[before],
+            ranks[level],
+            histogram[0, starts[before] :],
+            prefixes[level],
+            unused,
+            SHIFT=sum(RADIX_BITS[level + 1 :]),
+            BITS=bits,
+            PREVIOUS_BITS=RADIX_BITS[level - 1] if level else 0,
+            HISTOGRAM_STRIDE=stride,
+            FLAGGED=flagged,
+        )
+    keys = torch.empty(rows, dtype=torch.int32, device=device)
+    tie_limits = torch.empty(rows, dtype=torch.int64, device=device)
+    threshold_kernel[(rows,)](
+        histogram,
+        prefixes[2],
+        ranks[2],
+        ks,
+        keys,
+        tie_limits,
+        masks.smallest,
+        masks.counts,
+        unused,
+        TIES_ALL=ties_all,
+        HISTOGRAM_STRIDE=stride,
+        LEVEL_0_BITS=RADIX_BITS[0],
+        LEVEL_2_START=starts[2],
+        LEVEL_2_BITS=RADIX_BITS[2],
+        FLAGGED=flagged,
+        num_warps=4,
+    )
+    write_masks(tables, masks, keys, tie_limits, flags)
+
+
+def select(
+    scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, block: int = BLOCK
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    device, rows = ks.device, ks.shape[0]
+    if rows == 0:
+        return threshold_mask(scores, ks.to(torch.int32), ks, block=block)
+    with on_device(device):
+        tables = Scores(scores, device, block)
+        masks = Masks(tables, rows)
+        if tables.chunks:
+            compose(tables, masks, ks, ties_all, None)
+        return masks.result()

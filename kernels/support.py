@@ -1,22 +1,72 @@
-"""What the Triton back end can run. Imports triton only to find out whether it is there."""
+"""Which operators the Triton back end has, where they run, and why not. Imports triton only to call a kernel."""
 
+import importlib
 import importlib.util
 import os
+from collections.abc import Callable, Set
 
 import torch
 
+OPERATORS = {
+    "radix_histogram": "select",
+    "threshold_mask": "select",
+    "select": "select",
+    "block_counts": "packing",
+    "pack": "packing",
+    "unpack": "packing",
+    "apply_mask_": "pointwise",
+    "accumulate_": "pointwise",
+    "count_nonfinite": "pointwise",
+    "masked_adam_": "masked_adam",
+}
+"""File of each operator's launcher."""
 
-def interpreting() -> bool:
-    """Whether Triton kernels run in its interpreter, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+_HALF_AND_SINGLE = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_FLOATS = _HALF_AND_SINGLE | {torch.float64}
+_FLOAT_DTYPES = {
+    "radix_histogram": _HALF_AND_SINGLE,
+    "threshold_mask": _HALF_AND_SINGLE,
+    "select": _HALF_AND_SINGLE,
+    "accumulate_": _FLOATS,
+    "count_nonfinite": _FLOATS,
+    "masked_adam_": _FLOATS,
+}
+
+MINIMUM_CAPABILITY = (8, 0)
 
 
-def why_not(op: str, device: torch.device, dtypes: set[torch.dtype]) -> str | None:
-    """None if the Triton kernel of ``op`` can run on tensors of ``dtypes`` on ``device``, else the reason."""
+def why_not(op: str, device: torch.device, dtypes: Set[torch.dtype] = frozenset()) -> str | None:
+    """Why ``op`` cannot run on ``device`` for tensors of ``dtypes``, or None.
+
+    ``dtypes`` are those of the tensors that hold entries: scores, gradients, accumulators, parameters. Operators that
+    only move or clear entries (``pack``, ``unpack``, ``apply_mask_``) take any real dtype.
+    """
+    if op not in OPERATORS:
+        return f"the Triton back end has no operator {op!r}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if device.type == "cpu" and not interpreting():
-        return "needs a CUDA device, or TRITON_INTERPRET=1 to run in Triton's interpreter on the CPU"
-    if device.type not in ("cpu", "cuda"):
-        return f"runs on CUDA devices, not on {device.type}"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type == "cpu":
+        if not interpreted:
+            return "needs a CUDA device, or TRITON_INTERPRET=1 (set before triton is imported) for CPU tensors"
+    elif device.type != "cuda":
+        return f"needs a CUDA device, not {device.type!r}"
+    elif interpreted:
+        return "TRITON_INTERPRET=1 runs CPU tensors only"
+    elif torch.version.hip is not None:
+        return "is made for NVIDIA GPUs, and this is a ROCm build of torch"
+    elif torch.cuda.get_device_capability(device) < MINIMUM_CAPABILITY:
+        have, need = torch.cuda.get_device_capability(device), MINIMUM_CAPABILITY
+        return f"needs compute capability {need[0]}.{need[1]} or newer, and {device} has {have[0]}.{have[1]}"
+    allowed = _FLOAT_DTYPES.get(op)
+    wrong = sorted(str(t) for t in dtypes if (t.is_complex if allowed is None else t not in allowed))
+    if wrong:
+        names = "real dtypes" if allowed is None else ", ".join(sorted(map(str, allowed)))
+        return f"{op} takes {names}, not {', '.join(wrong)}"
     return None
+
+
+def operator(op: str) -> Callable:
+    """The launcher of ``op``, with the signature of its counterpart in ``ops/reference.py``. Imports triton."""
+    module = importlib.import_module(f".{OPERATORS[op]}", __package__)
+    return getattr(module, op)

@@ -1,69 +1,161 @@
-"""Tables on the device that let one launch work on any number of tensors: their addresses, and their chunks."""
+"""Device tables that let one launch serve any number of tensors: addresses, sizes, and the chunks to work on.
 
+Every table is cached by the values it holds, so a steady training loop uploads nothing, and one whose gradients are
+allocated anew uploads their addresses only: one asynchronous copy from pinned memory of 8 bytes a tensor.
+
+CUDA graphs: a table that a captured call uses must outlive every replay, so it is kept for the life of the process;
+it is also best uploaded before the capture, by one ordinary call with the same tensors.
+"""
+
+import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_CAPACITY = 64
-_cache: OrderedDict[Hashable, Tensor] = OrderedDict()
-_chunk_counts: dict[Hashable, int] = {}
+WORD_BITS = 32
+"""Entries in a mask word, as in ``ops/layout.py``."""
+
+PACK_BLOCK = 16384
+"""Entries between two offsets into packed state, as in ``ops/layout.py``."""
+
+ALIGNMENT = 16
+"""Bytes of the widest access: addresses that are multiples of it are read and written in full vectors."""
+
+_CACHE_ENTRIES = 256
 
 
-def _cached(key: Hashable, values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of ``values`` on the device; sent there once and kept for as long as it is in use.
-
-    Keys hold the values themselves, so a table can never be out of date. From pinned memory the copy does not wait.
-    """
-    table = _cache.get(key)
-    if table is None:
-        table = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-        if device.type == "cuda":
-            table = table.to(device, non_blocking=True)
-        _cache[key] = table
-        if len(_cache) > _CAPACITY:
-            oldest, _ = _cache.popitem(last=False)
-            _chunk_counts.pop(oldest, None)
-    else:
-        _cache.move_to_end(key)
-    return table
+@dataclass(frozen=True)
+class _Entry:
+    tensor: Tensor
+    # The pinned source: a captured upload reads it at each replay.
+    source: Tensor
+    stream: int
+    event: "torch.cuda.Event | None"
 
 
-def addresses(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
-    """int64 [n]: where each tensor's data is; 0 for None."""
-    pointers = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-    return _cached(("addresses", device, pointers), pointers, torch.int64, device)
+_cache: OrderedDict[tuple, _Entry] = OrderedDict()
+_captured: dict[int, _Entry] = {}
+_lock = threading.Lock()
 
 
-def numbers(values: Sequence[int | float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Any numbers as a tensor on the device."""
-    values = tuple(values)
-    return _cached(("numbers", device, dtype, values), values, dtype, device)
+def _upload(values: Tensor, device: torch.device) -> _Entry:
+    if device.type != "cuda":
+        return _Entry(values.to(device), values, 0, None)
+    source = values.pin_memory()
+    tensor = source.to(device, non_blocking=True)
+    stream = torch.cuda.current_stream(device)
+    event = torch.cuda.Event()
+    event.record(stream)
+    return _Entry(tensor, source, stream.cuda_stream, event)
 
 
-class Chunks:
-    """The entries of several tensors cut into chunks of ``block``; one program takes one chunk.
-
-    ``table`` is int64 [chunks, 4]: tensor, first entry in the tensor, entries of the tensor, number among all chunks.
-    ``keep`` leaves out tensors whose flag is false; the numbers still count their chunks.
-    """
-
-    def __init__(self, numels: Sequence[int], block: int, device: torch.device, keep: Sequence[bool] | None = None):
-        self.total = sum(-(-numel // block) for numel in numels)
-        key = ("chunks", device, block, tuple(numels), None if keep is None else tuple(keep))
-        table = _cache.get(key)
-        if table is None:
-            rows, number = [], 0
-            for i, numel in enumerate(numels):
-                starts = range(0, numel, block)
-                if keep is None or keep[i]:
-                    rows += [(i, start, numel, number + j) for j, start in enumerate(starts)]
-                number += len(starts)
-            table = _cached(key, rows or [(0, 0, 0, 0)], torch.int64, device)
-            self.count = len(rows)
-            _chunk_counts[key] = self.count
-        else:
+def _cached(key: tuple, device: torch.device, build: Callable[[], Tensor]) -> Tensor:
+    """The device copy of ``build()``, which ``key`` stands for."""
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    key = (*key, device)
+    with _lock:
+        entry = _cache.get(key)
+        if entry is not None:
             _cache.move_to_end(key)
-            self.count = _chunk_counts[key]
-        self.table = table
+        else:
+            entry = _upload(build(), device)
+            # What is uploaded under capture holds nothing until the first replay: no other call may find it.
+            if not capturing:
+                _cache[key] = entry
+                if len(_cache) > _CACHE_ENTRIES:
+                    _cache.popitem(last=False)
+        if capturing:
+            _captured[id(entry)] = entry
+    if entry.event is not None and not capturing:
+        stream = torch.cuda.current_stream(device)
+        if stream.cuda_stream != entry.stream:
+            stream.wait_event(entry.event)
+            entry.tensor.record_stream(stream)
+    return entry.tensor
+
+
+@dataclass(frozen=True)
+class Pointers:
+    """int64 [T] addresses on the device (0 for None), and whether all are multiples of ``ALIGNMENT``."""
+
+    table: Tensor
+    aligned: bool
+    some_none: bool
+
+
+def pointers(tensors: Sequence[Tensor | None], device: torch.device) -> Pointers:
+    addresses = tuple([0 if t is None else t.data_ptr() for t in tensors])
+    aligned = not any(address % ALIGNMENT for address in addresses)
+    return Pointers(int64_table(addresses, device), aligned, any(t is None for t in tensors))
+
+
+def int64_table(values: Sequence[int], device: torch.device) -> Tensor:
+    values = tuple(values)
+    # A kernel argument needs an address, which an empty tensor has not.
+    return _cached(("int64", values), device, lambda: torch.tensor(values or (0,), dtype=torch.int64))
+
+
+def float64_table(values: Sequence[float], device: torch.device) -> Tensor:
+    values = tuple(values)
+    return _cached(("float64", values), device, lambda: torch.tensor(values, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The chunks of ``block`` entries that some tensors are cut into.
+
+    table: int64 [3, count]: tensor, first entry, and number of the chunk among those of all tensors.
+    """
+
+    table: Tensor
+    count: int
+
+
+def chunks(numels: Sequence[int], block: int, device: torch.device, members: tuple[int, ...] | None = None) -> Chunks:
+    """Chunks of the tensors ``members`` (all of them: None), in order. ``numels`` counts all tensors' entries."""
+    numels = tuple(numels)
+
+    def build() -> Tensor:
+        per_tensor = (torch.tensor(numels, dtype=torch.int64) + (block - 1)) // block
+        tensor = torch.repeat_interleave(torch.arange(len(numels)), per_tensor)
+        rank = torch.arange(tensor.numel())
+        start = (rank - (per_tensor.cumsum(0) - per_tensor)[tensor]) * block
+        table = torch.stack([tensor, start, rank])
+        return table if members is None else table[:, torch.isin(tensor, torch.tensor(members))].contiguous()
+
+    chosen = range(len(numels)) if members is None else members
+    count = sum(-(-numels[i] // block) for i in chosen)
+    if count == 0:
+        return Chunks(int64_table((), device), 0)
+    return Chunks(_cached(("chunks", numels, block, members), device, build), count)
+
+
+def groups(keys: Sequence) -> list[tuple[object, tuple[int, ...] | None]]:
+    """Indices by key, in order of first appearance; None instead of the indices where all keys are equal."""
+    members: dict = {}
+    for index, key in enumerate(keys):
+        members.setdefault(key, []).append(index)
+    if len(members) == 1:
+        return [(next(iter(members)), None)]
+    return [(key, tuple(indices)) for key, indices in members.items()]
+
+
+def numels_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple([t.numel() for t in tensors])
+
+
+def word_offsets_of(numels: Sequence[int]) -> tuple[int, ...]:
+    """First mask word of each tensor, with the number of words at the end."""
+    offsets = [0]
+    for numel in numels:
+        offsets.append(offsets[-1] + -(-numel // WORD_BITS))
+    return tuple(offsets)
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device: makes it the tensors' one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -3,3 +3,7 @@
 from pathlib import Path
 
 __path__ = [str(Path(__file__).resolve().parents[2] / "kernels")]
+
+from .support import operator, why_not
+
+__all__ = ["operator", "why_not"]
