@@ -40,7 +40,7 @@ def test_bench_writes_json(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads(path.read_text())
     assert results["rows"] and {"conditions", "rows"} <= set(results)
-    assert results["conditions"]["torch"]
+    assert results["conditions"]["packages"]["torch"]
     for row in results["rows"]:
         assert row["number"] >= 0
 
