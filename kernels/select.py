@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .radix import digit_counts, pick
+from .sampled_select import SAMPLING, Sampling, sampled_masks
 from .tables import Chunks, chunks, groups, int64_table, numels_of, on_device, pointers, word_offsets_of
 from .tiles import kernel, FLOAT_TYPES, load_keys, store_words, tile_length
 
@@ -80,28 +82,6 @@ def needed(flags, row, FLAGGED: tl.constexpr):
     else:
         wanted = row >= 0
     return wanted
-
-
-@triton.jit
-def pick(histogram, remaining, BITS: tl.constexpr):
-    """(digit, rest): bin of the ``remaining``-th largest entry, and its rank within that bin."""
-    bins = tl.arange(0, 1 << BITS)
-    counts = tl.load(histogram + bins)
-    at_least = tl.sum(counts, axis=0) - tl.cumsum(counts, axis=0) + counts
-    digit = tl.maximum(tl.sum((at_least >= remaining).to(tl.int32), axis=0) - 1, 0)
-    above = tl.sum(tl.where(bins > digit, counts, 0), axis=0)
-    return digit.to(tl.int64), remaining - above
-
-
-@triton.jit
-def digit_counts(keys, counted, SHIFT: tl.constexpr, BITS: tl.constexpr, SIZE: tl.constexpr):
-    """int32 [2 ** BITS]: how many of the SIZE keys, of those counted, have each digit."""
-    digits = tl.where(counted, (keys >> SHIFT) & ((1 << BITS) - 1), 0)
-    digits = tl.reshape(digits.to(tl.int32), (SIZE,))
-    others = SIZE - tl.sum(tl.reshape(counted.to(tl.int32), (SIZE,)), axis=0)
-    # Entries that do not count were put into bin 0 and are taken out of it.
-    bins = tl.arange(0, 1 << BITS)
-    return tl.histogram(digits, 1 << BITS) - tl.where(bins == 0, others, 0)
 
 
 @kernel
@@ -426,7 +406,12 @@ def compose(tables: Scores, masks: Masks, ks: Tensor, ties_all: bool, flags: Ten
 
 
 def select(
-    scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, block: int = BLOCK
+    scores: Sequence[Tensor],
+    ks: Tensor,
+    ties_all: bool = False,
+    *,
+    block: int = BLOCK,
+    sampling: Sampling = SAMPLING,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device, rows = ks.device, ks.shape[0]
     if rows == 0:
@@ -435,5 +420,8 @@ def select(
         tables = Scores(scores, device, block)
         masks = Masks(tables, rows)
         if tables.chunks:
-            compose(tables, masks, ks, ties_all, None)
+            flags = None
+            if sampling.applies(sum(tables.sizes), tables.words):
+                flags = sampled_masks(tables, masks, ks, ties_all, sampling)
+            compose(tables, masks, ks, ties_all, flags)
         return masks.result()

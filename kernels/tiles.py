@@ -15,7 +15,7 @@ FLOAT_TYPES = {
     torch.bfloat16: tl.bfloat16,
 }
 
-kernel = triton.jit(do_not_specialize=("n_chunks", "rows", "all_chunks", "width", "numel", "count", "bias_rows"))
+kernel = triton.jit(do_not_specialize=("n_chunks", "rows", "all_chunks", "width", "numel", "count", "bias_rows", "places", "samples", "n_tensors", "group", "capacity"))
 """``triton.jit`` for what is launched: compiled once, not again for sizes that are 1 or multiples of 16."""
 
 
