@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .radix import digit_counts, pick
 from .tables import int64_table
-from .tiles import exclusive_ranks, kernel, keys_of, load_keys, mix, pointer_at, store_words, tile_length
+from .tiles import exclusive_ranks, kernel, keys_of, load_keys, mix, pointer_at, store_words, tile_length, tile_offsets
 
 _BLOCK = 1024
 _CANDIDATE_PROGRAMS = 512
@@ -143,6 +143,15 @@ def load_bracket(brackets, row, TIES_ALL: tl.constexpr):
     return low, high
 
 
+@triton.jit
+def entries_to(rank_key, first_place, INCLUSIVE: tl.constexpr, BLOCK: tl.constexpr):
+    """int32: how many of a tile's entries have a place before that of a rank key, or at it (INCLUSIVE)."""
+    place = (rank_key & _LAST_PLACE) ^ _LAST_PLACE
+    if INCLUSIVE:
+        place += 1
+    return tl.minimum(tl.maximum(place - first_place, 0), BLOCK).to(tl.int32)
+
+
 @kernel
 def mark_kernel(
     addresses,
@@ -174,10 +183,13 @@ def mark_kernel(
     keys = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
     low, high = load_bracket(brackets, row, TIES_ALL)
     first_word = tl.load(word_offsets + tensor) + start // 32
-    offsets = tl.arange(0, BLOCK // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
-    ranked = rank_keys(keys, first_word * 32 + offsets)
+    first_place = first_word * 32
+    offsets = tile_offsets(BLOCK)
+    # Rank keys are compared in their halves: int32, and half the registers.
     number = keys <= _INF_KEY
-    above = number & (ranked > high)
+    high_key = (high >> 32).to(tl.int32)
+    high_cut = entries_to(high, first_place, False, BLOCK)
+    above = number & ((keys > high_key) | ((keys == high_key) & (offsets < high_cut)))
     target = words + row.to(tl.int64) * width + first_word
     store_words(target, above, tile_length(start, numel, BLOCK), BLOCK)
     count = tl.sum(tl.sum(above.to(tl.int32), axis=1), axis=0)
@@ -185,13 +197,18 @@ def mark_kernel(
         tl.atomic_add(sure + row, count.to(tl.int64), sem="relaxed")
         least = tl.min(tl.min(tl.where(above, keys, _INF_KEY), axis=1), axis=0)
         tl.atomic_min(smallest + row, least, sem="relaxed")
-    inside = (number & (ranked >= low) & (ranked <= high)).to(tl.int32)
+    low_key = (low >> 32).to(tl.int32)
+    low_cut = entries_to(low, first_place, True, BLOCK)
+    not_below = (keys > low_key) | ((keys == low_key) & (offsets < low_cut))
+    inside = (number & not_below & (above == 0)).to(tl.int32)
     found = tl.sum(tl.sum(inside, axis=1), axis=0)
     if found > 0:
-        slots = tl.atomic_add(gathered + row, found.to(tl.int64), sem="relaxed") + exclusive_ranks(inside)
+        first = tl.atomic_add(gathered + row, found.to(tl.int64), sem="relaxed")
+        slots = exclusive_ranks(inside)
         # What does not fit is not lost: the count tells, and the row is done anew.
-        fits = (inside != 0) & (slots < capacity)
-        tl.store(candidates + row.to(tl.int64) * capacity + slots, ranked, mask=fits)
+        fits = (inside != 0) & (slots < tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32))
+        ranked = rank_keys(keys, first_place + offsets)
+        tl.store(candidates + row.to(tl.int64) * capacity + first + slots, ranked, mask=fits)
     nans = tl.sum(tl.sum((keys > _INF_KEY).to(tl.int32), axis=1), axis=0)
     if (nans > 0) & (row == 0):
         tl.atomic_add(nan_count, nans.to(tl.int64), sem="relaxed")
