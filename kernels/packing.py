@@ -7,12 +7,11 @@ Entries are moved as integers of their size. Fixed configuration as in ``pointwi
 from collections.abc import Sequence
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .tables import PACK_BLOCK, chunks, int64_table, on_device
-from .tiles import kernel, exclusive_ranks, load_words, popcount, tile_bits, tile_length, tile_offsets
+from .tiles import exclusive_ranks, kernel, load_words, popcount, tile_bits, tile_length, tile_offsets
 
 BLOCK = 4096
 NUM_WARPS = 8
@@ -60,7 +59,7 @@ def move_kernel(dense, packed, words, inclusive, numel, count, UNPACK: tl.conste
     tile_words = load_words(words + start // 32, length, BLOCK // 32)
     bits = tile_bits(tile_words)
     before = tl.load(inclusive + tile) - tl.sum(popcount(tile_words), axis=0)
-    rank = before + exclusive_ranks(bits)
+    rank = before + exclusive_ranks(tile_words)
     offsets = tile_offsets(BLOCK)
     # A wrong count must not reach past the packed tensor.
     taken = (bits != 0) & (rank < count)

@@ -4,6 +4,8 @@ Fixed configuration: 16 entries a thread keep enough loads in flight to fill the
 enough that a U-Net's many small tensors waste little.
 """
 
+# ruff: noqa: SIM300 (COMPUTE is an argument, no constant)
+
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tables import chunks, groups, int64_table, numels_of, on_device, pointers
-from .tiles import kernel, FLOAT_TYPES, load_words, pointer_at, tile_bits, tile_length, tile_offsets, widen
+from .tiles import FLOAT_TYPES, kernel, load_words, pointer_at, tile_bits, tile_length, tile_offsets, widen
 
 BLOCK = 4096
 NUM_WARPS = 8

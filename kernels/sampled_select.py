@@ -1,12 +1,12 @@
 """Selection with one read of the scores: a sample brackets the threshold, one pass marks what is surely above it.
 
 Entries are ordered by *rank keys*, int64: the magnitude's key above, the entry's place in the mask (32 * word + bit,
-inverted) below. They are distinct, so that the k largest are exactly the mask with the lowest-index rule for ties, and a
-bracket is narrow whatever the data: a constant tensor is no harder than a random one.
+inverted) below. They are distinct, so that the k largest are exactly the mask with the lowest-index rule for ties, and
+a bracket is narrow whatever the data: a constant tensor is no harder than a random one.
 
 1. One entry of each of ``samples`` equal strata of the mask's places is drawn; the samples are sorted.
-2. The bracket around rank k is +- ``sigmas`` standard deviations of the sample's rank, plus ``spare`` for small k. Strata
-   only lower the variance below the binomial one.
+2. The bracket around rank k is +- ``sigmas`` standard deviations of the sample's rank, plus ``spare`` for small k.
+   Strata only lower the variance below the binomial one.
 3. One pass writes the words of the entries above the bracket and gathers those inside it, the candidates, into a
    buffer. A tile reserves its places with one atomic; their order does not matter.
 4. The candidates' exact threshold is found by radix passes over the buffer, and their bits are added.
@@ -26,7 +26,20 @@ from torch import Tensor
 
 from .radix import digit_counts, pick
 from .tables import int64_table
-from .tiles import exclusive_ranks, kernel, keys_of, load_keys, mix, pointer_at, store_words, tile_length, tile_offsets
+from .tiles import (
+    exclusive_ranks,
+    kernel,
+    keys_of,
+    load_keys,
+    mix,
+    pointer_at,
+    popcount,
+    store_words,
+    tile_bits,
+    tile_length,
+    tile_offsets,
+    words_of,
+)
 
 _BLOCK = 1024
 _CANDIDATE_PROGRAMS = 512
@@ -191,8 +204,9 @@ def mark_kernel(
     high_cut = entries_to(high, first_place, False, BLOCK)
     above = number & ((keys > high_key) | ((keys == high_key) & (offsets < high_cut)))
     target = words + row.to(tl.int64) * width + first_word
-    store_words(target, above, tile_length(start, numel, BLOCK), BLOCK)
-    count = tl.sum(tl.sum(above.to(tl.int32), axis=1), axis=0)
+    above_words = words_of(above)
+    store_words(target, above_words, tile_length(start, numel, BLOCK), BLOCK // 32)
+    count = tl.sum(popcount(above_words), axis=0)
     if count > 0:
         tl.atomic_add(sure + row, count.to(tl.int64), sem="relaxed")
         least = tl.min(tl.min(tl.where(above, keys, _INF_KEY), axis=1), axis=0)
@@ -200,13 +214,14 @@ def mark_kernel(
     low_key = (low >> 32).to(tl.int32)
     low_cut = entries_to(low, first_place, True, BLOCK)
     not_below = (keys > low_key) | ((keys == low_key) & (offsets < low_cut))
-    inside = (number & not_below & (above == 0)).to(tl.int32)
-    found = tl.sum(tl.sum(inside, axis=1), axis=0)
+    inside_words = words_of(number & not_below & (above == 0))
+    found = tl.sum(popcount(inside_words), axis=0)
     if found > 0:
         first = tl.atomic_add(gathered + row, found.to(tl.int64), sem="relaxed")
-        slots = exclusive_ranks(inside)
+        slots = exclusive_ranks(inside_words)
         # What does not fit is not lost: the count tells, and the row is done anew.
-        fits = (inside != 0) & (slots < tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32))
+        room = tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32)
+        fits = (tile_bits(inside_words) != 0) & (slots < room)
         ranked = rank_keys(keys, first_place + offsets)
         tl.store(candidates + row.to(tl.int64) * capacity + first + slots, ranked, mask=fits)
     nans = tl.sum(tl.sum((keys > _INF_KEY).to(tl.int32), axis=1), axis=0)

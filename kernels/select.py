@@ -20,7 +20,7 @@ from torch import Tensor
 from .radix import digit_counts, pick
 from .sampled_select import SAMPLING, Sampling, sampled_masks
 from .tables import Chunks, chunks, groups, int64_table, numels_of, on_device, pointers, word_offsets_of
-from .tiles import kernel, FLOAT_TYPES, load_keys, store_words, tile_length
+from .tiles import FLOAT_TYPES, exclusive_ranks, kernel, load_keys, popcount, store_words, tile_length, words_of
 
 BLOCK = 4096
 NUM_WARPS = 8
@@ -77,11 +77,7 @@ class Scores:
 @triton.jit
 def needed(flags, row, FLAGGED: tl.constexpr):
     """Whether a row's turn is real: always without flags, else where its flag is set."""
-    if FLAGGED:
-        wanted = tl.load(flags + row) != 0
-    else:
-        wanted = row >= 0
-    return wanted
+    return tl.load(flags + row) != 0 if FLAGGED else row >= 0
 
 
 @kernel
@@ -272,16 +268,15 @@ def words_kernel(
             if limit != _ALL_TIES:
                 up_to_here = tl.load(ties + row.to(tl.int64) * all_chunks + rank)
                 if up_to_here > limit:
-                    equal = tie.to(tl.int32)
-                    per_word = tl.sum(equal, axis=1)
-                    in_order = (tl.cumsum(per_word, axis=0) - per_word)[:, None] + tl.cumsum(equal, axis=1)
-                    before = up_to_here - tl.sum(per_word, axis=0)
+                    tie_words = words_of(tie)
+                    before = up_to_here - tl.sum(popcount(tie_words), axis=0)
                     # Clamped into int32, in which ranks within a tile are.
                     allowed = tl.minimum(tl.maximum(limit - before, 0), BLOCK).to(tl.int32)
-                    kept = kept & ((found != key) | (in_order <= allowed))
+                    kept = kept & ((found != key) | (exclusive_ranks(tie_words) < allowed))
             target = words + row.to(tl.int64) * width + tl.load(word_offsets + tensor) + start // 32
-            store_words(target, kept, tile_length(start, numel, BLOCK), BLOCK)
-            count = tl.sum(tl.sum(kept.to(tl.int32), axis=1), axis=0)
+            tile_words = words_of(kept)
+            store_words(target, tile_words, tile_length(start, numel, BLOCK), BLOCK // 32)
+            count = tl.sum(popcount(tile_words), axis=0)
             if count > 0:
                 tl.atomic_add(counts + row, count.to(tl.int64), sem="relaxed")
                 least = tl.min(tl.min(tl.where(kept, found, _INF_KEY), axis=1), axis=0)

@@ -175,7 +175,9 @@ def test_kernels_compile_for_gpus_without_spills(tmp_path):
     for name, result in results.items():
         assert result["spilled"] == 0, f"{name}: {result}"
         assert result["registers"] <= REGISTERS_AT_MOST, f"{name}: {result}"
-        if name.startswith(("accumulate", "count_nonfinite", "masked_adam plain", "masked_adam joint", "histogram", "mark")):
+        if name.startswith(
+            ("accumulate", "count_nonfinite", "masked_adam plain", "masked_adam joint", "histogram", "mark")
+        ):
             assert result["vector_accesses"] > 0, f"{name}: {result}"
 
 

@@ -4,6 +4,6 @@ from pathlib import Path
 
 __path__ = [str(Path(__file__).resolve().parents[2] / "kernels")]
 
-from .support import operator, why_not  # noqa: E402
+from .support import operator, why_not
 
 __all__ = ["operator", "why_not"]
