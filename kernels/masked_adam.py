@@ -302,7 +302,8 @@ def _step_tile(
 
 @kernel
 def masked_adam_kernel(
-    params,
+    # Not "params": triton's own generated code has a variable of that name.
+    param_addresses,
     grads,
     masked_grads,
     exp_avgs,
@@ -385,7 +386,7 @@ def masked_adam_kernel(
             packed_start += tl.sum(popcount(before), axis=0)
     moments = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
     extras = (masters, emas, counts)
-    param_address = tl.load(params + tensor)
+    param_address = tl.load(param_addresses + tensor)
     if MASKED:
         _step_tile(
             param_address, grad_address, masked_address, moments, extras, tensor, start, length, tile_words,
