@@ -69,11 +69,7 @@ def prepare_kernel(steps, hyper, corrections, hashes, count, BLOCK: tl.constexpr
 @triton.jit
 def _load(pointer, mask):
     """0 outside the mask; a mask of None reads whole vectors."""
-    if mask is None:
-        values = tl.load(pointer)
-    else:
-        values = tl.load(pointer, mask=mask, other=0)
-    return values
+    return tl.load(pointer) if mask is None else tl.load(pointer, mask=mask, other=0)
 
 
 @triton.jit
@@ -123,20 +119,12 @@ def _condition(g, clip, ZERO_NONFINITE: tl.constexpr, CLIP: tl.constexpr, MAXIMI
 
 @triton.jit
 def _divide(a, b, COMPUTE: tl.constexpr):
-    if COMPUTE == tl.float64:
-        quotient = a / b
-    else:
-        quotient = tl.div_rn(a, b)
-    return quotient
+    return a / b if COMPUTE == tl.float64 else tl.div_rn(a, b)
 
 
 @triton.jit
 def _square_root(x, COMPUTE: tl.constexpr):
-    if COMPUTE == tl.float64:
-        root = tl.sqrt(x)
-    else:
-        root = tl.sqrt_rn(x)
-    return root
+    return tl.sqrt(x) if COMPUTE == tl.float64 else tl.sqrt_rn(x)
 
 
 @triton.jit
@@ -165,7 +153,7 @@ def _step_tile(
     tensor,
     start,
     length,
-    bits,
+    tile_words,
     packed_start,
     corrections,
     hashes,
@@ -211,14 +199,14 @@ def _step_tile(
     touched = inside
     salient = inside
     if HAS_WORDS:
-        salient = bits != 0
+        salient = tile_bits(tile_words) != 0
     if MASKED:
         touched = salient
     at = start
     slots = offsets
     if PACKED:
         at = packed_start
-        slots = exclusive_ranks(bits)
+        slots = exclusive_ranks(tile_words)
 
     rate = tl.load(lr).to(COMPUTE)
     inverse_scale = rate
@@ -312,7 +300,8 @@ def _step_tile(
 
 @kernel
 def masked_adam_kernel(
-    params,
+    # Not "params": triton's own generated code has a variable of that name.
+    param_addresses,
     grads,
     masked_grads,
     exp_avgs,
@@ -378,12 +367,11 @@ def masked_adam_kernel(
     # Without any gradient the tensor is left out of the step.
     if (grad_address == 0) & (masked_address == 0):
         return
-    bits = length
+    tile_words = length
     packed_start = start
     if HAS_WORDS:
         tensor_words = words + tl.load(word_offsets + tensor)
         tile_words = load_words(tensor_words + start // 32, length, BLOCK // 32)
-        bits = tile_bits(tile_words)
         if MASKED and not EMA_FROZEN:
             if tl.max((tile_words != 0).to(tl.int32), axis=0) == 0:
                 return
@@ -396,27 +384,27 @@ def masked_adam_kernel(
             packed_start += tl.sum(popcount(before), axis=0)
     moments = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
     extras = (masters, emas, counts)
-    param_address = tl.load(params + tensor)
+    param_address = tl.load(param_addresses + tensor)
     if MASKED:
         _step_tile(
-            param_address, grad_address, masked_address, moments, extras, tensor, start, length, bits, packed_start,
-            corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
+            param_address, grad_address, masked_address, moments, extras, tensor, start, length, tile_words,
+            packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
             EMA_FROZEN, STOCHASTIC, False, False, BLOCK,
         )  # fmt: skip
     elif length == BLOCK:
         _step_tile(
-            param_address, grad_address, masked_address, moments, extras, tensor, start, length, bits, packed_start,
-            corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
+            param_address, grad_address, masked_address, moments, extras, tensor, start, length, tile_words,
+            packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
             EMA_FROZEN, STOCHASTIC, True, ALIGNED, BLOCK,
         )  # fmt: skip
     else:
         _step_tile(
-            param_address, grad_address, masked_address, moments, extras, tensor, start, length, bits, packed_start,
-            corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
+            param_address, grad_address, masked_address, moments, extras, tensor, start, length, tile_words,
+            packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
             EMA_FROZEN, STOCHASTIC, False, ALIGNED, BLOCK,

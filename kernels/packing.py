@@ -59,7 +59,7 @@ def move_kernel(dense, packed, words, inclusive, numel, count, UNPACK: tl.conste
     tile_words = load_words(words + start // 32, length, BLOCK // 32)
     bits = tile_bits(tile_words)
     before = tl.load(inclusive + tile) - tl.sum(popcount(tile_words), axis=0)
-    rank = before + exclusive_ranks(bits)
+    rank = before + exclusive_ranks(tile_words)
     offsets = tile_offsets(BLOCK)
     # A wrong count must not reach past the packed tensor.
     taken = (bits != 0) & (rank < count)

@@ -17,8 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .radix import digit_counts, pick
+from .sampled_select import SAMPLING, Sampling, sampled_masks
 from .tables import Chunks, chunks, groups, int64_table, numels_of, on_device, pointers, word_offsets_of
-from .tiles import FLOAT_TYPES, kernel, load_keys, store_words, tile_length
+from .tiles import FLOAT_TYPES, exclusive_ranks, kernel, load_keys, popcount, store_words, tile_length, words_of
 
 BLOCK = 4096
 NUM_WARPS = 8
@@ -75,33 +77,7 @@ class Scores:
 @triton.jit
 def needed(flags, row, FLAGGED: tl.constexpr):
     """Whether a row's turn is real: always without flags, else where its flag is set."""
-    if FLAGGED:
-        wanted = tl.load(flags + row) != 0
-    else:
-        wanted = row >= 0
-    return wanted
-
-
-@triton.jit
-def pick(histogram, remaining, BITS: tl.constexpr):
-    """(digit, rest): bin of the ``remaining``-th largest entry, and its rank within that bin."""
-    bins = tl.arange(0, 1 << BITS)
-    counts = tl.load(histogram + bins)
-    at_least = tl.sum(counts, axis=0) - tl.cumsum(counts, axis=0) + counts
-    digit = tl.maximum(tl.sum((at_least >= remaining).to(tl.int32), axis=0) - 1, 0)
-    above = tl.sum(tl.where(bins > digit, counts, 0), axis=0)
-    return digit.to(tl.int64), remaining - above
-
-
-@triton.jit
-def digit_counts(keys, counted, SHIFT: tl.constexpr, BITS: tl.constexpr, SIZE: tl.constexpr):
-    """int32 [2 ** BITS]: how many of the SIZE keys, of those counted, have each digit."""
-    digits = tl.where(counted, (keys >> SHIFT) & ((1 << BITS) - 1), 0)
-    digits = tl.reshape(digits.to(tl.int32), (SIZE,))
-    others = SIZE - tl.sum(tl.reshape(counted.to(tl.int32), (SIZE,)), axis=0)
-    # Entries that do not count were put into bin 0 and are taken out of it.
-    bins = tl.arange(0, 1 << BITS)
-    return tl.histogram(digits, 1 << BITS) - tl.where(bins == 0, others, 0)
+    return tl.load(flags + row) != 0 if FLAGGED else row >= 0
 
 
 @kernel
@@ -292,16 +268,15 @@ def words_kernel(
             if limit != _ALL_TIES:
                 up_to_here = tl.load(ties + row.to(tl.int64) * all_chunks + rank)
                 if up_to_here > limit:
-                    equal = tie.to(tl.int32)
-                    per_word = tl.sum(equal, axis=1)
-                    in_order = (tl.cumsum(per_word, axis=0) - per_word)[:, None] + tl.cumsum(equal, axis=1)
-                    before = up_to_here - tl.sum(per_word, axis=0)
+                    tie_words = words_of(tie)
+                    before = up_to_here - tl.sum(popcount(tie_words), axis=0)
                     # Clamped into int32, in which ranks within a tile are.
                     allowed = tl.minimum(tl.maximum(limit - before, 0), BLOCK).to(tl.int32)
-                    kept = kept & ((found != key) | (in_order <= allowed))
+                    kept = kept & ((found != key) | (exclusive_ranks(tie_words) < allowed))
             target = words + row.to(tl.int64) * width + tl.load(word_offsets + tensor) + start // 32
-            store_words(target, kept, tile_length(start, numel, BLOCK), BLOCK)
-            count = tl.sum(tl.sum(kept.to(tl.int32), axis=1), axis=0)
+            tile_words = words_of(kept)
+            store_words(target, tile_words, tile_length(start, numel, BLOCK), BLOCK // 32)
+            count = tl.sum(popcount(tile_words), axis=0)
             if count > 0:
                 tl.atomic_add(counts + row, count.to(tl.int64), sem="relaxed")
                 least = tl.min(tl.min(tl.where(kept, found, _INF_KEY), axis=1), axis=0)
@@ -426,7 +401,12 @@ def compose(tables: Scores, masks: Masks, ks: Tensor, ties_all: bool, flags: Ten
 
 
 def select(
-    scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, block: int = BLOCK
+    scores: Sequence[Tensor],
+    ks: Tensor,
+    ties_all: bool = False,
+    *,
+    block: int = BLOCK,
+    sampling: Sampling = SAMPLING,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device, rows = ks.device, ks.shape[0]
     if rows == 0:
@@ -435,5 +415,8 @@ def select(
         tables = Scores(scores, device, block)
         masks = Masks(tables, rows)
         if tables.chunks:
-            compose(tables, masks, ks, ties_all, None)
+            flags = None
+            if sampling.applies(sum(tables.sizes), tables.words):
+                flags = sampled_masks(tables, masks, ks, ties_all, sampling)
+            compose(tables, masks, ks, ties_all, flags)
         return masks.result()

@@ -21,25 +21,14 @@ OPERATORS = {
 }
 """File of each operator's launcher."""
 
-_HALF_AND_SINGLE = frozenset({torch.float32, torch.bfloat16, torch.float16})
-_FLOATS = _HALF_AND_SINGLE | {torch.float64}
-_FLOAT_DTYPES = {
-    "radix_histogram": _HALF_AND_SINGLE,
-    "threshold_mask": _HALF_AND_SINGLE,
-    "select": _HALF_AND_SINGLE,
-    "accumulate_": _FLOATS,
-    "count_nonfinite": _FLOATS,
-    "masked_adam_": _FLOATS,
-}
-
 MINIMUM_CAPABILITY = (8, 0)
 
 
 def why_not(op: str, device: torch.device, dtypes: Set[torch.dtype] = frozenset()) -> str | None:
     """Why ``op`` cannot run on ``device`` for tensors of ``dtypes``, or None.
 
-    ``dtypes`` are those of the tensors that hold entries: scores, gradients, accumulators, parameters. Operators that
-    only move or clear entries (``pack``, ``unpack``, ``apply_mask_``) take any real dtype.
+    ``dtypes`` are those of the tensors that hold entries. Every dtype that an operator takes runs here, and one that it
+    does not take is for the operator's own check, which names the argument: no dtype is a reason yet.
     """
     if op not in OPERATORS:
         return f"the Triton back end has no operator {op!r}"
@@ -53,16 +42,13 @@ def why_not(op: str, device: torch.device, dtypes: Set[torch.dtype] = frozenset(
         return f"needs a CUDA device, not {device.type!r}"
     elif interpreted:
         return "TRITON_INTERPRET=1 runs CPU tensors only"
+    elif not torch.cuda.is_available():
+        return "torch finds no CUDA device"
     elif torch.version.hip is not None:
         return "is made for NVIDIA GPUs, and this is a ROCm build of torch"
     elif torch.cuda.get_device_capability(device) < MINIMUM_CAPABILITY:
         have, need = torch.cuda.get_device_capability(device), MINIMUM_CAPABILITY
         return f"needs compute capability {need[0]}.{need[1]} or newer, and {device} has {have[0]}.{have[1]}"
-    allowed = _FLOAT_DTYPES.get(op)
-    wrong = sorted(str(t) for t in dtypes if (t.is_complex if allowed is None else t not in allowed))
-    if wrong:
-        names = "real dtypes" if allowed is None else ", ".join(sorted(map(str, allowed)))
-        return f"{op} takes {names}, not {', '.join(wrong)}"
     return None
 
 

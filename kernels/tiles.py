@@ -15,7 +15,22 @@ FLOAT_TYPES = {
     torch.bfloat16: tl.bfloat16,
 }
 
-kernel = triton.jit(do_not_specialize=("n_chunks", "rows", "all_chunks", "width", "numel", "count", "bias_rows"))
+kernel = triton.jit(
+    do_not_specialize=(
+        "n_chunks",
+        "rows",
+        "all_chunks",
+        "width",
+        "numel",
+        "count",
+        "bias_rows",
+        "places",
+        "samples",
+        "n_tensors",
+        "group",
+        "capacity",
+    )
+)
 """``triton.jit`` for what is launched: compiled once, not again for sizes that are 1 or multiples of 16."""
 
 
@@ -90,12 +105,16 @@ def load_keys(address, start, numel, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
 
 
 @triton.jit
-def store_words(pointer, bits, length, BLOCK: tl.constexpr):
-    """Writes a tile of booleans as mask words."""
-    rows = tl.arange(0, BLOCK // 32)
-    lanes = tl.arange(0, 32)[None, :]
+def words_of(bits):
+    """int32 [rows]: a tile of booleans as mask words."""
     # Distinct bits: their sum, which wraps at bit 31, is their union.
-    words = tl.sum(bits.to(tl.int32) << lanes, axis=1)
+    return tl.sum(bits.to(tl.int32) << tl.arange(0, 32)[None, :], axis=1)
+
+
+@triton.jit
+def store_words(pointer, words, length, ROWS: tl.constexpr):
+    """Writes the mask words of the first ``length`` entries."""
+    rows = tl.arange(0, ROWS)
     tl.store(pointer + rows, words, mask=rows * 32 < length)
 
 
@@ -111,15 +130,12 @@ def load_words(pointer, length, ROWS: tl.constexpr):
 
 @triton.jit
 def popcount(words):
-    """int32: set bits of each int32 word."""
+    """int32: set bits of each int32 word. Written as the idiom that the compiler knows: one instruction on a GPU."""
     x = words.to(tl.uint32, bitcast=True)
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
-    # Bytes summed by shifts: a product would overflow, on which an interpreted kernel warns.
-    x = x + (x >> 8)
-    x = x + (x >> 16)
-    return (x & 0x3F).to(tl.int32)
+    return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
@@ -129,11 +145,12 @@ def tile_bits(words):
 
 
 @triton.jit
-def exclusive_ranks(bits):
-    """int32 [rows, 32]: set entries before each entry of the tile, in row-major order."""
-    rows = tl.sum(bits, axis=1)
-    before_row = tl.cumsum(rows, axis=0) - rows
-    return before_row[:, None] + tl.cumsum(bits, axis=1) - bits
+def exclusive_ranks(words):
+    """int32 [rows, 32]: set bits before each entry of the tile, in row-major order."""
+    per_word = popcount(words)
+    before_word = tl.cumsum(per_word, axis=0) - per_word
+    lower = (1 << tl.arange(0, 32)) - 1
+    return before_word[:, None] + popcount(words[:, None] & lower[None, :])
 
 
 @triton.jit

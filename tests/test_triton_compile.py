@@ -19,7 +19,7 @@ def _cases():
     """(name, kernel, constants, {argument: type} where it is not an int64 table, number of warps)."""
     import triton.language as tl
 
-    from pecker_fast.kernels import masked_adam, packing, pointwise, select
+    from pecker_fast.kernels import masked_adam, packing, pointwise, sampled_select, select
 
     chunked = {"n_chunks": "i32"}
     f32, bf16 = tl.float32, tl.bfloat16
@@ -42,6 +42,7 @@ def _cases():
         yield f"move unpack={unpack}", packing.move_kernel, constants, types, packing.NUM_WARPS
     yield from _adam_cases(masked_adam)
     yield from _select_cases(select)
+    yield from _sampled_cases(sampled_select, select)
 
 
 def _adam_cases(masked_adam):
@@ -103,6 +104,29 @@ def _select_cases(select):
     yield "threshold", select.threshold_kernel, constants, types, 4
 
 
+def _sampled_cases(sampled, select):
+    import triton.language as tl
+
+    types = {
+        "n_chunks": "i32", "rows": "i32", "words": "*i32", "width": "i32", "capacity": "i32", "smallest": "*i32",
+        "flags": "*i32", "places": "i64", "samples": "i32", "n_tensors": "i32", "group": "i32", "sigmas": "fp32",
+        "spare": "fp32",
+    }  # fmt: skip
+    for dtype in (tl.float32, tl.bfloat16):
+        constants = {"SEARCH_STEPS": 9, "GROUPED": dtype == tl.bfloat16, "DTYPE": dtype, "BLOCK": 1024}
+        yield f"sample {dtype}", sampled.sample_kernel, constants, types, 4
+        constants = {"TIES_ALL": dtype == tl.bfloat16, "DTYPE": dtype, "ALIGNED": True, "BLOCK": select.BLOCK}
+        yield f"mark {dtype}", sampled.mark_kernel, constants, types, select.NUM_WARPS
+    yield "bracket", sampled.bracket_kernel, {}, types, 1
+    for first, previous, shift, bits in ((False, 0, 52, 11), (True, 11, 42, 10), (False, 10, 21, 11)):
+        constants = {
+            "FIRST": first, "PREVIOUS_BITS": previous, "SHIFT": shift, "BITS": bits, "STRIDE": 9216, "BLOCK": 1024,
+        }  # fmt: skip
+        yield f"candidate_histogram {shift}", sampled.candidate_histogram_kernel, constants, types, 4
+    constants = {"TIES_ALL": False, "BITS": 10, "SHIFT": 0, "STRIDE": 9216, "BLOCK": 1024}
+    yield "patch", sampled.patch_kernel, constants, types, 4
+
+
 def _compile(kernel, constants: dict, types: dict, num_warps: int, capability: int) -> dict:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -151,7 +175,9 @@ def test_kernels_compile_for_gpus_without_spills(tmp_path):
     for name, result in results.items():
         assert result["spilled"] == 0, f"{name}: {result}"
         assert result["registers"] <= REGISTERS_AT_MOST, f"{name}: {result}"
-        if name.startswith(("accumulate", "count_nonfinite", "masked_adam plain", "masked_adam joint", "histogram")):
+        if name.startswith(
+            ("accumulate", "count_nonfinite", "masked_adam plain", "masked_adam joint", "histogram", "mark")
+        ):
             assert result["vector_accesses"] > 0, f"{name}: {result}"
 
 

@@ -61,6 +61,8 @@ def why_not(backend: str, op: str, device: torch.device, dtypes: Iterable[torch.
         return support.why_not(op, device)
     if device.type != backend:
         return f"runs on {backend} tensors, these are on {device.type}"
+    if backend == "cuda" and not torch.cuda.is_available():
+        return why_missing(backend) or "torch finds no CUDA device"
     return why_missing(backend)
 
 
