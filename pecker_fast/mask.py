@@ -410,7 +410,7 @@ class SaliencyMask:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged saliency mask: {error}") from error
-        if mask.count != count or not mask.equal(~~mask):
+        if mask.count != count or metadata.get("density") != repr(mask.density) or not mask.equal(~~mask):
             raise ValueError(
                 f"{path} is a damaged saliency mask: it has {mask.count} salient entries, {count} were saved"
             )

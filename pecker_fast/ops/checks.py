@@ -106,10 +106,8 @@ def accumulate_(accumulators, grads, reduce):
     require(len(accumulators) == len(grads), f"{len(accumulators)} accumulators for {len(grads)} grads")
     for i, (accumulator, grad) in enumerate(zip(accumulators, grads, strict=True)):
         device = accumulators[0].device
-        _tensor(f"accumulators[{i}]", accumulator, (torch.float32, torch.float64), device)
+        _tensor(f"accumulators[{i}]", accumulator, (torch.float32,), device)
         _tensor(f"grads[{i}]", grad, PARAM_DTYPES, device)
-        if (accumulator.dtype == torch.float64) != (grad.dtype == torch.float64):
-            raise TypeError(f"accumulators[{i}] is {accumulator.dtype} for grads[{i}] of {grad.dtype}")
         _same_size(f"accumulators[{i}]", accumulator, f"grads[{i}]", grad.numel())
 
 
