@@ -35,7 +35,7 @@ $(BIN)/python:
 
 # torch first: the extension is built against the torch that it will run with.
 $(STAMP): $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet "torch>=2.8" ninja
+	$(BIN)/python -m pip install --quiet "torch>=2.8" numpy ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,demo,dev]"
 	@touch $@
 

@@ -1,8 +1,9 @@
 """Build of the compiled kernels; everything else about the package is in pyproject.toml.
 
 Two libraries, each on its own: pecker_fast._C with the CPU kernels and pecker_fast._C_cuda with the CUDA ones. What is
-missing on this machine (a C++ compiler, nvcc, a CUDA build of torch), or does not compile, never fails the installation:
-those kernels are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env`` prints it.
+missing on this machine (a C++ compiler, nvcc, a CUDA build of torch), or does not compile, never fails the
+installation: those kernels are left out, the reason is kept in pecker_fast/_build.json, and ``pecker-fast env``
+prints it.
 
 Environment
 -----------
@@ -14,7 +15,9 @@ MAX_JOBS               compilations at a time.
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import setup
@@ -63,12 +66,29 @@ def why_no_cuda() -> str | None:
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if not list(CSRC.glob("*_cuda.cu")):
+    if not list(CSRC.glob("cuda_*.cpp")):
         return "this version has no CUDA kernels"
-    home = cpp_extension.CUDA_HOME
-    if home is None or not (Path(home) / "bin" / "nvcc").exists():
-        return "no nvcc: install the CUDA toolkit or set CUDA_HOME"
+    cpp_extension.CUDA_HOME = cuda_home(cpp_extension.CUDA_HOME)
+    if cpp_extension.CUDA_HOME is None:
+        return "no CUDA toolkit: install one with nvcc and headers, or set CUDA_HOME"
     return None
+
+
+def cuda_home(found: str | None) -> str | None:
+    """The folder of the CUDA toolkit, where torch found it or where its nvcc says it is.
+
+    torch takes the folder above the nvcc on PATH, which has no headers where that nvcc is a script or a link.
+    """
+    if found is None or not (Path(found) / "bin" / "nvcc").exists():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "empty.cu"
+        source.touch()
+        command = [str(Path(found) / "bin" / "nvcc"), "-dryrun", "-c", str(source)]
+        report = subprocess.run(command, capture_output=True, text=True).stderr
+    tops = [line.split("TOP=", 1)[1].strip() for line in report.splitlines() if "TOP=" in line]
+    homes = [Path(found), *(Path(top).resolve() for top in tops)]
+    return next((str(home) for home in homes if (home / "include" / "cuda_runtime.h").exists()), None)
 
 
 def cpu_extension():
@@ -88,8 +108,7 @@ def cuda_extension():
     from torch.utils.cpp_extension import CUDAExtension
 
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
-    cpp = [*CSRC.glob("module_cuda.cpp"), *CSRC.glob("cuda_*.cpp")]
-    sources = [*cpp, *CSRC.glob("*_cuda.cu"), *(CSRC / "cuda").glob("*.cu")]
+    sources = [*CSRC.glob("cuda_*.cpp"), *CSRC.glob("*_cuda.cu"), *(CSRC / "cuda").glob("*.cu")]
     flags = {"cxx": ["-O3", "-fvisibility=hidden"], "nvcc": ["-O3", "--expt-relaxed-constexpr", "-lineinfo"]}
     if sys.platform == "win32":
         flags["cxx"] = ["/O2"]

@@ -37,11 +37,8 @@ def mask_bytes(result) -> int:
 
 def extra_memory_share(problem: Problem, name: str) -> float:
     """Peak memory of one selection beyond gradients and mask, as a share of the gradients' bytes."""
-    if problem.device.type == "cuda":
-        extra = _on_cuda(problem, name)
-    else:
-        extra = _in_fresh_process(problem, name)
-    return extra / (problem.numel * problem.itemsize)
+    measure = _on_cuda if problem.device.type == "cuda" else _in_fresh_process
+    return measure(problem, name) / (problem.numel * problem.itemsize)
 
 
 def _on_cuda(problem: Problem, name: str) -> int:

@@ -141,7 +141,9 @@ def saliency_mask_densities(problem: Problem) -> Case:
         "one call each": one_by_one,
     }
     return Case(
-        functions, [Figure("five densities, one call / five calls", OURS, "one call each")], {OURS: problem.itemsize + 0.625}
+        functions,
+        [Figure("five densities, one call / five calls", OURS, "one call each")],
+        {OURS: problem.itemsize + 0.625},
     )
 
 

@@ -64,7 +64,8 @@ def describe_conditions(conditions: dict[str, Any]) -> str:
     """One sentence on machine, versions and method."""
     packages = conditions["packages"]
     parts = [
-        f"{conditions['device']} ({conditions['cpu_cores']} CPU cores, {conditions['cpu_instruction_set'] or 'no compiled'} kernels)",
+        f"{conditions['device']} ({conditions['cpu_cores']} CPU cores, "
+        f"{conditions['cpu_instruction_set'] or 'no compiled'} kernels)",
         f"Python {conditions['python']}",
         f"torch {packages['torch']}",
         f"numpy {packages['numpy']}",
@@ -101,9 +102,10 @@ def markdown(results: dict[str, Any]) -> str:
             for column in columns:
                 row = by_column.get(column)
                 missed = row is not None and row.get("met") is False
-                shown.append("" if row is None else number(row["number"], row["unit"]) + (" (missed)" if missed else ""))
+                value = "" if row is None else number(row["number"], row["unit"])
+                shown.append(value + (" (missed)" if missed else ""))
             any_row = next(iter(by_column.values()))
-            lines.append(f"| {figure} | " + " | ".join(shown) + f" | {target(any_row, 'bar')} | {target(any_row, 'aim')} |")
+            lines.append("| " + " | ".join([figure, *shown, target(any_row, "bar"), target(any_row, "aim")]) + " |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

@@ -1,7 +1,7 @@
 """What saliency_mask is compared with: the same masks as a good engineer would make them in plain torch or numpy.
 
-Each takes the list of gradients and returns one bool tensor (SalUn: int64) for each. They concatenate the gradients once
-and select in place where their library lets them.
+Each takes the list of gradients and returns one bool tensor (SalUn: int64) for each. They concatenate the gradients
+once and select in place where their library lets them.
 """
 
 import torch

@@ -197,7 +197,7 @@ void masked_adam(TensorList params, const OptionalTensors& grads, const Optional
   if (step.has_counts) {
     step.bias_table = data<const T>(*bias_table);
     step.last_bias_row = bias_table->size(0) - 1;
-    step.counts_are_16_bit = counts[0].scalar_type() == at::kUInt16;
+    step.counts_are_16_bit = counts[0].scalar_type() == at::kShort;
   }
 
   std::vector<AdamTensor<T>> tensors(params.size());
@@ -282,9 +282,9 @@ void masked_adam_cpu(TensorList params, const OptionalTensors& grads, const Opti
   if (found_inf) check_single(*found_inf, "found_inf", at::kFloat);
   if (n == 0) return;
   check_tensor(steps, "steps", 0, at::kFloat, static_cast<std::int64_t>(n));
-  TORCH_CHECK_VALUE(!exp_avgs.empty() || beta1 == 0, "masked_adam_: exp_avgs may be empty only for beta1 = 0, got ",
-                    beta1);
-  TORCH_CHECK_VALUE(emas.empty() || ema_decay, "masked_adam_: ema_decay is required with emas");
+  TORCH_CHECK_VALUE(exp_avgs.empty() == (beta1 == 0),
+                    "masked_adam_: exp_avgs must be given exactly when beta1 is not 0, beta1 is ", beta1);
+  TORCH_CHECK_VALUE(emas.empty() == !ema_decay, "masked_adam_: emas and ema_decay must be given together");
   if (words) {
     check_tensor(*words, "words", 0, at::kInt, words->numel());
     TORCH_CHECK_VALUE(word_offsets.size() >= n, "masked_adam_: word_offsets must have an entry for each of ", n,
@@ -297,9 +297,13 @@ void masked_adam_cpu(TensorList params, const OptionalTensors& grads, const Opti
   }
   const bool wide = params[0].scalar_type() == at::kDouble;
   param_type(params[0].scalar_type());
+  const bool low_precision = params[0].scalar_type() == at::kBFloat16 || params[0].scalar_type() == at::kHalf;
+  TORCH_CHECK_TYPE(masters.empty() || low_precision,
+                   "masked_adam_: masters are for bfloat16 and float16 parameters, params are ",
+                   params[0].scalar_type());
   if (!counts.empty()) {
     const at::ScalarType type = counts[0].scalar_type();
-    TORCH_CHECK_TYPE(type == at::kUInt16 || type == at::kInt, "masked_adam_: counts must be uint16 or int32, got ",
+    TORCH_CHECK_TYPE(type == at::kShort || type == at::kInt, "masked_adam_: counts must be int16 or int32, got ",
                      type);
     TORCH_CHECK_VALUE(bias_table, "masked_adam_: bias_table is required with counts");
     check_tensor(*bias_table, "bias_table", 0, wide ? at::kDouble : at::kFloat, bias_table->numel());

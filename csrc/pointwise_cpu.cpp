@@ -1,5 +1,5 @@
-// accumulate_, apply_mask_, pack, unpack and count_nonfinite on the CPU: argument checks, dtype dispatch and one parallel
-// region over pieces of all tensors.
+// accumulate_, apply_mask_, pack, unpack and count_nonfinite on the CPU: argument checks, dtype dispatch and one
+// parallel region over pieces of all tensors.
 #include <ATen/Parallel.h>
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>

@@ -9,8 +9,6 @@ whole tiles in vectors. Masked steps are predicated entry by entry, for which th
 one mask word: vectors would be split into scattered accesses.
 """
 
-# ruff: noqa: SIM102, SIM300 (conditions of the compiler do not merge with those of the device)
-
 import math
 
 import torch

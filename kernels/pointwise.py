@@ -4,8 +4,6 @@ Fixed configuration: 16 entries a thread keep enough loads in flight to fill the
 enough that a U-Net's many small tensors waste little.
 """
 
-# ruff: noqa: SIM300 (COMPUTE is an argument, no constant)
-
 from collections.abc import Sequence
 
 import torch

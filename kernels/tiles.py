@@ -4,8 +4,6 @@ A tile is [BLOCK / 32, 32]: one row is one mask word's entries. Its entries' off
 added to the address as int64.
 """
 
-# ruff: noqa: SIM300 (DTYPE is an argument, no constant)
-
 import torch
 import triton
 import triton.language as tl

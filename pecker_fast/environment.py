@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .ops.dispatch import BACKENDS, automatic_backend, requested_backend, why_not
-from .ops.extension import cpu_isa
+from .ops.extension import cpu_isa, why_missing
 from .ops.schemas import SCHEMAS
 
 _PACKAGES = ("pecker-fast", "torch", "triton", "numpy", "safetensors", "scikit-learn", "diffusers", "torch-fidelity")
@@ -60,7 +60,7 @@ def environment() -> dict[str, Any]:
             for device in devices
         },
         "no_cuda_device": missing_cuda,
-        "cuda_kernels": why_not("cuda", "select", torch.device("cuda")),
+        "cuda_kernels": why_missing("cuda"),
         "chosen": {device: {op: requested or automatic_backend(op, device) for op in SCHEMAS} for device in devices},
     }
 

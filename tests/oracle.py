@@ -175,8 +175,9 @@ def adam_step(
         wide = np.promote_types(dtype, np.float64).type
         correction1 = (1 - wide(o.beta1) ** step.astype(wide)).astype(dtype)
         correction2 = (1 - wide(o.beta2) ** step.astype(wide)).astype(dtype)
-        b1, b2 = dtype(o.beta1), dtype(o.beta2)
-        m = g if o.beta1 == 0 else b1 * as_dtype(state.exp_avg) + dtype(1 - o.beta1) * g
+        b2 = dtype(o.beta2)
+        # As torch does it, by lerp_ and addcmul_.
+        m = g if o.beta1 == 0 else as_dtype(state.exp_avg) + dtype(1 - o.beta1) * (g - as_dtype(state.exp_avg))
         v = b2 * as_dtype(state.exp_avg_sq) + dtype(1 - o.beta2) * h * h
         largest = None if state.max_exp_avg_sq is None else np.maximum(as_dtype(state.max_exp_avg_sq), v)
         second = v if largest is None else largest
@@ -206,18 +207,24 @@ def adam_scales(
     """Sizes that rounding errors of a step are relative to: sums of magnitudes, so that terms that cancel count."""
     o = options
     with np.errstate(all="ignore"):
-        g = o.weight_decay * np.abs(state.x)
+        sizes = []
         for part in (grad, masked_grad):
-            if part is not None:
-                size = np.abs(np.asarray(part, np.float64)) / (o.grad_scale or 1.0)
-                g = g + np.where(np.isfinite(size), size, 0)
+            size = 0.0 if part is None else np.abs(np.asarray(part, np.float64)) / (o.grad_scale or 1.0)
+            # inf is clipped to clip_value, or what follows is not finite either.
+            sizes.append(np.where(np.isfinite(size), size, o.clip_value or 0.0))
+        decay = o.weight_decay * np.abs(state.x)
+        g = sizes[0] + sizes[1] + decay
+        h = sizes[0] + decay if o.retain_variance else g
         m_old = 0.0 if state.exp_avg is None else np.abs(state.exp_avg)
         m = o.beta1 * m_old + (1 - o.beta1) * g
-        v = state.exp_avg_sq + (1 - o.beta2) * g * g
+        v = state.exp_avg_sq + (1 - o.beta2) * h * h
+        largest = None if state.max_exp_avg_sq is None else np.maximum(state.max_exp_avg_sq, v)
         second = after.exp_avg_sq if after.max_exp_avg_sq is None else after.max_exp_avg_sq
         correction1, correction2 = 1 - o.beta1**after.step, 1 - o.beta2**after.step
         u = o.lr * m / correction1 / (np.sqrt(second / correction2) + o.eps)
-        largest = None if state.max_exp_avg_sq is None else np.maximum(state.max_exp_avg_sq, v)
+        # Where terms of h cancel, the divisor is small and uncertain.
+        ratio = (v if largest is None else largest) / np.where(second > 0, second, 1.0)
+        u = u * np.sqrt(np.where((ratio > 1) & np.isfinite(ratio), ratio, 1.0))
         return AdamState(np.abs(state.x) + u, v, after.step, m, largest)
 
 

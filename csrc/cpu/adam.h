@@ -88,8 +88,8 @@ template <typename T>
 inline AdamCorrection<T> count_update(const AdamStep<T>& step, void* counts, std::int64_t index) {
   std::int64_t count;
   if (step.counts_are_16_bit) {
-    std::uint16_t* slot = static_cast<std::uint16_t*>(counts) + index;
-    count = *slot = static_cast<std::uint16_t>(*slot + (*slot != 0xffff));
+    std::int16_t* slot = static_cast<std::int16_t*>(counts) + index;
+    count = *slot = static_cast<std::int16_t>(*slot + (*slot != 0x7fff));
   } else {
     std::int32_t* slot = static_cast<std::int32_t*>(counts) + index;
     count = *slot = *slot + (*slot != 0x7fffffff);

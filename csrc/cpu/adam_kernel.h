@@ -1,4 +1,5 @@
-// Adam on the chunks of float32, bfloat16 and float16 parameters, for one instruction set. No include guard: see simd.h.
+// Adam on the chunks of float32, bfloat16 and float16 parameters, for one instruction set. No include guard: see
+// simd.h.
 //
 // Three ways through a chunk, all with the same arithmetic for an entry:
 //   sweep    every entry, full vectors; in a masked step with dense state, frozen lanes are blended back.
@@ -16,10 +17,19 @@ constexpr std::int64_t kTile = 1024;
 constexpr double kGatherDensity = 0.04;
 static_assert(kGatherDensity * kAdamChunk <= kTile, "a gathered chunk must fit the buffers");
 
+// How far ahead a sweep prefetches, in entries: the hardware's streams stop at every page.
+constexpr std::int64_t kAhead = 640;
+
+// Prefetches the 32 entries at `p`, which may lie past the end of the tensor.
+template <typename T>
+inline void prefetch_word(const T* p) {
+  for (std::size_t line = 0; line < 32 * sizeof(T); line += 64) prefetch(reinterpret_cast<const char*>(p) + line);
+}
+
 struct Constants {
   Vec grad_factor, clip_value, decay, coupled_decay, beta2, one_minus_beta1, one_minus_beta2, eps, max_update;
   Vec ema_weight, step_size, inv_sqrt_bc2;
-  bool coupled, zero_nonfinite;
+  bool scaled, clipped, decayed, coupled, zero_nonfinite;
 };
 
 // Staging for one tile. All but `g` and `index` are used only by the steps that need them.
@@ -37,11 +47,15 @@ struct Buffers {
   std::uint16_t index[kTile + 64];
 };
 
+// The multipliers limit what runs from the caches, hence the branches around no-ops here.
+inline Vec scaled(const Constants& k, Vec g) { return k.scaled ? g * k.grad_factor : g; }
+inline Vec decayed(const Constants& k, Vec x) { return k.decayed ? x * k.decay : x; }
+
 // kLean: no zero_nonfinite, max_update, retain_variance, amsgrad, counts, stochastic rounding and masters.
 template <bool kLean>
 inline Vec condition(const Constants& k, Vec g, Vec x) {
   if (!kLean && k.zero_nonfinite) g = finite_or_zero(g);
-  g = clamp_symmetric(g, k.clip_value);
+  if (k.clipped) g = clamp_symmetric(g, k.clip_value);
   return k.coupled ? multiply_add(k.coupled_decay, x, g) : g;
 }
 
@@ -70,6 +84,9 @@ class AdamRunner {
     k_.eps = set(s.eps);
     k_.max_update = set(s.max_update);
     k_.ema_weight = set(s.ema_weight);
+    k_.scaled = s.grad_factor != 1.0f;
+    k_.clipped = s.clip_value < HUGE_VALF;
+    k_.decayed = s.decay != 1.0f;
     k_.coupled = s.coupled_decay != 0.0f;
     k_.zero_nonfinite = s.zero_nonfinite;
   }
@@ -132,15 +149,21 @@ class AdamRunner {
     const std::uint32_t* const words = kForget || kPredicated ? t.words : nullptr;
     for (std::int64_t i = begin; i < end; i += 32) {
       const std::uint32_t word = words != nullptr ? words[i >> 5] : ~std::uint32_t{0};
+      prefetch_word(param + i + kAhead);
+      if (grad != nullptr) prefetch_word(grad + i + kAhead);
+      if (kForget) prefetch_word(forget + i + kAhead);
+      if (kHasM) prefetch_word(t.exp_avg + i + kAhead);
+      prefetch_word(t.exp_avg_sq + i + kAhead);
+      if (t.ema != nullptr) prefetch_word(t.ema + i + kAhead);
       PF_UNROLL
       for (int j = 0; j < 32; j += kLanes) {
         const std::int64_t at = i + j;
         const Mask salient = mask_of(word, j);
         const Raw raw = Io<P>::load(param + at);
         const Vec x = !kLean && t.master != nullptr ? load(t.master + at) : Io<P>::widen(raw);
-        Vec g = grad != nullptr ? load_wide(grad + at) * k.grad_factor : set(0.0f);
+        Vec g = grad != nullptr ? scaled(k, load_wide(grad + at)) : set(0.0f);
         Vec h = g;
-        if (kForget) g = g + keep(salient, load_wide(forget + at) * k.grad_factor);
+        if (kForget) g = g + keep(salient, scaled(k, load_wide(forget + at)));
         g = condition<kLean>(k, g, x);
         h = !kLean && kForget && step_.retain_variance ? condition<kLean>(k, h, x) : g;
         const Vec old_m = kHasM ? load(t.exp_avg + at) : g, old_v = load(t.exp_avg_sq + at);
@@ -160,7 +183,7 @@ class AdamRunner {
         }
         if (kHasM) store(t.exp_avg + at, kPredicated ? blend(salient, m, old_m) : m);
         store(t.exp_avg_sq + at, kPredicated ? blend(salient, v, old_v) : v);
-        finish<kPredicated>(k, t, at, raw, x, x * k.decay - u, salient);
+        finish<kPredicated>(k, t, at, raw, x, decayed(k, x) - u, salient);
       }
     }
   }
@@ -202,28 +225,36 @@ class AdamRunner {
   // Salient entries of [begin, end), at most kTile and a multiple of 32, with state packed from `state` on. Returns
   // how many there were.
   std::int64_t packed_tile(std::int64_t begin, std::int64_t end, std::int64_t state) {
-    const std::int64_t n = compress_tile(begin, end);
+    const std::int64_t n = compress_tile(begin, end, state);
     if (!kLean && t_->counts != nullptr) {
       for (std::int64_t j = 0; j < n; ++j) correct(j, state + j);
     }
-    advance_run(n, k_.grad_factor, false, t_->exp_avg + state, t_->exp_avg_sq + state,
+    advance_run(n, k_.scaled, false, t_->exp_avg + state, t_->exp_avg_sq + state,
                 t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
     spread_tile(begin, end);
     return n;
   }
 
   // The salient gradients, and parameters where weight decay needs them, into the buffers.
-  PF_NOINLINE std::int64_t compress_tile(std::int64_t begin, std::int64_t end) {
+  PF_NOINLINE std::int64_t compress_tile(std::int64_t begin, std::int64_t end, std::int64_t state) {
     const P* const param = param_;
     const P* const grad = grad_;
     const float* const master = kLean ? nullptr : t_->master;
     const std::uint32_t* const words = t_->words;
+    const float* const exp_avg = t_->exp_avg + state;
+    const float* const exp_avg_sq = t_->exp_avg_sq + state;
     const bool coupled = k_.coupled;
     float* const g = buffers_.g;
     float* const x = buffers_.x;
     std::int64_t n = 0;
     for (std::int64_t i = begin; i < end; i += 32) {
       const std::uint32_t word = words[i >> 5];
+      // What the next steps of this tile and this step of the next one read: a tile is a page or less of each tensor,
+      // too short for the hardware to prefetch.
+      prefetch_word(param + i);
+      prefetch_word(grad + i + kTile);
+      prefetch(exp_avg_sq + n);
+      if (kHasM) prefetch(exp_avg + n);
       if (word == 0) continue;
       PF_UNROLL
       for (int j = 0; j < 32; j += kLanes) {
@@ -254,24 +285,24 @@ class AdamRunner {
         const Raw raw = Io<P>::load(param + i + j);
         const Vec x = !kLean && t.master != nullptr ? load(t.master + i + j) : Io<P>::widen(raw);
         const Spread update = spread(bits, load(u));
-        finish<true>(k, t, i + j, raw, x, x * k.decay - update.value, update.filled);
+        finish<true>(k, t, i + j, raw, x, decayed(k, x) - update.value, update.filled);
         u += count_bits(bits);
       }
     }
   }
 
-  // Adam on n staged entries and contiguous moments; the updates replace buffers_.g. `grad_factor` is still to be
-  // applied to the gradients.
-  PF_NOINLINE void advance_run(std::int64_t n, Vec grad_factor, bool retain, float* exp_avg, float* exp_avg_sq,
+  // Adam on n staged entries and contiguous moments; the updates replace buffers_.g. `unscaled`: the
+  // gradients still have to be multiplied by the gradient factor.
+  PF_NOINLINE void advance_run(std::int64_t n, bool unscaled, bool retain, float* exp_avg, float* exp_avg_sq,
                                float* max_exp_avg_sq) {
     Constants k = k_;
-    k.grad_factor = grad_factor;
+    k.scaled = unscaled;
     const bool corrected = !kLean && t_->counts != nullptr, amsgrad = !kLean && max_exp_avg_sq != nullptr;
     Buffers& b = buffers_;
     const auto step = [&](std::int64_t j, Vec* m, Vec* v, Vec* vmax) {
       const Vec x = k.coupled ? load(b.x + j) : set(0.0f);
-      const Vec g = condition<kLean>(k, load(b.g + j) * k.grad_factor, x);
-      const Vec h = !kLean && retain ? condition<kLean>(k, load(b.h + j) * k.grad_factor, x) : g;
+      const Vec g = condition<kLean>(k, scaled(k, load(b.g + j)), x);
+      const Vec h = !kLean && retain ? condition<kLean>(k, scaled(k, load(b.h + j)), x) : g;
       const Vec step_size = corrected ? load(b.step_size + j) : k.step_size;
       const Vec inv_sqrt_bc2 = corrected ? load(b.inv_sqrt_bc2 + j) : k.inv_sqrt_bc2;
       store(b.g + j, advance<kHasM, kLean>(k, g, h, m, v, amsgrad ? vmax : nullptr, step_size, inv_sqrt_bc2));
@@ -306,16 +337,15 @@ class AdamRunner {
       for (std::int64_t j = 0; j < n; ++j) correct(j, step_.packed ? state + j : begin + index[j]);
     }
     const bool retain = step_.retain_variance && forget_ != nullptr;
-    const Vec scaled = set(1.0f);
     if (step_.packed) {
-      advance_run(n, scaled, retain, t_->exp_avg + state, t_->exp_avg_sq + state,
+      advance_run(n, false, retain, t_->exp_avg + state, t_->exp_avg_sq + state,
                   t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
     } else {
       const bool amsgrad = !kLean && t_->max_exp_avg_sq != nullptr;
       copy_from(t_->exp_avg_sq + begin, n, buffers_.v);
       if (kHasM) copy_from(t_->exp_avg + begin, n, buffers_.m);
       if (amsgrad) copy_from(t_->max_exp_avg_sq + begin, n, buffers_.vmax);
-      advance_run(n, scaled, retain, buffers_.m, buffers_.v, amsgrad ? buffers_.vmax : nullptr);
+      advance_run(n, false, retain, buffers_.m, buffers_.v, amsgrad ? buffers_.vmax : nullptr);
       copy_to(buffers_.v, n, t_->exp_avg_sq + begin);
       if (kHasM) copy_to(buffers_.m, n, t_->exp_avg + begin);
       if (amsgrad) copy_to(buffers_.vmax, n, t_->max_exp_avg_sq + begin);

@@ -371,51 +371,58 @@ bool Selector::finish(const Bracket& bracket, std::int64_t k, bool ties_all, std
 
 void Selector::select(const std::int64_t* ks, std::int64_t rows, bool ties_all, std::uint32_t* words,
                       RowResult* results) {
-  std::vector<std::int64_t> by_radix;
-  std::vector<std::int64_t> sampled;
-  std::vector<Bracket> brackets;
-  const std::int64_t tasks = static_cast<std::int64_t>(task_begin_.size()) - 1;
+  std::vector<std::int64_t> by_radix, sampled;
+  std::vector<Bracket> brackets(static_cast<std::size_t>(rows));
+  const double room = kCandidateShare * static_cast<double>(bytes_) / static_cast<double>(kCandidateBytes);
   if (entries_ > kSmallest) {
     const Sample sample = draw_sample();
-    double room = kCandidateShare * static_cast<double>(bytes_) / static_cast<double>(kCandidateBytes);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const Bracket found = bracket(sample, ks[r]);
-      if (static_cast<double>(found.expected) > room) {
-        by_radix.push_back(r);
-      } else {
-        room -= static_cast<double>(found.expected);
-        sampled.push_back(r);
-        brackets.push_back(found);
-      }
-    }
-  } else {
-    for (std::int64_t r = 0; r < rows; ++r) by_radix.push_back(r);
+    for (std::int64_t r = 0; r < rows; ++r) brackets[r] = bracket(sample, ks[r]);
   }
-  if (!sampled.empty()) {
-    std::vector<std::vector<Candidates>> found;
-    for (std::size_t s = 0; s < sampled.size(); ++s) found.emplace_back(static_cast<std::size_t>(tasks));
-    parallel_(tasks, [&](std::int64_t task) {
-      Pending pending;
-      for (std::size_t s = 0; s < sampled.size(); ++s) {
-        found[s][task].limit = brackets[s].expected * 5 / 4 + 4096;
-        found[s][task].reserve(brackets[s].expected / tasks * 9 / 8 + 1024);
-      }
-      for (std::int64_t p = task_begin_[task]; p < task_begin_[task + 1]; ++p) {
-        // Row by row while the piece is in the cache.
-        for (std::size_t s = 0; s < sampled.size(); ++s) {
-          scan_bracket(pieces_[p], brackets[s], words + sampled[s] * words_ + pieces_[p].word, &found[s][task],
-                       &pending);
-        }
-      }
-    });
-    for (std::size_t s = 0; s < sampled.size(); ++s) {
-      const std::int64_t r = sampled[s];
-      results[r] = RowResult();
-      if (!finish(brackets[s], ks[r], ties_all, found[s], words + r * words_, results + r)) by_radix.push_back(r);
-      found[s].clear();
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const bool fits = entries_ > kSmallest && static_cast<double>(brackets[r].expected) <= room;
+    (fits ? sampled : by_radix).push_back(r);
+  }
+  // As many rows go through the data together as there is room for their candidates.
+  for (std::size_t first = 0, end = 0; first < sampled.size(); first = end) {
+    double used = 0.0;
+    while (end < sampled.size()) {
+      used += static_cast<double>(brackets[sampled[end]].expected);
+      if (end > first && used > room) break;
+      ++end;
     }
+    const std::vector<std::int64_t> together(sampled.begin() + first, sampled.begin() + end);
+    select_sampled(together, ks, brackets, ties_all, words, results, &by_radix);
   }
   for (const std::int64_t r : by_radix) select_by_radix(ks[r], ties_all, words + r * words_, results + r);
+}
+
+// One pass over the data for some of the rows; those whose bracket has missed are added to `missed`.
+void Selector::select_sampled(const std::vector<std::int64_t>& rows, const std::int64_t* ks,
+                              const std::vector<Bracket>& brackets, bool ties_all, std::uint32_t* words,
+                              RowResult* results, std::vector<std::int64_t>* missed) {
+  const std::int64_t tasks = static_cast<std::int64_t>(task_begin_.size()) - 1;
+  std::vector<std::vector<Candidates>> found;
+  for (std::size_t s = 0; s < rows.size(); ++s) found.emplace_back(static_cast<std::size_t>(tasks));
+  parallel_(tasks, [&](std::int64_t task) {
+    Pending pending;
+    for (std::size_t s = 0; s < rows.size(); ++s) {
+      found[s][task].limit = brackets[rows[s]].expected * 5 / 4 + 4096;
+      found[s][task].reserve(brackets[rows[s]].expected / tasks * 9 / 8 + 1024);
+    }
+    for (std::int64_t p = task_begin_[task]; p < task_begin_[task + 1]; ++p) {
+      // Row by row while the piece is in the cache.
+      for (std::size_t s = 0; s < rows.size(); ++s) {
+        scan_bracket(pieces_[p], brackets[rows[s]], words + rows[s] * words_ + pieces_[p].word, &found[s][task],
+                     &pending);
+      }
+    }
+  });
+  for (std::size_t s = 0; s < rows.size(); ++s) {
+    const std::int64_t r = rows[s];
+    results[r] = RowResult();
+    if (!finish(brackets[r], ks[r], ties_all, found[s], words + r * words_, results + r)) missed->push_back(r);
+    found[s].clear();
+  }
 }
 
 void Selector::select_by_radix(std::int64_t k, bool ties_all, std::uint32_t* words, RowResult* result) {

@@ -60,6 +60,9 @@ class Selector {
                     Candidates* candidates, Pending* pending) const;
   bool finish(const Bracket& bracket, std::int64_t k, bool ties_all, std::vector<Candidates>& parts,
               std::uint32_t* words, RowResult* result);
+  void select_sampled(const std::vector<std::int64_t>& rows, const std::int64_t* ks,
+                      const std::vector<Bracket>& brackets, bool ties_all, std::uint32_t* words, RowResult* results,
+                      std::vector<std::int64_t>* missed);
   std::uint32_t smallest_key(const std::uint32_t* words) const;
   void select_by_radix(std::int64_t k, bool ties_all, std::uint32_t* words, RowResult* result);
 

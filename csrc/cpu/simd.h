@@ -353,14 +353,12 @@ inline Vec clamp_symmetric(Vec x, Vec limit) { return minimum(limit, maximum(set
 
 #if PF_SIMD_LEVEL > 0
 // Accurate to 1 ulp. A quotient follows in every use, and the divider cannot do both at memory speed, so this goes
-// through the multipliers: an estimate with 11 bits or more, one coupled Newton step for the root and half its
-// reciprocal, and one step that corrects the root.
+// through the multipliers: an estimate e of the reciprocal with 11 bits or more, and sqrt(a) = a e / sqrt(1 - r) for
+// r = 1 - a e^2 expanded to the second order.
 inline Vec square_root(Vec a) {
-  const Vec estimate = approximate_rsqrt(a), half = set(0.5f);
-  const Vec root = a * estimate, half_inverse = half * estimate;
-  const Vec error = negative_multiply_add(root, half_inverse, half);
-  const Vec better = multiply_add(root, error, root), better_half = multiply_add(half_inverse, error, half_inverse);
-  const Vec result = multiply_add(negative_multiply_add(better, better, a), better_half, better);
+  const Vec estimate = approximate_rsqrt(a), root = a * estimate;
+  const Vec r = negative_multiply_add(root, estimate, set(1.0f));
+  const Vec result = multiply_add(root, r * multiply_add(r, set(0.375f), set(0.5f)), root);
   // 0, inf and what the estimate takes for 0 give NaN above.
   return bits_of(is_nan(result)) == 0 ? result : exact_square_root(a);
 }

@@ -12,7 +12,7 @@ from functools import cache, partial
 
 import torch
 
-from . import checks, reference, triton_select
+from . import checks, reference
 from .extension import why_missing
 from .schemas import SCHEMAS, op_overload, register_python_kernel
 
@@ -21,18 +21,6 @@ ENVIRONMENT_VARIABLE = "PECKER_FAST_BACKEND"
 
 _logger = logging.getLogger("pecker_fast")
 _chosen: str | None = None
-
-_TRITON_MODULES = {
-    "radix_histogram": "select",
-    "threshold_mask": "select",
-    "block_counts": "packing",
-    "pack": "packing",
-    "unpack": "packing",
-    "apply_mask_": "pointwise",
-    "accumulate_": "pointwise",
-    "count_nonfinite": "pointwise",
-    "masked_adam_": "masked_adam",
-}
 
 
 def set_backend(name: str | None) -> None:
@@ -69,9 +57,12 @@ def why_not(backend: str, op: str, device: torch.device, dtypes: Iterable[torch.
     if backend == "triton":
         from ..kernels import support
 
-        return support.why_not(op, device, set(dtypes))
+        # Every back end takes the same dtypes; the argument checks name the tensor that has another.
+        return support.why_not(op, device)
     if device.type != backend:
         return f"runs on {backend} tensors, these are on {device.type}"
+    if backend == "cuda" and not torch.cuda.is_available():
+        return why_missing(backend) or "torch finds no CUDA device"
     return why_missing(backend)
 
 
@@ -115,12 +106,10 @@ def resolve(op: str, device: torch.device, dtypes: Iterable[torch.dtype] = (), b
 def _python_kernel(op: str, backend: str) -> Callable:
     if backend == "reference":
         kernel = getattr(reference, op)
-    elif op == "select":
-        kernel = triton_select.select
     else:
-        import importlib
+        from ..kernels import support
 
-        kernel = getattr(importlib.import_module(f"pecker_fast.kernels.{_TRITON_MODULES[op]}"), op)
+        kernel = support.operator(op)
     check = getattr(checks, op)
 
     def checked(*args, **kwargs):

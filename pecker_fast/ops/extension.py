@@ -37,7 +37,7 @@ def why_missing(backend: str) -> str | None:
         reason = build_record().get(backend)
         return reason or "not built: install the package with a C++ compiler (pip install --no-build-isolation -e .)"
     try:
-        # Registers the kernels with PyTorch's dispatcher. They are no Python module, so building needs no Python headers.
+        # Registers the kernels with PyTorch's dispatcher. As no Python module, they need no Python headers to build.
         torch.ops.load_library(path)
     except OSError as error:
         return f"{path.name} cannot be loaded, most likely built for another torch: {error}"

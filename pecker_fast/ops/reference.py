@@ -110,8 +110,8 @@ def pack(dense: Tensor, words: Tensor, count: int) -> Tensor:
 
 def unpack(packed: Tensor, words: Tensor, numel: int) -> Tensor:
     dense = packed.new_zeros(numel)
-    dense[unpack_bits(words, numel)] = packed
-    return dense
+    # Not by assignment: that turns a single value into a Python number, which loses the payload of a NaN.
+    return dense.masked_scatter_(unpack_bits(words, numel), packed)
 
 
 def apply_mask_(tensors: Sequence[Tensor], words: Tensor, word_offsets: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pecker_fast.ops.extension import cpu_isa
 from tests.conftest import SEED_VARIABLE, available_backends
 
 HERE = Path(__file__).parent
@@ -16,9 +17,9 @@ FILES = ["test_select.py", "test_adam.py", "test_packing.py", "test_pointwise.py
 
 def isa_in_a_child(wanted: str) -> str:
     """The instruction set that a process runs with that asks for ``wanted``: the best one there is, at most that."""
-    program = "import pecker_fast._C as c; print(c.cpu_isa())"
+    program = "from pecker_fast.ops.extension import cpu_isa; print(cpu_isa())"
     child = subprocess.run(
-        [sys.executable, "-c", f"import torch; {program}"],
+        [sys.executable, "-c", program],
         env={**os.environ, "PECKER_FAST_CPU_ISA": wanted},
         capture_output=True,
         text=True,
@@ -32,8 +33,6 @@ def isa_in_a_child(wanted: str) -> str:
 def test_other_instruction_sets(isa, seed):
     if "cpu" not in available_backends():
         pytest.skip("the CPU kernels are not tested here")
-    from pecker_fast._C import cpu_isa
-
     if cpu_isa() == isa:
         pytest.skip("what this process runs with")
     if isa_in_a_child(isa) != isa:

@@ -1,0 +1,95 @@
+// masked_adam_ on raw device pointers; pecker_fast/ops/reference.py defines it.
+#pragma once
+
+#include "common/adam_math.h"
+#include "multi_tensor.h"
+
+namespace pecker_fast {
+
+// Pointer lists of the operator's table. The gradients come last: only they change from step to step.
+enum AdamSlot : int {
+  kParam,
+  kExpAvg,
+  kExpAvgSq,
+  kMaxExpAvgSq,
+  kMaster,
+  kEma,
+  kCounts,
+  kPackedSize,  // not a pointer: the number of entries in each tensor's packed state
+  kGrad,
+  kMaskedGrad,
+  kAdamSlots,
+};
+constexpr int kAdamDynamicSlots = 2;
+
+// What prepare_adam reads on the device and the step needs: of the whole step ...
+template <typename T>
+struct AdamPrepared {
+  T lr, grad_factor, decay, max_update;
+  std::int32_t skip;
+};
+
+// ... and of each tensor.
+template <typename T>
+struct AdamTensorPrepared {
+  AdamCorrection<T> correction;
+  std::uint32_t random_state;
+};
+
+// Scratch memory of a step: AdamPrepared, then AdamTensorPrepared of each tensor.
+constexpr std::int64_t kAdamPreparedBytes = 64;
+
+inline std::int64_t adam_scratch_bytes(std::int64_t num_tensors) {
+  return kAdamPreparedBytes + num_tensors * static_cast<std::int64_t>(sizeof(AdamTensorPrepared<double>));
+}
+
+// The scalars that the host knows; prepare_adam fills in the rest.
+template <typename T>
+AdamScalars<T> adam_scalars(double beta1, double beta2, double eps, double coupled_decay, double clip_value,
+                            double ema_decay, bool zero_nonfinite) {
+  AdamScalars<T> s{};
+  s.clip_value = static_cast<T>(clip_value);
+  s.coupled_decay = static_cast<T>(coupled_decay);
+  s.beta2 = static_cast<T>(beta2);
+  s.one_minus_beta1 = static_cast<T>(1.0 - beta1);
+  s.one_minus_beta2 = static_cast<T>(1.0 - beta2);
+  s.eps = static_cast<T>(eps);
+  s.ema_weight = static_cast<T>(1.0 - ema_decay);
+  s.zero_nonfinite = zero_nonfinite;
+  return s;
+}
+
+template <typename T>
+struct AdamArguments {
+  MultiTensor table;
+  void* scratch;
+  const std::uint32_t* words;          // null: no mask
+  const std::int64_t* packed_offsets;  // null: state is not packed
+  const T* bias_table;                 // null: shared step counts
+  std::int32_t last_bias_row;
+  AdamScalars<T> scalars;
+  bool joint, retain_variance, ema_frozen, stochastic_rounding, counts_are_16_bit;
+  // Features that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts, retain_variance,
+  // stochastic_rounding, ema_frozen.
+  bool rare;
+};
+
+// Device scalars of a step, and the options that they are combined with.
+struct AdamDeviceScalars {
+  const float* steps;
+  const double* lr;
+  const float* grad_scale;  // or null
+  const float* found_inf;   // or null
+  double beta1, beta2, weight_decay, max_update;  // max_update: inf where there is none
+  bool decoupled_weight_decay, maximize;
+  std::int64_t seed;
+};
+
+template <typename T>
+void prepare_adam(const AdamDeviceScalars& scalars, void* scratch, std::int32_t num_tensors, cudaStream_t stream);
+
+// One step, after prepare_adam. P is the type of parameters and gradients, T the compute type.
+template <typename P, typename T>
+void adam_step(const AdamArguments<T>& arguments, cudaStream_t stream);
+
+}  // namespace pecker_fast

@@ -1,0 +1,102 @@
+// Exact top-k selection on the device: what the launchers take. Free of torch headers; see select.cu for the method.
+//
+// Everything is enqueued on one stream. Nothing synchronises with the host, and neither the launches nor the memory
+// depend on the data, so that a call can be captured in a CUDA graph.
+#pragma once
+
+#include <cstdint>
+
+#include "launch.h"
+
+namespace pecker_fast {
+
+// The host and device types of all counters: what CUDA's 64-bit atomics take.
+using u64 = unsigned long long;
+using u32 = unsigned int;
+
+enum ScoreType : std::int32_t { kScoreFloat = 0, kScoreBFloat16 = 1, kScoreHalf = 2 };
+
+// Entries that a block handles at a time; no chunk spans two tensors.
+constexpr int kSelectChunk = 8192;
+
+struct ScoreTensor {
+  const void* data;
+  std::int64_t numel;
+  // Words and chunks of the tensors before this one.
+  std::int64_t first_word;
+  std::int64_t first_chunk;
+  std::int64_t type;
+};
+
+// All scores. The table is on the device, in order and without empty tensors.
+struct Scores {
+  const ScoreTensor* tensors;
+  int num_tensors;
+  std::int64_t num_chunks;
+  std::int64_t num_words;
+  std::int64_t numel;
+};
+
+// Fills one row of the table on the host; call for the tensors in order, starting with scores = {}. An empty tensor
+// takes no row (returns false).
+inline bool append_score(Scores& scores, const void* data, std::int64_t numel, std::int64_t type, ScoreTensor* row) {
+  if (numel == 0) return false;
+  *row = {data, numel, scores.num_words, scores.num_chunks, type};
+  scores.num_tensors += 1;
+  scores.num_chunks += (numel + kSelectChunk - 1) / kSelectChunk;
+  scores.num_words += (numel + 31) / 32;
+  scores.numel += numel;
+  return true;
+}
+
+// What does not change the result. The tests make the numbers small to reach every path.
+struct SelectTuning {
+  // Blocks of the kernels that read all scores, and of those that read the sample or the candidates.
+  int blocks;
+  // Fewer entries than this are selected by histograms alone.
+  std::int64_t min_sampled;
+  // The sample has at most 2 ** max_log_clusters clusters of 8 adjacent entries.
+  int max_log_clusters;
+  // Half the width of the bracket: sigmas * standard deviation + slack, in ranks of the sample.
+  float sigmas;
+  float slack;
+  // Candidates that can be kept; 0: chosen by the number of entries.
+  std::int64_t capacity;
+};
+
+inline SelectTuning default_tuning(int multiprocessors) { return {4 * multiprocessors, 1 << 22, 17, 5.0f, 16.0f, 0}; }
+
+// How one selection runs: what the launchers work out of Scores and SelectTuning.
+struct SelectPlan {
+  SelectTuning tuning;
+  bool sampled;
+  int log_clusters;
+  std::int64_t capacity;
+};
+
+SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning);
+
+// Bytes of workspace (aligned to 256 bytes, contents arbitrary) of the launchers below.
+std::int64_t select_workspace_bytes(const Scores& scores, const SelectPlan& plan, std::int64_t rows);
+
+// Device pointers to what select and threshold_mask return: words [rows, num_words], thresholds [rows], counts [rows],
+// nan_count [1].
+struct MaskRows {
+  std::int32_t* words;
+  float* thresholds;
+  std::int64_t* counts;
+  std::int64_t* nan_count;
+};
+
+void launch_select(const Scores& scores, const std::int64_t* ks, std::int64_t rows, bool ties_all,
+                   const MaskRows& out, const SelectPlan& plan, void* workspace, cudaStream_t stream);
+
+void launch_threshold_mask(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits,
+                           std::int64_t rows, const MaskRows& out, const SelectPlan& plan, void* workspace,
+                           cudaStream_t stream);
+
+// counts: int64 [rows, bins], bins = 2048 at level 0 and 1024 at levels 1 and 2. No workspace.
+void launch_radix_histogram(const Scores& scores, const std::int32_t* prefixes, std::int64_t rows, int level,
+                            std::int64_t* counts, int blocks, cudaStream_t stream);
+
+}  // namespace pecker_fast

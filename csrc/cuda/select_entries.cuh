@@ -1,0 +1,365 @@
+// What the selection kernels share: where entries are, how a warp reads 1024 of them, and ranks in histograms.
+//
+// position: 32 * word + bit of an entry in a mask row. It orders entries as ties are broken: by tensor, then by index.
+// key: float32 bits of the magnitude (0 for zeros). composite: key and position in one number that is larger for a
+// larger key and, at equal keys, for a smaller position. Composites are all different, whatever the data.
+#pragma once
+
+#include "select.h"
+
+namespace pecker_fast {
+
+constexpr u32 kInfKey = 0x7f800000u;
+constexpr int kPositionBits = 33;
+// One past the last position.
+constexpr u64 kEndPosition = 1ull << kPositionBits;
+
+constexpr int kSelectThreads = 256;
+constexpr int kSelectWarps = kSelectThreads / 32;
+// Entries that a warp handles at a time: 32 a lane.
+constexpr int kWarpEntries = 1024;
+static_assert(kSelectChunk == kSelectWarps * kWarpEntries, "each warp of a block handles one batch of a chunk");
+
+// The entries with key > `key`, and those with key == `key` at a position < `position`.
+struct Bound {
+  u64 position;
+  u32 key;
+};
+
+__device__ __forceinline__ u64 composite(u32 key, u64 position) {
+  return (static_cast<u64>(key) << kPositionBits) + (kEndPosition - 1 - position);
+}
+
+// The composite of the last entry that the bound takes in: entries within it have this composite or a larger one.
+__device__ __forceinline__ u64 composite(const Bound& bound) {
+  return (static_cast<u64>(bound.key) << kPositionBits) + (kEndPosition - bound.position);
+}
+
+__device__ __forceinline__ u32 float_key(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+
+__device__ __forceinline__ float half_to_float(u32 bits) {
+#if defined(__CUDA_ARCH__)
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(static_cast<unsigned short>(bits)));
+  return x;
+#else
+  const u32 sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, mantissa = bits & 0x3ffu;
+  if (exponent == 0) return __uint_as_float(__float_as_uint(static_cast<float>(mantissa) * 0x1p-24f) | sign);
+  if (exponent == 31) return __uint_as_float(sign | kInfKey | mantissa << 13);
+  return __uint_as_float(sign | (exponent + 112u) << 23 | mantissa << 13);
+#endif
+}
+
+// Reads of the scores leave the caches to the words and tables: each entry is read once in a pass.
+__device__ __forceinline__ uint4 load_streaming(const uint4* p) {
+#if defined(__CUDA_ARCH__)
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+#else
+  return *p;
+#endif
+}
+
+struct FloatScore {
+  using Storage = float;
+  static __device__ __forceinline__ float widen(float x) { return x; }
+  // The `kVector` entries of 16 bytes.
+  static constexpr int kVector = 4;
+  static __device__ __forceinline__ void widen(const uint4& v, float* x) {
+    x[0] = __uint_as_float(v.x);
+    x[1] = __uint_as_float(v.y);
+    x[2] = __uint_as_float(v.z);
+    x[3] = __uint_as_float(v.w);
+  }
+};
+
+struct BFloat16Score {
+  using Storage = unsigned short;
+  static __device__ __forceinline__ float widen(Storage x) { return __uint_as_float(static_cast<u32>(x) << 16); }
+  static constexpr int kVector = 8;
+  static __device__ __forceinline__ void widen(const uint4& v, float* x) {
+    const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = __uint_as_float(words[i] << 16);
+      x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+};
+
+struct HalfScore {
+  using Storage = unsigned short;
+  static __device__ __forceinline__ float widen(Storage x) { return half_to_float(x); }
+  static constexpr int kVector = 8;
+  static __device__ __forceinline__ void widen(const uint4& v, float* x) {
+    const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = half_to_float(words[i] & 0xffffu);
+      x[2 * i + 1] = half_to_float(words[i] >> 16);
+    }
+  }
+};
+
+// One entry as float; for the few accesses that are not a stream.
+__device__ __forceinline__ float load_score(const void* data, int type, std::int64_t index) {
+  if (type == kScoreFloat) return static_cast<const float*>(data)[index];
+  const unsigned short bits = static_cast<const unsigned short*>(data)[index];
+  return type == kScoreBFloat16 ? BFloat16Score::widen(bits) : HalfScore::widen(bits);
+}
+
+// A warp's batch: 1024 entries of one tensor from `first` on, `valid` of them (the others read as 0).
+struct Batch {
+  const void* data;
+  std::int64_t chunk, first;
+  u64 position;
+  int valid, type;
+};
+
+// How the lanes of a warp hold a batch: `Run` adjacent entries of each lane at a time, so that entry i of lane l is
+// entry offset(i, l) of the batch. A lane has 32 entries; it reads them in two parts of 16, which come from the first and the
+// second half of the batch.
+constexpr int kPart = 16;
+constexpr int kPartEntries = 32 * kPart;
+
+template <int Run>
+struct Arrangement {
+  static constexpr int kRun = Run;
+  static __device__ __forceinline__ int offset(int i, int lane) { return (i / Run * 32 + lane) * Run + i % Run; }
+
+  // From one bit for each of the lane's entries to mask words. Between them lie S x S squares of kRun-bit fields,
+  // S = 32 / kRun, lanes by fields, to be transposed. The result is word `word_of(lane)` of the batch.
+  static __device__ __forceinline__ u32 to_word(u32 bits, int lane) {
+    u32 low_fields = 0xffffffffu;
+#pragma unroll
+    for (int step = 16 / Run; step > 0; step >>= 1) {
+      const int shift = step * Run;
+      low_fields ^= low_fields << shift;
+      const u32 other = __shfl_xor_sync(kFullWarp, bits, step);
+      bits = lane & step ? (bits & ~low_fields) | ((other >> shift) & low_fields)
+                         : (bits & low_fields) | ((other & low_fields) << shift);
+    }
+    return bits;
+  }
+  static __device__ __forceinline__ int word_of(int lane) {
+    constexpr int kSide = 32 / Run;
+    return lane % kSide * Run + lane / kSide;
+  }
+};
+
+template <typename Score, typename Part, typename Finish>
+__device__ __forceinline__ void read_batch(const ScoreTensor& tensor, const Batch& batch, Part& part, Finish& finish) {
+  const int lane = lane_id();
+  const auto* data = static_cast<const typename Score::Storage*>(tensor.data) + batch.first;
+  // A tensor that does not start at a multiple of 16 bytes never meets its mask words at one, however it is peeled:
+  // its lanes read single entries side by side.
+  if (batch.valid == kWarpEntries && reinterpret_cast<std::uintptr_t>(data) % 16 == 0) {
+    constexpr int kLoads = kPart / Score::kVector;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      uint4 raw[kLoads];
+      float x[kPart];
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        raw[i] = load_streaming(reinterpret_cast<const uint4*>(data + half * kPartEntries) + 32 * i + lane);
+      }
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) Score::widen(raw[i], x + i * Score::kVector);
+      part(batch, half, x, Arrangement<Score::kVector>());
+    }
+    finish(batch, Arrangement<Score::kVector>());
+  } else {
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      float x[kPart];
+#pragma unroll
+      for (int i = 0; i < kPart; ++i) {
+        const int offset = half * kPartEntries + 32 * i + lane;
+        x[i] = offset < batch.valid ? Score::widen(__ldcs(data + offset)) : 0.0f;
+      }
+      part(batch, half, x, Arrangement<1>());
+    }
+    finish(batch, Arrangement<1>());
+  }
+}
+
+__device__ __forceinline__ ScoreTensor find_chunk(const Scores& scores, std::int64_t chunk) {
+  int low = 0, high = scores.num_tensors;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (scores.tensors[middle].first_chunk <= chunk) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return scores.tensors[low];
+}
+
+__device__ __forceinline__ ScoreTensor find_word(const Scores& scores, std::int64_t word) {
+  int low = 0, high = scores.num_tensors;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (scores.tensors[middle].first_word <= word) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return scores.tensors[low];
+}
+
+// For the warp's batch in every chunk of this block: calls part(batch, half, x, arrangement) for both halves of it,
+// with the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both may use
+// the warp's collectives, not the block's.
+template <typename Part, typename Finish>
+__device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part, Finish&& finish) {
+  for (std::int64_t chunk = blockIdx.x; chunk < scores.num_chunks; chunk += gridDim.x) {
+    const ScoreTensor tensor = find_chunk(scores, chunk);
+    Batch batch;
+    batch.chunk = chunk;
+    batch.first = (chunk - tensor.first_chunk) * kSelectChunk + warp_id() * kWarpEntries;
+    batch.position = static_cast<u64>(tensor.first_word) * 32 + batch.first;
+    batch.data = tensor.data;
+    batch.type = static_cast<int>(tensor.type);
+    const std::int64_t left = tensor.numel - batch.first;
+    if (left <= 0) continue;
+    batch.valid = left < kWarpEntries ? static_cast<int>(left) : kWarpEntries;
+    if (tensor.type == kScoreFloat) {
+      read_batch<FloatScore>(tensor, batch, part, finish);
+    } else if (tensor.type == kScoreBFloat16) {
+      read_batch<BFloat16Score>(tensor, batch, part, finish);
+    } else {
+      read_batch<HalfScore>(tensor, batch, part, finish);
+    }
+  }
+}
+
+// One bit for each of the lane's entries in a half of a batch that are within the bound, at the place that the entry
+// has among the lane's 32. An entry beyond the end reads as 0 and a NaN is not comparable, so neither is, for keys of at
+// least 1.
+template <typename Order>
+__device__ __forceinline__ u32 entries_within(const float* x, Order, const Bound& bound, const Batch& batch, int half) {
+  u32 bits = 0;
+  const std::int64_t cut = static_cast<std::int64_t>(bound.position - batch.position) - half * kPartEntries;
+  if (cut <= 0 || cut >= kPartEntries) {
+    const float threshold = __uint_as_float(bound.key + (cut <= 0));
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) bits |= fabsf(x[i]) >= threshold ? 1u << i : 0u;
+  } else {
+    const int lane_cut = static_cast<int>(cut) - lane_id() * Order::kRun;
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) {
+      const u32 threshold = bound.key + (Order::offset(i, 0) >= lane_cut);
+      bits |= fabsf(x[i]) >= __uint_as_float(threshold) ? 1u << i : 0u;
+    }
+  }
+  return bits << (half * kPart);
+}
+
+// Number of NaN among the lane's entries. 0 * x is 0 unless x is inf or NaN, which is rare and then looked at again.
+__device__ __forceinline__ u32 count_nan(const float* x) {
+  float zero[4] = {};
+#pragma unroll
+  for (int i = 0; i < kPart; ++i) zero[i % 4] = fmaf(x[i], 0.0f, zero[i % 4]);
+  u32 count = 0;
+  const float sum = (zero[0] + zero[1]) + (zero[2] + zero[3]);
+  if (sum != sum) {
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) count += x[i] != x[i];
+  }
+  return count;
+}
+
+// Adds up over the block into *total (one atomic a block). All threads of the block must call it.
+__device__ __forceinline__ void block_add(u64 value, u64* total) {
+  __shared__ u64 sum;
+  if (threadIdx.x == 0) sum = 0;
+  __syncthreads();
+  value = warp_sum(value);
+  if (lane_id() == 0 && value != 0) atomicAdd(&sum, value);
+  __syncthreads();
+  if (threadIdx.x == 0 && sum != 0) atomicAdd(total, sum);
+  __syncthreads();
+}
+
+// Whether this is the last block of `blocks` to come here; what the others wrote before is then visible to all its
+// threads. All threads must call it. The ticket is back at 0 afterwards.
+__device__ __forceinline__ bool is_last_block(u32* ticket, u32 blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(ticket, 1u) == blocks - 1;
+    if (last) *ticket = 0;
+  }
+  __syncthreads();
+  const bool result = last;
+  if (result) __threadfence();
+  __syncthreads();
+  return result;
+}
+
+// Sum of the values of all lower threads of the block; *total becomes the sum of all.
+__device__ __forceinline__ u64 block_exclusive_sum(u64 value, u64* total) {
+  __shared__ u64 sums[kSelectWarps];
+  u64 warp_total;
+  u64 before = warp_exclusive_sum(value, &warp_total);
+  if (lane_id() == 0) sums[warp_id()] = warp_total;
+  __syncthreads();
+  u64 all = 0;
+#pragma unroll
+  for (int warp = 0; warp < kSelectWarps; ++warp) {
+    if (warp < warp_id()) before += sums[warp];
+    all += sums[warp];
+  }
+  __syncthreads();
+  *total = all;
+  return before;
+}
+
+// The bin that holds the entry of rank `rank` (1 is the highest) of a histogram.
+struct RankedBin {
+  int bin;
+  // Entries in all higher bins, and in this one.
+  u64 above, count;
+};
+
+// All threads of the block must call it with the same rank, 1 <= rank <= entries in the histogram; all get the result.
+// Written by other blocks, the counts are read past the first-level cache.
+template <typename Count>
+__device__ __forceinline__ RankedBin find_rank(const Count* histogram, int bins, u64 rank) {
+  __shared__ RankedBin found;
+  const int each = (bins + kSelectThreads - 1) / kSelectThreads;
+  const int top = bins - 1 - static_cast<int>(threadIdx.x) * each;
+  u64 sum = 0, total;
+  for (int bin = top; bin > top - each && bin >= 0; --bin) sum += __ldcg(histogram + bin);
+  u64 above = block_exclusive_sum(sum, &total);
+  if (above < rank && rank <= above + sum) {
+    for (int bin = top; bin > top - each && bin >= 0; --bin) {
+      const u64 count = __ldcg(histogram + bin);
+      if (rank <= above + count) {
+        found = {bin, above, count};
+        break;
+      }
+      above += count;
+    }
+  }
+  __syncthreads();
+  const RankedBin result = found;
+  __syncthreads();
+  return result;
+}
+
+template <typename Count>
+__device__ __forceinline__ u64 histogram_total(const Count* histogram, int bins) {
+  u64 sum = 0, total;
+  for (int bin = threadIdx.x; bin < bins; bin += kSelectThreads) sum += __ldcg(histogram + bin);
+  block_exclusive_sum(sum, &total);
+  return total;
+}
+
+}  // namespace pecker_fast

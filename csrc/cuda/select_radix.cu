@@ -1,0 +1,228 @@
+// Selection by histograms of all keys, 11 + 10 + 10 bits in three reads of the scores: for few entries, and wherever a
+// bracket did not hold. Also the position of the last of several equal entries that is kept.
+#include "select_state.cuh"
+
+namespace pecker_fast {
+namespace {
+
+// Histograms of a block in shared memory, several so that warps get less in each other's way.
+constexpr int kCopies = 4;
+
+// Not the end of the positions but beyond it, however many entries there are.
+constexpr u64 kAnyPosition = 1ull << 62;
+
+constexpr int level_bits(int level) { return level == 0 ? 11 : 10; }
+constexpr int level_shift(int level) { return 20 - 10 * level; }
+
+// Whole warp: one count of a lane's bin. Equal bins are counted together where they are those of the first lane, so
+// that scores with few different values do not queue up at one counter.
+__device__ __forceinline__ void count_bin(u32* bins, u32 bin, bool counted, int lane) {
+  const u32 active = __ballot_sync(kFullWarp, counted);
+  if (active == 0) return;
+  const int leader = __ffs(static_cast<int>(active)) - 1;
+  const u32 common = __shfl_sync(kFullWarp, bin, leader);
+  const u32 alike = __ballot_sync(kFullWarp, counted && bin == common);
+  if (lane == leader) {
+    atomicAdd(bins + bin, static_cast<u32>(__popc(alike)));
+  } else if (counted && bin != common) {
+    atomicAdd(bins + bin, 1u);
+  }
+}
+
+// Counts the keys that begin with `prefix` by their next digit, and adds the counts to `histogram`.
+template <int kLevel>
+__device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u64* histogram) {
+  constexpr int kBins = 1 << level_bits(kLevel), kShift = level_shift(kLevel);
+  __shared__ u32 bins[kCopies][kBins];
+  for (int bin = threadIdx.x; bin < kCopies * kBins; bin += kSelectThreads) bins[0][bin] = 0;
+  __syncthreads();
+  u32* own = bins[warp_id() % kCopies];
+  const auto part = [&](const Batch&, int, const float* x, auto) {
+    const int lane = lane_id();
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) {
+      const u32 key = float_key(x[i]);
+      // Neither 0, which the entries past the end are too, nor NaN.
+      bool counted = key - 1 < kInfKey;
+      if (kLevel > 0) counted = counted && key >> (kShift + level_bits(kLevel)) == prefix;
+      count_bin(own, key >> kShift & (kBins - 1), counted, lane);
+    }
+  };
+  for_each_batch(scores, part, [](const Batch&, auto) {});
+  __syncthreads();
+  for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) {
+    u64 count = 0;
+#pragma unroll
+    for (int copy = 0; copy < kCopies; ++copy) count += bins[copy][bin];
+    if (count != 0) atomicAdd(histogram + bin, count);
+  }
+}
+
+template <int kLevel>
+__global__ void __launch_bounds__(kSelectThreads, 4)
+    histogram_kernel(Scores scores, const std::int32_t* prefixes, u64* histograms) {
+  const u32 prefix = kLevel > 0 ? static_cast<u32>(prefixes[blockIdx.y]) : 0;
+  count_digits<kLevel>(scores, prefix, histograms + (static_cast<std::int64_t>(blockIdx.y) << level_bits(kLevel)));
+}
+
+template <int kLevel>
+__global__ void __launch_bounds__(kSelectThreads, 4)
+    radix_kernel(Scores scores, const std::int64_t* k, bool ties_all, bool always, RowState* state, u64* histogram) {
+  if ((!always && !state->fallback) || state->radix.done) return;
+  constexpr int kBins = 1 << level_bits(kLevel);
+  count_digits<kLevel>(scores, static_cast<u32>(state->radix.prefix), histogram);
+  if (!is_last_block(&state->tickets[7 + kLevel], gridDim.x)) return;
+  u64 rank = state->radix.rank;
+  if (kLevel == 0) {
+    const u64 all = histogram_total(histogram, kBins);
+    rank = *k < 1 ? 0 : min(static_cast<u64>(*k), all);
+    if (rank == 0) {
+      for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) histogram[bin] = 0;
+      if (threadIdx.x == 0) {
+        state->cut = {0, kInfKey};
+        state->radix.done = true;
+      }
+      return;
+    }
+  }
+  const RankedBin found = find_rank(histogram, kBins, rank);
+  for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) histogram[bin] = 0;
+  if (threadIdx.x != 0) return;
+  rank -= found.above;
+  state->radix.prefix = (state->radix.prefix << level_bits(kLevel)) | static_cast<u64>(found.bin);
+  state->radix.rank = rank;
+  if (kLevel == 2) {
+    state->radix.done = true;
+    state->cut = {kAnyPosition, static_cast<u32>(state->radix.prefix)};
+    state->count_ties = !ties_all && rank < found.count;
+    state->tie_limit = rank;
+  }
+}
+
+__global__ void threshold_kernel(Scores scores, const std::int32_t* keys, const std::int64_t* tie_limits,
+                                 std::int64_t rows, RowState* states) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row == 0 && rows == 0) states[0].cut = {0, kInfKey};
+  if (row >= rows) return;
+  // Keys are given on the device, where nothing can be raised: those that are not allowed keep what is above them.
+  const std::int64_t limit = tie_limits[row];
+  const u32 key = static_cast<u32>(min(max(keys[row], 1), static_cast<int>(kInfKey)));
+  const bool allowed = static_cast<int>(key) == keys[row];
+  states[row].cut = {limit > 0 && allowed ? kAnyPosition : 0, keys[row] < 1 ? 0u : key};
+  if (keys[row] < 1) states[row].cut = {kAnyPosition, 1};
+  states[row].count_ties = allowed && limit > 0 && limit < scores.numel;
+  states[row].tie_limit = static_cast<u64>(max(limit, std::int64_t{0}));
+}
+
+// Narrows state->cut to the first tie_limit entries of its key.
+__global__ void __launch_bounds__(kSelectThreads, 4)
+    tie_kernel(Scores scores, bool always, RowState* state, u32* chunk_ties) {
+  if ((!always && !state->fallback) || !state->count_ties) return;
+  const float threshold = __uint_as_float(state->cut.key);
+  u32 ties = 0;
+  const auto part = [&](const Batch&, int half, const float* x, auto) {
+    if (half == 0) ties = 0;
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) ties += fabsf(x[i]) == threshold;
+  };
+  const auto finish = [&](const Batch& batch, auto) {
+    const u32 sum = __reduce_add_sync(kFullWarp, ties);
+    if (lane_id() == 0 && sum != 0) atomicAdd(chunk_ties + batch.chunk, sum);
+  };
+  for_each_batch(scores, part, finish);
+  if (!is_last_block(&state->tickets[10], gridDim.x)) return;
+
+  // The chunk of the last kept tie; every thread looks through a run of chunks.
+  __shared__ std::int64_t chunk_found;
+  __shared__ u64 chunk_limit;
+  if (threadIdx.x == 0) chunk_found = -1;
+  const u64 limit = state->tie_limit;
+  const std::int64_t each = (scores.num_chunks + kSelectThreads - 1) / kSelectThreads;
+  const std::int64_t begin = threadIdx.x * each;
+  const std::int64_t end = min(begin + each, scores.num_chunks);
+  u64 sum = 0, total;
+  for (std::int64_t chunk = begin; chunk < end; ++chunk) sum += __ldcg(chunk_ties + chunk);
+  u64 before = block_exclusive_sum(sum, &total);
+  const bool here = before < limit && limit <= before + sum;
+  for (std::int64_t chunk = begin; chunk < end; ++chunk) {
+    const u32 ties = __ldcg(chunk_ties + chunk);
+    if (here && before < limit && limit <= before + ties) {
+      chunk_found = chunk;
+      chunk_limit = limit - before;
+    }
+    before += ties;
+    chunk_ties[chunk] = 0;
+  }
+  __syncthreads();
+  const std::int64_t chunk = chunk_found;
+  if (chunk < 0) return;
+
+  // The tie itself; every thread looks through 32 entries.
+  const u64 left = chunk_limit;
+  const ScoreTensor tensor = find_chunk(scores, chunk);
+  const std::int64_t first = (chunk - tensor.first_chunk) * kSelectChunk + threadIdx.x * 32;
+  u32 bits = 0;
+  for (int i = 0; i < 32; ++i) {
+    if (first + i < tensor.numel &&
+        fabsf(load_score(tensor.data, static_cast<int>(tensor.type), first + i)) == threshold) {
+      bits |= 1u << i;
+    }
+  }
+  u64 ahead = block_exclusive_sum(__popc(bits), &total);
+  if (ahead < left && left <= ahead + __popc(bits)) {
+    for (; ahead + 1 < left; ++ahead) bits &= bits - 1;
+    state->cut.position = static_cast<u64>(tensor.first_word * 32 + first) + __ffs(static_cast<int>(bits));
+  }
+}
+
+template <int kLevel>
+void launch_histogram(const Scores& scores, const std::int32_t* prefixes, std::int64_t rows, std::int64_t* counts,
+                      int blocks, cudaStream_t stream) {
+  // A launch takes at most 65,535 blocks in y.
+  constexpr std::int64_t kMaxRows = 65535;
+  for (std::int64_t row = 0; row < rows; row += kMaxRows) {
+    const std::int64_t many = rows - row < kMaxRows ? rows - row : kMaxRows;
+    u64* histograms = reinterpret_cast<u64*>(counts) + (row << level_bits(kLevel));
+    const std::int32_t* first = prefixes + row;
+    PF_LAUNCH(histogram_kernel<kLevel>, dim3(score_grid(scores, blocks), static_cast<unsigned>(many)), kSelectThreads,
+              0, stream, scores, first, histograms);
+  }
+}
+
+}  // namespace
+
+void radix_select(const Scores& scores, int blocks, const std::int64_t* k, bool ties_all, bool always, RowState* state,
+                  const Workspace& workspace, cudaStream_t stream) {
+  const unsigned grid = score_grid(scores, blocks);
+  u64* histogram = workspace.radix_histogram;
+  PF_LAUNCH(radix_kernel<0>, grid, kSelectThreads, 0, stream, scores, k, ties_all, always, state, histogram);
+  PF_LAUNCH(radix_kernel<1>, grid, kSelectThreads, 0, stream, scores, k, ties_all, always, state, histogram);
+  PF_LAUNCH(radix_kernel<2>, grid, kSelectThreads, 0, stream, scores, k, ties_all, always, state, histogram);
+}
+
+void prepare_thresholds(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits,
+                        std::int64_t rows, RowState* states, cudaStream_t stream) {
+  const unsigned grid = static_cast<unsigned>(rows / kSelectThreads + 1);
+  PF_LAUNCH(threshold_kernel, grid, kSelectThreads, 0, stream, scores, keys, tie_limits, rows, states);
+}
+
+void locate_ties(const Scores& scores, int blocks, bool always, RowState* state, const Workspace& workspace,
+                 cudaStream_t stream) {
+  PF_LAUNCH(tie_kernel, score_grid(scores, blocks), kSelectThreads, 0, stream, scores, always, state,
+            workspace.chunk_ties);
+}
+
+void launch_radix_histogram(const Scores& scores, const std::int32_t* prefixes, std::int64_t rows, int level,
+                            std::int64_t* counts, int blocks, cudaStream_t stream) {
+  const std::size_t bytes = static_cast<std::size_t>(rows) * sizeof(std::int64_t) << level_bits(level);
+  check_cuda(cudaMemsetAsync(counts, 0, bytes, stream), "radix_histogram");
+  if (level == 0) {
+    launch_histogram<0>(scores, prefixes, rows, counts, blocks, stream);
+  } else if (level == 1) {
+    launch_histogram<1>(scores, prefixes, rows, counts, blocks, stream);
+  } else {
+    launch_histogram<2>(scores, prefixes, rows, counts, blocks, stream);
+  }
+}
+
+}  // namespace pecker_fast

@@ -1,0 +1,131 @@
+// select, threshold_mask and radix_histogram on CUDA tensors: checks, memory and launches.
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "cuda/select.h"
+#include "cuda_checks.h"
+
+namespace pecker_fast {
+namespace {
+
+using MaskTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+constexpr Dtypes kScoreDtypes = {at::kFloat, at::kBFloat16, at::kHalf};
+
+void check_rows(const char* name, const Tensor& rows, at::ScalarType dtype, c10::Device device) {
+  check_tensor(name, -1, rows, {dtype}, device);
+  TORCH_CHECK_VALUE(rows.dim() == 1, name, " has shape ", rows.sizes(), ", expected one dimension");
+}
+
+// The scores of a call, checked; the table goes to the device with `upload`.
+class ScoreTable {
+ public:
+  ScoreTable(TensorList scores, c10::Device device) : rows_(scores.size()) {
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      const Tensor& score = scores[i];
+      check_tensor("scores", static_cast<std::int64_t>(i), score, kScoreDtypes, device);
+      const ScoreType type = score.scalar_type() == at::kFloat      ? kScoreFloat
+                             : score.scalar_type() == at::kBFloat16 ? kScoreBFloat16
+                                                                    : kScoreHalf;
+      append_score(view_, score.const_data_ptr(), score.numel(), type, &rows_[view_.num_tensors]);
+    }
+  }
+
+  const Scores& view() const { return view_; }
+
+  // As kernel arguments: nothing waits, and a CUDA graph keeps them.
+  void upload(const at::TensorOptions& options, cudaStream_t stream) {
+    constexpr std::int64_t kWords = sizeof(ScoreTensor) / sizeof(std::int64_t);
+    if (view_.num_tensors == 0) return;
+    storage_ = at::empty({view_.num_tensors * kWords}, options.dtype(at::kLong));
+    std::int64_t* const device = storage_.mutable_data_ptr<std::int64_t>();
+    upload_words(reinterpret_cast<const std::int64_t*>(rows_.data()), view_.num_tensors * kWords, device, stream);
+    view_.tensors = reinterpret_cast<const ScoreTensor*>(device);
+  }
+
+ private:
+  std::vector<ScoreTensor> rows_;
+  Scores view_ = {};
+  Tensor storage_;
+};
+
+int multiprocessors(c10::Device device) {
+  int count = 0;
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index()), "select");
+  return count;
+}
+
+// Allocates results and workspace; launch(scores, rows, plan, workspace, stream) fills them.
+template <typename Launch>
+MaskTensors mask_rows(ScoreTable& scores, const Tensor& rows, bool may_sample, const Launch& launch) {
+  const auto options = rows.options();
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const std::int64_t m = rows.numel();
+  Tensor words = at::empty({m, scores.view().num_words}, options.dtype(at::kInt));
+  Tensor thresholds = at::empty({m}, options.dtype(at::kFloat));
+  Tensor counts = at::empty({m}, options.dtype(at::kLong)), nan_count = at::empty({}, options.dtype(at::kLong));
+  SelectPlan plan = plan_select(scores.view(), default_tuning(multiprocessors(rows.device())));
+  plan.sampled = plan.sampled && may_sample;
+  // From the caching allocator, which gives the same memory to every call alike.
+  Tensor workspace = at::empty({select_workspace_bytes(scores.view(), plan, m)}, options.dtype(at::kByte));
+  scores.upload(options, stream);
+  const MaskRows out = {words.mutable_data_ptr<std::int32_t>(), thresholds.mutable_data_ptr<float>(),
+                        counts.mutable_data_ptr<std::int64_t>(), nan_count.mutable_data_ptr<std::int64_t>()};
+  launch(scores.view(), m, out, plan, workspace.mutable_data_ptr(), stream);
+  return {words, thresholds, counts, nan_count};
+}
+
+MaskTensors select_cuda(TensorList scores, const Tensor& ks, bool ties_all) {
+  check_rows("ks", ks, at::kLong, ks.device());
+  ScoreTable table(scores, ks.device());
+  const c10::DeviceGuard guard(ks.device());
+  return mask_rows(table, ks, true, [&](const Scores& view, std::int64_t m, const MaskRows& out,
+                                        const SelectPlan& plan, void* workspace, cudaStream_t stream) {
+    launch_select(view, ks.const_data_ptr<std::int64_t>(), m, ties_all, out, plan, workspace, stream);
+  });
+}
+
+MaskTensors threshold_mask_cuda(TensorList scores, const Tensor& keys, const Tensor& tie_limits) {
+  check_rows("keys", keys, at::kInt, keys.device());
+  check_rows("tie_limits", tie_limits, at::kLong, keys.device());
+  TORCH_CHECK_VALUE(keys.numel() == tie_limits.numel(), "keys has ", keys.numel(), " rows and tie_limits ",
+                    tie_limits.numel());
+  ScoreTable table(scores, keys.device());
+  const c10::DeviceGuard guard(keys.device());
+  return mask_rows(table, keys, false, [&](const Scores& view, std::int64_t m, const MaskRows& out,
+                                           const SelectPlan& plan, void* workspace, cudaStream_t stream) {
+    launch_threshold_mask(view, keys.const_data_ptr<std::int32_t>(), tie_limits.const_data_ptr<std::int64_t>(), m, out,
+                          plan, workspace, stream);
+  });
+}
+
+Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int64_t level) {
+  check_rows("prefixes", prefixes, at::kInt, prefixes.device());
+  TORCH_CHECK_VALUE(level >= 0 && level <= 2, "level is ", level, ", expected 0 to 2");
+  ScoreTable table(scores, prefixes.device());
+  const c10::DeviceGuard guard(prefixes.device());
+  const auto options = prefixes.options();
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const std::int64_t bins = level == 0 ? 2048 : 1024;
+  Tensor counts = at::empty({prefixes.numel(), bins}, options.dtype(at::kLong));
+  if (counts.numel() == 0) return counts;
+  table.upload(options, stream);
+  launch_radix_histogram(table.view(), prefixes.const_data_ptr<std::int32_t>(), prefixes.numel(),
+                         static_cast<int>(level), counts.mutable_data_ptr<std::int64_t>(),
+                         default_tuning(multiprocessors(prefixes.device())).blocks, stream);
+  return counts;
+}
+
+TORCH_LIBRARY_IMPL(pecker_fast, CUDA, m) {
+  m.impl("select", &select_cuda);
+  m.impl("threshold_mask", &threshold_mask_cuda);
+  m.impl("radix_histogram", &radix_histogram_cuda);
+}
+
+}  // namespace
+}  // namespace pecker_fast

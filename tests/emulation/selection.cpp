@@ -1,0 +1,94 @@
+// C functions around the launchers of the selection, for tests/emulation/selection.py.
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <vector>
+
+#include "cuda/select.h"
+#include "cuda/select_state.cuh"
+
+using namespace pecker_fast;
+
+namespace {
+
+char message[512];
+
+template <typename Body>
+int guarded(const Body& body) {
+  try {
+    body();
+    return 0;
+  } catch (const std::exception& error) {
+    std::snprintf(message, sizeof(message), "%s", error.what());
+    return 1;
+  }
+}
+
+struct Table {
+  std::vector<ScoreTensor> rows;
+  Scores scores = {};
+
+  Table(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types) : rows(n + 1) {
+    for (int i = 0; i < n; ++i) {
+      append_score(scores, reinterpret_cast<const void*>(pointers[i]), numels[i], types[i],
+                   &rows[scores.num_tensors]);
+    }
+    scores.tensors = rows.data();
+  }
+};
+
+// Aligned, and full of what must not matter.
+struct Memory {
+  explicit Memory(std::int64_t bytes) : words((bytes + 511) / 256 * 32, 0xc3c3c3c3c3c3c3c3ull) {}
+  void* data() { return reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(words.data()) + 255) / 256 * 256); }
+  std::vector<u64> words;
+};
+
+}  // namespace
+
+extern "C" {
+
+const char* last_error() { return message; }
+
+void set_order(int order) { cuda_emulator::order = static_cast<cuda_emulator::Order>(order); }
+
+// used[row]: 0 where the bracket held, 1 where the histograms decided, 2 where they were asked at once.
+int emulated_select(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
+                    const std::int64_t* ks, std::int64_t rows, int ties_all, const SelectTuning* tuning,
+                    std::int32_t* words, float* thresholds, std::int64_t* counts, std::int64_t* nan_count, int* used) {
+  return guarded([&] {
+    const Table table(n, pointers, numels, types);
+    const SelectPlan plan = plan_select(table.scores, *tuning);
+    Memory memory(select_workspace_bytes(table.scores, plan, rows));
+    launch_select(table.scores, ks, rows, ties_all != 0, {words, thresholds, counts, nan_count}, plan, memory.data(),
+                  nullptr);
+    // The states are the first part of the workspace.
+    const RowState* states = static_cast<const RowState*>(memory.data());
+    for (std::int64_t row = 0; row < rows; ++row) used[row] = plan.sampled ? states[row].fallback : 2;
+  });
+}
+
+int emulated_threshold_mask(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
+                            const std::int32_t* keys, const std::int64_t* tie_limits, std::int64_t rows,
+                            const SelectTuning* tuning, std::int32_t* words, float* thresholds, std::int64_t* counts,
+                            std::int64_t* nan_count) {
+  return guarded([&] {
+    const Table table(n, pointers, numels, types);
+    SelectPlan plan = plan_select(table.scores, *tuning);
+    plan.sampled = false;
+    Memory memory(select_workspace_bytes(table.scores, plan, rows));
+    launch_threshold_mask(table.scores, keys, tie_limits, rows, {words, thresholds, counts, nan_count}, plan,
+                          memory.data(), nullptr);
+  });
+}
+
+int emulated_radix_histogram(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
+                             const std::int32_t* prefixes, std::int64_t rows, int level, int blocks,
+                             std::int64_t* counts) {
+  return guarded([&] {
+    const Table table(n, pointers, numels, types);
+    launch_radix_histogram(table.scores, prefixes, rows, level, counts, blocks, nullptr);
+  });
+}
+
+}  // extern "C"

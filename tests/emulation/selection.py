@@ -1,0 +1,113 @@
+"""The CUDA selection on CPU tensors, by the emulator. Same signatures as the operators, and a tuning."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from pecker_fast.ops.layout import RADIX_BITS, num_words
+
+from . import library
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_KERNELS = ("select", "select_sample", "select_mask", "select_finish", "select_radix")
+
+BRACKET, FALLBACK, DIRECT = range(3)
+"""How a row was selected."""
+
+
+@dataclass
+class Tuning:
+    """``SelectTuning`` of csrc/cuda/select.h; by default the sampled path is taken at any size."""
+
+    blocks: int = 3
+    min_sampled: int = 1
+    max_log_clusters: int = 17
+    sigmas: float = 5.0
+    slack: float = 16.0
+    capacity: int = 0
+
+
+class _Tuning(ctypes.Structure):
+    _fields_ = (
+        ("blocks", ctypes.c_int),
+        ("min_sampled", ctypes.c_int64),
+        ("max_log_clusters", ctypes.c_int),
+        ("sigmas", ctypes.c_float),
+        ("slack", ctypes.c_float),
+        ("capacity", ctypes.c_int64),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    loaded = library.load("selection", _KERNELS)
+    loaded.last_error.restype = ctypes.c_char_p
+    return loaded
+
+
+def set_order(name: str) -> None:
+    _library().set_order(("forward", "reverse", "shuffled").index(name))
+
+
+def _call(name: str, *args) -> None:
+    if getattr(_library(), name)(*args) != 0:
+        raise RuntimeError(_library().last_error().decode())
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _scores(scores: Sequence[Tensor]) -> tuple:
+    def array(values):
+        return (ctypes.c_int64 * (len(scores) + 1))(*values)
+
+    assert all(t.is_contiguous() for t in scores)
+    return (
+        len(scores),
+        array(t.data_ptr() for t in scores),
+        array(t.numel() for t in scores),
+        array(_TYPES[t.dtype] for t in scores),
+    )
+
+
+def _tuning(tuning: Tuning):
+    return ctypes.byref(_Tuning(*(getattr(tuning, name) for name, _ in _Tuning._fields_)))
+
+
+def _outputs(scores: Sequence[Tensor], rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    words = torch.full((rows, sum(num_words(t.numel()) for t in scores)), 0x5A5A5A5A, dtype=torch.int32)
+    return (
+        words,
+        torch.full((rows,), float("nan")),
+        torch.full((rows,), -7, dtype=torch.int64),
+        torch.full((), -7, dtype=torch.int64),
+    )
+
+
+def select(scores, ks, ties_all=False, tuning: Tuning | None = None):
+    """The four results, and for each row how it was selected."""
+    out = _outputs(scores, len(ks))
+    used = torch.full((len(ks) + 1,), -1, dtype=torch.int32)
+    tuning = _tuning(tuning or Tuning())
+    tail = (tuning, *map(_pointer, out), _pointer(used))
+    _call("emulated_select", *_scores(scores), _pointer(ks), ctypes.c_int64(len(ks)), int(ties_all), *tail)
+    return out, used[: len(ks)].tolist()
+
+
+def threshold_mask(scores, keys, tie_limits, tuning: Tuning | None = None):
+    out = _outputs(scores, len(keys))
+    rows = (_pointer(keys), _pointer(tie_limits), ctypes.c_int64(len(keys)))
+    _call("emulated_threshold_mask", *_scores(scores), *rows, _tuning(tuning or Tuning()), *map(_pointer, out))
+    return out
+
+
+def radix_histogram(scores, prefixes, level, blocks: int = 3):
+    out = torch.full((len(prefixes), 1 << RADIX_BITS[level]), -7, dtype=torch.int64)
+    rows = (_pointer(prefixes), ctypes.c_int64(len(prefixes)))
+    _call("emulated_radix_histogram", *_scores(scores), *rows, level, blocks, _pointer(out))
+    return out

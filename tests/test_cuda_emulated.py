@@ -1,0 +1,417 @@
+"""The CUDA kernels, run on the host by the emulator, against the reference: no GPU is needed."""
+
+import random
+
+import pytest
+import torch
+
+from pecker_fast.ops import reference
+from pecker_fast.ops.layout import num_blocks, num_words, word_offsets
+
+from .emulation import library, streaming
+
+pytestmark = pytest.mark.skipif(
+    library.compiler() is None, reason="the emulator needs a C++ compiler on a POSIX system"
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_MARGIN = 24
+_CANARY = 0x3C5A
+
+
+class Memory:
+    """Places tensors at chosen misalignments, with a margin on each side that nothing may write to."""
+
+    def __init__(self):
+        self._margins = []
+
+    def place(self, tensor, misalignment: int):
+        if tensor is None:
+            return None
+        flat = torch.empty(tensor.numel() + 2 * _MARGIN, dtype=tensor.dtype)
+        bits = flat.view(_INTEGERS[flat.element_size()])
+        bits.fill_(_CANARY)
+        start = 16 + misalignment
+        placed = flat[start : start + tensor.numel()]
+        placed.copy_(tensor.reshape(-1))
+        self._margins += [bits[:start], bits[start + tensor.numel() :]]
+        return placed.view(tensor.shape)
+
+    def check(self):
+        assert all(bool((margin == _CANARY).all()) for margin in self._margins), "written outside of a tensor"
+
+
+@pytest.fixture(autouse=True)
+def order():
+    """Threads and blocks go on in another order each time: a missing barrier shows as a wrong result."""
+    chosen = random.choice(("forward", "reverse", "shuffled"))
+    streaming.set_order(chosen)
+    return chosen
+
+
+def sizes(large: int = 1) -> list[int]:
+    """Sizes around every boundary that the kernels have."""
+    fixed = [0, 1, 2, 3, 4, 5, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025]
+    boundary = [16384 * random.choice((1, 1, 1, 2)) + random.randint(-5, 5) for _ in range(large)]
+    chosen = [*random.sample(fixed, 6), random.randint(1, 3000), *boundary]
+    random.shuffle(chosen)
+    return chosen
+
+
+def values(numel: int, dtype, spread: float = 1.0):
+    return (torch.randn(numel, dtype=torch.float64) * spread).to(dtype)
+
+
+def spoil(tensor):
+    """Puts infinities, NaN, zeros and subnormals among the values."""
+    for special in (float("inf"), float("-inf"), float("nan"), 0.0, -0.0, 1e-40):
+        if tensor.numel():
+            tensor.view(-1)[torch.randint(tensor.numel(), (1 + tensor.numel() // 50,))] = special
+    return tensor
+
+
+def make_mask(numels: list[int], density: float):
+    """(words, first words, bool masks): garbage between the tensors and past their ends."""
+    offsets, masks = [], [torch.rand(numel) < density for numel in numels]
+    gaps = [random.randint(0, 2) for _ in numels]
+    words = torch.randint(-(2**31), 2**31 - 1, (sum(map(num_words, numels)) + sum(gaps) + 1,), dtype=torch.int32)
+    at = 0
+    for numel, gap, mask in zip(numels, gaps, masks, strict=True):
+        at += gap
+        offsets.append(at)
+        packed = reference.pack_bits(mask)
+        if numel % 32:
+            packed[-1] |= torch.tensor(-1 << (numel % 32)).to(torch.int32)
+        words[at : at + packed.numel()] = packed
+        at += packed.numel()
+    return words, offsets, masks
+
+
+def assert_same_bits(actual, expected, name: str):
+    kind = _INTEGERS[actual.element_size()]
+    a, b = actual.view(-1).view(kind), expected.view(-1).view(kind)
+    same = (a == b) | (actual.view(-1).isnan() & expected.view(-1).isnan())
+    bad = (~same).nonzero().view(-1)
+    assert bad.numel() == 0, (
+        f"{name}: {bad.numel()} of {actual.numel()} differ, first at {int(bad[0])}: "
+        f"{actual.view(-1)[bad[0]]!r} for {expected.view(-1)[bad[0]]!r}"
+    )
+
+
+def assert_same_update(actual, expected, before, name: str, slack: float = 0.0):
+    """What the reference left alone is left alone bit for bit; the rest is equal but for the last bits."""
+    a, b, old = (t.view(-1).view(_INTEGERS[t.element_size()]) for t in (actual, expected, before))
+    kept = b == old
+    assert bool((a == old)[kept].all()), f"{name}: entries changed that must not change"
+    if not actual.is_floating_point():
+        assert torch.equal(a, b), name
+        return
+    tolerance = 8 * torch.finfo(actual.dtype).eps
+    finite = expected[expected.isfinite()]
+    scale = float(finite.double().square().mean().sqrt()) if finite.numel() else 0.0
+    torch.testing.assert_close(
+        actual, expected, rtol=tolerance, atol=tolerance * scale + slack, equal_nan=True, msg=lambda m: f"{name}: {m}"
+    )
+    if actual.element_size() == 2:
+        # Only where a last bit of the float32 result decided the rounding.
+        different = ((a != b) & ~(actual.view(-1).isnan() & expected.view(-1).isnan())).sum()
+        assert different <= 2 + actual.numel() // 50, f"{name}: {different} of {actual.numel()} are rounded differently"
+
+
+def assert_all_same(actual: list, expected: list, name: str):
+    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert_same_bits(a, b, f"{name}[{i}] of {a.numel()} entries")
+
+
+@pytest.mark.parametrize("reduce", ["sum", "abs_sum", "sq_sum"])
+def test_accumulate(reduce):
+    memory = Memory()
+    numels = sizes()
+    dtypes = [random.choice(DTYPES) for _ in numels]
+    grads = [spoil(values(n, d)) for n, d in zip(numels, dtypes, strict=True)]
+    sums = [values(g.numel(), reference.compute_dtype(g.dtype)) for g in grads]
+    expected = [s.clone() for s in sums]
+    sums = [memory.place(s, random.choice((0, 0, 1, 2, 3))) for s in sums]
+    reference.accumulate_(expected, grads, reduce)
+    streaming.accumulate_(sums, [memory.place(g, random.choice((0, 0, 1, 3))) for g in grads], reduce)
+    memory.check()
+    assert_all_same(sums, expected, "accumulators")
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 0.95, 1.0])
+def test_apply_mask(density):
+    memory = Memory()
+    numels = sizes()
+    words, offsets, _ = make_mask(numels, density)
+    tensors = [spoil(values(n, random.choice(DTYPES))) for n in numels]
+    expected = [t.clone() for t in tensors]
+    tensors = [memory.place(t, random.choice((0, 0, 1, 2, 3))) for t in tensors]
+    reference.apply_mask_(expected, words, offsets)
+    streaming.apply_mask_(tensors, words, offsets)
+    memory.check()
+    assert_all_same(tensors, expected, "tensors")
+
+
+def some_missing(tensors: list) -> list:
+    return [t if random.random() < 0.8 else None for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["plain", "masked", "joint", "joint without mask"])
+def test_count_nonfinite(kind, dtype):
+    memory = Memory()
+    numels = sizes()
+    grads = some_missing([spoil(values(n, dtype, 1e4)) for n in numels])
+    masked_grads = some_missing([spoil(values(n, dtype, 1e4)) for n in numels]) if "joint" in kind else []
+    words, offsets = make_mask(numels, random.random())[:2] if kind in ("masked", "joint") else (None, [])
+    scale = random.choice((None, torch.tensor(1e-37), torch.tensor(1024.0)))
+    expected = reference.count_nonfinite(grads, masked_grads, words, offsets, scale)
+    grads = [memory.place(g, random.choice((0, 0, 1, 2, 3))) for g in grads]
+    masked_grads = [memory.place(g, random.choice((0, 0, 1, 2, 3))) for g in masked_grads]
+    assert streaming.count_nonfinite(grads, masked_grads, words, offsets, scale) == expected
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_block_counts(density):
+    numels = sizes(large=3)
+    words, offsets, _ = make_mask(numels, density)
+    expected = reference.block_counts(words, offsets, numels)
+    assert torch.equal(streaming.block_counts(words, offsets, numels), expected)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int16, torch.int32], ids=str)
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_pack_and_unpack(dtype, density):
+    for numel in (0, random.randint(1, 200), 16384 * 2 + random.randint(-3, 3)):
+        words, (offset,), (mask,) = make_mask([numel], density)
+        words = words[offset:]
+        integers = torch.randint(-30000, 30000, (numel,))
+        dense = Memory().place(integers.to(dtype), random.choice((0, 0, 1, 3)))
+        count = int(mask.sum())
+        packed = streaming.pack(dense, words, count)
+        assert torch.equal(packed, reference.pack(dense, words, count))
+        assert torch.equal(streaming.unpack(packed, words, numel), reference.unpack(packed, words, numel))
+
+
+def test_pack_where_count_is_wrong():
+    numel = 20000
+    words, (offset,), (mask,) = make_mask([numel], 0.3)
+    dense, count = torch.arange(1.0, numel + 1), int(mask.sum())
+    for given in (0, count - 7, count + 7):
+        packed = streaming.pack(dense, words[offset:], given)
+        expected = torch.zeros(given)
+        expected[: min(given, count)] = dense[mask][:given]
+        assert torch.equal(packed, expected)
+
+
+def test_more_chunks_of_tables_than_one_upload():
+    numels = [random.randint(1, 3) for _ in range(900)]
+    tensors = [values(n, torch.float32) for n in numels]
+    grads = [values(n, torch.float32) for n in numels]
+    expected = [t + g for t, g in zip(tensors, grads, strict=True)]
+    streaming.accumulate_(tensors, grads, "sum")
+    assert_all_same(tensors, expected, "accumulators")
+
+
+def adam_arguments(dtype, kind: str, features: dict):
+    """(positional arguments, options) of a random step."""
+    compute = reference.compute_dtype(dtype)
+    numels = sizes()
+    joint, masked = "joint" in kind, kind in ("masked", "packed")
+    params = [values(n, dtype) for n in numels]
+    spread = random.choice((1e-3, 1.0))
+    grads = [values(n, dtype, spread) for n in numels]
+    masked_grads = [values(n, dtype, spread) for n in numels] if joint else []
+    if features.get("spoil"):
+        grads, masked_grads = [spoil(g) for g in grads], [spoil(g) for g in masked_grads]
+    if not masked:
+        masked_grads = some_missing(masked_grads)
+    grads = some_missing(grads)
+    words, offsets, masks = None, [], [torch.ones(n, dtype=torch.bool) for n in numels]
+    if kind not in ("plain", "joint without mask"):
+        words, offsets, masks = make_mask(numels, features.get("density", 0.5))
+    packed_offsets, state_numels = None, numels
+    if kind == "packed":
+        state_numels = [int(mask.sum()) for mask in masks]
+        block_sums = reference.block_counts(words, offsets, numels).split([num_blocks(n) for n in numels])
+        packed_offsets = torch.cat([s.cumsum(0) - s for s in block_sums])
+    beta1 = 0.0 if features.get("no_first_moment") else 0.9
+    beta2 = random.choice((0.0, 0.99, 0.999))
+    exp_avgs = [values(n, compute, spread) for n in state_numels] if beta1 else []
+    exp_avg_sqs = [values(n, compute, spread).square() for n in state_numels]
+    largest = [values(n, compute, spread).square() for n in state_numels] if features.get("amsgrad") else []
+    narrow = dtype in (torch.bfloat16, torch.float16)
+    masters = []
+    if features.get("masters") and narrow:
+        masters = [p.to(compute) + values(p.numel(), compute, 1e-3) for p in params]
+    emas = [values(n, compute) for n in numels] if features.get("ema") else []
+    counts, table = [], None
+    if "counts" in features:
+        top = torch.iinfo(features["counts"]).max
+        counts = [torch.randint(0, 40, (n,)).to(features["counts"]) for n in state_numels]
+        for count in counts:
+            count[: count.numel() // 4] = top
+        table = reference.bias_table(beta1, beta2, compute, torch.device("cpu"))
+    arguments = [
+        params,
+        grads,
+        masked_grads,
+        exp_avgs,
+        exp_avg_sqs,
+        largest,
+        masters,
+        emas,
+        counts,
+        torch.randint(1, 30, (len(params),)).float(),
+        torch.tensor(random.choice((1e-3, 0.1)), dtype=torch.float64),
+        table,
+        words,
+        offsets,
+        packed_offsets,
+        random.choice((None, torch.tensor(128.0))),
+        random.choice((None, torch.tensor(0.0))),
+    ]
+    options = {
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": 1e-8,
+        "weight_decay": features.get("weight_decay", 0.0),
+        "decoupled_weight_decay": random.random() < 0.5,
+        "maximize": random.random() < 0.5,
+        "clip_value": random.choice((None, 0.5 * spread)),
+        "max_update": random.choice((None, 0.5)),
+        "retain_variance": features.get("retain_variance", False),
+        "zero_nonfinite": random.random() < 0.5,
+        "ema_decay": 0.99 if emas else None,
+        "ema_frozen": features.get("ema_frozen", False),
+        "stochastic_rounding": features.get("stochastic_rounding", False),
+        "seed": random.randint(-(2**62), 2**62),
+    }
+    return arguments, options
+
+
+def run_both(arguments, options, rare=None):
+    """Runs a step on copies of the arguments with the reference and with the kernels; compares all that is mutated."""
+    memory = Memory()
+    # All lists of a tensor at one misalignment (as in flat buffers), or each at its own.
+    common = [random.choice((0, 0, 1, 2, 3)) for _ in arguments[0]]
+    independent = random.random() < 0.3
+    expected, actual = [], []
+    for argument in arguments[:9]:
+        expected.append([None if t is None else t.clone() for t in argument])
+        shifts = [random.choice((0, 0, 1, 2, 3)) if independent else c for c in common]
+        actual.append([memory.place(t, s) for t, s in zip(argument, shifts, strict=False)])
+    reference.masked_adam_(*expected, *arguments[9:], **options)
+    streaming.masked_adam_(*actual, *arguments[9:], **options, rare=rare)
+    memory.check()
+    names = [
+        "params",
+        "grads",
+        "masked_grads",
+        "exp_avgs",
+        "exp_avg_sqs",
+        "max_exp_avg_sqs",
+        "masters",
+        "emas",
+        "counts",
+    ]
+    for name, *lists in zip(names, actual, expected, arguments[:9], strict=True):
+        if "grads" not in name:
+            for i, tensors in enumerate(zip(*lists, strict=True)):
+                # An EMA follows the parameter as it was rounded.
+                slack = torch.finfo(arguments[0][0].dtype).eps * 0.1 if name == "emas" else 0.0
+                assert_same_update(*tensors, f"{name}[{i}] of {tensors[0].numel()} entries", slack)
+    return actual
+
+
+KINDS = ("plain", "joint", "joint without mask", "masked", "packed")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rare", [False, True], ids=["common", "rare"])
+def test_adam_common_features(kind, dtype, rare):
+    features = {
+        "density": random.choice((0.01, 0.1, 0.5, 0.95)),
+        "ema": random.random() < 0.5,
+        "no_first_moment": random.random() < 0.5,
+        "weight_decay": random.choice((0.0, 0.05)),
+        "spoil": random.random() < 0.5,
+    }
+    run_both(*adam_arguments(dtype, kind, features), rare=rare)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"amsgrad": True},
+        {"masters": True, "ema": True},
+        {"counts": torch.int16},
+        {"counts": torch.int32, "no_first_moment": True},
+        {"retain_variance": True, "weight_decay": 0.1},
+        {"stochastic_rounding": True, "ema": True},
+        {"ema": True, "ema_frozen": True},
+        {"ema": True, "ema_frozen": True, "masters": True, "amsgrad": True, "counts": torch.int32, "spoil": True},
+    ],
+    ids=lambda feature: "+".join(feature),
+)
+def test_adam_rare_features(kind, feature):
+    narrow_only = "masters" in feature or "stochastic_rounding" in feature
+    for dtype in random.sample(DTYPES[1:3] if narrow_only else DTYPES, 1 if kind.startswith("joint ") else 2):
+        run_both(*adam_arguments(dtype, kind, {"density": random.choice((0.02, 0.5, 0.97)), **feature}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adam_changes_nothing_where_found_inf_is_set(kind):
+    arguments, options = adam_arguments(torch.float32, kind, {"ema": True, "ema_frozen": True})
+    arguments[16] = torch.tensor(1.0)
+    actual = run_both(arguments, options)
+    assert_all_same(actual[0], arguments[0], "params")
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["masked", "packed", "joint"])
+def test_adam_with_an_empty_and_a_full_mask(kind, density):
+    run_both(*adam_arguments(torch.float32, kind, {"density": density, "ema": True}))
+
+
+def test_words_of_a_chunk_are_those_of_its_tensor():
+    # A tensor whose shift makes one chunk more than it has blocks: packed state past the last recorded offset.
+    for numel in (16384, 16383, 32768, 32767):
+        for misalignment in (1, 2, 3):
+            words, offsets, (mask,) = make_mask([numel], 0.5)
+            salient = int(mask.sum())
+            state = values(salient, torch.float32).square()
+            blocks = reference.block_counts(words, offsets, [numel])
+            param, grad = values(numel, torch.float32), values(numel, torch.float32)
+            memory = Memory()
+            placed, expected = memory.place(param, misalignment), param.clone()
+            state, before, expected_state = state.clone(), state, state.clone()
+            rest = [
+                [],
+                torch.ones(1),
+                torch.tensor(0.1, dtype=torch.float64),
+                None,
+                words,
+                offsets,
+                blocks.cumsum(0) - blocks,
+                None,
+                None,
+            ]
+            options = {"beta1": 0.0, "beta2": 0.9, "eps": 1e-8}
+            reference.masked_adam_([expected], [grad], [], [], [expected_state], [], [], [], *rest, **options)
+            streaming.masked_adam_(
+                [placed], [memory.place(grad, misalignment)], [], [], [state], [], [], [], *rest, **options
+            )
+            memory.check()
+            assert_same_update(placed, expected, param, "params")
+            assert_same_update(state, expected_state, before, "exp_avg_sqs")
+
+
+def test_word_offsets_helper_agrees_with_the_layout():
+    numels = sizes()
+    words, offsets, _ = make_mask(numels, 0.5)
+    assert words.numel() >= word_offsets(numels)[-1]
+    assert all(b - a >= num_words(n) for a, b, n in zip(offsets, offsets[1:], numels, strict=False))

@@ -1,0 +1,223 @@
+"""The CUDA selection, run on the host by the emulator, against the reference: no GPU is needed."""
+
+import random
+
+import pytest
+import torch
+
+from pecker_fast.ops import reference
+from pecker_fast.ops.layout import INF_KEY, RADIX_BITS, radix_shift
+
+from .emulation import library, selection
+from .emulation.selection import BRACKET, DIRECT, FALLBACK, Tuning
+
+pytestmark = pytest.mark.skipif(
+    library.compiler() is None, reason="the emulator needs a C++ compiler on a POSIX system"
+)
+
+# Nine tensors: odd sizes, one entry, none, chunks of 8192 and batches of 1024 with and without a rest.
+SIZES = (20000, 1, 0, 8192, 33, 12345, 1024, 9217, 31)
+SMALL = (3000, 0, 1, 1025)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def order():
+    """Threads and blocks go on in another order each time: a missing barrier shows as a wrong result."""
+    chosen = random.choice(("forward", "reverse", "shuffled"))
+    selection.set_order(chosen)
+    return chosen
+
+
+def split(flat: torch.Tensor, sizes=SIZES, dtypes=(torch.float32,), misaligned: bool = False) -> list[torch.Tensor]:
+    tensors = []
+    for i, piece in enumerate(flat.split(list(sizes))):
+        dtype = dtypes[i % len(dtypes)]
+        storage = torch.full((piece.numel() + 16,), float("nan"), dtype=dtype)
+        start = i % 5 if misaligned else 0
+        tensors.append(storage[start : start + piece.numel()])
+        tensors[-1].copy_(piece)
+    return tensors
+
+
+def check_select(scores, ks, ties_all=False, tuning=None) -> list[int]:
+    ks = torch.tensor(ks, dtype=torch.int64)
+    expected = reference.select(scores, ks, ties_all)
+    actual, used = selection.select(scores, ks, ties_all, tuning)
+    for name, a, b in zip(("words", "thresholds", "counts", "nan_count"), actual, expected, strict=True):
+        assert torch.equal(a, b), f"{name}: {a} instead of {b}, by {used}"
+    return used
+
+
+def normal(n: int) -> torch.Tensor:
+    return torch.randn(n)
+
+
+def inputs(name: str, n: int) -> torch.Tensor:
+    x = normal(n)
+    if name == "constant":
+        return torch.full((n,), -0.25)
+    if name == "zeros":
+        return torch.zeros(n)
+    if name == "two values":
+        return torch.where(x > 0.3, 2.0, -1.0)
+    if name == "few values":
+        return (x * 4).round() / 4
+    if name == "mostly zero":
+        return torch.where(x.abs() > 1.2, x, 0.0)
+    if name == "special":
+        x[torch.rand(n) < 0.05] = float("nan")
+        x[torch.rand(n) < 0.05] = float("inf")
+        x[torch.rand(n) < 0.05] = float("-inf")
+        x[torch.rand(n) < 0.1] = 0.0
+        x[torch.rand(n) < 0.05] = -0.0
+        return x
+    if name == "subnormal":
+        return torch.randint(-3000, 3000, (n,), dtype=torch.int32).abs().view(torch.float32) * x.sign()
+    if name == "sorted":
+        return x.abs().sort().values
+    if name == "descending":
+        return x.abs().sort(descending=True).values
+    if name == "block-scaled":
+        return x * torch.exp(2 * torch.randn(n // 64 + 1)).repeat_interleave(64)[:n]
+    if name == "all NaN":
+        return torch.full((n,), float("nan"))
+    return x
+
+
+NAMES = (
+    "normal",
+    "constant",
+    "zeros",
+    "two values",
+    "few values",
+    "mostly zero",
+    "special",
+    "subnormal",
+    "sorted",
+    "descending",
+    "block-scaled",
+    "all NaN",
+)
+# A sample of so few entries has a wide bracket.
+ROOMY = {"capacity": 1 << 16}
+
+
+@pytest.mark.parametrize("ties_all", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs(name, ties_all):
+    n = sum(SIZES)
+    scores = split(inputs(name, n))
+    used = check_select(scores, [n // 2, n // 10], ties_all, Tuning(**ROOMY))
+    if name == "normal":
+        assert used == [BRACKET, BRACKET]
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,), (torch.float16,), DTYPES], ids=["bf16", "fp16", "mixed"])
+@pytest.mark.parametrize("misaligned", [False, True])
+def test_dtypes_and_alignment(dtypes, misaligned):
+    n = sum(SIZES)
+    scores = split(inputs("special", n), dtypes=dtypes, misaligned=misaligned)
+    assert check_select(scores, [n // 3], tuning=Tuning(**ROOMY)) == [BRACKET]
+
+
+@pytest.mark.parametrize("k", [1, 5, 1000, 40000, 50000, 10**7])
+def test_ranks(k):
+    check_select(split(inputs("special", sum(SIZES))), [k], tuning=Tuning(**ROOMY))
+
+
+def test_narrow_bracket():
+    """With little sigma and slack the bracket is narrow, so that entries are decided by all three parts."""
+    n = 1 << 18
+    scores = split(normal(n), sizes=(n,))
+    check_select(scores, [n // 2], tuning=Tuning(blocks=8, sigmas=3.0, slack=8.0))
+
+
+@pytest.mark.parametrize("name", ["constant", "two values", "few values"])
+def test_ties_have_a_narrow_bracket(name):
+    """Equal keys do not all become candidates: there is room for a small share of them only."""
+    n = 1 << 17
+    scores = split(inputs(name, n), sizes=(n,))
+    assert check_select(scores, [n // 2], tuning=Tuning(capacity=n // 4)) == [BRACKET]
+
+
+def test_overflow_takes_the_fallback():
+    n = sum(SIZES)
+    assert check_select(split(normal(n)), [n // 2], tuning=Tuning(capacity=40)) == [FALLBACK]
+
+
+@pytest.mark.parametrize("name", ["normal", "few values", "special", "zeros"])
+def test_missed_bracket_takes_the_fallback(name):
+    """A bracket with no width misses nearly always."""
+    n = sum(SIZES)
+    tuning = Tuning(sigmas=-4.0, slack=-2.0, max_log_clusters=6)
+    check_select(split(inputs(name, n)), [n // 2, n // 5], tuning=tuning)
+
+
+def test_adversarial_sample():
+    """The sample sees other values than there are: the bracket misses, and the result is still exact."""
+    n = 1 << 16
+    ones = torch.ones(n)
+    x, used = ones.clone(), []
+    octets = n // 8
+    for part in range(octets // 16):
+        h = part * 0x9E3779B9 & 0xFFFFFFFF
+        h ^= h >> 15
+        h = h * 0x85EBCA6B & 0xFFFFFFFF
+        h ^= h >> 13
+        octet = ((part << 16 | h & 0xFFFF) * octets) >> (16 + (octets // 16).bit_length() - 1)
+        x[8 * octet : 8 * octet + 8] = torch.linspace(5, 9, 8) + part
+    used = check_select([x], [n // 2], tuning=Tuning(**ROOMY))
+    assert used == [FALLBACK]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_by_histograms_alone(name):
+    n = sum(SMALL)
+    scores = split(inputs(name, n), SMALL, DTYPES, misaligned=True)
+    tuning = Tuning(min_sampled=1 << 40)
+    assert check_select(scores, [n // 2, 1, n], tuning=tuning) == [DIRECT] * 3
+    check_select(scores, [n // 2], True, tuning)
+
+
+@pytest.mark.parametrize("tuning", [Tuning(min_sampled=1 << 40), Tuning(**ROOMY), Tuning(capacity=40)])
+def test_rows_do_not_meet(tuning):
+    """Rows share histograms, which each leaves as it found them; a rank that is not allowed keeps nothing."""
+    n = sum(SIZES)
+    check_select(split(inputs("special", n)), [n // 2, 0, n // 3, n, 7], tuning=tuning)
+
+
+@pytest.mark.parametrize("min_sampled", [1, 1 << 40])
+def test_no_entries_and_no_rows(min_sampled):
+    tuning = Tuning(min_sampled=min_sampled)
+    check_select([], [1, 2], tuning=tuning)
+    check_select([torch.empty(0)], [1], tuning=tuning)
+    x = torch.tensor([1.0, float("nan")])
+    (words, _, _, nan_count), _ = selection.select([x], torch.empty(0, dtype=torch.int64), tuning=tuning)
+    assert words.shape == (0, 1) and nan_count == 1
+
+
+@pytest.mark.parametrize("name", ["few values", "special", "subnormal", "constant"])
+def test_threshold_mask(name):
+    n = sum(SIZES)
+    scores = split(inputs(name, n), dtypes=DTYPES, misaligned=True)
+    values = torch.cat([reference.magnitude_keys(t) for t in scores])
+    values = values[(values > 0) & (values <= INF_KEY)]
+    chosen = values[torch.randint(len(values), (4,))]
+    keys = torch.cat([chosen, torch.tensor([1, INF_KEY, 12345678], dtype=torch.int32)]).to(torch.int32)
+    limits = torch.tensor([0, 1, 700, 1 << 62, 3, 40, -5])
+    actual = selection.threshold_mask(scores, keys, limits)
+    for a, b in zip(actual, reference.threshold_mask(scores, keys, limits), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("level", range(3))
+@pytest.mark.parametrize("name", ["special", "constant"])
+def test_radix_histogram(name, level):
+    scores = split(inputs(name, sum(SIZES)), dtypes=DTYPES, misaligned=True)
+    keys = reference.magnitude_keys(scores[0])
+    picked = keys[torch.tensor([0, 50])] >> (radix_shift(level) + RADIX_BITS[level])
+    prefixes = torch.cat([picked, torch.zeros(1)]).to(torch.int32)
+    assert torch.equal(
+        selection.radix_histogram(scores, prefixes, level), reference.radix_histogram(scores, prefixes, level)
+    )

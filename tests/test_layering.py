@@ -1,0 +1,95 @@
+"""Who may import whom, read off the sources; and what importing the package brings along."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Part of the package -> the parts it may import. Every part may import torch, numpy and the standard library.
+ALLOWED = {
+    "kernels": {"kernels"},
+    "ops": {"ops", "kernels"},
+    "flat": {"flat"},
+    "mask": {"ops", "flat", "mask"},
+    "saliency": {"ops", "flat", "mask", "saliency"},
+    "adam": {"ops", "flat", "mask", "adam"},
+    "optim": {"ops", "flat", "mask", "adam", "optim"},
+    "__init__": {"ops", "mask", "saliency", "optim"},
+    "environment": {"ops", "__init__"},
+    "demo": {"mask", "saliency", "optim", "__init__"},
+    "benchmarks": {"benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"},
+}
+# Imported by nothing.
+TOPS = {"cli", "__main__"}
+THIRD_PARTY = {"kernels": {"torch", "triton"}, "ops": {"torch"}, "adam": {"torch"}}
+
+
+def modules():
+    for folder, prefix in (
+        (ROOT / "pecker_fast", ()),
+        (ROOT / "kernels", ("kernels",)),
+        (ROOT / "benchmarks", ("benchmarks",)),
+    ):
+        for path in sorted(folder.rglob("*.py")):
+            parts = (*prefix, *path.relative_to(folder).with_suffix("").parts)
+            if not prefix and parts[0] in ("kernels", "benchmarks"):
+                continue
+            yield path, parts
+
+
+def imports(path: Path, parts: tuple[str, ...]):
+    """(part of the package or None, top-level name) of every import, wherever in the file it stands."""
+    package = ("pecker_fast", *parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = base + (node.module.split(".") if node.module else [])
+            # "from . import x": x may be a module or, at the top, a name of the package.
+            names = [[*module, alias.name] for alias in node.names] if len(module) <= 1 and base else [module]
+        else:
+            continue
+        for name in names:
+            if name[0] != "pecker_fast":
+                yield None, name[0]
+            elif len(name) == 1:
+                yield "__init__", "pecker_fast"
+            else:
+                known = (ROOT / "pecker_fast" / name[1]).exists() or (ROOT / "pecker_fast" / f"{name[1]}.py").exists()
+                yield (name[1] if known else "__init__"), "pecker_fast"
+
+
+@pytest.mark.parametrize(("path", "parts"), [pytest.param(*m, id="/".join(m[1])) for m in modules()])
+def test_layers(path, parts):
+    part = parts[0]
+    for target, top in imports(path, parts):
+        if target is not None:
+            assert target not in TOPS or part in TOPS, f"{path} imports {target}, which nothing may import"
+            if part not in TOPS:
+                assert part in ALLOWED, f"{part} is new: say in {__file__} what it may import"
+                assert target in ALLOWED[part], f"{path} imports {target}: {part} may import {sorted(ALLOWED[part])}"
+        elif part in THIRD_PARTY and top not in sys.stdlib_module_names:
+            assert top in THIRD_PARTY[part], f"{path} imports {top}"
+
+
+def test_kernel_sources_are_free_of_torch():
+    for folder in ("common", "cpu", "cuda"):
+        for path in (ROOT / "csrc" / folder).iterdir():
+            for line in path.read_text().splitlines():
+                if line.startswith("#include"):
+                    assert not any(word in line for word in ("torch", "ATen", "c10")), f"{path}: {line}"
+
+
+def test_import_is_lean():
+    code = (
+        "import sys, torch, pecker_fast\n"
+        "heavy = {'triton', 'diffusers', 'transformers', 'sklearn', 'tyro', 'torchvision'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

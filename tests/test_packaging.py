@@ -1,0 +1,78 @@
+"""What an installation holds, and that one without a compiler works and says what is missing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built where no C++ compiler is found."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    names = ["pecker_fast", "kernels", "benchmarks", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+    ignore = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+    for name in names:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=ignore)
+        else:
+            source.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--quiet", "-w", str(folder)]
+    environment = {**os.environ, "CXX": "/nonexistent/c++", "CC": "/nonexistent/cc"}
+    done = subprocess.run([*command, str(source)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_package_alone(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {"pecker_fast"}
+    for module in (
+        "kernels/select.py",
+        "kernels/masked_adam.py",
+        "benchmarks/registry.py",
+        "ops/schemas.py",
+        "adam/slots.py",
+    ):
+        assert f"pecker_fast/{module}" in names
+    assert not [name for name in names if name.endswith(".so")]
+
+
+def test_without_a_compiler_it_runs_and_says_so(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    record = json.loads((tmp_path / "pecker_fast" / "_build.json").read_text())
+    assert "no C++ compiler" in record["cpu"]
+    code = (
+        "import torch, pecker_fast as pf\n"
+        "from pecker_fast import kernels, benchmarks\n"
+        f"assert pf.__file__.startswith({str(tmp_path)!r})\n"
+        "mask = pf.saliency_mask([torch.randn(100)], density=0.5)\n"
+        "assert mask.count == 50\n"
+        "try:\n    pf.saliency_mask([torch.randn(9)], density=0.5, backend='cpu')\n"
+        "except RuntimeError as error:\n    assert 'no C++ compiler' in str(error)\n"
+        "else:\n    raise AssertionError('the missing back end ran')\n"
+        "for name in ('kernels', 'benchmarks'):\n"
+        "    try:\n        __import__(name)\n"
+        "    except ModuleNotFoundError:\n        continue\n"
+        "    raise AssertionError(name + ' is importable')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
