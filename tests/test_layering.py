@@ -19,6 +19,7 @@ ALLOWED = {
     "adam": {"ops", "flat", "mask", "adam"},
     "optim": {"ops", "flat", "mask", "adam", "optim"},
     "__init__": {"ops", "mask", "saliency", "optim"},
+    "diffusion": {"diffusion"},
     "environment": {"ops", "__init__"},
     "demo": {"mask", "saliency", "optim", "__init__"},
     "benchmarks": {"benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"},

@@ -1,0 +1,37 @@
+"""Class-conditional diffusion: noise schedule, U-Net, one-step generator, samplers, and the losses of unlearning."""
+
+from .generator import OneStepGenerator, predict_eps
+from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
+from .sampling import sample_ddim, sample_ddpm, sample_one_step
+from .schedule import NoiseSchedule
+from .unet import (
+    UNetConfig,
+    build_unet,
+    check_class_conditional,
+    load_network,
+    null_label,
+    num_classes,
+    register_classes,
+    save_network,
+)
+
+__all__ = [
+    "NoiseSchedule",
+    "OneStepGenerator",
+    "UNetConfig",
+    "build_unet",
+    "check_class_conditional",
+    "distillation_weight",
+    "load_network",
+    "noise_prediction_loss",
+    "null_label",
+    "num_classes",
+    "predict_eps",
+    "register_classes",
+    "regression_loss",
+    "sample_ddim",
+    "sample_ddpm",
+    "sample_one_step",
+    "save_network",
+    "score_distillation_loss",
+]

@@ -1,0 +1,86 @@
+"""Argument checks shared by the package. Each raises before anything is computed and names the argument."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_batch(name: str, value: Tensor) -> None:
+    """A floating tensor of at least one sample with at least one dimension beside the batch's."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}, expected a tensor")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} is {value.dtype}, expected a floating dtype")
+    if value.ndim < 2 or value.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected (B, ...) with B >= 1")
+
+
+def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """``value`` is a batch of the shape of ``other``."""
+    check_batch(name, value)
+    if value.shape != other.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected that of {other_name}, {tuple(other.shape)}")
+
+
+def check_int(name: str, value: int, low: int, high: int | None = None) -> None:
+    """``value`` is an integer, low <= value < high."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, expected an integer")
+    if value < low or (high is not None and value >= high):
+        allowed = f"at least {low}" if high is None else f"from {low} to {high - 1}"
+        raise ValueError(f"{name} is {value}, expected {allowed}")
+
+
+def check_indices(name: str, value: Tensor, size: int | None) -> None:
+    """An integer tensor with entries from 0 to size - 1. Entries on a GPU are not read: that would synchronise."""
+    if value.dtype not in INTEGERS:
+        raise TypeError(f"{name} is {value.dtype}, expected integers")
+    if size is None or value.device.type != "cpu" or value.numel() == 0:
+        return
+    low, high = int(value.min()), int(value.max())
+    if low < 0 or high >= size:
+        raise ValueError(f"{name} has {low if low < 0 else high}, expected values from 0 to {size - 1}")
+
+
+def check_timesteps(name: str, t: int | Tensor, batch: int, device: torch.device) -> Tensor:
+    """``t`` as an integer tensor of shape (batch,) on ``device``."""
+    if not isinstance(t, Tensor):
+        check_int(name, t, 0)
+        return torch.full((batch,), t, dtype=torch.int64, device=device)
+    check_indices(name, t, None)
+    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, batch)):
+        raise ValueError(f"{name} has shape {tuple(t.shape)}, expected () or ({batch},), the batch's")
+    return t.to(device).expand(batch)
+
+
+def as_labels(labels: Tensor | Sequence[int], size: int | None) -> Tensor:
+    """``labels`` as int64 of shape (N,) on the CPU, entries from 0 to size - 1, N >= 1."""
+    if not isinstance(labels, Tensor):
+        labels = list(labels)
+        for label in labels:
+            if isinstance(label, bool) or not isinstance(label, int):
+                raise TypeError(f"labels has {label!r}, expected integers")
+        labels = torch.tensor(labels, dtype=torch.int64)
+    labels = labels.detach().cpu()
+    check_indices("labels", labels, size)
+    if labels.ndim != 1 or labels.numel() == 0:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected (N,) with N >= 1")
+    return labels.long()
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The module inside wrappers of data parallelism (``.module``) and compilation (``._orig_mod``)."""
+    while True:
+        inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+def embedding_count(network: nn.Module) -> int | None:
+    """Rows of the network's class embedding, the null label's included; None where it has none."""
+    embedding = getattr(unwrap(network), "class_embedding", None)
+    return getattr(embedding, "num_embeddings", None)

@@ -1,0 +1,212 @@
+"""Samples of a class-conditional network: in one step, by DDIM, by ancestral sampling (DDPM).
+
+The noise of sample i depends on the seed and i alone, so it is the same for every batch size, every number of samples
+and every device, and the three samplers start from the same noise.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .checks import as_labels, check_int, embedding_count, unwrap
+from .generator import OneStepGenerator, predict_eps
+from .schedule import NoiseSchedule
+
+# Seeds of torch's CPU generator (a Mersenne Twister) count modulo this.
+SEEDS = 2**32
+
+
+class _Noise:
+    """Start noise, drawn in order from one generator, and a generator a sample for the noise of later steps."""
+
+    def __init__(self, seed: int | torch.Generator, shape: tuple[int, ...]) -> None:
+        if isinstance(seed, torch.Generator):
+            if seed.device.type != "cpu":
+                raise ValueError(f"seed is a generator on {seed.device}, expected one on the CPU, or an integer")
+            self.generator = seed
+        else:
+            check_int("seed", seed, 0)
+            self.generator = torch.Generator().manual_seed(seed)
+        self.shape = shape
+        self._next = int(torch.randint(SEEDS, (), generator=self.generator))
+
+    def start(self, count: int) -> Tensor:
+        """z of the next ``count`` samples. One draw a sample: torch's numbers depend on the size of a draw."""
+        return torch.stack([torch.randn(self.shape, generator=self.generator) for _ in range(count)])
+
+    def generators(self, count: int) -> list[torch.Generator]:
+        """Generators of the next ``count`` samples, with seeds that differ."""
+        made = [torch.Generator().manual_seed((self._next + i) % SEEDS) for i in range(count)]
+        self._next += count
+        return made
+
+
+def _sample_shape(network: nn.Module, shape: tuple[int, int, int] | None) -> tuple[int, ...]:
+    if shape is not None:
+        if len(shape) != 3:
+            raise ValueError(f"shape is {shape}, expected (C, H, W)")
+        for size in shape:
+            check_int("shape", size, 1)
+        return tuple(shape)
+    config = getattr(unwrap(network), "config", None)
+    size = config.get("sample_size") if config is not None else None
+    if size is None:
+        raise ValueError("shape is None and the network does not say its sample_size: give (C, H, W)")
+    height, width = (size, size) if isinstance(size, int) else size
+    return config["in_channels"], height, width
+
+
+def _device(network: nn.Module, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _sample(
+    network: nn.Module,
+    labels: Tensor | Sequence[int],
+    step: Callable[[Tensor, Tensor, list[torch.Generator]], Tensor],
+    *,
+    batch_size: int,
+    seed: int | torch.Generator,
+    device: torch.device,
+    shape: tuple[int, int, int] | None,
+) -> Tensor:
+    """Runs ``step(z, labels, generators)`` batch by batch."""
+    check_int("batch_size", batch_size, 1)
+    labels = as_labels(labels, embedding_count(network))
+    noise = _Noise(seed, _sample_shape(network, shape))
+
+    def batches() -> Iterator[Tensor]:
+        for part in labels.split(batch_size):
+            z = noise.start(len(part)).to(device)
+            yield step(z, part.to(device), noise.generators(len(part))).float().clamp(-1, 1)
+
+    with torch.no_grad():
+        return torch.cat(list(batches()))
+
+
+def sample_one_step(
+    network: nn.Module,
+    generator: OneStepGenerator,
+    labels: Tensor | Sequence[int],
+    *,
+    batch_size: int = 256,
+    seed: int | torch.Generator = 0,
+    device: torch.device | str | None = None,
+    shape: tuple[int, int, int] | None = None,
+) -> Tensor:
+    """Samples G_theta(z, c) of a one-step generator.
+
+    Parameters
+    ----------
+    network: theta, in the mode the caller wants: put it in eval mode unless dropout is meant.
+    generator: schedule and t_init; moved to ``device``.
+    labels: N class labels, integers of shape (N,) or a sequence.
+    batch_size: samples a call of the network. It does not change the noise (results differ by rounding at most).
+    seed: an integer >= 0, or a CPU ``torch.Generator``, which is advanced.
+    device: of the network by default.
+    shape: (C, H, W); that in the network's configuration by default.
+
+    Returns
+    -------
+    float32 (N, C, H, W) on ``device``, clamped to [-1, 1], in the order of ``labels``.
+
+    Raises
+    ------
+    ValueError, TypeError: the argument that is wrong, such as a label out of range.
+    """
+    device = _device(network, device)
+    placed = generator.to(device)
+
+    def step(z: Tensor, labels: Tensor, _) -> Tensor:
+        return placed(network, z, labels)
+
+    return _sample(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+
+
+def sample_ddim(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    labels: Tensor | Sequence[int],
+    num_inference_steps: int = 50,
+    *,
+    batch_size: int = 256,
+    seed: int | torch.Generator = 0,
+    device: torch.device | str | None = None,
+    shape: tuple[int, int, int] | None = None,
+    guidance_scale: float = 1.0,
+    null_label: int | None = None,
+    clip_sample: bool = True,
+) -> Tensor:
+    """Deterministic DDIM samples (arXiv 2010.02502, eta = 0), by diffusers' ``DDIMScheduler``.
+
+    Parameters
+    ----------
+    schedule: that the network was trained with.
+    num_inference_steps: from 1 to T, evenly spaced.
+    guidance_scale, null_label: as in ``predict_eps``.
+    clip_sample: whether the x_0 predicted at every step is clamped to [-1, 1]: for pixels, not for latents.
+
+    Other arguments, result and errors are those of ``sample_one_step``.
+    """
+    from diffusers import DDIMScheduler
+
+    scheduler = schedule.to_scheduler(DDIMScheduler, clip_sample=clip_sample)
+    guidance = {"guidance_scale": guidance_scale, "null_label": null_label}
+    step = _iterate(network, scheduler, num_inference_steps, guidance, ancestral=False)
+    device = _device(network, device)
+    return _sample(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+
+
+def sample_ddpm(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    labels: Tensor | Sequence[int],
+    num_inference_steps: int | None = None,
+    *,
+    batch_size: int = 256,
+    seed: int | torch.Generator = 0,
+    device: torch.device | str | None = None,
+    shape: tuple[int, int, int] | None = None,
+    guidance_scale: float = 1.0,
+    null_label: int | None = None,
+    clip_sample: bool = True,
+    variance_type: str = "fixed_small",
+) -> Tensor:
+    """Ancestral samples (DDPM, arXiv 2006.11239, Algorithm 2), by diffusers' ``DDPMScheduler``.
+
+    Parameters
+    ----------
+    num_inference_steps: all T steps by default.
+    variance_type: of the noise added: "fixed_small" (the posterior's) or "fixed_large" (beta_t).
+
+    Other arguments, result and errors are those of ``sample_ddim``.
+    """
+    from diffusers import DDPMScheduler
+
+    if variance_type not in ("fixed_small", "fixed_large"):
+        raise ValueError(f'variance_type is {variance_type!r}, expected "fixed_small" or "fixed_large"')
+    steps = schedule.num_train_timesteps if num_inference_steps is None else num_inference_steps
+    scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=clip_sample, variance_type=variance_type)
+    guidance = {"guidance_scale": guidance_scale, "null_label": null_label}
+    step = _iterate(network, scheduler, steps, guidance, ancestral=True)
+    device = _device(network, device)
+    return _sample(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+
+
+def _iterate(network: nn.Module, scheduler, num_inference_steps: int, guidance: dict, *, ancestral: bool) -> Callable:
+    check_int("num_inference_steps", num_inference_steps, 1, scheduler.config.num_train_timesteps + 1)
+    # Timesteps stay on the CPU: the scheduler indexes its tables with them.
+    scheduler.set_timesteps(num_inference_steps)
+
+    def step(x: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Tensor:
+        options = {"generator": generators} if ancestral else {}
+        for t in scheduler.timesteps.tolist():
+            eps = predict_eps(network, x, t, labels, **guidance)
+            x = scheduler.step(eps, t, x, **options).prev_sample
+        return x
+
+    return step

@@ -1,0 +1,218 @@
+"""The class-conditional U-Net (diffusers' ``UNet2DModel``): configuration, classes, files."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .checks import check_int, unwrap
+from .schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+# Kept in the network's configuration. diffusers passes over names with an underscore, but writes and reads them.
+NUM_CLASSES = "_num_classes"
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """DDPM's U-Net (arXiv 2006.11239, Appendix B) with a class embedding that is added to the time embedding.
+
+    Parameters
+    ----------
+    sample_size: height and width, a multiple of 2 ** (levels - 1).
+    num_classes: real classes, labels 0 to num_classes - 1.
+    null_label: whether a further label, num_classes, stands for "no condition" (for guidance).
+    in_channels: of the image, and of the noise predicted.
+    block_out_channels: channels of each level, from the finest; multiples of ``norm_num_groups``.
+    layers_per_block: residual blocks a level.
+    attention_resolutions: heights of the levels with self-attention; each must be a level's, sample_size / 2 ** i.
+    mid_attention: whether the middle block has self-attention.
+    attention_head_dim: channels of a head; None for one head, as DDPM has.
+    norm_num_groups: groups of all group norms.
+    dropout: in the residual blocks, in [0, 1).
+
+    The defaults are the configuration for 32 x 32 of DDPM. Raises ValueError or TypeError for what cannot be built.
+    """
+
+    sample_size: int
+    num_classes: int
+    null_label: bool = False
+    in_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 256, 256)
+    layers_per_block: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    mid_attention: bool = True
+    attention_head_dim: int | None = None
+    norm_num_groups: int = 32
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("sample_size", "num_classes", "in_channels", "layers_per_block", "norm_num_groups"):
+            check_int(name, getattr(self, name), 1)
+        # Configurations read from JSON have lists.
+        for name in ("block_out_channels", "attention_resolutions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.block_out_channels:
+            raise ValueError("block_out_channels is empty, expected at least one level")
+        for channels in self.block_out_channels:
+            check_int("block_out_channels", channels, 1)
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels has {channels}, expected multiples of norm_num_groups, {self.norm_num_groups}"
+                )
+        if self.block_out_channels[0] % 2:
+            raise ValueError("block_out_channels starts with an odd number, expected sines and cosines of equal count")
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        if self.sample_size % factor:
+            raise ValueError(f"sample_size is {self.sample_size}, expected a multiple of {factor}, 2 ** (levels - 1)")
+        unknown = sorted(set(self.attention_resolutions) - set(self.resolutions))
+        if unknown:
+            raise ValueError(f"attention_resolutions has {unknown}, expected some of the levels' {self.resolutions}")
+        if self.attention_head_dim is not None:
+            check_int("attention_head_dim", self.attention_head_dim, 1)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected a probability in [0, 1)")
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Height of each level."""
+        return tuple(self.sample_size // 2**i for i in range(len(self.block_out_channels)))
+
+
+def build_unet(config: UNetConfig) -> "UNet2DModel":
+    """A ``UNet2DModel`` with fresh weights, float32, on the CPU, in train mode. Draws from torch's global generator."""
+    from diffusers import UNet2DModel
+
+    attention = [size in config.attention_resolutions for size in config.resolutions]
+    unet = UNet2DModel(
+        sample_size=config.sample_size,
+        in_channels=config.in_channels,
+        out_channels=config.in_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),
+        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
+        add_attention=config.mid_attention,
+        attention_head_dim=config.attention_head_dim,
+        norm_num_groups=config.norm_num_groups,
+        dropout=config.dropout,
+        num_class_embeds=config.num_classes + config.null_label,
+        # As in DDPM's own code, where diffusers' defaults differ.
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        downsample_padding=0,
+        norm_eps=1e-6,
+    )
+    register_classes(unet, config.num_classes)
+    return unet
+
+
+def check_class_conditional(unet: nn.Module) -> None:
+    """Raises ValueError unless ``unet`` is a ``UNet2DModel`` with an embedding of class labels."""
+    unet = unwrap(unet)
+    # By name: importing diffusers takes seconds, and an instance is proof that it is there.
+    if not any(base.__name__ == "UNet2DModel" for base in type(unet).__mro__):
+        raise ValueError(f"unet is a {type(unet).__name__}, expected a UNet2DModel")
+    if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is None:
+        raise ValueError("unet has no embedding of class labels, expected one (num_class_embeds)")
+
+
+def register_classes(unet: "UNet2DModel", num_classes: int) -> None:
+    """Records in the configuration how many of the rows of the class embedding are real classes.
+
+    All rows, or all but the last, which is then the null label. For networks that ``build_unet`` did not make: without
+    it all rows count as classes.
+    """
+    check_class_conditional(unet)
+    rows = unwrap(unet).config["num_class_embeds"]
+    check_int("num_classes", num_classes, max(1, rows - 1), rows + 1)
+    unwrap(unet).register_to_config(**{NUM_CLASSES: num_classes})
+
+
+def num_classes(unet: nn.Module) -> int:
+    """Real classes of the network, the null label not counted. ValueError where it has no class labels."""
+    check_class_conditional(unet)
+    config = unwrap(unet).config
+    return config.get(NUM_CLASSES, config["num_class_embeds"])
+
+
+def null_label(unet: nn.Module) -> int | None:
+    """The label of "no condition", num_classes, or None where the network has none."""
+    classes = num_classes(unet)
+    return classes if classes < unwrap(unet).config["num_class_embeds"] else None
+
+
+def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule) -> None:
+    """Writes ``path/config.json``, ``path/diffusion_pytorch_model.safetensors`` and ``path/scheduler/``.
+
+    ``UNet2DModel.from_pretrained(path)`` and ``DDPMScheduler.from_pretrained(path, subfolder="scheduler")`` read it.
+    Written and synced under a temporary name beside ``path``, then renamed. Where the folder exists, its files of these
+    names are replaced, each at once, and others are left.
+    """
+    from diffusers import DDPMScheduler
+
+    check_class_conditional(unet)
+    path = Path(path).absolute()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"path {path} is a file, expected a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        unwrap(unet).save_pretrained(temporary, safe_serialization=True)
+        schedule.to_scheduler(DDPMScheduler).save_pretrained(temporary / "scheduler")
+        files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
+        for file in files:
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        if not path.exists():
+            os.rename(temporary, path)
+            return
+        for file in files:
+            target = path / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]:
+    """The network, float32 on the CPU in eval mode, and the schedule that ``save_network`` wrote.
+
+    Never asks a hub. Raises ValueError where ``path`` is no such folder, holds another architecture or a network
+    without class labels, lacks its schedule, or has weights that do not fit.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    path = Path(path)
+    config_file = path / "config.json"
+    scheduler_file = path / "scheduler" / "scheduler_config.json"
+    for file in (config_file, scheduler_file):
+        if not file.is_file():
+            raise ValueError(f"path {path} is not the folder of a saved network: there is no {file.relative_to(path)}")
+    config = json.loads(config_file.read_text())
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"path {path} holds a {config.get('_class_name')}, expected a UNet2DModel")
+    # Said before the weights are read, which may take long.
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is None:
+        raise ValueError(f"path {path} holds a network without class labels, expected num_class_embeds")
+    schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(path / "scheduler", local_files_only=True))
+    try:
+        unet, info = UNet2DModel.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(f"path {path} has no weights that can be read: {error}") from error
+    except RuntimeError as error:
+        raise ValueError(f"path {path} has weights that do not fit its configuration: {error}") from error
+    # diffusers fills what is missing with random numbers and goes on.
+    wrong = {name: keys for name, keys in info.items() if keys}
+    if wrong:
+        raise ValueError(f"path {path} has weights that do not fit its configuration: {wrong}")
+    return unet, schedule
