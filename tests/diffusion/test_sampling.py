@@ -43,6 +43,12 @@ def test_deterministic_and_independent_of_the_batch_size(unet, sampler):
     torch.manual_seed(0)
     assert torch.equal(sampler(unet, torch.tensor(LABELS), seed=0), samples)
     assert torch.equal(sampler(unet, LABELS, seed=torch.Generator().manual_seed(0)), samples)
+    states = set()
+    for batch_size in (1, 2, 64):
+        generator = torch.Generator().manual_seed(0)
+        sampler(unet, LABELS, batch_size=batch_size, seed=generator)
+        states.add(bytes(generator.get_state().tolist()))
+    assert len(states) == 1
     for batch_size in (1, 2, 5):
         torch.testing.assert_close(sampler(unet, LABELS, batch_size=batch_size), samples, **TOLERANCE)
     # Fewer samples are the first of more.
@@ -75,6 +81,14 @@ def test_noise_is_standard_normal_and_shared():
     assert len({float(sample[0, 0, 0]) for sample in z}) == 64
     draws = [torch.randn((), generator=g).item() for g in first.generators(3) + first.generators(2)]
     assert len(set(draws)) == 5
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 5), (3, 8, 8)])
+def test_noise_does_not_depend_on_how_many_are_drawn(shape):
+    whole, parts = _Noise(5, shape), _Noise(5, shape)
+    assert torch.equal(whole.start(6), torch.cat([parts.start(count) for count in (1, 3, 2)]))
+    # A generator that was passed is left in the same state.
+    assert torch.equal(whole.generator.get_state(), parts.generator.get_state())
 
 
 def test_one_step_is_the_generator_clamped(unet):

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pecker_fast.diffusion import (
     NoiseSchedule,
@@ -84,7 +85,9 @@ def test_classes_of_a_network_made_elsewhere(tmp_path):
 @pytest.mark.parametrize("null", [False, True])
 def test_round_trip(tmp_path, null):
     unet = tiny_unet(null_label=null)
-    save_network(tmp_path / "runs" / "net", unet, SCHEDULE)
+    wrapper = torch.nn.Module()
+    wrapper.module = unet
+    save_network(tmp_path / "runs" / "net", wrapper, SCHEDULE)
     assert os.listdir(tmp_path / "runs") == ["net"]
     loaded, schedule = load_network(tmp_path / "runs" / "net")
     assert num_classes(loaded) == 3 and null_label(loaded) == (3 if null else None)
@@ -154,6 +157,13 @@ def test_load_refuses(tmp_path):
         load_with(layers_per_block=2)
     load_with()
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    for wrong in ({k: v for k, v in tensors.items() if k != "conv_in.bias"}, {**tensors, "more": torch.ones(2)}):
+        save_file(wrong, weights, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"do not fit.*(conv_in\.bias|more)"):
+            load_with()
+    save_file(tensors, weights, metadata={"format": "pt"})
+    load_with()
     weights.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="no weights that can be read"):
         load_with()
