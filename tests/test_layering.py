@@ -18,6 +18,8 @@ ALLOWED = {
     "saliency": {"ops", "flat", "mask", "saliency"},
     "adam": {"ops", "flat", "mask", "adam"},
     "optim": {"ops", "flat", "mask", "adam", "optim"},
+    "data": {"data"},
+    "metrics": {"metrics", "data"},
     "__init__": {"ops", "mask", "saliency", "optim"},
     "environment": {"ops", "__init__"},
     "demo": {"mask", "saliency", "optim", "__init__"},

@@ -105,34 +105,55 @@ def _root(cov: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def real_split_frechet(features: Tensor, count: int | None = None, *, repeats: int = 8, seed: int = 0) -> float:
+def real_split_frechet(
+    features: Tensor, count: int | None = None, *, labels: Tensor | None = None, repeats: int = 8, seed: int = 0
+) -> float:
     """Fréchet distance of real images from other real images: the scale to read a generator's distance on.
 
-    ``count`` vectors drawn without replacement against all the others; the mean of ``repeats`` such splits.
+    ``count`` vectors drawn without replacement against all the others; the mean of ``repeats`` such splits. Where
+    classes lie far apart, most of it comes from the classes' chance shares in the draw. Given ``labels``, each class
+    has its share of the draw instead: the stricter scale, and the fair one for images that are generated equally often
+    for each class.
 
     Parameters
     ----------
     features: floating point (N, D), of real images.
     count: vectors on the smaller side, as many as are generated: sampling error grows as they get fewer. None: a third
         of them.
+    labels: int64 (N,), the images' classes, to draw from each class in proportion; None: from all together.
     seed: of the splits; the result is deterministic for it.
 
     Raises
     ------
-    TypeError, ValueError: wrong features, fewer than two vectors on a side, or no repeats.
+    TypeError, ValueError: wrong features or labels, fewer than two vectors on a side, or no repeats.
     """
     check_features(features)
-    count = len(features) // 3 if count is None else count
-    if not 2 <= count <= len(features) - 2:
-        raise ValueError(f"count is {count}, expected 2 to {len(features) - 2} of {len(features)} features")
+    n = len(features)
+    count = n // 3 if count is None else count
+    if not 2 <= count <= n - 2:
+        raise ValueError(f"count is {count}, expected 2 to {n - 2} of {n} features")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")
+    if labels is not None and (labels.dtype is not torch.int64 or tuple(labels.shape) != (n,)):
+        raise ValueError(f"labels is {labels.dtype} of shape {tuple(labels.shape)}, expected int64 ({n},)")
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(repeats):
-        order = torch.randperm(len(features), generator=generator)
+        order = torch.randperm(n, generator=generator)
+        if labels is not None:
+            order = order[_interleaved(labels[order])]
         distances.append(frechet_distance(features[order[:count]], features[order[count:]]))
     return math.fsum(distances) / repeats
+
+
+def _interleaved(labels: Tensor) -> Tensor:
+    """An order in which every beginning has each class in proportion, as nearly as whole numbers allow."""
+    position = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = labels == label
+        total = int(members.sum())
+        position[members] = (torch.arange(total, dtype=torch.float64) + 0.5) / total
+    return position.argsort(stable=True)
 
 
 class Diversity(NamedTuple):

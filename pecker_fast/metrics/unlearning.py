@@ -1,6 +1,5 @@
 """What is reported of an unlearned generator: forgetting, and the quality of everything else. Evaluator."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,7 +22,7 @@ class RealStatistics:
     Attributes
     ----------
     forget_classes, cover_class: what it was made for.
-    retained_features: float32 (N, D), of the real images of the retained classes.
+    retained_features, retained_labels: float32 (N, D) and int64 (N,), of the real images of the retained classes.
     retained: their statistics.
     pairwise: retained class to the mean distance within it.
     cover: statistics of the cover class's real images, or None.
@@ -33,6 +32,7 @@ class RealStatistics:
     forget_classes: tuple[int, ...]
     cover_class: int | None
     retained_features: Tensor = field(repr=False)
+    retained_labels: Tensor = field(repr=False)
     retained: FeatureStatistics = field(repr=False)
     pairwise: dict[int, float] = field(repr=False)
     cover: FeatureStatistics | None = field(repr=False)
@@ -61,7 +61,8 @@ class RealStatistics:
         cover = None if cover_class is None else FeatureStatistics.of(features[real.labels == cover_class])
         pairwise = pairwise_distances(features, real.labels)
         statistics = FeatureStatistics.of(features)
-        return cls(forget_classes, cover_class, features, statistics, pairwise, cover, judge.feature_extractor)
+        extractor = judge.feature_extractor
+        return cls(forget_classes, cover_class, features, real.labels, statistics, pairwise, cover, extractor)
 
 
 def evaluate_samples(
@@ -187,9 +188,13 @@ class Evaluator:
             self.judge, images, labels, forget_classes=self.real.forget_classes, real_statistics=self.real
         )
 
-    def real_split_frechet(self, count: int | None = None, *, repeats: int = 8, seed: int = 0) -> float:
-        """``real_split_frechet`` of the retained classes: what "frechet_distance" is at best, about.
+    def real_split_frechet(
+        self, count: int | None = None, *, stratified: bool = False, repeats: int = 8, seed: int = 0
+    ) -> float:
+        """``real_split_frechet`` of the retained classes: the scale to read "frechet_distance" on.
 
-        It is lower bound and yardstick only where ``count`` is as many as the images that are generated for them.
+        ``count`` should be as many images as are generated for them; ``stratified`` where the classes are asked for
+        equally often.
         """
-        return real_split_frechet(self.real.retained_features, count, repeats=repeats, seed=seed)
+        labels = self.real.retained_labels if stratified else None
+        return real_split_frechet(self.real.retained_features, count, labels=labels, repeats=repeats, seed=seed)
