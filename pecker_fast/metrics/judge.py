@@ -144,7 +144,7 @@ class Judge:
 def train_digits_judge() -> Judge:
     """Trains the shipped judge of the digits again, on the CPU, in about 10 seconds.
 
-    It saw the "train" split alone, and its recipe was chosen on parts of that; its accuracy is on "test".
+    It saw the "train" split alone; its accuracy is on "test".
     ``train_digits_judge().save(...)`` onto pecker_fast/assets/digits/judge.safetensors replaces the shipped one.
     """
     train, test = load_digits_images("train"), load_digits_images("test")
