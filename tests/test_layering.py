@@ -18,6 +18,8 @@ ALLOWED = {
     "saliency": {"ops", "flat", "mask", "saliency"},
     "adam": {"ops", "flat", "mask", "adam"},
     "optim": {"ops", "flat", "mask", "adam", "optim"},
+    "data": {"data"},
+    "metrics": {"metrics", "data"},
     "__init__": {"ops", "mask", "saliency", "optim"},
     "diffusion": {"diffusion"},
     "environment": {"ops", "__init__"},

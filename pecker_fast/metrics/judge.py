@@ -1,0 +1,175 @@
+"""Judge: a classifier in use, kept with what it was trained on; the one for digits that is shipped."""
+
+import json
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..data import load_digits_images
+from ..data.images import check_images
+from .classifier import SmallClassifier, train_classifier
+
+# The shipped judge: train_digits_judge() trains it again.
+DIGITS_RECIPE = {
+    "seed": 0,
+    "steps": 400,
+    "batch_size": 64,
+    "lr": 8e-3,
+    "noise": 0.3,
+    "shift": 1,
+    "label_smoothing": 0.05,
+    "width": 64,
+}
+SHIPPED = ("digits",)
+METADATA_KEY = "pecker_fast"
+BATCH_SIZE = 512
+
+
+class Judge:
+    """Says what generated images show: classes, their probabilities, and features for distances.
+
+    Parameters
+    ----------
+    model: the classifier; it is put in eval mode.
+    class_names: a name per class.
+    name: of the judge, which results are reported under.
+    accuracy: share of held-out real images that it puts in their class, in [0, 1]; None: not known.
+    recipe: what it was trained with, of JSON's types.
+
+    Raises
+    ------
+    ValueError: as many names as the model has classes are needed.
+    """
+
+    def __init__(
+        self,
+        model: SmallClassifier,
+        class_names,
+        *,
+        name: str,
+        accuracy: float | None = None,
+        recipe: dict | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.class_names = tuple(class_names)
+        self.name = name
+        self.accuracy = accuracy
+        self.recipe = dict(recipe or {})
+        if len(self.class_names) != model.config["num_classes"]:
+            expected = model.config["num_classes"]
+            raise ValueError(f"class_names has {len(self.class_names)} names, expected the model's {expected}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def feature_extractor(self) -> str:
+        """Name of the features; Fréchet distances and diversities compare only where it is the same."""
+        return f"{self.name}-{self.model.config['width']}"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 (N, C, H, W) in [-1, 1], on any device, to probabilities and features on the CPU.
+
+        Returns
+        -------
+        Probabilities float32 (N, num_classes) and features float32 (N, width).
+
+        Raises
+        ------
+        TypeError, ValueError: images of another type, shape or range, NaN among them.
+        """
+        check_images(images)
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        features = [self.model.features(part.to(device)) for part in images.split(BATCH_SIZE)]
+        features = torch.cat(features)
+        return self.model.head(features).softmax(1).cpu(), features.cpu()
+
+    def save(self, path) -> None:
+        """Writes weights and description to a safetensors file, under a temporary name until it is complete."""
+        path = Path(path)
+        description = {
+            "kind": "SmallClassifier",
+            "config": self.model.config,
+            "class_names": self.class_names,
+            "name": self.name,
+            "accuracy": self.accuracy,
+            "recipe": self.recipe,
+        }
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        # One key: safetensors writes several in no fixed order, and equal judges should be equal files.
+        data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(description, sort_keys=True)})
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path) -> "Judge":
+        """Reads what ``save`` wrote.
+
+        Raises FileNotFoundError where there is no file, ValueError where it is not a judge's.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file; expected a judge as Judge.save writes it")
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                description = json.loads((file.metadata() or {})[METADATA_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            with torch.random.fork_rng(devices=[]):
+                model = SmallClassifier(**description["config"])
+            model.load_state_dict(tensors)
+            keys = ("class_names", "name", "accuracy", "recipe")
+            return cls(model, **{key: description[key] for key in keys})
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a judge as Judge.save writes it: {error}") from error
+
+
+def train_digits_judge() -> Judge:
+    """Trains the shipped judge of the digits again, on the CPU, in about 10 seconds.
+
+    It saw the "train" split alone; its accuracy is on "test".
+    ``train_digits_judge().save(...)`` onto pecker_fast/assets/digits/judge.safetensors replaces the shipped one.
+    """
+    train, test = load_digits_images("train"), load_digits_images("test")
+    model, accuracy = train_classifier(train, test=test, **DIGITS_RECIPE)
+    recipe = {**DIGITS_RECIPE, "dataset": "digits", "split": "train"}
+    return Judge(model, train.class_names, name="digits-judge", accuracy=accuracy, recipe=recipe)
+
+
+def load_judge(name: str = "digits") -> Judge:
+    """A judge that is installed with the package; others are loaded with ``Judge.load``.
+
+    Parameters
+    ----------
+    name: "digits", for scikit-learn's digits, 8 x 8 pixels in one channel.
+
+    Raises
+    ------
+    ValueError: an unknown name. FileNotFoundError: its file is not installed.
+    """
+    if name not in SHIPPED:
+        raise ValueError(f"name is {name!r}, expected one of {', '.join(SHIPPED)}; Judge.load reads a file")
+    asset = resources.files("pecker_fast").joinpath("assets", name, "judge.safetensors")
+    if not asset.is_file():
+        raise FileNotFoundError(
+            f"{asset} is not installed: train_digits_judge() trains this judge, and save() keeps it"
+        )
+    with resources.as_file(asset) as path:
+        return Judge.load(path)

@@ -1,0 +1,56 @@
+"""The digits, and data sets by name."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pecker_fast.data import DATASETS, load_dataset, load_digits_images
+
+pytest.importorskip("sklearn")
+
+
+def test_all_digits_as_scikit_learn_has_them():
+    from sklearn.datasets import load_digits
+
+    dataset, data = load_digits_images("all"), load_digits()
+    assert dataset.images.shape == (1797, 1, 8, 8) and dataset.images.dtype is torch.float32
+    # Halves and eighths: the mapping is exact.
+    assert np.array_equal((dataset.images[:, 0].numpy() + 1) * 8, data.images)
+    assert dataset.labels.tolist() == data.target.tolist()
+    assert dataset.class_names == tuple("0123456789")
+    assert dataset.images.min() == -1 and dataset.images.max() == 1
+
+
+def test_splits():
+    whole, train, test = (load_digits_images(split) for split in ("all", "train", "test"))
+    for label, count in enumerate(whole.labels.bincount().tolist()):
+        assert (train.labels == label).sum() == round(0.8 * count)
+    rows = torch.cat([train.images, test.images]).flatten(1)
+    assert sorted(rows.tolist()) == sorted(whole.images.flatten(1).tolist())
+    assert torch.equal(load_digits_images("test").images, test.images)
+    assert not torch.equal(load_digits_images("test", seed=1).images, test.images)
+    with pytest.raises(ValueError, match="expected one of train, test, all"):
+        load_digits_images("validation")
+
+
+def test_missing_scikit_learn_is_explained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[demo\]'"):
+        load_digits_images()
+
+
+def test_by_name():
+    dataset = load_dataset("digits", "test", image_size=8)
+    assert torch.equal(dataset.images, load_digits_images("test").images)
+    for name in ("mnist", "folder:", "", None, "Digits", "folder"):
+        with pytest.raises(ValueError, match=", ".join(DATASETS)):
+            load_dataset(name)
+    for options, message in (
+        ({"split": "dev"}, "split"),
+        ({"image_size": 16}, "image_size"),
+        ({"root": "/data"}, "root"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_dataset("digits", **options)

@@ -1,0 +1,184 @@
+"""CIFAR-10, STL-10 and folders, from files in their layout with random pixels."""
+
+import hashlib
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pecker_fast.data import load_dataset, load_folder
+
+datasets = pytest.importorskip("torchvision.datasets")
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def md5(path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """Six files of 4 images; torchvision is told their sums, and so checks them as it does the real ones."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    parts = {}
+
+    def write(name):
+        data = np.random.randint(256, size=(4, 3072), dtype=np.uint8)
+        labels = np.random.randint(10, size=4).tolist()
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}))
+        parts[name] = data.reshape(4, 3, 32, 32), labels
+        return [name, md5(folder / name)]
+
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [write(f"data_batch_{i}") for i in range(1, 6)])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [write("test_batch")])
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": NAMES}))
+    monkeypatch.setitem(datasets.CIFAR10.meta, "md5", md5(folder / "batches.meta"))
+    return tmp_path, parts
+
+
+def test_cifar10(cifar10):
+    root, parts = cifar10
+    names = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"], "all": list(parts)}
+    for split, files in names.items():
+        dataset = load_dataset("cifar10", split, root)
+        expected = np.concatenate([parts[name][0] for name in files])
+        assert dataset.images.dtype is torch.uint8 and np.array_equal(dataset.images.numpy(), expected)
+        assert dataset.labels.tolist() == [label for name in files for label in parts[name][1]]
+        assert list(dataset.class_names) == NAMES
+    assert dataset.tensor().aminmax().min >= -1 and dataset.tensor().aminmax().max <= 1
+    assert load_dataset("cifar10", "test", root, image_size=16).image_shape == (3, 16, 16)
+
+
+def test_cifar10_damaged_or_missing(cifar10, tmp_path):
+    root, _ = cifar10
+    path = root / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match=r"damaged: remove that folder and load once with download=True"):
+        load_dataset("cifar10", root=root)
+    with pytest.raises(FileNotFoundError, match=r"pass its folder as root, or download=True"):
+        load_dataset("cifar10", root=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="root is None"):
+        load_dataset("cifar10")
+    for size in (0, -1, 8.0, True):
+        with pytest.raises(ValueError, match="image_size"):
+            load_dataset("cifar10", root=root, image_size=size)
+
+
+@pytest.fixture
+def stl10(tmp_path, monkeypatch):
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    parts = {}
+    for split, count in (("train", 5), ("test", 3)):
+        # Labels count from 1; the file has columns before rows.
+        images = np.random.randint(256, size=(count, 3, 96, 96), dtype=np.uint8)
+        labels = np.random.randint(1, 11, size=count).astype(np.uint8)
+        images.transpose(0, 1, 3, 2).tofile(folder / f"{split}_X.bin")
+        labels.tofile(folder / f"{split}_y.bin")
+        parts[split] = images, labels
+    (folder / "unlabeled_X.bin").write_bytes(b"")
+    (folder / "class_names.txt").write_text("\n".join(NAMES) + "\n")
+    for attribute in ("train_list", "test_list"):
+        names = [name for name, _ in getattr(datasets.STL10, attribute)]
+        monkeypatch.setattr(datasets.STL10, attribute, [[name, md5(folder / name)] for name in names])
+    return tmp_path, parts
+
+
+def test_stl10(stl10):
+    from PIL import Image
+
+    root, parts = stl10
+    for split in ("train", "test"):
+        images, labels = parts[split]
+        dataset = load_dataset("stl10", split, root)
+        assert dataset.images.shape == (len(images), 3, 64, 64) and dataset.images.dtype is torch.uint8
+        assert dataset.labels.tolist() == (labels.astype(int) - 1).tolist() and list(dataset.class_names) == NAMES
+        # Pillow's bilinear filter antialiases; it rounds after each direction.
+        for image, resized in zip(images, dataset.images, strict=True):
+            expected = np.array(Image.fromarray(image.transpose(1, 2, 0)).resize((64, 64), Image.Resampling.BILINEAR))
+            assert np.abs(expected.transpose(2, 0, 1).astype(int) - resized.numpy().astype(int)).max() <= 1
+        full = load_dataset("stl10", split, root, image_size=96)
+        assert np.array_equal(full.images.numpy(), images)
+    assert len(load_dataset("stl10", "all", root, image_size=8)) == 8
+    (root / "stl10_binary" / "test_X.bin").unlink()
+    with pytest.raises(ValueError, match=r"STL-10 .* incomplete or damaged"):
+        load_dataset("stl10", "test", root)
+
+
+def write_image(path, width, height):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.randint(256, size=(height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def test_folder(tmp_path):
+    pixels = {}
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(10):
+            pixels[label, i] = write_image(tmp_path / name / f"{i}.png", 6, 6)
+    dataset = load_dataset(f"folder:{tmp_path}", "all", image_size=6)
+    assert dataset.class_names == ("cat", "dog") and dataset.labels.tolist() == [0] * 10 + [1] * 10
+    for index, image in enumerate(pixels.values()):
+        expected = torch.from_numpy(image).permute(2, 0, 1).double() / 127.5 - 1
+        torch.testing.assert_close(dataset[index][0].double(), expected, rtol=0, atol=1e-6)
+    train, test = (load_folder(tmp_path, split, image_size=6) for split in ("train", "test"))
+    assert train.labels.bincount().tolist() == [8, 8] and test.labels.bincount().tolist() == [2, 2]
+    joined = torch.cat([train.tensor(), test.tensor()]).flatten(1)
+    assert sorted(joined.tolist()) == sorted(dataset.tensor().flatten(1).tolist())
+    # What a DataLoader makes of it.
+    images, labels = next(iter(torch.utils.data.DataLoader(train, batch_size=16)))
+    assert torch.equal(images, train.tensor()) and torch.equal(labels, train.labels)
+
+
+def test_folder_with_its_own_splits_and_other_sizes(tmp_path):
+    write_image(tmp_path / "train" / "a" / "0.png", 9, 20)
+    write_image(tmp_path / "train" / "b" / "0.png", 21, 7)
+    write_image(tmp_path / "test" / "a" / "0.jpg", 3, 3)
+    for split, count in (("train", 2), ("test", 1)):
+        if split == "test":
+            write_image(tmp_path / "test" / "b" / "0.png", 8, 8)
+            count = 2
+        dataset = load_folder(tmp_path, split, image_size=8)
+        assert len(dataset) == count and dataset.tensor().shape == (count, 3, 8, 8)
+    assert load_folder(tmp_path, "all", image_size=8).labels.tolist() == [0, 1, 0, 1]
+    write_image(tmp_path / "test" / "c" / "0.png", 8, 8)
+    with pytest.raises(ValueError, match="different class folders"):
+        load_folder(tmp_path, "all", image_size=8)
+
+
+def test_folder_crops_the_middle(tmp_path):
+    pixels = write_image(tmp_path / "a" / "0.png", 10, 6)
+    image = load_folder(tmp_path, "all", image_size=6)[0][0]
+    expected = torch.from_numpy(pixels[:, 2:8]).permute(2, 0, 1).float() / 127.5 - 1
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
+
+
+def test_wrong_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="sub-folder of images for each class"):
+        load_dataset(f"folder:{tmp_path}/none", image_size=8)
+    with pytest.raises(ValueError, match="no sub-folders"):
+        load_folder(tmp_path, image_size=8)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FileNotFoundError, match="remove empty class folders"):
+        load_folder(tmp_path, image_size=8)
+    (tmp_path / "a" / "0.png").write_text("no image")
+    dataset = load_folder(tmp_path, image_size=8)
+    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"):
+        dataset[0]
+    with pytest.raises(ValueError, match="image_size is None"):
+        load_dataset(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match="root"):
+        load_dataset(f"folder:{tmp_path}", root=tmp_path, image_size=8)
+
+
+def test_missing_torchvision_is_explained(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("cifar10", "stl10"):
+        with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[demo\]'"):
+            load_dataset(name, root=tmp_path)
