@@ -97,10 +97,19 @@ def cpu_extension():
     sources = [CSRC / "module.cpp", *CSRC.glob("*_cpu.cpp"), *(CSRC / "cpu").glob("*.cpp")]
     # No -ffast-math: NaN, inf and signed zeros are part of the contract. Contraction into FMA is chosen by the kernels.
     flags = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    link_flags = []
     if sys.platform == "win32":
         flags = ["/O2"]
+    elif sys.platform == "linux":
+        # at::parallel_for is a template: built without OpenMP it runs on one thread, whatever torch's own threads are.
+        flags.append("-fopenmp")
+        link_flags.append("-fopenmp")
     return CppExtension(
-        LIBRARIES["cpu"], relative(sources), include_dirs=[str(CSRC)], extra_compile_args={"cxx": flags}
+        LIBRARIES["cpu"],
+        relative(sources),
+        include_dirs=[str(CSRC)],
+        extra_compile_args={"cxx": flags},
+        extra_link_args=link_flags,
     )
 
 
