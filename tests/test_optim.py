@@ -138,6 +138,34 @@ def test_packed_equals_dense_with_one_mask(backend, small):
         assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in zip(params, twins, strict=True))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_chunks_of_many_densities_in_one_tensor(packed, backend, small):
+    """Sparse, dense, empty and short chunks in every order, each with its own way through."""
+    chunk = 16384
+    sizes = [900, 33] if small else [9 * chunk + 77, 5, 3 * chunk]
+    options = random_options()
+    reference = [nn.Parameter(torch.randn(n)) for n in sizes]
+    params = [nn.Parameter(p.detach().clone()) for p in reference]
+    start = [p.detach().clone() for p in params]
+    masks = []
+    for n in sizes:
+        densities = torch.tensor(np.random.choice([0.0, 0.001, 0.01, 0.03, 0.05, 0.5, 1.0], n // chunk + 1))
+        masks.append(torch.rand(n) < densities.repeat_interleave(chunk)[:n])
+    mask = pf.SaliencyMask.from_bool(masks)
+    twins = (
+        (reference, build(reference, options, "reference", packed=packed)),
+        (params, build(params, options, backend, packed=packed)),
+    )
+    for _ in range(3):
+        grads = make_grads(params)
+        for these, optimizer in twins:
+            set_grads(these, [g.clone() for g in grads])
+            optimizer.step(mask=mask)
+    for param, expected, kept, before in zip(params, reference, masks, start, strict=True):
+        assert torch.equal(param[~kept], before[~kept])
+        assert torch.allclose(param, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_packed_accepts_masked_steps_only():
     params = make_params()
     before = [p.detach().clone() for p in params]
