@@ -104,8 +104,9 @@ def test_twenty_steps_of_all_flags(flags, backend, small):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_parameters_are_nearer_to_the_truth_than_torch(dtype):
-    start = torch.randn(2000).to(dtype)
-    grads = [torch.randn(2000).to(dtype) for _ in range(10)]
+    # The means of bf16 are 1.3 % apart; with this many entries their noise is below 0.1 %.
+    start = torch.randn(200_000).to(dtype)
+    grads = [torch.randn(200_000).to(dtype) for _ in range(10)]
     made = {}
     for name, kind, as_dtype in (
         ("ours", pf.MaskedAdam, dtype),
