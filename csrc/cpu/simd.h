@@ -359,8 +359,10 @@ inline Vec square_root(Vec a) {
   const Vec estimate = approximate_rsqrt(a), root = a * estimate;
   const Vec r = negative_multiply_add(root, estimate, set(1.0f));
   const Vec result = multiply_add(root, r * multiply_add(r, set(0.375f), set(0.5f)), root);
-  // 0, inf and what the estimate takes for 0 give NaN above.
-  return bits_of(is_nan(result)) == 0 ? result : exact_square_root(a);
+  // 0, inf and what the estimate takes for 0 give NaN above. Lane by lane: what a root is may not depend on what else
+  // is in the vector, which differs with packing and with where a tensor ends.
+  const Mask failed = is_nan(result);
+  return bits_of(failed) == 0 ? result : blend(failed, exact_square_root(a), result);
 }
 #endif
 
