@@ -22,6 +22,8 @@ ALLOWED = {
     "metrics": {"metrics", "data"},
     "__init__": {"ops", "mask", "saliency", "optim"},
     "diffusion": {"diffusion"},
+    "profiling": {"profiling"},
+    "unlearning": {"unlearning", "diffusion", "profiling", "mask", "saliency", "optim"},
     "environment": {"ops", "__init__"},
     "demo": {"mask", "saliency", "optim", "__init__"},
     "benchmarks": {"benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"},

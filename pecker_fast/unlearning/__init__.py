@@ -1,0 +1,7 @@
+"""Unlearning methods, one file each, on one protocol of ordered phases."""
+
+from .protocol import Method, Phase
+from .registry import method_class, method_names
+from .setting import COVER_RANDOM, ForgetRequest, Setting
+
+__all__ = ["COVER_RANDOM", "ForgetRequest", "Method", "Phase", "Setting", "method_class", "method_names"]

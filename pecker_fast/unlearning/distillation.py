@@ -1,0 +1,362 @@
+"""Score forgetting distillation: what SFD and PECKER share. METHOD names: teacher phi, score network psi, generator
+theta.
+
+An iteration (SFD, arXiv 2409.11219; PECKER, arXiv 2604.05634, Eq. 3-10):
+
+1. psi learns the score of what theta draws, for retained and for forgotten classes (Eq. 3).
+2. theta takes a step on L_distill for retained classes and L_forget for forgotten ones (Eq. 4-7): there the teacher is
+   asked about the cover class. PECKER lets the gradient of L_forget reach salient entries only (Eq. 8-10).
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion import (
+    OneStepGenerator,
+    noise_prediction_loss,
+    predict_eps,
+    regression_loss,
+    sample_one_step,
+    score_distillation_loss,
+)
+from ..optim import MaskedAdam
+from .masking import Masker
+from .options import ScoreForgettingOptions
+from .protocol import Method, Phase
+from .setting import Setting
+from .streams import Streams
+
+
+@dataclass
+class Batch:
+    """Labels of a micro-batch, retained classes first: of theta and psi, and of the teacher."""
+
+    labels: Tensor
+    teacher_labels: Tensor
+    retained: int
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """No gradients of the network's weights are computed within, only those of its input."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+def trainable_copy(network: nn.Module) -> nn.Module:
+    """A copy with weights of its own, that require grad."""
+    return copy.deepcopy(network).requires_grad_(True)
+
+
+class DistillationPhase(Phase):
+    """Iterations of score forgetting distillation on networks that belong to the method.
+
+    Parameters
+    ----------
+    setting, options: of the method.
+    score, generator: psi and theta, trained in place.
+    name: of the phase.
+    iterations: steps of each network.
+    score_learning_rate: of psi.
+    forget: without it there are no forget batches and all classes are retained (the first stage of two).
+    masker: finds the salient entries; None where the forget gradient reaches all.
+    update: "joint" (one step with both gradients) or "alternate" (a masked step on the forget gradient, then a step on
+        the retain gradient at the weights that it made).
+    mask_scope: "forget" (the mask confines the forget gradient) or "all" (the whole step).
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        options: ScoreForgettingOptions,
+        score: nn.Module,
+        generator: nn.Module,
+        *,
+        name: str,
+        iterations: int,
+        score_learning_rate: float,
+        forget: bool = True,
+        masker: Masker | None = None,
+        update: Literal["joint", "alternate"] = "joint",
+        mask_scope: Literal["forget", "all"] = "forget",
+    ) -> None:
+        self.setting, self.options = setting, options
+        self.score, self.generator = score, generator
+        self.name, self.iterations = name, iterations
+        self.score_learning_rate = score_learning_rate
+        self.forget, self.masker, self.update, self.mask_scope = forget, masker, update, mask_scope
+        self.images_per_iteration = options.train_batch_size * options.gradient_accumulation_steps
+        self.one_step = OneStepGenerator(setting.schedule, options.t_init)
+        request, device = setting.request, setting.device
+        retained = request.retained_classes if forget else tuple(range(request.num_classes))
+        self._retained_labels = torch.tensor(retained, device=device)
+        self._forget_labels = torch.tensor(request.forget_classes, device=device)
+        covers = request.retained_classes if request.cover_class is None else (request.cover_class,)
+        self._cover_labels = torch.tensor(covers, device=device)
+        config = setting.teacher.config
+        self._shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+        self._make_optimizers()
+
+    def _make_optimizers(self) -> None:
+        o = self.options
+        common = {
+            "betas": (o.adam_beta1, o.adam_beta2),
+            "eps": o.adam_epsilon,
+            "clip_value": o.max_grad_value,
+            "nonfinite": self.setting.nonfinite,
+        }
+        self.score_optimizer = MaskedAdam(self.score.named_parameters(), lr=self.score_learning_rate, **common)
+        self.generator_optimizer = MaskedAdam(
+            self.generator.named_parameters(),
+            lr=o.generator_learning_rate,
+            ema_decay=o.ema_decay,
+            variance=o.variance,
+            max_update=o.max_update,
+            **common,
+        )
+
+    # ---- the protocol
+
+    def start(self, previous: Phase | None) -> None:
+        if previous is not None:
+            # The averaged weights are what the phase before it was for.
+            with previous.averaged() as network, torch.no_grad():
+                averaged = [p.detach().clone() for p in network.parameters()]
+            with torch.no_grad():
+                for param, value in zip(self.generator.parameters(), averaged, strict=True):
+                    param.copy_(value)
+        self._make_optimizers()
+        if self.masker is not None:
+            self.masker.start(self.generator)
+
+    def step(self, iteration: int) -> dict[str, Tensor]:
+        o, regions = self.options, self.setting.regions
+        factor = o.learning_rate_factor(iteration, self.iterations)
+        self.score_optimizer.param_groups[0]["lr"] = self.score_learning_rate * factor
+        self.generator_optimizer.param_groups[0]["lr"] = o.generator_learning_rate * factor
+        place = (self.setting.seed, self.name, iteration)
+        micros = []
+        for micro in range(o.gradient_accumulation_steps):
+            streams = Streams(self.setting.device, *place, micro)
+            micros.append((streams, self._draw(streams)))
+        losses: dict[str, Tensor] = {}
+        for streams, batch in micros:
+            self._score_backward(streams, batch, losses)
+        with regions("optimizer"):
+            self.score_optimizer.step()
+            self.score_optimizer.zero_grad(set_to_none=True)
+        if self.masker is not None:
+            self.masker.refresh(iteration, self.generator)
+        if self.update == "alternate":
+            self._alternate_update(micros, losses)
+        else:
+            self._joint_update(micros, losses)
+        return losses
+
+    def describe(self) -> dict[str, Any]:
+        said = {
+            "score_learning_rate": float(self.score_optimizer.param_groups[0]["lr"]),
+            "generator_learning_rate": float(self.generator_optimizer.param_groups[0]["lr"]),
+        }
+        if self.setting.nonfinite != "propagate":
+            said["nonfinite"] = self.score_optimizer.nonfinite_count + self.generator_optimizer.nonfinite_count
+        return said | ({} if self.masker is None else self.masker.describe())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "score": self.score.state_dict(),
+            "generator": self.generator.state_dict(),
+            "score_optimizer": self.score_optimizer.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "masker": None if self.masker is None else self.masker.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        try:
+            self.score.load_state_dict(state["score"])
+            self.generator.load_state_dict(state["generator"])
+        except RuntimeError as error:
+            raise ValueError(f"the state is of another network: {error}") from error
+        self._make_optimizers()
+        self.score_optimizer.load_state_dict(state["score_optimizer"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        if self.masker is not None:
+            self.masker.load_state_dict(state["masker"], self.generator)
+
+    def trained_parameters(self) -> Iterable[Tensor]:
+        yield from self.score.parameters()
+        yield from self.generator.parameters()
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        self.generator.eval()
+        if self.options.ema_decay is None:
+            yield self.generator
+            return
+        with self.generator_optimizer.swapped_ema():
+            yield self.generator
+
+    # ---- an iteration
+
+    def _draw(self, streams: Streams) -> Batch:
+        """The labels of an iteration; the score step and the generator step share them."""
+        o = self.options
+        retained = streams.choose("retain labels", o.train_batch_size, self._retained_labels)
+        if not self.forget:
+            return Batch(retained, retained, len(retained))
+        forgotten = streams.choose("forget labels", o.forget_samples, self._forget_labels)
+        covers = streams.choose("cover labels", o.forget_samples, self._cover_labels)
+        return Batch(torch.cat([retained, forgotten]), torch.cat([retained, covers]), len(retained))
+
+    def _score_backward(self, streams: Streams, batch: Batch, losses: dict[str, Tensor]) -> None:
+        """Adds the gradient of L_psi (Eq. 3), times 1 / micro-batches, to psi's."""
+        o, setting, count, r = self.options, self.setting, len(batch.labels), batch.retained
+        with setting.regions("sampling"), torch.no_grad(), setting.autocast():
+            self.generator.eval()
+            x0 = self.one_step(self.generator, streams.normal("score z", count, self._shape), batch.labels)
+        with setting.regions("score step"):
+            eps = streams.normal("score eps", count, self._shape)
+            t = streams.timesteps("score t", count, o.t_min, o.t_max)
+            x_t = setting.schedule.add_noise(x0, eps, t)
+            self.score.train()
+            streams.seed_dropout("score dropout")
+            with setting.autocast():
+                eps_pred = predict_eps(self.score, x_t, t, batch.labels)
+            retain = noise_prediction_loss(eps[:r], eps_pred[:r])
+            total = o.score_retain_weight * retain
+            self._record(losses, "loss_score_retain", retain)
+            if r < count:
+                forget = noise_prediction_loss(eps[r:], eps_pred[r:])
+                total = total + o.score_forget_weight * forget
+                self._record(losses, "loss_score_forget", forget)
+            (total / o.gradient_accumulation_steps).backward()
+
+    def _record(self, losses: dict[str, Tensor], name: str, loss: Tensor) -> None:
+        share = loss.detach() / self.options.gradient_accumulation_steps
+        losses[name] = losses[name] + share if name in losses else share
+
+    def _joint_update(self, micros: list[tuple[Streams, Batch]], losses: dict[str, Tensor]) -> None:
+        separate = self.masker is not None and self.mask_scope == "forget"
+        forget_grads: list[Tensor] | None = None
+        for streams, batch in micros:
+            grads = self._generator_backward(streams, batch, losses, separate)
+            if forget_grads is None:
+                forget_grads = grads
+            elif grads is not None:
+                torch._foreach_add_(forget_grads, grads)
+        mask = None if self.masker is None else self.masker.mask
+        with self.setting.regions("optimizer"):
+            if separate:
+                self.generator_optimizer.step(mask=mask, masked_grads=forget_grads)
+            else:
+                self.generator_optimizer.step(mask=mask)
+            self.generator_optimizer.zero_grad(set_to_none=True)
+
+    def _alternate_update(self, micros: list[tuple[Streams, Batch]], losses: dict[str, Tensor]) -> None:
+        for part in ("forget", "retain"):
+            for streams, batch in micros:
+                self._generator_backward(streams, batch, losses, False, part)
+            masked = self.masker is not None and (part == "forget" or self.mask_scope == "all")
+            with self.setting.regions("optimizer"):
+                self.generator_optimizer.step(mask=self.masker.mask if masked else None)
+                self.generator_optimizer.zero_grad(set_to_none=True)
+
+    def _generator_backward(
+        self,
+        streams: Streams,
+        batch: Batch,
+        losses: dict[str, Tensor],
+        separate: bool,
+        part: Literal["both", "retain", "forget"] = "both",
+    ) -> list[Tensor] | None:
+        """Adds the gradient of L_theta (Eq. 4-7) to theta's.
+
+        With ``separate`` that is L_distill's alone, and the gradient of L_forget is returned, one tensor a parameter:
+        the two meet in the optimizer.
+        """
+        o, setting, r = self.options, self.setting, batch.retained
+        z = streams.normal("generator z", len(batch.labels), self._shape)
+        eps = streams.normal("generator eps", len(batch.labels), self._shape)
+        t = streams.timesteps("generator t", len(batch.labels), o.t_min, o.t_max)
+        kept = {"both": slice(None), "retain": slice(r), "forget": slice(r, None)}[part]
+        z, eps, t, labels = z[kept], eps[kept], t[kept], batch.labels[kept]
+        teacher_labels, r = batch.teacher_labels[kept], {"both": r, "retain": r, "forget": 0}[part]
+        with setting.regions("generator forward"), setting.autocast():
+            self.generator.train()
+            streams.seed_dropout(f"generator dropout {part}")
+            # Two calls where two gradients of the weights are wanted: one backward pass for each batch, not for both.
+            pieces = (slice(r), slice(r, None)) if separate else (slice(None),)
+            drawn = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
+        leaf = torch.cat([x.detach() for x in drawn]).requires_grad_()
+        with setting.regions("teacher and score network"):
+            loss = self._generator_loss(leaf, z, eps, t, labels, teacher_labels, r, losses)
+            (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
+        with setting.regions("generator backward"):
+            drawn[0].backward(grad[pieces[0]])
+            if not separate:
+                return None
+            params = list(self.generator.parameters())
+            return list(torch.autograd.grad(drawn[1], params, grad[pieces[1]], materialize_grads=True))
+
+    def _generator_loss(
+        self,
+        x: Tensor,
+        z: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        teacher_labels: Tensor,
+        r: int,
+        losses: dict[str, Tensor],
+    ) -> Tensor:
+        """L_theta as a function of the images ``x``, the first ``r`` of which are of retained classes."""
+        o, setting, schedule = self.options, self.setting, self.setting.schedule
+        self.score.eval()
+        x_t = schedule.add_noise(x, eps, t)
+        with setting.autocast(), _frozen(self.score):
+            x0_teacher = schedule.predict_x0(x_t, predict_eps(setting.teacher, x_t, t, teacher_labels), t)
+            x0_score = schedule.predict_x0(x_t, predict_eps(self.score, x_t, t, labels), t)
+        total: Tensor | float = 0.0
+        if r > 0:
+            distill = score_distillation_loss(x[:r], x0_teacher[:r], x0_score[:r], o.alpha)
+            total = total + o.generator_retain_weight * distill
+            self._record(losses, "loss_distill", distill)
+        if r < len(x):
+            forget = score_distillation_loss(x[r:], x0_teacher[r:], x0_score[r:], o.alpha)
+            total = total + o.generator_forget_weight * forget
+            self._record(losses, "loss_forget", forget)
+            if o.regression_weight:
+                self.generator.eval()
+                with torch.no_grad(), setting.autocast():
+                    cover = self.one_step(self.generator, z[r:], teacher_labels[r:])
+                regression = regression_loss(x[r:], cover)
+                total = total + o.regression_weight * regression
+                self._record(losses, "loss_regression", regression)
+        return total
+
+
+class ScoreForgetting(Method):
+    """Base of the methods that distil the teacher into a one-step generator while it forgets."""
+
+    Options = ScoreForgettingOptions
+
+    def __init__(self, setting: Setting, options: ScoreForgettingOptions) -> None:
+        super().__init__(setting, options)
+        options.check(setting.schedule.num_train_timesteps)
+        # Both start as the teacher (METHOD: the pretrained average).
+        self.score = setting.place(trainable_copy(setting.teacher))
+        self.generator = setting.place(trainable_copy(setting.teacher))
+        self.one_step = OneStepGenerator(setting.schedule, options.t_init)
+
+    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
+        with self.setting.autocast():
+            return sample_one_step(network, self.one_step, labels, batch_size=batch_size, seed=seed)

@@ -1,0 +1,206 @@
+"""Where the forget gradient may go: the salient entries of the generator (PECKER, Eq. 8-10)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, sample_ddim
+from ..diffusion.checks import check_int
+from ..mask import SaliencyMask
+from ..saliency import saliency_mask
+from .options import check_number
+from .setting import Setting
+from .streams import Streams, derived_seed
+
+# DDIM steps of samples that the teacher draws.
+TEACHER_STEPS = 50
+
+
+@dataclass(frozen=True)
+class SaliencyOptions:
+    """How salient entries are found."""
+
+    density: float | None = 0.5
+    """Share of all parameters that the forget gradient may reach, in (0, 1]."""
+    threshold: float | None = None
+    """Instead of a density: the least magnitude of a salient gradient (sum over dimensions, mean over samples)."""
+    mask_refresh_steps: int = 10
+    """Iterations between masks; 0: one mask for the whole run."""
+    saliency_network: Literal["current", "initial"] = "current"
+    """Whose gradient: the generator's as it is, or the pretrained weights'."""
+    saliency_samples: Literal["initial", "current", "teacher", "data"] = "initial"
+    """On samples of what is to be forgotten: drawn once by the starting generator, anew by the current one, once by
+    the teacher with DDIM, or real images (forget_data)."""
+    saliency_batch_size: int = 128
+    """Samples in a batch of the saliency gradient."""
+    saliency_batches: int = 1
+    """Batches whose gradients are averaged before magnitudes are taken."""
+
+    def check_saliency(self) -> None:
+        """Raises ValueError or TypeError, naming the option, where one is out of range."""
+        if (self.density is None) == (self.threshold is None):
+            raise ValueError(f"density is {self.density}, threshold {self.threshold}; expected exactly one, not None")
+        if self.density is not None:
+            check_number("density", self.density, high=1.0, open_low=True)
+        else:
+            check_number("threshold", self.threshold)
+        check_int("mask_refresh_steps", self.mask_refresh_steps, 0)
+        check_int("saliency_batch_size", self.saliency_batch_size, 1)
+        check_int("saliency_batches", self.saliency_batches, 1)
+
+
+def module_of(name: str) -> str:
+    """The part of a U-Net that a parameter belongs to: "down_blocks.0", "mid_block", "conv_in"..."""
+    parts = name.split(".")
+    return ".".join(parts[: 2 if len(parts) > 1 and parts[1].isdigit() else 1])
+
+
+def density_by_module(mask: SaliencyMask) -> dict[str, float]:
+    """Share of salient entries in each part of the network, in the parameters' order. Waits for the device."""
+    salient: dict[str, int] = {}
+    numel: dict[str, int] = {}
+    for name, count, entries in zip(mask.names, mask.tensor_counts(), mask.numels, strict=True):
+        part = module_of(name)
+        salient[part] = salient.get(part, 0) + count
+        numel[part] = numel.get(part, 0) + entries
+    return {part: salient[part] / max(1, numel[part]) for part in salient}
+
+
+class Masker:
+    """Keeps the mask of a run: computes it when it is due, and remembers what is worth reporting of it.
+
+    Parameters
+    ----------
+    setting: the run's.
+    options: how saliency is taken.
+    t_init: of the generator that draws the samples.
+    """
+
+    def __init__(self, setting: Setting, options: SaliencyOptions, t_init: int) -> None:
+        options.check_saliency()
+        if options.saliency_samples == "data" and setting.forget_images is None:
+            raise ValueError('saliency_samples is "data", but there are no images of what is to be forgotten')
+        self.setting, self.options = setting, options
+        self.one_step = OneStepGenerator(setting.schedule, t_init)
+        self.mask: SaliencyMask | None = None
+        self._previous: SaliencyMask | None = None
+        self._ever: SaliencyMask | None = None
+        self._pool: tuple[Tensor, Tensor] | None = None
+        self._forget_labels = torch.tensor(setting.request.forget_classes, device=setting.device)
+
+    @property
+    def samples(self) -> int:
+        """Samples that one mask is taken on."""
+        return self.options.saliency_batch_size * self.options.saliency_batches
+
+    def start(self, generator: nn.Module) -> None:
+        """Forgets earlier masks and draws the samples that are drawn once, from the generator as it is."""
+        self.mask = self._previous = self._ever = self._pool = None
+        streams = Streams(self.setting.device, self.setting.seed, "saliency pool")
+        if self.options.saliency_samples == "initial":
+            self._pool = self._draw(streams, generator)
+        elif self.options.saliency_samples == "teacher":
+            labels = streams.choose("labels", self.samples, self._forget_labels)
+            seed = derived_seed(self.setting.seed, "saliency teacher")
+            with self.setting.autocast():
+                images = sample_ddim(self.setting.teacher, self.setting.schedule, labels, TEACHER_STEPS, seed=seed)
+            self._pool = images, labels
+
+    @torch.no_grad()
+    def _draw(self, streams: Streams, generator: nn.Module) -> tuple[Tensor, Tensor]:
+        labels = streams.choose("labels", self.samples, self._forget_labels)
+        config = self.setting.teacher.config
+        shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+        z = streams.normal("z", self.samples, shape)
+        generator.eval()
+        with self.setting.autocast():
+            batch = self.options.saliency_batch_size
+            images = [self.one_step(generator, *part) for part in zip(z.split(batch), labels.split(batch), strict=True)]
+        return torch.cat(images), labels
+
+    def _samples(self, streams: Streams, generator: nn.Module) -> tuple[Tensor, Tensor]:
+        if self._pool is not None:
+            return self._pool
+        if self.options.saliency_samples == "current":
+            return self._draw(streams, generator)
+        images, labels = self.setting.forget_images, self.setting.forget_labels
+        index = torch.randint(len(images), (self.samples,), generator=Streams("cpu", *streams.place).generator("data"))
+        return images[index].to(self.setting.device), labels[index].to(self.setting.device)
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether the mask is to be computed before the generator's step of this iteration."""
+        every = self.options.mask_refresh_steps
+        return self.mask is None or (every > 0 and iteration % every == 0)
+
+    def refresh(self, iteration: int, generator: nn.Module) -> None:
+        """Computes the mask anew where it is due, without waiting for the device. No gradient is left behind."""
+        if not self.is_due(iteration):
+            return
+        streams = Streams(self.setting.device, self.setting.seed, "saliency", iteration)
+        with self.setting.regions("saliency"):
+            scores = self.scores(streams, generator)
+        with self.setting.regions("selection"):
+            o = self.options
+            kind = {"density": o.density} if o.density is not None else {"threshold": o.threshold}
+            self._previous, self.mask = self.mask, saliency_mask(scores, **kind)
+            self._ever = self.mask if self._ever is None else self._ever | self.mask
+
+    def scores(self, streams: Streams, generator: nn.Module) -> dict[str, Tensor]:
+        """g_s: gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches, by parameter's name."""
+        setting, o = self.setting, self.options
+        images, labels = self._samples(streams, generator)
+        network = generator if o.saliency_network == "current" else setting.teacher
+        eps = streams.normal("eps", self.samples, images.shape[1:])
+        t = streams.timesteps("t", self.samples, 0, setting.schedule.num_train_timesteps - 1)
+        x_t = setting.schedule.add_noise(images, eps, t)
+        network.eval()
+        names, params = zip(*network.named_parameters(), strict=True)
+        frozen = not params[0].requires_grad
+        network.requires_grad_(True)
+        total: list[Tensor] | None = None
+        try:
+            for part in torch.arange(self.samples, device=setting.device).split(o.saliency_batch_size):
+                with setting.autocast():
+                    eps_pred = predict_eps(network, x_t[part], t[part], labels[part])
+                loss = noise_prediction_loss(eps[part], eps_pred) / o.saliency_batches
+                grads = torch.autograd.grad(loss, params, materialize_grads=True)
+                if total is None:
+                    total = list(grads)
+                else:
+                    torch._foreach_add_(total, grads)
+        finally:
+            network.requires_grad_(not frozen)
+        return dict(zip(names, total, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """What the log says of the mask. Waits for the device."""
+        if self.mask is None:
+            return {}
+        return {
+            "mask_density": self.mask.density,
+            "mask_iou": None if self._previous is None else self.mask.iou(self._previous),
+            "mask_touched_ever": self._ever.density,
+            "mask_nan_count": self.mask.nan_count,
+            "mask_density_by_module": density_by_module(self.mask),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        masks = {"mask": self.mask, "previous": self._previous, "ever": self._ever}
+        state: dict[str, Any] = {name: None if mask is None else mask.words for name, mask in masks.items()}
+        images, labels = self._pool or (None, None)
+        return state | {"pool_images": images, "pool_labels": labels}
+
+    def load_state_dict(self, state: dict[str, Any], generator: nn.Module) -> None:
+        """Goes on from a state; ``generator`` is the network whose parameters the masks are of."""
+        names = [name for name, _ in generator.named_parameters()]
+        shapes = [param.shape for param in generator.parameters()]
+        device = self.setting.device
+
+        def mask(name: str) -> SaliencyMask | None:
+            return None if state[name] is None else SaliencyMask(state[name].to(device), shapes, names)
+
+        self.mask, self._previous, self._ever = mask("mask"), mask("previous"), mask("ever")
+        images, labels = state["pool_images"], state["pool_labels"]
+        self._pool = None if images is None else (images.to(device), labels.to(device))

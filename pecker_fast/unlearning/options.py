@@ -1,0 +1,114 @@
+"""Hyper-parameters that the methods of score forgetting share, with the published defaults for CIFAR-10."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..diffusion.checks import check_int
+
+
+def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> None:
+    """``value`` is a finite number in [low, high], or in (low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    below = value <= low if open_low else value < low
+    if not math.isfinite(value) or below or value > high:
+        bound = f"{'above' if open_low else 'at least'} {low:g}"
+        raise ValueError(
+            f"{name} is {value}, expected a number {bound}{'' if high == math.inf else f', at most {high:g}'}"
+        )
+
+
+@dataclass(frozen=True)
+class ScoreForgettingOptions:
+    """Options of score forgetting.
+
+    The defaults are those published for CIFAR-10. theta is the one-step generator that is kept, psi the score network
+    that follows it, phi the pretrained teacher.
+    """
+
+    max_train_steps: int = 50_000
+    """Iterations: in each, psi and theta take one step."""
+    train_batch_size: int = 128
+    """Samples of retained classes in a step of psi and in one of theta."""
+    forget_batch_size: int | None = None
+    """Samples of forgotten classes in each; as many as of retained ones by default."""
+    gradient_accumulation_steps: int = 1
+    """Batches whose gradients are added up for a step."""
+    t_init: int = 440
+    """Timestep at which the generator is fed pure noise."""
+    t_min: int = 38
+    """Least timestep at which scores are compared."""
+    t_max: int = 711
+    """Largest timestep at which scores are compared, itself included."""
+    alpha: float = 1.2
+    """Weight of the squared term in the distillation loss."""
+    score_retain_weight: float = 1.0
+    """Weight of retained classes in psi's loss."""
+    score_forget_weight: float = 0.01
+    """Weight of forgotten classes in psi's loss."""
+    generator_retain_weight: float = 1.0
+    """Weight of L_distill in theta's loss."""
+    generator_forget_weight: float = 0.01
+    """Weight of L_forget in theta's loss."""
+    regression_weight: float = 0.0
+    """Weight of a further loss ||G(z, c_f) - sg G(z, c_o)||^2 in theta's; 0 leaves it out."""
+    score_learning_rate: float = 1e-5
+    """Of psi."""
+    generator_learning_rate: float = 1e-5
+    """Of theta."""
+    lr_scheduler: Literal["constant", "linear"] = "constant"
+    """Learning rates over the run: constant, or falling linearly to lr_end_factor of what they were."""
+    lr_end_factor: float = 0.1
+    """Where the linear scheduler ends."""
+    adam_beta1: float = 0.0
+    """Adam's decay of the first moment; at 0 there is none."""
+    adam_beta2: float = 0.999
+    """Adam's decay of the second moment."""
+    adam_epsilon: float = 1e-8
+    """Added to Adam's denominator."""
+    max_grad_value: float | None = 1.0
+    """Gradients are clipped to this by value."""
+    ema_decay: float | None = 0.9999
+    """Of the averaged generator, which is evaluated and saved. None: no average."""
+    variance: Literal["combined", "retain"] = "combined"
+    """What Adam's second moment of theta is of: the whole gradient, or the retain gradient alone."""
+    max_update: float | None = None
+    """Largest update of an entry of theta, in learning rates."""
+
+    @property
+    def forget_samples(self) -> int:
+        """Samples of forgotten classes in a step."""
+        return self.train_batch_size if self.forget_batch_size is None else self.forget_batch_size
+
+    def learning_rate_factor(self, iteration: int, iterations: int) -> float:
+        """What learning rates are multiplied with in iteration ``iteration`` of ``iterations``."""
+        if self.lr_scheduler == "constant":
+            return 1.0
+        return 1.0 - (1.0 - self.lr_end_factor) * iteration / max(1, iterations - 1)
+
+    def check(self, num_train_timesteps: int) -> None:
+        """Raises ValueError or TypeError, naming the option, where one is out of range."""
+        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps"):
+            check_int(name, getattr(self, name), 1)
+        check_int("forget_batch_size", self.forget_samples, 1)
+        check_int("t_init", self.t_init, 0, num_train_timesteps)
+        check_int("t_max", self.t_max, 0, num_train_timesteps)
+        check_int("t_min", self.t_min, 0, self.t_max + 1)
+        for name in ("alpha", "lr_end_factor"):
+            check_number(name, getattr(self, name))
+        for name in ("score", "generator"):
+            check_number(f"{name}_learning_rate", getattr(self, f"{name}_learning_rate"), open_low=True)
+            check_number(f"{name}_retain_weight", getattr(self, f"{name}_retain_weight"))
+            check_number(f"{name}_forget_weight", getattr(self, f"{name}_forget_weight"))
+        check_number("regression_weight", self.regression_weight)
+        check_number("adam_epsilon", self.adam_epsilon)
+        if self.ema_decay is not None:
+            check_number("ema_decay", self.ema_decay, high=1.0)
+        for name in ("max_grad_value", "max_update"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), open_low=True)
+        if self.lr_scheduler not in ("constant", "linear"):
+            raise ValueError(f'lr_scheduler is {self.lr_scheduler!r}, expected "constant" or "linear"')
+        if self.variance not in ("combined", "retain"):
+            raise ValueError(f'variance is {self.variance!r}, expected "combined" or "retain"')

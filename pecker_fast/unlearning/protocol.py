@@ -1,0 +1,98 @@
+"""What the training loop knows of a method: ordered phases, each a number of iterations on one objective."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .setting import Setting
+
+
+class Phase(ABC):
+    """A stretch of a run.
+
+    Everything random in an iteration derives from the setting's seed, the phase and the iteration's number, so that a
+    run that is resumed needs the state of no generator.
+
+    Attributes
+    ----------
+    name: unique within the method.
+    iterations: steps that make the phase complete.
+    images_per_iteration: generated or real images that an iteration is counted as (the batch, as the papers count).
+    """
+
+    name: str
+    iterations: int
+    images_per_iteration: int
+
+    @abstractmethod
+    def start(self, previous: "Phase | None") -> None:
+        """Begins the phase, taking over from the one before it. Not called when a run is resumed within the phase."""
+
+    @abstractmethod
+    def step(self, iteration: int) -> dict[str, Tensor]:
+        """Iteration number ``iteration``, from 0. Returns its losses, scalars on the device, without waiting for it."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What else is worth a line in the log at present, as JSON. May wait for the device."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that ``load_state_dict`` needs to go on: tensors, numbers and strings in dicts and lists."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state. Raises ValueError where it is another network's."""
+
+    @abstractmethod
+    def trained_parameters(self) -> Iterable[Tensor]:
+        """Every parameter that the phase trains."""
+
+    @abstractmethod
+    def averaged(self) -> AbstractContextManager[nn.Module]:
+        """Within it the network to keep, with its averaged weights where there are any, in eval mode."""
+
+    def is_finite(self) -> bool:
+        """Whether all trained parameters are finite. Waits for the device."""
+        with torch.no_grad():
+            norms = torch._foreach_norm([p.detach() for p in self.trained_parameters()], float("inf"))
+            return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+
+class Method(ABC):
+    """An unlearning method.
+
+    Parameters
+    ----------
+    setting: teacher, schedule, what to forget, seed, device.
+    options: an instance of ``Options``.
+
+    Attributes
+    ----------
+    name: on the command line and in every file; only classes that set it are methods.
+    Options: a frozen dataclass of the method's hyper-parameters, with help in its docstring.
+    defaults: fields of Options that the method sets whatever the preset says.
+    needs_data: whether images of the training set are needed; the data-free methods need a checkpoint and nothing else.
+    phases: in order.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type]
+    defaults: ClassVar[dict[str, Any]] = {}
+    needs_data: ClassVar[bool] = False
+
+    def __init__(self, setting: Setting, options: Any) -> None:
+        self.setting = setting
+        self.options = options
+        self.phases: list[Phase] = []
+
+    @abstractmethod
+    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1] of ``network``, as the method's networks are meant to be sampled.
+
+        ``network``: what ``Phase.averaged`` gives. The noise of sample i depends on seed and i alone.
+        """

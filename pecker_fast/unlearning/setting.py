@@ -1,0 +1,114 @@
+"""What every method is given: the pretrained network, the request, and how to compute."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..diffusion import NoiseSchedule, num_classes
+from ..diffusion.checks import check_int
+from ..profiling import Regions
+
+COVER_RANDOM = "random"
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """Which classes to forget, and what is to be drawn in their place.
+
+    Parameters
+    ----------
+    num_classes: of the network, the null label not counted.
+    forget_classes: one class or several, but not all.
+    cover_class: a retained class, or None for one drawn uniformly from the retained ones for each sample.
+    """
+
+    num_classes: int
+    forget_classes: tuple[int, ...]
+    cover_class: int | None
+
+    def __post_init__(self) -> None:
+        check_int("num_classes", self.num_classes, 2)
+        if not self.forget_classes:
+            raise ValueError("forget_classes is empty, expected at least one class")
+        for label in self.forget_classes:
+            check_int("forget_classes", label, 0, self.num_classes)
+        if len(set(self.forget_classes)) < len(self.forget_classes):
+            raise ValueError(f"forget_classes is {list(self.forget_classes)}, expected each class once")
+        if len(self.forget_classes) >= self.num_classes:
+            raise ValueError(f"forget_classes is all {self.num_classes} classes, expected at least one to be left")
+        if self.cover_class is not None:
+            check_int("cover_class", self.cover_class, 0, self.num_classes)
+            if self.cover_class in self.forget_classes:
+                raise ValueError(f"cover_class is {self.cover_class}, a class to forget; expected a retained one")
+
+    @classmethod
+    def of(cls, network: nn.Module, forget_classes: Iterable[int], cover_class: int | str | None) -> "ForgetRequest":
+        """The request for a network; ``cover_class`` may be "random". Raises ValueError for classes it has not."""
+        if cover_class == COVER_RANDOM:
+            cover_class = None
+        return cls(num_classes(network), tuple(forget_classes), cover_class)
+
+    @property
+    def retained_classes(self) -> tuple[int, ...]:
+        return tuple(label for label in range(self.num_classes) if label not in self.forget_classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """The surroundings of a run.
+
+    Parameters
+    ----------
+    teacher: the pretrained ``UNet2DModel``; moved to ``device`` and frozen. Methods copy it.
+    schedule: that it was trained with.
+    request: what to forget.
+    seed: of everything random.
+    device: where to compute.
+    mixed_precision: "no", or "bf16" for autocast over float32 weights.
+    channels_last: whether networks are kept in that memory format.
+    compile: whether networks go through ``torch.compile``.
+    nonfinite: what MaskedAdam does with inf and NaN: "propagate", "skip" or "zero".
+    forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
+        int64 (N,); None for methods that draw their own.
+    regions: profiler.
+    """
+
+    teacher: nn.Module
+    schedule: NoiseSchedule
+    request: ForgetRequest
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mixed_precision: str = "no"
+    channels_last: bool = False
+    compile: bool = False
+    nonfinite: str = "propagate"
+    forget_images: torch.Tensor | None = None
+    forget_labels: torch.Tensor | None = None
+    regions: Regions = field(default_factory=Regions)
+
+    def __post_init__(self) -> None:
+        check_int("seed", self.seed, 0)
+        if self.mixed_precision not in PRECISIONS or self.mixed_precision == "fp16":
+            # float16 needs loss scaling, which the value clip and the two gradients of a step would have to know of.
+            raise ValueError(f'mixed_precision is {self.mixed_precision!r}, expected "no" or "bf16"')
+        object.__setattr__(self, "device", torch.device(self.device))
+        object.__setattr__(self, "schedule", self.schedule.to(self.device))
+        self.place(self.teacher).eval().requires_grad_(False)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Moves a network to where and how it is computed with, in place."""
+        network.to(self.device)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if self.compile:
+            network.compile()
+        return network
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision that networks are called in."""
+        dtype = PRECISIONS[self.mixed_precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)

@@ -1,0 +1,58 @@
+"""SFD, score forgetting distillation (Chen et al., arXiv 2409.11219), in one stage or two."""
+
+from dataclasses import dataclass
+
+from ..diffusion.checks import check_int
+from .distillation import DistillationPhase, ScoreForgetting
+from .options import ScoreForgettingOptions, check_number
+from .setting import Setting
+
+
+@dataclass(frozen=True)
+class SFDOptions(ScoreForgettingOptions):
+    """Options of SFD."""
+
+    two_stage: bool = False
+    """First distil all classes (SiD), then forget; the teacher stays the pretrained network throughout."""
+    first_stage_steps: int = 50_000
+    """Iterations of the first of two stages."""
+    first_stage_score_learning_rate: float = 3e-5
+    """Of psi in the first of two stages."""
+
+    def check(self, num_train_timesteps: int) -> None:
+        super().check(num_train_timesteps)
+        check_int("first_stage_steps", self.first_stage_steps, 1)
+        check_number("first_stage_score_learning_rate", self.first_stage_score_learning_rate, open_low=True)
+
+
+class SFD(ScoreForgetting):
+    """Score forgetting distillation: the forget gradient reaches every parameter.
+
+    In two stages the second starts from the first one's averaged generator and its score network; the teacher is the
+    pretrained network in both (the public code takes the score network for it).
+    """
+
+    name = "sfd"
+    Options = SFDOptions
+
+    def __init__(self, setting: Setting, options: SFDOptions) -> None:
+        super().__init__(setting, options)
+        common = (setting, options, self.score, self.generator)
+        if options.two_stage:
+            self.phases.append(
+                DistillationPhase(
+                    *common,
+                    name="distil",
+                    iterations=options.first_stage_steps,
+                    score_learning_rate=options.first_stage_score_learning_rate,
+                    forget=False,
+                )
+            )
+        self.phases.append(
+            DistillationPhase(
+                *common,
+                name="forget",
+                iterations=options.max_train_steps,
+                score_learning_rate=options.score_learning_rate,
+            )
+        )

@@ -1,0 +1,56 @@
+"""Random numbers by place in the run, not by history: what is drawn never depends on what was drawn before."""
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SEEDS = 2**31
+
+
+def derived_seed(*place: int | str) -> int:
+    """A seed in [0, 2^31) from numbers and names; the same on every machine."""
+    text = "/".join(map(str, place)).encode()
+    return (zlib.crc32(text) << 16 ^ zlib.crc32(b"pecker" + text)) % SEEDS
+
+
+class Streams:
+    """The random numbers of one iteration, a stream a purpose.
+
+    Methods that are compared on one seed draw the same labels, noise and timesteps, whatever else they draw: saliency
+    has a stream of its own.
+
+    Parameters
+    ----------
+    device: where the numbers are drawn.
+    place: seed, phase, iteration, micro-batch.
+    """
+
+    def __init__(self, device: torch.device, *place: int | str) -> None:
+        self.device = device
+        self.place = place
+        self._open: dict[str, torch.Generator] = {}
+
+    def generator(self, name: str) -> torch.Generator:
+        """The generator of the stream ``name``, on the device."""
+        if name not in self._open:
+            self._open[name] = torch.Generator(self.device).manual_seed(derived_seed(*self.place, name))
+        return self._open[name]
+
+    def seed_dropout(self, name: str) -> None:
+        """Seeds torch's default generators, which dropout draws from."""
+        torch.manual_seed(derived_seed(*self.place, name))
+
+    def normal(self, name: str, count: int, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers, float32 (count, *shape)."""
+        return torch.randn((count, *shape), generator=self.generator(name), device=self.device)
+
+    def timesteps(self, name: str, count: int, low: int, high: int) -> Tensor:
+        """int64 (count,), uniform from ``low`` to ``high``, both included."""
+        return torch.randint(low, high + 1, (count,), generator=self.generator(name), device=self.device)
+
+    def choose(self, name: str, count: int, values: Tensor) -> Tensor:
+        """``count`` of ``values``, a vector on the device, uniformly and with repetition."""
+        index = torch.randint(len(values), (count,), generator=self.generator(name), device=self.device)
+        return values[index]
