@@ -1,6 +1,12 @@
-"""The command line: ``pecker-fast demo | env | bench``. Imports everything, is imported by nothing."""
+"""The command line, ``pecker-fast``. Imports everything, is imported by nothing.
 
+``unlearn`` and ``pretrain`` are typed configurations: preset and method are read first, since they settle which options
+there are and their defaults; every field is then an option.
+"""
+
+import argparse
 import contextlib
+import dataclasses
 import functools
 import io
 import json as json_module
@@ -12,7 +18,10 @@ import tyro
 
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
-from .demo import demo
+from .commands.demo import demo
+from .commands.pretrain import PretrainArguments, run_pretrain
+from .commands.sample import mask, sample
+from .commands.unlearn import UnlearnArguments, run_unlearn
 from .environment import describe_environment, environment
 
 
@@ -80,7 +89,61 @@ def bench(
         run.save(results, json)
 
 
-COMMANDS = {"demo": demo, "env": env, "bench": bench}
+def unlearn() -> None:
+    """Makes a pretrained network forget classes: --preset digits|cifar10|stl10 --method pecker|pecker+|sfd."""
+
+
+def pretrain() -> None:
+    """Trains the network that unlearning starts from: --preset digits|cifar10|stl10."""
+
+
+COMMANDS = {
+    "demo": demo,
+    "unlearn": unlearn,
+    "pretrain": pretrain,
+    "sample": sample,
+    "mask": mask,
+    "env": env,
+    "bench": bench,
+}
+
+
+def _parse_unlearn(arguments: list[str]) -> Callable[[], None]:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="digits")
+    early.add_argument("--method", default="pecker")
+    known, rest = early.parse_known_args(arguments)
+    default = UnlearnArguments.defaults(known.preset, known.method)
+    # The options' type is the method's own.
+    options = ("options", type(default.options), dataclasses.field(default=default.options))
+    kind = dataclasses.make_dataclass("UnlearnArguments", [options], bases=(UnlearnArguments,), frozen=True)
+    values = {item.name: getattr(default, item.name) for item in dataclasses.fields(default)}
+    return functools.partial(run_unlearn, _parse_dataclass(kind, kind(**values), "unlearn", unlearn.__doc__, rest))
+
+
+def _parse_pretrain(arguments: list[str]) -> Callable[[], None]:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="digits")
+    known, rest = early.parse_known_args(arguments)
+    default = PretrainArguments.defaults(known.preset)
+    return functools.partial(
+        run_pretrain, _parse_dataclass(PretrainArguments, default, "pretrain", pretrain.__doc__, rest)
+    )
+
+
+def _parse_dataclass(kind: type, default, name: str, description: str | None, arguments: list[str]):
+    return tyro.cli(
+        kind,
+        default=default,
+        prog=f"pecker-fast {name}",
+        description=description,
+        args=arguments,
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+CONFIGURED = {"unlearn": _parse_unlearn, "pretrain": _parse_pretrain}
 
 
 def _bound(command: Callable) -> Callable:
@@ -108,12 +171,15 @@ def _one_line(text: str) -> str:
 def _parse(arguments: list[str] | None):
     """The command to run, with its arguments. Exits with one line and status 2 where they make no sense."""
     said = io.StringIO()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with contextlib.redirect_stderr(said):
+            if arguments and arguments[0] in CONFIGURED:
+                return CONFIGURED[arguments[0]](arguments[1:])
             return tyro.extras.subcommand_cli_from_dict(
                 {name: _bound(command) for name, command in COMMANDS.items()},
                 prog="pecker-fast",
-                description="Saliency masks and masked Adam.",
+                description="Unlearning in diffusion models, fast.",
                 args=arguments,
             )
     except SystemExit as stop:
@@ -126,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a subcommand. Wrong input ends with one line on stderr and exit status 2."""
     try:
         _parse(arguments)()
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         print(f"pecker-fast: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:

@@ -27,15 +27,6 @@ def test_env_tells_versions_and_reasons():
     assert set(found["chosen"]["cpu"].values()) <= {"cpu", "reference"}
 
 
-def test_demo_freezes_what_is_outside_the_mask():
-    done = run("demo", "--steps", "40")
-    assert done.returncode == 0, done.stderr
-    assert "outside the mask that moved: 0" in done.stdout
-    forgotten = next(line for line in done.stdout.splitlines() if "forgotten class" in line)
-    before, after = (float(value.rstrip("%")) for value in forgotten.split()[-2:])
-    assert before > 90 and after < before - 30
-
-
 def test_bench_writes_json(tmp_path):
     path = tmp_path / "out.json"
     done = run("bench", "--size", "tiny", "--threads", "1", "--repeats", "3", "--max-seconds", "1", "--json", str(path))
@@ -51,9 +42,10 @@ def test_bench_writes_json(tmp_path):
     "arguments",
     [
         ["nonsense"],
-        ["demo", "--forget", "12"],
-        ["demo", "--density", "0"],
-        ["demo", "--density", "much"],
+        ["demo", "--forget-class", "12", "--output-dir", "/tmp/never-written"],
+        ["unlearn", "--preset", "no-such-preset"],
+        ["unlearn", "--method", "no-such-method"],
+        ["unlearn", "--density", "much"],
         ["bench", "no_such_operation", "--size", "tiny"],
         ["bench", "--size", "gigantic"],
         ["bench", "--size", "tiny", "--json", "/no/such/folder/out.json"],

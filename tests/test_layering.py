@@ -23,13 +23,14 @@ ALLOWED = {
     "__init__": {"ops", "mask", "saliency", "optim"},
     "diffusion": {"diffusion"},
     "profiling": {"profiling"},
+    "report": {"report"},
     "unlearning": {"unlearning", "diffusion", "profiling", "mask", "saliency", "optim"},
+    "training": {"training", "unlearning", "diffusion", "optim"},
     "environment": {"ops", "__init__"},
-    "demo": {"mask", "saliency", "optim", "__init__"},
     "benchmarks": {"benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"},
 }
 # Imported by nothing.
-TOPS = {"cli", "__main__"}
+TOPS = {"cli", "__main__", "commands"}
 THIRD_PARTY = {"kernels": {"torch", "triton"}, "ops": {"torch"}, "adam": {"torch"}}
 
 

@@ -2,6 +2,6 @@
 
 from .protocol import Method, Phase
 from .registry import method_class, method_names
-from .setting import COVER_RANDOM, ForgetRequest, Setting
+from .setting import COVER_RANDOM, Compute, ForgetRequest, Setting
 
-__all__ = ["COVER_RANDOM", "ForgetRequest", "Method", "Phase", "Setting", "method_class", "method_names"]
+__all__ = ["COVER_RANDOM", "Compute", "ForgetRequest", "Method", "Phase", "Setting", "method_class", "method_names"]

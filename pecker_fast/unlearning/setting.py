@@ -12,7 +12,7 @@ from ..diffusion.checks import check_int
 from ..profiling import Regions
 
 COVER_RANDOM = "random"
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -57,47 +57,35 @@ class ForgetRequest:
         return tuple(label for label in range(self.num_classes) if label not in self.forget_classes)
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """The surroundings of a run.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Compute:
+    """How networks are computed with.
 
     Parameters
     ----------
-    teacher: the pretrained ``UNet2DModel``; moved to ``device`` and frozen. Methods copy it.
-    schedule: that it was trained with.
-    request: what to forget.
     seed: of everything random.
     device: where to compute.
     mixed_precision: "no", or "bf16" for autocast over float32 weights.
     channels_last: whether networks are kept in that memory format.
     compile: whether networks go through ``torch.compile``.
     nonfinite: what MaskedAdam does with inf and NaN: "propagate", "skip" or "zero".
-    forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
-        int64 (N,); None for methods that draw their own.
     regions: profiler.
     """
 
-    teacher: nn.Module
-    schedule: NoiseSchedule
-    request: ForgetRequest
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mixed_precision: str = "no"
     channels_last: bool = False
     compile: bool = False
     nonfinite: str = "propagate"
-    forget_images: torch.Tensor | None = None
-    forget_labels: torch.Tensor | None = None
     regions: Regions = field(default_factory=Regions)
 
     def __post_init__(self) -> None:
         check_int("seed", self.seed, 0)
-        if self.mixed_precision not in PRECISIONS or self.mixed_precision == "fp16":
-            # float16 needs loss scaling, which the value clip and the two gradients of a step would have to know of.
+        if self.mixed_precision not in PRECISIONS:
+            # float16 would need loss scaling, which the clip by value and the two gradients of a step had to know of.
             raise ValueError(f'mixed_precision is {self.mixed_precision!r}, expected "no" or "bf16"')
         object.__setattr__(self, "device", torch.device(self.device))
-        object.__setattr__(self, "schedule", self.schedule.to(self.device))
-        self.place(self.teacher).eval().requires_grad_(False)
 
     def place(self, network: nn.Module) -> nn.Module:
         """Moves a network to where and how it is computed with, in place."""
@@ -112,3 +100,28 @@ class Setting:
         """The precision that networks are called in."""
         dtype = PRECISIONS[self.mixed_precision]
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setting(Compute):
+    """What a method is given, beside its options.
+
+    Parameters
+    ----------
+    teacher: the pretrained ``UNet2DModel``; moved to ``device`` and frozen. Methods copy it.
+    schedule: that it was trained with.
+    request: what to forget.
+    forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
+        int64 (N,); None for methods that draw their own.
+    """
+
+    teacher: nn.Module
+    schedule: NoiseSchedule
+    request: ForgetRequest
+    forget_images: torch.Tensor | None = None
+    forget_labels: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "schedule", self.schedule.to(self.device))
+        self.place(self.teacher).eval().requires_grad_(False)

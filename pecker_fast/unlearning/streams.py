@@ -30,13 +30,10 @@ class Streams:
     def __init__(self, device: torch.device, *place: int | str) -> None:
         self.device = device
         self.place = place
-        self._open: dict[str, torch.Generator] = {}
 
     def generator(self, name: str) -> torch.Generator:
-        """The generator of the stream ``name``, on the device."""
-        if name not in self._open:
-            self._open[name] = torch.Generator(self.device).manual_seed(derived_seed(*self.place, name))
-        return self._open[name]
+        """The generator of the stream ``name``, on the device and at its start: one name, one draw."""
+        return torch.Generator(self.device).manual_seed(derived_seed(*self.place, name))
 
     def seed_dropout(self, name: str) -> None:
         """Seeds torch's default generators, which dropout draws from."""

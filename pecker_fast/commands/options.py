@@ -1,0 +1,150 @@
+"""Arguments that subcommands share, and what they are resolved to."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..diffusion import NoiseSchedule, load_network
+from ..training.loop import write_atomically
+
+# What a run leaves in its folder, beside folders.
+RUN_FILES = (
+    "config.json",
+    "train.jsonl",
+    "evaluation.jsonl",
+    "metrics.json",
+    "environment.json",
+    "report.md",
+    "report.png",
+    "profile.txt",
+)
+
+
+@dataclass(frozen=True)
+class ComputeArguments:
+    """Where and how to compute."""
+
+    seed: int = 0
+    """Of everything random."""
+    device: str | None = None
+    """cpu, cuda, cuda:1...; a GPU where there is one by default."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Autocast over float32 weights; auto: bf16 on a GPU that has it, otherwise no."""
+    channels_last: bool | None = None
+    """Memory format of the networks; on a GPU by default."""
+    torch_compile: bool = False
+    """Compile the networks."""
+    nonfinite: Literal["stop", "skip", "zero"] = "stop"
+    """Losses or gradients that are inf or NaN: end the run, skip the step, or set these entries to 0."""
+    profile: bool = False
+    """Print where the time of an iteration went."""
+
+    def resolved(self) -> "ComputeArguments":
+        """With device, precision and memory format settled. Raises ValueError for a device that is not there."""
+        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {self.device!r}, but torch sees no GPU here")
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device is {self.device!r}, expected cpu or cuda")
+        precision = self.mixed_precision
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        channels_last = device.type == "cuda" if self.channels_last is None else self.channels_last
+        return dataclasses.replace(self, device=str(device), mixed_precision=precision, channels_last=channels_last)
+
+    def as_setting(self) -> dict[str, Any]:
+        """The arguments of ``Compute``, but for the profiler."""
+        return {
+            "seed": self.seed,
+            "device": torch.device(self.device),
+            "mixed_precision": self.mixed_precision,
+            "channels_last": self.channels_last,
+            "compile": self.torch_compile,
+            "nonfinite": "propagate" if self.nonfinite == "stop" else self.nonfinite,
+        }
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Real images: for pretraining and for evaluation only."""
+
+    dataset_name: str | None = None
+    """digits, cifar10, stl10 or folder:<path>; the preset's by default."""
+    data_root: str | None = None
+    """Folder with the files of cifar10 or stl10."""
+    download: bool = False
+    """Whether the files may be fetched from the internet."""
+
+
+def shipped_network(name: str) -> Path:
+    """Folder of a pretrained network that comes with the package. ValueError where it is not installed."""
+    folder = Path(str(resources.files("pecker_fast").joinpath("assets", name, "unet")))
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not installed: pecker-fast pretrain --preset {name} makes this network")
+    return folder
+
+
+def network_folder(path: str | Path) -> Path:
+    """The folder of a network: ``path`` itself, or its ``unet`` where ``path`` is the folder of a run."""
+    path = Path(path)
+    return path / "unet" if not (path / "config.json").is_file() or (path / "unet").is_dir() else path
+
+
+def load_pretrained(path: str | None, shipped: str | None) -> tuple[nn.Module, NoiseSchedule, str]:
+    """Network, schedule, and where they came from. ValueError where there is none."""
+    if path is None:
+        if shipped is None:
+            raise ValueError(
+                "pretrained_model_name_or_path is not given, and no network of this preset comes with the package"
+            )
+        return *load_network(shipped_network(shipped)), f"shipped:{shipped}"
+    return *load_network(network_folder(path)), str(path)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """sha256 of the network's weights, names and shapes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def prepare_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
+    """Makes the folder of a run, or empties it where that was asked for.
+
+    Raises ValueError where another run is in it and nothing says what to do.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir {folder} is a file, expected a folder")
+    if resume is None and not overwrite and any((folder / name).exists() for name in ("config.json", "checkpoints")):
+        raise ValueError(
+            f"output_dir {folder} has a run already: go on with --resume_from_checkpoint latest, "
+            "begin anew with --overwrite_output_dir, or choose another folder"
+        )
+    try:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"output_dir {folder} cannot be written to: {error}") from error
+    if resume is None and overwrite:
+        # Checkpoints of the earlier run would pass for this one's.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in RUN_FILES:
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON, all or nothing."""
+    write_atomically(path, json.dumps(value, indent=1, default=str) + "\n")

@@ -1,0 +1,140 @@
+"""``pecker-fast sample`` and ``pecker-fast mask``: draws images, and computes or shows a mask."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..diffusion import OneStepGenerator, num_classes, sample_ddim, sample_ddpm, sample_one_step
+from ..mask import SaliencyMask
+from ..report import save_grid
+from ..training.presets import preset
+from ..unlearning import ForgetRequest, Setting
+from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
+from .options import load_pretrained
+
+
+def sample(
+    pretrained_model_name_or_path: str | None = None,
+    preset_name: str = "digits",
+    labels: tuple[int, ...] = (),
+    images_per_class: int = 10,
+    sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto",
+    t_init: int | None = None,
+    num_inference_steps: int = 50,
+    output: str = "samples.png",
+    seed: int = 0,
+) -> None:
+    """Draws images of a network's classes into one picture, a row a class.
+
+    Args:
+        pretrained_model_name_or_path: Folder of a run or of a network; the one that comes with the preset by default.
+        preset_name: digits, cifar10 or stl10.
+        labels: Classes to draw; all by default.
+        images_per_class: Images of each.
+        sampler: auto: in one step for a run of unlearning (at its t_init), DDIM otherwise.
+        t_init: Timestep of the one-step sampler; that of the run by default.
+        num_inference_steps: Of ddim and ddpm.
+        output: The picture, a PNG.
+        seed: Of the noise.
+    """
+    if images_per_class < 1:
+        raise ValueError(f"images_per_class is {images_per_class}, expected at least 1")
+    if not output.endswith(".png"):
+        raise ValueError(f"output is {output!r}, expected a file that ends with .png")
+    if not (Path(output).parent).is_dir():
+        raise ValueError(f"output is {output!r}, but there is no folder {str(Path(output).parent)!r}")
+    network, schedule, source = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
+    classes = num_classes(network)
+    chosen = torch.tensor(labels or range(classes)).repeat_interleave(images_per_class)
+    recorded = _t_init_of(pretrained_model_name_or_path)
+    if sampler == "auto":
+        sampler = "ddim" if t_init is None and recorded is None else "one_step"
+    if sampler == "one_step":
+        t_init = recorded if t_init is None else t_init
+        if t_init is None:
+            raise ValueError("t_init is not given, and the network is not of a run that says it")
+        images = sample_one_step(network, OneStepGenerator(schedule, t_init), chosen, seed=seed)
+    else:
+        draw = sample_ddim if sampler == "ddim" else sample_ddpm
+        images = draw(network, schedule, chosen, num_inference_steps, seed=seed)
+    save_grid(Path(output), images, chosen, tuple(map(str, range(classes))))
+    print(f"{len(images)} images of {source}, sampler {sampler}, seed {seed}: {output}")
+
+
+def _t_init_of(path: str | None) -> int | None:
+    """The timestep at which the generator of a run is fed noise; None where ``path`` is no run of unlearning."""
+    for folder in () if path is None else (Path(path), Path(path).parent):
+        try:
+            return json.loads((folder / "config.json").read_text())["options"]["t_init"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def mask(
+    inspect: str | None = None,
+    pretrained_model_name_or_path: str | None = None,
+    preset_name: str = "digits",
+    forget_classes: tuple[int, ...] = (0,),
+    density: float | None = None,
+    threshold: float | None = None,
+    saliency_batch_size: int = 128,
+    saliency_batches: int = 1,
+    saliency_samples: Literal["initial", "teacher"] = "initial",
+    t_init: int | None = None,
+    output: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Computes PECKER's mask for a pretrained network, or shows one from a file: density by tensor and by module.
+
+    Args:
+        inspect: Show this mask instead of computing one.
+        pretrained_model_name_or_path: Folder of the network; the one that comes with the preset by default.
+        preset_name: digits, cifar10 or stl10.
+        forget_classes: Classes to forget.
+        density: Share of the parameters to keep, in (0, 1]; 0.5 unless a threshold is given.
+        threshold: Least magnitude of a salient gradient.
+        saliency_batch_size: Samples in a batch.
+        saliency_batches: Batches.
+        saliency_samples: initial: of the one-step generator as it starts; teacher: by DDIM.
+        t_init: Timestep at which the generator is fed noise; the preset's by default.
+        output: File to save the mask to.
+        seed: Of the samples.
+    """
+    if inspect is not None:
+        if not Path(inspect).is_file():
+            raise ValueError(f"inspect is {inspect!r}, no such file")
+        _show(SaliencyMask.load(inspect))
+        return
+    if output is not None and not Path(output).parent.is_dir():
+        raise ValueError(f"output is {output!r}, but there is no folder {str(Path(output).parent)!r}")
+    if density is None and threshold is None:
+        density = 0.5
+    options = SaliencyOptions(
+        density=density,
+        threshold=threshold,
+        saliency_batch_size=saliency_batch_size,
+        saliency_batches=saliency_batches,
+        saliency_samples=saliency_samples,
+    )
+    options.check_saliency()
+    network, schedule, _ = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
+    request = ForgetRequest.of(network, forget_classes, "random")
+    setting = Setting(teacher=network, schedule=schedule, request=request, seed=seed)
+    masker = Masker(setting, options, preset(preset_name).unlearning.get("t_init", 440) if t_init is None else t_init)
+    masker.start(network)
+    masker.refresh(0, network)
+    _show(masker.mask)
+    if output is not None:
+        masker.mask.save(output)
+        print(f"saved: {output}")
+
+
+def _show(found: SaliencyMask) -> None:
+    print(found.summary())
+    if found.names is not None:
+        print("\nby module")
+        for name, share in density_by_module(found).items():
+            print(f"{name:24}{share:8.1%}")

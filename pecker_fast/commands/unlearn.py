@@ -1,0 +1,288 @@
+"""``pecker-fast unlearn``: makes a pretrained network forget, and reports it."""
+
+import dataclasses
+import json
+import resource
+import shlex
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import LabelledImages, load_dataset
+from ..diffusion import save_network
+from ..environment import environment
+from ..metrics import Judge, load_judge
+from ..profiling import Regions
+from ..report import save_before_after, save_grid, write_run_report
+from ..training.loop import Loop, LoopOptions, Progress, read_lines
+from ..training.presets import method_options, preset
+from ..training.tracking import tracker
+from ..unlearning import ForgetRequest, Method, Phase, Setting, method_class
+from .evaluation import RunEvaluation, summary
+from .options import ComputeArguments, DataArguments, load_pretrained, prepare_folder, weights_hash, write_json
+
+# Images of each class in the pictures of samples.
+PICTURED = 10
+# T of the schedule that all presets are trained with.
+TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class RequestArguments:
+    """What to forget, of which network, and where to put the result."""
+
+    pretrained_model_name_or_path: str | None = None
+    """Folder of the pretrained network, as diffusers saves it, or of a pretraining run; the one that comes with the
+    preset by default."""
+    output_dir: str | None = None
+    """Folder of the run; runs/<preset>-<method>-seed<seed> by default."""
+    overwrite_output_dir: bool = False
+    """Begin anew in a folder that has a run."""
+    forget_classes: tuple[int, ...] = (0,)
+    """Classes to forget."""
+    cover_class: str = "1"
+    """The class that is to be drawn in their place, or "random"."""
+    forget_data: str | None = None
+    """Real images of what is to be forgotten, for saliency_samples=data: a folder with a subfolder a class."""
+    judge: str | None = None
+    """File of the classifier for the evaluation; the one that comes with the preset by default."""
+    samples_per_class: int = 100
+    """Images of each class in an evaluation."""
+    evaluate: bool = True
+    """Measure the result, where there are a judge and real images."""
+    report_to: str = "none"
+    """Where the log goes beside train.jsonl: none or tensorboard."""
+    progress_bar: bool = True
+    """Show a progress bar."""
+    dry_run: bool = False
+    """Only print the resolved configuration."""
+
+
+@dataclass(frozen=True)
+class UnlearnArguments:
+    """All arguments of a run; ``method_class(method).Options`` is the type of ``options``."""
+
+    preset: str
+    method: str
+    options: Any
+    request: RequestArguments = field(default_factory=RequestArguments)
+    compute: ComputeArguments = field(default_factory=ComputeArguments)
+    data: DataArguments = field(default_factory=DataArguments)
+    loop: LoopOptions = field(default_factory=LoopOptions)
+
+    @classmethod
+    def defaults(cls, preset_name: str, method: str) -> "UnlearnArguments":
+        """The arguments of a method on a preset. ValueError for names that there are not."""
+        found = preset(preset_name)
+        request = RequestArguments(
+            forget_classes=(found.forget_class,),
+            cover_class=str(found.cover_class),
+            samples_per_class=found.samples_per_class,
+        )
+        options = method_options(preset_name, method_class(method))
+        return cls(preset_name, method, options, request=request, loop=found.loop)
+
+    @property
+    def output_dir(self) -> Path:
+        name = f"runs/{self.preset}-{self.method}-seed{self.compute.seed}"
+        return Path(self.request.output_dir or name)
+
+    @property
+    def cover(self) -> int | str:
+        """The cover class as a number, or "random"."""
+        given = self.request.cover_class
+        if given == "random":
+            return given
+        if not given.isdecimal():
+            raise ValueError(f'cover_class is {given!r}, expected a class or "random"')
+        return int(given)
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration as JSON, as config.json has it."""
+        request = dataclasses.asdict(self.request)
+        for name in ("dry_run", "overwrite_output_dir", "progress_bar"):
+            del request[name]
+        request["cover_class"] = None if self.cover == "random" else self.cover
+        request["output_dir"] = str(self.output_dir)
+        compute = dataclasses.asdict(self.compute.resolved())
+        return {
+            "method": self.method,
+            "preset": self.preset,
+            **request,
+            **compute,
+            **dataclasses.asdict(self.data),
+            **dataclasses.asdict(self.loop),
+            "options": dataclasses.asdict(self.options),
+        }
+
+
+def load_evaluation(args: UnlearnArguments, setting: Setting, method: Method) -> RunEvaluation | None:
+    """The evaluation of a run, or None where it was not asked for or there is nothing to judge by."""
+    found = preset(args.preset)
+    if not args.request.evaluate:
+        return None
+    if args.request.judge is None and found.judge is None:
+        print(f"pecker-fast: no evaluation: the preset {args.preset} comes without a judge (--judge)", file=sys.stderr)
+        return None
+    judge = Judge.load(args.request.judge) if args.request.judge else load_judge(found.judge)
+    dataset = load_images(args.data, args.preset, "all")
+    return RunEvaluation(setting, method, dataset, judge, args.request.samples_per_class)
+
+
+def load_images(data: DataArguments, preset_name: str, split: str) -> LabelledImages:
+    """The real images of a preset, or those that were asked for."""
+    found = preset(preset_name)
+    name = data.dataset_name or found.dataset
+    size = found.unet.sample_size if name.startswith("folder:") else None
+    return load_dataset(name, split, data.data_root, data.download, image_size=size)
+
+
+def _forget_images(args: UnlearnArguments, request: ForgetRequest, size: int) -> dict[str, torch.Tensor]:
+    path = args.request.forget_data
+    if path is None:
+        return {}
+    images = load_dataset(f"folder:{path}", "all", image_size=size).of_classes(request.forget_classes)
+    if len(images) == 0:
+        raise ValueError(f"forget_data {path} has no images of the classes {list(request.forget_classes)}")
+    return {"forget_images": images.tensor(), "forget_labels": images.labels}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory in use so far: the GPU's, or this process's where the CPU computes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def unlearn(args: UnlearnArguments) -> dict[str, Any]:
+    """Runs a method and writes the folder of the run; returns what metrics.json holds.
+
+    Raises ValueError or TypeError for wrong arguments, before anything is written; SystemExit 128 + n where signal n
+    ended the run, after a checkpoint.
+    """
+    compute = args.compute.resolved()
+    network, schedule, source = load_pretrained(args.request.pretrained_model_name_or_path, preset(args.preset).network)
+    request = ForgetRequest.of(network, args.request.forget_classes, args.cover)
+    teacher_hash = weights_hash(network)
+    regions = Regions(compute.profile, compute.device)
+    size = network.config["sample_size"]
+    setting = Setting(
+        teacher=network,
+        schedule=schedule,
+        request=request,
+        regions=regions,
+        **_forget_images(args, request, size),
+        **compute.as_setting(),
+    )
+    method = method_class(args.method)(setting, args.options)
+    loop_options = dataclasses.replace(args.loop, stop_at_nonfinite=compute.nonfinite == "stop")
+    loop_options.check()
+    evaluation = load_evaluation(args, setting, method)
+    folder = args.output_dir
+    prepare_folder(folder, loop_options.resume_from_checkpoint, args.request.overwrite_output_dir)
+
+    def export(phase: Phase, target: Path) -> None:
+        with phase.averaged() as averaged:
+            save_network(target / "unet", averaged, schedule)
+
+    fingerprint = {
+        "method": args.method,
+        "options": dataclasses.asdict(args.options),
+        "pretrained_sha256": teacher_hash,
+        "forget_classes": list(request.forget_classes),
+        "cover_class": request.cover_class,
+        "seed": compute.seed,
+        "mixed_precision": compute.mixed_precision,
+    }
+    with tracker(args.request.report_to, folder) as on_log:
+        loop = Loop(
+            method.phases,
+            folder,
+            loop_options,
+            fingerprint,
+            evaluate=evaluation,
+            export=export,
+            on_log=on_log,
+            show_progress=args.request.progress_bar,
+        )
+        loop.prepare()
+        write_json(folder / "config.json", {**args.describe(), "pretrained_sha256": teacher_hash})
+        before = None if evaluation is None else evaluation.teacher_samples()
+        progress = loop.run()
+    if progress.stopped_by is not None:
+        otherwise = ["unlearn", "--preset", args.preset, "--method", args.method, "--output_dir", str(folder)]
+        say_how_to_resume(progress, otherwise)
+        raise SystemExit(128 + progress.stopped_by)
+    return _finish(args, setting, method, evaluation, before, progress, source)
+
+
+def say_how_to_resume(progress: Progress, otherwise: list[str]) -> None:
+    """Prints the command that goes on with a run that a signal ended; ``otherwise`` where no command line began it."""
+    name = signal.Signals(progress.stopped_by).name
+    given = [word for word in sys.argv[1:] if word not in ("--overwrite_output_dir", "--overwrite-output-dir")]
+    words = ["pecker-fast", *(given if given[:1] == otherwise[:1] else otherwise), "--resume_from_checkpoint", "latest"]
+    print(f"{name}: stopped after step {progress.step}, with a checkpoint. Go on with\n  {shlex.join(words)}")
+
+
+def _finish(
+    args: UnlearnArguments,
+    setting: Setting,
+    method: Method,
+    evaluation: RunEvaluation | None,
+    before: torch.Tensor | None,
+    progress: Progress,
+    source: str,
+) -> dict[str, Any]:
+    folder, phase = args.output_dir, method.phases[-1]
+    metrics: dict[str, Any] = {"method": args.method, "seed": args.compute.seed, "pretrained": source}
+    with phase.averaged() as averaged:
+        save_network(folder / "unet", averaged, setting.schedule)
+        if evaluation is not None:
+            after = evaluation.samples(averaged)
+            records = read_lines(folder / "evaluation.jsonl")
+            metrics |= {**summary(records, progress.step), **evaluation.real_split, **evaluation.before(before)}
+            _picture(folder, evaluation, before, after)
+    metrics |= {
+        "weights": "live" if args.options.ema_decay is None else "ema",
+        "images": progress.images,
+        "iterations": progress.step,
+        "seconds": progress.seconds,
+        "peak_memory_bytes": peak_memory_bytes(setting.device),
+    }
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "environment.json", environment())
+    write_run_report(folder)
+    if args.compute.profile:
+        table = setting.regions.table(progress.step, progress.seconds)
+        (folder / "profile.txt").write_text(table + "\n")
+        print(table)
+    return metrics
+
+
+def _picture(folder: Path, evaluation: RunEvaluation, before: torch.Tensor, after: torch.Tensor) -> None:
+    per_class = len(evaluation.labels) // evaluation.setting.request.num_classes
+    shown = (torch.arange(len(evaluation.labels)) % per_class) < PICTURED
+    labels, names = evaluation.labels[shown], evaluation.judge.class_names
+    marked = evaluation.setting.request.forget_classes
+    save_grid(folder / "samples" / "before.png", before[shown], labels, names, highlight=marked)
+    save_grid(folder / "samples" / "after.png", after[shown], labels, names, highlight=marked)
+    picture = folder / "samples" / "before_after.png"
+    save_before_after(picture, before[shown], after[shown], labels, names, highlight=marked)
+
+
+def run_unlearn(args: UnlearnArguments) -> None:
+    """The subcommand: prints the configuration, or runs and prints what came out."""
+    if args.request.dry_run:
+        args.options.check(TIMESTEPS)
+        args.loop.check()
+        print(json.dumps(args.describe(), indent=1))
+        return
+    metrics = unlearn(args)
+    shown = ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds")
+    print("  ".join(f"{name} {metrics[name]:.4g}" for name in shown if metrics.get(name) is not None))
+    print(f"report: {args.output_dir / 'report.md'}")

@@ -1,0 +1,59 @@
+"""Files of a run: read with what a kill may have left, written all or nothing."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds; what is missing is empty."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    log: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Raises ValueError where there is no metrics.json: the run has not ended."""
+        folder = Path(folder)
+        if not (folder / "metrics.json").is_file():
+            raise ValueError(f"{folder} has no metrics.json: it is not the folder of a run that has ended")
+        lines = (_lines(folder / f"{name}.jsonl") for name in ("train", "evaluation"))
+        return cls(folder, _json(folder / "config.json"), _json(folder / "metrics.json"), *lines)
+
+    @property
+    def mask(self) -> dict[str, Any]:
+        """The last line of the log that tells of a mask; empty for methods without one."""
+        return next((line for line in reversed(self.log) if "mask_density" in line), {})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            # The last line of a run that was killed.
+            break
+    return records
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls ``write`` with a temporary name in the same folder, then puts the file in its place."""
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""Pictures of samples: a row a class, one fixed mapping of [-1, 1] to grey or colour."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .files import write_file
+
+# Images are magnified by a whole factor up to about this height in pixels.
+SHOWN_HEIGHT = 32
+GAP = 2
+LABEL_WIDTH = 44
+TITLE_HEIGHT = 18
+BACKGROUND, INK, MARKED = (255, 255, 255), (40, 40, 40), (213, 94, 0)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) of images in [-1, 1], cut to that range; the same mapping for every image."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _check(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images has shape {tuple(images.shape)}, expected (N, 1, H, W) or (N, 3, H, W)")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({len(images)},), one for each image")
+    if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
+        raise ValueError(f"labels has classes outside 0 to {len(class_names) - 1}, or none")
+
+
+def _grid(images: Tensor, labels: Tensor, class_names: Sequence[str], highlight: Collection[int], title: str = ""):
+    from PIL import Image, ImageDraw
+
+    _check(images, labels, class_names)
+    pixels = to_pixels(images.detach().cpu())
+    height, width = pixels.shape[2:]
+    scale = max(1, SHOWN_HEIGHT // height)
+    classes = sorted(set(labels.tolist()))
+    columns = int(labels.bincount().max())
+    cell_height, cell_width = height * scale + GAP, width * scale + GAP
+    top = TITLE_HEIGHT if title else 0
+    size = LABEL_WIDTH + columns * cell_width + GAP, top + len(classes) * cell_height + GAP
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((LABEL_WIDTH, 3), title, fill=INK)
+    for row, label in enumerate(classes):
+        y = top + GAP + row * cell_height
+        colour = MARKED if label in highlight else INK
+        draw.text((4, y + cell_height // 2 - 6), class_names[label][:6], fill=colour)
+        for column, image in enumerate(pixels[labels == label]):
+            x = LABEL_WIDTH + GAP + column * cell_width
+            tile = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+            sheet.paste(tile.resize((width * scale, height * scale), Image.Resampling.NEAREST), (x, y))
+        if label in highlight:
+            box = (LABEL_WIDTH, y - GAP, size[0] - 1, y + cell_height - GAP + 1)
+            draw.rectangle(box, outline=MARKED, width=GAP)
+    return sheet
+
+
+def save_grid(
+    path: Path, images: Tensor, labels: Tensor, class_names: Sequence[str], highlight: Collection[int] = ()
+) -> None:
+    """Writes a PNG with a row for each class.
+
+    Arguments: ``images`` (N, C, H, W) in [-1, 1], C of 1 or 3; ``labels`` int64 (N,); ``class_names`` by label; rows of
+    the classes in ``highlight`` are framed. Raises ValueError for shapes and labels that do not fit.
+    """
+    sheet = _grid(images, labels.cpu(), class_names, highlight)
+    write_file(path, lambda temporary: sheet.save(temporary, format="PNG"))
+
+
+def save_before_after(
+    path: Path,
+    before: Tensor,
+    after: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    highlight: Collection[int] = (),
+) -> None:
+    """Writes a PNG with samples of the same labels before and after, side by side. Arguments as in ``save_grid``."""
+    from PIL import Image
+
+    sheets = [
+        _grid(images, labels.cpu(), class_names, highlight, title)
+        for images, title in ((before, "before"), (after, "after"))
+    ]
+    width, height = sheets[0].size
+    both = Image.new("RGB", (2 * width + 12, height), BACKGROUND)
+    both.paste(sheets[0], (0, 0))
+    both.paste(sheets[1], (width + 12, 0))
+    write_file(path, lambda temporary: both.save(temporary, format="PNG"))

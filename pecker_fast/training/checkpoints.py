@@ -1,0 +1,213 @@
+"""Checkpoints that a kill at any moment cannot spoil: complete under their final name, or not there."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .state import load_state, save_state
+
+FORMAT, VERSION = "pecker_fast.checkpoint", 1
+STATE, MANIFEST = "state.safetensors", "checkpoint.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_TEMPORARY = re.compile(r"\.checkpoint-\d+\.(tmp|old)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, another run's, or not there."""
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file, which is synced on the way."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        if digest is None:
+            digest = hashlib.sha256()
+            for part in iter(lambda: file.read(1 << 20), b""):
+                digest.update(part)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _differences(expected: Any, given: Any, place: str = "") -> list[str]:
+    """Where two JSON values differ, dotted."""
+    if isinstance(expected, dict) and isinstance(given, dict):
+        found = []
+        for key in sorted({*expected, *given}):
+            inner = f"{place}.{key}" if place else key
+            found += _differences(expected.get(key), given.get(key), inner)
+        return found
+    return [] if expected == given else [f"{place} is {given!r} there and {expected!r} here"]
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints, ``checkpoint-{step}`` each.
+
+    Parameters
+    ----------
+    folder: made when the first is saved.
+    total_limit: how many to keep; None: all. The oldest go, once a new one is in its place.
+    fingerprint: JSON that says which run they belong to: a checkpoint with another one is refused.
+    """
+
+    def __init__(self, folder: str | os.PathLike, total_limit: int | None, fingerprint: dict[str, Any]) -> None:
+        if total_limit is not None and (isinstance(total_limit, bool) or total_limit < 1):
+            raise ValueError(f"checkpoints_total_limit is {total_limit}, expected at least 1, or None for no limit")
+        self.folder = Path(folder)
+        self.total_limit = total_limit
+        # As it will be read: tuples are lists in JSON.
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, in ascending order."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def save(self, step: int, tree: Any, export: Callable[[Path], None] | None = None) -> Path:
+        """Writes a checkpoint and returns its folder.
+
+        Parameters
+        ----------
+        step: its number. A whole checkpoint of this run is kept as it is; a damaged one or another run's is replaced.
+        tree: as ``save_state`` takes it.
+        export: writes further files into the folder that it is given.
+
+        Raises OSError, such as for a full disk, with earlier checkpoints as they were.
+        """
+        final = self.path(step)
+        if final.exists():
+            try:
+                if self.verify(final)["fingerprint"] == self.fingerprint:
+                    return final
+            except CheckpointError:
+                pass
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        temporary = self.folder / f".{final.name}.tmp"
+        temporary.mkdir()
+        try:
+            save_state(temporary / STATE, tree)
+            if export is not None:
+                export(temporary)
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            manifest = {
+                "format": FORMAT,
+                "version": VERSION,
+                "step": step,
+                "fingerprint": self.fingerprint,
+                "files": {path.relative_to(temporary).as_posix(): _digest(path) for path in files},
+            }
+            with open(temporary / MANIFEST, "w") as file:
+                json.dump(manifest, file, indent=1, sort_keys=True)
+                file.flush()
+                os.fsync(file.fileno())
+            for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+                _sync_folder(folder)
+            if final.exists():
+                self._remove(final)
+            os.rename(temporary, final)
+            _sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if self.total_limit is not None:
+            for old in self.steps()[: -self.total_limit]:
+                if old != step:
+                    self._remove(self.path(old))
+        return final
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: what a kill leaves half removed must not look like a checkpoint.
+        aside = path.with_name(f".{path.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        for entry in self.folder.iterdir():
+            if _TEMPORARY.fullmatch(entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _resolve(self, which: str | int | os.PathLike) -> Path:
+        if which == "latest":
+            steps = self.steps()
+            if not steps:
+                raise CheckpointError(f"resume_from_checkpoint is 'latest', but {self.folder} has no checkpoint")
+            return self.path(steps[-1])
+        if isinstance(which, int):
+            path = self.path(which)
+        else:
+            path = Path(which)
+            if not path.is_dir() and _NAME.fullmatch(str(which)):
+                path = self.folder / which
+        if not path.is_dir():
+            there = ", ".join(self.path(step).name for step in self.steps()) or "no checkpoint"
+            raise CheckpointError(
+                f"resume_from_checkpoint is {str(which)!r}, no such folder; {self.folder} has {there}"
+            )
+        return path
+
+    def _offer(self, path: Path) -> str:
+        """The way out: the newest whole checkpoint beside ``path``."""
+        match = _NAME.fullmatch(path.name)
+        for step in reversed(self.steps()):
+            if match and step >= int(match[1]):
+                continue
+            try:
+                self.verify(self.path(step))
+            except CheckpointError:
+                continue
+            return f"; the one before it is whole: --resume_from_checkpoint checkpoint-{step}"
+        return "; there is no earlier one"
+
+    def verify(self, path: Path) -> dict[str, Any]:
+        """Reads every file of a checkpoint and returns its manifest. CheckpointError where it is damaged."""
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            kind, version, files = manifest["format"], manifest["version"], manifest["files"]
+            step, _ = manifest["step"], manifest["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} cannot be read ({error})") from error
+        if kind != FORMAT or version != VERSION:
+            raise CheckpointError(f"{path} has format {kind!r} version {version!r}, expected {FORMAT!r} {VERSION}")
+        if STATE not in files or not isinstance(step, int):
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} does not name {STATE} and a step")
+        for name, said in files.items():
+            if not (path / name).is_file():
+                raise CheckpointError(f"{path} is damaged: {name} is missing")
+            if _digest(path / name) != said:
+                raise CheckpointError(f"{path} is damaged: {name} is not what was written")
+        return manifest
+
+    def load(self, which: str | int | os.PathLike) -> tuple[int, Any]:
+        """Step and state of a checkpoint: "latest", a step, "checkpoint-100" or a path.
+
+        Raises CheckpointError where it is damaged, of another run (saying in what they differ) or not there; the
+        message offers the newest whole one before it.
+        """
+        path = self._resolve(which)
+        try:
+            manifest = self.verify(path)
+            differences = _differences(self.fingerprint, manifest["fingerprint"])
+            if differences:
+                raise CheckpointError(f"{path} is of another run: {'; '.join(differences)}")
+            return manifest["step"], load_state(path / STATE)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{self._offer(path)}") from error
