@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from ..report import comparison_table, write_comparison
+from ..unlearning import ForgetRequest
 from .options import write_json
 from .pretrain import PretrainArguments, PretrainRequest, pretrain
 from .unlearn import UnlearnArguments, unlearn
@@ -37,6 +38,8 @@ def demo(
     """
     start = time.perf_counter()
     folder = Path(output_dir)
+    # Checked before a network is pretrained for it.
+    ForgetRequest(10, (forget_class,), UnlearnArguments.cover_of(cover_class))
     network = None
     if from_scratch:
         base = PretrainArguments.defaults("digits")
@@ -45,7 +48,7 @@ def demo(
         print(f"pretrain: {base.options.max_train_steps} steps")
         pretrain(dataclasses.replace(base, request=request, compute=compute))
         network = str(folder / "pretrain" / "unet")
-    metrics, runs = {}, {}
+    metrics, runs, before = {}, {}, None
     for method in METHODS:
         base = UnlearnArguments.defaults("digits", method)
         options = base.options
@@ -62,7 +65,8 @@ def demo(
         compute = dataclasses.replace(base.compute, seed=seed, profile=profile)
         print(f"{method}: {options.max_train_steps} iterations")
         args = dataclasses.replace(base, options=options, request=request, compute=compute)
-        metrics[method], runs[method] = unlearn(args), folder / method
+        outcome = unlearn(args, before)
+        metrics[method], runs[method], before = outcome.metrics, folder / method, outcome.before
     write_json(folder / "metrics.json", metrics[METHODS[0]])
     report = write_comparison(folder, runs)
     covered = "a random other digit" if cover_class == "random" else f"a {cover_class}"

@@ -21,7 +21,7 @@ from ..report import save_before_after, save_grid, write_run_report
 from ..training.loop import Loop, LoopOptions, Progress, read_lines
 from ..training.presets import method_options, preset
 from ..training.tracking import tracker
-from ..unlearning import ForgetRequest, Method, Phase, Setting, method_class
+from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Phase, Setting, method_class
 from .evaluation import RunEvaluation, summary
 from .options import ComputeArguments, DataArguments, load_pretrained, prepare_folder, weights_hash, write_json
 
@@ -91,12 +91,11 @@ class UnlearnArguments:
         name = f"runs/{self.preset}-{self.method}-seed{self.compute.seed}"
         return Path(self.request.output_dir or name)
 
-    @property
-    def cover(self) -> int | str:
-        """The cover class as a number, or "random"."""
-        given = self.request.cover_class
-        if given == "random":
-            return given
+    @staticmethod
+    def cover_of(given: str) -> int | None:
+        """The cover class as a number, None for "random". ValueError for anything else."""
+        if given == COVER_RANDOM:
+            return None
         if not given.isdecimal():
             raise ValueError(f'cover_class is {given!r}, expected a class or "random"')
         return int(given)
@@ -106,7 +105,7 @@ class UnlearnArguments:
         request = dataclasses.asdict(self.request)
         for name in ("dry_run", "overwrite_output_dir", "progress_bar"):
             del request[name]
-        request["cover_class"] = None if self.cover == "random" else self.cover
+        request["cover_class"] = self.cover_of(self.request.cover_class)
         request["output_dir"] = str(self.output_dir)
         compute = dataclasses.asdict(self.compute.resolved())
         return {
@@ -159,15 +158,27 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def unlearn(args: UnlearnArguments) -> dict[str, Any]:
-    """Runs a method and writes the folder of the run; returns what metrics.json holds.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: what metrics.json holds, and the pretrained network's samples (None without evaluation)."""
+
+    metrics: dict[str, Any]
+    before: torch.Tensor | None
+
+
+def unlearn(args: UnlearnArguments, before: torch.Tensor | None = None) -> Outcome:
+    """Runs a method and writes the folder of the run.
+
+    ``before``: the pretrained network's samples from an earlier run on the same network, seed and number of samples,
+    which spares drawing them again.
 
     Raises ValueError or TypeError for wrong arguments, before anything is written; SystemExit 128 + n where signal n
     ended the run, after a checkpoint.
     """
     compute = args.compute.resolved()
     network, schedule, source = load_pretrained(args.request.pretrained_model_name_or_path, preset(args.preset).network)
-    request = ForgetRequest.of(network, args.request.forget_classes, args.cover)
+    cover = args.cover_of(args.request.cover_class)
+    request = ForgetRequest.of(network, args.request.forget_classes, cover)
     teacher_hash = weights_hash(network)
     regions = Regions(compute.profile, compute.device)
     size = network.config["sample_size"]
@@ -212,13 +223,14 @@ def unlearn(args: UnlearnArguments) -> dict[str, Any]:
         )
         loop.prepare()
         write_json(folder / "config.json", {**args.describe(), "pretrained_sha256": teacher_hash})
-        before = None if evaluation is None else evaluation.teacher_samples()
+        if evaluation is not None and before is None:
+            before = evaluation.teacher_samples()
         progress = loop.run()
     if progress.stopped_by is not None:
         otherwise = ["unlearn", "--preset", args.preset, "--method", args.method, "--output_dir", str(folder)]
         say_how_to_resume(progress, otherwise)
         raise SystemExit(128 + progress.stopped_by)
-    return _finish(args, setting, method, evaluation, before, progress, source)
+    return Outcome(_finish(args, setting, method, evaluation, before, progress, source), before)
 
 
 def say_how_to_resume(progress: Progress, otherwise: list[str]) -> None:
@@ -282,7 +294,7 @@ def run_unlearn(args: UnlearnArguments) -> None:
         args.loop.check()
         print(json.dumps(args.describe(), indent=1))
         return
-    metrics = unlearn(args)
+    metrics = unlearn(args).metrics
     shown = ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds")
     print("  ".join(f"{name} {metrics[name]:.4g}" for name in shown if metrics.get(name) is not None))
     print(f"report: {args.output_dir / 'report.md'}")

@@ -1,0 +1,84 @@
+"""Runs one unlearning job again and again, killing it at random moments, until it ends by itself.
+
+Arguments: folder of the network, folder of the run, seed of the moments, method, and 0 to let it run through. Prints
+a JSON line: how often it was killed, and how often before a checkpoint was there. A process of its own, which has computed nothing, so that it may
+fork; each child is a run as a user would start it.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import diffusers  # noqa: F401  (imported once, before the children)
+import torch
+
+from pecker_fast.commands.unlearn import RequestArguments, UnlearnArguments, unlearn
+from pecker_fast.training.loop import LoopOptions
+
+
+def arguments(network: str, folder: str, method: str, resume: str | None) -> UnlearnArguments:
+    base = UnlearnArguments.defaults("digits", method)
+    small = {"max_train_steps": 12, "train_batch_size": 3, "forget_batch_size": 2}
+    if method != "sfd":
+        small |= {"mask_refresh_steps": 3, "saliency_batch_size": 4}
+    request = RequestArguments(
+        pretrained_model_name_or_path=network,
+        output_dir=folder,
+        overwrite_output_dir=resume is None,
+        evaluate=False,
+        progress_bar=False,
+    )
+    loop = LoopOptions(logging_steps=3, checkpointing_steps=2, checkpoints_total_limit=3, resume_from_checkpoint=resume)
+    options = dataclasses.replace(base.options, **small)
+    return dataclasses.replace(base, request=request, loop=loop, options=options)
+
+
+def child(network: str, folder: str, method: str, resume: str | None) -> int:
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        unlearn(arguments(network, folder, method, resume))
+        code = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> None:
+    moments = random.Random(int(seed))
+    kills = early = 0
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = list(Path(folder, "checkpoints").glob("checkpoint-*"))
+        process = child(network, folder, method, "latest" if found else None)
+        # Longer each time, so that it ends.
+        wait = moments.uniform(0.1, 0.4 + 0.15 * kills) if kill == "1" else 100
+        end = time.monotonic() + wait
+        status = None
+        while time.monotonic() < end:
+            done, code = os.waitpid(process, os.WNOHANG)
+            if done:
+                status = code
+                break
+            time.sleep(0.002)
+        if status is None:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            kills += 1
+            early += not found
+            continue
+        print(json.dumps({"kills": kills, "early": early, "status": os.waitstatus_to_exitcode(status)}))
+        return
+    raise SystemExit("the run did not end")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,191 @@
+"""States and checkpoints: exact, verified, and whole whatever happens."""
+
+import json
+import math
+import os
+import random
+import shutil
+
+import pytest
+import torch
+
+import pecker_fast as pf
+from pecker_fast.training import checkpoints as module
+from pecker_fast.training.checkpoints import CheckpointError, Checkpoints
+from pecker_fast.training.state import load_state, save_state
+from tests.diffusion.toy import tiny_unet
+from tests.inputs import same_bits
+
+
+def random_tree(depth: int):
+    kind = random.randrange(9 if depth else 7)
+    if kind == 0:
+        shape = [random.randrange(4) for _ in range(random.randrange(4))]
+        dtype = random.choice([torch.float32, torch.bfloat16, torch.float16, torch.int16, torch.int64, torch.bool])
+        return (torch.randn(shape) * 3).to(dtype)
+    if kind == 1:
+        return torch.randn(4, 3, 2).transpose(0, 2)
+    if kind < 7:
+        return random.choice([None, True, False, -3, 2**60, 0.1, math.inf, -0.0, "ü\n", "", [], {}, ()])
+    if kind == 7:
+        return {random.choice([i, str(i)]): random_tree(depth - 1) for i in range(3)}
+    return random.choice([list, tuple])(random_tree(depth - 1) for _ in range(3))
+
+
+def assert_equal_trees(a, b) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_equal_trees(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal_trees(x, y)
+    else:
+        assert a == b and str(a) == str(b)
+
+
+def test_trees_come_back_as_they_were(tmp_path):
+    for _ in range(60):
+        tree = {"tree": random_tree(4)}
+        save_state(tmp_path / "a", tree)
+        save_state(tmp_path / "b", tree)
+        assert_equal_trees(load_state(tmp_path / "a"), tree)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_optimizer_and_network_states(tmp_path):
+    unet = tiny_unet()
+    optimizer = pf.MaskedAdam(unet.named_parameters(), ema_decay=0.9)
+    for param in unet.parameters():
+        param.grad = torch.randn_like(param)
+    optimizer.step(mask=pf.saliency_mask(unet, density=0.3))
+    tree = {"network": unet.state_dict(), "optimizer": optimizer.state_dict()}
+    save_state(tmp_path / "s", tree)
+    back = load_state(tmp_path / "s")
+    assert all(same_bits(value, back["network"][name]) for name, value in unet.state_dict().items())
+    assert_equal_trees(back["optimizer"], tree["optimizer"])
+
+
+def test_nan_payloads_survive(tmp_path):
+    odd = torch.tensor([0x7FC00003, -1, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    save_state(tmp_path / "s", [odd])
+    assert same_bits(load_state(tmp_path / "s")[0], odd)
+
+
+def test_what_is_no_state(tmp_path):
+    with pytest.raises(TypeError, match=r"state\['a'\]\[1\] is set"):
+        save_state(tmp_path / "s", {"a": [1, {2}]})
+    assert not (tmp_path / "s").exists()
+    (tmp_path / "s").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a state"):
+        load_state(tmp_path / "s")
+
+
+PRINT = {"method": "pecker", "options": {"density": 0.5, "betas": (0.0, 0.9)}}
+
+
+def make(folder, limit=None, fingerprint=PRINT) -> Checkpoints:
+    return Checkpoints(folder, limit, fingerprint)
+
+
+def export(folder):
+    (folder / "unet").mkdir()
+    (folder / "unet" / "config.json").write_text("{}")
+
+
+def test_save_and_load(tmp_path):
+    kept = make(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        kept.load("latest")
+    for step in (2, 10, 9):
+        kept.save(step, {"step": step}, export)
+    assert kept.steps() == [2, 9, 10]
+    path = tmp_path / "c" / "checkpoint-9"
+    assert (path / "unet" / "config.json").read_text() == "{}"
+    for which, step in (("latest", 10), (2, 2), ("checkpoint-9", 9), (path, 9), (str(path), 9)):
+        assert make(tmp_path / "c").load(which) == (step, {"step": step})
+    with pytest.raises(CheckpointError, match="checkpoint-2, checkpoint-9, checkpoint-10"):
+        kept.load("checkpoint-3")
+    assert sorted(os.listdir(tmp_path / "c")) == ["checkpoint-10", "checkpoint-2", "checkpoint-9"]
+
+
+def test_limit_and_leftovers(tmp_path):
+    (tmp_path / ".checkpoint-7.tmp").mkdir()
+    (tmp_path / ".mine").mkdir()
+    kept = make(tmp_path, limit=2)
+    for step in range(1, 6):
+        kept.save(step, {"step": step})
+    assert kept.steps() == [4, 5]
+    assert sorted(os.listdir(tmp_path)) == [".mine", "checkpoint-4", "checkpoint-5"]
+    with pytest.raises(ValueError, match="checkpoints_total_limit is 0"):
+        make(tmp_path, limit=0)
+
+
+def test_any_flipped_byte_is_found_and_the_one_before_offered(tmp_path):
+    kept = make(tmp_path)
+    kept.save(1, {"a": torch.randn(5)}, export)
+    kept.save(2, {"a": torch.randn(5)}, export)
+    path = kept.path(2)
+    for file in [f for f in path.rglob("*") if f.is_file()]:
+        original = file.read_bytes()
+        for place in sorted(random.sample(range(len(original)), min(12, len(original)))):
+            damaged = bytearray(original)
+            damaged[place] ^= 1 << random.randrange(8)
+            file.write_bytes(damaged)
+            with pytest.raises(CheckpointError) as error:
+                kept.load("latest")
+            assert "--resume_from_checkpoint checkpoint-1" in str(error.value), (file, place)
+        file.write_bytes(original[:-1])
+        with pytest.raises(CheckpointError, match="damaged"):
+            kept.load("latest")
+        file.unlink()
+        with pytest.raises(CheckpointError, match="damaged"):
+            kept.load(2)
+        file.write_bytes(original)
+    assert kept.load("latest")[0] == 2
+    (path / "state.safetensors").unlink()
+    kept.save(2, {"a": 1})
+    assert kept.load(2) == (2, {"a": 1})
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    make(tmp_path).save(3, {})
+    other = {"method": "pecker", "options": {"density": 0.1, "betas": [0.0, 0.9]}}
+    with pytest.raises(CheckpointError, match=r"options\.density is 0\.5 there and 0\.1 here") as error:
+        make(tmp_path, fingerprint=other).load("latest")
+    assert "betas" not in str(error.value) and "no earlier one" in str(error.value)
+    # In the way of this run's: replaced.
+    make(tmp_path, fingerprint=other).save(3, {"b": 1})
+    assert make(tmp_path, fingerprint=other).load(3) == (3, {"b": 1})
+    manifest = tmp_path / "checkpoint-3" / "checkpoint.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 99}))
+    with pytest.raises(CheckpointError, match="version 99"):
+        make(tmp_path, fingerprint=other).load(3)
+
+
+def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    kept = make(tmp_path, limit=1)
+    kept.save(1, {"a": 1})
+    for failing in ("save_state", "_sync_folder"):
+        with monkeypatch.context() as patch:
+
+            def full(*_):
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(module, failing, full)
+            with pytest.raises(OSError, match="No space"):
+                kept.save(2, {"a": 2})
+        if failing == "save_state":
+            assert os.listdir(tmp_path) == ["checkpoint-1"]
+        assert kept.load(1) == (1, {"a": 1})
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "c").write_text("")
+    with pytest.raises(OSError, match="c"):
+        make(tmp_path / "c").save(1, {})
+    shutil.rmtree(tmp_path)

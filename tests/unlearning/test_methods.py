@@ -1,0 +1,239 @@
+"""Whole small runs of every method, on random weights."""
+
+import copy
+
+import pytest
+import torch
+
+from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.unlearning import ForgetRequest, Setting, method_class, method_names
+from tests.diffusion.toy import tiny_unet
+from tests.inputs import same_bits
+
+SMALL = {"max_train_steps": 6, "train_batch_size": 4, "forget_batch_size": 3, "t_init": 250}
+FAST = {"score_learning_rate": 1e-3, "generator_learning_rate": 1e-3, "ema_decay": 0.5}
+
+
+def build(name: str, *, cover: int | None = 1, seed: int = 0, teacher=None, forget_images=None, **options):
+    unet = copy.deepcopy(teacher) if teacher is not None else tiny_unet()
+    request = ForgetRequest.of(unet, [0], cover)
+    given = {} if forget_images is None else dict(zip(("forget_images", "forget_labels"), forget_images, strict=True))
+    setting = Setting(teacher=unet, schedule=NoiseSchedule.linear(), request=request, seed=seed, **given)
+    kind = method_class(name)
+    values = {**SMALL, **FAST, **kind.defaults, **options}
+    if name != "sfd":
+        values.setdefault("saliency_batch_size", 5)
+        values.setdefault("mask_refresh_steps", 2)
+    return kind(setting, kind.Options(**values))
+
+
+def run(method, until: int | None = None):
+    previous = None
+    for phase in method.phases:
+        phase.start(previous)
+        for i in range(phase.iterations if until is None else until):
+            losses = phase.step(i)
+        previous = phase
+    return losses
+
+
+def weights(network) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in network.parameters()]
+
+
+VARIANTS = [
+    ("sfd", {}),
+    ("sfd", {"two_stage": True, "first_stage_steps": 3}),
+    ("sfd", {"regression_weight": 0.5, "gradient_accumulation_steps": 2, "lr_scheduler": "linear"}),
+    ("pecker", {}),
+    ("pecker", {"update": "alternate", "mask_refresh_steps": 0}),
+    ("pecker", {"mask_scope": "all", "saliency_network": "initial"}),
+    ("pecker", {"saliency_samples": "current", "saliency_batches": 2, "density": None, "threshold": 0.5}),
+    ("pecker", {"saliency_samples": "teacher", "ema_decay": None, "max_grad_value": None, "adam_beta1": 0.9}),
+    ("pecker+", {"gradient_accumulation_steps": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_runs_repeat_and_resume_bit_for_bit(name, options):
+    teacher = tiny_unet(dropout=0.1)
+    given = weights(teacher)
+    method, again = build(name, teacher=teacher, **options), build(name, teacher=teacher, **options)
+    losses = run(method)
+    assert all(loss.isfinite() for loss in losses.values()) and method.phases[-1].is_finite()
+    # Again, but stopped after the third iteration of the last phase, and gone on with by another object.
+    previous = None
+    for phase in again.phases[:-1]:
+        phase.start(previous)
+        for i in range(phase.iterations):
+            phase.step(i)
+        previous = phase
+    last = again.phases[-1]
+    last.start(previous)
+    for i in range(3):
+        last.step(i)
+    state = copy.deepcopy(last.state_dict())
+    resumed = build(name, teacher=teacher, **options)
+    torch.manual_seed(12345)
+    resumed.phases[-1].load_state_dict(state)
+    for i in range(3, 6):
+        resumed.phases[-1].step(i)
+    for first, second in (("score", "score"), ("generator", "generator")):
+        one, two = weights(getattr(method, first)), weights(getattr(resumed, second))
+        assert all(same_bits(a, b) for a, b in zip(one, two, strict=True))
+    with method.phases[-1].averaged() as one, resumed.phases[-1].averaged() as two:
+        assert not one.training
+        averaged = weights(one)
+        assert all(same_bits(a, b) for a, b in zip(averaged, weights(two), strict=True))
+        labels = torch.tensor([0, 1, 2, 1])
+        images = method.sample(one, labels, seed=3)
+    assert images.shape == (4, 1, 8, 8) and images.abs().max() <= 1
+    assert all(same_bits(a, b) for a, b in zip(given, weights(method.setting.teacher), strict=True))
+    moved = [not torch.equal(a, b) for a, b in zip(given, weights(method.generator), strict=True)]
+    assert sum(moved) > len(moved) / 2
+    assert method.phases[-1].describe() == resumed.phases[-1].describe()
+
+
+def test_another_seed_gives_another_run():
+    teacher = tiny_unet()
+    a, b = build("pecker", teacher=teacher, seed=1), build("pecker", teacher=teacher, seed=2)
+    run(a), run(b)
+    assert not torch.equal(weights(a.generator)[0], weights(b.generator)[0])
+
+
+def test_forget_gradient_alone_moves_salient_entries_alone():
+    method = build("pecker", generator_retain_weight=0.0, mask_refresh_steps=0, density=0.2)
+    before = weights(method.generator)
+    run(method)
+    phase = method.phases[0]
+    mask = phase.masker.mask
+    assert mask.density == pytest.approx(0.2, abs=0.01)
+    moved = 0
+    for (name, param), old in zip(method.generator.named_parameters(), before, strict=True):
+        outside = ~mask[name]
+        assert same_bits(param.detach()[outside], old[outside]), name
+        moved += int((param.detach() != old).sum())
+    assert moved > 0.5 * mask.count
+
+
+def test_mask_scope_all_freezes_the_rest():
+    method = build("pecker", mask_scope="all", mask_refresh_steps=0, density=0.3, adam_beta1=0.9)
+    before = weights(method.generator)
+    run(method)
+    mask = method.phases[0].masker.mask
+    for (name, param), old in zip(method.generator.named_parameters(), before, strict=True):
+        assert same_bits(param.detach()[~mask[name]], old[~mask[name]]), name
+    assert method.phases[0].generator_optimizer.sparsity_stats()["touched_ever"] <= 0.31
+
+
+def test_full_density_is_sfd():
+    # Zero magnitudes are never salient, so without any the mask is everything and the gradients add up to SFD's.
+    teacher = tiny_unet(dropout=0.0)
+    sfd = build("sfd", teacher=teacher)
+    pecker = build("pecker", teacher=teacher, density=1.0)
+    a, b = run(sfd, until=1), run(pecker, until=1)
+    for name in a:
+        assert a[name].item() == pytest.approx(b[name].item(), rel=1e-4, abs=1e-4), name
+    assert pecker.phases[0].masker.mask.density > 0.95
+
+
+def test_masks_are_refreshed_when_they_are_due_and_logged():
+    method = build("pecker", mask_refresh_steps=3)
+    phase = method.phases[0]
+    phase.start(None)
+    seen = []
+    for i in range(6):
+        phase.step(i)
+        seen.append(phase.masker.mask)
+    assert seen[0] is seen[1] is seen[2] and seen[3] is seen[5] and seen[0] is not seen[3]
+    said = phase.describe()
+    assert said["mask_iou"] == seen[0].iou(seen[3]) and said["mask_density"] == pytest.approx(0.5, abs=0.01)
+    assert said["mask_touched_ever"] == (seen[0] | seen[3]).density
+    salient = sum(int(seen[3][name].sum()) for name in seen[3].names if name.startswith("down_blocks.0."))
+    entries = sum(p.numel() for name, p in method.generator.named_parameters() if name.startswith("down_blocks.0."))
+    assert said["mask_density_by_module"]["down_blocks.0"] == pytest.approx(salient / entries)
+
+
+def test_two_stages_hand_over_the_average_and_keep_the_teacher():
+    method = build("sfd", two_stage=True, first_stage_steps=3)
+    first, second = method.phases
+    assert [first.name, second.name] == ["distil", "forget"]
+    first.start(None)
+    for i in range(3):
+        losses = first.step(i)
+    # All classes are retained in the first stage.
+    assert set(losses) == {"loss_score_retain", "loss_distill"} and set(first._retained_labels.tolist()) == {0, 1, 2}
+    score = weights(method.score)
+    with first.averaged() as network:
+        averaged = weights(network)
+    second.start(first)
+    assert all(same_bits(a, b) for a, b in zip(averaged, weights(method.generator), strict=True))
+    assert all(same_bits(a, b) for a, b in zip(score, weights(method.score), strict=True))
+    assert second.setting.teacher is first.setting.teacher is method.setting.teacher
+
+
+def test_real_images_of_what_is_to_be_forgotten():
+    images = torch.rand(7, 1, 8, 8) * 2 - 1
+    with pytest.raises(ValueError, match="saliency_samples"):
+        build("pecker", saliency_samples="data")
+    method = build("pecker", saliency_samples="data", forget_images=(images, torch.zeros(7, dtype=torch.int64)))
+    run(method, until=2)
+    assert method.phases[0].masker.mask.count > 0
+
+
+def test_cover_classes():
+    fixed, free = build("sfd", cover=2), build("sfd", cover=None)
+    assert fixed.phases[0]._cover_labels.tolist() == [2] and free.phases[0]._cover_labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("forget", "cover", "said"),
+    [
+        ([], 1, "forget_classes"),
+        ([3], 1, "forget_classes is 3"),
+        ([0, 0], 1, "each class once"),
+        ([0, 1, 2], None, "at least one"),
+        ([0], 0, "cover_class is 0"),
+        ([0], 9, "cover_class is 9"),
+    ],
+)
+def test_wrong_requests(forget, cover, said):
+    with pytest.raises(ValueError, match=said):
+        ForgetRequest.of(tiny_unet(), forget, cover)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"density": 0.0},
+        {"density": 1.5},
+        {"density": 0.5, "threshold": 1.0},
+        {"t_init": 1000},
+        {"t_min": 800},
+        {"train_batch_size": 0},
+        {"generator_learning_rate": 0.0},
+        {"generator_forget_weight": float("nan")},
+        {"ema_decay": 1.5},
+        {"mask_refresh_steps": -1},
+        {"variance": "retain", "update": "alternate"},
+        {"max_train_steps": 0},
+    ],
+)
+def test_wrong_options_are_named(wrong):
+    with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+        build("pecker", **wrong)
+
+
+def test_states_of_other_networks_are_refused():
+    state = build("pecker").phases[0]
+    state.start(None)
+    state = state.state_dict()
+    other = build("pecker", teacher=tiny_unet(block_out_channels=(8, 8)))
+    with pytest.raises(ValueError, match="another network"):
+        other.phases[0].load_state_dict(state)
+
+
+def test_methods_are_found_by_their_files():
+    assert method_names() == ["pecker", "pecker+", "sfd"]
+    with pytest.raises(ValueError, match="pecker, pecker\\+, sfd"):
+        method_class("salun2")
