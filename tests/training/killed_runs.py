@@ -1,8 +1,8 @@
 """Runs one unlearning job again and again, killing it at random moments, until it ends by itself.
 
 Arguments: folder of the network, folder of the run, seed of the moments, method, and 0 to let it run through. Prints
-a JSON line: how often it was killed, and how often before a checkpoint was there. A process of its own, which has computed nothing, so that it may
-fork; each child is a run as a user would start it.
+a JSON line: how often it was killed, and how often before a checkpoint was there. It is a process of its own, which
+has computed nothing, so that it may fork; each child is a run as a user would start it.
 """
 
 import dataclasses
