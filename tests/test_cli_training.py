@@ -1,0 +1,188 @@
+"""unlearn, pretrain, sample, mask and demo as a user meets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pecker_fast.cli import main
+from pecker_fast.diffusion import NoiseSchedule, load_network, save_network
+from tests.diffusion.toy import tiny_unet
+
+SMALL = ["--max_train_steps", "4", "--train_batch_size", "3", "--forget_batch_size", "2", "--samples_per_class", "3"]
+QUIET = ["--no-progress_bar"]
+
+
+def fails(capsys, *arguments: str) -> str:
+    """Runs it, which has to end with status 2 and one line, and returns that line."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["unlearn", "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for name in (
+        "density",
+        "mask_refresh_steps",
+        "mixed_precision",
+        "resume_from_checkpoint",
+        "checkpoints_total_limit",
+    ):
+        assert f"--{name}" in said, name
+    with pytest.raises(SystemExit):
+        main(["unlearn", "--method", "sfd", "--help"])
+    said = capsys.readouterr().out
+    assert "--two_stage" in said and "--density" not in said
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    for name in ("demo", "unlearn", "pretrain", "sample", "mask", "env", "bench"):
+        assert name in said
+
+
+def test_dry_run_prints_the_published_values_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(
+        [
+            "unlearn",
+            "--preset",
+            "stl10",
+            "--method",
+            "pecker+",
+            "--dry_run",
+            "--density",
+            "0.2",
+            "--cover_class",
+            "random",
+        ]
+    )
+    said = json.loads(capsys.readouterr().out)
+    options = said["options"]
+    assert (options["train_batch_size"], options["score_learning_rate"], options["generator_learning_rate"]) == (
+        64,
+        3e-5,
+        1e-5,
+    )
+    assert (options["t_init"], options["t_min"], options["t_max"], options["alpha"]) == (440, 38, 711, 1.2)
+    assert (options["density"], options["variance"], options["max_update"]) == (0.2, "retain", 4.0)
+    assert said["cover_class"] is None and said["method"] == "pecker+" and said["forget_classes"] == [0]
+    main(["pretrain", "--preset", "cifar10", "--dry_run"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["options"]["max_train_steps"] == 800_000 and said["unet"]["block_out_channels"] == [128, 256, 256, 256]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
+    folder = tmp_path / "run"
+    main(["unlearn", "--output_dir", str(folder), "--forget_classes", "0", "3", *SMALL, *QUIET, "--profile"])
+    said = capsys.readouterr().out
+    assert "optimizer" in said and str(folder / "report.md") in said
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds", "peak_memory_bytes"):
+        assert metrics[name] >= 0, name
+    assert metrics["iterations"] == 4 and metrics["images"] == 12 and metrics["method"] == "pecker"
+    for name in (
+        "config.json",
+        "train.jsonl",
+        "evaluation.jsonl",
+        "report.md",
+        "report.png",
+        "samples/before_after.png",
+    ):
+        assert (folder / name).stat().st_size > 0, name
+    network, schedule = load_network(folder / "unet")
+    assert schedule.num_train_timesteps == 1000
+    start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
+    assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
+    picture = tmp_path / "drawn.png"
+    main(["sample", "--pretrained-model-name-or-path", str(folder), "--labels", "1", "--output", str(picture)])
+    assert "one_step" in capsys.readouterr().out and picture.stat().st_size > 0
+    # A second run there is refused, and nothing of the first is lost.
+    assert "--overwrite_output_dir" in fails(capsys, "unlearn", "--output_dir", str(folder), *SMALL)
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    said = fails(
+        capsys, "unlearn", "--output_dir", str(folder), "--forget_classes", "0", "3", *SMALL, "--density", "0.1",
+        "--resume_from_checkpoint", "latest",
+    )  # fmt: skip
+    assert "options.density is 0.5 there and 0.1 here" in said
+
+
+def test_pretraining_makes_what_unlearning_takes(capsys, tmp_path):
+    small = [
+        "--max_train_steps",
+        "3",
+        "--train_batch_size",
+        "4",
+        "--block_out_channels",
+        "8",
+        "16",
+        "--samples_per_class",
+        "2",
+    ]
+    main(["pretrain", "--output_dir", str(tmp_path / "p"), *small, *QUIET])
+    assert json.loads((tmp_path / "p" / "metrics.json").read_text())["iterations"] == 3
+    main([
+        "unlearn", "--pretrained_model_name_or_path", str(tmp_path / "p"), "--output_dir", str(tmp_path / "u"),
+        "--method", "sfd", *SMALL, *QUIET, "--no-evaluate",
+    ])  # fmt: skip
+    metrics = json.loads((tmp_path / "u" / "metrics.json").read_text())
+    assert metrics["iterations"] == 4 and "ua" not in metrics
+    capsys.readouterr()
+
+
+def test_mask_is_computed_saved_and_shown(capsys, tmp_path):
+    path = tmp_path / "m.safetensors"
+    main(["mask", "--density", "0.1", "--output", str(path)])
+    computed = capsys.readouterr().out
+    main(["mask", "--inspect", str(path)])
+    shown = capsys.readouterr().out
+    assert "conv_in" in shown and shown.strip() in computed
+    assert "density" in fails(capsys, "mask", "--density", "0")
+    assert "nowhere" in fails(capsys, "mask", "--inspect", str(tmp_path / "nowhere"))
+
+
+def test_wrong_inputs(capsys, tmp_path):
+    out = str(tmp_path / "run")
+    assert "preset" in fails(capsys, "unlearn", "--preset", "mnist")
+    assert "pecker, pecker+, sfd" in fails(capsys, "unlearn", "--method", "forget-me-not")
+    assert "forget_classes is 12" in fails(capsys, "unlearn", "--forget_classes", "12", "--output_dir", out)
+    assert "cover_class is 0" in fails(capsys, "unlearn", "--cover_class", "0", "--output_dir", out)
+    assert "cover_class" in fails(capsys, "unlearn", "--cover_class", "one", "--output_dir", out)
+    assert "density" in fails(capsys, "unlearn", "--density", "0", "--output_dir", out)
+    assert "t_init" in fails(capsys, "unlearn", "--t_init", "1000", "--output_dir", out)
+    assert "checkpoints_total_limit" in fails(capsys, "unlearn", "--checkpoints_total_limit", "0", "--output_dir", out)
+    assert "max_train_stepz" in fails(capsys, "unlearn", "--max_train_stepz", "3")
+    nowhere = str(tmp_path / "nowhere")
+    assert "nowhere" in fails(capsys, "unlearn", "--pretrained_model_name_or_path", nowhere, "--output_dir", out)
+    assert "pretrained_model_name_or_path" in fails(capsys, "unlearn", "--preset", "cifar10", "--output_dir", out)
+    assert "no checkpoint" in fails(capsys, "unlearn", "--resume_from_checkpoint", "latest", "--output_dir", out)
+    assert "forget_class" in fails(capsys, "demo", "--forget-class", "10", "--output-dir", out)
+    assert "t_init" in fails(capsys, "sample", "--sampler", "one_step", "--output", str(tmp_path / "a.png"))
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in fails(capsys, "unlearn", "--output_dir", str(tmp_path / "file"), *SMALL)
+    assert (tmp_path / "file").read_text() == "mine"
+    # Another architecture: of another number of classes than the judge knows.
+    save_network(tmp_path / "tiny", tiny_unet(), NoiseSchedule.linear())
+    tiny = ["--pretrained_model_name_or_path", str(tmp_path / "tiny")]
+    assert "10 classes" in fails(capsys, "unlearn", *tiny, "--output_dir", out)
+    assert not (tmp_path / "run").exists() or list((tmp_path / "run").rglob("*.json")) == []
+
+
+def test_a_checkpoint_of_another_network_is_refused(capsys, tmp_path):
+    save_network(tmp_path / "a", tiny_unet(), NoiseSchedule.linear())
+    save_network(tmp_path / "b", tiny_unet(block_out_channels=(8, 8)), NoiseSchedule.linear())
+    common = ["--output_dir", str(tmp_path / "run"), *SMALL, *QUIET, "--no-evaluate"]
+    main(["unlearn", "--pretrained_model_name_or_path", str(tmp_path / "a"), *common])
+    capsys.readouterr()
+    said = fails(
+        capsys, "unlearn", "--pretrained_model_name_or_path", str(tmp_path / "b"), *common,
+        "--resume_from_checkpoint", "latest",
+    )  # fmt: skip
+    assert "is of another run" in said and "pretrained_sha256" in said
