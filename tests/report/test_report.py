@@ -1,0 +1,134 @@
+"""Pictures and texts of runs: the numbers given, pixel by pixel and figure by figure."""
+
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from pecker_fast.report import comparison_table, save_before_after, save_grid, write_comparison, write_run_report
+from pecker_fast.report.files import write_file
+from pecker_fast.report.grids import GAP, LABEL_WIDTH, MARKED
+
+METRICS = {
+    "method": "pecker", "seed": 7, "ua": 98.75, "retain_accuracy": 97.125, "frechet_distance": 1.25,
+    "frechet_real_split": 0.625, "diversity": 0.875, "iterations": 40, "seconds": 12.25, "peak_memory_bytes": 1234567,
+    "before_forget_accuracy": 99.5, "feature_extractor": "some-judge-64", "ua_last_half_min": 96.5,
+}  # fmt: skip
+
+
+def make_run(folder, method="pecker", masked=True, evaluations=3, **changes):
+    (folder / "samples").mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({**METRICS, "method": method, **changes}))
+    config = {"method": method, "preset": "digits", "seed": 7, "forget_classes": [0, 3], "cover_class": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    mask = {"mask_density": 0.5, "mask_iou": 0.71, "mask_touched_ever": 0.625}
+    mask["mask_density_by_module"] = {f"down_blocks.{i}": 0.125 * (i + 1) for i in range(6)}
+    lines = [
+        {"step": 10 * i, "seconds": i, "loss_distill": 2.0 / i, "loss_forget": -i} | (mask if masked else {})
+        for i in range(1, 5)
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5')
+    lines = [
+        {
+            "step": 10 * i,
+            "seconds": i,
+            **{k: METRICS[k] for k in ("ua", "retain_accuracy", "frechet_distance", "diversity")},
+        }
+        for i in range(1, evaluations + 1)
+    ]
+    (folder / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def assert_drawn(path) -> None:
+    with Image.open(path) as image:
+        image.load()
+        assert min(image.size) > 200 and len(image.convert("L").getcolors(10**6)) > 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_pixels_are_the_images(tmp_path, channels):
+    images = torch.rand(5, channels, 8, 8) * 2.4 - 1.2
+    labels = torch.tensor([2, 0, 2, 1, 0])
+    save_grid(tmp_path / "g.png", images, labels, ("a", "b", "c"), highlight=(1,))
+    sheet = Image.open(tmp_path / "g.png")
+    expected = ((images.clamp(-1, 1) + 1) * 127.5).round()
+    # Rows by class, images of a class in their order, magnified four times.
+    for index, (row, column) in enumerate([(2, 0), (0, 0), (2, 1), (1, 0), (0, 1)]):
+        left, top = LABEL_WIDTH + GAP + column * (32 + GAP), GAP + row * (32 + GAP)
+        for y, x in ((0, 0), (3, 5), (7, 7)):
+            pixel = sheet.getpixel((left + 4 * x + 2, top + 4 * y + 2))
+            assert pixel == tuple(int(v) for v in expected[index, :, y, x].expand(3)), (index, y, x)
+    assert sheet.getpixel((LABEL_WIDTH, GAP + 32 + GAP)) == MARKED
+    save_before_after(tmp_path / "b.png", images, -images, labels, ("a", "b", "c"))
+    assert Image.open(tmp_path / "b.png").width == 2 * sheet.width + 12
+
+
+def test_wrong_grids(tmp_path):
+    with pytest.raises(ValueError, match="images has shape"):
+        save_grid(tmp_path / "g.png", torch.zeros(2, 2, 8, 8), torch.zeros(2, dtype=torch.int64), ("a",))
+    with pytest.raises(ValueError, match="labels has classes"):
+        save_grid(tmp_path / "g.png", torch.zeros(1, 1, 8, 8), torch.ones(1, dtype=torch.int64), ("a",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_says_what_was_measured(tmp_path):
+    path = write_run_report(make_run(tmp_path / "r"))
+    said = path.read_text()
+    for figure in ("98.8 %", "97.1 %", "1.25", "0.62", "0.88", "96.5 %", "12.2 s", "1,234,567 bytes", "some-judge-64"):
+        assert figure in said, figure
+    assert "forget class 0, 3" in said and "drawn at random" in said
+    assert "keeps 50.0% of the parameters; 62.5% were salient" in said and "| down_blocks.2 | 37.5% |" in said
+    assert "before_after.png is missing" in said
+    assert_drawn(tmp_path / "r" / "report.png")
+
+
+def test_report_of_little(tmp_path):
+    folder = make_run(tmp_path / "r", method="sfd", masked=False, evaluations=0)
+    for name in ("config.json", "train.jsonl", "evaluation.jsonl"):
+        (folder / name).unlink()
+    (folder / "metrics.json").write_text("{}")
+    said = write_run_report(folder).read_text()
+    assert "config.json is missing" in said and "No mask" in said and "evaluation.jsonl is missing" in said
+    assert "nan" not in said and "None" not in said
+    (folder / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"no metrics\.json"):
+        write_run_report(folder)
+
+
+def test_comparison(tmp_path):
+    runs = {
+        "pecker": make_run(tmp_path / "pecker"),
+        "sfd": make_run(tmp_path / "sfd", "sfd", masked=False, evaluations=1, ua=50.25, frechet_distance=2.5),
+    }
+    said = write_comparison(tmp_path, runs).read_text()
+    assert "| ua | 98.8 % | 50.2 % |" in said and "[The run's own report](sfd/report.md)" in said
+    assert_drawn(tmp_path / "report.png")
+    compared = json.loads((tmp_path / "compare.json").read_text())
+    assert compared["seed"] == 7 and compared["preset"] == "digits" and list(compared["methods"]) == ["pecker", "sfd"]
+    assert compared["methods"]["sfd"]["ua"] == 50.25
+    lines = comparison_table({**compared["methods"], "none": {}}).splitlines()
+    assert lines[1].split() == ["pecker", "98.8", "97.1", "1.25", "2.00x", "0.88", "12"]
+    assert lines[2].split()[1:5] == ["50.2", "97.1", "2.50", "4.00x"] and lines[3].split() == ["none", *"------"]
+
+
+def test_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    with pytest.raises(ImportError, match=r"pecker-fast\[demo\]"):
+        write_run_report(make_run(tmp_path / "r"))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_file(path, fail)
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]
