@@ -1,6 +1,11 @@
 """unlearn, pretrain, sample, mask and demo as a user meets them."""
 
 import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -186,3 +191,41 @@ def test_a_checkpoint_of_another_network_is_refused(capsys, tmp_path):
         "--resume_from_checkpoint", "latest",
     )  # fmt: skip
     assert "is of another run" in said and "pretrained_sha256" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(tmp_path, number):
+    save_network(tmp_path / "a", tiny_unet(), NoiseSchedule.linear())
+    folder = tmp_path / "run"
+    given = ["unlearn", "--pretrained_model_name_or_path", str(tmp_path / "a"), "--output_dir", str(folder), *SMALL]
+    given += [*QUIET, "--no-evaluate", "--logging_steps", "1", "--overwrite_output_dir"]
+    given[given.index("--max_train_steps") + 1] = "100000"
+    command = [sys.executable, "-m", "pecker_fast"]
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen([*command, *given], cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        log = folder / "train.jsonl"
+        while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + number and number.name in said
+    (step,) = (int(path.name.split("-")[1]) for path in (folder / "checkpoints").iterdir())
+    words = shlex.split(said.strip().splitlines()[-1])
+    assert words[0] == "pecker-fast" and "--overwrite_output_dir" not in words
+    again = subprocess.Popen([*command, *words[1:]], cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(log.read_text().splitlines()) <= step and again.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        again.send_signal(number)
+        assert again.wait(60) == 128 + number
+    finally:
+        again.kill()
+        again.communicate()
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > step
