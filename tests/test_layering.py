@@ -23,9 +23,10 @@ ALLOWED = {
     "__init__": {"ops", "mask", "saliency", "optim"},
     "diffusion": {"diffusion"},
     "profiling": {"profiling"},
+    "parallel": {"parallel"},
     "report": {"report"},
-    "unlearning": {"unlearning", "diffusion", "profiling", "mask", "saliency", "optim"},
-    "training": {"training", "unlearning", "diffusion", "optim"},
+    "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "mask", "saliency", "optim"},
+    "training": {"training", "unlearning", "diffusion", "parallel", "optim"},
     "environment": {"ops", "__init__"},
     "benchmarks": {"benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"},
 }

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+from ..parallel import started_by_torchrun
 from ..report import comparison_table, write_comparison
 from ..unlearning import ForgetRequest
 from .options import write_json
@@ -36,6 +37,8 @@ def demo(
         from_scratch: Pretrain the network first.
         profile: Print where the time of an iteration goes.
     """
+    if started_by_torchrun():
+        raise ValueError("demo runs in one process: pecker-fast unlearn is the command for torchrun")
     start = time.perf_counter()
     folder = Path(output_dir)
     # Checked before a network is pretrained for it.

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..diffusion import NoiseSchedule, load_network
+from ..parallel import DEFAULT_TIMEOUT, local_rank, started_by_torchrun
 from ..training.loop import write_atomically
 
 # What a run leaves in its folder, beside folders.
@@ -36,7 +37,7 @@ class ComputeArguments:
     seed: int = 0
     """Of everything random."""
     device: str | None = None
-    """cpu, cuda, cuda:1...; a GPU where there is one by default."""
+    """cpu, cuda, cuda:1...; a GPU where there is one by default. Under torchrun each process takes its own GPU."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Autocast over float32 weights; auto: bf16 on a GPU that has it, otherwise no."""
     channels_last: bool | None = None
@@ -47,6 +48,8 @@ class ComputeArguments:
     """Losses or gradients that are inf or NaN: end the run, skip the step, or set these entries to 0."""
     profile: bool = False
     """Print where the time of an iteration went."""
+    ddp_timeout: int = DEFAULT_TIMEOUT
+    """Seconds after which a process of a run under torchrun that does not answer is given up."""
 
     def resolved(self) -> "ComputeArguments":
         """With device, precision and memory format settled. Raises ValueError for a device that is not there."""
@@ -55,6 +58,15 @@ class ComputeArguments:
             raise ValueError(f"device is {self.device!r}, but torch sees no GPU here")
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}, expected cpu or cuda")
+        if device.type == "cuda" and device.index is None and started_by_torchrun():
+            if local_rank() >= torch.cuda.device_count():
+                raise ValueError(
+                    f"torchrun started process {local_rank()} on a machine with {torch.cuda.device_count()} GPUs: "
+                    "start as many as there are (--nproc_per_node), or choose --device cpu"
+                )
+            device = torch.device("cuda", local_rank())
+        if self.ddp_timeout < 1:
+            raise ValueError(f"ddp_timeout is {self.ddp_timeout}, expected at least 1 second")
         precision = self.mixed_precision
         if precision == "auto":
             precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from ..data import LabelledImages
 from ..diffusion import NoiseSchedule, UNetConfig, build_unet, sample_ddim, save_network
 from ..metrics import Evaluator, load_judge
+from ..parallel import World, world
 from ..profiling import Regions
 from ..report import save_grid
 from ..training.loop import Loop, LoopOptions
@@ -84,21 +86,30 @@ class PretrainArguments:
 
 
 def pretrain(args: PretrainArguments) -> dict[str, Any]:
-    """Runs pretraining and writes the folder of the run, its network in ``unet``; returns what metrics.json holds.
+    """Runs pretraining and writes the folder of the run, its network in ``unet``; returns what metrics.json holds
+    (under torchrun on the main process; nothing on the others).
 
     Raises ValueError or TypeError for wrong arguments, FileNotFoundError for missing data, before anything is written;
     SystemExit 128 + n where signal n ended the run, after a checkpoint.
     """
     compute_args = args.compute.resolved()
     args.options.check()
-    dataset = load_images(args.data, args.preset, "train")
+    with world(torch.device(compute_args.device), compute_args.ddp_timeout) as processes:
+        return _pretrain(args, compute_args, processes)
+
+
+def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes: World) -> dict[str, Any]:
+    # One process fetches what is not there yet.
+    processes.on_main(lambda: load_images(args.data, args.preset, "train", args.unet.sample_size))
+    dataset = load_images(args.data, args.preset, "train", args.unet.sample_size)
     shape = (args.unet.in_channels, args.unet.sample_size, args.unet.sample_size)
     if tuple(dataset.image_shape) != shape or dataset.num_classes != args.unet.num_classes:
         raise ValueError(
             f"dataset_name has images of shape {tuple(dataset.image_shape)} in {dataset.num_classes} classes, "
             f"the U-Net is for {shape} in {args.unet.num_classes}: set in_channels, sample_size and num_classes"
         )
-    compute = Compute(regions=Regions(compute_args.profile, compute_args.device), **compute_args.as_setting())
+    regions = Regions(compute_args.profile, compute_args.device)
+    compute = Compute(regions=regions, world=processes, **compute_args.as_setting())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(compute.seed, "weights"))
         network = build_unet(args.unet)
@@ -107,12 +118,18 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     folder = args.output_dir
     loop_options = dataclasses.replace(args.loop, stop_at_nonfinite=compute_args.nonfinite == "stop")
     loop_options.check()
-    prepare_folder(folder, loop_options.resume_from_checkpoint, args.request.overwrite_output_dir)
     evaluator = None
     labels = torch.arange(args.unet.num_classes).repeat_interleave(args.request.samples_per_class)
-    judge_name = preset(args.preset).judge
-    if args.request.evaluate and judge_name is not None:
-        evaluator = Evaluator(load_images(args.data, args.preset, "all"), load_judge(judge_name), ())
+
+    def begin() -> None:
+        nonlocal evaluator
+        prepare_folder(folder, loop_options.resume_from_checkpoint, args.request.overwrite_output_dir)
+        judge_name = preset(args.preset).judge
+        if args.request.evaluate and judge_name is not None:
+            real = load_images(args.data, args.preset, "all", args.unet.sample_size)
+            evaluator = Evaluator(real, load_judge(judge_name), ())
+
+    processes.on_main(begin)
 
     def draw(phase: Phase) -> torch.Tensor:
         with phase.averaged() as averaged, compute.autocast():
@@ -135,7 +152,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         "seed": compute.seed,
         "mixed_precision": compute.mixed_precision,
     }
-    with tracker(args.request.report_to, folder) as on_log:
+    with tracker(args.request.report_to if processes.is_main else "none", folder) as on_log:
         loop = Loop(
             [phase],
             folder,
@@ -145,35 +162,52 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
             export=export,
             on_log=on_log,
             show_progress=args.request.progress_bar,
+            world=processes,
         )
         loop.prepare()
-        write_json(folder / "config.json", args.describe())
+        said = {**args.describe(), "num_processes": processes.size}
+        processes.on_main(lambda: write_json(folder / "config.json", said))
         progress = loop.run()
     if progress.stopped_by is not None:
-        say_how_to_resume(progress, ["pretrain", "--preset", args.preset])
+        if processes.is_main:
+            say_how_to_resume(progress, ["pretrain", "--preset", args.preset])
         raise SystemExit(128 + progress.stopped_by)
-    export(phase, folder)
-    metrics: dict[str, Any] = {"method": "pretrain", "seed": compute.seed}
-    images = draw(phase)
-    if evaluator is not None:
-        measured = evaluator(images, labels)
-        right = evaluator.judge(images)[0].argmax(1) == labels
-        metrics |= {
-            "accuracy": measured["retain_accuracy"],
-            "worst_class_accuracy": 100 * min(right[labels == c].double().mean().item() for c in labels.unique()),
-            "frechet_distance": measured["frechet_distance"],
-            "frechet_real_split": evaluator.real_split_frechet(len(labels)),
-            "frechet_real_split_stratified": evaluator.real_split_frechet(len(labels), stratified=True),
-            "diversity": measured["diversity"],
-            "feature_extractor": measured["feature_extractor"],
-        }
-    metrics |= {"images": progress.images, "iterations": progress.step, "seconds": progress.seconds}
-    shown = (torch.arange(len(labels)) % args.request.samples_per_class) < PICTURED
-    save_grid(folder / "samples" / "samples.png", images[shown], labels[shown], dataset.class_names)
-    write_json(folder / "metrics.json", metrics)
-    if compute_args.profile:
-        print(compute.regions.table(progress.step, progress.seconds))
+    metrics: dict[str, Any] = {}
+
+    def finish() -> None:
+        export(phase, folder)
+        metrics.update(
+            method="pretrain", seed=compute.seed, **_measure(draw(phase), labels, evaluator, folder, dataset)
+        )
+        metrics.update(images=progress.images, iterations=progress.step, seconds=progress.seconds)
+        write_json(folder / "metrics.json", metrics)
+        if compute_args.profile:
+            print(compute.regions.table(progress.step, progress.seconds))
+
+    processes.on_main(finish)
     return metrics
+
+
+def _measure(
+    images: torch.Tensor, labels: torch.Tensor, evaluator: Evaluator | None, folder: Path, dataset: LabelledImages
+) -> dict[str, Any]:
+    """Pictures samples, and says how good they are where there is a judge."""
+    per_class = int((labels == 0).sum())
+    shown = (torch.arange(len(labels)) % per_class) < PICTURED
+    save_grid(folder / "samples" / "samples.png", images[shown], labels[shown], dataset.class_names)
+    if evaluator is None:
+        return {}
+    measured = evaluator(images, labels)
+    right = evaluator.judge(images)[0].argmax(1) == labels
+    return {
+        "accuracy": measured["retain_accuracy"],
+        "worst_class_accuracy": 100 * min(right[labels == c].double().mean().item() for c in labels.unique()),
+        "frechet_distance": measured["frechet_distance"],
+        "frechet_real_split": evaluator.real_split_frechet(len(labels)),
+        "frechet_real_split_stratified": evaluator.real_split_frechet(len(labels), stratified=True),
+        "diversity": measured["diversity"],
+        "feature_extractor": measured["feature_extractor"],
+    }
 
 
 def run_pretrain(args: PretrainArguments) -> None:
@@ -184,5 +218,7 @@ def run_pretrain(args: PretrainArguments) -> None:
         print(json.dumps(args.describe(), indent=1))
         return
     metrics = pretrain(args)
+    if not metrics:
+        return
     print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)))
     print(f"network: {args.output_dir / 'unet'}")

@@ -16,6 +16,7 @@ from ..data import LabelledImages, load_dataset
 from ..diffusion import save_network
 from ..environment import environment
 from ..metrics import Judge, load_judge
+from ..parallel import World, command_words, world
 from ..profiling import Regions
 from ..report import save_before_after, save_grid, write_run_report
 from ..training.loop import Loop, LoopOptions, Progress, read_lines
@@ -128,16 +129,14 @@ def load_evaluation(args: UnlearnArguments, setting: Setting, method: Method) ->
         print(f"pecker-fast: no evaluation: the preset {args.preset} comes without a judge (--judge)", file=sys.stderr)
         return None
     judge = Judge.load(args.request.judge) if args.request.judge else load_judge(found.judge)
-    dataset = load_images(args.data, args.preset, "all")
+    dataset = load_images(args.data, args.preset, "all", setting.teacher.config["sample_size"])
     return RunEvaluation(setting, method, dataset, judge, args.request.samples_per_class)
 
 
-def load_images(data: DataArguments, preset_name: str, split: str) -> LabelledImages:
-    """The real images of a preset, or those that were asked for."""
-    found = preset(preset_name)
-    name = data.dataset_name or found.dataset
-    size = found.unet.sample_size if name.startswith("folder:") else None
-    return load_dataset(name, split, data.data_root, data.download, image_size=size)
+def load_images(data: DataArguments, preset_name: str, split: str, size: int) -> LabelledImages:
+    """The real images of a preset, or those that were asked for, of ``size`` pixels; digits have one size only."""
+    name = data.dataset_name or preset(preset_name).dataset
+    return load_dataset(name, split, data.data_root, data.download, image_size=None if name == "digits" else size)
 
 
 def _forget_images(args: UnlearnArguments, request: ForgetRequest, size: int) -> dict[str, torch.Tensor]:
@@ -160,7 +159,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: what metrics.json holds, and the pretrained network's samples (None without evaluation)."""
+    """What a run came to: what metrics.json holds, and the pretrained network's samples (None without evaluation).
+
+    Under torchrun on the main process; empty on the others."""
 
     metrics: dict[str, Any]
     before: torch.Tensor | None
@@ -176,6 +177,13 @@ def unlearn(args: UnlearnArguments, before: torch.Tensor | None = None) -> Outco
     ended the run, after a checkpoint.
     """
     compute = args.compute.resolved()
+    with world(torch.device(compute.device), compute.ddp_timeout) as processes:
+        return _unlearn(args, compute, processes, before)
+
+
+def _unlearn(
+    args: UnlearnArguments, compute: ComputeArguments, processes: World, before: torch.Tensor | None
+) -> Outcome:
     network, schedule, source = load_pretrained(args.request.pretrained_model_name_or_path, preset(args.preset).network)
     cover = args.cover_of(args.request.cover_class)
     request = ForgetRequest.of(network, args.request.forget_classes, cover)
@@ -187,15 +195,21 @@ def unlearn(args: UnlearnArguments, before: torch.Tensor | None = None) -> Outco
         schedule=schedule,
         request=request,
         regions=regions,
+        world=processes,
         **_forget_images(args, request, size),
         **compute.as_setting(),
     )
     method = method_class(args.method)(setting, args.options)
     loop_options = dataclasses.replace(args.loop, stop_at_nonfinite=compute.nonfinite == "stop")
     loop_options.check()
-    evaluation = load_evaluation(args, setting, method)
-    folder = args.output_dir
-    prepare_folder(folder, loop_options.resume_from_checkpoint, args.request.overwrite_output_dir)
+    folder, evaluation = args.output_dir, None
+
+    def begin() -> None:
+        nonlocal evaluation
+        evaluation = load_evaluation(args, setting, method)
+        prepare_folder(folder, loop_options.resume_from_checkpoint, args.request.overwrite_output_dir)
+
+    processes.on_main(begin)
 
     def export(phase: Phase, target: Path) -> None:
         with phase.averaged() as averaged:
@@ -210,7 +224,7 @@ def unlearn(args: UnlearnArguments, before: torch.Tensor | None = None) -> Outco
         "seed": compute.seed,
         "mixed_precision": compute.mixed_precision,
     }
-    with tracker(args.request.report_to, folder) as on_log:
+    with tracker(args.request.report_to if processes.is_main else "none", folder) as on_log:
         loop = Loop(
             method.phases,
             folder,
@@ -220,24 +234,39 @@ def unlearn(args: UnlearnArguments, before: torch.Tensor | None = None) -> Outco
             export=export,
             on_log=on_log,
             show_progress=args.request.progress_bar,
+            world=processes,
         )
         loop.prepare()
-        write_json(folder / "config.json", {**args.describe(), "pretrained_sha256": teacher_hash})
-        if evaluation is not None and before is None:
-            before = evaluation.teacher_samples()
+
+        def describe() -> None:
+            nonlocal before
+            said = {**args.describe(), "pretrained_sha256": teacher_hash, "num_processes": processes.size}
+            write_json(folder / "config.json", said)
+            if evaluation is not None and before is None:
+                before = evaluation.teacher_samples()
+
+        processes.on_main(describe)
         progress = loop.run()
     if progress.stopped_by is not None:
         otherwise = ["unlearn", "--preset", args.preset, "--method", args.method, "--output_dir", str(folder)]
-        say_how_to_resume(progress, otherwise)
+        if processes.is_main:
+            say_how_to_resume(progress, otherwise)
         raise SystemExit(128 + progress.stopped_by)
-    return Outcome(_finish(args, setting, method, evaluation, before, progress, source), before)
+    metrics: dict[str, Any] = {}
+
+    def finish() -> None:
+        metrics.update(_finish(args, setting, method, evaluation, before, progress, source))
+
+    processes.on_main(finish)
+    return Outcome(metrics, before)
 
 
 def say_how_to_resume(progress: Progress, otherwise: list[str]) -> None:
     """Prints the command that goes on with a run that a signal ended; ``otherwise`` where no command line began it."""
     name = signal.Signals(progress.stopped_by).name
     given = [word for word in sys.argv[1:] if word not in ("--overwrite_output_dir", "--overwrite-output-dir")]
-    words = ["pecker-fast", *(given if given[:1] == otherwise[:1] else otherwise), "--resume_from_checkpoint", "latest"]
+    words = [*command_words(), *(given if given[:1] == otherwise[:1] else otherwise)]
+    words += ["--resume_from_checkpoint", "latest"]
     print(f"{name}: stopped after step {progress.step}, with a checkpoint. Go on with\n  {shlex.join(words)}")
 
 
@@ -295,6 +324,8 @@ def run_unlearn(args: UnlearnArguments) -> None:
         print(json.dumps(args.describe(), indent=1))
         return
     metrics = unlearn(args).metrics
+    if not metrics:
+        return
     shown = ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds")
     print("  ".join(f"{name} {metrics[name]:.4g}" for name in shown if metrics.get(name) is not None))
     print(f"report: {args.output_dir / 'report.md'}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..parallel import World
 from ..unlearning import Phase
 from .checkpoints import CheckpointError, Checkpoints
 
@@ -87,13 +88,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _signals(progress: Progress) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the run after the iteration that is under way; a second Ctrl-C ends it at once."""
+def _signals() -> Iterator[list[int]]:
+    """The numbers of SIGTERM and Ctrl-C that came within: the run is to end after an iteration. A second Ctrl-C ends it
+    at once."""
+    caught: list[int] = []
 
     def stop(number, _frame) -> None:
-        if progress.stopped_by is not None and number == signal.SIGINT:
+        if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
-        progress.stopped_by = number
+        caught.append(number)
 
     before = {}
     try:
@@ -103,7 +106,7 @@ def _signals(progress: Progress) -> Iterator[None]:
             except ValueError:
                 # Only the main thread may: elsewhere whoever owns it decides.
                 break
-        yield
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -118,10 +121,11 @@ class Loop:
     folder: of the run: train.jsonl, evaluation.jsonl and checkpoints/ go there.
     options: how the run is kept.
     fingerprint: JSON that says which run this is; checkpoints of others are refused.
-    evaluate: from phase and step to what goes into evaluation.jsonl, or None.
+    evaluate: from phase and step to what goes into evaluation.jsonl, or None. The main process's is called.
     export: writes the network of a phase into a checkpoint's folder.
     on_log: called with every line of train.jsonl and evaluation.jsonl.
     show_progress: whether there is a progress bar.
+    world: the processes of the run; the main one writes, evaluates and shows progress.
     """
 
     def __init__(
@@ -135,12 +139,14 @@ class Loop:
         export: Callable[[Phase, Path], None] | None = None,
         on_log: Callable[[dict[str, Any]], None] | None = None,
         show_progress: bool = True,
+        world: World | None = None,
     ) -> None:
         options.check()
+        self.world = world or World()
         self.phases, self.folder, self.options = list(phases), Path(folder), options
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.checkpoints_total_limit, fingerprint)
         self.evaluate, self.export, self.on_log = evaluate, export, on_log
-        self.show_progress = show_progress
+        self.show_progress = show_progress and self.world.is_main
         self.total = sum(phase.iterations for phase in self.phases)
         self.progress = Progress()
         self._window: dict[str, Tensor] = {}
@@ -156,7 +162,7 @@ class Loop:
         p = self.progress
         self.prepare()
         bar = tqdm(total=self.total, initial=p.step, unit="it", disable=not self.show_progress, dynamic_ncols=True)
-        with _signals(p), bar:
+        with _signals() as caught, bar:
             for index in range(p.phase, len(self.phases)):
                 phase = self.phases[index]
                 if index > p.phase or p.step == 0:
@@ -164,7 +170,7 @@ class Loop:
                     phase.start(self.phases[index - 1] if index else None)
                 self._since = time.perf_counter()
                 while p.iteration < phase.iterations and p.stopped_by is None:
-                    self._iterate(phase)
+                    self._iterate(phase, caught)
                     bar.update()
                 if p.stopped_by is not None:
                     break
@@ -188,16 +194,17 @@ class Loop:
             if not p.phase < len(self.phases):
                 raise CheckpointError(f"checkpoint-{step} is in phase {p.phase}, this run has {len(self.phases)}")
             self.phases[p.phase].load_state_dict(state["state"])
+
+        def trim() -> None:
             # What came after the checkpoint will come again.
             for path in logs:
-                kept = [record for record in read_lines(path) if record["step"] <= step]
-                write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-        else:
-            for path in logs:
-                write_atomically(path, "")
+                kept = [] if which is None else [line for line in read_lines(path) if line["step"] <= p.step]
+                write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+        self.world.on_main(trim)
         self._prepared = True
 
-    def _iterate(self, phase: Phase) -> None:
+    def _iterate(self, phase: Phase, caught: list[int]) -> None:
         p, o = self.progress, self.options
         losses = phase.step(p.iteration)
         for name, loss in losses.items():
@@ -206,6 +213,8 @@ class Loop:
         p.iteration += 1
         p.step += 1
         p.images += phase.images_per_iteration
+        # All processes stop after the same iteration, whichever got the signal.
+        p.stopped_by = self.world.largest(caught[0] if caught else 0) or None
         last = p.iteration == phase.iterations or p.stopped_by is not None
         if p.step % o.logging_steps == 0 or last:
             self._log(phase)
@@ -227,8 +236,9 @@ class Loop:
         stop."""
         if not self._window:
             return {}
-        values = (torch.stack([loss.float() for loss in self._window.values()]) / self._window_steps).tolist()
-        means = dict(zip(self._window, values, strict=True))
+        window = torch.stack([loss.float() for loss in self._window.values()]) / self._window_steps
+        self.world.average_([window])
+        means = dict(zip(self._window, window.tolist(), strict=True))
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad and self.options.stop_at_nonfinite:
             raise NonFiniteError(f"{', '.join(bad)} became inf or NaN by step {self.progress.step}{self._last_good()}")
@@ -251,17 +261,21 @@ class Loop:
         self._since = time.perf_counter()
 
     def _evaluate_now(self, phase: Phase) -> None:
-        if self.evaluate is None:
-            return
         p = self.progress
         self._means()
         self._pause()
-        found = self.evaluate(phase, p.step)
-        if found is not None:
-            self._write("evaluation.jsonl", {"step": p.step, "images": p.images, "seconds": p.seconds, **found})
+
+        def measure() -> None:
+            found = None if self.evaluate is None else self.evaluate(phase, p.step)
+            if found is not None:
+                self._write("evaluation.jsonl", {"step": p.step, "images": p.images, "seconds": p.seconds, **found})
+
+        self.world.on_main(measure)
         self._since = time.perf_counter()
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
+        if not self.world.is_main:
+            return
         append_line(self.folder / name, record)
         if self.on_log is not None:
             self.on_log(record)
@@ -273,13 +287,11 @@ class Loop:
             if not phase.is_finite():
                 raise NonFiniteError(f"a weight became inf or NaN by step {p.step}{self._last_good()}")
         self._pause()
-        tree = {
-            "phase": p.phase,
-            "iteration": p.iteration,
-            "images": p.images,
-            "seconds": p.seconds,
-            "state": phase.state_dict(),
-        }
-        export = None if self.export is None else lambda folder: self.export(phase, folder)
-        self.checkpoints.save(p.step, tree, export)
+
+        def save() -> None:
+            place = {"phase": p.phase, "iteration": p.iteration, "images": p.images, "seconds": p.seconds}
+            export = None if self.export is None else lambda folder: self.export(phase, folder)
+            self.checkpoints.save(p.step, {**place, "state": phase.state_dict()}, export)
+
+        self.world.on_main(save)
         self._since = time.perf_counter()

@@ -74,6 +74,7 @@ class Pretraining(Phase):
 
     def __init__(self, compute: Compute, network: nn.Module, schedule: NoiseSchedule, dataset, options) -> None:
         options.check()
+        compute.world.check_shares("train_batch_size", options.train_batch_size)
         self.compute, self.options, self.dataset = compute, options, dataset
         self.network = compute.place(network)
         self.schedule = schedule.to(compute.device)
@@ -116,26 +117,31 @@ class Pretraining(Phase):
         if o.lr_scheduler == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
             self.optimizer.param_groups[0]["lr"] = o.learning_rate * factor
+        count = o.train_batch_size
+        here = compute.world.share(count)
         with compute.regions("data"):
-            indices = self._indices(iteration)
+            indices = self._indices(iteration)[here]
             x0 = self.dataset.batch(indices).to(compute.device, non_blocking=True)
             labels = self.dataset.labels[indices].to(compute.device, non_blocking=True)
-        count = len(labels)
         with compute.regions("forward and backward"):
             if o.random_flip:
-                flipped = torch.rand(count, generator=streams.generator("flip"), device=compute.device) < 0.5
+                draw = torch.rand(count, generator=streams.generator("flip"), device=compute.device)
+                flipped = draw[here] < 0.5
                 x0 = torch.where(flipped.view(-1, 1, 1, 1), x0.flip(-1), x0)
             if self._null is not None and o.condition_dropout:
                 draw = torch.rand(count, generator=streams.generator("condition"), device=compute.device)
-                labels = torch.where(draw < o.condition_dropout, self._null, labels)
-            eps = streams.normal("eps", count, x0.shape[1:])
-            t = streams.timesteps("t", count, 0, self.schedule.num_train_timesteps - 1)
+                labels = torch.where(draw[here] < o.condition_dropout, self._null, labels)
+            eps = streams.normal("eps", count, x0.shape[1:])[here]
+            t = streams.timesteps("t", count, 0, self.schedule.num_train_timesteps - 1)[here]
             self.network.train()
-            streams.seed_dropout("dropout")
+            streams.seed_dropout("dropout", compute.world.rank)
             with compute.autocast():
                 eps_pred = predict_eps(self.network, self.schedule.add_noise(x0, eps, t), t, labels)
             loss = noise_prediction_loss(eps, eps_pred)
             loss.backward()
+        if compute.world.size > 1:
+            with compute.regions("communication"):
+                compute.world.average_([p.grad for p in self.network.parameters() if p.grad is not None])
         with compute.regions("optimizer"):
             if o.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.network.parameters(), o.max_grad_norm)

@@ -35,11 +35,16 @@ from .streams import Streams
 
 @dataclass
 class Batch:
-    """Labels of a micro-batch, retained classes first: of theta and psi, and of the teacher."""
+    """Labels of this process's part of a micro-batch, retained classes first: of theta and psi, and of the teacher.
+
+    ``rows`` are its rows of the whole micro-batch, which has ``total``.
+    """
 
     labels: Tensor
     teacher_labels: Tensor
     retained: int
+    rows: slice | Tensor
+    total: int
 
 
 @contextmanager
@@ -151,6 +156,7 @@ class DistillationPhase(Phase):
         losses: dict[str, Tensor] = {}
         for streams, batch in micros:
             self._score_backward(streams, batch, losses)
+        self._average(self.score)
         with regions("optimizer"):
             self.score_optimizer.step()
             self.score_optimizer.zero_grad(set_to_none=True)
@@ -210,25 +216,41 @@ class DistillationPhase(Phase):
     def _draw(self, streams: Streams) -> Batch:
         """The labels of an iteration; the score step and the generator step share them."""
         o = self.options
-        retained = streams.choose("retain labels", o.train_batch_size, self._retained_labels)
+        world, count = self.setting.world, o.train_batch_size
+        kept = world.share(count)
+        retained = streams.choose("retain labels", count, self._retained_labels)[kept]
         if not self.forget:
-            return Batch(retained, retained, len(retained))
-        forgotten = streams.choose("forget labels", o.forget_samples, self._forget_labels)
-        covers = streams.choose("cover labels", o.forget_samples, self._cover_labels)
-        return Batch(torch.cat([retained, forgotten]), torch.cat([retained, covers]), len(retained))
+            return Batch(retained, retained, len(retained), kept, count)
+        kept_too = world.share(o.forget_samples)
+        forgotten = streams.choose("forget labels", o.forget_samples, self._forget_labels)[kept_too]
+        covers = streams.choose("cover labels", o.forget_samples, self._cover_labels)[kept_too]
+        total = count + o.forget_samples
+        rows: slice | Tensor = slice(None)
+        if world.size > 1:
+            every = torch.arange(total, device=self.setting.device)
+            rows = torch.cat([every[kept], every[world.share(o.forget_samples, count)]])
+        return Batch(torch.cat([retained, forgotten]), torch.cat([retained, covers]), len(retained), rows, total)
+
+    def _noise(self, streams: Streams, batch: Batch, purpose: str, name: str) -> Tensor:
+        """Standard normal numbers for this process's samples, one image each."""
+        return streams.normal(f"{purpose} {name}", batch.total, self._shape)[batch.rows]
+
+    def _timesteps(self, streams: Streams, batch: Batch, purpose: str) -> Tensor:
+        o = self.options
+        return streams.timesteps(f"{purpose} t", batch.total, o.t_min, o.t_max)[batch.rows]
 
     def _score_backward(self, streams: Streams, batch: Batch, losses: dict[str, Tensor]) -> None:
         """Adds the gradient of L_psi (Eq. 3), times 1 / micro-batches, to psi's."""
         o, setting, count, r = self.options, self.setting, len(batch.labels), batch.retained
         with setting.regions("sampling"), torch.no_grad(), setting.autocast():
             self.generator.eval()
-            x0 = self.one_step(self.generator, streams.normal("score z", count, self._shape), batch.labels)
+            x0 = self.one_step(self.generator, self._noise(streams, batch, "score", "z"), batch.labels)
         with setting.regions("score step"):
-            eps = streams.normal("score eps", count, self._shape)
-            t = streams.timesteps("score t", count, o.t_min, o.t_max)
+            eps = self._noise(streams, batch, "score", "eps")
+            t = self._timesteps(streams, batch, "score")
             x_t = setting.schedule.add_noise(x0, eps, t)
             self.score.train()
-            streams.seed_dropout("score dropout")
+            streams.seed_dropout("score dropout", setting.world.rank)
             with setting.autocast():
                 eps_pred = predict_eps(self.score, x_t, t, batch.labels)
             retain = noise_prediction_loss(eps[:r], eps_pred[:r])
@@ -239,6 +261,13 @@ class DistillationPhase(Phase):
                 total = total + o.score_forget_weight * forget
                 self._record(losses, "loss_score_forget", forget)
             (total / o.gradient_accumulation_steps).backward()
+
+    def _average(self, network: nn.Module, further: list[Tensor] | None = None) -> None:
+        """Averages the network's gradients over the processes, and ``further`` ones."""
+        if self.setting.world.size > 1:
+            with self.setting.regions("communication"):
+                grads = [p.grad for p in network.parameters() if p.grad is not None]
+                self.setting.world.average_([*grads, *(further or ())])
 
     def _record(self, losses: dict[str, Tensor], name: str, loss: Tensor) -> None:
         share = loss.detach() / self.options.gradient_accumulation_steps
@@ -254,6 +283,7 @@ class DistillationPhase(Phase):
             elif grads is not None:
                 torch._foreach_add_(forget_grads, grads)
         mask = None if self.masker is None else self.masker.mask
+        self._average(self.generator, forget_grads)
         with self.setting.regions("optimizer"):
             if separate:
                 self.generator_optimizer.step(mask=mask, masked_grads=forget_grads)
@@ -265,6 +295,7 @@ class DistillationPhase(Phase):
         for part in ("forget", "retain"):
             for streams, batch in micros:
                 self._generator_backward(streams, batch, losses, False, part)
+            self._average(self.generator)
             masked = self.masker is not None and (part == "forget" or self.mask_scope == "all")
             with self.setting.regions("optimizer"):
                 self.generator_optimizer.step(mask=self.masker.mask if masked else None)
@@ -284,15 +315,15 @@ class DistillationPhase(Phase):
         the two meet in the optimizer.
         """
         o, setting, r = self.options, self.setting, batch.retained
-        z = streams.normal("generator z", len(batch.labels), self._shape)
-        eps = streams.normal("generator eps", len(batch.labels), self._shape)
-        t = streams.timesteps("generator t", len(batch.labels), o.t_min, o.t_max)
+        z = self._noise(streams, batch, "generator", "z")
+        eps = self._noise(streams, batch, "generator", "eps")
+        t = self._timesteps(streams, batch, "generator")
         kept = {"both": slice(None), "retain": slice(r), "forget": slice(r, None)}[part]
         z, eps, t, labels = z[kept], eps[kept], t[kept], batch.labels[kept]
         teacher_labels, r = batch.teacher_labels[kept], {"both": r, "retain": r, "forget": 0}[part]
         with setting.regions("generator forward"), setting.autocast():
             self.generator.train()
-            streams.seed_dropout(f"generator dropout {part}")
+            streams.seed_dropout(f"generator dropout {part}", setting.world.rank)
             # Two calls where two gradients of the weights are wanted: one backward pass for each batch, not for both.
             pieces = (slice(r), slice(r, None)) if separate else (slice(None),)
             drawn = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
@@ -352,6 +383,8 @@ class ScoreForgetting(Method):
     def __init__(self, setting: Setting, options: ScoreForgettingOptions) -> None:
         super().__init__(setting, options)
         options.check(setting.schedule.num_train_timesteps)
+        setting.world.check_shares("train_batch_size", options.train_batch_size)
+        setting.world.check_shares("forget_batch_size", options.forget_samples)
         # Both start as the teacher (METHOD: the pretrained average).
         self.score = setting.place(trainable_copy(setting.teacher))
         self.generator = setting.place(trainable_copy(setting.teacher))

@@ -82,6 +82,7 @@ class Masker:
         options.check_saliency()
         if options.saliency_samples == "data" and setting.forget_images is None:
             raise ValueError('saliency_samples is "data", but there are no images of what is to be forgotten')
+        setting.world.check_shares("saliency_batch_size", options.saliency_batch_size)
         self.setting, self.options = setting, options
         self.one_step = OneStepGenerator(setting.schedule, t_init)
         self.mask: SaliencyMask | None = None
@@ -161,7 +162,8 @@ class Masker:
         network.requires_grad_(True)
         total: list[Tensor] | None = None
         try:
-            for part in torch.arange(self.samples, device=setting.device).split(o.saliency_batch_size):
+            for batch in torch.arange(self.samples, device=setting.device).split(o.saliency_batch_size):
+                part = batch[setting.world.share(o.saliency_batch_size)]
                 with setting.autocast():
                     eps_pred = predict_eps(network, x_t[part], t[part], labels[part])
                 loss = noise_prediction_loss(eps[part], eps_pred) / o.saliency_batches
@@ -172,6 +174,8 @@ class Masker:
                     torch._foreach_add_(total, grads)
         finally:
             network.requires_grad_(not frozen)
+        # Before it is used: the same mask everywhere.
+        setting.world.average_(total)
         return dict(zip(names, total, strict=True))
 
     def describe(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..diffusion import NoiseSchedule, num_classes
 from ..diffusion.checks import check_int
+from ..parallel import World
 from ..profiling import Regions
 
 COVER_RANDOM = "random"
@@ -70,6 +71,7 @@ class Compute:
     compile: whether networks go through ``torch.compile``.
     nonfinite: what MaskedAdam does with inf and NaN: "propagate", "skip" or "zero".
     regions: profiler.
+    world: the processes of the run. Batch sizes are of all of them together.
     """
 
     seed: int = 0
@@ -79,6 +81,7 @@ class Compute:
     compile: bool = False
     nonfinite: str = "propagate"
     regions: Regions = field(default_factory=Regions)
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
         check_int("seed", self.seed, 0)

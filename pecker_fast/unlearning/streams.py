@@ -35,9 +35,9 @@ class Streams:
         """The generator of the stream ``name``, on the device and at its start: one name, one draw."""
         return torch.Generator(self.device).manual_seed(derived_seed(*self.place, name))
 
-    def seed_dropout(self, name: str) -> None:
-        """Seeds torch's default generators, which dropout draws from."""
-        torch.manual_seed(derived_seed(*self.place, name))
+    def seed_dropout(self, name: str, rank: int = 0) -> None:
+        """Seeds torch's default generators, which dropout draws from: other numbers on each process."""
+        torch.manual_seed(derived_seed(*self.place, name, *((rank,) if rank else ())))
 
     def normal(self, name: str, count: int, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers, float32 (count, *shape)."""

@@ -1,0 +1,68 @@
+"""One process of a run of several, started with torchrun's variables: a few iterations on a small network.
+
+Arguments: folder, method, iterations, and "name=value" for options of the method, "resume=1", "slow=1" (so that there
+is time to kill it) and "signal=R" (the process of rank R sends itself SIGTERM in its third iteration). Writes
+``rank-R.safetensors``: the trained weights, the last mask, the step at which it ended.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pecker_fast.diffusion import NoiseSchedule, load_network
+from pecker_fast.parallel import world
+from pecker_fast.training.loop import Loop, LoopOptions
+from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+
+SMALL = {"train_batch_size": 12, "forget_batch_size": 6, "t_init": 250, "ema_decay": 0.5}
+FAST = {"score_learning_rate": 1e-3, "generator_learning_rate": 1e-3}
+MASKED = {"saliency_batch_size": 12, "mask_refresh_steps": 2}
+
+
+def main(folder: str, name: str, iterations: str, *given: str) -> None:
+    torch.set_num_threads(1)
+    values = dict(item.split("=") for item in given)
+    resume, slow, killed = (values.pop(key, None) for key in ("resume", "slow", "signal"))
+    options = {**SMALL, **FAST, **({} if name == "sfd" else MASKED), "max_train_steps": int(iterations)}
+    options |= {key: json.loads(value) for key, value in values.items()}
+    with world(torch.device("cpu"), 20) as processes:
+        network, schedule = load_network(Path(folder, "network"))
+        assert isinstance(schedule, NoiseSchedule)
+        request = ForgetRequest.of(network, [0], "random")
+        setting = Setting(teacher=network, schedule=schedule, request=request, world=processes)
+        kind = method_class(name)
+        method = kind(setting, kind.Options(**{**options, **kind.defaults}))
+        phase = method.phases[-1]
+        step = phase.step
+
+        def watched(iteration: int):
+            if slow:
+                time.sleep(0.2)
+            if killed and processes.rank == int(killed) and iteration == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(iteration)
+
+        phase.step = watched
+        loop_options = LoopOptions(
+            logging_steps=1, checkpointing_steps=2, resume_from_checkpoint="latest" if resume else None
+        )
+        Path(folder, "run").mkdir(exist_ok=True)
+        loop = Loop(method.phases, Path(folder, "run"), loop_options, {}, show_progress=False, world=processes)
+        progress = loop.run()
+        with phase.averaged() as averaged:
+            tensors = {f"ema.{key}": value.clone() for key, value in averaged.state_dict().items()}
+        tensors |= {f"score.{key}": value.clone() for key, value in method.score.state_dict().items()}
+        if phase.masker is not None:
+            tensors["mask"] = phase.masker.mask.words
+        tensors["step"] = torch.tensor(progress.step)
+        save_file(tensors, Path(folder, f"rank-{processes.rank}.safetensors"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,165 @@
+"""Runs on several processes, connected by gloo on the loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pecker_fast.diffusion import NoiseSchedule, save_network
+from pecker_fast.parallel import World
+from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from tests.diffusion.toy import tiny_unet
+from tests.inputs import same_bits
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(command: list[str], count: int) -> list[subprocess.Popen]:
+    """``count`` processes with the variables that torchrun sets."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str, str]]:
+    """Exit status, stdout and stderr of each; none is left running."""
+    try:
+        end = time.monotonic() + seconds
+        said = [process.communicate(timeout=max(1, end - time.monotonic())) for process in processes]
+        return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def run(folder: Path, count: int, *arguments: str) -> list[dict[str, torch.Tensor]]:
+    processes = start(["-m", "tests.training.rank", str(folder), *arguments], count)
+    for status, _, errors in finish(processes):
+        assert status == 0, errors
+    return [load_file(folder / f"rank-{rank}.safetensors") for rank in range(count)]
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "run" / "train.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name.startswith("loss")} for line in lines]
+
+
+def folder_with_network(path: Path) -> Path:
+    torch.manual_seed(0)
+    save_network(path / "network", tiny_unet(dropout=0.0), NoiseSchedule.linear())
+    return path
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    bits = torch.arange(32, dtype=torch.int32)
+    a, b = ((words[:, None] >> bits) & 1 for words in (a, b))
+    return ((a & b).sum() / (a | b).sum()).item()
+
+
+def test_two_and_three_processes_agree_with_one(tmp_path):
+    folders = {count: folder_with_network(tmp_path / str(count)) for count in (1, 2, 3)}
+    ended = {count: run(folder, count, "pecker", "4") for count, folder in folders.items()}
+    (alone,) = ended[1]
+    for count in (2, 3):
+        for other in ended[count][1:]:
+            assert all(same_bits(ended[count][0][name], other[name]) for name in other)
+        assert iou(alone["mask"], ended[count][0]["mask"]) >= 0.999
+        for one, many in zip(losses(folders[1]), losses(folders[count]), strict=True):
+            assert one.keys() == many.keys() and len(one) == 4
+            for name in one:
+                assert many[name] == pytest.approx(one[name], rel=1e-5), (count, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sfd", ["gradient_accumulation_steps=2"]),
+        ("pecker", ['update="alternate"', "saliency_batches=2", 'saliency_samples="current"']),
+    ],
+)
+def test_other_ways_of_updating_agree_with_one(tmp_path, name, options):
+    folders = [folder_with_network(tmp_path / str(count)) for count in (1, 2)]
+    (_,), (first, second) = run(folders[0], 1, name, "2", *options), run(folders[1], 2, name, "2", *options)
+    assert all(same_bits(first[key], second[key]) for key in first)
+    for one, many in zip(losses(folders[0]), losses(folders[1]), strict=True):
+        assert many == pytest.approx(one, rel=1e-5)
+
+
+def test_a_run_resumes_to_the_same_bits(tmp_path):
+    whole, halves = folder_with_network(tmp_path / "whole"), folder_with_network(tmp_path / "halves")
+    expected = run(whole, 2, "pecker", "6")
+    # A signal to one process stops all of them, after the same iteration.
+    stopped = run(halves, 2, "pecker", "6", "signal=1")
+    assert [int(rank["step"]) for rank in stopped] == [3, 3]
+    resumed = run(halves, 2, "pecker", "6", "resume=1")
+    for before, after in zip(expected, resumed, strict=True):
+        assert all(same_bits(before[name], after[name]) for name in before)
+    assert losses(whole) == losses(halves)
+
+
+def test_the_loss_of_a_process_ends_the_others_with_a_message(tmp_path):
+    folder = folder_with_network(tmp_path)
+    processes = start(["-m", "tests.training.rank", str(folder), "pecker", "1000", "slow=1"], 3)
+    log = folder / "run" / "train.jsonl"
+    deadline = time.monotonic() + 90
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[1].kill()
+    begin = time.monotonic()
+    ended = finish(processes, 60)
+    assert time.monotonic() - begin < 40
+    assert ended[1][0] == -signal.SIGKILL
+    for status, _, errors in (ended[0], ended[2]):
+        assert status == 1 and "another process of this run ended" in errors
+        assert "--resume_from_checkpoint latest" in errors
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    network = folder_with_network(tmp_path) / "network"
+    command = [
+        "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--standalone",
+        "-m", "pecker_fast", "unlearn", "--pretrained_model_name_or_path", str(network), "--device", "cpu",
+        "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2", "--train_batch_size", "4",
+        "--forget_batch_size", "2", "--saliency_batch_size", "4", "--no-evaluate", "--no-progress_bar",
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report:") == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["iterations"], metrics["images"]) == (2, 8)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["num_processes"] == 2
+    command[command.index("--train_batch_size") + 1] = "5"
+    command.append("--overwrite_output_dir")
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode != 0 and "train_batch_size is 5, expected a multiple of 2" in done.stderr
+
+
+def test_batches_that_cannot_be_shared_out_are_refused():
+    request, teacher = ForgetRequest.of(tiny_unet(), [0], 1), tiny_unet()
+    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
+    kind = method_class("pecker")
+    for name in ("train_batch_size", "forget_batch_size", "saliency_batch_size"):
+        sizes = {"train_batch_size": 6, "forget_batch_size": 3, "saliency_batch_size": 9, name: 4}
+        with pytest.raises(ValueError, match=f"{name} is 4, expected a multiple of 3"):
+            kind(setting, kind.Options(**sizes))
