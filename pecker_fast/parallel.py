@@ -95,6 +95,15 @@ class World:
             dist.all_reduce(held, dist.ReduceOp.MAX, group=self.control)
         return int(held)
 
+    def total(self, value: float | None) -> float | None:
+        """Sum of the processes' values, None where one has none. Raises ProcessLostError."""
+        if self.size == 1:
+            return value
+        held = torch.tensor([0.0 if value is None else value, float(value is None)], dtype=torch.float64)
+        with _collective():
+            dist.all_reduce(held, group=self.control)
+        return None if held[1] else float(held[0])
+
     def on_main(self, work: Callable[[], object]) -> None:
         """Does ``work`` on the main process while the others wait. Where it fails, all raise: it the error itself,
         the others ProcessLostError with what it said."""

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule, load_network, save_network
@@ -229,3 +231,59 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(tmp_path, num
         again.communicate()
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > step
+
+
+def image_folder(path: Path, classes: int = 3, each: int = 4) -> Path:
+    """Photographs of nothing, of several sizes, in a folder a class."""
+    draw = np.random.default_rng(0)
+    for label in range(classes):
+        (path / f"class{label}").mkdir(parents=True)
+        for i in range(each):
+            pixels = draw.integers(0, 256, (30 + 20 * i, 70, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path / f"class{label}" / f"{i}.png")
+    return path
+
+
+@pytest.mark.parametrize(("name", "size", "channels"), [("cifar10", 32, (32, 32)), ("stl10", 64, (32, 32, 32))])
+def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, name, size, channels):
+    data = image_folder(tmp_path / "data")
+    main([
+        "pretrain", "--preset", name, "--dataset_name", f"folder:{data}", "--num_classes", "3",
+        "--block_out_channels", *map(str, channels), "--layers_per_block", "1", "--max_train_steps", "2",
+        "--train_batch_size", "4", "--samples_per_class", "1", "--output_dir", str(tmp_path / "p"), *QUIET,
+    ])  # fmt: skip
+    network, _ = load_network(tmp_path / "p" / "unet")
+    # A label for each class, and one for none.
+    assert (network.config["sample_size"], network.config["num_class_embeds"]) == (size, 4)
+    main([
+        "unlearn", "--preset", name, "--pretrained_model_name_or_path", str(tmp_path / "p"), "--forget_classes", "2",
+        "--cover_class", "0", "--forget_data", str(data), "--saliency_samples", "data", "--saliency_batch_size", "2",
+        "--output_dir", str(tmp_path / "u"), *SMALL, "--max_train_steps", "2", *QUIET,
+    ])  # fmt: skip
+    assert "comes without a judge" in capsys.readouterr().err
+    metrics = json.loads((tmp_path / "u" / "metrics.json").read_text())
+    assert metrics["iterations"] == 2 and "ua" not in metrics
+    lines = [json.loads(line) for line in (tmp_path / "u" / "train.jsonl").read_text().splitlines()]
+    assert lines[-1]["mask_density"] == pytest.approx(0.5, abs=0.01)
+    picture = tmp_path / "drawn.png"
+    main(["sample", "--pretrained-model-name-or-path", str(tmp_path / "u"), "--output", str(picture)])
+    assert Image.open(picture).size[0] > 10 * size
+
+
+def test_missing_photographs(capsys, tmp_path):
+    out = ["--output_dir", str(tmp_path / "run")]
+    said = fails(capsys, "pretrain", "--preset", "cifar10", *out)
+    assert "data_root is not given" in said and "folder:<path>" in said
+    said = fails(capsys, "pretrain", "--preset", "stl10", "--data_root", str(tmp_path), *out)
+    assert "STL-10 is not in" in said and "--download" in said
+    said = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{tmp_path}", *out)
+    assert "sub-folder" in said
+    data = image_folder(tmp_path / "data", classes=2)
+    said = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", *out)
+    assert "in 2 classes" in said and "num_classes" in said
+    (data / "class0" / "0.png").write_bytes(b"no image")
+    said = fails(
+        capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", "--num_classes", "2",
+        "--block_out_channels", "32", "32", "--max_train_steps", "2", "--no-evaluate", *QUIET, *out,
+    )  # fmt: skip
+    assert "0.png cannot be read as an image" in said

@@ -26,7 +26,7 @@ ALLOWED = {
     "parallel": {"parallel"},
     "report": {"report"},
     "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "mask", "saliency", "optim"},
-    "training": {"training", "unlearning", "diffusion", "parallel", "optim"},
+    "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim"},
     "environment": {"ops", "__init__"},
     "benchmarks": {"benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"},
 }

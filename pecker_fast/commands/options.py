@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ..diffusion import NoiseSchedule, load_network
-from ..parallel import DEFAULT_TIMEOUT, local_rank, started_by_torchrun
+from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
+from ..profiling import Profiler, Regions
 from ..training.loop import write_atomically
 
 # What a run leaves in its folder, beside folders.
@@ -27,6 +28,8 @@ RUN_FILES = (
     "report.md",
     "report.png",
     "profile.txt",
+    "profile.json",
+    "trace.json",
 )
 
 
@@ -47,7 +50,8 @@ class ComputeArguments:
     nonfinite: Literal["stop", "skip", "zero"] = "stop"
     """Losses or gradients that are inf or NaN: end the run, skip the step, or set these entries to 0."""
     profile: bool = False
-    """Print where the time of an iteration went."""
+    """Measure and print where the time of an iteration goes, images per second, energy and memory, and trace a few
+    iterations (trace.json in the run's folder)."""
     ddp_timeout: int = DEFAULT_TIMEOUT
     """Seconds after which a process of a run under torchrun that does not answer is given up."""
 
@@ -155,6 +159,28 @@ def prepare_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
+
+
+def profiler_of(compute: ComputeArguments, regions: Regions, folder: Path, world: World) -> Profiler | None:
+    """What measures a run, where that was asked for; the main process writes the trace."""
+    if not compute.profile:
+        return None
+    return Profiler(regions, compute.device, folder / "trace.json" if world.is_main else None)
+
+
+def report_profile(profiler: Profiler | None, folder: Path, world: World) -> None:
+    """Prints the profiler's table, and leaves profile.txt and profile.json in the folder of the run."""
+    if profiler is None:
+        return
+    joules = world.total(profiler.joules)
+
+    def write() -> None:
+        table = profiler.table(joules)
+        (folder / "profile.txt").write_text(table + "\n")
+        write_json(folder / "profile.json", profiler.summary(joules))
+        print(table)
+
+    world.on_main(write)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ..training.tracking import tracker
 from ..unlearning import Compute, Phase
 from ..unlearning.streams import derived_seed
 from .evaluation import DDIM_STEPS
-from .options import ComputeArguments, DataArguments, prepare_folder, write_json
+from .options import ComputeArguments, DataArguments, prepare_folder, profiler_of, report_profile, write_json
 from .unlearn import PICTURED, load_images, say_how_to_resume
 
 
@@ -152,6 +152,7 @@ def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes
         "seed": compute.seed,
         "mixed_precision": compute.mixed_precision,
     }
+    profiler = profiler_of(compute_args, regions, folder, processes)
     with tracker(args.request.report_to if processes.is_main else "none", folder) as on_log:
         loop = Loop(
             [phase],
@@ -163,6 +164,7 @@ def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes
             on_log=on_log,
             show_progress=args.request.progress_bar,
             world=processes,
+            profiler=profiler,
         )
         loop.prepare()
         said = {**args.describe(), "num_processes": processes.size}
@@ -181,10 +183,9 @@ def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes
         )
         metrics.update(images=progress.images, iterations=progress.step, seconds=progress.seconds)
         write_json(folder / "metrics.json", metrics)
-        if compute_args.profile:
-            print(compute.regions.table(progress.step, progress.seconds))
 
     processes.on_main(finish)
+    report_profile(profiler, folder, processes)
     return metrics
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import resource
 import shlex
 import signal
 import sys
@@ -17,14 +16,23 @@ from ..diffusion import save_network
 from ..environment import environment
 from ..metrics import Judge, load_judge
 from ..parallel import World, command_words, world
-from ..profiling import Regions
+from ..profiling import Regions, peak_memory_bytes
 from ..report import save_before_after, save_grid, write_run_report
 from ..training.loop import Loop, LoopOptions, Progress, read_lines
 from ..training.presets import method_options, preset
 from ..training.tracking import tracker
 from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Phase, Setting, method_class
 from .evaluation import RunEvaluation, summary
-from .options import ComputeArguments, DataArguments, load_pretrained, prepare_folder, weights_hash, write_json
+from .options import (
+    ComputeArguments,
+    DataArguments,
+    load_pretrained,
+    prepare_folder,
+    profiler_of,
+    report_profile,
+    weights_hash,
+    write_json,
+)
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
@@ -136,6 +144,11 @@ def load_evaluation(args: UnlearnArguments, setting: Setting, method: Method) ->
 def load_images(data: DataArguments, preset_name: str, split: str, size: int) -> LabelledImages:
     """The real images of a preset, or those that were asked for, of ``size`` pixels; digits have one size only."""
     name = data.dataset_name or preset(preset_name).dataset
+    if name in ("cifar10", "stl10") and data.data_root is None:
+        raise ValueError(
+            f"data_root is not given: expected the folder with the files of {name} (--download puts them there), "
+            "or other images by --dataset_name folder:<path>"
+        )
     return load_dataset(name, split, data.data_root, data.download, image_size=None if name == "digits" else size)
 
 
@@ -147,14 +160,6 @@ def _forget_images(args: UnlearnArguments, request: ForgetRequest, size: int) ->
     if len(images) == 0:
         raise ValueError(f"forget_data {path} has no images of the classes {list(request.forget_classes)}")
     return {"forget_images": images.tensor(), "forget_labels": images.labels}
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory in use so far: the GPU's, or this process's where the CPU computes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,7 @@ def _unlearn(
         "seed": compute.seed,
         "mixed_precision": compute.mixed_precision,
     }
+    profiler = profiler_of(compute, regions, folder, processes)
     with tracker(args.request.report_to if processes.is_main else "none", folder) as on_log:
         loop = Loop(
             method.phases,
@@ -235,6 +241,7 @@ def _unlearn(
             on_log=on_log,
             show_progress=args.request.progress_bar,
             world=processes,
+            profiler=profiler,
         )
         loop.prepare()
 
@@ -258,6 +265,7 @@ def _unlearn(
         metrics.update(_finish(args, setting, method, evaluation, before, progress, source))
 
     processes.on_main(finish)
+    report_profile(profiler, folder, processes)
     return Outcome(metrics, before)
 
 
@@ -298,10 +306,6 @@ def _finish(
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "environment.json", environment())
     write_run_report(folder)
-    if args.compute.profile:
-        table = setting.regions.table(progress.step, progress.seconds)
-        (folder / "profile.txt").write_text(table + "\n")
-        print(table)
     return metrics
 
 

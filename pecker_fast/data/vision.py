@@ -135,10 +135,12 @@ def _open(name: str, root, folder: str, dataset, download: bool, **options):
     except RuntimeError as error:
         if not path.is_dir():
             raise FileNotFoundError(
-                f"{name} is not in {root} (no {folder} there): pass its folder as root, or download=True to fetch it"
+                f"{name} is not in {root} (no {folder} there): pass its folder as root (--data_root), or "
+                "download=True (--download) to fetch it"
             ) from error
         raise ValueError(
-            f"{name} in {path} is incomplete or damaged: remove that folder and load once with download=True"
+            f"{name} in {path} is incomplete or damaged: remove that folder and load once with "
+            "download=True (--download)"
         ) from error
 
 

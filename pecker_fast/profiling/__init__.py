@@ -1,5 +1,8 @@
-"""Where the time of an iteration goes. A leaf: everything may import it."""
+"""Where time, memory and energy go. A leaf: everything may import it."""
 
+from .memory import peak_memory_bytes
+from .meter import GpuMeter
+from .profiler import Profiler
 from .regions import Regions
 
-__all__ = ["Regions"]
+__all__ = ["GpuMeter", "Profiler", "Regions", "peak_memory_bytes"]

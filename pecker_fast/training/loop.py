@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..parallel import World
+from ..profiling import Profiler
 from ..unlearning import Phase
 from .checkpoints import CheckpointError, Checkpoints
 
@@ -126,6 +127,7 @@ class Loop:
     on_log: called with every line of train.jsonl and evaluation.jsonl.
     show_progress: whether there is a progress bar.
     world: the processes of the run; the main one writes, evaluates and shows progress.
+    profiler: what measures the iterations, or None.
     """
 
     def __init__(
@@ -140,9 +142,10 @@ class Loop:
         on_log: Callable[[dict[str, Any]], None] | None = None,
         show_progress: bool = True,
         world: World | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
         options.check()
-        self.world = world or World()
+        self.world, self.profiler = world or World(), profiler
         self.phases, self.folder, self.options = list(phases), Path(folder), options
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.checkpoints_total_limit, fingerprint)
         self.evaluate, self.export, self.on_log = evaluate, export, on_log
@@ -162,13 +165,15 @@ class Loop:
         p = self.progress
         self.prepare()
         bar = tqdm(total=self.total, initial=p.step, unit="it", disable=not self.show_progress, dynamic_ncols=True)
+        if self.profiler is not None:
+            self.profiler.start(self.total - p.step)
         with _signals() as caught, bar:
             for index in range(p.phase, len(self.phases)):
                 phase = self.phases[index]
                 if index > p.phase or p.step == 0:
                     p.phase, p.iteration = index, 0
                     phase.start(self.phases[index - 1] if index else None)
-                self._since = time.perf_counter()
+                self._go_on()
                 while p.iteration < phase.iterations and p.stopped_by is None:
                     self._iterate(phase, caught)
                     bar.update()
@@ -176,6 +181,9 @@ class Loop:
                     break
             self._pause()
             self._checkpoint(self.phases[p.phase])
+        if self.profiler is not None:
+            self.profiler.pause()
+            self.profiler.close()
         return p
 
     def prepare(self) -> None:
@@ -213,6 +221,8 @@ class Loop:
         p.iteration += 1
         p.step += 1
         p.images += phase.images_per_iteration
+        if self.profiler is not None:
+            self.profiler.step(phase.images_per_iteration)
         # All processes stop after the same iteration, whichever got the signal.
         p.stopped_by = self.world.largest(caught[0] if caught else 0) or None
         last = p.iteration == phase.iterations or p.stopped_by is not None
@@ -230,6 +240,17 @@ class Loop:
         now = time.perf_counter()
         self.progress.seconds += now - self._since
         self._since = now
+        if self.profiler is not None:
+            self.profiler.pause()
+
+    def _go_on(self) -> None:
+        """Training goes on after a pause."""
+        self._since = time.perf_counter()
+        if self.profiler is not None:
+            self.profiler.resume()
+
+    def _outside(self, name: str) -> AbstractContextManager:
+        return nullcontext() if self.profiler is None else self.profiler.outside(name)
 
     def _means(self) -> dict[str, float]:
         """Mean losses since the last line of the log. Waits for the device. Raises NonFiniteError where the run is to
@@ -257,8 +278,9 @@ class Loop:
         # JSON has no NaN.
         losses = {name: value if math.isfinite(value) else None for name, value in losses.items()}
         place = {"phase": phase.name, "iteration": p.iteration, "step": p.step, "images": p.images}
-        self._write("train.jsonl", {**place, "seconds": p.seconds, **losses, **phase.describe()})
-        self._since = time.perf_counter()
+        profile = {} if self.profiler is None else self.profiler.record()
+        self._write("train.jsonl", {**place, "seconds": p.seconds, **losses, **phase.describe(), **profile})
+        self._go_on()
 
     def _evaluate_now(self, phase: Phase) -> None:
         p = self.progress
@@ -270,8 +292,9 @@ class Loop:
             if found is not None:
                 self._write("evaluation.jsonl", {"step": p.step, "images": p.images, "seconds": p.seconds, **found})
 
-        self.world.on_main(measure)
-        self._since = time.perf_counter()
+        with self._outside("evaluation"):
+            self.world.on_main(measure)
+        self._go_on()
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         if not self.world.is_main:
@@ -293,5 +316,6 @@ class Loop:
             export = None if self.export is None else lambda folder: self.export(phase, folder)
             self.checkpoints.save(p.step, {**place, "state": phase.state_dict()}, export)
 
-        self.world.on_main(save)
-        self._since = time.perf_counter()
+        with self._outside("checkpoints"):
+            self.world.on_main(save)
+        self._go_on()

@@ -1,0 +1,15 @@
+"""Peak memory."""
+
+import resource
+import sys
+
+import torch
+
+
+def peak_memory_bytes(device: torch.device | str) -> int:
+    """Most memory in use so far: the GPU's, or this process's where the CPU computes."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
