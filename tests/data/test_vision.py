@@ -58,7 +58,7 @@ def test_cifar10_damaged_or_missing(cifar10, tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(ValueError, match=r"damaged: remove that folder and load once with download=True"):
         load_dataset("cifar10", root=root)
-    with pytest.raises(FileNotFoundError, match=r"pass its folder as root, or download=True"):
+    with pytest.raises(FileNotFoundError, match=r"pass its folder as root \(--data_root\), or download=True"):
         load_dataset("cifar10", root=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="root is None"):
         load_dataset("cifar10")
