@@ -15,6 +15,8 @@ from PIL import Image
 
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule, load_network, save_network
+from pecker_fast.diffusion.pipeline import OneStepPipeline
+from tests.diffusion.ancestor_model import AncestorUNet
 from tests.diffusion.toy import tiny_unet
 
 SMALL = ["--max_train_steps", "4", "--train_batch_size", "3", "--forget_batch_size", "2", "--samples_per_class", "3"]
@@ -108,6 +110,9 @@ def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
     assert schedule.num_train_timesteps == 1000
     start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
+    pipe = OneStepPipeline.from_pretrained(folder)
+    assert pipe.config.t_init == 250 and len(pipe([0, 1], num_images_per_label=2).images) == 4
+    assert torch.equal(pipe.unet.conv_in.weight, network.conv_in.weight)
     picture = tmp_path / "drawn.png"
     main(["sample", "--pretrained-model-name-or-path", str(folder), "--labels", "1", "--output", str(picture)])
     assert "one_step" in capsys.readouterr().out and picture.stat().st_size > 0
@@ -287,3 +292,46 @@ def test_missing_photographs(capsys, tmp_path):
         "--block_out_channels", "32", "32", "--max_train_steps", "2", "--no-evaluate", *QUIET, *out,
     )  # fmt: skip
     assert "0.png cannot be read as an image" in said
+
+
+def test_unlearning_starts_from_a_checkpoint_of_the_public_code(capsys, tmp_path):
+    live, averaged = AncestorUNet(32), AncestorUNet(32)
+    path = tmp_path / "ckpt.pth"
+    torch.save([live.state_dict(), {}, 3, dict(averaged.named_parameters())], path)
+    common = ["--preset", "cifar10", "--pretrained_model_name_or_path", str(path), *SMALL, *QUIET, "--no-evaluate"]
+    common += ["--max_train_steps", "1", "--saliency_batch_size", "2"]
+    for state, model in (("auto", averaged), ("model", live)):
+        folder = tmp_path / state
+        main(["unlearn", *common, "--checkpoint_state", state, "--output_dir", str(folder)])
+        network, _ = load_network(folder / "unet")
+        # A step of the published learning rate away.
+        assert (network.conv_in.weight - model.conv_in.weight).abs().max() < 1e-4
+    assert "no weights score" in fails(capsys, "unlearn", *common, "--checkpoint_state", "score")
+    path.write_bytes(path.read_bytes()[:1000])
+    said = fails(capsys, "unlearn", *common, "--output_dir", str(tmp_path / "damaged"))
+    assert "ckpt.pth" in said and not (tmp_path / "damaged").exists()
+
+
+def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    save_network(tmp_path / "cache" / "unet", tiny_unet(), NoiseSchedule.linear())
+    asked = []
+
+    def fetch(name, **options):
+        asked.append(name)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    common = ["--output_dir", str(tmp_path / "run"), *SMALL, *QUIET, "--no-evaluate", "--max_train_steps", "1"]
+    main(["unlearn", "--pretrained_model_name_or_path", "someone/tiny-digits", *common])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert asked == ["someone/tiny-digits"] and metrics["pretrained"] == "hub:someone/tiny-digits"
+
+    def missing(name, **options):
+        raise LocalEntryNotFoundError("not in the cache\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
+    said = fails(capsys, "unlearn", "--pretrained_model_name_or_path", "someone/other")
+    assert "'someone/other'" in said and "not in the cache" in said and "and more" not in said

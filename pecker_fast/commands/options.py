@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..diffusion import NoiseSchedule, load_network
+from ..diffusion import NoiseSchedule, load_ancestor, load_network
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Profiler, Regions
 from ..training.loop import write_atomically
+
+# owner/model, as the Hugging Face hub names things.
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 # What a run leaves in its folder, beside folders.
 RUN_FILES = (
@@ -30,6 +34,8 @@ RUN_FILES = (
     "profile.txt",
     "profile.json",
     "trace.json",
+    "model_index.json",
+    "pipeline.py",
 )
 
 
@@ -115,14 +121,38 @@ def network_folder(path: str | Path) -> Path:
     return path / "unet" if not (path / "config.json").is_file() or (path / "unet").is_dir() else path
 
 
-def load_pretrained(path: str | None, shipped: str | None) -> tuple[nn.Module, NoiseSchedule, str]:
-    """Network, schedule, and where they came from. ValueError where there is none."""
+def _from_hub(name: str) -> Path:
+    """The folder of a network of the Hugging Face hub, fetched or from its cache. ValueError where it cannot be had."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "*/scheduler_config.json"]
+        return network_folder(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
+        raise ValueError(
+            f"pretrained_model_name_or_path is {name!r}: there is no such file or folder, and the hub gives no such "
+            f"model{offline}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_pretrained(path: str | None, shipped: str | None, state: str = "auto") -> tuple[nn.Module, NoiseSchedule, str]:
+    """Network, schedule, and where they came from. ValueError where there is none.
+
+    ``path``: the folder of a network, of a pipeline or of a run; a checkpoint file of the public DDPM code, of which
+    ``state`` is taken; a name on the hub. None: the network ``shipped``.
+    """
     if path is None:
         if shipped is None:
             raise ValueError(
                 "pretrained_model_name_or_path is not given, and no network of this preset comes with the package"
             )
         return *load_network(shipped_network(shipped)), f"shipped:{shipped}"
+    if Path(path).is_file():
+        return *load_ancestor(path, state), str(path)
+    if not Path(path).exists() and HUB_NAME.fullmatch(path):
+        return *load_network(_from_hub(path)), f"hub:{path}"
     return *load_network(network_folder(path)), str(path)
 
 

@@ -64,12 +64,14 @@ def sample(
 
 
 def _t_init_of(path: str | None) -> int | None:
-    """The timestep at which the generator of a run is fed noise; None where ``path`` is no run of unlearning."""
+    """The timestep at which the generator of a run or a pipeline is fed noise; None where ``path`` is neither."""
     for folder in () if path is None else (Path(path), Path(path).parent):
-        try:
-            return json.loads((folder / "config.json").read_text())["options"]["t_init"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        for name in ("config.json", "model_index.json"):
+            try:
+                said = json.loads((folder / name).read_text())
+                return said.get("options", said)["t_init"]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
     return None
 
 

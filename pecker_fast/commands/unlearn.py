@@ -7,12 +7,11 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..data import LabelledImages, load_dataset
-from ..diffusion import save_network
 from ..environment import environment
 from ..metrics import Judge, load_judge
 from ..parallel import World, command_words, world
@@ -45,8 +44,11 @@ class RequestArguments:
     """What to forget, of which network, and where to put the result."""
 
     pretrained_model_name_or_path: str | None = None
-    """Folder of the pretrained network, as diffusers saves it, or of a pretraining run; the one that comes with the
-    preset by default."""
+    """The pretrained network: a folder as diffusers saves it, the folder of a pretraining run, a name on the Hugging
+    Face hub, or a checkpoint of the public code of SFD, SalUn or Selective Amnesia (ckpt.pth); the one that comes with
+    the preset by default."""
+    checkpoint_state: Literal["auto", "ema", "model", "score"] = "auto"
+    """Which weights of such a checkpoint: averaged, live, or those of SFD's score network; averaged where there are."""
     output_dir: str | None = None
     """Folder of the run; runs/<preset>-<method>-seed<seed> by default."""
     overwrite_output_dir: bool = False
@@ -189,7 +191,9 @@ def unlearn(args: UnlearnArguments, before: torch.Tensor | None = None) -> Outco
 def _unlearn(
     args: UnlearnArguments, compute: ComputeArguments, processes: World, before: torch.Tensor | None
 ) -> Outcome:
-    network, schedule, source = load_pretrained(args.request.pretrained_model_name_or_path, preset(args.preset).network)
+    network, schedule, source = load_pretrained(
+        args.request.pretrained_model_name_or_path, preset(args.preset).network, args.request.checkpoint_state
+    )
     cover = args.cover_of(args.request.cover_class)
     request = ForgetRequest.of(network, args.request.forget_classes, cover)
     teacher_hash = weights_hash(network)
@@ -218,7 +222,7 @@ def _unlearn(
 
     def export(phase: Phase, target: Path) -> None:
         with phase.averaged() as averaged:
-            save_network(target / "unet", averaged, schedule)
+            method.save(target, averaged)
 
     fingerprint = {
         "method": args.method,
@@ -290,7 +294,7 @@ def _finish(
     folder, phase = args.output_dir, method.phases[-1]
     metrics: dict[str, Any] = {"method": args.method, "seed": args.compute.seed, "pretrained": source}
     with phase.averaged() as averaged:
-        save_network(folder / "unet", averaged, setting.schedule)
+        method.save(folder, averaged)
         if evaluation is not None:
             after = evaluation.samples(averaged)
             records = read_lines(folder / "evaluation.jsonl")

@@ -1,5 +1,7 @@
 """Class-conditional diffusion: noise schedule, U-Net, one-step generator, samplers, and the losses of unlearning."""
 
+from .ancestors import load_ancestor
+from .files import load_network, save_network, save_one_step_pipeline
 from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
 from .sampling import sample_ddim, sample_ddpm, sample_one_step
@@ -8,11 +10,9 @@ from .unet import (
     UNetConfig,
     build_unet,
     check_class_conditional,
-    load_network,
     null_label,
     num_classes,
     register_classes,
-    save_network,
 )
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "build_unet",
     "check_class_conditional",
     "distillation_weight",
+    "load_ancestor",
     "load_network",
     "noise_prediction_loss",
     "null_label",
@@ -33,5 +34,6 @@ __all__ = [
     "sample_ddpm",
     "sample_one_step",
     "save_network",
+    "save_one_step_pipeline",
     "score_distillation_loss",
 ]

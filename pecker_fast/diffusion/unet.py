@@ -1,16 +1,11 @@
-"""The class-conditional U-Net (diffusers' ``UNet2DModel``): configuration, classes, files."""
+"""The class-conditional U-Net (diffusers' ``UNet2DModel``): configuration and classes."""
 
-import json
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from .checks import check_int, unwrap
-from .schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -146,73 +141,3 @@ def null_label(unet: nn.Module) -> int | None:
     """The label of "no condition", num_classes, or None where the network has none."""
     classes = num_classes(unet)
     return classes if classes < unwrap(unet).config["num_class_embeds"] else None
-
-
-def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule) -> None:
-    """Writes ``path/config.json``, ``path/diffusion_pytorch_model.safetensors`` and ``path/scheduler/``.
-
-    ``UNet2DModel.from_pretrained(path)`` and ``DDPMScheduler.from_pretrained(path, subfolder="scheduler")`` read it.
-    Written and synced under a temporary name beside ``path``, then renamed. Where the folder exists, its files of these
-    names are replaced, each at once, and others are left.
-    """
-    from diffusers import DDPMScheduler
-
-    check_class_conditional(unet)
-    path = Path(path).absolute()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"path {path} is a file, expected a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        unwrap(unet).save_pretrained(temporary, safe_serialization=True)
-        schedule.to_scheduler(DDPMScheduler).save_pretrained(temporary / "scheduler")
-        files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
-        for file in files:
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        if not path.exists():
-            os.rename(temporary, path)
-            return
-        for file in files:
-            target = path / file.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]:
-    """The network, float32 on the CPU in eval mode, and the schedule that ``save_network`` wrote.
-
-    Never asks a hub. Raises ValueError where ``path`` is no such folder, holds another architecture or a network
-    without class labels, lacks its schedule, or has weights that do not fit.
-    """
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    path = Path(path)
-    config_file = path / "config.json"
-    scheduler_file = path / "scheduler" / "scheduler_config.json"
-    for file in (config_file, scheduler_file):
-        if not file.is_file():
-            raise ValueError(f"path {path} is not the folder of a saved network: there is no {file.relative_to(path)}")
-    config = json.loads(config_file.read_text())
-    if config.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"path {path} holds a {config.get('_class_name')}, expected a UNet2DModel")
-    # Said before the weights are read, which may take long.
-    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is None:
-        raise ValueError(f"path {path} holds a network without class labels, expected num_class_embeds")
-    schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(path / "scheduler", local_files_only=True))
-    try:
-        unet, info = UNet2DModel.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except OSError as error:
-        raise ValueError(f"path {path} has no weights that can be read: {error}") from error
-    except RuntimeError as error:
-        raise ValueError(f"path {path} has weights that do not fit its configuration: {error}") from error
-    # diffusers fills what is missing with random numbers and goes on.
-    wrong = {name: keys for name, keys in info.items() if keys}
-    if wrong:
-        raise ValueError(f"path {path} has weights that do not fit its configuration: {wrong}")
-    return unet, schedule

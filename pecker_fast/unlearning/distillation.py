@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from ..diffusion import (
     predict_eps,
     regression_loss,
     sample_one_step,
+    save_one_step_pipeline,
     score_distillation_loss,
 )
 from ..optim import MaskedAdam
@@ -389,6 +391,10 @@ class ScoreForgetting(Method):
         self.score = setting.place(trainable_copy(setting.teacher))
         self.generator = setting.place(trainable_copy(setting.teacher))
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
+
+    def save(self, folder: Path, network: nn.Module) -> None:
+        """As a pipeline that draws in one step."""
+        save_one_step_pipeline(folder, network, self.setting.schedule, self.options.t_init)
 
     def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
         with self.setting.autocast():

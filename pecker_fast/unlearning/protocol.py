@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..diffusion import save_network
 from .setting import Setting
 
 
@@ -89,6 +91,10 @@ class Method(ABC):
         self.setting = setting
         self.options = options
         self.phases: list[Phase] = []
+
+    def save(self, folder: Path, network: nn.Module) -> None:
+        """Writes ``network``, as ``Phase.averaged`` gives it, into ``folder/unet`` in diffusers' layout."""
+        save_network(folder / "unet", network, self.setting.schedule)
 
     @abstractmethod
     def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:

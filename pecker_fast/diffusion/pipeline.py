@@ -1,0 +1,96 @@
+"""A class-conditional one-step generator as a diffusers pipeline. This file is saved beside the weights: it needs torch
+and diffusers and nothing else, so that the generator can be used without the package that trained it.
+
+    from diffusers import DiffusionPipeline
+    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    images = pipe(class_labels=[1, 2, 3]).images
+"""
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class OneStepPipeline(DiffusionPipeline):
+    """Draws x_0 = (b z - b eps(b z, t_init, c)) / a in one evaluation of the network, z standard normal,
+    a^2 = alphas_cumprod at t_init, b^2 = 1 - a^2 (SiD, arXiv 2404.04057; SFD, arXiv 2409.11219).
+
+    Parameters
+    ----------
+    unet: predicts the noise, conditional on class labels.
+    scheduler: DDPMScheduler with the noise levels that it was trained on.
+    t_init: the timestep at which it is fed noise.
+    class_names: what the labels stand for, or None.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        # Has a default only because diffusers takes arguments without one for modules when it loads a folder.
+        t_init: int | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if t_init is None:
+            raise ValueError("t_init is None, expected the timestep at which the generator is fed noise")
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(t_init=t_init, class_names=class_names)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | list[int] | torch.Tensor,
+        num_images_per_label: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        batch_size: int = 256,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Draws images.
+
+        Parameters
+        ----------
+        class_labels: one label or several.
+        num_images_per_label: images of each, one after the other.
+        generator: of the noise.
+        latents: the noise z itself, float (N, C, H, W).
+        batch_size: images at a time.
+        output_type: "pil", "np" (N, H, W, C) in [0, 1], or "pt" (N, C, H, W) in [0, 1].
+        return_dict: an ImagePipelineOutput, or a tuple with the images.
+
+        Raises ValueError for labels that the network has not, and for latents of another shape.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is {output_type!r}, expected pil, np or pt")
+        for name, value in (("num_images_per_label", num_images_per_label), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        labels = torch.as_tensor(class_labels).reshape(-1).cpu().long().repeat_interleave(num_images_per_label)
+        rows = self.unet.config.num_class_embeds
+        if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= rows:
+            raise ValueError(f"class_labels is {class_labels}, expected labels from 0 to {rows - 1}")
+        size = self.unet.config.sample_size
+        shape = (len(labels), self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, expected {shape}")
+        # In float64: 1 - alphas_cumprod loses digits in float32.
+        kept = self.scheduler.alphas_cumprod.double()[self.config.t_init]
+        signal, noise = kept.sqrt().item(), (1 - kept).sqrt().item()
+        images = []
+        for z, part in zip(latents.split(batch_size), labels.split(batch_size), strict=True):
+            x = noise * z.to(self._execution_device, torch.float32)
+            part = part.to(self._execution_device)
+            eps = self.unet(x.to(self.unet.dtype), self.config.t_init, class_labels=part).sample.float()
+            images.append(((x - noise * eps) / signal).clamp(-1, 1))
+        drawn = (torch.cat(images) / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            drawn = drawn.cpu().permute(0, 2, 3, 1).numpy()
+            drawn = self.numpy_to_pil(drawn) if output_type == "pil" else drawn
+        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)

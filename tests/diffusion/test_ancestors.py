@@ -1,0 +1,164 @@
+"""Checkpoints of the public DDPM code: the same function after conversion, and what is refused."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from pecker_fast.diffusion import load_ancestor, load_network, null_label, num_classes, predict_eps, save_network
+from tests.diffusion.ancestor_model import AncestorUNet
+
+SHAPES = {32: (1, 2, 2), 64: (1, 2, 2, 1)}
+
+
+def ancestor(size: int = 32, seed: int = 0, **options) -> AncestorUNet:
+    torch.manual_seed(seed)
+    model = AncestorUNet(size, mult=SHAPES[size], **options).eval()
+    with torch.no_grad():
+        for param in model.parameters():
+            # All of consequence: norms start as identities and biases near 0.
+            param.add_(0.1 * torch.randn_like(param))
+    return model
+
+
+def shadow(model: AncestorUNet) -> dict[str, torch.Tensor]:
+    """As their helper keeps the average: by parameter."""
+    return {name: param.detach().clone() for name, param in model.named_parameters()}
+
+
+def wrapped(model: AncestorUNet) -> dict[str, torch.Tensor]:
+    return {f"module.{name}": value for name, value in model.state_dict().items()}
+
+
+def optimizer_state(model: AncestorUNet) -> dict:
+    optimizer = torch.optim.Adam(model.parameters())
+    sum(param.sum() for param in model.parameters()).backward()
+    optimizer.step()
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+    return optimizer.state_dict()
+
+
+def same_function(model: AncestorUNet, unet, size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 3, size, size, generator=generator)
+    t = torch.tensor([0, 440, 999])
+    labels = torch.tensor([0, 9, 4])
+    with torch.no_grad():
+        for theirs, ours in ((labels, labels), (None, torch.full((3,), 10))):
+            expected, found = model(x, t, theirs), predict_eps(unet, x, t, ours)
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        # Their w is our guidance scale less 1.
+        guided = 3 * model(x, t, labels) - 2 * model(x, t, None)
+        found = predict_eps(unet, x, t, labels, guidance_scale=3.0)
+    assert (found - guided).abs().max() <= 1e-5 * guided.abs().max()
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_it_computes_what_the_original_computes(tmp_path, size):
+    model = ancestor(size)
+    torch.save(model.state_dict(), tmp_path / "plain.pth")
+    unet, schedule = load_ancestor(tmp_path / "plain.pth")
+    assert (unet.config["sample_size"], num_classes(unet), null_label(unet)) == (size, 10, 10)
+    assert unet.config["dropout"] == 0.1 and not unet.training
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    assert torch.allclose(schedule.alphas_cumprod, (1 - betas).cumprod(0).float())
+    same_function(model, unet, size)
+    save_network(tmp_path / "saved", unet, schedule)
+    again, _ = load_network(tmp_path / "saved")
+    assert num_classes(again) == 10
+    same_function(model, again, size)
+
+
+def test_the_weights_that_are_meant(tmp_path):
+    live, averaged, score = (ancestor(seed=seed) for seed in range(3))
+    optimizer = optimizer_state(live)
+    torch.save([wrapped(live), optimizer, 7, shadow(averaged)], tmp_path / "ckpt.pth")
+    torch.save([wrapped(live), optimizer, 7], tmp_path / "live.pth")
+    torch.save([score.state_dict(), {}, wrapped(live), optimizer, 7, shadow(averaged)], tmp_path / "sfd.pth")
+    torch.save([None, None, live.state_dict(), None, 7, shadow(averaged)], tmp_path / "early.pth")
+    for name, state, model in (
+        ("ckpt", "auto", averaged), ("ckpt", "ema", averaged), ("ckpt", "model", live), ("live", "auto", live),
+        ("sfd", "auto", averaged), ("sfd", "model", live), ("sfd", "score", score), ("early", "auto", averaged),
+    ):  # fmt: skip
+        unet, _ = load_ancestor(tmp_path / f"{name}.pth", state)
+        bias = unet.state_dict()["conv_in.bias"]
+        assert torch.equal(bias, model.conv_in.bias.detach()), (name, state)
+    for name, state in (("live", "ema"), ("ckpt", "score"), ("early", "score")):
+        with pytest.raises(ValueError, match=f"no weights {state}"):
+            load_ancestor(tmp_path / f"{name}.pth", state)
+    with pytest.raises(ValueError, match="checkpoint_state"):
+        load_ancestor(tmp_path / "ckpt.pth", "best")
+
+
+class Touch:
+    """Unpickled by running a command."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_is_not_run(tmp_path):
+    state = shadow(ancestor())
+    for name, value in (
+        ("in_zip", torch.save),
+        ("bare", lambda tree, path: path.write_bytes(pickle.dumps(tree, protocol=2))),
+    ):
+        trap = tmp_path / f"trap-{name}"
+        value([state if name == "in_zip" else {}, Touch(trap), 1], tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match="code in it is not run"):
+            load_ancestor(tmp_path / f"{name}.pth")
+        assert not trap.exists()
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    model = ancestor()
+    path = tmp_path / "ckpt.pth"
+    torch.save(model.state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"ckpt\.pth"):
+        load_ancestor(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"ckpt\.pth"):
+        load_ancestor(path)
+    for tree, said in (
+        ([], "list of 0"),
+        (3, "int"),
+        ({"epoch": 3}, "no tensor"),
+        (torch.nn.Linear(2, 2).state_dict(), "another architecture"),
+        ([None, {}, 3], "no weights"),
+    ):
+        torch.save(tree, path)
+        with pytest.raises(ValueError, match=said):
+            load_ancestor(path)
+
+
+def test_other_architectures(tmp_path):
+    path = tmp_path / "ckpt.pth"
+
+    def refused(said: str, **changes) -> None:
+        state = dict(ancestor().state_dict())
+        for name, value in changes.items():
+            name = name.replace("__", ".")
+            if value is None:
+                del state[name]
+            else:
+                state[name] = value
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=said):
+            load_ancestor(path)
+
+    refused("no down.1.block.0.conv1.weight", down__1__block__0__conv1__weight=None)
+    refused("missing: down_blocks.1.resnets.1.conv1.weight", down__1__block__1__conv1__weight=None)
+    refused("missing: conv_out.bias", conv_out__bias=None)
+    refused("unknown: logvar", logvar=torch.zeros(1000))
+    refused("of another shape: conv_norm_out.bias", norm_out__bias=torch.zeros(5))
+    refused("null_classes_emb", null_classes_emb=None)
+    state = {name: value for name, value in ancestor().state_dict().items() if "attn" not in name}
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="sample_size"):
+        load_ancestor(path)
