@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .flat import FlatView
+from .sharding import local
 
 FORMAT = "pecker_fast.saliency_mask"
 FORMAT_VERSION = "1"
@@ -228,7 +229,7 @@ class SaliencyMask:
 
     def bind(self, params: Sequence[Tensor]) -> None:
         """Makes ``params``, one for each tensor, those that ``align`` recognises by identity. Held weakly."""
-        if [param.shape for param in params] != list(self.shapes):
+        if [local(param).shape for param in params] != list(self.shapes):
             raise ValueError("params do not have the shapes of the mask's tensors")
         self._params = [weakref.ref(param) for param in params]
 
@@ -237,7 +238,8 @@ class SaliencyMask:
 
         By identity if the mask was made from a module and these are its parameters; else by name where both have
         names (``module.`` and ``_orig_mod.`` prefixes aside); else by order where the mask has no names.
-        Raises ValueError if a parameter is missing, a shape differs or the mask is on another device.
+        Of a sharded parameter (DTensor) the local part counts. Raises ValueError if a parameter is missing, a shape
+        differs or the mask is on another device.
         """
         positions = self._align_by_identity(params)
         if positions is None:
@@ -254,7 +256,7 @@ class SaliencyMask:
                     "mask has names, the parameters have none and are not those it was made from: "
                     "give the optimizer model.named_parameters()"
                 )
-        for i, (param, position) in enumerate(zip(params, positions, strict=True)):
+        for i, (param, position) in enumerate(zip(map(local, params), positions, strict=True)):
             label = names[i] if names is not None else i
             if param.shape != self.shapes[position]:
                 raise ValueError(
@@ -293,12 +295,13 @@ class SaliencyMask:
         if isinstance(tensors, nn.Module):
             named = [(name, param) for name, param in tensors.named_parameters() if param.requires_grad]
             positions = self.align([param for _, param in named], [name for name, _ in named])
-            pairs = [(p.grad, i) for (_, p), i in zip(named, positions, strict=True) if p.grad is not None]
+            pairs = [(local(p.grad), i) for (_, p), i in zip(named, positions, strict=True) if p.grad is not None]
             values, positions = [grad for grad, _ in pairs], [i for _, i in pairs]
         else:
             names = list(tensors) if isinstance(tensors, Mapping) else None
             values = list(tensors.values()) if isinstance(tensors, Mapping) else list(tensors)
             positions = self.align(values, names)
+            values = [local(value) for value in values]
         with torch.no_grad():
             # A mask is in row-major order, so tensors in another order are copied, masked and copied back.
             flats = [value if value.is_contiguous() else value.contiguous() for value in values]

@@ -10,13 +10,14 @@ from torch.optim import Optimizer
 
 from . import ops
 from .adam.alignment import MaskedGrads, align_masked_grads, check_grad
-from .adam.checkpoint import restore_state, torch_groups, torch_state
+from .adam.checkpoint import restore_state, sharded_state, torch_groups, torch_state
 from .adam.history import History
 from .adam.options import SHARED_OPTIONS, check_betas, check_group, check_options
 from .adam.slots import Binding, Bucket, Slot
 from .adam.statistics import sparsity_stats
 from .flat import FlatView
 from .mask import SaliencyMask
+from .sharding import add_over, like, local
 
 
 class MaskedAdam(Optimizer):
@@ -54,6 +55,9 @@ class MaskedAdam(Optimizer):
     max_update: clamp each entry's update to +- max_update * lr.
     backend: "cuda", "triton", "cpu", "reference", or None: the best one for the device.
     foreach, fused, differentiable: torch's arguments. The first two change nothing, the last is refused.
+
+    Sharded parameters (DTensor, as FSDP2 makes them) are updated where they are: each process works on its part, with
+    masks of the local parts, as ``saliency_mask`` gives them; only the non-finite policies talk to other processes.
 
     Masks are aligned with the parameters by identity, by name, or by order (``SaliencyMask.align``). Step counts are
     shared by a parameter's entries until steps treat them differently, then kept per entry, so that an entry first
@@ -123,6 +127,7 @@ class MaskedAdam(Optimizer):
     def _forget_runtime(self) -> None:
         """Drops everything that is derived from parameters and state; it is made again when needed."""
         self._slots: list[Slot] | None = None
+        self._sharded = False
         self._kinds: list[tuple[torch.dtype, torch.layout]] = []
         self._shapes: list[torch.Size] = []
         self._devices: list[torch.device] = []
@@ -149,6 +154,10 @@ class MaskedAdam(Optimizer):
             for slot in self._all_slots():
                 if slot.group is group:
                     slot.state["ema"] = slot.like_param(ops.compute_dtype(slot.param.dtype))
+                    if slot.owner is not slot.param and not slot.packed:
+                        # Distributed checkpoints load what is there, and take any state for all of it.
+                        slot.init_state(None)
+                        slot.state["step"] = torch.zeros((), device=slot.param.device)
 
     # ---- parameters
 
@@ -158,9 +167,12 @@ class MaskedAdam(Optimizer):
             for group in self.param_groups:
                 names = group.get("param_names") or [None] * len(group["params"])
                 for param, name in zip(group["params"], names, strict=True):
-                    view = FlatView(param)
+                    part = local(param)
+                    view = FlatView(part)
                     copied = not view.is_contiguous and (group["packed"] or not view.is_dense)
-                    self._slots.append(Slot(param, name, group, self.state[param], len(self._slots), view, copied))
+                    state = self.state[param]
+                    self._slots.append(Slot(part, param, name, group, state, len(self._slots), view, copied))
+            self._sharded = any(slot.owner is not slot.param for slot in self._slots)
             self._kinds = [(slot.param.dtype, torch.strided) for slot in self._slots]
             self._shapes = [slot.param.shape for slot in self._slots]
             self._devices = [slot.param.device for slot in self._slots]
@@ -175,9 +187,9 @@ class MaskedAdam(Optimizer):
         if not isinstance(mask, SaliencyMask):
             raise TypeError(f"mask is {type(mask).__name__}, expected a SaliencyMask (made by saliency_mask)")
         needed = {slot.position for slot in active}
-        wanted = [slot for slot in slots if slot.param.requires_grad or slot.position in needed]
+        wanted = [slot for slot in slots if slot.owner.requires_grad or slot.position in needed]
         binding = self._bindings.get(id(mask))
-        if binding is None or binding.params != tuple(id(slot.param) for slot in wanted):
+        if binding is None or binding.params != tuple(id(slot.owner) for slot in wanted):
             binding = Binding.make(mask, wanted)
             # The last two: alternating between two masks stays cheap, old masks are let go.
             self._bindings = {id(b.mask): b for b in list(self._bindings.values())[-1:]}
@@ -213,8 +225,10 @@ class MaskedAdam(Optimizer):
         if not all(bucket.is_current() for bucket in self._buckets):
             self._slots = None
         slots = self._all_slots()
-        grads = [slot.param.grad for slot in slots]
+        grads = [slot.owner.grad for slot in slots]
         forget = align_masked_grads(masked_grads, slots) if joint else []
+        if self._sharded:
+            grads, forget = ([g if g is None else local(g) for g in found] for found in (grads, forget))
         active = self._check_grads(slots, grads, forget)
         for group in self.param_groups:
             group["betas"] = check_betas(group["betas"])
@@ -299,6 +313,9 @@ class MaskedAdam(Optimizer):
                 backend=self.defaults["backend"],
             )
             total = count if total is None else total + count.to(total.device)
+        if self._sharded:
+            # One decision for all parts.
+            total = add_over(total, [slot.owner for slot in active])
         if policy == "raise":
             count = int(total)
             if count and not (found_inf is not None and bool(found_inf)):
@@ -420,9 +437,10 @@ class MaskedAdam(Optimizer):
             raise RuntimeError("this optimizer keeps no EMA: construct it with ema_decay")
 
     def ema_parameters(self) -> list[Tensor]:
-        """The EMA of every parameter, in order: float32 (float64 for float64 parameters), not copies."""
+        """The EMA of every parameter, in order: float32 (float64 for float64 parameters), not copies, sharded as the
+        parameters are."""
         self._require_ema()
-        return [slot.state["ema"] for slot in self._all_slots()]
+        return [like(slot.state["ema"], slot.owner) for slot in self._all_slots()]
 
     @contextmanager
     @torch.no_grad()
@@ -464,8 +482,18 @@ class MaskedAdam(Optimizer):
 
         What torch does not have comes under keys of its own: "ema", "master_param", "counts" (per-entry step counts),
         "mask_words" (of the one mask used so far, or the packed one).
+
+        State of sharded parameters (DTensor) that has their shape is sharded like them, as distributed checkpoints want
+        it. Words, and moments with packed=True, are this process's own: save them process by process.
         """
-        return super().state_dict()
+        found = super().state_dict()
+        if not any(slot.owner is not slot.param for slot in self._all_slots()):
+            return found
+        ids = [i for group in found["param_groups"] for i in group["params"]]
+        for i, slot in zip(ids, self._all_slots(), strict=True):
+            if i in found["state"]:
+                found["state"][i] = sharded_state(slot)
+        return found
 
     def to_torch_state_dict(self) -> dict[str, Any]:
         """A state dict that ``torch.optim.Adam`` loads and goes on from: packed moments unpacked, zeros for the first

@@ -13,6 +13,7 @@ from .mask import SaliencyMask
 from .ops.checks import SCORE_DTYPES
 from .ops.layout import INF_KEY, RADIX_BITS
 from .ops.radix_select import ALL_TIES, radix_select
+from .sharding import local, shard_group
 
 Scores = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 
@@ -28,7 +29,6 @@ class _Scores:
             self.names = [name for name, _ in named]
             self.params = [param for _, param in named]
             values = [param.grad for param in self.params]
-            self.shapes = [param.shape for param in self.params]
             fallback = self.params[0].device if self.params else torch.device("cpu")
         elif isinstance(scores, Tensor):
             raise TypeError(
@@ -43,8 +43,11 @@ class _Scores:
             for i, value in enumerate(values):
                 if not isinstance(value, Tensor):
                     raise TypeError(f"scores {self._label(i)} is {type(value).__name__}, expected a tensor")
-            self.shapes = [value.shape for value in values]
             fallback = torch.device("cpu")
+        self.group = shard_group([*(self.params or ()), *(value for value in values if value is not None)])
+        # Of sharded tensors this process sees its part.
+        values = [None if value is None else local(value) for value in values]
+        self.shapes = [local(param).shape for param in self.params or ()] or [value.shape for value in values]
         self.present = [i for i, value in enumerate(values) if value is not None]
         given = [values[i] for i in self.present]
         for i, value in zip(self.present, given, strict=True):
@@ -109,7 +112,8 @@ def saliency_mask(
     ties: of entries as large as the k-th, "lowest_index" keeps the first ones (tensors in order, then row-major index),
         so that exactly k are kept; "all" keeps every one.
     group: a process group whose ranks each hold a part of the scores: the k largest of all ranks together, ties by
-        (rank, index). Each rank gets the mask of its own part; its threshold is that of the whole. Collective.
+        (rank, index). Each rank gets the mask of its own part; its threshold is that of the whole. Collective. Scores
+        that are DTensors (FSDP2) bring their group along; the mask is of the local parts.
     backend: "cuda", "triton", "cpu", "reference", or None: the best one for the device.
 
     Returns
@@ -129,6 +133,9 @@ def saliency_mask(
     if group is not None and scope == "tensor":
         raise ValueError('group is for scope="global"')
     values = _Scores(scores)
+    group = values.group if group is None else group
+    if group is not None and scope == "tensor":
+        raise ValueError('scores are sharded, which is for scope="global"')
     if values.numel == 0 and group is None:
         raise ValueError("scores has no entries to select from")
     with torch.no_grad():
@@ -284,21 +291,21 @@ class SaliencyAccumulator:
             name: torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format).detach()
             for name, param in items
         }
-        self._views = {name: FlatView(score) for name, score in self.scores.items()}
+        self._views = {name: FlatView(local(score)) for name, score in self.scores.items()}
 
     @torch.no_grad()
     def add(self) -> None:
         """Adds the present ``.grad`` of every parameter and leaves it as it is. None adds nothing."""
         by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
         for name, param in self._params.items():
-            grad = param.grad
-            if grad is None:
+            if param.grad is None:
                 continue
+            grad = local(param.grad)
             if grad.layout is not torch.strided or grad.dtype not in SCORE_DTYPES:
                 raise TypeError(f"the gradient of {name} is a {describe(grad)}, expected a dense floating tensor")
             view = self._views[name]
             accumulators, grads = by_device.setdefault(grad.device, ([], []))
-            accumulators.append(view.flatten(self.scores[name]))
+            accumulators.append(view.flatten(local(self.scores[name])))
             grads.append(view.flatten(grad))
         for accumulators, grads in by_device.values():
             ops.accumulate_(accumulators, grads, self.reduce, backend=self.backend)

@@ -29,7 +29,7 @@ def align_masked_grads(masked_grads: MaskedGrads, slots: list[Slot]) -> list[Ten
         unknown = next(iter(remaining), None)
     else:
         remaining = {id(key): grad for key, grad in masked_grads.items()}
-        found = [remaining.pop(id(slot.param), None) for slot in slots]
+        found = [remaining.pop(id(slot.owner), None) for slot in slots]
         unknown = "a parameter" if remaining else None
     if unknown is not None:
         raise ValueError(f"masked_grads has a gradient for {unknown}, which this optimizer does not have")

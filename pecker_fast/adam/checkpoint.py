@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..sharding import like, local
 from .options import TORCH_OPTIONS
 from .slots import MOMENTS, Slot
 
@@ -36,6 +37,7 @@ def restore_state(slot: Slot, saved: dict[str, Any]) -> dict[str, Tensor]:
         if key not in _KNOWN:
             state[key] = value
             continue
+        value = local(value) if isinstance(value, Tensor) else value
         if key == "step":
             value = torch.as_tensor(value)
             state[key] = value.to(device=param.device, dtype=torch.float32).reshape(()).clone()
@@ -65,6 +67,12 @@ def restore_state(slot: Slot, saved: dict[str, Any]) -> dict[str, Tensor]:
             else:
                 state[key] = slot.zeros(compute).copy_(value)
     return state
+
+
+def sharded_state(slot: Slot) -> dict[str, Tensor]:
+    """The state of one parameter with what has its shape sharded as it is."""
+    dense = {"counts", *_DENSE, *MOMENTS} if not slot.packed else set(_DENSE)
+    return {key: like(value, slot.owner) if key in dense else value for key, value in slot.state.items()}
 
 
 def torch_state(slot: Slot, uniform: bool) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from .. import ops
 from ..flat import FlatView
 from ..mask import SaliencyMask
 from ..ops.reference import bias_correction_rows
+from ..sharding import local
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -19,7 +20,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 class Slot:
     """One parameter of the optimizer."""
 
-    param: Tensor
+    param: Tensor  # of a sharded parameter (DTensor) this process's part
+    owner: Tensor  # the parameter itself
     name: str | None
     group: dict
     state: dict
@@ -116,7 +118,7 @@ class Binding:
     @classmethod
     def make(cls, mask: SaliencyMask, slots: list[Slot]) -> "Binding":
         names = [slot.name for slot in slots]
-        found = mask.align([slot.param for slot in slots], None if None in names else names)
+        found = mask.align([slot.owner for slot in slots], None if None in names else names)
         words, offsets, extra = mask.words, {}, mask.words.numel()
         reordered = []
         for slot, tensor in zip(slots, found, strict=True):
@@ -130,7 +132,7 @@ class Binding:
         if reordered:
             words = torch.cat([words, *reordered])
         positions = {slot.position: tensor for slot, tensor in zip(slots, found, strict=True)}
-        return cls(mask, tuple(id(slot.param) for slot in slots), positions, words, offsets)
+        return cls(mask, tuple(id(slot.owner) for slot in slots), positions, words, offsets)
 
     def tensor_words(self, slot: Slot) -> Tensor:
         """The mask's words of this parameter, in row-major order."""
@@ -163,8 +165,10 @@ class Bucket:
         if not self.group["amsgrad"]:
             self.lists["max_exp_avg_sq"] = []
         self.states = [slot.state for slot in slots]
-        self.owners = [slot.param for slot in slots]
-        self.pointers = [param.data_ptr() for param in self.owners]
+        self.owned = [slot.param for slot in slots]
+        self.pointers = [param.data_ptr() for param in self.owned]
+        # Whose local parts may be replaced by other ones.
+        self.sharded = [slot for slot in slots if slot.owner is not slot.param]
         self.held = {key: [state[key] for state in self.states] for key in ("step", "exp_avg_sq")}
         # Nothing to do but to hand gradients on: the usual case, kept free of work for each tensor.
         self.plain_layout = all(slot.view.is_contiguous for slot in slots)
@@ -178,7 +182,9 @@ class Bucket:
 
     def is_current(self) -> bool:
         """Whether parameters and state are still the tensors that the lists were made of."""
-        return [param.data_ptr() for param in self.owners] == self.pointers and all(
+        if any(local(slot.owner) is not slot.param for slot in self.sharded):
+            return False
+        return [param.data_ptr() for param in self.owned] == self.pointers and all(
             all(map(operator.is_, [state.get(key) for state in self.states], tensors))
             for key, tensors in self.held.items()
         )
@@ -251,10 +257,10 @@ class Bucket:
 
     def moved_outside(self) -> bool:
         """Whether something else has written to a parameter since the last step."""
-        return self.versions is not None and self.versions != [param._version for param in self.owners]
+        return self.versions is not None and self.versions != [param._version for param in self.owned]
 
     def record_versions(self) -> None:
         """Tells autograd that the parameters were written to, and remembers that it was this step that did it."""
-        torch.autograd.graph.increment_version(self.owners)
+        torch.autograd.graph.increment_version([*self.owned, *(slot.owner for slot in self.sharded)])
         if self.lists["ema"]:
-            self.versions = [param._version for param in self.owners]
+            self.versions = [param._version for param in self.owned]

@@ -1,0 +1,210 @@
+"""saliency_mask and MaskedAdam on parameters that FSDP2 has sharded: equal to one process with whole parameters."""
+
+import copy
+import datetime
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+import pecker_fast as pf
+from pecker_fast.sharding import shard_group
+
+OPTIONS = [
+    {},
+    {"betas": (0.0, 0.999), "ema_decay": 0.9, "clip_value": 0.01},
+    {"packed": True, "amsgrad": True},
+    {"nonfinite": "skip", "weight_decay": 0.1},
+]
+KINDS = ["plain", "masked", "joint", "masked", "other mask"]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    # Rows that three processes cannot share out evenly; of some tensors one process has none.
+    return nn.Sequential(nn.Linear(7, 16), nn.GELU(), nn.Linear(16, 5), nn.GELU(), nn.Linear(5, 1))
+
+
+def batch(seed: int) -> torch.Tensor:
+    return torch.randn(6, 7, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return model(x).square().mean() + model(x).mean()
+
+
+def gradients(model: nn.Module, seed: int) -> list[torch.Tensor]:
+    """The same whole batch on every process: FSDP2 averages equal gradients."""
+    model.zero_grad()
+    loss_of(model, batch(seed)).backward()
+    return [param.grad.clone() for param in model.parameters()]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def trained(model: nn.Module, options: dict) -> tuple[pf.MaskedAdam, dict[str, torch.Tensor]]:
+    """A few steps of each kind; what they come to, whole."""
+    optimizer = pf.MaskedAdam(model.named_parameters(), lr=1e-2, **options)
+    counts = []
+    for i, kind in enumerate(KINDS):
+        forget = gradients(model, 100 + i)
+        gradients(model, i)
+        if kind != "other mask" or i == 0:
+            mask = pf.saliency_mask(model, density=0.4)
+        else:
+            mask = pf.saliency_mask(model, threshold=1e-3)
+        counts.append(mask.count)
+        if options.get("packed") or "mask" in kind:
+            optimizer.step(mask=mask)
+        elif kind == "joint":
+            optimizer.step(mask=mask, masked_grads=forget)
+        else:
+            optimizer.step()
+    out = {f"param.{name}": whole(param.detach()) for name, param in model.named_parameters()}
+    if "ema_decay" in options:
+        out |= {f"ema.{i}": whole(ema) for i, ema in enumerate(optimizer.ema_parameters())}
+        with optimizer.swapped_ema():
+            out |= {f"swapped.{name}": whole(param.detach()).clone() for name, param in model.named_parameters()}
+    if not options.get("packed"):
+        state = optimizer.state_dict()["state"]
+        for i, entry in state.items():
+            # gloo cannot gather the counts' int16.
+            out |= {f"{key}.{i}": whole(entry[key].double()) for key in ("exp_avg_sq", "counts") if key in entry}
+    return optimizer, {key: value.clone() for key, value in out.items()} | {"counts": torch.tensor(counts)}
+
+
+def sharded_network(mesh) -> nn.Module:
+    model = network()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def check_round_trip(mesh, model: nn.Module, optimizer: pf.MaskedAdam, options: dict) -> None:
+    """A saved state, sharded, goes on as if nothing had happened."""
+    saved = copy.deepcopy(optimizer.state_dict())
+    for param, entry in zip(model.parameters(), saved["state"].values(), strict=True):
+        if not options.get("packed"):
+            assert isinstance(entry["exp_avg_sq"], DTensor) and entry["exp_avg_sq"].shape == param.shape
+    other = sharded_network(mesh)
+    for param, value in zip(other.parameters(), model.parameters(), strict=True):
+        param.detach().to_local().copy_(value.detach().to_local())
+    again = pf.MaskedAdam(other.named_parameters(), lr=1e-2, **options)
+    again.load_state_dict(saved)
+    for net, opt in ((model, optimizer), (other, again)):
+        gradients(net, 50)
+        opt.step(mask=pf.saliency_mask(net, density=0.3))
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a.to_local(), b.to_local())
+
+
+def check_distributed_checkpoint(model: nn.Module, folder: str) -> None:
+    """torch.distributed.checkpoint saves and loads the optimizer's state."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    optimizer = pf.MaskedAdam(model.named_parameters(), lr=1e-2, ema_decay=0.9)
+    gradients(model, 1)
+    optimizer.step()
+    expected = [entry["exp_avg_sq"].full_tensor().clone() for entry in optimizer.state_dict()["state"].values()]
+    dcp.save({"optim": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=f"{folder}/dcp")
+    other = pf.MaskedAdam(model.named_parameters(), lr=1e-2, ema_decay=0.9)
+    held = {"optim": get_optimizer_state_dict(model, other)}
+    dcp.load(held, checkpoint_id=f"{folder}/dcp")
+    set_optimizer_state_dict(model, other, held["optim"])
+    found = [entry["exp_avg_sq"].full_tensor() for entry in other.state_dict()["state"].values()]
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert all(float(entry["step"]) == 1 for entry in other.state_dict()["state"].values())
+
+
+def check_errors(mesh) -> None:
+    sharded = distribute_tensor(torch.randn(6), mesh, [Shard(0)])
+    replicated = distribute_tensor(torch.randn(6), mesh, [Replicate()])
+    assert shard_group([replicated]) is None and shard_group([sharded]) is mesh.get_group(0)
+    for scores, said in (
+        ([sharded, torch.randn(6)], "sharded in different ways"),
+        ([sharded, replicated], "sharded in different ways"),
+    ):
+        try:
+            pf.saliency_mask(scores, k=2)
+        except ValueError as error:
+            assert said in str(error), error
+        else:
+            raise AssertionError("not refused")
+    try:
+        pf.saliency_mask([sharded], k=1, scope="tensor")
+    except ValueError as error:
+        assert "scope" in str(error)
+    else:
+        raise AssertionError("not refused")
+    assert pf.saliency_mask([replicated], k=2).count == 2
+
+
+def check_skipping(mesh) -> None:
+    """A NaN that one process has makes all of them skip."""
+    param = nn.Parameter(distribute_tensor(torch.ones(6), mesh, [Shard(0)]))
+    optimizer = pf.MaskedAdam([param], nonfinite="skip")
+    grad = torch.ones(6)
+    grad[0] = float("nan")
+    param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+    optimizer.step()
+    assert optimizer.nonfinite_count == 1 and torch.equal(param.full_tensor(), torch.ones(6))
+    accumulator = pf.SaliencyAccumulator([("p", param)], reduce="abs_sum")
+    param.grad = distribute_tensor(-torch.arange(6.0), mesh, [Shard(0)])
+    accumulator.add()
+    accumulator.add()
+    mask = accumulator.mask(k=2)
+    assert mask.threshold == 8.0
+    total = torch.tensor(mask.count)
+    dist.all_reduce(total)
+    assert int(total) == 2
+
+
+def work(rank: int, ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store{ranks}",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=90),
+    )
+    try:
+        mesh = init_device_mesh("cpu", (ranks,))
+        results = []
+        for options in OPTIONS:
+            model = sharded_network(mesh)
+            optimizer, out = trained(model, options)
+            dist.all_reduce(out["counts"])
+            results.append(out)
+            check_round_trip(mesh, model, optimizer, options)
+        check_distributed_checkpoint(model, folder)
+        check_errors(mesh)
+        check_skipping(mesh)
+        if rank == 0:
+            torch.save(results, f"{folder}/{ranks}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_sharded_equals_whole(tmp_path, monkeypatch, ranks):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
+    mp.spawn(work, args=(ranks, str(tmp_path)), nprocs=ranks)
+    for options, found in zip(OPTIONS, torch.load(tmp_path / f"{ranks}.pt"), strict=True):
+        _, expected = trained(network(), options)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            close = torch.allclose(found[name].double(), value.double(), rtol=1e-5, atol=1e-7)
+            assert close, (options, name, (found[name] - value).abs().max())
