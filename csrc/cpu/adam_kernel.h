@@ -12,10 +12,15 @@
 namespace pecker_fast {
 namespace PF_ISA {
 
-constexpr std::int64_t kTile = 1024;
+// Tiles of all tensors lie at the same offsets within pages, hence in the same few sets of L1: small ones fit.
+constexpr std::int64_t kTile = 256;
+// How far ahead the steps of a tile prefetch.
+constexpr std::int64_t kTileAhead = 512;
+// Entries that can be staged at a time.
+constexpr std::int64_t kListed = 1024;
 // Below this share of salient entries gathering is faster than going over all of them.
 constexpr double kGatherDensity = 0.04;
-static_assert(kGatherDensity * kAdamChunk <= kTile, "a gathered chunk must fit the buffers");
+static_assert(kGatherDensity * kAdamChunk <= kListed, "a gathered chunk must fit the buffers");
 
 // How far ahead a sweep prefetches, in entries: the hardware's streams stop at every page.
 constexpr std::int64_t kAhead = 640;
@@ -34,17 +39,17 @@ struct Constants {
 
 // Staging for one tile. All but `g` and `index` are used only by the steps that need them.
 struct Buffers {
-  alignas(64) float g[kTile + kLanes];
-  alignas(64) float h[kTile + kLanes];
-  alignas(64) float x[kTile + kLanes];
-  alignas(64) float m[kTile + kLanes];
-  alignas(64) float v[kTile + kLanes];
-  alignas(64) float vmax[kTile + kLanes];
-  alignas(64) float step_size[kTile + kLanes];
-  alignas(64) float inv_sqrt_bc2[kTile + kLanes];
+  alignas(64) float g[kListed + kLanes];
+  alignas(64) float h[kListed + kLanes];
+  alignas(64) float x[kListed + kLanes];
+  alignas(64) float m[kListed + kLanes];
+  alignas(64) float v[kListed + kLanes];
+  alignas(64) float vmax[kListed + kLanes];
+  alignas(64) float step_size[kListed + kLanes];
+  alignas(64) float inv_sqrt_bc2[kListed + kLanes];
   std::uint64_t pairs[kAdamChunk / 64];
   std::uint16_t pair_begin[kAdamChunk / 64];
-  std::uint16_t index[kTile + 64];
+  std::uint16_t index[kListed + 64];
 };
 
 // The multipliers limit what runs from the caches, hence the branches around no-ops here.
@@ -222,8 +227,8 @@ class AdamRunner {
     return Io<P>::narrow(x);
   }
 
-  // Salient entries of [begin, end), at most kTile and a multiple of 32, with state packed from `state` on. Returns
-  // how many there were.
+  // Salient entries of [begin, end), at most kTile and a multiple of 32, with state packed from `state` on. Returns how
+  // many of them there were.
   std::int64_t packed_tile(std::int64_t begin, std::int64_t end, std::int64_t state) {
     const std::int64_t n = compress_tile(begin, end, state);
     if (!kLean && t_->counts != nullptr) {
@@ -249,12 +254,8 @@ class AdamRunner {
     std::int64_t n = 0;
     for (std::int64_t i = begin; i < end; i += 32) {
       const std::uint32_t word = words[i >> 5];
-      // What the next steps of this tile and this step of the next one read: a tile is a page or less of each tensor,
-      // too short for the hardware to prefetch.
-      prefetch_word(param + i);
-      prefetch_word(grad + i + kTile);
-      prefetch(exp_avg_sq + n);
-      if (kHasM) prefetch(exp_avg + n);
+      // What this step of a later tile reads; the other steps do the same for theirs, so that memory is busy in all.
+      prefetch_word(grad + i + kTileAhead);
       if (word == 0) continue;
       PF_UNROLL
       for (int j = 0; j < 32; j += kLanes) {
@@ -278,6 +279,7 @@ class AdamRunner {
     const float* u = buffers_.g;
     for (std::int64_t i = begin; i < end; i += 32) {
       const std::uint32_t word = t.words[i >> 5];
+      prefetch_word(param + i + kTileAhead);
       if (word == 0 && !all) continue;
       PF_UNROLL
       for (int j = 0; j < 32; j += kLanes) {
@@ -309,6 +311,8 @@ class AdamRunner {
     };
     std::int64_t j = 0;
     for (; j + kLanes <= n; j += kLanes) {
+      prefetch(exp_avg_sq + j + kAhead);
+      if (kHasM) prefetch(exp_avg + j + kAhead);
       Vec m = kHasM ? load(exp_avg + j) : set(0.0f), v = load(exp_avg_sq + j);
       Vec vmax = amsgrad ? load(max_exp_avg_sq + j) : v;
       step(j, &m, &v, &vmax);
@@ -328,7 +332,7 @@ class AdamRunner {
     }
   }
 
-  // Entries of [begin, end), begin a multiple of 32; in a masked step the salient ones, at most kTile.
+  // Entries of [begin, end), begin a multiple of 32; in a masked step the salient ones, at most kListed.
   void gather(std::int64_t begin, std::int64_t end, std::int64_t state) {
     const std::int64_t n = list_entries(begin, end);
     const std::uint16_t* const index = buffers_.index;
