@@ -9,6 +9,7 @@ with a row for each class and one for "no condition", and the zeros are paramete
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,13 +49,20 @@ def _first_line(error: Exception) -> str:
 def _read(path: Path) -> Any:
     """What is in the file, without running any code in it."""
     try:
+        # torch does not look at the checksums: a bit that has flipped would become a wrong weight.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} in it is damaged (its checksum differs)")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and plain values, or is no checkpoint; code in it is not run: "
             f"{_first_line(error)}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:
+        # Damaged pickles make torch raise almost anything: KeyError, TypeError, AttributeError, struct.error...
         raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
 
 
@@ -65,6 +73,8 @@ def _choose(found: Any, path: Path, state: States) -> Mapping[str, Any]:
     [psi, its optimizer, theta, its optimizer, step] and perhaps theta's EMA (SFD), or one network's weights alone.
     """
     if isinstance(found, Mapping):
+        if state != "auto":
+            raise ValueError(f"{path} holds the weights of one network: checkpoint_state is {state!r}, expected auto")
         return found
     if not isinstance(found, (list, tuple)) or not 3 <= len(found) <= 6:
         kind = f"{type(found).__name__} of {len(found)}" if isinstance(found, (list, tuple)) else type(found).__name__
@@ -90,7 +100,10 @@ def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path} has {name!r} that is no tensor, expected the weights of one network")
-        weights[name.removeprefix("module.")] = value.detach().float()
+        short = name.removeprefix("module.")
+        if short in weights:
+            raise ValueError(f"{path} has {short} twice, with and without module. before it")
+        weights[short] = value.detach().float()
     return weights
 
 
@@ -169,18 +182,26 @@ def _renamed(name: str, levels: int) -> str | None:
 
 def _embeddings(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The time's MLP in the first half of an embedding of twice the width, a table of the class MLP in the second."""
+    width = _get(weights, "conv_in.weight", 4, path).shape[0]
+    size = _get(weights, "temb.dense.1.weight", 2, path).shape[0]
 
-    def dense(name: str) -> tuple[Tensor, Tensor]:
-        return _get(weights, f"{name}.weight", 2, path), _get(weights, f"{name}.bias", 1, path)
+    def get(name: str, *shape: int) -> Tensor:
+        value = _get(weights, name, len(shape), path)
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"{path} is of another architecture: {name} has shape {tuple(value.shape)}, expected {shape}"
+            )
+        return value
 
-    (time_in, time_in_bias), (time_out, time_out_bias) = dense("temb.dense.0"), dense("temb.dense.1")
-    (class_in, class_in_bias), (class_out, class_out_bias) = dense("cemb.dense.0"), dense("cemb.dense.1")
-    null = _get(weights, "null_classes_emb", 1, path)
-    rows = torch.cat([_get(weights, "classes_emb.weight", 2, path), null[None]]).double()
+    def dense(name: str, inputs: int) -> tuple[Tensor, Tensor]:
+        return get(f"{name}.weight", size, inputs), get(f"{name}.bias", size)
+
+    (time_in, time_in_bias), (time_out, time_out_bias) = dense("temb.dense.0", width), dense("temb.dense.1", size)
+    (class_in, class_in_bias), (class_out, class_out_bias) = dense("cemb.dense.0", width), dense("cemb.dense.1", size)
+    classes = _get(weights, "classes_emb.weight", 2, path).shape[0]
+    rows = torch.cat([get("classes_emb.weight", classes, width), get("null_classes_emb", width)[None]]).double()
     hidden = torch.nn.functional.silu(rows @ class_in.double().T + class_in_bias.double())
     table = (hidden @ class_out.double().T + class_out_bias.double()).float()
-    if table.shape[1] != time_out.shape[0]:
-        raise ValueError(f"{path} has embeddings of time and class of different widths: it is of another architecture")
     return {
         "time_embedding.linear_1.weight": torch.cat([time_in, torch.zeros_like(time_in)]),
         "time_embedding.linear_1.bias": torch.cat([time_in_bias, torch.zeros_like(time_in_bias)]),
@@ -200,7 +221,7 @@ def load_ancestor(
     ----------
     path: the file. It is read without running any code in it.
     state: which weights: "ema" (averaged; of SFD's generator theta), "model" (live; theta), "score" (SFD's psi);
-        "auto": averaged where there are any, otherwise live.
+        "auto": averaged where there are any, otherwise live. A file with the weights of one network has "auto" alone.
     sample_size: height and width of images; None: told by the level that has attention.
 
     The label after the last class is the null label. The result equals the original network's, conditional and not, to

@@ -71,7 +71,7 @@ def save_one_step_pipeline(
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Writes a one-step generator as a pipeline: ``path/unet`` as ``save_network`` does, ``path/scheduler``,
-    ``path/model_index.json`` and ``path/pipeline.py``.
+    ``path/model_index.json`` and ``path/pipeline.py``. ``class_names`` become the pipeline's ``id2label``.
 
     ``OneStepPipeline.from_pretrained(path)`` reads it, and so does ``DiffusionPipeline.from_pretrained(path,
     custom_pipeline=path, trust_remote_code=True)`` where this package is not installed. Written as ``save_network``
@@ -86,12 +86,10 @@ def save_one_step_pipeline(
 
     def write(folder: Path) -> None:
         scheduler = schedule.to_scheduler(DDPMScheduler)
-        unwrap(unet).save_pretrained(folder / "unet", safe_serialization=True)
-        for place in (folder / "unet" / "scheduler", folder / "scheduler"):
-            scheduler.save_pretrained(place)
-        names = None if class_names is None else list(class_names)
-        pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init, names).save_config(folder)
-        shutil.copyfile(pipeline.__file__, folder / "pipeline.py")
+        names = None if class_names is None else {str(label): name for label, name in enumerate(class_names)}
+        pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init, names).save_pretrained(folder)
+        # Once more, so that unet/ alone is a network's folder.
+        scheduler.save_pretrained(folder / "unet" / "scheduler")
 
     _write_folder(path, write)
 

@@ -6,6 +6,10 @@ and diffusers and nothing else, so that the generator can be used without the pa
     images = pipe(class_labels=[1, 2, 3]).images
 """
 
+import os
+import shutil
+from pathlib import Path
+
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -21,7 +25,7 @@ class OneStepPipeline(DiffusionPipeline):
     unet: predicts the noise, conditional on class labels.
     scheduler: DDPMScheduler with the noise levels that it was trained on.
     t_init: the timestep at which it is fed noise.
-    class_names: what the labels stand for, or None.
+    id2label: names of the labels, or None.
     """
 
     model_cpu_offload_seq = "unet"
@@ -32,13 +36,26 @@ class OneStepPipeline(DiffusionPipeline):
         scheduler: DDPMScheduler,
         # Has a default only because diffusers takes arguments without one for modules when it loads a folder.
         t_init: int | None = None,
-        class_names: list[str] | None = None,
+        id2label: dict | None = None,
     ) -> None:
         super().__init__()
-        if t_init is None:
-            raise ValueError("t_init is None, expected the timestep at which the generator is fed noise")
+        steps = scheduler.config.num_train_timesteps
+        if not isinstance(t_init, int) or not 0 <= t_init < steps:
+            raise ValueError(
+                f"t_init is {t_init}, expected the timestep at which the generator is fed noise, from 0 to {steps - 1}"
+            )
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(t_init=t_init, class_names=class_names)
+        # A mapping: in model_index.json a list would be taken for a module when the folder is on the hub.
+        self.register_to_config(t_init=t_init, id2label=id2label)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As of every pipeline, and this file beside it, without which the folder would not be loadable."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / "pipeline.py"
+        if not (target.exists() and target.samefile(__file__)):
+            shutil.copyfile(__file__, target)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def __call__(
@@ -63,14 +80,18 @@ class OneStepPipeline(DiffusionPipeline):
         output_type: "pil", "np" (N, H, W, C) in [0, 1], or "pt" (N, C, H, W) in [0, 1].
         return_dict: an ImagePipelineOutput, or a tuple with the images.
 
-        Raises ValueError for labels that the network has not, and for latents of another shape.
+        Raises TypeError for labels that are no integers, ValueError for those that the network has not, and for latents
+        of another shape.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is {output_type!r}, expected pil, np or pt")
         for name, value in (("num_images_per_label", num_images_per_label), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        labels = torch.as_tensor(class_labels).reshape(-1).cpu().long().repeat_interleave(num_images_per_label)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value}, expected an integer of at least 1")
+        given = class_labels if isinstance(class_labels, torch.Tensor) else torch.tensor(_integers(class_labels))
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(f"class_labels is {given.dtype}, expected integers")
+        labels = given.reshape(-1).cpu().long().repeat_interleave(num_images_per_label)
         rows = self.unet.config.num_class_embeds
         if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= rows:
             raise ValueError(f"class_labels is {class_labels}, expected labels from 0 to {rows - 1}")
@@ -93,4 +114,14 @@ class OneStepPipeline(DiffusionPipeline):
         if output_type != "pt":
             drawn = drawn.cpu().permute(0, 2, 3, 1).numpy()
             drawn = self.numpy_to_pil(drawn) if output_type == "pil" else drawn
+        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+
+
+def _integers(labels: int | list[int]) -> list[int]:
+    """``labels`` as a list of Python integers. TypeError for anything else."""
+    found = list(labels) if isinstance(labels, (list, tuple, range)) else [labels]
+    for label in found:
+        if isinstance(label, bool) or not hasattr(label, "__index__"):
+            raise TypeError(f"class_labels has {label!r}, expected integers")
+    return [label.__index__() for label in found]
