@@ -18,7 +18,9 @@ import tyro
 
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
+from .commands.compare import compare
 from .commands.demo import demo
+from .commands.evaluate import evaluate
 from .commands.pretrain import PretrainArguments, run_pretrain
 from .commands.sample import mask, sample
 from .commands.unlearn import UnlearnArguments, run_unlearn
@@ -100,6 +102,8 @@ def pretrain() -> None:
 COMMANDS = {
     "demo": demo,
     "unlearn": unlearn,
+    "compare": compare,
+    "evaluate": evaluate,
     "pretrain": pretrain,
     "sample": sample,
     "mask": mask,

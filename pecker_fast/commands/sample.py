@@ -48,7 +48,7 @@ def sample(
     network, schedule, source = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
     classes = num_classes(network)
     chosen = torch.tensor(labels or range(classes)).repeat_interleave(images_per_class)
-    recorded = _t_init_of(pretrained_model_name_or_path)
+    recorded = t_init_of(pretrained_model_name_or_path)
     if sampler == "auto":
         sampler = "ddim" if t_init is None and recorded is None else "one_step"
     if sampler == "one_step":
@@ -63,7 +63,7 @@ def sample(
     print(f"{len(images)} images of {source}, sampler {sampler}, seed {seed}: {output}")
 
 
-def _t_init_of(path: str | None) -> int | None:
+def t_init_of(path: str | None) -> int | None:
     """The timestep at which the generator of a run or a pipeline is fed noise; None where ``path`` is neither."""
     for folder in () if path is None else (Path(path), Path(path).parent):
         for name in ("config.json", "model_index.json"):

@@ -191,6 +191,9 @@ def unlearn(args: UnlearnArguments, before: torch.Tensor | None = None) -> Outco
 def _unlearn(
     args: UnlearnArguments, compute: ComputeArguments, processes: World, before: torch.Tensor | None
 ) -> Outcome:
+    if torch.cuda.is_initialized():
+        # An earlier run of this process is not this run's.
+        torch.cuda.reset_peak_memory_stats()
     network, schedule, source = load_pretrained(
         args.request.pretrained_model_name_or_path, preset(args.preset).network, args.request.checkpoint_state
     )

@@ -9,6 +9,7 @@ from .features import (
     pairwise_distances,
     real_split_frechet,
 )
+from .image_quality import Uint8Images, check_inception_weights, image_quality, to_uint8
 from .judge import Judge, load_judge, train_digits_judge
 from .unlearning import Evaluator, RealStatistics, evaluate_samples
 
@@ -19,12 +20,16 @@ __all__ = [
     "Judge",
     "RealStatistics",
     "SmallClassifier",
+    "Uint8Images",
+    "check_inception_weights",
     "diversity",
     "evaluate_samples",
     "frechet_distance",
+    "image_quality",
     "load_judge",
     "pairwise_distances",
     "real_split_frechet",
+    "to_uint8",
     "train_classifier",
     "train_digits_judge",
 ]

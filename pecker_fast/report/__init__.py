@@ -1,6 +1,17 @@
 """What a run looks like: pictures of samples, curves, and a report to read. A leaf."""
 
+from .across import text_table, write_across
+from .files import Run
 from .grids import save_before_after, save_grid
 from .text import comparison_table, write_comparison, write_run_report
 
-__all__ = ["comparison_table", "save_before_after", "save_grid", "write_comparison", "write_run_report"]
+__all__ = [
+    "Run",
+    "comparison_table",
+    "save_before_after",
+    "save_grid",
+    "text_table",
+    "write_across",
+    "write_comparison",
+    "write_run_report",
+]

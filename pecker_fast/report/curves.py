@@ -16,7 +16,7 @@ PANELS = (
 )
 
 
-def _figure(rows: int, columns: int):
+def new_figure(rows: int, columns: int):
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -50,13 +50,13 @@ def _cycle(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure, path: Path) -> None:
     write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def draw_run(run: Run, path: Path) -> None:
     """The curves of one run: forgetting, what is kept, losses, and where the mask lies."""
-    figure, axes = _figure(2, 3)
+    figure, axes = new_figure(2, 3)
     name = str(run.config.get("method", run.metrics.get("method", "run")))
     for panel, (key, label) in zip(axes.flat, PANELS, strict=False):
         _panel(panel, {name: run}, key, label)
@@ -71,7 +71,7 @@ def draw_run(run: Run, path: Path) -> None:
     if losses:
         axes[1][1].legend(fontsize=8)
     _mask_panel(axes[1][2], {name: run})
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _mask_panel(axes, runs: Mapping[str, Run]) -> None:
@@ -98,7 +98,7 @@ def _mask_panel(axes, runs: Mapping[str, Run]) -> None:
 
 def draw_comparison(runs: Mapping[str, Run], path: Path) -> None:
     """The curves of several runs: the same colour for a method throughout."""
-    figure, axes = _figure(2, 4)
+    figure, axes = new_figure(2, 4)
     for panel, (key, label) in zip(axes.flat, PANELS, strict=False):
         _panel(panel, runs, key, label)
     _panel(axes[1][0], runs, "ua", PANELS[0][1], x="seconds")
@@ -112,4 +112,4 @@ def draw_comparison(runs: Mapping[str, Run], path: Path) -> None:
     _mask_panel(axes[1][3], runs)
     handles, labels = axes[0][2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    _save(figure, path)
+    save_figure(figure, path)

@@ -1,0 +1,237 @@
+"""``pecker-fast evaluate``: measures a run or a network, with samples that are drawn once and kept."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..diffusion import (
+    NoiseSchedule,
+    OneStepGenerator,
+    null_label,
+    num_classes,
+    sample_ddim,
+    sample_ddpm,
+    sample_one_step,
+)
+from ..environment import environment
+from ..metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, load_judge, to_uint8
+from ..training.presets import preset
+from ..unlearning import ForgetRequest
+from ..unlearning.streams import derived_seed
+from .options import DataArguments, load_pretrained, weights_hash, write_json
+from .sample import t_init_of
+from .unlearn import UnlearnArguments, load_images
+
+# Samples that are drawn and kept at a time: what an interruption loses at most.
+CHUNK = 500
+
+
+class SampleCache:
+    """Samples of one network, drawn once: in a folder whose name says of what, chunk by chunk.
+
+    Parameters
+    ----------
+    folder: of the caches.
+    described: JSON that settles the samples: weights, sampler, seed, labels.
+    draw: from labels and a seed to images (N, C, H, W) in [-1, 1].
+    """
+
+    def __init__(self, folder: Path, described: dict[str, Any], draw: Callable[[Tensor, int], Tensor]) -> None:
+        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder, self.described, self.draw = folder / key, described, draw
+
+    def samples(self, labels: Tensor, seed: int, progress: bool = True) -> Tensor:
+        """float32 (N, C, H, W) on the CPU. The noise of a chunk is settled by the seed and its number."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "samples.json", self.described)
+        parts = labels.split(CHUNK)
+        images = []
+        for i, part in enumerate(tqdm(parts, unit="chunk", desc="samples", disable=not progress)):
+            path = self.folder / f"chunk-{i:05}.safetensors"
+            found = self._read(path, part)
+            if found is None:
+                found = self.draw(part, derived_seed(seed, "evaluate", i)).float().cpu()
+                temporary = path.with_name(f".{path.name}.tmp")
+                safetensors.torch.save_file({"images": found, "labels": part}, temporary)
+                temporary.replace(path)
+            images.append(found)
+        return torch.cat(images)
+
+    def _read(self, path: Path, labels: Tensor) -> Tensor | None:
+        """A chunk that is there and whole, or None."""
+        try:
+            found = safetensors.torch.load_file(path)
+            return found["images"] if torch.equal(found["labels"], labels) else None
+        except (OSError, KeyError, safetensors.SafetensorError):
+            return None
+
+
+def evaluate(
+    pretrained_model_name_or_path: str | None = None,
+    preset_name: str | None = None,
+    forget_classes: tuple[int, ...] | None = None,
+    cover_class: str | None = None,
+    samples_per_class: int | None = None,
+    sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto",
+    t_init: int | None = None,
+    num_inference_steps: int = 50,
+    judge: str | None = None,
+    inception_weights: str | None = None,
+    dataset_name: str | None = None,
+    data_root: str | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+    seed: int = 0,
+    output: str | None = None,
+    progress_bar: bool = True,
+) -> None:
+    """Measures forgetting and image quality of a run, or of any network, and writes evaluation.json.
+
+    Samples are drawn once for a network, sampler and seed, and kept in evaluation/ beside it: interrupted, the same
+    command goes on, and further measurements draw nothing.
+
+    Args:
+        pretrained_model_name_or_path: Folder of a run or of a network, or a checkpoint; the network that comes with the
+            preset by default.
+        preset_name: digits, cifar10 or stl10; that of the run by default, otherwise digits.
+        forget_classes: Classes that are to be forgotten; those of the run by default, otherwise none.
+        cover_class: What is to be drawn in their place, or "random"; that of the run by default.
+        samples_per_class: Images of each class; the preset's by default.
+        sampler: auto: in one step for a run of unlearning or a pipeline (at its t_init), DDIM otherwise.
+        t_init: Timestep of the one-step sampler; that of the run by default.
+        num_inference_steps: Of ddim and ddpm.
+        judge: File of the classifier; the one that comes with the preset by default.
+        inception_weights: File of Inception's weights, for FID, IS, KID, precision and recall; without it they are not
+            measured.
+        dataset_name: digits, cifar10, stl10 or folder:<path>; the preset's by default.
+        data_root: Folder with the files of cifar10 or stl10.
+        batch_size: Images at a time.
+        device: cpu, cuda, cuda:1...; a GPU where there is one by default.
+        seed: Of the samples.
+        output: File for the result; evaluation.json in the folder by default.
+        progress_bar: Show a progress bar.
+    """
+    folder = None if pretrained_model_name_or_path is None else Path(pretrained_model_name_or_path)
+    config = _config_of(folder)
+    preset_name = preset_name or config.get("preset", "digits")
+    found = preset(preset_name)
+    network, schedule, source = load_pretrained(pretrained_model_name_or_path, found.network)
+    classes = num_classes(network)
+    forgotten = tuple(config.get("forget_classes", ()) if forget_classes is None else forget_classes)
+    cover = config.get("cover_class") if cover_class is None else UnlearnArguments.cover_of(cover_class)
+    if forgotten:
+        ForgetRequest(classes, forgotten, cover)
+    if inception_weights is not None:
+        check_inception_weights(inception_weights)
+    count = samples_per_class or found.samples_per_class
+    if count < 2:
+        raise ValueError(f"samples_per_class is {count}, expected at least 2")
+    judge_file = judge or config.get("judge")
+    if judge_file is None and found.judge is None:
+        raise ValueError(f"judge is not given, and none comes with the preset {preset_name}: a classifier is needed")
+    judging = Judge.load(judge_file) if judge_file else load_judge(found.judge)
+    if judging.num_classes != classes:
+        raise ValueError(f"the judge knows {judging.num_classes} classes, the network has {classes} classes")
+    data = DataArguments(dataset_name or config.get("dataset_name"), data_root or config.get("data_root"))
+    size = network.config["sample_size"]
+    real = load_images(data, preset_name, "train" if found.judge is None else "all", size)
+    evaluator = Evaluator(real, judging, forgotten, cover if forgotten else None)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch sees no GPU here")
+    t_init = t_init_of(pretrained_model_name_or_path) if t_init is None else t_init
+    if sampler == "auto":
+        sampler = "ddim" if t_init is None else "one_step"
+    if sampler == "one_step" and t_init is None:
+        raise ValueError("t_init is not given, and the network is not of a run that says it")
+    target = Path(output) if output else _result_of(folder)
+    if not target.parent.is_dir():
+        raise ValueError(f"output is {str(target)!r}, but there is no folder {str(target.parent)!r}")
+    labels = torch.arange(classes).repeat_interleave(count)
+    described = {
+        "pretrained_sha256": weights_hash(network),
+        "sampler": sampler,
+        "t_init": t_init if sampler == "one_step" else None,
+        "num_inference_steps": None if sampler == "one_step" else num_inference_steps,
+        "samples_per_class": count,
+        "num_classes": classes,
+        "null_label": null_label(network),
+        "seed": seed,
+        "chunk": CHUNK,
+    }
+    draw = _drawing(network.to(place), schedule.to(place), sampler, t_init, num_inference_steps, batch_size)
+    cache = SampleCache(target.parent / "evaluation", described, draw)
+    images = cache.samples(labels, seed, progress_bar)
+    result: dict[str, Any] = {"pretrained": source, **evaluator(images, labels)}
+    retained = torch.isin(labels, torch.tensor(forgotten, dtype=torch.int64)).logical_not()
+    result["frechet_real_split"] = evaluator.real_split_frechet(int(retained.sum()))
+    protocol: dict[str, Any] = {
+        "samples": described,
+        "judge": {"name": judging.name, "accuracy": judging.accuracy, "recipe": judging.recipe},
+        "forget_classes": list(forgotten),
+        "cover_class": cover,
+        "real_images": len(evaluator.real.retained_labels),
+        "environment": environment(),
+    }
+    if inception_weights is not None:
+        kept = real.of_classes([label for label in range(classes) if label not in forgotten])
+        measured = image_quality(
+            Uint8Images(to_uint8(images[retained])),
+            Uint8Images(lambda i: to_uint8(kept.batch(torch.tensor([i])))[0], len(kept)),
+            weights=inception_weights,
+            batch_size=min(batch_size, 64),
+            cuda=place.type == "cuda",
+            verbose=progress_bar,
+        )
+        protocol["image_quality"] = measured.pop("protocol")
+        result |= measured
+    write_json(target, {**result, "protocol": protocol})
+    _add_to_run(folder, result)
+    for name, value in result.items():
+        if isinstance(value, float):
+            print(f"{name:28}{value:10.4g}")
+    print(f"result: {target}")
+
+
+def _drawing(
+    network: nn.Module, schedule: NoiseSchedule, sampler: str, t_init: int | None, steps: int, batch_size: int
+) -> Callable[[Tensor, int], Tensor]:
+    def draw(labels: Tensor, seed: int) -> Tensor:
+        if sampler == "one_step":
+            return sample_one_step(
+                network, OneStepGenerator(schedule, t_init), labels, batch_size=batch_size, seed=seed
+            )
+        kind = sample_ddim if sampler == "ddim" else sample_ddpm
+        return kind(network, schedule, labels, steps, batch_size=batch_size, seed=seed)
+
+    return draw
+
+
+def _config_of(folder: Path | None) -> dict[str, Any]:
+    """The configuration of a run of unlearning; empty for anything else."""
+    try:
+        found = json.loads((folder / "config.json").read_text()) if folder is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if "options" in found and "forget_classes" in found else {}
+
+
+def _result_of(folder: Path | None) -> Path:
+    if folder is None:
+        return Path("evaluation.json")
+    return (folder if folder.is_dir() else folder.parent) / "evaluation.json"
+
+
+def _add_to_run(folder: Path | None, result: dict[str, Any]) -> None:
+    """Adds to a run's metrics.json what it has not measured itself, such as the FID."""
+    if folder is None or not _config_of(folder) or not (folder / "metrics.json").is_file():
+        return
+    metrics = json.loads((folder / "metrics.json").read_text())
+    write_json(folder / "metrics.json", {**result, **{k: v for k, v in metrics.items() if v is not None}})

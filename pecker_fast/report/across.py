@@ -1,0 +1,214 @@
+"""Several methods over several seeds: a table with means and spreads, curves, and the figures of each run."""
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .curves import COLOURS, PANELS, new_figure, save_figure
+from .files import Run, write_file
+
+FORGOTTEN = 98.0
+# What a row has, over the seeds: key, title, format, and what it says.
+COLUMNS = (
+    ("ua", "UA %", "{:.1f}", "unlearning accuracy at the end"),
+    ("ua_last_half_min", "UA, least %", "{:.1f}", "the least of it in the last half of the run"),
+    ("retain_accuracy", "retained %", "{:.1f}", "images asked for retained classes that the judge recognises"),
+    ("frechet_distance", "Fréchet", "{:.2f}", "distance from the real images of the retained classes"),
+    ("frechet_over_real", "/ real", "{:.2f}", "over the distance of as many real images from the others"),
+    ("fid", "FID", "{:.2f}", "Fréchet distance of Inception features"),
+    ("is", "IS", "{:.2f}", "Inception score"),
+    ("precision", "precision", "{:.3f}", "improved precision, k = 3"),
+    ("recall", "recall", "{:.3f}", "improved recall, k = 3"),
+    ("diversity", "diversity", "{:.2f}", "within retained classes, over that of real images"),
+    (
+        "cover_frechet_distance",
+        "cover Fréchet",
+        "{:.1f}",
+        "of what is drawn for the forgotten class from the cover class",
+    ),
+    ("cover_diversity", "cover diversity", "{:.2f}", "of what is drawn for the forgotten class"),
+    ("images_to_forget", "images to UA 98", "{:.0f}", "images seen until UA stayed at 98 % or more"),
+    ("images", "images", "{:.0f}", "images seen in all"),
+    ("seconds", "seconds", "{:.0f}", "of training"),
+    ("peak_memory_gib", "GiB", "{:.2f}", "most memory in use; on a CPU by the process so far"),
+    ("reached", "reached %", "{:.0f}", "parameters that the forget gradient reached at some time"),
+)
+
+
+def images_to_forget(evaluations: Sequence[Mapping[str, Any]], least: float = FORGOTTEN) -> float | None:
+    """Images seen at the first evaluation from which on UA stays at ``least`` percent or more; None where it never
+    does."""
+    found = None
+    for record in evaluations:
+        if record.get("ua") is None:
+            continue
+        if record["ua"] < least:
+            found = None
+        elif found is None:
+            found = record["images"]
+    return found
+
+
+def figures(run: Run) -> dict[str, float | None]:
+    """The columns of one run; None where there is nothing."""
+    found: dict[str, Any] = {key: run.metrics.get(key) for key, *_ in COLUMNS}
+    split = run.metrics.get("frechet_real_split")
+    if split and found["frechet_distance"] is not None:
+        found["frechet_over_real"] = found["frechet_distance"] / split
+    found["images_to_forget"] = images_to_forget(run.evaluations)
+    memory = run.metrics.get("peak_memory_bytes")
+    found["peak_memory_gib"] = None if memory is None else memory / 2**30
+    found["reached"] = 100 * run.mask.get("mask_touched_ever", 1.0)
+    return found
+
+
+def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None, int] | None:
+    """Mean, sample standard deviation (None of fewer than two) and count of what is there; None where nothing is."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    return statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else None, len(there)
+
+
+def _cell(values: Sequence[float | None], form: str) -> str:
+    found = mean_and_spread(values)
+    if found is None:
+        return "-"
+    mean, spread, count = found
+    text = form.format(mean) + ("" if spread is None else f" ± {form.format(spread)}")
+    # Of some seeds only: not a mean of the method.
+    return text if count == len(values) else f"{text} ({count} of {len(values)})"
+
+
+def _table(runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+    """Rows of cells, the head first; columns in which no run has anything are left out."""
+    found = {name: [figures(run) for run in of] for name, of in runs.items()}
+    columns = [c for c in COLUMNS if any(f[c[0]] is not None for several in found.values() for f in several)]
+    titles = list(next(iter(facts.values()), {}))
+    rows = [["method", *titles, *(title for _, title, *_ in columns)]]
+    for name, several in found.items():
+        cells = [_cell([f[key] for f in several], form) for key, _, form, _ in columns]
+        rows.append([name, *facts.get(name, {}).values(), *cells])
+    return rows
+
+
+def text_table(runs: Mapping[str, Sequence[Run]]) -> str:
+    """The main columns, of fixed width."""
+    keys = (
+        "ua",
+        "retain_accuracy",
+        "frechet_distance",
+        "frechet_over_real",
+        "diversity",
+        "images_to_forget",
+        "seconds",
+    )
+    titles = {title for key, title, *_ in COLUMNS if key in keys}
+    rows = _table(runs, {})
+    kept = [i for i, title in enumerate(rows[0]) if i == 0 or title in titles]
+    widths = [max(len(row[i]) for row in rows) for i in kept]
+    lines = []
+    for row in rows:
+        cells = [row[i].ljust(w) if i == 0 else row[i].rjust(w) for i, w in zip(kept, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _band(panel, name: str, several: Sequence[Run], colour: str, key: str, x: str) -> None:
+    """The mean over the seeds against the mean of ``x``, and the range."""
+    lengths = {len(run.evaluations) for run in several}
+    points = []
+    for i in range(min(lengths)):
+        records = [run.evaluations[i] for run in several]
+        values = [record.get(key) for record in records]
+        if all(value is not None and math.isfinite(value) for value in values):
+            points.append((statistics.fmean(record[x] for record in records), values))
+    if not points:
+        return
+    places = [place for place, _ in points]
+    panel.plot(places, [statistics.fmean(v) for _, v in points], color=colour, marker="o", markersize=3, label=name)
+    panel.fill_between(places, [min(v) for _, v in points], [max(v) for _, v in points], color=colour, alpha=0.2)
+
+
+def draw_across(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
+    """UA and what is kept, against images seen and against seconds: means over the seeds, with their ranges."""
+    panels = [*PANELS[:3], ("cover_frechet_distance", "Fréchet distance of the forgotten\nclass's images to the cover")]
+    figure, axes = new_figure(2, len(panels))
+    for row, x, label in ((0, "images", "images seen"), (1, "seconds", "seconds of training")):
+        for panel, (key, title) in zip(axes[row], panels, strict=True):
+            for i, (name, several) in enumerate(runs.items()):
+                _band(panel, name, several, COLOURS[i % len(COLOURS)], key, x)
+            panel.set_xlabel(label)
+            panel.set_ylabel(title)
+            panel.grid(alpha=0.3)
+            if "frechet" in key and panel.lines:
+                panel.set_yscale("log")
+            if key in ("ua", "retain_accuracy"):
+                panel.set_ylim(-3, 103)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    save_figure(figure, path)
+
+
+def write_across(
+    folder: Path,
+    runs: Mapping[str, Sequence[Run]],
+    *,
+    asked: str,
+    command: str,
+    facts: Mapping[str, Mapping[str, str]] | None = None,
+) -> Path:
+    """report.md, report.png, compare.csv (a line a run) and compare.json; returns report.md's path.
+
+    Parameters
+    ----------
+    runs: method to its runs, one a seed.
+    asked: what was to be forgotten, a sentence. command: that makes these runs.
+    facts: method to further columns, title to text; the same titles for all.
+    """
+    folder = Path(folder)
+    draw_across(runs, folder / "report.png")
+    keys = [key for key, *_ in COLUMNS]
+    lines = [["method", "seed", "feature_extractor", *keys]]
+    for name, several in runs.items():
+        for run in several:
+            found = figures(run)
+            extractor = run.metrics.get("feature_extractor")
+            lines.append([name, run.metrics.get("seed"), extractor, *(found[key] for key in keys)])
+
+    def write_csv(path: Path) -> None:
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows(["" if cell is None else cell for cell in line] for line in lines)
+
+    write_file(folder / "compare.csv", write_csv)
+    compared = {
+        "command": command,
+        "methods": {name: [{**figures(run), **run.metrics} for run in several] for name, several in runs.items()},
+    }
+    write_file(folder / "compare.json", lambda path: path.write_text(json.dumps(compared, indent=1) + "\n"))
+    rows = _table(runs, facts or {})
+    seeds = sorted({run.metrics.get("seed") for several in runs.values() for run in several})
+    extractors = sorted({str(run.metrics.get("feature_extractor")) for several in runs.values() for run in several})
+    text = ["# Methods compared", "", asked, ""]
+    text += [f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Made by", ""]
+    text += [f"    {command}", "", "| " + " | ".join(rows[0]) + " |"]
+    text += ["| --- |" + " ---: |" * (len(rows[0]) - 1), *("| " + " | ".join(row) + " |" for row in rows[1:]), ""]
+    shown = set(rows[0])
+    text += [f"* {title}: {meaning}." for _, title, _, meaning in COLUMNS if title in shown]
+    text += [f"* Features and judge: {', '.join(extractors)}.", ""]
+    text += [
+        "UA alone can be had by drawing nothing: read it together with what is kept and with what is drawn in the "
+        "forgotten one's place. A spread over few seeds is itself uncertain.",
+        "",
+        "![curves](report.png)",
+        "",
+        "Lines: means over the seeds; bands: from the least to the largest.",
+        "",
+    ]
+    write_file(folder / "report.md", lambda path: path.write_text("\n".join(text)))
+    return folder / "report.md"

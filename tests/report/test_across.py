@@ -1,0 +1,68 @@
+"""Several methods over several seeds: means, spreads, and what is said where something is missing."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pecker_fast.report import Run, text_table, write_across
+from pecker_fast.report.across import figures, images_to_forget, mean_and_spread
+
+
+def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> Run:
+    evaluations = [
+        {"step": i, "images": 10 * i, "seconds": i / 2, "ua": value, "retain_accuracy": 90.0, "frechet_distance": 2 / i}
+        for i, value in enumerate(ua, 1)
+    ]
+    metrics = {"seed": seed, "ua": ua[-1], "frechet_distance": distance, "seconds": 7.0, "feature_extractor": "small"}
+    return Run(path, {"method": "m"}, {**metrics, **more}, [], evaluations)
+
+
+def test_forgetting_has_to_last():
+    def records(*ua):
+        return [{"images": 10 * i, "ua": value} for i, value in enumerate(ua, 1)]
+
+    assert images_to_forget(records(50, 98, 100)) == 20
+    assert images_to_forget(records(99, 50, 98)) == 30
+    assert images_to_forget(records(99, 100, 97.9)) is None
+    assert images_to_forget([{"images": 1, "ua": None}]) is None and images_to_forget([]) is None
+
+
+def test_means_and_spreads():
+    assert mean_and_spread([1.0, None, 4.0]) == (2.5, pytest.approx(statistics.stdev([1, 4])), 2)
+    assert mean_and_spread([3.0]) == (3.0, None, 1) and mean_and_spread([None]) is None
+
+
+def test_the_table_and_the_files(tmp_path):
+    runs = {
+        "a": [run(tmp_path, [50, 98, 100], 1.0, 0, frechet_real_split=0.5), run(tmp_path, [99, 50, 90], 3.0, 1)],
+        "b": [run(tmp_path, [100.0], 2.0, 0), run(tmp_path, [100.0], 2.0, 1)],
+    }
+    table = text_table(runs)
+    head, first, second = table.splitlines()
+    assert "2.00 ± 1.41" in first and "95.0 ± 7.1" in first
+    # Of one seed in two: said, and not passed off as the method's mean.
+    assert "20 (1 of 2)" in first and "2.00 (1 of 2)" in first
+    assert "2.00 ± 0.00" in second and "retained %" not in head
+    facts = {"a": {"data-free": "yes"}, "b": {"data-free": "no"}}
+    report = write_across(tmp_path, runs, asked="Forget 0.", command="pecker-fast compare", facts=facts)
+    text = report.read_text()
+    assert "| a | yes |" in text and "seeds 0, 1" in text and "    pecker-fast compare" in text
+    assert "FID" not in text
+    with open(tmp_path / "compare.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["method"], line["seed"]) for line in lines] == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")]
+    assert lines[0]["frechet_over_real"] == "2.0" and lines[1]["images_to_forget"] == ""
+    compared = json.loads((tmp_path / "compare.json").read_text())
+    assert compared["methods"]["a"][1]["frechet_distance"] == 3.0
+    assert Image.open(tmp_path / "report.png").size[0] > 1000
+
+
+def test_figures_of_a_masked_run(tmp_path):
+    masked = Run(tmp_path, {}, {"peak_memory_bytes": 2**30}, [{"mask_density": 0.5, "mask_touched_ever": 0.75}], [])
+    found = figures(masked)
+    assert found["reached"] == 75 and found["peak_memory_gib"] == 1 and found["ua"] is None
+    assert figures(run(tmp_path, [1.0], 1.0))["reached"] == 100

@@ -1,0 +1,60 @@
+"""compare: interrupted, gone on with, and wrong input."""
+
+import json
+
+import pytest
+
+from pecker_fast.cli import main
+from pecker_fast.commands import compare as command
+from tests.test_cli_training import fails
+
+SMALL = ["--max-train-steps", "4", "--samples-per-class", "3", "--no-progress-bar"]
+SETS = ["--set", "train_batch_size=3", "forget_batch_size=2", "saliency_batch_size=2"]
+
+
+def test_it_goes_on_where_it_was_interrupted(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    arguments = ["compare", "--methods", "pecker,sfd", "--seeds", "2", "--output-dir", str(folder), *SMALL, *SETS]
+    real, ran = command.unlearn, []
+
+    def watched(args, before=None):
+        ran.append((args.method, args.compute.seed))
+        if len(ran) == 3:
+            raise SystemExit(143)
+        return real(args, before)
+
+    monkeypatch.setattr(command, "unlearn", watched)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert ran == [("pecker", 0), ("sfd", 0), ("pecker", 1)]
+    assert "the same command again" in capsys.readouterr().out
+    first = (folder / "pecker-seed0" / "metrics.json").read_bytes()
+    main(arguments)
+    assert ran[3:] == [("pecker", 1), ("sfd", 1)]
+    assert (folder / "pecker-seed0" / "metrics.json").read_bytes() == first
+    said = capsys.readouterr().out
+    assert "pecker" in said and "±" in said and str(folder / "report.md") in said
+    compared = json.loads((folder / "compare.json").read_text())["methods"]
+    assert [len(compared[name]) for name in ("pecker", "sfd")] == [2, 2]
+    assert [run["seed"] for run in compared["sfd"]] == [0, 1]
+    options = json.loads((folder / "pecker-seed1" / "config.json").read_text())["options"]
+    assert (options["max_train_steps"], options["train_batch_size"], options["saliency_batch_size"]) == (4, 3, 2)
+    assert not (folder / "sfd-seed1" / "checkpoints").exists()
+    # Ended runs are read; another question is not answered with them.
+    main(arguments)
+    assert len(ran) == 5
+    capsys.readouterr()
+    said = fails(capsys, *arguments, "density=0.1")
+    assert "another options" in said and "pecker-seed0" in said
+
+
+def test_wrong_inputs(capsys, tmp_path):
+    out = ["--output-dir", str(tmp_path / "c"), *SMALL]
+    assert "each method once" in fails(capsys, "compare", "--methods", "sfd,sfd", *out)
+    assert "pecker, pecker+, sfd" in fails(capsys, "compare", "--methods", "sdf", *out)
+    assert "seeds is 0" in fails(capsys, "compare", "--seeds", "0", *out)
+    assert "name=value" in fails(capsys, "compare", *out, "--set", "density")
+    assert "option of none" in fails(capsys, "compare", *out, "--set", "densty=0.1")
+    assert "density" in fails(capsys, "compare", *out, "--set", "density=7")
+    assert "preset" in fails(capsys, "compare", "--preset", "mnist", *out)
+    assert not (tmp_path / "c").exists()
