@@ -1,6 +1,7 @@
 """unlearn, pretrain, sample, mask and demo as a user meets them."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from pecker_fast.cli import main
-from pecker_fast.diffusion import NoiseSchedule, load_network, save_network
+from pecker_fast.diffusion import NoiseSchedule, load_network, save_network, save_one_step_pipeline
 from pecker_fast.diffusion.pipeline import OneStepPipeline
 from tests.diffusion.ancestor_model import AncestorUNet
 from tests.diffusion.toy import tiny_unet
@@ -319,15 +320,24 @@ def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
     save_network(tmp_path / "cache" / "unet", tiny_unet(), NoiseSchedule.linear())
     asked = []
 
-    def fetch(name, **options):
-        asked.append(name)
+    def fetch(name, allow_patterns, **options):
+        asked.append((name, [pattern for pattern in allow_patterns if "safetensors" in pattern]))
         return str(tmp_path / "cache")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     common = ["--output_dir", str(tmp_path / "run"), *SMALL, *QUIET, "--no-evaluate", "--max_train_steps", "1"]
     main(["unlearn", "--pretrained_model_name_or_path", "someone/tiny-digits", *common])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert asked == ["someone/tiny-digits"] and metrics["pretrained"] == "hub:someone/tiny-digits"
+    assert metrics["pretrained"] == "hub:someone/tiny-digits"
+    # What kind of network it is comes first, then its weights and no others.
+    (first, none), (second, weights) = asked
+    assert first == second == "someone/tiny-digits" and not none
+    assert weights and all(pattern.startswith("unet/diffusion_pytorch_model") for pattern in weights)
+    config = tmp_path / "cache" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_class_embeds": None}))
+    asked.clear()
+    said = fails(capsys, "unlearn", "--pretrained_model_name_or_path", "someone/unconditional")
+    assert "without class labels" in said and len(asked) == 1
 
     def missing(name, **options):
         raise LocalEntryNotFoundError("not in the cache\nand more")
@@ -335,3 +345,32 @@ def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
     said = fails(capsys, "unlearn", "--pretrained_model_name_or_path", "someone/other")
     assert "'someone/other'" in said and "not in the cache" in said and "and more" not in said
+    # The hub is not asked for these.
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    for name in ("runs/ckpt.pth", "runs/a/b", str(tmp_path / "nowhere")):
+        said = fails(capsys, "mask", "--pretrained-model-name-or-path", name)
+        assert f"pretrained_model_name_or_path is {name!r}: there is no such file or folder" in said
+    said = fails(capsys, "unlearn", "--checkpoint_state", "ema")
+    assert "checkpoint_state is 'ema'" in said
+
+
+def test_a_pipeline_of_the_hub_without_a_network(tmp_path):
+    """From the hub's cache, as diffusers has it; drawn in one step, as its model_index.json says."""
+    cache = tmp_path / "models--someone--digits"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    save_one_step_pipeline(cache / "snapshots" / ("0" * 40), tiny_unet(), NoiseSchedule.linear(), 250)
+    where = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+
+    def draw(name: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "pecker_fast", "sample", "--pretrained-model-name-or-path", name]
+        command += ["--output", str(tmp_path / "drawn.png"), "--images-per-class", "1"]
+        root = Path(__file__).parents[1]
+        return subprocess.run(command, cwd=root, env=where, capture_output=True, text=True, timeout=120)
+
+    done = draw("someone/digits")
+    assert done.returncode == 0, done.stderr
+    assert "hub:someone/digits" in done.stdout and "sampler one_step" in done.stdout
+    assert (tmp_path / "drawn.png").stat().st_size > 0
+    done = draw("someone/else")
+    assert done.returncode == 2 and "HF_HUB_OFFLINE is set" in done.stderr and "'someone/else'" in done.stderr

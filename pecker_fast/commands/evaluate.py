@@ -146,7 +146,7 @@ def evaluate(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch sees no GPU here")
-    t_init = t_init_of(pretrained_model_name_or_path) if t_init is None else t_init
+    t_init = t_init_of(network) if t_init is None else t_init
     if sampler == "auto":
         sampler = "ddim" if t_init is None else "one_step"
     if sampler == "one_step" and t_init is None:

@@ -14,13 +14,21 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..diffusion import NoiseSchedule, load_ancestor, load_network
+from ..diffusion import NoiseSchedule, check_network_folder, load_ancestor, load_network
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Profiler, Regions
 from ..training.loop import write_atomically
 
 # owner/model, as the Hugging Face hub names things.
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
+HUB_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model-*.safetensors",
+)
+# No names on the hub, although they look like it.
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 # What a run leaves in its folder, beside folders.
 RUN_FILES = (
@@ -124,17 +132,26 @@ def network_folder(path: str | Path) -> Path:
 def _from_hub(name: str) -> Path:
     """The folder of a network of the Hugging Face hub, fetched or from its cache. ValueError where it cannot be had."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
-        patterns = ["*.json", "*.safetensors", "unet/*.json", "unet/*.safetensors", "*/scheduler_config.json"]
-        return network_folder(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
-        raise ValueError(
-            f"pretrained_model_name_or_path is {name!r}: there is no such file or folder, and the hub gives no such "
-            f"model{offline}: {str(error).splitlines()[0]}"
-        ) from error
+    def fetch(patterns: list[str], revision: str | None = None) -> Path:
+        try:
+            return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+        except Exception as error:
+            # What is raised for a name that is not there, or without a network, changes with the client's version.
+            offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"there is no such file or folder, and the hub gives no such model{offline}: {said}"
+            ) from error
+
+    root = fetch([f"{place}{file}" for place in ("", "unet/", "scheduler/", "unet/scheduler/") for file in HUB_CONFIGS])
+    folder = network_folder(root)
+    # Before the weights are fetched, which may be many gigabytes.
+    check_network_folder(folder)
+    place = "" if folder == root else "unet/"
+    # A snapshot's folder is named by its commit: nothing is mixed where the model changes meanwhile.
+    fetch([f"{place}{file}" for file in HUB_WEIGHTS], revision=root.name)
+    return folder
 
 
 def load_pretrained(path: str | None, shipped: str | None, state: str = "auto") -> tuple[nn.Module, NoiseSchedule, str]:
@@ -143,17 +160,26 @@ def load_pretrained(path: str | None, shipped: str | None, state: str = "auto") 
     ``path``: the folder of a network, of a pipeline or of a run; a checkpoint file of the public DDPM code, of which
     ``state`` is taken; a name on the hub. None: the network ``shipped``.
     """
+    if state != "auto" and (path is None or not Path(path).is_file()):
+        raise ValueError(
+            f"checkpoint_state is {state!r}, but only the checkpoint file of an earlier code has several: expected auto"
+        )
     if path is None:
         if shipped is None:
             raise ValueError(
                 "pretrained_model_name_or_path is not given, and no network of this preset comes with the package"
             )
         return *load_network(shipped_network(shipped)), f"shipped:{shipped}"
-    if Path(path).is_file():
-        return *load_ancestor(path, state), str(path)
-    if not Path(path).exists() and HUB_NAME.fullmatch(path):
-        return *load_network(_from_hub(path)), f"hub:{path}"
-    return *load_network(network_folder(path)), str(path)
+    try:
+        if Path(path).is_file():
+            return *load_ancestor(path, state), str(path)
+        if Path(path).exists():
+            return *load_network(network_folder(path)), str(path)
+        if HUB_NAME.fullmatch(path) and Path(path).suffix not in CHECKPOINTS:
+            return *load_network(_from_hub(path)), f"hub:{path}"
+        raise ValueError("there is no such file or folder")
+    except ValueError as error:
+        raise ValueError(f"pretrained_model_name_or_path is {str(path)!r}: {error}") from error
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ..diffusion import OneStepGenerator, num_classes, sample_ddim, sample_ddpm, sample_one_step
 from ..mask import SaliencyMask
@@ -48,7 +49,7 @@ def sample(
     network, schedule, source = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
     classes = num_classes(network)
     chosen = torch.tensor(labels or range(classes)).repeat_interleave(images_per_class)
-    recorded = t_init_of(pretrained_model_name_or_path)
+    recorded = t_init_of(network)
     if sampler == "auto":
         sampler = "ddim" if t_init is None and recorded is None else "one_step"
     if sampler == "one_step":
@@ -63,8 +64,13 @@ def sample(
     print(f"{len(images)} images of {source}, sampler {sampler}, seed {seed}: {output}")
 
 
-def t_init_of(path: str | None) -> int | None:
-    """The timestep at which the generator of a run or a pipeline is fed noise; None where ``path`` is neither."""
+def t_init_of(network: nn.Module) -> int | None:
+    """The timestep at which the generator of a run or a pipeline, local or of the hub, is fed noise.
+
+    None where the network was read from neither.
+    """
+    # diffusers keeps the folder that it read.
+    path = network.config.get("_name_or_path")
     for folder in () if path is None else (Path(path), Path(path).parent):
         for name in ("config.json", "model_index.json"):
             try:

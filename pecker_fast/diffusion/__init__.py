@@ -1,7 +1,7 @@
 """Class-conditional diffusion: noise schedule, U-Net, one-step generator, samplers, and the losses of unlearning."""
 
 from .ancestors import load_ancestor
-from .files import load_network, save_network, save_one_step_pipeline
+from .files import check_network_folder, load_network, save_network, save_one_step_pipeline
 from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
 from .sampling import sample_ddim, sample_ddpm, sample_one_step
@@ -21,6 +21,7 @@ __all__ = [
     "UNetConfig",
     "build_unet",
     "check_class_conditional",
+    "check_network_folder",
     "distillation_weight",
     "load_ancestor",
     "load_network",

@@ -94,15 +94,11 @@ def save_one_step_pipeline(
     _write_folder(path, write)
 
 
-def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]:
-    """The network, float32 on the CPU in eval mode, and the schedule that ``save_network`` wrote.
+def check_network_folder(path: str | os.PathLike) -> Path:
+    """The folder of the schedule of the network in ``path``. Reads no weights, so that these may be yet to come.
 
-    The schedule may be in ``path/scheduler``, in ``path`` itself, or beside it, as in a pipeline's folder. Never asks a
-    hub. Raises ValueError where ``path`` is no such folder, holds another architecture or a network without class
-    labels, lacks its schedule, or has weights that do not fit.
+    Raises ValueError as ``load_network`` does for all that the weights do not matter to.
     """
-    from diffusers import DDPMScheduler, UNet2DModel
-
     path = Path(path)
     config_file = path / "config.json"
     if not config_file.is_file():
@@ -117,10 +113,24 @@ def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]
     config = json.loads(config_file.read_text())
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"path {path} holds a {config.get('_class_name')}, expected a UNet2DModel")
-    # Said before the weights are read, which may take long.
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is None:
         raise ValueError(f"path {path} holds a network without class labels, expected num_class_embeds")
-    schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(scheduler_file.parent, local_files_only=True))
+    return scheduler_file.parent
+
+
+def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]:
+    """The network, float32 on the CPU in eval mode, and the schedule that ``save_network`` wrote.
+
+    The schedule may be in ``path/scheduler``, in ``path`` itself, or beside it, as in a pipeline's folder. Never asks a
+    hub. Raises ValueError where ``path`` is no such folder, holds another architecture or a network without class
+    labels, lacks its schedule, or has weights that do not fit.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    path = Path(path)
+    # Said before the weights are read, which may take long.
+    scheduler_folder = check_network_folder(path)
+    schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(scheduler_folder, local_files_only=True))
     try:
         unet, info = UNet2DModel.from_pretrained(
             path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True

@@ -88,7 +88,9 @@ class OneStepPipeline(DiffusionPipeline):
         for name, value in (("num_images_per_label", num_images_per_label), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}, expected an integer of at least 1")
-        given = class_labels if isinstance(class_labels, torch.Tensor) else torch.tensor(_integers(class_labels))
+        given = class_labels
+        if not isinstance(given, torch.Tensor):
+            given = torch.tensor(_integers(given), dtype=torch.int64)
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
             raise TypeError(f"class_labels is {given.dtype}, expected integers")
         labels = given.reshape(-1).cpu().long().repeat_interleave(num_images_per_label)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 
 import pytest
 import torch
@@ -54,6 +55,13 @@ def same_function(model: AncestorUNet, unet, size: int) -> None:
     assert (found - guided).abs().max() <= 1e-5 * guided.abs().max()
 
 
+@pytest.mark.parametrize(("size", "mult", "count"), [(32, (1, 2, 2, 2), 38632323), (64, (1, 2, 2, 2, 4), 83159683)])
+def test_the_model_of_the_tests_has_the_size_of_the_public_ones(size, mult, count):
+    with torch.device("meta"):
+        model = AncestorUNet(size, width=128, mult=mult)
+    assert sum(param.numel() for param in model.parameters()) == count
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_it_computes_what_the_original_computes(tmp_path, size):
     model = ancestor(size)
@@ -89,6 +97,11 @@ def test_the_weights_that_are_meant(tmp_path):
             load_ancestor(tmp_path / f"{name}.pth", state)
     with pytest.raises(ValueError, match="checkpoint_state"):
         load_ancestor(tmp_path / "ckpt.pth", "best")
+    # One network's weights do not say what they are.
+    torch.save(live.state_dict(), tmp_path / "plain.pth")
+    for state in ("ema", "model", "score"):
+        with pytest.raises(ValueError, match=f"checkpoint_state is '{state}', expected auto"):
+            load_ancestor(tmp_path / "plain.pth", state)
 
 
 class Touch:
@@ -137,6 +150,46 @@ def test_damaged_and_foreign_files(tmp_path):
             load_ancestor(path)
 
 
+def small_checkpoint(path, zipped: bool) -> bytes:
+    model = AncestorUNet(32, mult=(1, 1), blocks=1)
+    tree = [model.state_dict(), {}, 3, shadow(model)]
+    torch.save(tree, path, _use_new_zipfile_serialization=zipped)
+    return path.read_bytes()
+
+
+def test_a_bit_that_has_flipped_in_a_weight(tmp_path):
+    path = tmp_path / "ckpt.pth"
+    model = ancestor()
+    torch.save(model.state_dict(), path)
+    whole = bytearray(path.read_bytes())
+    place = whole.index(model.conv_in.weight.detach().numpy().tobytes())
+    whole[place + 5] ^= 16
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="checksum"):
+        load_ancestor(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_is_damaged_nothing_but_a_value_error_comes_of_it(tmp_path, zipped):
+    """Bytes of the structure are overwritten, at the head (the format of old) and at the end (the zip's directory)."""
+    path = tmp_path / "ckpt.pth"
+    whole = small_checkpoint(path, zipped)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(5):
+            place = random.randrange(8000)
+            damaged[place if random.random() < 0.5 else -1 - place] = random.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_ancestor(path)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused >= 10
+
+
 def test_other_architectures(tmp_path):
     path = tmp_path / "ckpt.pth"
 
@@ -158,6 +211,16 @@ def test_other_architectures(tmp_path):
     refused("unknown: logvar", logvar=torch.zeros(1000))
     refused("of another shape: conv_norm_out.bias", norm_out__bias=torch.zeros(5))
     refused("null_classes_emb", null_classes_emb=None)
+    refused(r"null_classes_emb has shape \(7,\), expected \(32,\)", null_classes_emb=torch.zeros(7))
+    for name, shape in (
+        ("temb.dense.0.weight", (128, 7)),
+        ("temb.dense.1.weight", (128, 7)),
+        ("cemb.dense.0.weight", (5, 32)),
+        ("cemb.dense.1.bias", (7,)),
+        ("classes_emb.weight", (10, 7)),
+    ):
+        refused(f"{name} has shape", **{name.replace(".", "__"): torch.zeros(shape)})
+    refused("conv_in.bias twice", module__conv_in__bias=torch.zeros(32))
     state = {name: value for name, value in ancestor().state_dict().items() if "attn" not in name}
     torch.save(state, path)
     with pytest.raises(ValueError, match="sample_size"):

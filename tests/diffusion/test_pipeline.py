@@ -1,6 +1,7 @@
 """OneStepPipeline: what it draws, its folder, and its use where this package is not."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from pecker_fast.diffusion import (
     save_one_step_pipeline,
 )
 from pecker_fast.diffusion.pipeline import OneStepPipeline
+from pecker_fast.diffusion.sampling import _Noise
 from tests.diffusion.toy import tiny_unet
 
 T_INIT = 250
@@ -31,7 +33,10 @@ def test_it_draws_what_the_generator_draws(tmp_path):
     unet = tiny_unet()
     save_one_step_pipeline(tmp_path / "p", unet, NoiseSchedule.linear(), T_INIT, ["a", "b", "c"])
     pipe = OneStepPipeline.from_pretrained(tmp_path / "p")
-    assert pipe.config.t_init == T_INIT and list(pipe.config.class_names) == ["a", "b", "c"]
+    assert pipe.config.t_init == T_INIT and pipe.config.id2label == {"0": "a", "1": "b", "2": "c"}
+    # On the hub, diffusers takes every list for a module.
+    index = json.loads((tmp_path / "p" / "model_index.json").read_text())
+    assert {name for name, value in index.items() if isinstance(value, list)} == {"unet", "scheduler"}
     z, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 0, 2, 2])
     images = pipe([0, 2], num_images_per_label=2, latents=z, output_type="pt", batch_size=3).images
     assert (images - expected(unet, z, labels)).abs().max() < 1e-6
@@ -43,7 +48,8 @@ def test_it_draws_what_the_generator_draws(tmp_path):
     # The network in it is one that unlearning starts from, and samples as ever.
     network, schedule = load_network(tmp_path / "p" / "unet")
     drawn = sample_one_step(network, OneStepGenerator(schedule, T_INIT), labels, seed=1)
-    assert drawn.shape == (4, 1, 8, 8)
+    images = pipe(labels, latents=_Noise(1, (1, 8, 8)).start(4), output_type="pt").images
+    assert (images - (drawn + 1) / 2).abs().max() < 1e-6
 
 
 def test_a_fresh_process_without_this_package(tmp_path):
@@ -59,11 +65,19 @@ from diffusers import DiffusionPipeline
 folder = {str(tmp_path / "p")!r}
 pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
 z = torch.from_numpy(numpy.load({str(tmp_path / "z.npy")!r}))
+pipe.save_pretrained(folder + "-again")
+folder += "-again"
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+# Over what it was read from.
+pipe.save_pretrained(folder)
 images = pipe([2, 0, 1], latents=z, output_type="np").images
 numpy.save({str(tmp_path / "images.npy")!r}, images)
 """
     # Not from this folder, where the package could be imported.
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    where = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=where, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     images = np.load(tmp_path / "images.npy").transpose(0, 3, 1, 2)
     assert np.abs(images - expected(unet, z, torch.tensor([2, 0, 1])).numpy()).max() < 1e-6
@@ -97,3 +111,9 @@ def test_wrong_inputs(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             pipe(**arguments)
+    for labels in (1.5, [True], ["cat"], torch.tensor([0.0])):
+        with pytest.raises(TypeError, match="class_labels"):
+            pipe(labels)
+    for t_init in (None, -1, 1000):
+        with pytest.raises(ValueError, match=f"t_init is {t_init}"):
+            OneStepPipeline(pipe.unet, pipe.scheduler, t_init)
