@@ -23,6 +23,7 @@ from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.pretrain import PretrainArguments, run_pretrain
 from .commands.sample import mask, sample
+from .commands.train_classifier import train_classifier
 from .commands.unlearn import UnlearnArguments, run_unlearn
 from .environment import describe_environment, environment
 
@@ -107,6 +108,7 @@ COMMANDS = {
     "pretrain": pretrain,
     "sample": sample,
     "mask": mask,
+    "train-classifier": train_classifier,
     "env": env,
     "bench": bench,
 }

@@ -142,10 +142,11 @@ def evaluate(
     data = DataArguments(dataset_name or config.get("dataset_name"), data_root or config.get("data_root"))
     size = network.config["sample_size"]
     real = load_images(data, preset_name, "train" if found.judge is None else "all", size)
-    evaluator = Evaluator(real, judging, forgotten, cover if forgotten else None)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch sees no GPU here")
+    judging.model.to(place)
+    evaluator = Evaluator(real, judging, forgotten, cover if forgotten else None)
     t_init = t_init_of(network) if t_init is None else t_init
     if sampler == "auto":
         sampler = "ddim" if t_init is None else "one_step"

@@ -32,6 +32,7 @@ class RunEvaluation:
                 f"the judge knows {judge.num_classes} classes, the pretrained network {request.num_classes}"
             )
         self.setting, self.method, self.judge = setting, method, judge
+        judge.model.to(setting.device)
         self.labels = torch.arange(request.num_classes).repeat_interleave(samples_per_class)
         self.evaluator = Evaluator(dataset, judge, request.forget_classes, request.cover_class)
         retained = samples_per_class * len(request.retained_classes)

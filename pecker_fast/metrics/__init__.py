@@ -11,6 +11,7 @@ from .features import (
 )
 from .image_quality import Uint8Images, check_inception_weights, image_quality, to_uint8
 from .judge import Judge, load_judge, train_digits_judge
+from .resnet import ResNetClassifier, train_resnet
 from .unlearning import Evaluator, RealStatistics, evaluate_samples
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "FeatureStatistics",
     "Judge",
     "RealStatistics",
+    "ResNetClassifier",
     "SmallClassifier",
     "Uint8Images",
     "check_inception_weights",
@@ -32,4 +34,5 @@ __all__ = [
     "to_uint8",
     "train_classifier",
     "train_digits_judge",
+    "train_resnet",
 ]

@@ -21,6 +21,9 @@ class SmallClassifier(nn.Module):
     width: features before the last layer.
     """
 
+    # Images that a judge gives it in one call.
+    judged_at_a_time = 512
+
     def __init__(self, num_classes: int, channels: int = 1, image_size: int = 8, width: int = 64) -> None:
         super().__init__()
         for name, value, least in (

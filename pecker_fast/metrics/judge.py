@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data import load_digits_images
 from ..data.images import check_images
 from .classifier import SmallClassifier, train_classifier
+from .resnet import ResNetClassifier
 
 # The shipped judge: train_digits_judge() trains it again.
 DIGITS_RECIPE = {
@@ -28,7 +29,7 @@ DIGITS_RECIPE = {
 }
 SHIPPED = ("digits",)
 METADATA_KEY = "pecker_fast"
-BATCH_SIZE = 512
+KINDS = {kind.__name__: kind for kind in (SmallClassifier, ResNetClassifier)}
 
 
 class Judge:
@@ -49,7 +50,7 @@ class Judge:
 
     def __init__(
         self,
-        model: SmallClassifier,
+        model: SmallClassifier | ResNetClassifier,
         class_names,
         *,
         name: str,
@@ -89,7 +90,7 @@ class Judge:
         check_images(images)
         self.model.eval()
         device = next(self.model.parameters()).device
-        features = [self.model.features(part.to(device)) for part in images.split(BATCH_SIZE)]
+        features = [self.model.features(part.to(device)) for part in images.split(self.model.judged_at_a_time)]
         features = torch.cat(features)
         return self.model.head(features).softmax(1).cpu(), features.cpu()
 
@@ -97,7 +98,7 @@ class Judge:
         """Writes weights and description to a safetensors file, under a temporary name until it is complete."""
         path = Path(path)
         description = {
-            "kind": "SmallClassifier",
+            "kind": type(self.model).__name__,
             "config": self.model.config,
             "class_names": self.class_names,
             "name": self.name,
@@ -133,7 +134,7 @@ class Judge:
                 description = json.loads((file.metadata() or {})[METADATA_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             with torch.random.fork_rng(devices=[]):
-                model = SmallClassifier(**description["config"])
+                model = KINDS[description["kind"]](**description["config"])
             model.load_state_dict(tensors)
             keys = ("class_names", "name", "accuracy", "recipe")
             return cls(model, **{key: description[key] for key in keys})

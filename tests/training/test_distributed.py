@@ -18,6 +18,7 @@ from pecker_fast.parallel import World
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
+from tests.training import rank
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,12 +33,12 @@ def start(command: list[str], count: int) -> list[subprocess.Popen]:
         subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(count)
+        for i in range(count)
     ]
 
 
@@ -54,10 +55,13 @@ def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[tupl
 
 
 def run(folder: Path, count: int, *arguments: str) -> list[dict[str, torch.Tensor]]:
+    if count == 1:
+        rank.main(str(folder), *arguments)
+        return [load_file(folder / "rank-0.safetensors")]
     processes = start(["-m", "tests.training.rank", str(folder), *arguments], count)
     for status, _, errors in finish(processes):
         assert status == 0, errors
-    return [load_file(folder / f"rank-{rank}.safetensors") for rank in range(count)]
+    return [load_file(folder / f"rank-{i}.safetensors") for i in range(count)]
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
@@ -111,7 +115,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path):
     expected = run(whole, 2, "pecker", "6")
     # A signal to one process stops all of them, after the same iteration.
     stopped = run(halves, 2, "pecker", "6", "signal=1")
-    assert [int(rank["step"]) for rank in stopped] == [3, 3]
+    assert [int(one["step"]) for one in stopped] == [3, 3]
     resumed = run(halves, 2, "pecker", "6", "resume=1")
     for before, after in zip(expected, resumed, strict=True):
         assert all(same_bits(before[name], after[name]) for name in before)
