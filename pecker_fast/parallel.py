@@ -82,7 +82,7 @@ class World:
                     dist.all_reduce(flat, group=self.group)
                 flat /= self.size
                 parts = flat.split([item.numel() for item in bucket])
-                # A list comprehension over views: reshape gives the row-major order back, whatever the strides.
+                # Row-major on the way there and back, whatever the strides.
                 torch._foreach_copy_(bucket, [part.view(item.shape) for part, item in zip(parts, bucket, strict=True)])
                 bucket, size = [], 0
 
