@@ -15,7 +15,7 @@ from .unlearn import UnlearnArguments, unlearn
 
 # What makes two runs the same one; how often a log was written does not.
 SAME = ("method", "preset", "seed", "forget_classes", "cover_class", "samples_per_class", "options", "judge")
-SAME += ("pretrained_model_name_or_path", "checkpoint_state", "mixed_precision")
+SAME += ("pretrained_model_name_or_path", "checkpoint_state", "mixed_precision", "initial_generator", "initial_score")
 
 
 def compare(

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from ..data import LabelledImages, load_dataset
+from ..diffusion import load_network
 from ..environment import environment
 from ..metrics import Judge, load_judge
 from ..parallel import World, command_words, world
@@ -26,6 +28,7 @@ from .options import (
     ComputeArguments,
     DataArguments,
     load_pretrained,
+    network_folder,
     prepare_folder,
     profiler_of,
     report_profile,
@@ -49,6 +52,11 @@ class RequestArguments:
     the preset by default."""
     checkpoint_state: Literal["auto", "ema", "model", "score"] = "auto"
     """Which weights of such a checkpoint: averaged, live, or those of SFD's score network; averaged where there are."""
+    initial_generator: str | None = None
+    """One-step generator to start from instead of the pretrained network, which stays the teacher: the folder of a run
+    (one that has forgotten something before, or was distilled only) or of its unet."""
+    initial_score: str | None = None
+    """Score network to start from, likewise."""
     output_dir: str | None = None
     """Folder of the run; runs/<preset>-<method>-seed<seed> by default."""
     overwrite_output_dir: bool = False
@@ -154,6 +162,16 @@ def load_images(data: DataArguments, preset_name: str, split: str, size: int) ->
     return load_dataset(name, split, data.data_root, data.download, image_size=None if name == "digits" else size)
 
 
+def load_initial(name: str, path: str | None) -> nn.Module | None:
+    """The network to start from that the argument ``name`` gives. ValueError where there is none."""
+    if path is None:
+        return None
+    try:
+        return load_network(network_folder(path))[0]
+    except ValueError as error:
+        raise ValueError(f"{name} is {path!r}: {error}") from error
+
+
 def _forget_images(args: UnlearnArguments, request: ForgetRequest, size: int) -> dict[str, torch.Tensor]:
     path = args.request.forget_data
     if path is None:
@@ -200,6 +218,7 @@ def _unlearn(
     cover = args.cover_of(args.request.cover_class)
     request = ForgetRequest.of(network, args.request.forget_classes, cover)
     teacher_hash = weights_hash(network)
+    initial = {name: load_initial(name, getattr(args.request, name)) for name in ("initial_generator", "initial_score")}
     regions = Regions(compute.profile, compute.device)
     size = network.config["sample_size"]
     setting = Setting(
@@ -208,6 +227,7 @@ def _unlearn(
         request=request,
         regions=regions,
         world=processes,
+        **initial,
         **_forget_images(args, request, size),
         **compute.as_setting(),
     )
@@ -231,6 +251,7 @@ def _unlearn(
         "method": args.method,
         "options": dataclasses.asdict(args.options),
         "pretrained_sha256": teacher_hash,
+        **{f"{name}_sha256": weights_hash(found) for name, found in initial.items() if found is not None},
         "forget_classes": list(request.forget_classes),
         "cover_class": request.cover_class,
         "seed": compute.seed,

@@ -387,9 +387,9 @@ class ScoreForgetting(Method):
         options.check(setting.schedule.num_train_timesteps)
         setting.world.check_shares("train_batch_size", options.train_batch_size)
         setting.world.check_shares("forget_batch_size", options.forget_samples)
-        # Both start as the teacher (METHOD: the pretrained average).
-        self.score = setting.place(trainable_copy(setting.teacher))
-        self.generator = setting.place(trainable_copy(setting.teacher))
+        # Both start as the teacher (the pretrained average) where nothing else is given.
+        self.score = setting.place(trainable_copy(setting.initial_score or setting.teacher))
+        self.generator = setting.place(trainable_copy(setting.initial_generator or setting.teacher))
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
 
     def save(self, folder: Path, network: nn.Module) -> None:

@@ -116,11 +116,15 @@ class Setting(Compute):
     request: what to forget.
     forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
         int64 (N,); None for methods that draw their own.
+    initial_generator, initial_score: what theta and psi start from, of the teacher's architecture; None: the teacher.
+        A generator that was distilled, or that has forgotten something before, is gone on with in this way.
     """
 
     teacher: nn.Module
     schedule: NoiseSchedule
     request: ForgetRequest
+    initial_generator: nn.Module | None = None
+    initial_score: nn.Module | None = None
     forget_images: torch.Tensor | None = None
     forget_labels: torch.Tensor | None = None
 
@@ -128,3 +132,8 @@ class Setting(Compute):
         super().__post_init__()
         object.__setattr__(self, "schedule", self.schedule.to(self.device))
         self.place(self.teacher).eval().requires_grad_(False)
+        wanted = {name: value.shape for name, value in self.teacher.state_dict().items()}
+        for name in ("initial_generator", "initial_score"):
+            network = getattr(self, name)
+            if network is not None and {key: v.shape for key, v in network.state_dict().items()} != wanted:
+                raise ValueError(f"{name} is a network of another architecture than the pretrained one")
