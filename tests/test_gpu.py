@@ -48,12 +48,12 @@ def step_of(kind: str, opt: pf.MaskedAdam, params: dict[str, nn.Parameter]):
 
 
 @pytest.mark.parametrize("kind", ["plain", "masked", "joint"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_captured_step_does_what_steps_do(kind, backend):
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_captured_step_does_what_steps_do(kind, name):
     captured, plain = network(), network()
     give(captured, 1), give(plain, 1)
     options = {"capturable": True, "ema_decay": 0.9}
-    a, b = optimizer(captured, backend, **options), optimizer(plain, backend, **options)
+    a, b = optimizer(captured, name, **options), optimizer(plain, name, **options)
     one, two = step_of(kind, a, captured), step_of(kind, b, plain)
     # A graph needs all memory to be there: the first steps run outside, on a stream of their own.
     side = torch.cuda.Stream()
@@ -70,38 +70,38 @@ def test_a_captured_step_does_what_steps_do(kind, backend):
         give(captured, seed), give(plain, seed)
         graph.replay()
         two()
-    for name in captured:
-        assert torch.equal(captured[name], plain[name]), name
+    for key in captured:
+        assert torch.equal(captured[key], plain[key]), key
     for x, y in zip(a.ema_parameters(), b.ema_parameters(), strict=True):
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_captured_selection_follows_its_gradients(backend):
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_captured_selection_follows_its_gradients(name):
     grads = tensors(1)
     for _ in range(2):
-        pf.saliency_mask(grads, density=0.2, backend=backend)
+        pf.saliency_mask(grads, density=0.2, backend=name)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        mask = pf.saliency_mask(grads, density=0.2, backend=backend)
+        mask = pf.saliency_mask(grads, density=0.2, backend=name)
     for seed in (5, 6):
-        for name, value in tensors(seed).items():
-            grads[name].copy_(value)
+        for key, value in tensors(seed).items():
+            grads[key].copy_(value)
         graph.replay()
         assert torch.equal(mask.words, pf.saliency_mask(tensors(seed), density=0.2, backend="reference").words)
 
 
 @pytest.mark.parametrize("kind", ["plain", "masked", "joint"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_steps_and_selections_neither_wait_nor_allocate(kind, backend):
+@pytest.mark.parametrize("name", BACKENDS)
+def test_steps_and_selections_neither_wait_nor_allocate(kind, name):
     params = network()
     give(params, 1)
-    opt = optimizer(params, backend)
+    opt = optimizer(params, name)
     step, grads = step_of(kind, opt, params), tensors(9)
     for _ in range(3):
         step()
-        pf.saliency_mask(grads, density=0.2, backend=backend)
+        pf.saliency_mask(grads, density=0.2, backend=name)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
@@ -109,7 +109,7 @@ def test_steps_and_selections_neither_wait_nor_allocate(kind, backend):
     try:
         step()
         between = torch.cuda.memory_stats()["allocation.all.allocated"]
-        pf.saliency_mask(grads, density=0.2, backend=backend)
+        pf.saliency_mask(grads, density=0.2, backend=name)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert between == before, "a step allocates"
