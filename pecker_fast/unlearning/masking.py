@@ -10,6 +10,7 @@ from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, sa
 from ..diffusion.checks import check_int
 from ..mask import SaliencyMask
 from ..saliency import saliency_mask
+from .gradients import add_gradients
 from .options import check_number
 from .setting import Setting
 from .streams import Streams, derived_seed
@@ -89,7 +90,7 @@ class Masker:
         self._previous: SaliencyMask | None = None
         self._ever: SaliencyMask | None = None
         self._pool: tuple[Tensor, Tensor] | None = None
-        self._forget_labels = torch.tensor(setting.request.forget_classes, device=setting.device)
+        self._forgotten = setting.request.conditions(setting.device).forgotten
 
     @property
     def samples(self) -> int:
@@ -103,7 +104,7 @@ class Masker:
         if self.options.saliency_samples == "initial":
             self._pool = self._draw(streams, generator)
         elif self.options.saliency_samples == "teacher":
-            labels = streams.choose("labels", self.samples, self._forget_labels)
+            labels = streams.choose("labels", self.samples, self._forgotten)
             seed = derived_seed(self.setting.seed, "saliency teacher")
             with self.setting.autocast():
                 images = sample_ddim(self.setting.teacher, self.setting.schedule, labels, TEACHER_STEPS, seed=seed)
@@ -111,10 +112,8 @@ class Masker:
 
     @torch.no_grad()
     def _draw(self, streams: Streams, generator: nn.Module) -> tuple[Tensor, Tensor]:
-        labels = streams.choose("labels", self.samples, self._forget_labels)
-        config = self.setting.teacher.config
-        shape = (config["in_channels"], config["sample_size"], config["sample_size"])
-        z = streams.normal("z", self.samples, shape)
+        labels = streams.choose("labels", self.samples, self._forgotten)
+        z = streams.normal("z", self.samples, self.setting.sample_shape)
         generator.eval()
         with self.setting.autocast():
             batch = self.options.saliency_batch_size
@@ -167,11 +166,7 @@ class Masker:
                 with setting.autocast():
                     eps_pred = predict_eps(network, x_t[part], t[part], labels[part])
                 loss = noise_prediction_loss(eps[part], eps_pred) / o.saliency_batches
-                grads = torch.autograd.grad(loss, params, materialize_grads=True)
-                if total is None:
-                    total = list(grads)
-                else:
-                    torch._foreach_add_(total, grads)
+                total = add_gradients(loss, params, total)
         finally:
             network.requires_grad_(not frozen)
         # Before it is used: the same mask everywhere.
