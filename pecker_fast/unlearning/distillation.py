@@ -8,7 +8,6 @@ An iteration (SFD, arXiv 2409.11219; PECKER, arXiv 2604.05634, Eq. 3-10):
    asked about the cover class. PECKER lets the gradient of L_forget reach salient entries only (Eq. 8-10).
 """
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from ..optim import MaskedAdam
 from .masking import Masker
 from .options import ScoreForgettingOptions
 from .protocol import Method, Phase
-from .setting import Setting
+from .setting import Setting, trainable_copy
 from .streams import Streams
 
 
@@ -57,11 +56,6 @@ def _frozen(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.requires_grad_(True)
-
-
-def trainable_copy(network: nn.Module) -> nn.Module:
-    """A copy with weights of its own, that require grad."""
-    return copy.deepcopy(network).requires_grad_(True)
 
 
 class DistillationPhase(Phase):
@@ -391,6 +385,9 @@ class ScoreForgetting(Method):
         self.score = setting.place(trainable_copy(setting.initial_score or setting.teacher))
         self.generator = setting.place(trainable_copy(setting.initial_generator or setting.teacher))
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
+
+    def sampling(self) -> dict[str, Any]:
+        return {"sampler": "one_step", "sampling_steps": 1}
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """As a pipeline that draws in one step."""

@@ -1,11 +1,13 @@
 """What every method is given: the pretrained network, the request, and how to compute."""
 
+import copy
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..diffusion import NoiseSchedule, num_classes
 from ..diffusion.checks import check_int
@@ -14,6 +16,23 @@ from ..profiling import Regions
 
 COVER_RANDOM = "random"
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+
+
+class Images(Protocol):
+    """Images with a class each, as LabelledImages has them: ``labels`` int64 (N,) on the CPU, ``len``, ``batch``."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """The images at ``indices``, int64 (n,) on the CPU, as float32 (n, C, H, W) in [-1, 1] on the CPU."""
+        ...
+
+
+def trainable_copy(network: nn.Module) -> nn.Module:
+    """A copy with weights of its own, that require grad."""
+    return copy.deepcopy(network).requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -116,6 +135,7 @@ class Setting(Compute):
     request: what to forget.
     forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
         int64 (N,); None for methods that draw their own.
+    training_images: those that the teacher was trained on; None for methods that need none.
     initial_generator, initial_score: what theta and psi start from, of the teacher's architecture; None: the teacher.
         A generator that was distilled, or that has forgotten something before, is gone on with in this way.
     """
@@ -127,6 +147,7 @@ class Setting(Compute):
     initial_score: nn.Module | None = None
     forget_images: torch.Tensor | None = None
     forget_labels: torch.Tensor | None = None
+    training_images: Images | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
