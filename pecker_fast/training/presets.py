@@ -103,7 +103,7 @@ PRESETS: dict[str, Preset] = {
         # Found by the trials that docs/methods.md tells of. The shipped network has no label for "no condition", so
         # there is no guidance anywhere.
         methods={
-            "retrain": {**DIGITS_SAMPLING, "validation_steps": 1000},
+            "retrain": {**DIGITS_SAMPLING, "validation_steps": 1500, "checkpointing_steps": 500, "logging_steps": 50},
             "salun": {
                 **DIGITS_SAMPLING,
                 **DIGITS_REPLAY,
