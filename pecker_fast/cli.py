@@ -22,6 +22,7 @@ from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.pretrain import PretrainArguments, run_pretrain
+from .commands.robustness import robustness
 from .commands.sample import mask, sample
 from .commands.train_classifier import train_classifier
 from .commands.unlearn import UnlearnArguments, run_unlearn
@@ -105,6 +106,7 @@ COMMANDS = {
     "unlearn": unlearn,
     "compare": compare,
     "evaluate": evaluate,
+    "robustness": robustness,
     "pretrain": pretrain,
     "sample": sample,
     "mask": mask,

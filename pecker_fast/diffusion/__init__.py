@@ -4,7 +4,7 @@ from .ancestors import load_ancestor
 from .files import check_network_folder, load_network, save_network, save_one_step_pipeline
 from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
-from .sampling import sample_ddim, sample_ddpm, sample_one_step
+from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step
 from .schedule import NoiseSchedule
 from .unet import (
     UNetConfig,
@@ -22,6 +22,7 @@ __all__ = [
     "build_unet",
     "check_class_conditional",
     "check_network_folder",
+    "ddim_through",
     "distillation_weight",
     "load_ancestor",
     "load_network",

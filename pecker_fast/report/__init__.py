@@ -3,6 +3,7 @@
 from .across import text_table, write_across
 from .files import Run
 from .grids import save_before_after, save_grid
+from .robustness import write_robustness_report
 from .text import comparison_table, write_comparison, write_run_report
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "text_table",
     "write_across",
     "write_comparison",
+    "write_robustness_report",
     "write_run_report",
 ]
