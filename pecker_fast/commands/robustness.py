@@ -67,7 +67,9 @@ class Subject:
 
     @classmethod
     def read(cls, folder: Path, control: str | None, seed: int | None, device: torch.device) -> "Subject":
-        """``seed``: the run's by default. ValueError where there is no such run, or where its pretrained network is gone or another one."""
+        """``seed``: the run's by default.
+
+        ValueError where there is no such run, or where its pretrained network is gone or another one."""
         try:
             config = json.loads((folder / "config.json").read_text())
         except (OSError, ValueError) as error:

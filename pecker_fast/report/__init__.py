@@ -4,6 +4,7 @@ from .across import text_table, write_across
 from .files import Run
 from .grids import save_before_after, save_grid
 from .robustness import write_robustness_report
+from .sequence import write_sequence
 from .text import comparison_table, write_comparison, write_run_report
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "write_comparison",
     "write_robustness_report",
     "write_run_report",
+    "write_sequence",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from .curves import COLOURS, new_figure, save_figure
 from .files import write_file
+from .tables import markdown_table
 
 # Network and images: title, colour, line.
 LINES = {
@@ -53,11 +54,6 @@ def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
 def _number(value: float | None, form: str = "{:.1f}") -> str:
     return "-" if value is None else form.format(value)
 
@@ -82,7 +78,7 @@ def _relearn_text(found: Mapping[str, Any]) -> list[str]:
         f"them in every step, by Adam at {recipe['learning_rate']:g}. UA / retained accuracy in percent after so many "
         "steps.",
         "",
-        *_table(["attack, sampled by", "fine-tuned on", *map(str, steps)], lines),
+        *markdown_table([["attack, sampled by", "fine-tuned on", *map(str, steps)], *lines]),
         "![UA against steps of relearning](robustness.png)",
         "",
     ]
@@ -105,9 +101,10 @@ def _latent_text(found: Mapping[str, Any]) -> list[str]:
         "## Latent search",
         "",
         f"{told['steps']} steps of Adam at {told['learning_rate']:g} on each latent. Confirmed: the nearest real "
-        f"image, by pixels, is of the class too (of real images that holds for {told['nearest_image_accuracy']:.0f} %).",
+        "image, by pixels, is of the class too (of real images that holds for "
+        f"{told['nearest_image_accuracy']:.0f} %).",
         "",
-        *_table([*head, "probability at the start", "probability"], rows),
+        *markdown_table([[*head, "probability at the start", "probability"], *rows]),
     ]
 
 
@@ -133,7 +130,7 @@ def _neighbours_text(found: Mapping[str, Any]) -> list[str]:
         "Retained classes, the nearest to the forgotten one first, by the judge's features of real images. Before: the "
         "pretrained network, by DDIM.",
         "",
-        *_table(head, rows),
+        *markdown_table([head, *rows]),
     ]
 
 
@@ -149,7 +146,11 @@ def _guidance_text(found: Mapping[str, Any]) -> list[str]:
         ]
         for row in found["guidance"]
     ]
-    return ["## Guidance", "", *_table(["network", "scale", "still called forgotten %", "retained accuracy %"], rows)]
+    return [
+        "## Guidance",
+        "",
+        *markdown_table([["network", "scale", "still called forgotten %", "retained accuracy %"], *rows]),
+    ]
 
 
 def _paths_text(found: Mapping[str, Any]) -> list[str]:
@@ -162,7 +163,7 @@ def _paths_text(found: Mapping[str, Any]) -> list[str]:
         "",
         "The same weights, sampled otherwise than they were made for; nothing is trained.",
         "",
-        *_table(["network", "sampler", "still called forgotten %", "retained accuracy %"], rows),
+        *markdown_table([["network", "sampler", "still called forgotten %", "retained accuracy %"], *rows]),
     ]
 
 
