@@ -64,7 +64,7 @@ def on_sphere(z: Tensor) -> Tensor:
     return (flat * (flat.shape[1] ** 0.5 / flat.norm(dim=1, keepdim=True))).view_as(z)
 
 
-def _probability(network: nn.Module, examiner: Examiner, z: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+def log_probability(network: nn.Module, examiner: Examiner, z: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     """The judge's log-probability of ``targets``, (N,), with the gradient of z."""
     images = examiner.sampler.through(network, z, labels)
     # What is judged is clamped; the gradient passes as if it were not, or saturated pixels could never change.
@@ -91,7 +91,7 @@ def search(
         moved = z[part].clone().requires_grad_(True)
         optimizer = torch.optim.Adam([moved], lr=options.learning_rate)
         for _ in range(options.steps):
-            loss = -_probability(network, examiner, moved, targets[part], labels[part]).sum()
+            loss = -log_probability(network, examiner, moved, targets[part], labels[part]).sum()
             (moved.grad,) = torch.autograd.grad(loss, moved)
             optimizer.step()
             with torch.no_grad():
