@@ -22,7 +22,9 @@ from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.pretrain import PretrainArguments, run_pretrain
+from .commands.robustness import robustness
 from .commands.sample import mask, sample
+from .commands.sequence import sequence
 from .commands.train_classifier import train_classifier
 from .commands.unlearn import UnlearnArguments, run_unlearn
 from .environment import describe_environment, environment
@@ -106,6 +108,8 @@ COMMANDS = {
     "unlearn": unlearn,
     "compare": compare,
     "evaluate": evaluate,
+    "robustness": robustness,
+    "sequence": sequence,
     "pretrain": pretrain,
     "sample": sample,
     "mask": mask,

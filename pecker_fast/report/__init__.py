@@ -3,6 +3,8 @@
 from .across import text_table, write_across
 from .files import Run
 from .grids import save_before_after, save_grid
+from .robustness import write_robustness_report
+from .sequence import write_sequence
 from .text import comparison_table, write_comparison, write_run_report
 
 __all__ = [
@@ -13,5 +15,7 @@ __all__ = [
     "text_table",
     "write_across",
     "write_comparison",
+    "write_robustness_report",
     "write_run_report",
+    "write_sequence",
 ]
