@@ -155,14 +155,14 @@ def load_evaluation(args: UnlearnArguments, setting: Setting, method: Method) ->
 
 
 def load_images(data: DataArguments, preset_name: str, split: str, size: int) -> LabelledImages:
-    """The real images of a preset, or those that were asked for, of ``size`` pixels; digits have one size only."""
+    """The real images of a preset, or those that were asked for, of ``size`` pixels."""
     name = data.dataset_name or preset(preset_name).dataset
     if name in ("cifar10", "stl10") and data.data_root is None:
         raise ValueError(
             f"data_root is not given: expected the folder with the files of {name} (--download puts them there), "
             "or other images by --dataset_name folder:<path>"
         )
-    return load_dataset(name, split, data.data_root, data.download, image_size=None if name == "digits" else size)
+    return load_dataset(name, split, data.data_root, data.download, image_size=size)
 
 
 def load_training_images(args: UnlearnArguments, network: nn.Module, processes: World) -> LabelledImages | None:
