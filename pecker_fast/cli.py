@@ -18,6 +18,7 @@ import tyro
 
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
+from .commands.ablate import ablate
 from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
@@ -105,6 +106,7 @@ COMMANDS = {
     "demo": demo,
     "unlearn": unlearn,
     "compare": compare,
+    "ablate": ablate,
     "evaluate": evaluate,
     "pretrain": pretrain,
     "sample": sample,

@@ -32,8 +32,8 @@ def train_classifier(
 ) -> None:
     """Trains the classifier that a preset's results are judged by, for --judge of unlearn, evaluate and compare.
 
-    cifar10, stl10 and folders: ResNet-34 at 224 pixels, 10 epochs of Adam. digits, digits16: the small network that comes
-    with the package, trained again.
+    cifar10, stl10 and folders: ResNet-34 at 224 pixels, 10 epochs of Adam. digits, digits16: the small network
+    that comes with the package, trained again.
 
     Args:
         preset_name: cifar10, stl10, digits or digits16.

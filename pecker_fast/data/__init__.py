@@ -22,8 +22,8 @@ def load_dataset(
     split: "train", "test" or "all".
     root: folder of the files of "cifar10" and "stl10"; the others take none.
     download: whether "cifar10" and "stl10" may be fetched. Nothing is downloaded unless it is asked for.
-    image_size: height and width in pixels. None: 8 for "digits" (or larger ones made of them), 32 for "cifar10", 64 for "stl10";
-        a folder needs it.
+    image_size: height and width in pixels. None: 8 for "digits" (more are made of these), 32 for "cifar10", 64 for
+        "stl10"; a folder needs it.
 
     Returns
     -------

@@ -38,7 +38,7 @@ def load_digits_images(split: str = "train", seed: int = 0, image_size: int | No
     check_split(split)
     size = SIZE if image_size is None else image_size
     if isinstance(size, bool) or not isinstance(size, int) or size < SIZE:
-        raise ValueError(f"image_size is {image_size!r}, expected a whole number of pixels, at least {SIZE}, for digits")
+        raise ValueError(f"image_size is {image_size!r}, expected a whole number of pixels, at least {SIZE}")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
