@@ -94,12 +94,12 @@ def bench(
 
 
 def unlearn() -> None:
-    """Makes a pretrained network forget classes: --preset digits|cifar10|stl10, --method pecker|pecker+|sfd|retrain|
-    salun|selective_amnesia|esd."""
+    """Makes a pretrained network forget classes: --preset digits|digits16|cifar10|stl10, --method pecker|pecker+|sfd|
+    retrain|salun|selective_amnesia|esd."""
 
 
 def pretrain() -> None:
-    """Trains the network that unlearning starts from: --preset digits|cifar10|stl10."""
+    """Trains the network that unlearning starts from: --preset digits|digits16|cifar10|stl10."""
 
 
 COMMANDS = {

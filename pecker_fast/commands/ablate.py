@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..metrics import Evaluator, Judge, load_judge
 from ..parallel import World, started_by_torchrun
-from ..report import AblationRun, write_ablation
+from ..report import AblationRun, read_ablation, write_ablation
 from ..training.loop import Loop, LoopOptions, read_lines
 from ..training.presets import preset as preset_called
 from ..unlearning import Method, Phase, Setting, method_class
@@ -56,6 +56,7 @@ def ablate(
     samples_per_class: int = 100,
     worker: str = "1/1",
     report_only: bool = False,
+    runs: str | None = None,
     set: tuple[str, ...] = (),
 ) -> None:
     """Runs a study, one factor at a time over paired seeds, and writes tables with confidence intervals and plots.
@@ -76,6 +77,7 @@ def ablate(
         samples_per_class: Images of each class in an evaluation.
         worker: I/N: every N-th run, from the I-th.
         report_only: Only report the runs that have ended.
+        runs: Report the runs of this file instead, runs.jsonl of an earlier report; nothing is run.
         set: Options for all methods that have them, as name=value, such as train_batch_size=24.
     """
     if started_by_torchrun():
@@ -93,10 +95,16 @@ def ablate(
     plan = list(_plan(found, preset, several, asked, conditions, folder, given, samples_per_class))
     if not plan:
         raise ValueError(f"conditions {', '.join(conditions)} are of the pair {found.pairs[0]} alone")
-    check_given(given, [run.args for run in plan])
+    # What a method of the study has, whichever of its conditions are asked for.
+    check_given(given, [run.args for run in _plan(found, preset, range(1), found.pairs[:1], None, folder, given, 1)])
     for run in plan:
         run.args.options.check(TIMESTEPS)
         ended(run.args)
+    if runs is not None:
+        places = {(f"{a}-{b}", condition.name) for a, b in asked for condition in found.of_pair((a, b))}
+        there = [run for run in read_ablation(Path(runs)) if (run.pair, run.condition) in places]
+        _report(found, study, folder, [run for run in there if run.preset == preset])
+        return
     if not report_only:
         _run([run for i, run in enumerate(plan) if i % workers == place])
     missing = [run for run in plan if not ended(run.args)]
@@ -108,14 +116,18 @@ def ablate(
         raise ValueError(f"{folder} has no run of this study that has ended")
     if missing:
         print(f"{len(missing)} of {len(plan)} runs are missing")
-    words = sys.argv[1:] if sys.argv[1:2] == ["ablate"] else ["ablate", "--study", study]
+    _report(found, study, folder, [_read(run, preset) for run in there])
+
+
+def _report(study: Study, name: str, folder: Path, runs: list[AblationRun]) -> None:
+    words = sys.argv[1:] if sys.argv[1:2] == ["ablate"] else ["ablate", "--study", name]
     report = write_ablation(
-        folder / study,
-        [_read(run, preset) for run in there],
-        asked=found.asked,
+        folder / name,
+        runs,
+        asked=study.asked,
         command=shlex.join(["pecker-fast", *words]),
-        default=found.default,
-        frontier=found.frontier,
+        default=study.default,
+        frontier=study.frontier,
         reference=NOTHING_FORGOTTEN,
     )
     print(f"report: {report}")

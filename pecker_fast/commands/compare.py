@@ -35,7 +35,7 @@ def compare(
     Args:
         methods: Names of methods, with spaces or commas between: pecker, pecker+, sfd, retrain, salun,
             selective_amnesia, esd.
-        preset: digits, cifar10 or stl10.
+        preset: digits, digits16, cifar10 or stl10.
         seeds: How many seeds each method is run on.
         first_seed: The first of them.
         forget_classes: Classes to forget; the preset's by default.

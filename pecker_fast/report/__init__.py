@@ -1,6 +1,7 @@
 """What a run looks like: pictures of samples, curves, and a report to read. A leaf."""
 
-from .ablation import AblationRun, write_ablation
+from .ablation import AblationRun, read_ablation
+from .ablation_report import write_ablation
 from .across import text_table, write_across
 from .files import Run
 from .grids import save_before_after, save_grid
@@ -10,6 +11,7 @@ __all__ = [
     "AblationRun",
     "Run",
     "comparison_table",
+    "read_ablation",
     "save_before_after",
     "save_grid",
     "text_table",
