@@ -126,6 +126,10 @@ class Results:
         """Of the figure less the default's on the same seed; None where the default is not there."""
         return paired(self.values(condition, key), self.values(self.default, key))
 
+    def against_reference(self, condition: str, key: str = COST) -> Interval | None:
+        """Of the figure less that of the same seed's run without forgetting."""
+        return paired(self.values(condition, key), self.values(self.reference, key))
+
     def excess_of_seeds(self, condition: str, key: str = COST) -> dict[int, float]:
         """Seed to the figure less that of the same seed's frontier at the same time to UA 98.
 
@@ -157,6 +161,7 @@ class Results:
         found["mean"] = {key: as_json(self.mean(condition, key)) for key, *_ in FIGURES}
         if condition != self.default:
             found["less_default"] = {key: as_json(self.against_default(condition, key)) for key, *_ in FIGURES}
+        found[f"{COST}_less_reference"] = as_json(self.against_reference(condition))
         for key in (COST, "drift"):
             found[f"{key}_over_frontier"] = as_json(interval(list(self.excess_of_seeds(condition, key).values())))
         found["faster_than_frontier"] = self.faster_than_frontier(condition)

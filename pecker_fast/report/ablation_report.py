@@ -43,13 +43,15 @@ def _means(results: Results, keys: Sequence[str]) -> list[str]:
 def _differences(results: Results) -> list[str]:
     keys = (TIME, "ua_fluctuation", "retain_accuracy", COST, "drift", "cover_frechet_distance")
     shown = [figure for figure in FIGURES if figure[0] in keys]
-    rows = [["", *(title for _, title, *_ in shown), "Fréchet over the frontier", "drift over it", "sooner than all"]]
+    rows = [["", *(title for _, title, *_ in shown), f"Fréchet less {results.reference}'s"]]
+    rows[0] += ["Fréchet over the frontier", "drift over it", "sooner than all"]
     for name in results.by_condition:
         if name == results.reference:
             continue
         cells = [
             "-" if name == results.default else _judged(results.against_default(name, k), f) for k, _, f, _ in shown
         ]
+        cells.append(_judged(results.against_reference(name), "{:+.3f}"))
         over = [_judged(interval(list(results.excess_of_seeds(name, k).values())), "{:+.3f}") for k in (COST, "drift")]
         count = len(results.by_condition[name])
         rows.append([name, *cells, *over, f"{results.faster_than_frontier(name)} of {count}"])
@@ -121,7 +123,9 @@ def write_ablation(
     for (preset, pair), of in results.items():
         text += [f"## {preset}, {pair.replace('-', ' forgotten, with cover ')}", ""]
         text += _means(of, [TIME, "ua", "ua_fluctuation", "retain_accuracy", COST, "diversity"])
-        text += _means(of, ["cover_frechet_distance", "cover_diversity", "drift", "parameter_change"])
+        text += _means(
+            of, ["cover_frechet_distance", "cover_diversity", "drift", "parameter_change", "reached", "mask_iou"]
+        )
         text += [f"Less `{default}` on the same seed:", "", *_differences(of)]
     if len(results) > 1:
         text += [f"## All pairs together, less `{default}`", "", *_pooled(list(results.values()), default)]

@@ -83,6 +83,7 @@ def test_excess_is_over_the_same_seeds_frontier():
     # A seed without a time is no pair.
     assert results.against_default("sfd 0.1", TIME).count == 2
     assert results.against_default("sfd 0.1", COST).mean == pytest.approx(-0.5)
+    assert results.against_reference("m").mean == pytest.approx(2.0) and results.against_reference("m").count == 3
 
 
 def test_pairs_are_pooled_by_pair_and_seed():
