@@ -18,6 +18,7 @@ import tyro
 
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
+from .commands.ablate import ablate
 from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
@@ -95,18 +96,19 @@ def bench(
 
 
 def unlearn() -> None:
-    """Makes a pretrained network forget classes: --preset digits|cifar10|stl10, --method pecker|pecker+|sfd|retrain|
-    salun|selective_amnesia|esd."""
+    """Makes a pretrained network forget classes: --preset digits|digits16|cifar10|stl10, --method pecker|pecker+|sfd|
+    retrain|salun|selective_amnesia|esd."""
 
 
 def pretrain() -> None:
-    """Trains the network that unlearning starts from: --preset digits|cifar10|stl10."""
+    """Trains the network that unlearning starts from: --preset digits|digits16|cifar10|stl10."""
 
 
 COMMANDS = {
     "demo": demo,
     "unlearn": unlearn,
     "compare": compare,
+    "ablate": ablate,
     "evaluate": evaluate,
     "robustness": robustness,
     "sequence": sequence,

@@ -9,7 +9,7 @@ from ..parallel import started_by_torchrun
 from ..report import Run, text_table, write_across
 from ..unlearning import method_class
 from .robustness import robustness as attack
-from .runs import arguments, assignment, ended, going_on
+from .several import assignment, check_given, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
 
 
@@ -37,7 +37,7 @@ def compare(
     Args:
         methods: Names of methods, with spaces or commas between: pecker, pecker+, sfd, retrain, salun,
             selective_amnesia, esd.
-        preset: digits, cifar10 or stl10.
+        preset: digits, digits16, cifar10 or stl10.
         seeds: How many seeds each method is run on.
         first_seed: The first of them.
         forget_classes: Classes to forget; the preset's by default.
@@ -76,11 +76,9 @@ def compare(
     for seed in range(first_seed, first_seed + seeds):
         for name in names:
             plan[name].append(
-                arguments(preset, name, seed, folder / f"{name}-seed{seed}", request, given, progress_bar)
+                run_arguments(preset, name, seed, folder / f"{name}-seed{seed}", request, given, progress_bar)
             )
-    unknown = [key for key in given if not any(hasattr(args[0].options, key) for args in plan.values())]
-    if unknown:
-        raise ValueError(f"set has {unknown[0]}, which is an option of none of {', '.join(names)}")
+    check_given(given, [several[0] for several in plan.values()])
     for args in (of[0] for of in plan.values()):
         args.options.check(1000)
     for several in plan.values():

@@ -22,7 +22,7 @@ from ..unlearning.distillation import ScoreForgetting
 from ..unlearning.streams import derived_seed
 from .evaluation import DDIM_STEPS
 from .options import load_pretrained, write_json
-from .runs import arguments, assignment, ended, going_on
+from .several import assignment, check_given, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
 
 # The score network that a request leaves for the next one.
@@ -87,7 +87,7 @@ def sequence(
 
     def run_of(name: str, classes: tuple[int, ...], **further: str) -> UnlearnArguments:
         asked = {**request, "forget_classes": classes, **further}
-        return arguments(preset, method, seed, folder / name, asked, given, progress_bar)
+        return run_arguments(preset, method, seed, folder / name, asked, given, progress_bar)
 
     distils = issubclass(method_class(method), ScoreForgetting)
     plan: list[UnlearnArguments] = []
@@ -102,9 +102,7 @@ def sequence(
     network, _, _ = load_pretrained(pretrained_model_name_or_path, preset_of(preset).network)
     first = run_of("request", forget_classes)
     ForgetRequest.of(network, forget_classes, first.cover_of(first.request.cover_class))
-    unknown = [key for key in given if not hasattr(first.options, key)]
-    if unknown:
-        raise ValueError(f"set has {unknown[0]}, which is no option of {method}")
+    check_given(given, [first])
     first.options.check(1000)
     judging = Judge.load(judge) if judge else load_judge(preset_of(preset).judge)
     for args in (*plan, *([once] if once else [])):

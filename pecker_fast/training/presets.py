@@ -181,6 +181,15 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# The same digits with more pixels: the smallest network that draws them well, one level deeper.
+PRESETS["digits16"] = replace(
+    PRESETS["digits"],
+    unet=replace(PRESETS["digits"].unet, sample_size=16, block_out_channels=(16, 32, 48)),
+    judge="digits16",
+    network="digits16",
+)
+
+
 def preset(name: str) -> Preset:
     """The preset called ``name``. ValueError where there is none."""
     if name not in PRESETS:

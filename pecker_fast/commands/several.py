@@ -1,4 +1,4 @@
-"""Several runs in one command that can be interrupted: their arguments, and which of them have ended."""
+"""What the commands that make several runs share: their arguments, and whether a run has ended."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ SAME += ("pretrained_model_name_or_path", "checkpoint_state", "mixed_precision",
 
 
 def assignment(item: str) -> tuple[str, Any]:
-    """Name and value of an option given as name=value, the value in JSON or as it stands."""
+    """Name and value of "name=value", the value as JSON where it is any. ValueError for anything else."""
     name, equals, value = item.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"set has {item!r}, expected name=value")
@@ -23,11 +23,10 @@ def assignment(item: str) -> tuple[str, Any]:
         return name, value
 
 
-def arguments(
+def run_arguments(
     preset: str, name: str, seed: int, folder: Path, request: dict[str, Any], given: dict[str, Any], progress_bar: bool
 ) -> UnlearnArguments:
-    """The arguments of one run: ``request`` are fields of its request, ``given`` options of the method, where it has
-    them."""
+    """The arguments of method ``name``; of the options ``given`` it takes those that it has."""
     base = UnlearnArguments.defaults(preset, name)
     options = dataclasses.replace(base.options, **{k: v for k, v in given.items() if hasattr(base.options, k)})
     request = dataclasses.replace(
@@ -38,20 +37,31 @@ def arguments(
     )
 
 
-def ended(args: UnlearnArguments) -> bool:
-    """Whether the run has ended. ValueError where its folder has another one."""
+def check_given(given: dict[str, Any], plan: list[UnlearnArguments]) -> None:
+    """Raises ValueError for an option that none of the methods has."""
+    unknown = [key for key in given if not any(hasattr(args.options, key) for args in plan)]
+    if unknown:
+        names = ", ".join(dict.fromkeys(args.method for args in plan))
+        raise ValueError(f"set has {unknown[0]}, which is an option of none of {names}")
+
+
+def ended(args: UnlearnArguments, more: tuple[str, ...] = ()) -> bool:
+    """Whether the run has ended. ValueError where its folder has another one.
+
+    ``more``: what else of config.json has to be the same.
+    """
     folder = args.output_dir
     if not (folder / "config.json").is_file():
         return False
     there, here = json.loads((folder / "config.json").read_text()), json.loads(json.dumps(args.describe()))
-    different = [key for key in SAME if there.get(key) != here.get(key)]
+    different = [key for key in (*SAME, *more) if there.get(key) != here.get(key)]
     if different:
         raise ValueError(f"{folder} has a run with another {', '.join(different)}: choose another output_dir")
     return (folder / "metrics.json").is_file()
 
 
 def going_on(args: UnlearnArguments) -> UnlearnArguments:
-    """The same run, from its latest checkpoint where it has one."""
+    """The same run, from its last checkpoint where there is one."""
     if not any((args.output_dir / "checkpoints").glob("checkpoint-*")):
         return args
     return dataclasses.replace(args, loop=dataclasses.replace(args.loop, resume_from_checkpoint="latest"))
