@@ -19,6 +19,7 @@ import tyro
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
 from .commands.ablate import ablate
+from .commands.audit import report as audit_report
 from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
@@ -112,6 +113,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "robustness": robustness,
     "sequence": sequence,
+    "report": audit_report,
     "pretrain": pretrain,
     "sample": sample,
     "mask": mask,

@@ -12,7 +12,8 @@ from .ops.dispatch import BACKENDS, automatic_backend, requested_backend, why_no
 from .ops.extension import cpu_isa, why_missing
 from .ops.schemas import SCHEMAS
 
-_PACKAGES = ("pecker-fast", "torch", "triton", "numpy", "safetensors", "scikit-learn", "diffusers", "torch-fidelity")
+_PACKAGES = ("pecker-fast", "torch", "triton", "numpy", "safetensors", "scikit-learn", "torchvision", "diffusers")
+_PACKAGES += ("torch-fidelity", "transformers")
 
 
 def _version(package: str) -> str | None:

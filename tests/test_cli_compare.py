@@ -1,11 +1,16 @@
 """compare: interrupted, gone on with, and wrong input."""
 
+import csv
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
 from pecker_fast.cli import main
 from pecker_fast.commands import compare as command
+from pecker_fast.commands import evaluate as evaluating
+from tests.report.test_render import check_page
 from tests.test_cli_training import fails
 
 SMALL = ["--max-train-steps", "4", "--samples-per-class", "3", "--no-progress-bar"]
@@ -48,6 +53,44 @@ def test_it_goes_on_where_it_was_interrupted(capsys, tmp_path, monkeypatch):
     assert "another options" in said and "pecker-seed0" in said
 
 
+def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
+    folder, weights = tmp_path / "c", tmp_path / "inception.pth"
+    weights.write_bytes(b"weights")
+    arguments = ["compare", "--methods", "sfd", "--seeds", "2", "--output-dir", str(folder), *SMALL, *SETS[:3]]
+    main(arguments)
+    asked = []
+
+    def measured(generated, real, *, weights, cache, **_options):
+        asked.append((len(generated), cache))
+        protocol = {"weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest()}
+        values = {"fid": 10.0 + len(asked), "sfid": 5.0, "is": 2.0, "kid": 0.1, "precision": 0.5, "recall": 0.25}
+        return {**values, "protocol": protocol}
+
+    monkeypatch.setattr(evaluating, "image_quality", measured)
+    arguments += ["--inception-weights", str(weights), "--final-samples-per-class", "4"]
+    main(arguments)
+    # Of nine retained classes; the runs share the features of the real images.
+    assert asked == [(36, folder / "features")] * 2
+    text = (folder / "report.md").read_text()
+    for title in ("UA %", "FID", "sFID", "IS", "KID", "precision", "recall", "data-free", "seconds", "images", "GiB",
+                  "reached %", "changed %", "drift"):  # fmt: skip
+        assert f" {title} |" in text, title
+    assert "11.50 ± 0.71" in text
+    with open(folder / "compare.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["fid"]) for line in lines] == [11, 12] and {line["data-free"] for line in lines} == {"yes"}
+    check_page((folder / "report.html").read_text())
+    assert "| fid | 11.00 |" in (folder / "sfd-seed0" / "report.md").read_text()
+    # Measured once; with other weights, or other counts, it would be again.
+    main(arguments)
+    assert len(asked) == 2
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    assert command._measured(folder / "sfd-seed1", sha256, 4)
+    assert not command._measured(folder / "sfd-seed1", sha256, 5)
+    assert not command._measured(folder / "sfd-seed1", hashlib.sha256(b"others").hexdigest(), 4)
+    capsys.readouterr()
+
+
 def test_wrong_inputs(capsys, tmp_path):
     out = ["--output-dir", str(tmp_path / "c"), *SMALL]
     assert "each method once" in fails(capsys, "compare", "--methods", "sfd,sfd", *out)
@@ -57,4 +100,6 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "option of none" in fails(capsys, "compare", *out, "--set", "densty=0.1")
     assert "density" in fails(capsys, "compare", *out, "--set", "density=7")
     assert "preset" in fails(capsys, "compare", "--preset", "mnist", *out)
+    assert "no such file" in fails(capsys, "compare", *out, "--inception-weights", str(tmp_path / "nowhere"))
+    assert "inception_weights" in fails(capsys, "compare", *out, "--final-samples-per-class", "9")
     assert not (tmp_path / "c").exists()

@@ -1,5 +1,7 @@
 """unlearn, pretrain, sample, mask and demo as a user meets them."""
 
+import hashlib
+import importlib.metadata
 import json
 import os
 import shlex
@@ -17,8 +19,10 @@ from PIL import Image
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule, load_network, save_network, save_one_step_pipeline
 from pecker_fast.diffusion.pipeline import OneStepPipeline
+from pecker_fast.mask import SaliencyMask
 from tests.diffusion.ancestor_model import AncestorUNet
 from tests.diffusion.toy import tiny_unet
+from tests.report.test_render import check_page
 
 SMALL = ["--max_train_steps", "4", "--train_batch_size", "3", "--forget_batch_size", "2", "--samples_per_class", "3"]
 QUIET = ["--no-progress_bar"]
@@ -89,6 +93,57 @@ def test_dry_run_prints_the_published_values_and_writes_nothing(capsys, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def check_audit(folder: Path, network) -> None:
+    """What a run says of its weights, its mask and its files is what they are."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
+    a, b = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (start, network))
+    assert 0 < metrics["drift_norm"] == pytest.approx(((b - a).norm() / a.norm()).item(), rel=1e-9)
+    assert metrics["parameters_changed"] == pytest.approx(100 * (a != b).double().mean().item(), rel=1e-9)
+    drift, mask = json.loads((folder / "drift.json").read_text()), SaliencyMask.load(folder / "mask.safetensors")
+    assert [*mask.names] == [name for name, _ in network.named_parameters()]
+    parameters = dict(network.named_parameters())
+    for layer, said in drift["layers"].items():
+        names = [name for name in parameters if name.rpartition(".")[0] == layer]
+        salient = sum(int(mask[name].sum()) for name in names)
+        count = sum(parameters[name].numel() for name in names)
+        assert said["parameters"] == count and said["salient"] == pytest.approx(salient / count, rel=1e-9), layer
+    assert sum(said["parameters"] for said in drift["modules"].values()) == len(a) == drift["total"]["parameters"]
+    hashes = json.loads((folder / "hashes.json").read_text())
+    assert {"config.json", "metrics.json", "mask.safetensors", "unet/diffusion_pytorch_model.safetensors"} <= {*hashes}
+    for name, said in hashes.items():
+        assert said["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest(), name
+    protocol = metrics["protocol"]
+    assert protocol["samples"]["seed"] == 0 and protocol["packages"]["torch"] == importlib.metadata.version("torch")
+    page = check_page((folder / "report.html").read_text())
+    # The profile is in the report, which is written after it.
+    assert "seconds_by_region.optimizer" in page.text and hashes["config.json"]["sha256"] in page.text
+    assert "license: other" in (folder / "README.md").read_text()
+
+
+def test_a_report_is_written_anew(capsys, tmp_path):
+    folder = tmp_path / "run"
+    main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *SMALL, *QUIET])
+    assert not (folder / "mask.safetensors").exists()
+    (folder / "robustness.json").write_text(json.dumps({"probe": {"rows": [{"step": 7, "share": 0.125}]}}))
+    (folder / "report.html").unlink()
+    main(["report", str(folder)])
+    said = capsys.readouterr().out
+    assert "changed since" not in said and str(folder / "report.html") in said
+    assert "0.125" in check_page((folder / "report.html").read_text()).text
+    with open(folder / "train.jsonl", "a") as file:
+        file.write("\n")
+    (folder / "pipeline.py").unlink()
+    main(["report", str(folder)])
+    assert "changed since the run ended: train.jsonl, pipeline.py" in capsys.readouterr().out
+    assert (folder / "report.md").read_text().count("| CHANGED |") == 2
+    assert "no such folder" in fails(capsys, "report", str(tmp_path / "nowhere"))
+    assert "metrics.json" in fails(capsys, "report", str(tmp_path))
+    # A new run there leaves nothing of the old one.
+    main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *SMALL, *QUIET, "--overwrite_output_dir"])
+    assert not (folder / "robustness.json").exists() and (folder / "report.html").is_file()
+
+
 def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
     folder = tmp_path / "run"
     main(["unlearn", "--output_dir", str(folder), "--forget_classes", "0", "3", *SMALL, *QUIET, "--profile"])
@@ -109,6 +164,7 @@ def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
         assert (folder / name).stat().st_size > 0, name
     network, schedule = load_network(folder / "unet")
     assert schedule.num_train_timesteps == 1000
+    check_audit(folder, network)
     start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
     pipe = OneStepPipeline.from_pretrained(folder)

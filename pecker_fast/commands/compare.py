@@ -1,13 +1,19 @@
 """``pecker-fast compare``: several methods over several seeds on one preset, in one command that can be interrupted."""
 
+import json
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
+from ..hashing import file_sha256
+from ..metrics import check_inception_weights
 from ..parallel import started_by_torchrun
 from ..report import Run, text_table, write_across
+from ..training.presets import preset as find_preset
 from ..unlearning import method_class
+from .evaluate import evaluate
+from .options import DataArguments
 from .robustness import robustness as attack
 from .several import assignment, check_given, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
@@ -25,6 +31,11 @@ def compare(
     max_train_steps: int | None = None,
     samples_per_class: int | None = None,
     judge: str | None = None,
+    inception_weights: str | None = None,
+    final_samples_per_class: int | None = None,
+    dataset_name: str | None = None,
+    data_root: str | None = None,
+    device: str | None = None,
     set: tuple[str, ...] = (),
     keep_checkpoints: bool = False,
     robustness: bool = False,
@@ -47,6 +58,12 @@ def compare(
         max_train_steps: Iterations of each method; the method's by default.
         samples_per_class: Images of each class in an evaluation; the preset's by default.
         judge: File of the classifier for the evaluation; the one that comes with the preset by default.
+        inception_weights: File of Inception's weights: each run is then measured by FID, sFID, IS, KID, precision and
+            recall too, as pecker-fast evaluate does.
+        final_samples_per_class: Images of each class for these; as published by default.
+        dataset_name: digits, cifar10, stl10 or folder:<path>; the preset's by default.
+        data_root: Folder with the files of cifar10 or stl10.
+        device: cpu, cuda, cuda:1...; a GPU where there is one by default.
         set: Options for all methods that have them, as name=value, such as generator_learning_rate=1e-4.
         keep_checkpoints: Keep the checkpoints of runs that have ended.
         robustness: Attack every run (pecker-fast robustness) and show how the attacks fare.
@@ -59,6 +76,10 @@ def compare(
         raise ValueError(f"methods is {', '.join(names) or 'empty'}, expected each method once")
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}, expected at least 1")
+    if inception_weights is not None:
+        check_inception_weights(inception_weights)
+    elif final_samples_per_class is not None:
+        raise ValueError("final_samples_per_class is given, but not inception_weights, which it is for")
     folder = Path(output_dir or f"runs/compare-{preset}")
     given = dict(assignment(item) for item in set)
     if max_train_steps is not None:
@@ -71,12 +92,13 @@ def compare(
         "judge": judge,
     }
     request = {name: value for name, value in request.items() if value is not None}
+    parts = {"data": DataArguments(dataset_name, data_root), "device": device}
     plan: dict[str, list[UnlearnArguments]] = {name: [] for name in names}
     # All of them are made before the first is run: what is wrong is said at once.
     for seed in range(first_seed, first_seed + seeds):
         for name in names:
             plan[name].append(
-                run_arguments(preset, name, seed, folder / f"{name}-seed{seed}", request, given, progress_bar)
+                run_arguments(preset, name, seed, folder / f"{name}-seed{seed}", request, given, progress_bar, **parts)
             )
     check_given(given, [several[0] for several in plan.values()])
     for args in (of[0] for of in plan.values()):
@@ -86,6 +108,8 @@ def compare(
             ended(args)
     try:
         _run(plan, seeds, keep_checkpoints)
+        if inception_weights is not None:
+            _measure(plan, inception_weights, final_samples_per_class, progress_bar)
     except SystemExit:
         print("the same command again goes on here")
         raise
@@ -100,7 +124,7 @@ def compare(
     classes = ", ".join(map(str, first.forget_classes))
     facts = {name: _facts(plan[name][0], runs[name][0]) for name in names}
     command = shlex.join(["pecker-fast", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "pecker-fast compare"
-    asked = f"Preset `{preset}`: forget class {classes}, with {cover} as cover."
+    asked = f"Preset {preset}: forget class {classes}, with {cover} as cover."
     report = write_across(folder, runs, asked=asked, command=command, facts=facts)
     print(text_table(runs))
     print(f"report: {report}")
@@ -127,3 +151,32 @@ def _facts(args: UnlearnArguments, run: Run) -> dict[str, str]:
     needs_data = method_class(args.method).needs_data(args.options)
     sampler = str(run.metrics.get("sampler", "-")).replace("_", " ")
     return {"data-free": "no" if needs_data else "yes", "sampler": sampler}
+
+
+def _measure(
+    plan: dict[str, list[UnlearnArguments]], weights: str, samples_per_class: int | None, progress_bar: bool
+) -> None:
+    """Measures each run with Inception, unless it has been, in the same way. Features of the real images are kept for
+    all runs together."""
+    sha256 = file_sha256(weights)
+    for args in (args for several in plan.values() for args in several):
+        count = samples_per_class or find_preset(args.preset).final_samples_per_class or args.request.samples_per_class
+        if _measured(args.output_dir, sha256, count):
+            continue
+        print(f"measured with Inception: {args.output_dir}")
+        evaluate(
+            str(args.output_dir),
+            samples_per_class=count,
+            inception_weights=weights,
+            device=args.compute.device,
+            features_dir=str(args.output_dir.parent / "features"),
+            progress_bar=progress_bar,
+        )
+
+
+def _measured(folder: Path, sha256: str, samples_per_class: int) -> bool:
+    protocol = json.loads((folder / "metrics.json").read_text()).get("protocol", {}).get("evaluation", {})
+    return (
+        protocol.get("image_quality", {}).get("weights_sha256") == sha256
+        and protocol["samples"]["samples_per_class"] == samples_per_class
+    )

@@ -9,8 +9,51 @@ from ..data import LabelledImages
 from ..diffusion import sample_ddim
 from ..metrics import Evaluator, Judge
 from ..unlearning import ForgetRequest, Method, Phase, Setting
+from .options import weights_hash
 
 DDIM_STEPS = 50
+# How the real images are split against each other.
+REAL_SPLIT = {"repeats": 8, "seed": 0}
+
+
+def split_count(evaluator: Evaluator, retained: int) -> int | None:
+    """Real images to hold against the others where ``retained`` were generated: as many, or half of them where there
+    are not enough. None for fewer than two."""
+    count = min(retained, len(evaluator.real.retained_labels) // 2)
+    return count if count >= 2 else None
+
+
+def real_split(evaluator: Evaluator, retained: int, stratified: bool = False) -> float | None:
+    """The Fréchet distance of so many real images from the others."""
+    count = split_count(evaluator, retained)
+    return None if count is None else evaluator.real_split_frechet(count, stratified=stratified, **REAL_SPLIT)
+
+
+def protocol_of(
+    evaluator: Evaluator, samples: dict[str, Any], reference: dict[str, Any], retained: int
+) -> dict[str, Any]:
+    """How something was measured, as JSON.
+
+    ``samples``: how the images were drawn, with their seed. ``reference``: which real images they were measured
+    against. ``retained``: how many of retained classes were drawn."""
+    judge, real = evaluator.judge, evaluator.real
+    return {
+        "samples": samples,
+        "judge": {
+            "name": judge.name,
+            "accuracy": judge.accuracy,
+            "recipe": judge.recipe,
+            "config": judge.model.config,
+            "sha256": weights_hash(judge.model),
+        },
+        "feature_extractor": judge.feature_extractor,
+        "forget_classes": list(real.forget_classes),
+        "cover_class": real.cover_class,
+        "reference": {**reference, "classes": "retained"},
+        "real_images": len(real.retained_labels),
+        "real_split": {"images": split_count(evaluator, retained), **REAL_SPLIT},
+        "pixels": "float32, cut to [-1, 1]",
+    }
 
 
 class RunEvaluation:
@@ -21,10 +64,17 @@ class RunEvaluation:
     setting, method: of the run.
     dataset, judge: real images and the classifier.
     samples_per_class: images of each class.
+    reference: which real images ``dataset`` has, for the protocol.
     """
 
     def __init__(
-        self, setting: Setting, method: Method, dataset: LabelledImages, judge: Judge, samples_per_class: int
+        self,
+        setting: Setting,
+        method: Method,
+        dataset: LabelledImages,
+        judge: Judge,
+        samples_per_class: int,
+        reference: dict[str, Any],
     ) -> None:
         request: ForgetRequest = setting.request
         if judge.num_classes != request.num_classes:
@@ -35,11 +85,23 @@ class RunEvaluation:
         judge.model.to(setting.device)
         self.labels = torch.arange(request.num_classes).repeat_interleave(samples_per_class)
         self.evaluator = Evaluator(dataset, judge, request.forget_classes, request.cover_class)
-        retained = samples_per_class * len(request.retained_classes)
+        self.samples_per_class, self.reference = samples_per_class, reference
+        self.retained = samples_per_class * len(request.retained_classes)
         self.real_split = {
-            "frechet_real_split": self.evaluator.real_split_frechet(retained),
-            "frechet_real_split_stratified": self.evaluator.real_split_frechet(retained, stratified=True),
+            "frechet_real_split": real_split(self.evaluator, self.retained),
+            "frechet_real_split_stratified": real_split(self.evaluator, self.retained, stratified=True),
         }
+
+    def protocol(self) -> dict[str, Any]:
+        """For metrics.json: how the run was measured."""
+        samples = {
+            **self.method.sampling(),
+            "t_init": getattr(self.method.options, "t_init", None),
+            "samples_per_class": self.samples_per_class,
+            "seed": self.setting.seed,
+            "before": f"the pretrained network by {DDIM_STEPS} steps of DDIM, same seed",
+        }
+        return protocol_of(self.evaluator, samples, self.reference, self.retained)
 
     def samples(self, network: nn.Module) -> Tensor:
         """Images (N, C, H, W) on the CPU of the labels."""

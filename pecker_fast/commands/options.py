@@ -9,15 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from torch import nn
 
 from ..diffusion import NoiseSchedule, check_network_folder, load_ancestor, load_network
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Profiler, Regions
 from ..training.loop import write_atomically
+
+# Types of arguments. A run or a model is given by its place, or by --pretrained-model-name-or-path; see run_or_model.
+RunOrModel = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+_PRESET = tyro.conf.arg(name="preset", aliases=("--preset-name",))
+PresetName = Annotated[str, _PRESET]
+OptionalPresetName = Annotated[str | None, _PRESET]
 
 # owner/model, as the Hugging Face hub names things.
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -37,7 +44,12 @@ RUN_FILES = (
     "evaluation.jsonl",
     "metrics.json",
     "environment.json",
+    "evaluation.json",
+    "drift.json",
+    "mask.safetensors",
+    "hashes.json",
     "report.md",
+    "report.html",
     "report.png",
     "robustness.json",
     "robustness.md",
@@ -116,6 +128,15 @@ class DataArguments:
     """Folder with the files of cifar10 or stl10."""
     download: bool = False
     """Whether the files may be fetched from the internet."""
+
+
+def run_or_model(run: str | None, name: str | None) -> str | None:
+    """What was given by its place or by --pretrained-model-name-or-path. ValueError where both were."""
+    if run is not None and name is not None:
+        raise ValueError(
+            f"pretrained_model_name_or_path is {name!r}, but {run!r} is given as well: expected one of the two"
+        )
+    return run if name is None else name
 
 
 def shipped_network(name: str) -> Path:

@@ -20,7 +20,7 @@ from ..training.pretrain import Pretraining, PretrainOptions
 from ..training.tracking import tracker
 from ..unlearning import Compute, Phase
 from ..unlearning.streams import derived_seed
-from .evaluation import DDIM_STEPS
+from .evaluation import DDIM_STEPS, real_split
 from .options import ComputeArguments, DataArguments, prepare_folder, profiler_of, report_profile, write_json
 from .unlearn import PICTURED, load_images, say_how_to_resume
 
@@ -204,8 +204,8 @@ def _measure(
         "accuracy": measured["retain_accuracy"],
         "worst_class_accuracy": 100 * min(right[labels == c].double().mean().item() for c in labels.unique()),
         "frechet_distance": measured["frechet_distance"],
-        "frechet_real_split": evaluator.real_split_frechet(len(labels)),
-        "frechet_real_split_stratified": evaluator.real_split_frechet(len(labels), stratified=True),
+        "frechet_real_split": real_split(evaluator, len(labels)),
+        "frechet_real_split_stratified": real_split(evaluator, len(labels), stratified=True),
         "diversity": measured["diversity"],
         "feature_extractor": measured["feature_extractor"],
     }

@@ -40,6 +40,7 @@ from ..training.presets import preset
 from ..unlearning import ForgetRequest
 from ..unlearning.options import check_number
 from ..unlearning.streams import derived_seed
+from .audit import update_metrics
 from .options import ComputeArguments, DataArguments, load_pretrained, network_folder, weights_hash, write_json
 from .unlearn import load_images
 
@@ -373,8 +374,8 @@ def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], s
     write_json(folder / "robustness.json", told)
     metrics = folder / "metrics.json"
     kept = json.loads(metrics.read_text()) if metrics.is_file() else {}
-    write_json(metrics, {**kept, **flat})
     report = write_robustness_report(folder)
+    update_metrics(folder, {**kept, **flat})
     for name, value in flat.items():
         print(f"{name:36}{value:8.1f} %")
     print(f"report: {report}")

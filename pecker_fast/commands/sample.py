@@ -14,7 +14,7 @@ from ..report import save_grid
 from ..training.presets import preset
 from ..unlearning import ForgetRequest, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
-from .options import load_pretrained
+from .options import PresetName, load_pretrained
 
 # Of DDIM and DDPM, where neither the command nor a run says it.
 STEPS = 50
@@ -22,7 +22,7 @@ STEPS = 50
 
 def sample(
     pretrained_model_name_or_path: str | None = None,
-    preset_name: str = "digits",
+    preset_name: PresetName = "digits",
     labels: tuple[int, ...] = (),
     images_per_class: int = 10,
     sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto",
@@ -134,7 +134,7 @@ def options_of(network: nn.Module) -> dict[str, Any]:
 def mask(
     inspect: str | None = None,
     pretrained_model_name_or_path: str | None = None,
-    preset_name: str = "digits",
+    preset_name: PresetName = "digits",
     forget_classes: tuple[int, ...] = (0,),
     density: float | None = None,
     threshold: float | None = None,

@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .options import DataArguments
 from .unlearn import UnlearnArguments
 
 # What makes two runs the same one; how often a log was written does not.
 SAME = ("method", "preset", "seed", "forget_classes", "cover_class", "samples_per_class", "options", "judge")
 SAME += ("pretrained_model_name_or_path", "checkpoint_state", "mixed_precision", "initial_generator", "initial_score")
+SAME += ("dataset_name",)
 
 
 def assignment(item: str) -> tuple[str, Any]:
@@ -24,7 +26,15 @@ def assignment(item: str) -> tuple[str, Any]:
 
 
 def run_arguments(
-    preset: str, name: str, seed: int, folder: Path, request: dict[str, Any], given: dict[str, Any], progress_bar: bool
+    preset: str,
+    name: str,
+    seed: int,
+    folder: Path,
+    request: dict[str, Any],
+    given: dict[str, Any],
+    progress_bar: bool,
+    data: DataArguments | None = None,
+    device: str | None = None,
 ) -> UnlearnArguments:
     """The arguments of method ``name``; of the options ``given`` it takes those that it has."""
     base = UnlearnArguments.defaults(preset, name)
@@ -32,9 +42,8 @@ def run_arguments(
     request = dataclasses.replace(
         base.request, output_dir=str(folder), progress_bar=progress_bar, overwrite_output_dir=True, **request
     )
-    return dataclasses.replace(
-        base, options=options, request=request, compute=dataclasses.replace(base.compute, seed=seed)
-    )
+    compute = dataclasses.replace(base.compute, seed=seed, device=device)
+    return dataclasses.replace(base, options=options, request=request, compute=compute, data=data or base.data)
 
 
 def check_given(given: dict[str, Any], plan: list[UnlearnArguments]) -> None:

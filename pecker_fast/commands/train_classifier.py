@@ -7,7 +7,7 @@ import torch
 
 from ..metrics import Judge, train_digits_judge, train_resnet
 from ..training.presets import preset
-from .options import DataArguments
+from .options import DataArguments, PresetName
 from .unlearn import load_images
 
 # STL-10 is judged on a split of all its labelled images, as the public code has it.
@@ -15,7 +15,7 @@ STL10_SHARE, STL10_SEED = 12 / 13, 1234
 
 
 def train_classifier(
-    preset_name: str = "cifar10",
+    preset_name: PresetName = "cifar10",
     dataset_name: str | None = None,
     data_root: str | None = None,
     download: bool = False,

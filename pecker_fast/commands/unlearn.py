@@ -24,6 +24,7 @@ from ..training.loop import Loop, LoopOptions, Progress, read_lines
 from ..training.presets import method_loop, method_options, preset
 from ..training.tracking import tracker
 from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Phase, Setting, method_class
+from .audit import record_hashes, record_weights
 from .evaluation import RunEvaluation, summary
 from .options import (
     ComputeArguments,
@@ -151,8 +152,9 @@ def load_evaluation(args: UnlearnArguments, setting: Setting, method: Method) ->
         print(f"pecker-fast: no evaluation: the preset {args.preset} comes without a judge (--judge)", file=sys.stderr)
         return None
     judge = Judge.load(args.request.judge) if args.request.judge else load_judge(found.judge)
-    dataset = load_images(args.data, args.preset, "all", setting.teacher.config["sample_size"])
-    return RunEvaluation(setting, method, dataset, judge, args.request.samples_per_class)
+    dataset = load_images(args.data, args.preset, found.reference_split, setting.teacher.config["sample_size"])
+    reference = {"dataset": args.data.dataset_name or found.dataset, "split": found.reference_split}
+    return RunEvaluation(setting, method, dataset, judge, args.request.samples_per_class, reference)
 
 
 def load_images(data: DataArguments, preset_name: str, split: str, size: int) -> LabelledImages:
@@ -277,11 +279,12 @@ def _unlearn(
         with phase.averaged() as averaged:
             method.save(target, averaged)
 
+    initial_hashes = {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
     fingerprint = {
         "method": args.method,
         "options": dataclasses.asdict(args.options),
         "pretrained_sha256": teacher_hash,
-        **{f"{name}_sha256": weights_hash(found) for name, found in initial.items() if found is not None},
+        **initial_hashes,
         **({} if setting.training_images is None else {"training_images": len(setting.training_images)}),
         "forget_classes": list(request.forget_classes),
         "cover_class": request.cover_class,
@@ -306,7 +309,8 @@ def _unlearn(
 
         def describe() -> None:
             nonlocal before
-            said = {**args.describe(), "pretrained_sha256": teacher_hash, "num_processes": processes.size}
+            said = {**args.describe(), "pretrained_sha256": teacher_hash, **initial_hashes}
+            said |= {"training_images": len(setting.training_images or ()), "num_processes": processes.size}
             write_json(folder / "config.json", said)
             if evaluation is not None and before is None:
                 before = evaluation.teacher_samples()
@@ -323,8 +327,9 @@ def _unlearn(
     def finish() -> None:
         metrics.update(_finish(args, setting, method, evaluation, before, progress, source))
 
-    processes.on_main(finish)
+    # Before the report, which says it too.
     report_profile(profiler, folder, processes)
+    processes.on_main(finish)
     return Outcome(metrics, before)
 
 
@@ -351,6 +356,8 @@ def _finish(
     metrics |= method.sampling()
     with phase.averaged() as averaged:
         method.save(folder, averaged)
+        moved = record_weights(folder, averaged, setting.initial_generator or setting.teacher, phase.last_mask())
+        moved["weights_sha256"] = weights_hash(averaged)
         if evaluation is not None:
             start = time.perf_counter()
             # They end up on the CPU, so that all of the device's work is in the time.
@@ -359,15 +366,21 @@ def _finish(
             records = read_lines(folder / "evaluation.jsonl")
             metrics |= {**summary(records, progress.step), **evaluation.real_split, **evaluation.before(before)}
             _picture(folder, evaluation, before, after)
+            metrics["protocol"] = evaluation.protocol()
     metrics |= {
+        **moved,
         "weights": "live" if args.options.ema_decay is None else "ema",
         "images": progress.images,
         "iterations": progress.step,
         "seconds": progress.seconds,
         "peak_memory_bytes": peak_memory_bytes(setting.device),
     }
+    described = environment()
+    if "protocol" in metrics:
+        metrics["protocol"]["packages"] = described["packages"]
     write_json(folder / "metrics.json", metrics)
-    write_json(folder / "environment.json", environment())
+    write_json(folder / "environment.json", described)
+    record_hashes(folder)
     write_run_report(folder)
     return metrics
 

@@ -3,11 +3,12 @@
 from .ablation import AblationRun, read_ablation
 from .ablation_report import write_ablation
 from .across import text_table, write_across
+from .comparison import comparison_table, write_comparison
 from .files import Run
 from .grids import save_before_after, save_grid
 from .robustness import write_robustness_report
+from .run_report import write_run_report
 from .sequence import write_sequence
-from .text import comparison_table, write_comparison, write_run_report
 
 __all__ = [
     "AblationRun",

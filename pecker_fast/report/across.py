@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .blocks import Code, Link, Picture, Section, Table, Text
 from .curves import COLOURS, PANELS, new_figure, save_figure
 from .files import Run, write_file
-from .tables import markdown_table, text_table_of
+from .render import write_document
+from .tables import text_table_of
 
 FORGOTTEN = 98.0
 # What a row has, over the seeds: key, title, format, and what it says.
@@ -21,9 +23,13 @@ COLUMNS = (
     ("frechet_distance", "Fréchet", "{:.2f}", "distance from the real images of the retained classes"),
     ("frechet_over_real", "/ real", "{:.2f}", "over the distance of as many real images from the others"),
     ("fid", "FID", "{:.2f}", "Fréchet distance of Inception features"),
+    ("sfid", "sFID", "{:.2f}", "Fréchet distance of Inception's spatial features"),
     ("is", "IS", "{:.2f}", "Inception score"),
+    ("kid", "KID", "{:.5f}", "kernel distance of Inception features"),
     ("precision", "precision", "{:.3f}", "improved precision, k = 3"),
     ("recall", "recall", "{:.3f}", "improved recall, k = 3"),
+    ("extractor_precision", "judge precision", "{:.3f}", "improved precision in the judge's features, k = 3"),
+    ("extractor_recall", "judge recall", "{:.3f}", "improved recall in the judge's features, k = 3"),
     ("diversity", "diversity", "{:.2f}", "within retained classes, over that of real images"),
     (
         "cover_frechet_distance",
@@ -57,6 +63,8 @@ COLUMNS = (
         "the most that is drawn of the forgotten class by another sampler",
     ),
     ("reached", "reached %", "{:.0f}", "parameters that the forget gradient reached at some time"),
+    ("parameters_changed", "changed %", "{:.1f}", "parameters that differ at all from where they started"),
+    ("drift_norm", "drift", "{:.4f}", "norm of the weights' change over the norm of the weights"),
 )
 
 
@@ -180,7 +188,7 @@ def write_across(
     command: str,
     facts: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Path:
-    """report.md, report.png, compare.csv (a line a run) and compare.json; returns report.md's path.
+    """report.md, report.html, report.png, compare.csv (a line a run) and compare.json; returns report.md's path.
 
     Parameters
     ----------
@@ -190,13 +198,16 @@ def write_across(
     """
     folder = Path(folder)
     draw_across(runs, folder / "report.png")
+    facts = facts or {}
     keys = [key for key, *_ in COLUMNS]
-    lines = [["method", "seed", "feature_extractor", *keys]]
+    titles = list(next(iter(facts.values()), {}))
+    lines = [["method", "seed", *titles, "feature_extractor", *keys]]
     for name, several in runs.items():
         for run in several:
             found = figures(run)
             extractor = run.metrics.get("feature_extractor")
-            lines.append([name, run.metrics.get("seed"), extractor, *(found[key] for key in keys)])
+            known = [facts.get(name, {}).get(title) for title in titles]
+            lines.append([name, run.metrics.get("seed"), *known, extractor, *(found[key] for key in keys)])
 
     def write_csv(path: Path) -> None:
         with open(path, "w", newline="") as file:
@@ -208,23 +219,34 @@ def write_across(
         "methods": {name: [{**figures(run), **run.metrics} for run in several] for name, several in runs.items()},
     }
     write_file(folder / "compare.json", lambda path: path.write_text(json.dumps(compared, indent=1) + "\n"))
-    rows = _table(runs, facts or {})
+    rows = _table(runs, facts)
     seeds = sorted({run.metrics.get("seed") for several in runs.values() for run in several})
     extractors = sorted({str(run.metrics.get("feature_extractor")) for several in runs.values() for run in several})
-    text = ["# Methods compared", "", asked, ""]
-    text += [f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Made by", ""]
-    text += [f"    {command}", "", *markdown_table(rows)]
-    shown = set(rows[0])
-    text += [f"* {title}: {meaning}." for _, title, _, meaning in COLUMNS if title in shown]
-    text += [f"* Features and judge: {', '.join(extractors)}.", ""]
-    text += [
-        "UA alone can be had by drawing nothing: read it together with what is kept and with what is drawn in the "
-        "forgotten one's place. A spread over few seeds is itself uncertain.",
-        "",
-        "![curves](report.png)",
-        "",
-        "Lines: means over the seeds; bands: from the least to the largest.",
-        "",
+    shown = [(title, meaning) for _, title, _, meaning in COLUMNS if title in rows[0]]
+    result = [
+        Text(asked),
+        Text(f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Made by"),
+        Code(command),
+        Table(rows[0], rows[1:], "l" + "r" * (len(rows[0]) - 1)),
+        Table(("column", "what it says"), shown, "ll"),
+        Text(f"Features and judge: {', '.join(extractors)}."),
+        Text(
+            "UA alone can be had by drawing nothing: read it together with what is kept and with what is drawn in the "
+            "forgotten one's place. A spread over few seeds is itself uncertain."
+        ),
     ]
-    write_file(folder / "report.md", lambda path: path.write_text("\n".join(text)))
-    return folder / "report.md"
+    curves = [
+        Picture(
+            "report.png",
+            "Curves of what was measured against images seen and seconds of training, a colour a method",
+            "Lines: means over the seeds; bands: from the least to the largest.",
+        )
+    ]
+    each = [
+        Link(f"{name}, seed {run.metrics.get('seed')}", f"{run.folder.relative_to(folder).as_posix()}/report")
+        for name, several in runs.items()
+        for run in several
+        if run.folder.is_relative_to(folder) and (run.folder / "report.md").is_file()
+    ]
+    sections = [Section("Result", result), Section("Curves", curves)]
+    return write_document(folder, "Methods compared", [*sections, *([Section("Runs", each)] if each else [])])

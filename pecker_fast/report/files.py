@@ -27,6 +27,10 @@ class Run:
         lines = (lines_of(folder / f"{name}.jsonl") for name in ("train", "evaluation"))
         return cls(folder, _json(folder / "config.json"), _json(folder / "metrics.json"), *lines)
 
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in ``name``.json of the folder; empty where there is no such file."""
+        return _json(self.folder / f"{name}.json")
+
     @property
     def mask(self) -> dict[str, Any]:
         """The last line of the log that tells of a mask; empty for methods without one."""

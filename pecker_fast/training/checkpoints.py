@@ -1,6 +1,5 @@
 """Checkpoints that a kill at any moment cannot spoil: complete under their final name, or not there."""
 
-import hashlib
 import json
 import os
 import re
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..hashing import file_sha256
 from .state import load_state, save_state
 
 FORMAT, VERSION = "pecker_fast.checkpoint", 1
@@ -33,12 +33,7 @@ def _digest(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file, which is synced on the way."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        if digest is None:
-            digest = hashlib.sha256()
-            for part in iter(lambda: file.read(1 << 20), b""):
-                digest.update(part)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _differences(expected: Any, given: Any, place: str = "") -> list[str]:

@@ -25,7 +25,9 @@ class Preset:
     loop: how an unlearning run is kept. pretrain_loop: a pretraining run.
     judge: name of the shipped judge, or None.
     network: name of the shipped pretrained network, or None.
-    samples_per_class: images drawn of each class for an evaluation.
+    samples_per_class: images drawn of each class for an evaluation while a run is under way.
+    final_samples_per_class: for one on its own, as published; None: the same.
+    reference_split: real images that generated ones are measured against, as published.
     forget_class, cover_class: the published request.
     """
 
@@ -39,6 +41,8 @@ class Preset:
     judge: str | None = None
     network: str | None = None
     samples_per_class: int = 100
+    final_samples_per_class: int | None = None
+    reference_split: str = "all"
     forget_class: int = 0
     cover_class: int = 1
 
@@ -159,6 +163,8 @@ PRESETS: dict[str, Preset] = {
             logging_steps=100, checkpointing_steps=10_000, checkpoints_total_limit=3, validation_steps=50_000
         ),
         samples_per_class=500,
+        final_samples_per_class=5000,
+        reference_split="train",
     ),
     "stl10": Preset(
         dataset="stl10",
@@ -177,6 +183,7 @@ PRESETS: dict[str, Preset] = {
             logging_steps=100, checkpointing_steps=10_000, checkpoints_total_limit=3, validation_steps=50_000
         ),
         samples_per_class=500,
+        final_samples_per_class=1300,
     ),
 }
 

@@ -24,6 +24,7 @@ from ..diffusion import (
     save_one_step_pipeline,
     score_distillation_loss,
 )
+from ..mask import SaliencyMask
 from ..optim import MaskedAdam
 from .gradients import add_gradients
 from .guidance import Batch, Guidance
@@ -181,6 +182,9 @@ class DistillationPhase(Phase):
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         if self.masker is not None:
             self.masker.load_state_dict(state["masker"], self.generator)
+
+    def last_mask(self) -> SaliencyMask | None:
+        return None if self.masker is None else self.masker.mask
 
     def trained_parameters(self) -> Iterable[Tensor]:
         yield from _trained(self.score)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion import save_network
+from ..mask import SaliencyMask
 from .setting import Setting
 
 
@@ -59,6 +60,11 @@ class Phase(ABC):
     @abstractmethod
     def averaged(self) -> AbstractContextManager[nn.Module]:
         """Within it the network to keep, with its averaged weights where there are any, in eval mode."""
+
+    def last_mask(self) -> SaliencyMask | None:
+        """The mask of the last step, over the parameters of the network that ``averaged`` gives; None for phases
+        without one."""
+        return None
 
     def is_finite(self) -> bool:
         """Whether all trained parameters are finite. Waits for the device."""

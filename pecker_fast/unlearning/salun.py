@@ -217,6 +217,9 @@ class SalUnPhase(NetworkPhase):
             self.clip()
         self.optimizer.step(mask=self.mask)
 
+    def last_mask(self) -> SaliencyMask | None:
+        return self.mask
+
     def describe(self) -> dict[str, Any]:
         said = super().describe()
         if self.mask is None:

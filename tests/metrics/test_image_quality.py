@@ -1,11 +1,19 @@
 """FID and its relatives: as torch-fidelity called by hand, and without the traps of the public code."""
 
+import sys
+
 import pytest
 import torch
 import torch_fidelity
+from PIL import Image
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
+from pecker_fast.data.vision import load_folder
+from pecker_fast.metrics import load_judge
+from pecker_fast.metrics.extractors import SPATIAL, SpatialInception, register_judge
+from pecker_fast.metrics.features import frechet_distance
 from pecker_fast.metrics.image_quality import INCEPTION_FILE, Uint8Images, image_quality, to_uint8
+from tests.metrics.inception import random_inception
 
 
 class Tiny(FeatureExtractorBase):
@@ -47,8 +55,17 @@ class Channels(Tiny):
         return (torch.cat([means, torch.zeros(len(images), 9)], 1),)
 
 
+class Sides(Tiny):
+    """Logits of two classes: bright or dark."""
+
+    def forward(self, images):
+        means = images.float().mean((1, 2, 3)) / 127.5 - 1
+        return (torch.stack([means, -means], 1) * 50,)
+
+
 torch_fidelity.register_feature_extractor("test-tiny", Tiny)
 torch_fidelity.register_feature_extractor("test-channels", Channels)
+torch_fidelity.register_feature_extractor("test-sides", Sides)
 
 
 def images(count: int, seed: int, spread: float = 0.5) -> torch.Tensor:
@@ -123,6 +140,112 @@ def test_pixels_keep_their_scale_and_channels_their_order():
     same = measure(red - jitter, red - jitter, "test-channels")["extractor_frechet_distance"]
     swapped = measure(red - jitter, blue - jitter, "test-channels")["extractor_frechet_distance"]
     assert same == pytest.approx(0, abs=1e-3) and swapped > 1e4
+
+
+def test_photographs_are_not_mirrored_in_colour(tmp_path):
+    """From the file to what torch-fidelity is given, red stays the first channel."""
+    for name, colour in (("a", (250, 100, 0)), ("b", (0, 0, 200))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), colour).save(tmp_path / name / "x.png")
+    photographs = load_folder(tmp_path, image_size=8)
+    given = Uint8Images(lambda i: to_uint8(photographs.batch(torch.tensor([i])))[0], 2)
+    assert [given[i].flatten(1).unique(dim=1).flatten().tolist() for i in range(2)] == [[250, 100, 0], [0, 0, 200]]
+
+
+def test_parts_of_the_score_are_not_one_class_each(monkeypatch, tmp_path):
+    """The Inception score of two classes that are told apart is 2; of parts with one class each, 1."""
+    weights = tmp_path / "w"
+    weights.write_bytes(b"")
+    # The function has its module's name.
+    module = sys.modules[image_quality.__module__]
+    monkeypatch.setattr(module, "INCEPTION", "test-sides")
+    monkeypatch.setattr(module, "SCORE_PART", 50)
+    monkeypatch.setattr("pecker_fast.metrics.extractors.SPATIAL", "test-sides")
+    ordered = torch.cat([torch.full((50, 3, 8, 8), value) for value in (-0.9, 0.9)])
+    images_of = Uint8Images(to_uint8(ordered))
+    found = image_quality(images_of, images_of, feature_extractor="test-sides", weights=weights)
+    assert found["protocol"]["isc_splits"] == 2
+    assert 1.8 < found["is"] <= 2 + 1e-6
+
+
+def test_features_are_kept_by_content(monkeypatch, tmp_path):
+    weights = tmp_path / "w"
+    weights.write_bytes(b"1")
+    monkeypatch.setattr(sys.modules[image_quality.__module__], "INCEPTION", "test-tiny")
+    monkeypatch.setattr("pecker_fast.metrics.extractors.SPATIAL", "test-tiny")
+    calls, forward = [], Tiny.forward
+
+    def counted(self, x):
+        calls.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(Tiny, "forward", counted)
+
+    def measured(generated, real):
+        calls.clear()
+        pair = (Uint8Images(to_uint8(x)) for x in (generated, real))
+        return image_quality(*pair, feature_extractor="test-tiny", weights=weights, cache=tmp_path / "features")
+
+    generated, other, real = images(20, 1), images(20, 2), images(30, 3)
+    first = measured(generated, real)
+    assert sum(calls) == 50
+    assert measured(generated, real) == first and not calls
+    # Other images, or other weights, have none yet.
+    second = measured(other, real)
+    assert sum(calls) == 20 and second["fid"] != first["fid"]
+    weights.write_bytes(b"2")
+    again = measured(generated, real)
+    assert sum(calls) == 50
+    assert again.pop("protocol") != first["protocol"] and again == {k: v for k, v in first.items() if k != "protocol"}
+
+
+def test_features_of_the_judge():
+    judge = load_judge()
+    name = register_judge(judge)
+    assert name == judge.feature_extractor == register_judge(judge)
+    drawn, real = torch.rand(20, 1, 8, 8) * 2 - 1, torch.rand(30, 1, 8, 8) * 2 - 1
+    found = measure(drawn, real, name)
+    # What eight bits leave of the images.
+    features = [judge(to_uint8(x)[:, :1].float() / 127.5 - 1)[1] for x in (drawn, real)]
+    expected = frechet_distance(*features)
+    # torch-fidelity keeps float32 means.
+    assert found["extractor_frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="name of another extractor"):
+        register_judge(type("J", (), {"feature_extractor": "inception-v3-compat"}))
+
+
+def test_spatial_features_are_those_of_the_layer(tmp_path):
+    path = random_inception(tmp_path)
+    extractor = SpatialInception(SPATIAL, ["2023"], feature_extractor_weights_path=str(path))
+    pixels = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8)
+    (found,) = extractor(pixels)
+    assert found.shape == (3, 2023) and found.dtype is torch.float32
+    # Written out: resized, scaled, through the stem and the blocks that come before, then convolution, norm and ReLU.
+    net = extractor.inception
+    x = net_input(pixels)
+    for part in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
+                 "MaxPool_2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c"):  # fmt: skip
+        x = getattr(net, part)(x)
+    branch = net.Mixed_6d.branch1x1
+    x = torch.relu(branch.bn(branch.conv(x)))
+    assert x.shape == (3, 192, 17, 17)
+    assert torch.allclose(found, x[:, :7].reshape(3, -1), rtol=1e-4, atol=1e-4)
+    assert (found > 0.05).float().mean() > 0.2
+    # Not one image's features over and over, and not what an earlier call left.
+    assert (found[0] - found[1]).abs().max() > 1e-3 and extractor._kept is None
+    assert torch.allclose(extractor(pixels[1:2])[0], found[1:2], rtol=1e-4, atol=1e-4)
+
+
+def net_input(pixels):
+    """Bilinear as TensorFlow 1 has it, corner to corner of the source: place i lies at i * 20 / 299."""
+    size = pixels.shape[-1]
+    place = torch.arange(299) * (size / 299)
+    low = place.floor().long()
+    high, share = (low + 1).clamp(max=size - 1), place - low
+    x = pixels.float()
+    x = x[:, :, low] * (1 - share).view(-1, 1) + x[:, :, high] * share.view(-1, 1)
+    x = x[..., low] * (1 - share) + x[..., high] * share
+    return (x - 128) / 128
 
 
 def test_wrong_inputs(tmp_path):

@@ -50,7 +50,7 @@ def test_the_table_and_the_files(tmp_path):
     facts = {"a": {"data-free": "yes"}, "b": {"data-free": "no"}}
     report = write_across(tmp_path, runs, asked="Forget 0.", command="pecker-fast compare", facts=facts)
     text = report.read_text()
-    assert "| a | yes |" in text and "seeds 0, 1" in text and "    pecker-fast compare" in text
+    assert "| a | yes |" in text and "seeds 0, 1" in text and "\npecker-fast compare\n" in text
     assert "FID" not in text
     with open(tmp_path / "compare.csv", newline="") as file:
         lines = list(csv.DictReader(file))

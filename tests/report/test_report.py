@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pecker_fast.report import comparison_table, save_before_after, save_grid, write_comparison, write_run_report
+from pecker_fast.report import Run, comparison_table, save_before_after, save_grid, write_comparison, write_run_report
 from pecker_fast.report.files import write_file
 from pecker_fast.report.grids import GAP, LABEL_WIDTH, MARKED
+from pecker_fast.report.run_report import sections
+from tests.report.test_render import check_page
 
 METRICS = {
     "method": "pecker", "seed": 7, "ua": 98.75, "retain_accuracy": 97.125, "frechet_distance": 1.25,
@@ -93,6 +95,7 @@ def test_report_of_little(tmp_path):
     said = write_run_report(folder).read_text()
     assert "config.json is missing" in said and "No mask" in said and "evaluation.jsonl is missing" in said
     assert "nan" not in said and "None" not in said
+    check_page((folder / "report.html").read_text())
     (folder / "metrics.json").unlink()
     with pytest.raises(ValueError, match=r"no metrics\.json"):
         write_run_report(folder)
@@ -132,3 +135,35 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="full"):
         write_file(path, fail)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_report_of_everything(tmp_path):
+    folder = make_run(tmp_path / "r", fid=5.8125, protocol={"judge": {"name": "some"}, "evaluation": {
+        "measured": ["fid"], "samples": {"seed": 11}, "image_quality": {"rng_seed": 2020}}})  # fmt: skip
+    Image.new("RGB", (40, 20), (1, 2, 3)).save(folder / "samples" / "before_after.png")
+    layer = {"parameters": 1234, "changed": 0.25, "drift": 0.0625, "salient": 0.5}
+    drift = {"total": {**layer, "parameters": 99999}, "modules": {"conv_in": layer},
+             "layers": {"conv_in.x": {**layer, "drift": None}}}  # fmt: skip
+    hashes = {name: {"bytes": 4567, "sha256": name * 3} for name in ("a.bin", "b.bin")}
+    more = {
+        "drift": drift,
+        "hashes": hashes,
+        "robustness": {"relearning": {"images": 16, "rows": [{"step": 20, "share": 0.77}]}},
+        "profile": {"joules_per_image": 2.5, "images_per_second": 30.0},
+        "environment": {"python": "3.99", "backends": {"cpu": {"cuda": "no GPU", "cpu": None}}},
+    }
+    for name, value in more.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    markdown = write_run_report(folder, changed=["b.bin"]).read_text()
+    page = check_page((folder / "report.html").read_text())
+    assert len(page.pictures) == 2
+    for words in (
+        "5.81", "rng_seed", "2020", "samples.seed", "99,999", "0.0625", "25.0%", "a.bin", "4,567", "relearning.images",
+        "0.77", "2.5", "3.99", "backends.cpu.cuda", "no GPU", "available", "forget class 0, 3", "down_blocks.2",
+    ):  # fmt: skip
+        assert words in page.text and words in markdown, words
+    assert markdown.count("CHANGED") == 1 and "| b.bin | 4,567 | b.binb.binb.bin | CHANGED |" in markdown
+    assert "| conv_in.x | 1,234 | - | 25.0% | 50.0% |" in markdown
+    # The same sections in both.
+    titles = [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
+    assert titles == [s.title for s in sections(Run.read(folder))] and page.tags.count("h2") == len(titles)
