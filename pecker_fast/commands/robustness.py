@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..data import LabelledImages
 from ..diffusion import NoiseSchedule, load_network
 from ..diffusion.checks import check_int
 from ..environment import environment
-from ..metrics import Judge, load_judge
+from ..metrics import FeatureStatistics, Judge, load_judge
 from ..report import write_robustness_report
 from ..robustness import (
     ATTACKS,
@@ -31,6 +31,7 @@ from ..robustness import (
     guidance,
     latent,
     neighbours,
+    own_and_ddim,
     paths,
     relearn,
     samplers,
@@ -132,7 +133,7 @@ def robustness(
     guidance_scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0),
     forget_samples: int = 100,
     retain_samples: int | None = None,
-    num_inference_steps: int = 20,
+    num_inference_steps: int = 10,
     batch_size: int = 256,
     judge: str | None = None,
     dataset_name: str | None = None,
@@ -154,8 +155,9 @@ def robustness(
         attacks: Of the relearning test: some of regression, matching, denoising, inversion; all that apply by default.
         relearn_images: Real images of each forgotten class that the adversary has.
         relearn_steps: After how many steps of fine-tuning it is measured, ascending.
-        learning_rate: Of the fine-tuning; half that of the preset's pretraining by default.
-        latents: Searches for each pair of a class and a label; 16, or 4 for networks that are sampled in many steps.
+        learning_rate: Of the fine-tuning; a tenth of that of the preset's pretraining by default.
+        latents: Searches for a forgotten class by its label (a quarter of that for other pairs of a class and a label);
+            16, or 4 for networks that are sampled in many steps.
         search_steps: Steps of each latent search.
         search_learning_rate: Of Adam on the latents.
         guidance_scales: Scales to sample at, for networks with a label for "no condition".
@@ -186,15 +188,7 @@ def robustness(
         raise ValueError(f"judge is not given, and none comes with the preset {described['preset']}")
     judging = Judge.load(named) if named else load_judge(found.judge)
     judging.model.to(place)
-    examiner = Examiner(
-        judging,
-        subject.request,
-        sampler,
-        seed,
-        forget_samples,
-        max(1, forget_samples // 5) if retain_samples is None else retain_samples,
-    )
-    rate = found.pretrain.learning_rate / 2 if learning_rate is None else learning_rate
+    rate = found.pretrain.learning_rate / 10 if learning_rate is None else learning_rate
     relearning = RelearnOptions(relearn_images, tuple(relearn_steps), rate)
     relearning.check()
     if latents is None:
@@ -205,6 +199,10 @@ def robustness(
     plan = {data: attacks_on(sampler, data, chosen) for data in ("forgotten", "retained")}
     data = DataArguments(dataset_name or described.get("dataset_name"), data_root or described.get("data_root"))
     real = load_images(data, described["preset"], "all", subject.networks["run"].config["sample_size"])
+    if retain_samples is None:
+        retain_samples = max(1, forget_samples // 5)
+    examiner = Examiner(judging, subject.request, sampler, seed, forget_samples, retain_samples)
+    examiner = replace(examiner, forgotten_real=_features(judging, real.of_classes(subject.request.forget_classes)))
     shown = {data: _adversary_images(real, subject.request, data, relearning.images, seed) for data in plan}
 
     protocol = {
@@ -230,6 +228,10 @@ def robustness(
         dynamic_ncols=True,
     ) as bar:
         if "relearn" in asked:
+            # What the class looked like to begin with: how far a revival can go.
+            protocol["relearn"]["pretrained"] = {
+                used.name: examiner.measure(subject.networks["pretrained"], used) for used in own_and_ddim(sampler)
+            }
             result["relearn"] = _relearn(subject, examiner, plan, shown, relearning, bar)
         if "latent" in asked:
             nearest = NearestImage(real)
@@ -269,6 +271,11 @@ def _names(name: str, given: Sequence[str], known: Sequence[str]) -> list[str]:
     return names
 
 
+def _features(judge: Judge, images: LabelledImages) -> FeatureStatistics:
+    parts = [judge(images.batch(indices))[1] for indices in torch.arange(len(images)).split(1024)]
+    return FeatureStatistics.of(torch.cat(parts))
+
+
 def _adversary_images(
     real: LabelledImages, request: ForgetRequest, data: str, count: int, seed: int
 ) -> tuple[Tensor, Tensor]:
@@ -290,9 +297,10 @@ def _adversary_images(
 
 def _relearnt(subject: Subject, plan: dict[str, tuple[str, ...]]) -> list[tuple[str, str, str]]:
     """(network, data, attack): the run's on both kinds of images, the others on the forgotten class's."""
-    others = [name for name in ("scratch", "control") if name in subject.networks]
     tried = [("run", data, attack) for data, attacks in plan.items() for attack in attacks]
-    return tried + [(name, "forgotten", attack) for name in others for attack in plan["forgotten"]]
+    # An embedding alone makes nothing of fresh weights.
+    tried += [("scratch", "forgotten", attack) for attack in plan["forgotten"] if attack != "inversion"]
+    return tried + [("control", "forgotten", attack) for attack in plan["forgotten"] if "control" in subject.networks]
 
 
 def _work(subject, examiner, asked, plan, relearning: RelearnOptions, searching: LatentOptions) -> int:
@@ -317,7 +325,7 @@ def _relearn(subject, examiner: Examiner, plan, shown, options: RelearnOptions, 
 
 
 def summary(result: dict[str, Any]) -> dict[str, float]:
-    """The main figures by flat names, in percent; of the tests that there are results of."""
+    """The main figures by flat names, in percent but for Fréchet distances; of the tests that there are results of."""
     found: dict[str, float] = {}
     rows = result.get("relearn", [])
     for step in sorted({row["step"] for row in rows}):
@@ -333,6 +341,9 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
                 worst = min(there, key=lambda row: row["ua"])
                 found[f"{name}_ua_{step}"] = worst["ua"]
                 found[f"{name}_retain_accuracy_{step}"] = worst["retain_accuracy"]
+                distances = [row["forget_frechet"] for row in there if row.get("forget_frechet") is not None]
+                if distances:
+                    found[f"{name}_frechet_{step}"] = min(distances)
     for row in result.get("latent", []):
         prefix = {"run": "latent", "pretrained": "latent_pretrained", "control": "latent_control"}[row["network"]]
         name = row["group"].replace("forgotten by its label", "own").replace("forgotten by retained labels", "other")
@@ -377,5 +388,5 @@ def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], s
     report = write_robustness_report(folder)
     update_metrics(folder, {**kept, **flat})
     for name, value in flat.items():
-        print(f"{name:36}{value:8.1f} %")
+        print(f"{name:36}{value:8.1f}{'' if 'frechet' in name else ' %'}")
     print(f"report: {report}")

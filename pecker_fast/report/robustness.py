@@ -1,6 +1,7 @@
 """robustness.md and robustness.png: what it takes to bring a forgotten class back."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,15 @@ def _title(attack: str, sampler: str) -> str:
 
 
 def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """UA, and below it the accuracy of retained classes, against steps of fine-tuning: a column an attack."""
+    """UA, the accuracy of retained classes, and how near the forgotten class's images come to real ones, against steps
+    of fine-tuning: a column an attack."""
     attacks = _attacks(rows)
-    figure, axes = new_figure(2, len(attacks))
+    panels = (
+        ("ua", "unlearning accuracy (%)"),
+        ("retain_accuracy", "retained accuracy (%)"),
+        ("forget_frechet", "Fréchet distance of what is drawn\nfrom the real forgotten class"),
+    )
+    figure, axes = new_figure(len(panels), len(attacks))
     for column, (attack, sampler) in enumerate(attacks):
         for (network, data), (label, colour, style) in LINES.items():
             points = [
@@ -39,12 +46,16 @@ def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             ]
             if not points:
                 continue
-            for panel, key in ((axes[0][column], "ua"), (axes[1][column], "retain_accuracy")):
-                values = [point[key] for point in points]
-                steps = [point["step"] for point in points]
-                panel.plot(steps, values, style, color=colour, marker="o", markersize=3, label=label)
-        for panel, label in ((axes[0][column], "unlearning accuracy (%)"), (axes[1][column], "retained accuracy (%)")):
-            panel.set_ylim(-3, 103)
+            steps = [point["step"] for point in points]
+            for place, (key, _) in enumerate(panels):
+                values = [math.nan if point[key] is None else point[key] for point in points]
+                axes[place][column].plot(steps, values, style, color=colour, marker="o", markersize=3, label=label)
+        for place, (key, label) in enumerate(panels):
+            panel = axes[place][column]
+            if key == "forget_frechet":
+                panel.set_yscale("log")
+            else:
+                panel.set_ylim(-3, 103)
             panel.set_xlabel("steps of fine-tuning")
             panel.set_ylabel(label)
             panel.grid(alpha=0.3)
@@ -66,22 +77,25 @@ def _relearn_text(found: Mapping[str, Any]) -> list[str]:
     for attack, sampler in _attacks(rows):
         for (network, data), (label, *_) in LINES.items():
             there = [cells.get((network, data, attack, sampler, step)) for step in steps]
-            if there[0] is None:
-                continue
-            lines.append(
-                [_title(attack, sampler), label, *(f"{r['ua']:.0f} / {r['retain_accuracy']:.0f}" for r in there)]
-            )
+            if there[0] is not None:
+                lines.append([_title(attack, sampler), label, *map(_relearnt, there)])
+    for sampler, row in recipe["pretrained"].items():
+        lines.append([f"nothing, {sampler}", "the pretrained network", _relearnt(row), *[""] * (len(steps) - 1)])
     return [
         "## Relearning",
         "",
         f"Fine-tuned on {recipe['images']} real images of each forgotten class, or as many of retained ones, all of "
-        f"them in every step, by Adam at {recipe['learning_rate']:g}. UA / retained accuracy in percent after so many "
-        "steps.",
+        f"them in every step, by Adam at {recipe['learning_rate']:g}. After so many steps: UA in percent / retained "
+        "accuracy in percent / Fréchet distance of what is drawn for the forgotten class from real images of it.",
         "",
         *markdown_table([["attack, sampled by", "fine-tuned on", *map(str, steps)], *lines]),
         "![UA against steps of relearning](robustness.png)",
         "",
     ]
+
+
+def _relearnt(row: Mapping[str, Any]) -> str:
+    return f"{row['ua']:.0f} / {row['retain_accuracy']:.0f} / {_number(row['forget_frechet'])}"
 
 
 def _latent_text(found: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from .guidance import guidance
 from .latent import LatentOptions, NearestImage, latent, search_steps
 from .neighbours import class_distances, neighbours
 from .paths import paths, samplers
-from .relearn import ATTACKS, RelearnOptions, attacks_on, relearn
+from .relearn import ATTACKS, RelearnOptions, attacks_on, own_and_ddim, relearn
 
 __all__ = [
     "ATTACKS",
@@ -20,6 +20,7 @@ __all__ = [
     "guidance",
     "latent",
     "neighbours",
+    "own_and_ddim",
     "paths",
     "relearn",
     "retained_accuracy",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..diffusion import NoiseSchedule, OneStepGenerator, ddim_through, sample_ddim, sample_one_step
 from ..diffusion.checks import check_int
-from ..metrics import Judge
+from ..metrics import FeatureStatistics, Judge, frechet_distance
 from ..unlearning import ForgetRequest
 from ..unlearning.streams import derived_seed
 
@@ -100,6 +100,7 @@ class Examiner:
     sampler: of the network under examination.
     seed: of everything random.
     forget_samples, retain_samples: images of each forgotten and of each retained class.
+    forgotten_real: the judge's features of real images of the forgotten classes, where there are any.
     """
 
     judge: Judge
@@ -108,6 +109,7 @@ class Examiner:
     seed: int = 0
     forget_samples: int = 100
     retain_samples: int = 20
+    forgotten_real: FeatureStatistics | None = None
 
     def __post_init__(self) -> None:
         check_int("seed", self.seed, 0)
@@ -132,9 +134,22 @@ class Examiner:
 
     def confusion(self, network: nn.Module, sampler: Sampler | None = None, guidance_scale: float = 1.0) -> Tensor:
         """``confusion_matrix`` of a network in eval mode, drawn by its own sampler or another one."""
+        return confusion_matrix(self.judge, self._images(network, sampler, guidance_scale), self.labels)
+
+    def _images(self, network: nn.Module, sampler: Sampler | None, guidance_scale: float = 1.0) -> Tensor:
         seed = derived_seed(self.seed, "examiner")
-        images = (sampler or self.sampler).draw(network, self.labels, seed, guidance_scale)
-        return confusion_matrix(self.judge, images, self.labels)
+        return (sampler or self.sampler).draw(network, self.labels, seed, guidance_scale)
+
+    def measure(self, network: nn.Module, sampler: Sampler | None = None) -> dict[str, float | None]:
+        """``accuracies``, and "forget_frechet": Fréchet distance of the images asked for forgotten classes from real
+        ones of them. A blur may pass for the class with the judge; here it does not."""
+        images, labels = self._images(network, sampler), self.labels
+        found = self.accuracies(confusion_matrix(self.judge, images, labels))
+        asked = torch.isin(labels, torch.tensor(self.request.forget_classes))
+        distance = None
+        if self.forgotten_real is not None:
+            distance = frechet_distance(self.judge(images[asked])[1], self.forgotten_real)
+        return {**found, "forget_frechet": distance}
 
     def accuracies(self, confusion: Tensor) -> dict[str, float]:
         """ "ua" and "retain_accuracy", in percent."""

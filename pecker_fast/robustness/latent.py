@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data import LabelledImages
 from ..diffusion.checks import check_int
+from ..unlearning import ForgetRequest
 from ..unlearning.options import check_number
 from ..unlearning.streams import Streams
 from .examiner import Examiner
@@ -21,7 +22,8 @@ from .examiner import Examiner
 
 @dataclass(frozen=True)
 class LatentOptions:
-    """latents: for each pair of a class that is sought and a label that is asked for. steps, learning_rate: of Adam."""
+    """latents: searches for a forgotten class by its own label; a quarter of it for every other pair of a class that is
+    sought and a label that is asked for. steps, learning_rate: of Adam."""
 
     latents: int = 16
     steps: int = 40
@@ -101,20 +103,20 @@ def search(
     return torch.cat(found)
 
 
-def pairs_of(request) -> list[tuple[str, int, int]]:
-    """(group, class that is sought, label that is asked for)."""
-    forgotten, kept = request.forget_classes, request.retained_classes
-    pairs = [("forgotten by its label", f, f) for f in forgotten]
-    pairs += [("forgotten by retained labels", f, r) for f in forgotten for r in kept]
-    pairs += [("retained by its label", r, r) for r in kept]
+def searches_of(request: ForgetRequest, latents: int) -> list[tuple[str, int, int, int]]:
+    """(group, class that is sought, label that is asked for, which latent), one for each search."""
+    forgotten, kept, few = request.forget_classes, request.retained_classes, max(1, latents // 4)
+    pairs = [("forgotten by its label", f, f, latents) for f in forgotten]
+    pairs += [("forgotten by retained labels", f, r, few) for f in forgotten for r in kept]
+    pairs += [("retained by its label", r, r, few) for r in kept]
     if len(kept) > 1:
-        pairs += [("retained by another label", r, kept[(i + 1) % len(kept)]) for i, r in enumerate(kept)]
-    return pairs
+        pairs += [("retained by another label", r, kept[(i + 1) % len(kept)], few) for i, r in enumerate(kept)]
+    return [(group, target, label, i) for group, target, label, count in pairs for i in range(count)]
 
 
 def search_steps(examiner: Examiner, options: LatentOptions) -> int:
     """How often ``latent`` calls ``tick``."""
-    count = len(pairs_of(examiner.request)) * options.latents
+    count = len(searches_of(examiner.request, options.latents))
     return -(-count // examiner.sampler.batch_size) * options.steps
 
 
@@ -133,12 +135,11 @@ def latent(
     """
     options.check()
     device = next(network.parameters()).device
-    pairs = pairs_of(examiner.request)
+    groups, targets, labels, which = zip(*searches_of(examiner.request, options.latents), strict=True)
     shape = network.config["in_channels"], network.config["sample_size"], network.config["sample_size"]
     noise = Streams(device, examiner.seed, "latent").normal("z", options.latents, shape)
-    start = on_sphere(noise).repeat(len(pairs), 1, 1, 1)
-    targets = torch.tensor([target for _, target, _ in pairs], device=device).repeat_interleave(options.latents)
-    labels = torch.tensor([label for _, _, label in pairs], device=device).repeat_interleave(options.latents)
+    start = on_sphere(noise)[torch.tensor(which, device=device)]
+    targets, labels = (torch.tensor(values, device=device) for values in (targets, labels))
     # Gradients of the weights would be computed for nothing.
     required = [p for module in (network, examiner.judge.model) for p in module.parameters() if p.requires_grad]
     for p in required:
@@ -150,8 +151,8 @@ def latent(
         for p in required:
             p.requires_grad_(True)
     rows = []
-    for group in dict.fromkeys(name for name, *_ in pairs):
-        chosen = torch.tensor([name == group for name, *_ in pairs]).repeat_interleave(options.latents)
+    for group in dict.fromkeys(groups):
+        chosen = torch.tensor([name == group for name in groups])
         row = {"group": group, "searches": int(chosen.sum())}
         for suffix, measured in zip(("_before", ""), judged, strict=True):
             row |= {name + suffix: value[chosen].double().mean().item() for name, value in measured.items()}

@@ -35,8 +35,6 @@ from .examiner import Examiner, Sampler
 ATTACKS = ("regression", "matching", "denoising", "inversion")
 # Those that need a network to draw in one step.
 ONE_STEP = ("regression", "matching")
-# A table of embeddings has far fewer entries to move than a network.
-EMBEDDING_RATE = 30.0
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,15 @@ class RelearnOptions:
     ----------
     images: real images of each forgotten class.
     steps: after which it is measured, ascending.
-    learning_rate: of all parameters; ``inversion`` takes 30 times that for the embedding.
+    learning_rate: of all parameters.
+    embedding_learning_rate: of ``inversion``: embeddings start as standard normal numbers.
     pool: samples among which ``matching`` looks for the nearest one.
     """
 
     images: int = 16
     steps: tuple[int, ...] = (10, 50, 100)
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
+    embedding_learning_rate: float = 0.03
     pool: int = 8
 
     def check(self) -> None:
@@ -61,6 +61,7 @@ class RelearnOptions:
         check_int("relearn_images", self.images, 1)
         check_int("pool", self.pool, 1)
         check_number("learning_rate", self.learning_rate, open_low=True)
+        check_number("embedding_learning_rate", self.embedding_learning_rate, open_low=True)
         if not self.steps:
             raise ValueError("relearn_steps is empty, expected at least one step")
         for step in self.steps:
@@ -82,6 +83,11 @@ def attacks_on(sampler: Sampler, data: str, chosen: Sequence[str] | None = None)
         # The embedding of a forgotten class takes no part in them.
         left_out = (*left_out, "inversion")
     return tuple(name for name in (chosen or ATTACKS) if name not in left_out)
+
+
+def own_and_ddim(sampler: Sampler) -> list[Sampler]:
+    """The sampler, and DDIM for a generator that draws in one step."""
+    return [sampler] if sampler.t_init is None else [sampler, sampler.by_ddim]
 
 
 def _regression(adversary: nn.Module, sampler: Sampler, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
@@ -148,7 +154,7 @@ def relearn(
     Returns
     -------
     A row for step 0, for each of ``options.steps``, and for each sampler: "attack", "sampler", "step", "loss" (the mean
-    since the row before; None at step 0), "ua" and "retain_accuracy".
+    since the row before; None at step 0), and what ``Examiner.measure`` gives.
     """
     options.check()
     sampler = examiner.sampler
@@ -158,20 +164,18 @@ def relearn(
     adversary = copy.deepcopy(unwrap(network)).eval().requires_grad_(False)
     trained = adversary.class_embedding if attack == "inversion" else adversary
     trained.requires_grad_(True)
-    rate = options.learning_rate * (EMBEDDING_RATE if attack == "inversion" else 1.0)
+    rate = options.embedding_learning_rate if attack == "inversion" else options.learning_rate
     optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
     loss_of = _loss_of(attack, sampler, options)
-    samplers = [sampler]
-    if attack == "denoising" and sampler.t_init is not None:
-        samplers.append(sampler.by_ddim)
+    samplers = own_and_ddim(sampler) if attack == "denoising" else [sampler]
     rows, losses = [], []
 
     def measure(step: int) -> None:
         mean = torch.stack(losses).mean().item() if losses else None
         losses.clear()
         for used in samplers:
-            found = examiner.accuracies(examiner.confusion(adversary, used))
-            rows.append({"attack": attack, "sampler": used.name, "step": step, "loss": mean, **found})
+            place = {"attack": attack, "sampler": used.name, "step": step, "loss": mean}
+            rows.append({**place, **examiner.measure(adversary, used)})
 
     measure(0)
     for step in range(1, options.steps[-1] + 1):

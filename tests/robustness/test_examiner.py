@@ -1,10 +1,13 @@
 """Confusion, what is read off it, and samplers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.metrics import FeatureStatistics
 from pecker_fast.robustness import Sampler, confusion_matrix, paths, retained_accuracy, samplers, unlearning_accuracy
 from tests.robustness.toy import MeanJudge, affine, examiner, generated
 
@@ -72,3 +75,17 @@ def test_wrong_inputs():
         from pecker_fast.unlearning import ForgetRequest
 
         Examiner(MeanJudge(), ForgetRequest(4, (0,), 1), Sampler(schedule, 3))
+
+
+def test_measure_has_the_distance_from_the_real_class():
+    network = affine(0.2, (2.0, 0.0, -2.0))
+    assert examiner().measure(network)["forget_frechet"] is None
+    found = examiner(forget_samples=300)
+    images = found.sampler.draw(network, torch.zeros(400, dtype=torch.int64), 11)
+    real = FeatureStatistics.of(MeanJudge()(images)[1])
+    with_real = replace(found, forgotten_real=real)
+    measured = with_real.measure(network)
+    assert {**measured, "forget_frechet": None} == found.measure(network)
+    # Like real ones; unlike them once the class is drawn otherwise, by the distance of the means at least.
+    other = with_real.measure(affine(0.2, (-2.0, 0.0, -2.0)))
+    assert measured["forget_frechet"] < 0.1 and other["forget_frechet"] > 2 * 1.3**2

@@ -67,7 +67,7 @@ def test_search_finds_and_each_latent_for_itself():
 
 
 def test_rows():
-    found, options = examiner(), LatentOptions(latents=3, steps=30, learning_rate=0.2)
+    found, options = examiner(), LatentOptions(latents=5, steps=30, learning_rate=0.2)
     network = affine(0.0, (0.0, 0.0, 0.0))
     network.w.requires_grad_(True)
     ticks = []
@@ -75,16 +75,17 @@ def test_rows():
     assert network.w.requires_grad and network.w.grad is None
     assert len(ticks) == search_steps(found, options)
     assert {row["group"]: row["searches"] for row in rows} == {
-        "forgotten by its label": 3,
-        "forgotten by retained labels": 6,
-        "retained by its label": 6,
-        "retained by another label": 6,
+        "forgotten by its label": 5,
+        "forgotten by retained labels": 2,
+        "retained by its label": 2,
+        "retained by another label": 2,
     }
     by_group = {row["group"]: row for row in rows}
-    # All labels are alike here: what one finds, all find.
     own, others = by_group["forgotten by its label"], by_group["forgotten by retained labels"]
+    # All labels are alike here: what one finds from the first latent, all find.
+    alone = latent(network, found, reference(), LatentOptions(latents=1, steps=30, learning_rate=0.2))[0]
     for key in own.keys() - {"group", "searches"}:
-        assert own[key] == pytest.approx(others[key], rel=1e-4), key
+        assert alone[key] == pytest.approx(others[key], rel=1e-4), key
     assert own["probability"] > own["probability_before"] and own["found"] >= own["found_before"]
     # A network that ignores z: 1 - w b = 0.
     b = NoiseSchedule.linear(50).noise(T_INIT).item()

@@ -69,12 +69,9 @@ class Spy:
         self.real, self.seen = examiner(t_init), []
         self.sampler, self.seed = self.real.sampler, self.real.seed
 
-    def confusion(self, network, sampler):
+    def measure(self, network, sampler):
         self.seen.append((sampler.name, copy.deepcopy(network.state_dict())))
-        return self.real.confusion(network, sampler)
-
-    def accuracies(self, confusion):
-        return self.real.accuracies(confusion)
+        return self.real.measure(network, sampler)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -99,7 +96,7 @@ def test_it_brings_the_class_back_and_other_images_do_not():
     # Class 0 is dark; the network draws it bright, as class 2.
     forgotten, kept = affine(0.9, (-2.0, 0.0, -2.0)), torch.full((6,), 2)
     dark, bright = torch.full((6, *SHAPE), -0.7), torch.full((6, *SHAPE), 0.7)
-    options = RelearnOptions(steps=(1, 150), learning_rate=3e-2)
+    options = RelearnOptions(steps=(1, 150), learning_rate=3e-2, embedding_learning_rate=3e-2)
     for attack in ("regression", "matching", "inversion"):
         rows = relearn(forgotten, examiner(), dark, torch.zeros(6, dtype=torch.int64), attack, options)
         assert [row["ua"] for row in rows][:1] == [100] and rows[-1]["ua"] < 20, (attack, rows)
@@ -127,6 +124,7 @@ def test_what_applies():
         ({"steps": (5, 2)}, "ascending"),
         ({"steps": (0, 2)}, "relearn_steps is 0"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"embedding_learning_rate": -1.0}, "embedding_learning_rate"),
         ({"pool": 0}, "pool"),
     ):
         with pytest.raises(ValueError, match=name):
