@@ -21,6 +21,40 @@ OWN = {
 OWN["selective_amnesia"] += ["--fisher_timesteps", "5", "--fisher_chunks", "2"]
 
 
+# What the public code of each has for CIFAR-10, and where STL-10 differs.
+PUBLISHED = {
+    "retrain": {"max_train_steps": 800_000, "train_batch_size": 128, "learning_rate": 2e-4, "ema_decay": 0.9999},
+    "salun": {
+        "max_train_steps": 1000, "train_batch_size": 128, "learning_rate": 1e-4, "ema_decay": None, "density": 0.5,
+        "retain_weight": 1e-3, "saliency_guidance_scale": 3.0, "max_grad_norm": 1.0, "condition_dropout": 0.1,
+    },
+    "selective_amnesia": {
+        "max_train_steps": 20_000, "train_batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999,
+        "replay_weight": 1.0, "ewc_weight": 10.0, "replay_images_per_class": 500, "replay_guidance_scale": 3.0,
+        "fisher_samples": None, "fisher_timesteps": 1000, "fisher_chunks": 20, "fisher_condition_dropout": 0.1,
+    },
+    "esd": {
+        "max_train_steps": 1000, "train_batch_size": 1, "learning_rate": 1e-5, "trajectory_steps": 50,
+        "trajectory_guidance_scale": 3.0, "negative_guidance": 7.5, "max_grad_norm": None, "empty_prompt": "null",
+    },
+}  # fmt: skip
+STL10 = {"retrain": {"max_train_steps": 250_000}, "selective_amnesia": {"train_batch_size": 64}}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_of_photographs_have_the_published_values(capsys, name):
+    for preset, changed in (("cifar10", {}), ("stl10", STL10.get(name, {}))):
+        main(["unlearn", "--preset", preset, "--method", name, "--dry_run"])
+        options = json.loads(capsys.readouterr().out)["options"]
+        assert {**options, **PUBLISHED[name], **changed} == options
+        assert (options["eval_sampler"], options["num_inference_steps"], options["clip_sample"]) == (
+            "ddpm",
+            1000,
+            False,
+        )
+        assert options["eval_guidance_scale"] == (1.0 if name == "retrain" else 3.0)
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_path, name):
     folder = tmp_path / "run"

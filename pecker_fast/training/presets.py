@@ -60,6 +60,14 @@ DIGITS_REPLAY = {
     "replay_guidance_scale": 1.0,
 }
 
+# An evaluation takes 1000 evaluations of the network an image; steps that must not be lost take hours.
+PHOTOGRAPHS = {
+    "retrain": {"checkpointing_steps": 10_000, "validation_steps": 50_000},
+    "salun": {"checkpointing_steps": 250},
+    "selective_amnesia": {"checkpointing_steps": 500},
+    "esd": {"checkpointing_steps": 250},
+}
+
 # METHOD's table of published hyper-parameters: the defaults of the options are CIFAR-10's, STL-10 differs as said here.
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
@@ -158,6 +166,7 @@ PRESETS: dict[str, Preset] = {
         dataset="cifar10",
         unet=UNetConfig(sample_size=32, num_classes=10, null_label=True, dropout=0.1),
         pretrain=PretrainOptions(),
+        methods=PHOTOGRAPHS,
         loop=LoopOptions(logging_steps=100, checkpointing_steps=5000, checkpoints_total_limit=3, validation_steps=5000),
         pretrain_loop=LoopOptions(
             logging_steps=100, checkpointing_steps=10_000, checkpoints_total_limit=3, validation_steps=50_000
@@ -177,7 +186,7 @@ PRESETS: dict[str, Preset] = {
         ),
         pretrain=PretrainOptions(max_train_steps=250_000),
         unlearning={"train_batch_size": 64, "score_learning_rate": 3e-5},
-        methods={"selective_amnesia": {"train_batch_size": 64}},
+        methods={**PHOTOGRAPHS, "selective_amnesia": {**PHOTOGRAPHS["selective_amnesia"], "train_batch_size": 64}},
         loop=LoopOptions(logging_steps=100, checkpointing_steps=5000, checkpoints_total_limit=3, validation_steps=5000),
         pretrain_loop=LoopOptions(
             logging_steps=100, checkpointing_steps=10_000, checkpoints_total_limit=3, validation_steps=50_000

@@ -116,9 +116,10 @@ def test_salun_loss_and_gradient(kind, forget, cover):
     assert_grads(step["grads"], network.grads(forgot + 0.3 * retain))
 
 
-def test_salun_saliency_is_the_sum_of_clipped_guided_gradients():
+@pytest.mark.parametrize("limit", [None, 1.0])
+def test_salun_saliency_is_the_sum_of_clipped_guided_gradients(limit):
     method, _, images, _ = make(
-        "salun", saliency_batch_size=4, saliency_guidance_scale=2.5, saliency_max_grad_norm=20.0, density=0.5
+        "salun", saliency_batch_size=4, saliency_guidance_scale=2.5, saliency_max_grad_norm=limit, density=0.5
     )
     found = method.phases[0].accumulator.scores
     teacher = Oracle(method.setting.teacher)
@@ -135,9 +136,10 @@ def test_salun_saliency_is_the_sum_of_clipped_guided_gradients():
         grads = teacher.grads(error.square().sum((1, 2, 3)).mean())
         norm = torch.cat([g.flatten() for g in grads.values()]).norm()
         norms.append(norm.item())
-        grads = {name: g * min(1.0, 20.0 / norm.item()) for name, g in grads.items()}
+        if limit is not None:
+            grads = {name: g * min(1.0, limit / norm.item()) for name, g in grads.items()}
         total = grads if total is None else {name: total[name] + g for name, g in grads.items()}
-    assert max(norms) > 20
+    assert min(norms) > 1
     assert_grads(found, total)
 
 
@@ -190,7 +192,7 @@ def test_salun_steps_are_adam_on_masked_gradients_and_freeze_the_rest(parity):
 
 def test_selective_amnesia_loss_and_gradient():
     method, phase, _, steps = make(
-        "selective_amnesia", forget=(0, 2), cover=None, replay_weight=0.7, ewc_weight=0.02, fisher_timesteps=7,
+        "selective_amnesia", forget=(0, 2), cover=None, replay_weight=0.7, ewc_weight=1e-6, fisher_timesteps=7,
         fisher_chunks=2, **REPLAY,
     )  # fmt: skip
     network, teacher = Oracle(method.network), Oracle(method.setting.teacher)
@@ -199,7 +201,7 @@ def test_selective_amnesia_loss_and_gradient():
     losses = phase.step(1)
     streams = Streams(torch.device("cpu"), 3, "forget", 1)
     pool = method.phases[0].pool
-    assert pool.images.abs().max() <= 1 and pool.images.std() > 0.1
+    assert 0 < pool.images.abs().max() <= 1
     part = phase.replayed.indices(1)
     assert set(pool.labels[part].tolist()) <= {1, 3}
     t = antithetic(streams, "t", 5)
@@ -214,10 +216,12 @@ def test_selective_amnesia_loss_and_gradient():
     penalty = sum((fisher[name] * (a - b.detach()).square()).sum() for a, b, name in pairs)
     for name, value in (("loss_forget", forgot), ("loss_retain", retain), ("loss_ewc", penalty)):
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-3), name
-    assert_grads(steps[0]["grads"], network.grads(forgot + 0.7 * retain + 0.02 * penalty))
-    # The penalty alone is a large part of it: a wrong factor would show.
-    share = network.grads(0.02 * penalty)["w"] / network.grads(forgot + 0.7 * retain + 0.02 * penalty)["w"]
-    assert abs(share) > 1e-2
+    assert_grads(steps[0]["grads"], network.grads(forgot + 0.7 * retain + 1e-6 * penalty))
+    # Both parts count: a wrong factor of either would show.
+    sizes = [
+        max(float(g.abs().max()) for g in network.grads(part).values()) for part in (forgot + retain, 1e-6 * penalty)
+    ]
+    assert max(sizes) < 300 * min(sizes)
 
 
 @pytest.mark.parametrize(("timesteps", "chunks"), [(1000, 3), (40, 4)])
