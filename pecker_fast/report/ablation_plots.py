@@ -52,8 +52,9 @@ def draw_frontier(several: Mapping[str, Results], path: Path) -> None:
     for panel in axes[0]:
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     if handles:
-        figure.set_figheight(4.6 + 0.22 * (len(handles) // 4))
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=7)
+        columns = 3 * len(several)
+        figure.set_figheight(4.6 + 0.22 * (len(handles) // columns))
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=7)
     save_figure(figure, path)
 
 
