@@ -62,9 +62,15 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     left = {path.name for path in (folder / "pecker-seed0").iterdir()}
     assert not left & {"checkpoints", "unet", "report.md"}
     # From the runs' file alone, the same report.
-    other = tmp_path / "other"
+    other, several = tmp_path / "other", tmp_path / "several.jsonl"
+    several.write_text((tmp_path / "plus" / "runs.jsonl").read_text() + "\n".join(json.dumps(x) for x in lines[::-2]))
     main(["ablate", "--runs", str(tmp_path / "mask" / "runs.jsonl"), "--output-dir", str(other)])
     assert (other / "mask" / "runs.csv").read_bytes() == (tmp_path / "mask" / "runs.csv").read_bytes()
+    # Whatever else there is in it, and in which order.
+    main(["ablate", "--runs", str(several), "--output-dir", str(other)])
+    assert [run["factor"] for run in map(json.loads, (other / "mask" / "runs.jsonl").open())] == [
+        line["factor"] for line in lines
+    ]
 
 
 def test_it_goes_on_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):

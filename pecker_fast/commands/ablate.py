@@ -101,9 +101,7 @@ def ablate(
         run.args.options.check(TIMESTEPS)
         ended(run.args)
     if runs is not None:
-        places = {(f"{a}-{b}", condition.name) for a, b in asked for condition in found.of_pair((a, b))}
-        there = [run for run in read_ablation(Path(runs)) if (run.pair, run.condition) in places]
-        _report(found, study, folder, [run for run in there if run.preset == preset])
+        _report(found, study, folder, list(_from_file(Path(runs), found, preset, asked)))
         return
     if not report_only:
         _run([run for i, run in enumerate(plan) if i % workers == place])
@@ -117,6 +115,16 @@ def ablate(
     if missing:
         print(f"{len(missing)} of {len(plan)} runs are missing")
     _report(found, study, folder, [_read(run, preset) for run in there])
+
+
+def _from_file(path: Path, study: Study, preset: str, pairs: tuple[tuple[int, int], ...]) -> Iterator[AblationRun]:
+    """The runs of a study in a file that may have others too, in the order of the study's tables."""
+    there = [run for run in read_ablation(path) if run.preset == preset]
+    for pair in pairs:
+        for condition in study.of_pair(pair):
+            for run in there:
+                if (run.pair, run.condition) == (f"{pair[0]}-{pair[1]}", condition.name):
+                    yield dataclasses.replace(run, factor=condition.factor)
 
 
 def _report(study: Study, name: str, folder: Path, runs: list[AblationRun]) -> None:

@@ -21,7 +21,7 @@ def draw_frontier(several: Mapping[str, Results], path: Path) -> None:
     others = [name for name in names if not any(name in of.frontier for of in several.values())]
     styles = {name: (COLOURS[1 + i % 6], MARKERS[i // 6 % len(MARKERS)]) for i, name in enumerate(others)}
     for panel, (title, of) in zip(axes[0], several.items(), strict=True):
-        joined = []
+        joined = {}
         for name in of.by_condition:
             if name == of.reference:
                 continue
@@ -36,10 +36,11 @@ def draw_frontier(several: Mapping[str, Results], path: Path) -> None:
                 x.mean, y.mean, **bars, color=colour, marker=marker, mfc=fill, ms=6, lw=0, elinewidth=0.8, label=label
             )
             if name in of.frontier:
-                joined.append((x.mean, y.mean))
+                joined[name] = x.mean, y.mean
                 panel.annotate(name.split()[-1], (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", size=7)
-        joined.sort()
-        panel.plot(*zip(*joined, strict=True), color="0.35", label="SFD, by coefficient") if joined else None
+        if joined:
+            line = [joined[name] for name in of.frontier if name in joined]
+            panel.plot(*zip(*line, strict=True), color="0.35", lw=1, label="SFD, by coefficient")
         base = None if of.reference not in of.by_condition else of.mean(of.reference, COST)
         if base is not None:
             panel.axhline(base.mean, color="0.6", linestyle=":", label=of.reference)
@@ -51,8 +52,9 @@ def draw_frontier(several: Mapping[str, Results], path: Path) -> None:
     for panel in axes[0]:
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     if handles:
-        figure.set_figheight(4.6 + 0.22 * (len(handles) // 4))
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=7)
+        columns = 3 * len(several)
+        figure.set_figheight(4.6 + 0.22 * (len(handles) // columns))
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=7)
     save_figure(figure, path)
 
 
@@ -83,6 +85,4 @@ def draw_curves(results: Results, path: Path) -> None:
             panel.set_xlabel("images seen")
             panel.set_ylabel(label)
             panel.grid(alpha=0.3)
-        if axes[1][column].lines:
-            axes[1][column].set_yscale("log")
     save_figure(figure, path)

@@ -132,7 +132,8 @@ def write_ablation(
     text += [f"* {title}: {meaning}." for _, title, _, meaning in FIGURES]
     text += [
         f"* Frontier: of {', '.join(frontier)} on the same seed; over the frontier: the figure less the frontier's at "
-        "the same images to UA 98 (linear between its points, level beyond them). Below 0 is better than the frontier.",
+        "the same images to UA 98, linear between those of its points that none is better than in both, level beyond "
+        "them. Below 0 is better than the frontier.",
         "* Sooner than all: seeds on which UA 98 comes before every setting of the frontier.",
         "",
         "![frontier](frontier.png)",

@@ -63,12 +63,12 @@ def paired(values: Mapping, others: Mapping) -> Interval | None:
 class Frontier:
     """The frontier that one method's settings make in the plane of time (x) and cost (y), both better if lower.
 
-    Settings with the same x are averaged; between two x the cost is interpolated linearly; beyond the ends it is that
-    of the end.
+    Of the settings only those count that no other is at least as good as in both. Between two of them the cost is
+    interpolated linearly; beyond the ends it is that of the end. Taking the best of noisy points flatters the frontier.
 
     Parameters
     ----------
-    xs, ys: ascending x, and its cost.
+    xs, ys: ascending x, and its falling cost.
     """
 
     xs: tuple[float, ...]
@@ -77,14 +77,11 @@ class Frontier:
     @classmethod
     def of(cls, points: Sequence[tuple[float | None, float | None]]) -> "Frontier | None":
         """Of (x, y) of each setting; those with a None are left out. None where nothing is left."""
-        there: dict[float, list[float]] = {}
-        for x, y in points:
-            if x is not None and y is not None:
-                there.setdefault(x, []).append(y)
-        if not there:
-            return None
-        xs = sorted(there)
-        return cls(tuple(xs), tuple(statistics.fmean(there[x]) for x in xs))
+        best: list[tuple[float, float]] = []
+        for x, y in sorted((x, y) for x, y in points if x is not None and y is not None):
+            if not best or y < best[-1][1]:
+                best.append((x, y))
+        return cls(*map(tuple, zip(*best, strict=True))) if best else None
 
     def cost(self, x: float) -> float:
         """The frontier's cost at x."""

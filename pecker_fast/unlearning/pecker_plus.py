@@ -13,7 +13,7 @@ class PeckerPlus(Pecker):
     """PECKER with decoupled forget coefficients and the second moment of the retain gradient."""
 
     name = "pecker+"
-    # Found on digits; on other data they are a starting point.
+    # Found on digits (docs/ablation.md); on other data they are a starting point.
     defaults = {  # noqa: RUF012
         "generator_forget_weight": 0.1,
         "score_forget_weight": 0.02,

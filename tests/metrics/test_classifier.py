@@ -147,15 +147,18 @@ def test_judge_gives_probabilities_and_features():
             judge(wrong)
 
 
-def test_shipped_judge():
+@pytest.mark.parametrize(("name", "size"), [("digits", 8), ("digits16", 16)])
+def test_shipped_judge(name, size):
     pytest.importorskip("sklearn")
-    assert len(ASSET.read_bytes()) < 300_000
-    judge, test = load_judge("digits"), load_digits_images("test")
+    assert len((ASSET.parents[1] / name / ASSET.name).read_bytes()) < 350_000
+    judge, test = load_judge(name), load_digits_images("test", image_size=size)
     share = (judge(test.tensor())[0].argmax(1) == test.labels).double().mean().item()
     assert share >= 0.99
     assert share == pytest.approx(judge.accuracy, abs=1e-12)
     assert judge.class_names == test.class_names
-    assert {name: judge.recipe[name] for name in DIGITS_RECIPE} == DIGITS_RECIPE
+    recipe = {**DIGITS_RECIPE, "shift": size // 8}
+    assert {key: judge.recipe[key] for key in DIGITS_RECIPE} == recipe
+    assert judge.feature_extractor == f"{name}-judge-64"
     # A weight or image off by rounding must not matter: noise far above it changes few answers.
     noisy = (test.tensor() + 0.1 * torch.randn(test.tensor().shape)).clamp(-1, 1)
     assert (judge(noisy)[0].argmax(1) == test.labels).double().mean() >= 0.97

@@ -47,9 +47,11 @@ def test_paired_differences_are_those_of_a_paired_t_test():
 
 
 def test_frontier_interpolates_and_is_level_beyond_its_ends():
-    points = [(30.0, 1.0), (10.0, 3.0), (20.0, 4.0), (20.0, 2.0), (None, 9.0), (50.0, None)]
+    points = [(30.0, 1.0), (10.0, 3.0), (20.0, 4.0), (20.0, 2.0), (25.0, 2.5), (40.0, 1.0), (None, 0.0), (5.0, None)]
+    random.shuffle(points)
     frontier = Frontier.of(points)
-    assert frontier.xs == (10.0, 20.0, 30.0) and frontier.ys == (3.0, 3.0, 1.0)
+    # (20, 4), (25, 2.5) and (40, 1) are no better than another in anything.
+    assert frontier.xs == (10.0, 20.0, 30.0) and frontier.ys == (3.0, 2.0, 1.0)
     for x in (0.0, 10.0, 12.5, 20.0, 22.0, 29.9, 30.0, 99.0):
         assert frontier.cost(x) == pytest.approx(np.interp(x, frontier.xs, frontier.ys))
     assert Frontier.of([(None, 1.0)]) is None
