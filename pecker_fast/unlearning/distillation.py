@@ -360,7 +360,8 @@ class DistillationPhase(Phase):
             pieces = [slice(r), slice(r, None)] if separate and r > 0 else [slice(None)]
             drawn = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
         leaf = torch.cat([x.detach() for x in drawn]).requires_grad_()
-        with setting.regions("teacher and score network"):
+        # Frozen until the backward pass is over, which computes activations again where gradients are checkpointed.
+        with setting.regions("teacher and score network"), _frozen(self.score):
             loss, found = self._generator_loss(leaf, z, eps, t, batch)
             (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
         with setting.regions("generator backward"):
@@ -392,7 +393,7 @@ class DistillationPhase(Phase):
         o, setting, schedule, r, found = self.options, self.setting, self.setting.schedule, batch.retained, {}
         self.score.eval()
         x_t = schedule.add_noise(x, eps, t)
-        with setting.autocast(), _frozen(self.score):
+        with setting.autocast():
             x0_teacher = schedule.predict_x0(x_t, self.guidance.teacher(x_t, t, batch), t)
             x0_score = schedule.predict_x0(x_t, self.guidance.score(self.score, x_t, t, batch), t)
         total: Tensor | float = 0.0
