@@ -10,6 +10,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from itertools import chain
 from pathlib import Path
@@ -31,8 +32,8 @@ NETWORK = Path(str(resources.files("pecker_fast").joinpath("assets", "digits", "
 
 
 def run(method: str, seed: int, iterations: int, *, device: str, mixed_precision: str = "no", **changes: Any) -> dict:
-    """A run on the shipped network that ends after ``iterations`` of its schedule: losses of every iteration, the
-    entries that the forget gradient reaches, and the averaged generator's evaluation."""
+    """A run on the shipped network with a schedule of ``iterations``: losses of every one, the share of the weights
+    whose gradients the forget batch needs, and the averaged generator's evaluation."""
     network, schedule = load_network(NETWORK)
     request = ForgetRequest.of(network, [preset("digits").forget_class], preset("digits").cover_class)
     setting = Setting(
@@ -44,8 +45,8 @@ def run(method: str, seed: int, iterations: int, *, device: str, mixed_precision
         mixed_precision=mixed_precision,
     )
     kind = method_class(method)
-    options = method_options("digits", kind)
-    method_ = kind(setting, type(options)(**{**vars(options), **changes}))
+    options = replace(method_options("digits", kind), max_train_steps=iterations, **changes)
+    method_ = kind(setting, options)
     phase = method_.phases[-1]
     phase.start(None)
     curve: dict[str, list[float]] = {}
@@ -98,12 +99,12 @@ def granularity(seeds: Sequence[int], iterations: int, device: str) -> dict[str,
     """Every granularity at densities 0.5 and 0.1, and SFD."""
     rows = []
     for seed in seeds:
-        rows.append(run("sfd", seed, iterations, device=device))
         for density in (0.5, 0.1):
             for kind in ("entry", "row", "tensor"):
                 found = run("pecker", seed, iterations, device=device, density=density, granularity=kind)
                 rows.append({**found, "density": density, "granularity": kind})
                 print({name: value for name, value in rows[-1].items() if name != "losses"}, file=sys.stderr)
+        rows.append(run("sfd", seed, iterations, device=device))
     return {"rows": rows}
 
 
