@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything there is to know about the kernels on this machine's GPU, in one command:
-# builds, runs the tests on the GPU, compute-sanitizer on small shapes, and the benchmarks.
+# builds, runs the tests on the GPU, compute-sanitizer on small shapes, the benchmarks of the operators, and an iteration
+# of the trainer against a plain-PyTorch one.
 #
 #     benchmarks/gpu_check.sh [--quick]
 #
-# Writes benchmarks/results/<gpu>-<date>.json (with device, versions and commit), a roofline plot and a log beside it.
-# --quick leaves out the sanitizer and the largest networks.
+# Writes benchmarks/results/<gpu>-<date>.json and -train-step.json (with device, versions and commit), a plot of each and
+# a log beside them. --quick leaves out the sanitizer, the largest networks and most ways of computing an iteration.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -58,3 +59,12 @@ fi
 $python -m pecker_fast bench --device cuda --size "${sizes[@]}" --dtype float32 bfloat16 --max-seconds 1 --json "$out.json"
 $python -m pecker_fast.benchmarks.plots "$out.json" "$out.png"
 echo "written: $out.json $out.png"
+
+steps=(--quick --repeats 5 --max-seconds 8)
+if [ "$quick" = 0 ]; then
+  # About an hour.
+  steps=(--arch cifar10 stl10)
+fi
+$python -m pecker_fast.benchmarks.train_step --device cuda "${steps[@]}" --json "$out-train-step.json"
+$python -m pecker_fast.benchmarks.step_report "$out-train-step.json" --plot "$out-train-step.png"
+echo "written: $out-train-step.json"

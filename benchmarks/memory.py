@@ -79,7 +79,7 @@ def _status_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def _peak_growth(function) -> tuple[object, int]:
+def peak_growth(function) -> tuple[object, int]:
     """What ``function`` returns, and by how many bytes resident memory rose above the present while it ran."""
     if sys.platform != "linux":
         import resource
@@ -105,7 +105,7 @@ def _extra_here(request: dict) -> int:
     run_selection(problem, request["name"], size="small")()
     select = run_selection(problem, request["name"])
     gc.collect()
-    result, growth = _peak_growth(select)
+    result, growth = peak_growth(select)
     return growth - mask_bytes(result)
 
 

@@ -88,8 +88,9 @@ def _null_label(network: nn.Module, given: int | Tensor | None, batch: int) -> i
 
 
 def _call(network: nn.Module, x: Tensor, t: Tensor, extra: dict[str, Any]) -> Tensor:
-    dtype = getattr(unwrap(network), "dtype", x.dtype)
-    return network(x.to(dtype), t, return_dict=False, **extra)[0].float()
+    # The property ``dtype`` of diffusers looks at every module, which takes longer than a small network's layers.
+    weight = next(unwrap(network).parameters(), x)
+    return network(x.to(weight.dtype), t, return_dict=False, **extra)[0].float()
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,10 @@ class Regions:
         self._inside: str | None = None
 
     def __call__(self, name: str) -> AbstractContextManager:
-        return self._measure(name) if self.enabled else _NOTHING
+        if not self.enabled or (self._cuda and torch.cuda.is_current_stream_capturing()):
+            # Within a graph there is nothing to time: its replays are regions of their own.
+            return _NOTHING
+        return self._measure(name)
 
     @contextmanager
     def _measure(self, name: str) -> Iterator[None]:

@@ -27,7 +27,8 @@ from ..diffusion import (
 from ..mask import SaliencyMask
 from ..optim import MaskedAdam
 from .gradients import add_gradients
-from .guidance import Batch, Guidance
+from .graphs import GradientCalls
+from .guidance import Batch, Guidance, Part
 from .masking import Masker
 from .options import ScoreForgettingOptions
 from .protocol import Method, Phase
@@ -93,6 +94,8 @@ class DistillationPhase(Phase):
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
         self.conditions = setting.request.conditions(setting.device)
         self.guidance = Guidance(setting, options, self.conditions)
+        several = options.gradient_accumulation_steps > 1
+        self._calls = GradientCalls(setting.regions, options.cuda_graphs, setting.device, copy=several)
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
@@ -226,28 +229,56 @@ class DistillationPhase(Phase):
         o = self.options
         return streams.timesteps(f"{purpose} t", batch.total, o.t_min, o.t_max)[batch.rows]
 
+    def _pieces(self, batch: Batch, part: Part = "both") -> list[Part]:
+        """What of a batch goes through the networks in one call."""
+        if part == "both" and self.options.split_batches and batch.retained < len(batch.labels):
+            return ["retain", "forget"]
+        return [part]
+
     def _score_backward(self, streams: Streams, batch: Batch, losses: dict[str, Tensor]) -> None:
         """Adds the gradient of L_psi (Eq. 3), times 1 / micro-batches, to psi's."""
-        o, setting, count, r = self.options, self.setting, len(batch.labels), batch.retained
+        z = self._noise(streams, batch, "score", "z")
+        eps = self._noise(streams, batch, "score", "eps")
+        t = self._timesteps(streams, batch, "score")
+        drawn = [z, eps, t, batch.labels, batch.teacher_labels, *self.guidance.drawn(streams, batch)]
+        for piece in self._pieces(batch):
+            part, kept = batch.part(piece)
+            name = "score dropout" if piece == "both" else f"score dropout {piece}"
+            seed = streams.dropout_seed(name, self.setting.world.rank)
+            tensors = [tensor[kept] for tensor in drawn]
+            found, _ = self._calls("score step", self._score_gradient, self.score, seed, tensors, part.retained)
+            self._record(losses, found)
+
+    def _score_gradient(
+        self,
+        z: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        teacher_labels: Tensor,
+        *further: Any,
+        earlier: list[Tensor | None] | None = None,
+    ) -> tuple[dict[str, Tensor], None]:
+        """The losses. ``further``: what guidance draws, and how many of the samples are of retained classes."""
+        *dropped, r = further
+        o, setting, found, batch = self.options, self.setting, {}, Batch.of(labels, teacher_labels, r)
         with setting.regions("sampling"), torch.no_grad(), setting.autocast():
             self.generator.eval()
-            x0 = self.one_step(self.generator, self._noise(streams, batch, "score", "z"), batch.labels)
+            x0 = self.one_step(self.generator, z, labels)
         with setting.regions("score step"):
-            eps = self._noise(streams, batch, "score", "eps")
-            t = self._timesteps(streams, batch, "score")
             x_t = setting.schedule.add_noise(x0, eps, t)
             self.score.train()
-            streams.seed_dropout("score dropout", setting.world.rank)
             with setting.autocast():
-                eps_pred = self.guidance.learning(self.score, x_t, t, batch, streams)
-            retain = noise_prediction_loss(eps[:r], eps_pred[:r])
-            total = o.score_retain_weight * retain
-            self._record(losses, "loss_score_retain", retain)
-            if r < count:
-                forget = noise_prediction_loss(eps[r:], eps_pred[r:])
-                total = total + o.score_forget_weight * forget
-                self._record(losses, "loss_score_forget", forget)
+                eps_pred = self.guidance.learning(self.score, x_t, t, batch, *dropped)
+            total: Tensor | float = 0.0
+            if r > 0:
+                found["loss_score_retain"] = noise_prediction_loss(eps[:r], eps_pred[:r])
+                total = total + o.score_retain_weight * found["loss_score_retain"]
+            if r < len(labels):
+                found["loss_score_forget"] = noise_prediction_loss(eps[r:], eps_pred[r:])
+                total = total + o.score_forget_weight * found["loss_score_forget"]
             (total / o.gradient_accumulation_steps).backward()
+        return {name: loss.detach() for name, loss in found.items()}, None
 
     def _average(self, network: nn.Module, further: list[Tensor] | None = None) -> None:
         """Averages the network's gradients over the processes, and ``further`` ones."""
@@ -256,17 +287,18 @@ class DistillationPhase(Phase):
                 grads = [p.grad for p in network.parameters() if p.grad is not None]
                 self.setting.world.average_([*grads, *(further or ())])
 
-    def _record(self, losses: dict[str, Tensor], name: str, loss: Tensor) -> None:
-        share = loss.detach() / self.options.gradient_accumulation_steps
-        losses[name] = losses[name] + share if name in losses else share
+    def _record(self, losses: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+        for name, loss in found.items():
+            share = loss / self.options.gradient_accumulation_steps
+            losses[name] = losses[name] + share if name in losses else share
 
     def _joint_update(self, micros: list[tuple[Streams, Batch]], losses: dict[str, Tensor]) -> None:
         separate = self.masker is not None and self.mask_scope == "forget"
-        forget_grads: list[Tensor] | None = None
+        forget_grads: list[Tensor | None] | None = None
         for streams, batch in micros:
             forget_grads = self._generator_backward(streams, batch, losses, separate, forget_grads)
         mask = None if self.masker is None else self.masker.mask
-        self._average(self.generator, forget_grads)
+        self._average(self.generator, [grad for grad in forget_grads or () if grad is not None])
         with self.setting.regions("optimizer"):
             if separate:
                 self.generator_optimizer.step(mask=mask, masked_grads=forget_grads)
@@ -290,63 +322,98 @@ class DistillationPhase(Phase):
         batch: Batch,
         losses: dict[str, Tensor],
         separate: bool,
-        forget_grads: list[Tensor] | None = None,
-        part: Literal["both", "retain", "forget"] = "both",
-    ) -> list[Tensor] | None:
+        forget_grads: list[Tensor | None] | None = None,
+        part: Part = "both",
+    ) -> list[Tensor | None] | None:
         """Adds the gradient of L_theta (Eq. 4-7) to theta's.
 
-        With ``separate`` that is L_distill's alone, and the gradient of L_forget, one tensor a parameter, is added to
-        ``forget_grads`` and returned: the two meet in the optimizer.
+        With ``separate`` that is L_distill's alone, and the gradient of L_forget, one tensor a parameter and None where
+        the mask is known to be empty, is added to ``forget_grads`` and returned: the two meet in the optimizer.
         """
-        o, setting = self.options, self.setting
         z = self._noise(streams, batch, "generator", "z")
         eps = self._noise(streams, batch, "generator", "eps")
         t = self._timesteps(streams, batch, "generator")
-        batch, kept = batch.part(part)
-        z, eps, t, r = z[kept], eps[kept], t[kept], batch.retained
+        for piece in self._pieces(batch, part):
+            there, kept = batch.part(piece)
+            seed = streams.dropout_seed(f"generator dropout {piece}", self.setting.world.rank)
+            tensors = [z[kept], eps[kept], t[kept], there.labels, there.teacher_labels]
+            static = (there.retained, separate and piece != "retain")
+            found, forget_grads = self._calls(
+                "generator step", self._generator_gradient, self.generator, seed, tensors, *static, earlier=forget_grads
+            )
+            self._record(losses, found)
+        return forget_grads
+
+    def _generator_gradient(
+        self,
+        z: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        teacher_labels: Tensor,
+        r: int,
+        separate: bool,
+        earlier: list[Tensor | None] | None = None,
+    ) -> tuple[dict[str, Tensor], list[Tensor | None] | None]:
+        """The losses, and ``earlier`` gradients of L_forget with ``separate`` ones added; the first ``r`` samples are
+        of retained classes."""
+        o, setting, batch = self.options, self.setting, Batch.of(labels, teacher_labels, r)
         with setting.regions("generator forward"), setting.autocast():
             self.generator.train()
-            streams.seed_dropout(f"generator dropout {part}", setting.world.rank)
             # Two calls where two gradients of the weights are wanted: one backward pass for each batch, not for both.
-            pieces = (slice(r), slice(r, None)) if separate else (slice(None),)
-            drawn = [self.one_step(self.generator, z[piece], batch.labels[piece]) for piece in pieces]
+            pieces = [slice(r), slice(r, None)] if separate and r > 0 else [slice(None)]
+            drawn = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
         leaf = torch.cat([x.detach() for x in drawn]).requires_grad_()
-        with setting.regions("teacher and score network"):
-            loss = self._generator_loss(leaf, z, eps, t, batch, losses)
+        # Frozen until the backward pass is over, which computes activations again where gradients are checkpointed.
+        with setting.regions("teacher and score network"), _frozen(self.score):
+            loss, found = self._generator_loss(leaf, z, eps, t, batch)
             (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
         with setting.regions("generator backward"):
-            drawn[0].backward(grad[pieces[0]])
-            if not separate:
-                return None
-            return add_gradients(drawn[1], list(self.generator.parameters()), forget_grads, grad[pieces[1]])
+            if separate:
+                earlier = self._forget_gradient(drawn.pop(), grad[pieces.pop()], earlier)
+            for x, piece in zip(drawn, pieces, strict=True):
+                x.backward(grad[piece])
+        return {name: value.detach() for name, value in found.items()}, earlier
+
+    def _forget_gradient(self, x: Tensor, grad: Tensor, earlier: list[Tensor | None] | None) -> list[Tensor | None]:
+        """Gradients of theta, added to ``earlier`` ones; None for parameters in which the mask has no entry, whose own
+        are not computed."""
+        params = list(self.generator.parameters())
+        # A graph outlives the mask.
+        reached = None if self.options.cuda_graphs else self.masker.reached
+        wanted = [i for i, here in enumerate(reached or [True] * len(params)) if here]
+        found: list[Tensor | None] = [None] * len(params)
+        if wanted:
+            before = None if earlier is None else [earlier[i] for i in wanted]
+            grads = add_gradients(x, [params[i] for i in wanted], before, grad)
+            for i, made in zip(wanted, grads, strict=True):
+                found[i] = made
+        return found
 
     def _generator_loss(
-        self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor, batch: Batch, losses: dict[str, Tensor]
-    ) -> Tensor:
-        """L_theta as a function of the images ``x`` of ``batch``."""
-        o, setting, schedule, r = self.options, self.setting, self.setting.schedule, batch.retained
+        self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_theta as a function of the images ``x`` of ``batch``, and its terms."""
+        o, setting, schedule, r, found = self.options, self.setting, self.setting.schedule, batch.retained, {}
         self.score.eval()
         x_t = schedule.add_noise(x, eps, t)
-        with setting.autocast(), _frozen(self.score):
+        with setting.autocast():
             x0_teacher = schedule.predict_x0(x_t, self.guidance.teacher(x_t, t, batch), t)
             x0_score = schedule.predict_x0(x_t, self.guidance.score(self.score, x_t, t, batch), t)
         total: Tensor | float = 0.0
         if r > 0:
-            distill = score_distillation_loss(x[:r], x0_teacher[:r], x0_score[:r], o.alpha)
-            total = total + o.generator_retain_weight * distill
-            self._record(losses, "loss_distill", distill)
+            found["loss_distill"] = score_distillation_loss(x[:r], x0_teacher[:r], x0_score[:r], o.alpha)
+            total = total + o.generator_retain_weight * found["loss_distill"]
         if r < len(x):
-            forget = score_distillation_loss(x[r:], x0_teacher[r:], x0_score[r:], o.alpha)
-            total = total + o.generator_forget_weight * forget
-            self._record(losses, "loss_forget", forget)
+            found["loss_forget"] = score_distillation_loss(x[r:], x0_teacher[r:], x0_score[r:], o.alpha)
+            total = total + o.generator_forget_weight * found["loss_forget"]
             if o.regression_weight:
                 self.generator.eval()
                 with torch.no_grad(), setting.autocast():
                     cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
-                regression = regression_loss(x[r:], cover)
-                total = total + o.regression_weight * regression
-                self._record(losses, "loss_regression", regression)
-        return total
+                found["loss_regression"] = regression_loss(x[r:], cover)
+                total = total + o.regression_weight * found["loss_regression"]
+        return total, found
 
 
 class ScoreForgetting(Method):

@@ -12,6 +12,9 @@ from .options import ScoreForgettingOptions
 from .setting import Setting
 from .streams import Streams
 
+# What of a batch: samples of what is to stay, of what is to be forgotten, or both in one call.
+Part = Literal["both", "retain", "forget"]
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -26,7 +29,12 @@ class Batch:
     rows: slice | Tensor
     total: int
 
-    def part(self, part: Literal["both", "retain", "forget"]) -> tuple["Batch", slice]:
+    @classmethod
+    def of(cls, labels: Tensor, teacher_labels: Tensor, retained: int) -> "Batch":
+        """One that is whole."""
+        return cls(labels, teacher_labels, retained, slice(None), len(labels))
+
+    def part(self, part: Part) -> tuple["Batch", slice]:
         """The samples of one kind, and where they are among this process's."""
         r = self.retained
         kept = {"both": slice(None), "retain": slice(r), "forget": slice(r, None)}[part]
@@ -69,12 +77,18 @@ class Guidance:
     def _score_labels(self, batch: Batch) -> Tensor:
         return batch.teacher_labels if self.options.score_sees_cover else batch.labels
 
-    def learning(self, score: nn.Module, x_t: Tensor, t: Tensor, batch: Batch, streams: Streams) -> Tensor:
-        """psi's prediction that it is trained on (kappa_1); conditions are dropped at random where it is guided."""
+    def drawn(self, streams: Streams, batch: Batch) -> list[Tensor]:
+        """Whose conditions psi is not told while it learns, bool (samples of this process,); nothing where it is told
+        all."""
+        if self.options.score_guidance_scale == 1 or not self.options.condition_dropout:
+            return []
+        drawn = streams.uniform("score condition dropout", batch.total)[batch.rows]
+        return [drawn < self.options.condition_dropout]
+
+    def learning(self, score: nn.Module, x_t: Tensor, t: Tensor, batch: Batch, dropped: Tensor | None = None) -> Tensor:
+        """psi's prediction that it is trained on (kappa_1); ``dropped``: what ``drawn`` gave."""
         labels, nulls, scale = self._score_labels(batch), self._null_labels(batch, 0), self.options.score_guidance_scale
-        if scale != 1 and self.options.condition_dropout:
-            drawn = streams.uniform("score condition dropout", batch.total)[batch.rows]
-            dropped = drawn < self.options.condition_dropout
+        if dropped is not None:
             # The negative text goes with the prompt.
             labels, nulls = labels.masked_fill(dropped, self._null), nulls.masked_fill(dropped, self._null)
         return predict_eps(score, x_t, t, labels, scale, nulls)

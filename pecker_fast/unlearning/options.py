@@ -90,6 +90,12 @@ class ScoreForgettingOptions:
     """What Adam's second moment of theta is of: the whole gradient, or the retain gradient alone."""
     max_update: float | None = None
     """Largest update of an entry of theta, in learning rates."""
+    split_batches: bool = False
+    """Compute with retained and then with forgotten samples instead of with both at once: about half the memory of
+    activations, in more and smaller calls. Dropout draws other numbers."""
+    cuda_graphs: bool = False
+    """Capture the forward and backward passes of a step in CUDA graphs: for networks and batches that are too small to
+    keep a GPU busy. Every weight gradient is computed, those of parameters outside the mask too."""
 
     @property
     def forget_samples(self) -> int:

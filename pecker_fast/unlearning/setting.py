@@ -18,6 +18,9 @@ from .conditions import Conditions, PromptRequest
 COVER_RANDOM = "random"
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+# Networks of a run share their code, in several modes and sizes of batch: more graphs than torch makes of a function by
+# default, beyond which it would go on uncompiled.
+MAX_COMPILED = 64
 
 
 class Images(Protocol):
@@ -118,6 +121,8 @@ class Compute:
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
         if self.compile:
+            config = torch._dynamo.config
+            config.recompile_limit = max(config.recompile_limit, MAX_COMPILED)
             network.compile()
         return network
 

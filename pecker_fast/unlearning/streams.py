@@ -35,9 +35,13 @@ class Streams:
         """The generator of the stream ``name``, on the device and at its start: one name, one draw."""
         return torch.Generator(self.device).manual_seed(derived_seed(*self.place, name))
 
+    def dropout_seed(self, name: str, rank: int = 0) -> int:
+        """For torch's default generators, which dropout draws from: another one on each process."""
+        return derived_seed(*self.place, name, *((rank,) if rank else ()))
+
     def seed_dropout(self, name: str, rank: int = 0) -> None:
-        """Seeds torch's default generators, which dropout draws from: other numbers on each process."""
-        torch.manual_seed(derived_seed(*self.place, name, *((rank,) if rank else ())))
+        """Seeds torch's default generators with it."""
+        torch.manual_seed(self.dropout_seed(name, rank))
 
     def normal(self, name: str, count: int, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers, float32 (count, *shape)."""

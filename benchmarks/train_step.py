@@ -1,0 +1,357 @@
+"""An iteration of the trainer against a plain-PyTorch one: time, images a second, memory, FLOP utilisation, phases.
+
+``python -m pecker_fast.benchmarks.train_step --arch cifar10 stl10 --json out.json``; no data and no checkpoint are
+needed. Each row is a method in one precision, with and without ``torch.compile`` and CUDA graphs, taken in turns with
+the rival (``step_rival``) in the same precision and, in the same way, with SFD.
+"""
+
+import argparse
+import gc
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pecker_fast.profiling import Regions
+
+from .memory import peak_growth
+from .run import check_choice, conditions, save
+from .step_flops import iteration_flops, matmul_rate, named_peak
+from .step_problem import ARCHITECTURES, METHODS, PRECISIONS, Iteration, Problem, precision
+from .step_report import text_table
+from .step_rival import Rival
+from .timing import Timing, interleave, median_of_ratios, ratio_of_medians
+
+FORMAT_VERSION = 1
+# The rival knows no autocast: bf16 is measured against what torch does when nothing is said.
+RIVAL_PRECISION = {"fp32": "fp32", "tf32": "tf32", "default": "default", "bf16": "default"}
+# What the optimizer's side of an iteration is made of; the average is kept in the optimizer's pass.
+OPTIMIZER_SIDE = ("optimizer", "selection")
+# bf16, and equal precision; pecker over sfd; the optimizer's side; memory over the rival's.
+BARS = {"bf16": 3.0, "bf16 aim": 4.0, "equal": 1.5, "pecker": 1.05, "optimizer": 0.03, "memory": 0.6}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of computing an iteration."""
+
+    precision: str
+    compile: bool = False
+    cuda_graphs: bool = False
+    split_batches: bool = False
+    granularity: str = "entry"
+
+    @property
+    def name(self) -> str:
+        words = [self.precision, self.compile and "compile", self.cuda_graphs and "graphs"]
+        words += [self.split_batches and "split", self.granularity != "entry" and f"masks of {self.granularity}s"]
+        return " ".join(filter(None, words))
+
+    def options(self, method: str, density: float = 0.5) -> dict[str, Any]:
+        """Those of the method that it sets."""
+        said: dict[str, Any] = {"cuda_graphs": self.cuda_graphs, "split_batches": self.split_batches}
+        return said if method == "sfd" else {**said, "granularity": self.granularity, "density": density}
+
+
+def blocks(iteration: Callable[[], dict[str, Tensor]], count: int) -> Callable[[], None]:
+    """``count`` iterations, as a loop runs them: nothing waits in between, and masks come when they are due."""
+
+    def run() -> None:
+        for _ in range(count):
+            iteration()
+
+    return run
+
+
+def measured_memory(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int]:
+    """What ``work`` returns, and the peak of the memory that it took beyond what was in use."""
+    if device.type != "cuda":
+        return peak_growth(work)
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    result = work()
+    torch.cuda.synchronize(device)
+    return result, torch.cuda.max_memory_allocated(device) - before
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has made in this process."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def graph_breaks() -> int:
+    from torch._dynamo.utils import counters
+
+    return sum(counters["graph_break"].values())
+
+
+def phases(iteration: Iteration, regions: Regions, count: int) -> dict[str, float]:
+    """Seconds of an iteration in each region of the profiler; they are switched on for these iterations alone."""
+    regions.reset()
+    regions.enabled = True
+    try:
+        blocks(iteration, count)()
+    finally:
+        regions.enabled = False
+    return {name: seconds / count for name, seconds in regions.totals().items()}
+
+
+def optimizer_share(seconds: dict[str, float]) -> float:
+    """Share of the optimizers, the average and the selection of the mask."""
+    return sum(seconds.get(name, 0.0) for name in OPTIMIZER_SIDE) / sum(seconds.values())
+
+
+def timing_row(timing: Timing, block: int, images: int) -> dict[str, Any]:
+    """Milliseconds of an iteration, and images a second."""
+    ms = {name: 1e3 * seconds / block for name, seconds in timing.summary().items()}
+    return {"ms": ms, "images_per_second": 1e3 * images / ms["p50"]}
+
+
+def measure(
+    problem: Problem, name: str, variant: Variant, density: float, *, block: int, repeats: int, max_seconds: float
+) -> dict[str, Any]:
+    """A row: one method of the package in one way, beside the rival and beside SFD."""
+    device, rival_kind = problem.device, RIVAL_PRECISION[variant.precision]
+    regions = Regions(False, device)
+    graphs_before, breaks_before = compiled_graphs(), graph_breaks()
+
+    def start(make: Callable[[], Callable], kind: str) -> Callable:
+        with precision(kind):
+            iteration = make()
+            blocks(iteration, block)()
+        return iteration
+
+    def ours(method: str, own: Regions) -> Callable[[], Iteration]:
+        options = variant.options(method, density)
+        return lambda: problem.ours(method, variant.precision, compile=variant.compile, regions=own, **options)
+
+    # The rival knows masks of entries only.
+    other = {} if name == "sfd" else {"density": density}
+    rival, rival_bytes = measured_memory(device, lambda: start(lambda: Rival(problem, name, **other), rival_kind))
+    iteration, bytes_ = measured_memory(device, lambda: start(ours(name, regions), variant.precision))
+    calls = {"ours": (iteration, variant.precision), "rival": (rival, rival_kind)}
+    if name != "sfd":
+        calls["sfd"] = (start(ours("sfd", Regions()), variant.precision), variant.precision)
+
+    def timed(call: Callable, kind: str) -> Callable[[], None]:
+        def run() -> None:
+            with precision(kind):
+                blocks(call, block)()
+
+        return run
+
+    functions = {key: timed(*found) for key, found in calls.items()}
+    graphs_after = compiled_graphs()
+    timings = interleave(functions, device, repeats=repeats, warmup=1, max_seconds=max_seconds)
+    with precision(variant.precision):
+        by_phase = phases(iteration, regions, block)
+    images = problem.batch
+    row: dict[str, Any] = {
+        **timing_row(timings["ours"], block, images),
+        "rival": {**timing_row(timings["rival"], block, images), "precision": rival_kind},
+        "speedup": ratio_of_medians(timings["rival"], timings["ours"]),
+        "speedup_paired": median_of_ratios(timings["rival"], timings["ours"]),
+        "peak_bytes": bytes_,
+        "rival_peak_bytes": rival_bytes,
+        "phases_seconds": by_phase,
+        "optimizer_share": optimizer_share(by_phase),
+        "blocks": len(timings["ours"].seconds),
+        "iterations_in_block": block,
+    }
+    if "sfd" in timings:
+        row["over_sfd"] = ratio_of_medians(timings["ours"], timings["sfd"])
+        row["over_sfd_paired"] = median_of_ratios(timings["ours"], timings["sfd"])
+    if variant.compile:
+        row["compiled_graphs"] = graphs_after - graphs_before
+        row["compiled_while_timed"] = compiled_graphs() - graphs_after
+        row["graph_breaks"] = graph_breaks() - breaks_before
+    return row
+
+
+def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The row's numbers that have a bar; it is one for the published networks on a GPU."""
+    judged = row["device"] == "cuda" and row["arch"] in ("cifar10", "stl10") and row["batch"] >= 64
+    kind = "bf16" if row["precision"] == "bf16" else "equal"
+    found = [("rival / ours", row["speedup"], BARS[kind], BARS["bf16 aim"] if kind == "bf16" else None, False)]
+    found.append(("memory / rival", row["peak_bytes"] / max(1, row["rival_peak_bytes"]), BARS["memory"], None, True))
+    found.append(("optimizer, selection, average", row["optimizer_share"], BARS["optimizer"], None, True))
+    if row["method"] == "pecker":
+        found.append(("pecker / sfd", row["over_sfd"], BARS["pecker"], None, True))
+    return [
+        {
+            "figure": name,
+            "number": number,
+            "bar": bar,
+            "aim": aim,
+            "at_most": at_most,
+            "met": (number <= bar if at_most else number >= bar) if judged else None,
+        }
+        for name, number, bar, aim, at_most in found
+    ]
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    torch._dynamo.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def run(
+    archs: Sequence[str] = ("cifar10",),
+    methods: Sequence[str] = ("sfd", "pecker"),
+    variants: Sequence[Variant] = (Variant("bf16"),),
+    *,
+    device: str = "cpu",
+    batch: int | None = None,
+    density: float = 0.5,
+    block: int = 10,
+    repeats: int = 10,
+    max_seconds: float = 30.0,
+    progress: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Measures every method in every variant on every architecture: {"conditions": ..., "rows": [...]}.
+
+    ``batch``: retained samples, and as many forgotten ones; the published one where None. ``block``: iterations that
+    are timed together; a multiple of 10 shares out the masks of every tenth iteration rightly. ``progress`` is called
+    with each row. What does not fit into the device's memory is a row with "skipped". Raises ValueError for a wrong
+    argument.
+    """
+    check_choice("arch", archs, list(ARCHITECTURES))
+    check_choice("methods", methods, list(METHODS))
+    check_choice("precision", [variant.precision for variant in variants], list(PRECISIONS))
+    check_choice("device", [device.partition(":")[0]], ["cpu", "cuda"])
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no CUDA device")
+    if where.type != "cuda" and any(variant.cuda_graphs for variant in variants):
+        raise ValueError("cuda_graphs is on, which needs a GPU: the device is cpu")
+    for name, value in (("block", block), ("repeats", repeats), ("batch", 1 if batch is None else batch)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    results = {"version": FORMAT_VERSION, "conditions": conditions(where), "rows": []}
+    rates = {kind: matmul_rate(where, kind) for kind in {variant.precision for variant in variants}}
+    for arch in archs:
+        problem = Problem.make(arch, batch, where)
+        for name in methods:
+            rival_flops = iteration_flops(arch, name, problem.batch, where, rival=True)
+            by_granularity: dict[str, float] = {}
+            for variant in variants:
+                kind = variant.granularity if name != "sfd" else "entry"
+                if kind not in by_granularity:
+                    own = {} if name == "sfd" else {"granularity": kind, "density": density}
+                    by_granularity[kind] = iteration_flops(arch, name, problem.batch, where, **own)
+                flops = by_granularity[kind]
+                label = {"arch": arch, "numel": problem.numel, "batch": problem.batch, "method": name}
+                label |= {"device": where.type, "variant": variant.name, "precision": variant.precision}
+                label |= {"compile": variant.compile, **variant.options(name, density)}
+                label |= {"flops": flops, "rival_flops": rival_flops}
+                limits = {"block": block, "repeats": repeats, "max_seconds": max_seconds}
+                try:
+                    found = measure(problem, name, variant, density, **limits)
+                except torch.OutOfMemoryError as error:
+                    found = {"skipped": str(error).splitlines()[0]}
+                else:
+                    rate = flops / (found["ms"]["p50"] / 1e3)
+                    peak = named_peak(results["conditions"]["device"], variant.precision)
+                    found["flops_per_second"] = rate
+                    found["of_matmul_rate"] = rate / rates[variant.precision]
+                    found["of_named_peak"] = None if peak is None else rate / peak
+                    found["figures"] = figures({**label, **found})
+                row = {**label, **found}
+                results["rows"].append(row)
+                progress(row)
+                _release(where)
+    results["matmul_flops_per_second"] = rates
+    return results
+
+
+# What there is time for in a check of a few minutes, and in an hour.
+QUICK = (Variant("bf16"), Variant("bf16", compile=True), Variant("bf16", cuda_graphs=True), Variant("tf32", True))
+STANDARD = (
+    *(Variant(kind, compiled) for kind in ("fp32", "tf32", "bf16") for compiled in (False, True)),
+    *(Variant("bf16", compiled, cuda_graphs=True) for compiled in (False, True)),
+    *(Variant("bf16", True, graphs, split_batches=True) for graphs in (False, True)),
+)
+SWITCHES = {
+    "precision": ["bf16"],
+    "compile": ["off"],
+    "cuda_graphs": ["off"],
+    "split": ["off"],
+    "granularity": ["entry"],
+}
+
+
+def variants_of(given: argparse.Namespace) -> Sequence[Variant]:
+    """All combinations of what was asked for; a choice of them where nothing was."""
+    asked = {name: getattr(given, name) for name in SWITCHES}
+    if given.quick or not any(asked.values()):
+        standard = QUICK if given.quick else STANDARD
+        return standard if given.device.startswith("cuda") else [v for v in standard if not v.cuda_graphs]
+    values = [asked[name] or default for name, default in SWITCHES.items()]
+    kinds, compiled, graphs, split, granularities = values
+    on = lambda words: [word == "on" for word in words]  # noqa: E731
+    ways = itertools.product(kinds, on(compiled), on(graphs), on(split), granularities)
+    return [Variant(*way) for way in ways]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m pecker_fast.benchmarks.train_step", description=__doc__)
+    made.add_argument("--arch", "--size", nargs="+", default=["cifar10", "stl10"], help=", ".join(ARCHITECTURES))
+    made.add_argument("--methods", nargs="+", default=list(METHODS), help=", ".join(METHODS))
+    made.add_argument("--precision", nargs="+", help=", ".join(PRECISIONS))
+    switch: dict[str, Any] = {"nargs": "+", "choices": ["off", "on"]}
+    made.add_argument("--compile", help="torch.compile", **switch)
+    made.add_argument("--cuda-graphs", help="CUDA graphs of the gradients", **switch)
+    made.add_argument("--split", help="retained and forgotten samples one after the other", **switch)
+    made.add_argument("--granularity", nargs="+", choices=["entry", "row", "tensor"], help="of masks")
+    made.add_argument("--density", type=float, default=0.5, help="of masks")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--batch", type=int, help="retained samples; the published number by default")
+    made.add_argument("--block", type=int, default=10, help="iterations timed together")
+    made.add_argument("--repeats", type=int, default=10, help="blocks of each alternative")
+    made.add_argument("--max-seconds", type=float, default=30.0, help="for a row, beyond three blocks")
+    made.add_argument("--quick", action="store_true", help="cifar10, sfd and pecker, in four ways of computing")
+    made.add_argument("--json", help="file to write the results to")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    if given.quick:
+        given.arch, given.methods = ["cifar10"], ["sfd", "pecker"]
+    try:
+        if given.json is not None and not Path(given.json).parent.is_dir():
+            raise ValueError(f"json is {given.json!r}, but there is no folder {str(Path(given.json).parent)!r}")
+        results = run(
+            given.arch,
+            given.methods,
+            variants_of(given),
+            device=given.device,
+            batch=given.batch,
+            density=given.density,
+            block=given.block,
+            repeats=given.repeats,
+            max_seconds=given.max_seconds,
+            progress=lambda row: print(text_table([row]), file=sys.stderr),
+        )
+    except ValueError as error:
+        print(f"train_step: {error}", file=sys.stderr)
+        return 2
+    print(text_table(results["rows"]))
+    if given.json is not None:
+        save(results, given.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
