@@ -1,11 +1,12 @@
-"""Class-conditional diffusion: noise schedule, U-Net, one-step generator, samplers, and the losses of unlearning."""
+"""Diffusion, conditional on classes or text: schedule, networks, one-step generator, samplers, losses of unlearning."""
 
 from .ancestors import load_ancestor
 from .files import check_network_folder, load_network, save_network, save_one_step_pipeline
 from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
-from .sampling import sample_ddim, sample_ddpm, sample_one_step
+from .sampling import sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NoiseSchedule
+from .text import PromptTable, TextConditioned, encode_prompts
 from .unet import (
     UNetConfig,
     build_unet,
@@ -18,11 +19,14 @@ from .unet import (
 __all__ = [
     "NoiseSchedule",
     "OneStepGenerator",
+    "PromptTable",
+    "TextConditioned",
     "UNetConfig",
     "build_unet",
     "check_class_conditional",
     "check_network_folder",
     "distillation_weight",
+    "encode_prompts",
     "load_ancestor",
     "load_network",
     "noise_prediction_loss",
@@ -34,6 +38,7 @@ __all__ = [
     "sample_ddim",
     "sample_ddpm",
     "sample_one_step",
+    "sample_shape",
     "save_network",
     "save_one_step_pipeline",
     "score_distillation_loss",

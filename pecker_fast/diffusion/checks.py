@@ -81,6 +81,8 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 
 def embedding_count(network: nn.Module) -> int | None:
-    """Rows of the network's class embedding, the null label's included; None where it has none."""
-    embedding = getattr(unwrap(network), "class_embedding", None)
-    return getattr(embedding, "num_embeddings", None)
+    """Labels that the network takes, the null label included: rows of its class embedding, or of its table of prompts;
+    None where it has neither."""
+    network = unwrap(network)
+    own = getattr(network, "num_conditions", None)
+    return getattr(getattr(network, "class_embedding", None), "num_embeddings", None) if own is None else own

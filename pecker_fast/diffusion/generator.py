@@ -18,7 +18,7 @@ def predict_eps(
     t: int | Tensor,
     labels: Tensor | None,
     guidance_scale: float = 1.0,
-    null_label: int | None = None,
+    null_label: int | Tensor | None = None,
     conditioning: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """eps(x_t, t, c), or with guidance eps_u + guidance_scale (eps_c - eps_u) (arXiv 2207.12598; kappa of SiD-LSG).
@@ -32,7 +32,7 @@ def predict_eps(
     labels: integers of shape (B,), checked against the network's embedding unless on a GPU. None only with
         ``conditioning``.
     guidance_scale: 1 calls the network once; anything else once more, for both halves in one batch of 2 B.
-    null_label: the label of "no condition" for eps_u; that of the network by default.
+    null_label: the label of "no condition" for eps_u, one or one a sample, (B,); that of the network by default.
     conditioning: further keyword arguments of the network's forward (such as ``encoder_hidden_states``). Guidance
         replaces the labels only: tensors with B rows are shared by both halves.
 
@@ -58,7 +58,7 @@ def predict_eps(
         return _call(network, x_t, times, extra)
     if labels is None:
         raise ValueError(f"guidance_scale is {guidance_scale}, expected 1 where there are no labels")
-    null = _null_label(network, null_label)
+    null = _null_label(network, null_label, batch)
     doubled = {
         name: torch.cat([value, value]) if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
         for name, value in extra.items()
@@ -68,15 +68,18 @@ def predict_eps(
     return eps_null + guidance_scale * (eps_cond - eps_null)
 
 
-def _check_labels(labels: Tensor, batch: int, size: int | None) -> None:
+def _check_labels(labels: Tensor, batch: int, size: int | None, name: str = "labels") -> None:
     if not isinstance(labels, Tensor):
-        raise TypeError(f"labels is {type(labels).__name__}, expected a tensor")
-    check_indices("labels", labels, size)
+        raise TypeError(f"{name} is {type(labels).__name__}, expected a tensor")
+    check_indices(name, labels, size)
     if labels.shape != (batch,):
-        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({batch},), the batch's")
+        raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected ({batch},), the batch's")
 
 
-def _null_label(network: nn.Module, given: int | None) -> int:
+def _null_label(network: nn.Module, given: int | Tensor | None, batch: int) -> int | Tensor:
+    if isinstance(given, Tensor):
+        _check_labels(given, batch, embedding_count(network), "null_label")
+        return given
     null = null_label_of(network) if given is None else given
     if null is None:
         raise ValueError("null_label is None and the network has none: guidance needs one")

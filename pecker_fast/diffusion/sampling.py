@@ -42,7 +42,8 @@ class _Noise:
         return made
 
 
-def _sample_shape(network: nn.Module, shape: tuple[int, int, int] | None) -> tuple[int, ...]:
+def sample_shape(network: nn.Module, shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
+    """(C, H, W) of what a network draws: ``shape``, or else what its configuration says. ValueError where it does not."""
     if shape is not None:
         if len(shape) != 3:
             raise ValueError(f"shape is {shape}, expected (C, H, W)")
@@ -77,12 +78,15 @@ def _sample(
     """Runs ``step(z, labels, generators)`` batch by batch."""
     check_int("batch_size", batch_size, 1)
     labels = as_labels(labels, embedding_count(network))
-    noise = _Noise(seed, _sample_shape(network, shape))
+    # Latents have no bounds.
+    bounded = not getattr(unwrap(network), "draws_latents", False)
+    noise = _Noise(seed, sample_shape(network, shape))
 
     def batches() -> Iterator[Tensor]:
         for part in labels.split(batch_size):
             z = noise.start(len(part)).to(device)
-            yield step(z, part.to(device), noise.generators(len(part))).float().clamp(-1, 1)
+            drawn = step(z, part.to(device), noise.generators(len(part))).float()
+            yield drawn.clamp(-1, 1) if bounded else drawn
 
     with torch.no_grad():
         return torch.cat(list(batches()))
@@ -112,7 +116,7 @@ def sample_one_step(
 
     Returns
     -------
-    float32 (N, C, H, W) on ``device``, clamped to [-1, 1], in the order of ``labels``.
+    float32 (N, C, H, W) on ``device``, clamped to [-1, 1] unless the network draws latents, in the order of ``labels``.
 
     Raises
     ------

@@ -1,5 +1,6 @@
 """The noise schedule: x_t = a_t x_0 + b_t eps with a_t = sqrt(alphas_cumprod_t), b_t = sqrt(1 - alphas_cumprod_t)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,15 +64,17 @@ class NoiseSchedule:
         return cls((1 - betas).cumprod(0))
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any) -> "NoiseSchedule":
+    def from_scheduler(cls, scheduler: Any, prediction_types: Sequence[str] = ("epsilon",)) -> "NoiseSchedule":
         """The schedule of a diffusers scheduler (anything with ``config`` and ``betas``).
 
-        Raises ValueError where its networks do not predict the noise, or its last timestep has no signal left.
+        Raises ValueError where its networks predict something not among ``prediction_types``, or its last timestep has
+        no signal left.
         """
         config = scheduler.config
         kind = config.get("prediction_type", "epsilon")
-        if kind != "epsilon":
-            raise ValueError(f'scheduler has prediction_type {kind!r}, expected "epsilon"')
+        if kind not in prediction_types:
+            wanted = ", ".join(f'"{name}"' for name in prediction_types)
+            raise ValueError(f"scheduler has prediction_type {kind!r}, expected {wanted}")
         if config.get("rescale_betas_zero_snr", False):
             raise ValueError("scheduler has rescale_betas_zero_snr: x_0 cannot be predicted at its last timestep")
         # The configuration is exact where the scheduler's float32 betas are rounded.

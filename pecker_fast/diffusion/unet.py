@@ -138,6 +138,10 @@ def num_classes(unet: nn.Module) -> int:
 
 
 def null_label(unet: nn.Module) -> int | None:
-    """The label of "no condition", num_classes, or None where the network has none."""
+    """The label of "no condition", or None where the network has none: num_classes of a ``UNet2DModel``, of other
+    networks what they say themselves (``null_label``)."""
+    own = getattr(unwrap(unet), "null_label", None)
+    if own is not None:
+        return own
     classes = num_classes(unet)
     return classes if classes < unwrap(unet).config["num_class_embeds"] else None

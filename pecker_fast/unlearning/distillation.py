@@ -8,10 +8,8 @@ An iteration (SFD, arXiv 2409.11219; PECKER, arXiv 2604.05634, Eq. 3-10):
    asked about the cover class. PECKER lets the gradient of L_forget reach salient entries only (Eq. 8-10).
 """
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +19,13 @@ from torch import Tensor, nn
 from ..diffusion import (
     OneStepGenerator,
     noise_prediction_loss,
-    predict_eps,
     regression_loss,
     sample_one_step,
     save_one_step_pipeline,
     score_distillation_loss,
 )
 from ..optim import MaskedAdam
+from .guidance import Batch, Guidance
 from .masking import Masker
 from .options import ScoreForgettingOptions
 from .protocol import Method, Phase
@@ -35,33 +33,21 @@ from .setting import Setting
 from .streams import Streams
 
 
-@dataclass
-class Batch:
-    """Labels of this process's part of a micro-batch, retained classes first: of theta and psi, and of the teacher.
-
-    ``rows`` are its rows of the whole micro-batch, which has ``total``.
-    """
-
-    labels: Tensor
-    teacher_labels: Tensor
-    retained: int
-    rows: slice | Tensor
-    total: int
-
-
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
     """No gradients of the network's weights are computed within, only those of its input."""
-    network.requires_grad_(False)
+    trained = _trained(network)
+    for param in trained:
+        param.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for param in trained:
+            param.requires_grad_(True)
 
 
-def trainable_copy(network: nn.Module) -> nn.Module:
-    """A copy with weights of its own, that require grad."""
-    return copy.deepcopy(network).requires_grad_(True)
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [param for param in network.parameters() if param.requires_grad]
 
 
 class DistillationPhase(Phase):
@@ -103,14 +89,8 @@ class DistillationPhase(Phase):
         self.forget, self.masker, self.update, self.mask_scope = forget, masker, update, mask_scope
         self.images_per_iteration = options.train_batch_size * options.gradient_accumulation_steps
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
-        request, device = setting.request, setting.device
-        retained = request.retained_classes if forget else tuple(range(request.num_classes))
-        self._retained_labels = torch.tensor(retained, device=device)
-        self._forget_labels = torch.tensor(request.forget_classes, device=device)
-        covers = request.retained_classes if request.cover_class is None else (request.cover_class,)
-        self._cover_labels = torch.tensor(covers, device=device)
-        config = setting.teacher.config
-        self._shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+        self.conditions = setting.request.conditions(setting.device)
+        self.guidance = Guidance(setting, options, self.conditions)
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
@@ -119,9 +99,10 @@ class DistillationPhase(Phase):
             "betas": (o.adam_beta1, o.adam_beta2),
             "eps": o.adam_epsilon,
             "clip_value": o.max_grad_value,
-            "nonfinite": self.setting.nonfinite,
+            **self.setting.optimizer_options(),
         }
-        self.score_optimizer = MaskedAdam(self.score.named_parameters(), lr=self.score_learning_rate, **common)
+        trained = [(name, param) for name, param in self.score.named_parameters() if param.requires_grad]
+        self.score_optimizer = MaskedAdam(trained, lr=self.score_learning_rate, **common)
         self.generator_optimizer = MaskedAdam(
             self.generator.named_parameters(),
             lr=o.generator_learning_rate,
@@ -201,7 +182,7 @@ class DistillationPhase(Phase):
             self.masker.load_state_dict(state["masker"], self.generator)
 
     def trained_parameters(self) -> Iterable[Tensor]:
-        yield from self.score.parameters()
+        yield from _trained(self.score)
         yield from self.generator.parameters()
 
     @contextmanager
@@ -220,12 +201,11 @@ class DistillationPhase(Phase):
         o = self.options
         world, count = self.setting.world, o.train_batch_size
         kept = world.share(count)
-        retained = streams.choose("retain labels", count, self._retained_labels)[kept]
+        retained = self.conditions.draw_retained(streams, count, everything=not self.forget)[kept]
         if not self.forget:
             return Batch(retained, retained, len(retained), kept, count)
         kept_too = world.share(o.forget_samples)
-        forgotten = streams.choose("forget labels", o.forget_samples, self._forget_labels)[kept_too]
-        covers = streams.choose("cover labels", o.forget_samples, self._cover_labels)[kept_too]
+        forgotten, covers = (labels[kept_too] for labels in self.conditions.draw_forgotten(streams, o.forget_samples))
         total = count + o.forget_samples
         rows: slice | Tensor = slice(None)
         if world.size > 1:
@@ -235,7 +215,7 @@ class DistillationPhase(Phase):
 
     def _noise(self, streams: Streams, batch: Batch, purpose: str, name: str) -> Tensor:
         """Standard normal numbers for this process's samples, one image each."""
-        return streams.normal(f"{purpose} {name}", batch.total, self._shape)[batch.rows]
+        return streams.normal(f"{purpose} {name}", batch.total, self.setting.sample_shape)[batch.rows]
 
     def _timesteps(self, streams: Streams, batch: Batch, purpose: str) -> Tensor:
         o = self.options
@@ -254,7 +234,7 @@ class DistillationPhase(Phase):
             self.score.train()
             streams.seed_dropout("score dropout", setting.world.rank)
             with setting.autocast():
-                eps_pred = predict_eps(self.score, x_t, t, batch.labels)
+                eps_pred = self.guidance.learning(self.score, x_t, t, batch, streams)
             retain = noise_prediction_loss(eps[:r], eps_pred[:r])
             total = o.score_retain_weight * retain
             self._record(losses, "loss_score_retain", retain)
@@ -316,22 +296,21 @@ class DistillationPhase(Phase):
         With ``separate`` that is L_distill's alone, and the gradient of L_forget is returned, one tensor a parameter:
         the two meet in the optimizer.
         """
-        o, setting, r = self.options, self.setting, batch.retained
+        o, setting = self.options, self.setting
         z = self._noise(streams, batch, "generator", "z")
         eps = self._noise(streams, batch, "generator", "eps")
         t = self._timesteps(streams, batch, "generator")
-        kept = {"both": slice(None), "retain": slice(r), "forget": slice(r, None)}[part]
-        z, eps, t, labels = z[kept], eps[kept], t[kept], batch.labels[kept]
-        teacher_labels, r = batch.teacher_labels[kept], {"both": r, "retain": r, "forget": 0}[part]
+        batch, kept = batch.part(part)
+        z, eps, t, r = z[kept], eps[kept], t[kept], batch.retained
         with setting.regions("generator forward"), setting.autocast():
             self.generator.train()
             streams.seed_dropout(f"generator dropout {part}", setting.world.rank)
             # Two calls where two gradients of the weights are wanted: one backward pass for each batch, not for both.
             pieces = (slice(r), slice(r, None)) if separate else (slice(None),)
-            drawn = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
+            drawn = [self.one_step(self.generator, z[piece], batch.labels[piece]) for piece in pieces]
         leaf = torch.cat([x.detach() for x in drawn]).requires_grad_()
         with setting.regions("teacher and score network"):
-            loss = self._generator_loss(leaf, z, eps, t, labels, teacher_labels, r, losses)
+            loss = self._generator_loss(leaf, z, eps, t, batch, losses)
             (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
         with setting.regions("generator backward"):
             drawn[0].backward(grad[pieces[0]])
@@ -341,23 +320,15 @@ class DistillationPhase(Phase):
             return list(torch.autograd.grad(drawn[1], params, grad[pieces[1]], materialize_grads=True))
 
     def _generator_loss(
-        self,
-        x: Tensor,
-        z: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        labels: Tensor,
-        teacher_labels: Tensor,
-        r: int,
-        losses: dict[str, Tensor],
+        self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor, batch: Batch, losses: dict[str, Tensor]
     ) -> Tensor:
-        """L_theta as a function of the images ``x``, the first ``r`` of which are of retained classes."""
-        o, setting, schedule = self.options, self.setting, self.setting.schedule
+        """L_theta as a function of the images ``x`` of ``batch``."""
+        o, setting, schedule, r = self.options, self.setting, self.setting.schedule, batch.retained
         self.score.eval()
         x_t = schedule.add_noise(x, eps, t)
         with setting.autocast(), _frozen(self.score):
-            x0_teacher = schedule.predict_x0(x_t, predict_eps(setting.teacher, x_t, t, teacher_labels), t)
-            x0_score = schedule.predict_x0(x_t, predict_eps(self.score, x_t, t, labels), t)
+            x0_teacher = schedule.predict_x0(x_t, self.guidance.teacher(x_t, t, batch), t)
+            x0_score = schedule.predict_x0(x_t, self.guidance.score(self.score, x_t, t, batch), t)
         total: Tensor | float = 0.0
         if r > 0:
             distill = score_distillation_loss(x[:r], x0_teacher[:r], x0_score[:r], o.alpha)
@@ -370,7 +341,7 @@ class DistillationPhase(Phase):
             if o.regression_weight:
                 self.generator.eval()
                 with torch.no_grad(), setting.autocast():
-                    cover = self.one_step(self.generator, z[r:], teacher_labels[r:])
+                    cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
                 regression = regression_loss(x[r:], cover)
                 total = total + o.regression_weight * regression
                 self._record(losses, "loss_regression", regression)
@@ -388,8 +359,9 @@ class ScoreForgetting(Method):
         setting.world.check_shares("train_batch_size", options.train_batch_size)
         setting.world.check_shares("forget_batch_size", options.forget_samples)
         # Both start as the teacher (the pretrained average) where nothing else is given.
-        self.score = setting.place(trainable_copy(setting.initial_score or setting.teacher))
-        self.generator = setting.place(trainable_copy(setting.initial_generator or setting.teacher))
+        self.score = setting.trainable(setting.initial_score or setting.teacher)
+        self.generator = setting.trainable(setting.initial_generator or setting.teacher)
+        setting.lower_teacher()
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
 
     def save(self, folder: Path, network: nn.Module) -> None:

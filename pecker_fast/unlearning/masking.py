@@ -89,7 +89,7 @@ class Masker:
         self._previous: SaliencyMask | None = None
         self._ever: SaliencyMask | None = None
         self._pool: tuple[Tensor, Tensor] | None = None
-        self._forget_labels = torch.tensor(setting.request.forget_classes, device=setting.device)
+        self._forgotten = setting.request.conditions(setting.device).forgotten
 
     @property
     def samples(self) -> int:
@@ -103,7 +103,7 @@ class Masker:
         if self.options.saliency_samples == "initial":
             self._pool = self._draw(streams, generator)
         elif self.options.saliency_samples == "teacher":
-            labels = streams.choose("labels", self.samples, self._forget_labels)
+            labels = streams.choose("labels", self.samples, self._forgotten)
             seed = derived_seed(self.setting.seed, "saliency teacher")
             with self.setting.autocast():
                 images = sample_ddim(self.setting.teacher, self.setting.schedule, labels, TEACHER_STEPS, seed=seed)
@@ -111,10 +111,8 @@ class Masker:
 
     @torch.no_grad()
     def _draw(self, streams: Streams, generator: nn.Module) -> tuple[Tensor, Tensor]:
-        labels = streams.choose("labels", self.samples, self._forget_labels)
-        config = self.setting.teacher.config
-        shape = (config["in_channels"], config["sample_size"], config["sample_size"])
-        z = streams.normal("z", self.samples, shape)
+        labels = streams.choose("labels", self.samples, self._forgotten)
+        z = streams.normal("z", self.samples, self.setting.sample_shape)
         generator.eval()
         with self.setting.autocast():
             batch = self.options.saliency_batch_size

@@ -61,6 +61,21 @@ class ScoreForgettingOptions:
     """Learning rates over the run: constant, or falling linearly to lr_end_factor of what they were."""
     lr_end_factor: float = 0.1
     """Where the linear scheduler ends."""
+    score_guidance_scale: float = 1.0
+    """Guidance of the prediction that psi is trained on (kappa_1 of long-short guidance); 1: none."""
+    score_eval_guidance_scale: float = 1.0
+    """Guidance of psi in theta's loss (kappa_2 and kappa_3)."""
+    teacher_guidance_scale: float = 1.0
+    """Guidance of the teacher in theta's loss (kappa_4)."""
+    condition_dropout: float = 0.1
+    """Share of psi's training samples whose condition is dropped, where score_guidance_scale is not 1."""
+    negative_roles: tuple[bool, bool, bool] = (False, False, True)
+    """Text only: whether the negative text stands for "no condition" of what is to be forgotten, in psi's training, for
+    psi in theta's loss, for the teacher."""
+    negative_for_retained: bool = False
+    """Text only: the negative text also for what is to stay."""
+    score_sees_cover: bool = False
+    """Tell psi the cover, not what is to be forgotten, about samples of the latter."""
     adam_beta1: float = 0.0
     """Adam's decay of the first moment; at 0 there is none."""
     adam_beta2: float = 0.999
@@ -80,6 +95,11 @@ class ScoreForgettingOptions:
     def forget_samples(self) -> int:
         """Samples of forgotten classes in a step."""
         return self.train_batch_size if self.forget_batch_size is None else self.forget_batch_size
+
+    @property
+    def guidance_scales(self) -> tuple[float, float, float]:
+        """Of psi's training, of psi in theta's loss, of the teacher."""
+        return self.score_guidance_scale, self.score_eval_guidance_scale, self.teacher_guidance_scale
 
     def learning_rate_factor(self, iteration: int, iterations: int) -> float:
         """What learning rates are multiplied with in iteration ``iteration`` of ``iterations``."""
@@ -101,6 +121,12 @@ class ScoreForgettingOptions:
             check_number(f"{name}_learning_rate", getattr(self, f"{name}_learning_rate"), open_low=True)
             check_number(f"{name}_retain_weight", getattr(self, f"{name}_retain_weight"))
             check_number(f"{name}_forget_weight", getattr(self, f"{name}_forget_weight"))
+        for name in ("score_guidance_scale", "score_eval_guidance_scale", "teacher_guidance_scale"):
+            check_number(name, getattr(self, name))
+        check_number("condition_dropout", self.condition_dropout, high=1.0)
+        roles = self.negative_roles
+        if len(roles) != 3 or not all(isinstance(role, bool) for role in roles):
+            raise ValueError(f"negative_roles is {roles!r}, expected three of True and False")
         check_number("regression_weight", self.regression_weight)
         check_number("adam_epsilon", self.adam_epsilon)
         if self.ema_decay is not None:

@@ -1,18 +1,22 @@
 """What every method is given: the pretrained network, the request, and how to compute."""
 
+import copy
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..diffusion import NoiseSchedule, num_classes
+from ..diffusion import NoiseSchedule, num_classes, sample_shape
 from ..diffusion.checks import check_int
 from ..parallel import World
 from ..profiling import Regions
+from .conditions import Conditions, PromptRequest
 
 COVER_RANDOM = "random"
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 
 
@@ -56,6 +60,12 @@ class ForgetRequest:
     @property
     def retained_classes(self) -> tuple[int, ...]:
         return tuple(label for label in range(self.num_classes) if label not in self.forget_classes)
+
+    def conditions(self, device: torch.device | str) -> Conditions:
+        """The labels that a run draws from, on ``device``."""
+        covers = self.retained_classes if self.cover_class is None else (self.cover_class,)
+        labels = (self.retained_classes, self.forget_classes, covers, tuple(range(self.num_classes)))
+        return Conditions(*(torch.tensor(values, device=device) for values in labels))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,9 +121,14 @@ class Setting(Compute):
 
     Parameters
     ----------
-    teacher: the pretrained ``UNet2DModel``; moved to ``device`` and frozen. Methods copy it.
+    teacher: the pretrained ``UNet2DModel``, or a ``TextConditioned`` U-Net; moved to ``device`` and frozen. Methods
+        copy it.
     schedule: that it was trained with.
-    request: what to forget.
+    request: what to forget; of a text-conditioned network prompts, whose labels are those of its table.
+    weights_dtype: of psi and theta. In bfloat16 or float16 small updates are kept by stochastic rounding, or by float32
+        copies of the weights (``master_weights``).
+    teacher_dtype: of the teacher, once the methods have copied it; None: as it is.
+    gradient_checkpointing: compute activations of psi, theta and the teacher again in the backward pass.
     forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
         int64 (N,); None for methods that draw their own.
     initial_generator, initial_score: what theta and psi start from, of the teacher's architecture; None: the teacher.
@@ -122,18 +137,61 @@ class Setting(Compute):
 
     teacher: nn.Module
     schedule: NoiseSchedule
-    request: ForgetRequest
+    request: ForgetRequest | PromptRequest
     initial_generator: nn.Module | None = None
     initial_score: nn.Module | None = None
+    weights_dtype: torch.dtype = torch.float32
+    master_weights: bool = False
+    teacher_dtype: torch.dtype | None = None
+    gradient_checkpointing: bool = False
     forget_images: torch.Tensor | None = None
     forget_labels: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "schedule", self.schedule.to(self.device))
+        for name in ("weights_dtype", "teacher_dtype"):
+            dtype = getattr(self, name)
+            if dtype not in WEIGHT_DTYPES and not (dtype is None and name == "teacher_dtype"):
+                raise ValueError(f"{name} is {dtype}, expected one of {', '.join(map(str, WEIGHT_DTYPES))}")
+        if self.master_weights and self.weights_dtype == torch.float32:
+            raise ValueError("master_weights is set, but weights_dtype is torch.float32: there is nothing to keep")
         self.place(self.teacher).eval().requires_grad_(False)
+        self._checkpoint_gradients(self.teacher)
         wanted = {name: value.shape for name, value in self.teacher.state_dict().items()}
         for name in ("initial_generator", "initial_score"):
             network = getattr(self, name)
             if network is not None and {key: v.shape for key, v in network.state_dict().items()} != wanted:
                 raise ValueError(f"{name} is a network of another architecture than the pretrained one")
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of what the networks draw: images, or latents."""
+        return sample_shape(self.teacher)
+
+    def _checkpoint_gradients(self, network: nn.Module) -> None:
+        if self.gradient_checkpointing:
+            if not hasattr(network, "enable_gradient_checkpointing"):
+                raise ValueError(f"gradient_checkpointing is set, but a {type(network).__name__} has none")
+            network.enable_gradient_checkpointing()
+
+    def trainable(self, network: nn.Module) -> nn.Module:
+        """A copy with weights of its own, of ``weights_dtype``, that require grad, placed."""
+        network = copy.deepcopy(network).to(self.weights_dtype).requires_grad_(True)
+        self._checkpoint_gradients(network)
+        return self.place(network)
+
+    def lower_teacher(self) -> None:
+        """Casts the teacher to ``teacher_dtype``: to be called by methods that have copied it."""
+        if self.teacher_dtype is not None:
+            self.teacher.to(self.teacher_dtype)
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """How MaskedAdam keeps small updates of low-precision weights, and what it does with inf and NaN."""
+        low = self.weights_dtype != torch.float32
+        return {
+            "master_weights": self.master_weights,
+            "stochastic_rounding": low and not self.master_weights,
+            "seed": self.seed,
+            "nonfinite": self.nonfinite,
+        }

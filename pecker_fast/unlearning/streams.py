@@ -43,11 +43,15 @@ class Streams:
         """Standard normal numbers, float32 (count, *shape)."""
         return torch.randn((count, *shape), generator=self.generator(name), device=self.device)
 
+    def uniform(self, name: str, count: int) -> Tensor:
+        """Uniform numbers in [0, 1), float32 (count,)."""
+        return torch.rand(count, generator=self.generator(name), device=self.device)
+
     def timesteps(self, name: str, count: int, low: int, high: int) -> Tensor:
         """int64 (count,), uniform from ``low`` to ``high``, both included."""
         return torch.randint(low, high + 1, (count,), generator=self.generator(name), device=self.device)
 
     def choose(self, name: str, count: int, values: Tensor) -> Tensor:
-        """``count`` of ``values``, a vector on the device, uniformly and with repetition."""
+        """``count`` rows of ``values``, a tensor on the device, uniformly and with repetition."""
         index = torch.randint(len(values), (count,), generator=self.generator(name), device=self.device)
         return values[index]

@@ -7,6 +7,7 @@ import torch
 
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class, method_names
+from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 
@@ -162,7 +163,8 @@ def test_two_stages_hand_over_the_average_and_keep_the_teacher():
     for i in range(3):
         losses = first.step(i)
     # All classes are retained in the first stage.
-    assert set(losses) == {"loss_score_retain", "loss_distill"} and set(first._retained_labels.tolist()) == {0, 1, 2}
+    drawn = [label for i in range(20) for label in first._draw(Streams(torch.device("cpu"), i)).labels.tolist()]
+    assert set(losses) == {"loss_score_retain", "loss_distill"} and set(drawn) == {0, 1, 2}
     score = weights(method.score)
     with first.averaged() as network:
         averaged = weights(network)
@@ -183,7 +185,8 @@ def test_real_images_of_what_is_to_be_forgotten():
 
 def test_cover_classes():
     fixed, free = build("sfd", cover=2), build("sfd", cover=None)
-    assert fixed.phases[0]._cover_labels.tolist() == [2] and free.phases[0]._cover_labels.tolist() == [1, 2]
+    assert fixed.phases[0].conditions.covers.tolist() == [2]
+    assert free.phases[0].conditions.covers.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,202 @@
+"""Text-conditional latent diffusion: a U-Net that takes prompts by their number, as others take class labels.
+
+Prompts are encoded once; a run needs neither the text encoder nor the tokenizer. All that is written for class labels
+(guidance, one-step generator, samplers, saliency) then serves prompts as well.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_int
+from .schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+# Tables above this many bytes stay on the CPU, and the rows of a batch travel.
+MAX_DEVICE_BYTES = 2 << 30
+
+
+class PromptTable:
+    """Text embeddings of prompts, by label. Copies of a network share one table.
+
+    Parameters
+    ----------
+    embeddings: floating (N, tokens, width), row i of prompt i.
+    null_label: of the empty prompt, which stands for "no condition"; None where it is not among them.
+    """
+
+    def __init__(self, embeddings: Tensor, null_label: int | None = 0) -> None:
+        if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+            raise TypeError("embeddings is not a floating tensor")
+        if embeddings.ndim != 3 or len(embeddings) == 0:
+            raise ValueError(f"embeddings has shape {tuple(embeddings.shape)}, expected (N, tokens, width) with N >= 1")
+        if null_label is not None:
+            check_int("null_label", null_label, 0, len(embeddings))
+        self.embeddings, self.null_label = embeddings.detach(), null_label
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __deepcopy__(self, _memo: dict) -> "PromptTable":
+        return self
+
+    def to(self, device: torch.device) -> None:
+        """Moves the table, in place, unless it is too large for a GPU."""
+        size = self.embeddings.numel() * self.embeddings.element_size()
+        if device.type == "cpu" or size <= MAX_DEVICE_BYTES:
+            self.embeddings = self.embeddings.to(device)
+
+    def __getitem__(self, labels: Tensor) -> Tensor:
+        """(B, tokens, width) of labels (B,), on the labels' device."""
+        return self.embeddings[labels.to(self.embeddings.device)].to(labels.device)
+
+
+class TextConditioned(nn.Module):
+    """A ``UNet2DConditionModel`` whose ``class_labels`` are prompts of a table, and which predicts the noise.
+
+    Its parameters, state dict and configuration are the U-Net's, names included: masks, optimizer states and files are
+    those of the U-Net. A network that predicts v = a eps - b x_0 (arXiv 2202.00512) is turned into one that predicts
+    eps = a v + b x_t here and nowhere else.
+
+    Parameters
+    ----------
+    unet: the U-Net. Trained in place.
+    table: embeddings of the prompts.
+    schedule: that it was trained with.
+    prediction_type: "epsilon" or "v_prediction", what the U-Net predicts.
+    sample_size: height and width of latents; those of the U-Net's configuration by default.
+
+    Attributes
+    ----------
+    num_conditions, null_label: labels there are, and that of the empty prompt.
+    draws_latents: True: samples have no bounds.
+    config: "in_channels" and "sample_size".
+    """
+
+    draws_latents = True
+
+    def __init__(
+        self,
+        unet: "UNet2DConditionModel",
+        table: PromptTable,
+        schedule: NoiseSchedule,
+        prediction_type: str = "epsilon",
+        sample_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_text_conditional(unet)
+        width = unet.config["cross_attention_dim"]
+        if table.embeddings.shape[2] != width:
+            raise ValueError(
+                f"embeddings have width {table.embeddings.shape[2]}, the U-Net expects {width}: they are of another "
+                "text encoder"
+            )
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}")
+        size = unet.config["sample_size"] if sample_size is None else sample_size
+        check_int("sample_size", size, 1)
+        self.unet, self.table, self.prediction_type = unet, table, prediction_type
+        self.schedule = schedule
+        self.config = {"in_channels": unet.config["in_channels"], "sample_size": size}
+
+    @property
+    def num_conditions(self) -> int:
+        return len(self.table)
+
+    @property
+    def null_label(self) -> int | None:
+        return self.table.null_label
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        """eps, floating (B, C, H, W): ``sample`` (B, C, H, W) of any floating dtype, ``timestep`` int (B,),
+        ``class_labels`` int (B,). Always a tuple of one."""
+        dtype = self.unet.dtype
+        text = self.table[class_labels].to(dtype)
+        (found,) = self.unet(sample.to(dtype), timestep, encoder_hidden_states=text, return_dict=False)
+        if self.prediction_type == "v_prediction":
+            a, b = self.schedule.coefficients(sample, timestep, "sample")
+            found = a * found.float() + b * sample.float()
+        return (found,)
+
+    def _apply(self, fn, recurse: bool = True) -> "TextConditioned":
+        super()._apply(fn, recurse)
+        device = next(self.unet.parameters()).device
+        self.table.to(device)
+        self.schedule = self.schedule.to(device)
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "TextConditioned":
+        copied = TextConditioned(
+            copy.deepcopy(self.unet, memo), self.table, self.schedule, self.prediction_type, self.config["sample_size"]
+        )
+        return copied.train(self.training)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """The U-Net's blocks compute their activations again in the backward pass."""
+        self.unet.enable_gradient_checkpointing()
+
+    # ---- the U-Net's, without a prefix
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.unet.named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.unet.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.unet.load_state_dict(*args, **kwargs)
+
+
+def check_text_conditional(unet: nn.Module) -> None:
+    """Raises ValueError unless ``unet`` is a ``UNet2DConditionModel`` that takes one text and nothing else."""
+    # By name: importing diffusers takes seconds, and an instance is proof that it is there.
+    if not any(base.__name__ == "UNet2DConditionModel" for base in type(unet).__mro__):
+        raise ValueError(f"unet is a {type(unet).__name__}, expected a UNet2DConditionModel")
+    config = unet.config
+    for name in ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim"):
+        if config.get(name) is not None:
+            raise ValueError(f"unet has {name}, which Stable Diffusion 1.x and 2.x have not: another kind of model")
+    if config["in_channels"] != config["out_channels"]:
+        raise ValueError(
+            f"unet has {config['in_channels']} input and {config['out_channels']} output channels: it edits images, "
+            "expected one that draws from text alone"
+        )
+    if not isinstance(config["cross_attention_dim"], int):
+        raise ValueError(f"unet has cross_attention_dim {config['cross_attention_dim']}, expected one number")
+
+
+@torch.no_grad()
+def encode_prompts(
+    tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], batch_size: int = 64
+) -> tuple[Tensor, list[str]]:
+    """Embeddings of ``prompts`` as Stable Diffusion's pipeline takes them, and those prompts that were cut.
+
+    Parameters
+    ----------
+    tokenizer, text_encoder: CLIP's, as ``transformers`` has them; the encoder where and in which dtype it computes.
+    batch_size: prompts at a time.
+
+    Returns
+    -------
+    floating (N, tokens, width) on the CPU, and the prompts that have more tokens than the encoder takes.
+    """
+    check_int("batch_size", batch_size, 1)
+    device, length = next(text_encoder.parameters()).device, tokenizer.model_max_length
+    masked = getattr(text_encoder.config, "use_attention_mask", False)
+    text_encoder.eval()
+    rows, cut = [], []
+    for start in range(0, len(prompts), batch_size):
+        texts = list(prompts[start : start + batch_size])
+        found = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        mask = found.attention_mask.to(device) if masked else None
+        rows.append(text_encoder(found.input_ids.to(device), attention_mask=mask)[0].cpu())
+        cut += [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
+    return torch.cat(rows), cut
