@@ -1,11 +1,16 @@
 """Safe latent diffusion (SLD, arXiv 2211.05105): guidance away from a text, at sampling time; no weight is changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checks import check_batch, check_int, check_like
+from .checks import check_batch, check_int, check_like, embedding_count
+from .generator import predict_eps
+from .sampling import ddim_scheduler, network_device, sample_in_batches
+from .schedule import NoiseSchedule
+from .unet import null_label
 
 # The text that the published configurations steer away from.
 SAFETY_CONCEPT = (
@@ -87,3 +92,42 @@ def sld_guidance(
     if step >= config.warmup_steps:
         guidance = guidance - gamma
     return guidance, config.momentum_beta * nu + (1 - config.momentum_beta) * gamma
+
+
+def sample_sld(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    labels: Tensor | Sequence[int],
+    safety_label: int,
+    config: SLDConfig,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    *,
+    batch_size: int = 16,
+    seed: int | torch.Generator = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """DDIM samples that are steered away from the label ``safety_label`` by ``sld_guidance``.
+
+    Other arguments, result and errors are those of ``sample_ddim``; the network has to have a null label.
+    """
+    null = null_label(network)
+    if null is None:
+        raise ValueError("the network has no null label: SLD needs one")
+    check_int("safety_label", safety_label, 0, embedding_count(network))
+    check_int("num_inference_steps", num_inference_steps, 1, schedule.num_train_timesteps + 1)
+    scheduler = ddim_scheduler(network, schedule)
+    scheduler.set_timesteps(num_inference_steps)
+
+    def step(x: Tensor, labels: Tensor, _) -> Tensor:
+        momentum = torch.zeros_like(x)
+        asked = torch.cat([torch.full_like(labels, null), labels, torch.full_like(labels, safety_label)])
+        for i, t in enumerate(scheduler.timesteps.tolist()):
+            predicted = predict_eps(network, x.repeat(3, 1, 1, 1), t, asked)
+            eps_null, eps_cond, eps_safety = predicted.chunk(3)
+            guidance, momentum = sld_guidance(eps_null, eps_cond, eps_safety, momentum, i, config)
+            x = scheduler.step(eps_null + guidance_scale * guidance, t, x).prev_sample
+        return x
+
+    device = network_device(network, device)
+    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=None)

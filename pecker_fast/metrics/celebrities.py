@@ -145,12 +145,12 @@ def load_celebrity_detector(
     faces: str | None = None,
     device: torch.device | str = "cpu",
 ) -> CelebrityDetector:
-    """The detector that the user gives.
+    """The detector that the user gives, such as the public one of Giphy, converted.
 
     Parameters
     ----------
     detector: "module:function", a function without arguments that returns a celebrity detector; or a classifier of
-        faces as a TorchScript file, or as an ONNX file (.onnx).
+    XX
     labels: for a file: text, a name a line, in the order of the classifier's outputs.
     faces: for a file: "module:function" of a face finder; MTCNN of facenet-pytorch by default.
 
@@ -174,7 +174,8 @@ def load_celebrity_detector(
     names = [line.strip() for line in Path(labels).read_text("utf-8").splitlines() if line.strip()]
     if not names:
         raise ValueError(f"celebrity_labels {labels} has no name")
-    classify = _onnx(path) if path.suffix == ".onnx" else _torchscript(path, device)
+    load = {".onnx": _onnx, ".pt2": _exported}.get(path.suffix, _torchscript)
+    classify = load(path, device)
     find = MTCNNFaces(device) if faces is None else _from_module("face_detector", faces)
     return FaceClassifier(classify, names, find, {"classifier": str(path)})
 
@@ -187,7 +188,15 @@ def _torchscript(path: Path, device: torch.device | str) -> Callable[[Tensor], T
     return lambda faces: model(faces.to(device))
 
 
-def _onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def _exported(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    try:
+        model = torch.export.load(path).module().to(device)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"celebrity_detector {path} is not a file of torch.export: {error}") from error
+    return lambda faces: model(faces.to(device))
+
+
+def _onnx(path: Path, _device: torch.device | str) -> Callable[[Tensor], Tensor]:
     try:
         import onnxruntime
     except ImportError as error:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pecker_fast.diffusion.sld import SAFETY_CONCEPT, SLD_CONFIGS, SLDConfig, sld_config, sld_guidance
-from tests.diffusion.toy import assert_close, double
+from pecker_fast.diffusion import NoiseSchedule, sample_ddim
+from pecker_fast.diffusion.sld import SAFETY_CONCEPT, SLD_CONFIGS, SLDConfig, sample_sld, sld_config, sld_guidance
+from tests.diffusion.toy import AffineNetwork, assert_close, double
 
 
 def exact(*shape):
@@ -81,3 +82,72 @@ def test_configurations():
         sld_guidance(x, x, x.int(), x, 0, SLD_CONFIGS["weak"])
     with pytest.raises(ValueError, match="step is -1"):
         sld_guidance(x, x, x, x, -1, SLD_CONFIGS["weak"])
+
+
+class LatentNetwork(AffineNetwork):
+    """Draws latents, and says which label means "no condition"."""
+
+    draws_latents, null_label, config = True, 0, {"in_channels": 4, "sample_size": 2}
+
+
+def ddim_by_hand(network, schedule, z, steps, guidance_of):
+    """Stable Diffusion's DDIM in float64; ``guidance_of(i, eps of label)`` is what is added to eps_null."""
+    kept = schedule._exact.numpy()
+    stride = len(kept) // steps
+    w, x = network.w.item(), double(z)
+    for i, t in enumerate((np.arange(steps) * stride)[::-1] + 1):
+        value = network.class_embedding.weight.detach().double().numpy()[:, 0]
+        eps = {label: w * x + value[label] + network.s * t for label in range(len(value))}
+        predicted = eps[0] + guidance_of(i, eps)
+        after = kept[t - stride] if t >= stride else kept[0]
+        x0 = (x - np.sqrt(1 - kept[t]) * predicted) / np.sqrt(kept[t])
+        x = np.sqrt(after) * x0 + np.sqrt(1 - after) * predicted
+    return x
+
+
+def test_sampler_follows_the_equations():
+    network, schedule = LatentNetwork(), NoiseSchedule.linear()
+    with torch.no_grad():
+        network.w.mul_(0.1)
+    config = SLDConfig(2, 0.5, 10.0, 0.5, 0.7)
+    labels, scale = torch.tensor([1, 3, 1]), 3.0
+    found = sample_sld(network, schedule, labels, 2, config, 10, scale, batch_size=2, seed=5)
+    one = sample_sld(network, schedule, labels, 2, config, 10, scale, batch_size=3, seed=5)
+    assert_close(found, double(one))
+    # Where the guidance never begins, these are the samples of plain guidance, and so they are by hand.
+    late = SLDConfig(10, 0.5, 10.0, 0.5, 0.7)
+    plain = sample_ddim(network, schedule, labels, 10, seed=5, guidance_scale=scale)
+    assert_close(sample_sld(network, schedule, labels, 2, late, 10, scale, seed=5), double(plain))
+    assert not torch.allclose(found, plain)
+    # Nothing is clamped: latents have no bounds.
+    assert plain.abs().max() > 1
+    generator = torch.Generator().manual_seed(5)
+    torch.randint(2**32, (), generator=generator)
+    z = torch.stack([torch.randn(4, 2, 2, generator=generator) for _ in labels])
+    for row, label in enumerate(labels.tolist()):
+        nu = np.zeros((4, 2, 2))
+
+        def steered(i, eps, label=label):
+            nonlocal nu
+            guidance, nu = by_scalars(eps[0], eps[label], eps[2], nu, i, config)
+            return scale * guidance
+
+        expected = ddim_by_hand(network, schedule, z[row], 10, steered)
+        assert_close(found[row], expected, scale=np.abs(expected).max(), factor=512)
+        expected = ddim_by_hand(
+            network, schedule, z[row], 10, lambda _, eps, label=label: scale * (eps[label] - eps[0])
+        )
+        assert_close(plain[row], expected, scale=np.abs(expected).max(), factor=512)
+
+
+def test_sampler_refuses(monkeypatch):
+    network, schedule, config = LatentNetwork(), NoiseSchedule.linear(), SLD_CONFIGS["weak"]
+    with pytest.raises(ValueError, match="safety_label is 4"):
+        sample_sld(network, schedule, [1], 4, config)
+    with pytest.raises(ValueError, match="num_inference_steps is 0"):
+        sample_sld(network, schedule, [1], 2, config, 0)
+    with pytest.raises(ValueError, match="labels has 9"):
+        sample_sld(network, schedule, [9], 2, config)
+    monkeypatch.setattr("pecker_fast.diffusion.sld.null_label", lambda network: None)
+    with pytest.raises(ValueError, match="no null label"):
+        sample_sld(network, schedule, [1], 2, config)
