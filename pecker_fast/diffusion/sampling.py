@@ -43,8 +43,7 @@ class _Noise:
 
 
 def sample_shape(network: nn.Module, shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
-    """(C, H, W) of what a network draws: ``shape``, or else what its configuration says. ValueError where that says
-    nothing."""
+    """(C, H, W) of what a network draws: ``shape``, or what its configuration says. ValueError where it does not."""
     if shape is not None:
         if len(shape) != 3:
             raise ValueError(f"shape is {shape}, expected (C, H, W)")

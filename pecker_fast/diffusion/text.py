@@ -102,7 +102,7 @@ class TextConditioned(nn.Module):
         size = unet.config["sample_size"] if sample_size is None else sample_size
         check_int("sample_size", size, 1)
         self.unet, self.table, self.prediction_type = unet, table, prediction_type
-        self.schedule = schedule
+        self.schedule, self.training = schedule, unet.training
         self.config = {"in_channels": unet.config["in_channels"], "sample_size": size}
 
     @property
@@ -134,10 +134,8 @@ class TextConditioned(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict) -> "TextConditioned":
-        copied = TextConditioned(
-            copy.deepcopy(self.unet, memo), self.table, self.schedule, self.prediction_type, self.config["sample_size"]
-        )
-        return copied.train(self.training)
+        unet = copy.deepcopy(self.unet, memo)
+        return TextConditioned(unet, self.table, self.schedule, self.prediction_type, self.config["sample_size"])
 
     def enable_gradient_checkpointing(self) -> None:
         """The U-Net's blocks compute their activations again in the backward pass."""

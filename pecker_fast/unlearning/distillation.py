@@ -25,6 +25,7 @@ from ..diffusion import (
     score_distillation_loss,
 )
 from ..optim import MaskedAdam
+from .gradients import add_gradients
 from .guidance import Batch, Guidance
 from .masking import Masker
 from .options import ScoreForgettingOptions
@@ -259,11 +260,7 @@ class DistillationPhase(Phase):
         separate = self.masker is not None and self.mask_scope == "forget"
         forget_grads: list[Tensor] | None = None
         for streams, batch in micros:
-            grads = self._generator_backward(streams, batch, losses, separate)
-            if forget_grads is None:
-                forget_grads = grads
-            elif grads is not None:
-                torch._foreach_add_(forget_grads, grads)
+            forget_grads = self._generator_backward(streams, batch, losses, separate, forget_grads)
         mask = None if self.masker is None else self.masker.mask
         self._average(self.generator, forget_grads)
         with self.setting.regions("optimizer"):
@@ -276,7 +273,7 @@ class DistillationPhase(Phase):
     def _alternate_update(self, micros: list[tuple[Streams, Batch]], losses: dict[str, Tensor]) -> None:
         for part in ("forget", "retain"):
             for streams, batch in micros:
-                self._generator_backward(streams, batch, losses, False, part)
+                self._generator_backward(streams, batch, losses, False, part=part)
             self._average(self.generator)
             masked = self.masker is not None and (part == "forget" or self.mask_scope == "all")
             with self.setting.regions("optimizer"):
@@ -289,12 +286,13 @@ class DistillationPhase(Phase):
         batch: Batch,
         losses: dict[str, Tensor],
         separate: bool,
+        forget_grads: list[Tensor] | None = None,
         part: Literal["both", "retain", "forget"] = "both",
     ) -> list[Tensor] | None:
         """Adds the gradient of L_theta (Eq. 4-7) to theta's.
 
-        With ``separate`` that is L_distill's alone, and the gradient of L_forget is returned, one tensor a parameter:
-        the two meet in the optimizer.
+        With ``separate`` that is L_distill's alone, and the gradient of L_forget, one tensor a parameter, is added to
+        ``forget_grads`` and returned: the two meet in the optimizer.
         """
         o, setting = self.options, self.setting
         z = self._noise(streams, batch, "generator", "z")
@@ -316,8 +314,7 @@ class DistillationPhase(Phase):
             drawn[0].backward(grad[pieces[0]])
             if not separate:
                 return None
-            params = list(self.generator.parameters())
-            return list(torch.autograd.grad(drawn[1], params, grad[pieces[1]], materialize_grads=True))
+            return add_gradients(drawn[1], list(self.generator.parameters()), forget_grads, grad[pieces[1]])
 
     def _generator_loss(
         self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor, batch: Batch, losses: dict[str, Tensor]

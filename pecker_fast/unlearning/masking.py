@@ -10,6 +10,7 @@ from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, sa
 from ..diffusion.checks import check_int
 from ..mask import SaliencyMask
 from ..saliency import saliency_mask
+from .gradients import add_gradients
 from .options import check_number
 from .setting import Setting
 from .streams import Streams, derived_seed
@@ -165,11 +166,7 @@ class Masker:
                 with setting.autocast():
                     eps_pred = predict_eps(network, x_t[part], t[part], labels[part])
                 loss = noise_prediction_loss(eps[part], eps_pred) / o.saliency_batches
-                grads = torch.autograd.grad(loss, params, materialize_grads=True)
-                if total is None:
-                    total = list(grads)
-                else:
-                    torch._foreach_add_(total, grads)
+                total = add_gradients(loss, params, total)
         finally:
             network.requires_grad_(not frozen)
         # Before it is used: the same mask everywhere.

@@ -113,7 +113,7 @@ def test_nudenet_missing_old_or_wrong(nudenet, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return ClipModel(save_clip(tmp_path_factory.mktemp("clip")), batch_size=2)
+    return ClipModel(save_clip(tmp_path_factory.mktemp("clip") / "model"), batch_size=2)
 
 
 def test_clip_features(clip):

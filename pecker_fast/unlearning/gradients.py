@@ -1,0 +1,25 @@
+"""Gradients beside ``.grad``: added up in place, a second gradient of weights costs one copy of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def add_gradients(
+    output: Tensor, params: Sequence[Tensor], grads: Sequence[Tensor] | None, grad_output: Tensor | None = None
+) -> list[Tensor]:
+    """The gradients of ``output`` in ``params``, added to ``grads`` in place; zeros where it does not depend on them.
+
+    ``params``: leaves that require grad; their ``.grad`` stays what it is. ``grads``: what an earlier call returned, or
+    None. ``grad_output``: gradient of ``output`` where that is no scalar. The graph is freed.
+    """
+    kept = [param.grad for param in params]
+    try:
+        for i, param in enumerate(params):
+            param.grad = None if grads is None else grads[i]
+        output.backward(grad_output, inputs=list(params))
+        return [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+    finally:
+        for param, grad in zip(params, kept, strict=True):
+            param.grad = grad
