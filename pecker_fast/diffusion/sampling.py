@@ -1,7 +1,7 @@
 """Samples of a class-conditional network: in one step, by DDIM, by ancestral sampling (DDPM).
 
-The noise of sample i depends on the seed and i alone, so it is the same for every batch size, every number of samples
-and every device, and the three samplers start from the same noise.
+The noise of sample i depends on the seed and i alone, or on a seed of its own, so it is the same for every batch size,
+every number of samples and every device, and the three samplers start from the same noise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +40,22 @@ class _Noise:
         made = [torch.Generator().manual_seed((self._next + i) % SEEDS) for i in range(count)]
         self._next += count
         return made
+
+
+class _OwnNoise:
+    """Noise of samples that have a seed each: what each would have alone."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], count: int) -> None:
+        if len(seeds) != count:
+            raise ValueError(f"seed has {len(seeds)} seeds, expected {count}, one for each label")
+        each = [_Noise(seed, shape) for seed in seeds]
+        self._starts, self._generators = iter(each), iter(each)
+
+    def start(self, count: int) -> Tensor:
+        return torch.cat([next(self._starts).start(1) for _ in range(count)])
+
+    def generators(self, count: int) -> list[torch.Generator]:
+        return [next(self._generators).generators(1)[0] for _ in range(count)]
 
 
 def sample_shape(network: nn.Module, shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
@@ -86,7 +102,7 @@ def sample_in_batches(
     step: Callable[[Tensor, Tensor, list[torch.Generator]], Tensor],
     *,
     batch_size: int,
-    seed: int | torch.Generator,
+    seed: int | torch.Generator | Sequence[int],
     device: torch.device,
     shape: tuple[int, int, int] | None,
 ) -> Tensor:
@@ -95,7 +111,8 @@ def sample_in_batches(
     labels = as_labels(labels, embedding_count(network))
     # Latents have no bounds.
     bounded = not _draws_latents(network)
-    noise = _Noise(seed, sample_shape(network, shape))
+    shape = sample_shape(network, shape)
+    noise = _OwnNoise(seed, shape, len(labels)) if isinstance(seed, Sequence) else _Noise(seed, shape)
 
     def batches() -> Iterator[Tensor]:
         for part in labels.split(batch_size):
@@ -113,7 +130,7 @@ def sample_one_step(
     labels: Tensor | Sequence[int],
     *,
     batch_size: int = 256,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | Sequence[int] = 0,
     device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
 ) -> Tensor:
@@ -125,7 +142,8 @@ def sample_one_step(
     generator: schedule and t_init; moved to ``device``.
     labels: N class labels, integers of shape (N,) or a sequence.
     batch_size: samples a call of the network. It does not change the noise (results differ by rounding at most).
-    seed: an integer >= 0, or a CPU ``torch.Generator``, which is advanced.
+    seed: an integer >= 0; or a CPU ``torch.Generator``, which is advanced; or N integers, one a sample, whose noise is
+        then that of a sample drawn alone.
     device: of the network by default.
     shape: (C, H, W); that in the network's configuration by default.
 
@@ -153,7 +171,7 @@ def sample_ddim(
     num_inference_steps: int = 50,
     *,
     batch_size: int = 256,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | Sequence[int] = 0,
     device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
     guidance_scale: float = 1.0,
@@ -186,7 +204,7 @@ def sample_ddpm(
     num_inference_steps: int | None = None,
     *,
     batch_size: int = 256,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | Sequence[int] = 0,
     device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
     guidance_scale: float = 1.0,

@@ -104,7 +104,7 @@ def sample_sld(
     guidance_scale: float = 7.5,
     *,
     batch_size: int = 16,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | Sequence[int] = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """DDIM samples that are steered away from the label ``safety_label`` by ``sld_guidance``.
