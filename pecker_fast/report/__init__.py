@@ -2,7 +2,7 @@
 
 from .across import text_table, write_across
 from .files import Run
-from .grids import save_before_after, save_grid
+from .grids import save_before_after, save_grid, save_side_by_side
 from .text import comparison_table, write_comparison, write_run_report
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "comparison_table",
     "save_before_after",
     "save_grid",
+    "save_side_by_side",
     "text_table",
     "write_across",
     "write_comparison",
