@@ -307,7 +307,8 @@ class DistillationPhase(Phase):
             pieces = (slice(r), slice(r, None)) if separate else (slice(None),)
             drawn = [self.one_step(self.generator, z[piece], batch.labels[piece]) for piece in pieces]
         leaf = torch.cat([x.detach() for x in drawn]).requires_grad_()
-        with setting.regions("teacher and score network"):
+        # Frozen until the gradient is there: with gradient checkpointing the networks are called again on the way back.
+        with setting.regions("teacher and score network"), _frozen(self.score):
             loss = self._generator_loss(leaf, z, eps, t, batch, losses)
             (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
         with setting.regions("generator backward"):
@@ -323,7 +324,7 @@ class DistillationPhase(Phase):
         o, setting, schedule, r = self.options, self.setting, self.setting.schedule, batch.retained
         self.score.eval()
         x_t = schedule.add_noise(x, eps, t)
-        with setting.autocast(), _frozen(self.score):
+        with setting.autocast():
             x0_teacher = schedule.predict_x0(x_t, self.guidance.teacher(x_t, t, batch), t)
             x0_score = schedule.predict_x0(x_t, self.guidance.score(self.score, x_t, t, batch), t)
         total: Tensor | float = 0.0
@@ -339,6 +340,8 @@ class DistillationPhase(Phase):
                 self.generator.eval()
                 with torch.no_grad(), setting.autocast():
                     cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
+                # As it drew ``x``, which it may have to do again.
+                self.generator.train()
                 regression = regression_loss(x[r:], cover)
                 total = total + o.regression_weight * regression
                 self._record(losses, "loss_regression", regression)
