@@ -6,6 +6,7 @@ from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
 from .sampling import sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NoiseSchedule
+from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
 from .text import PromptTable, TextConditioned, encode_prompts
 from .unet import (
     UNetConfig,
@@ -20,6 +21,7 @@ __all__ = [
     "NoiseSchedule",
     "OneStepGenerator",
     "PromptTable",
+    "StableDiffusion",
     "TextConditioned",
     "UNetConfig",
     "build_unet",
@@ -29,6 +31,7 @@ __all__ = [
     "encode_prompts",
     "load_ancestor",
     "load_network",
+    "load_text_unet",
     "noise_prediction_loss",
     "null_label",
     "num_classes",
@@ -41,5 +44,7 @@ __all__ = [
     "sample_shape",
     "save_network",
     "save_one_step_pipeline",
+    "save_text_network",
+    "save_text_pipeline",
     "score_distillation_loss",
 ]

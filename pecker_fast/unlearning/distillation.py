@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from ..diffusion import (
     OneStepGenerator,
+    TextConditioned,
     noise_prediction_loss,
     regression_loss,
     sample_one_step,
     save_one_step_pipeline,
+    save_text_network,
     score_distillation_loss,
 )
 from ..optim import MaskedAdam
@@ -365,7 +367,10 @@ class ScoreForgetting(Method):
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
 
     def save(self, folder: Path, network: nn.Module) -> None:
-        """As a pipeline that draws in one step."""
+        """As a pipeline that draws in one step; of a text-conditional network the U-Net alone."""
+        if isinstance(network, TextConditioned):
+            save_text_network(folder / "unet", network)
+            return
         save_one_step_pipeline(folder, network, self.setting.schedule, self.options.t_init)
 
     def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
