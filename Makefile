@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/pecker-fast demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 bench: $(STAMP)
 	$(BIN)/pecker-fast bench

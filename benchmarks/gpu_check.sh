@@ -4,8 +4,8 @@
 #
 #     benchmarks/gpu_check.sh [--quick]
 #
-# Writes benchmarks/results/<gpu>-<date>.json (with device, versions and commit) and a log beside it. --quick leaves out
-# the sanitizer and the largest networks.
+# Writes benchmarks/results/<gpu>-<date>.json (with device, versions and commit), a roofline plot and a log beside it.
+# --quick leaves out the sanitizer and the largest networks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,7 +38,7 @@ exec > >(tee "$out.log") 2>&1
 $python -m pecker_fast env
 
 # The tests of the operators and of what rests on them, on both back ends that run there.
-PECKER_FAST_TEST_BACKENDS=cuda,triton,reference $python -m pytest tests/ops tests/test_saliency.py tests/test_optim.py -q \
+PECKER_FAST_TEST_BACKENDS=cuda,triton,reference $python -m pytest tests/test_gpu.py tests/ops tests/test_saliency.py tests/test_optim.py -q \
   --deselect tests/ops/test_isa.py --deselect tests/ops/test_errors.py
 
 sizes=(cifar10 sd15)
@@ -55,5 +55,6 @@ if [ "$quick" = 0 ]; then
   fi
 fi
 
-$python -m pecker_fast bench --device cuda --size "${sizes[@]}" --dtype float32 bfloat16 --max-seconds 5 --json "$out.json"
-echo "written: $out.json"
+$python -m pecker_fast bench --device cuda --size "${sizes[@]}" --dtype float32 bfloat16 --max-seconds 1 --json "$out.json"
+$python -m pecker_fast.benchmarks.plots "$out.json" "$out.png"
+echo "written: $out.json $out.png"

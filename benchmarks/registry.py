@@ -6,6 +6,8 @@ Bars are results to reach, printed as met or missed by ``report.py``; no test de
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,9 @@ class Figure:
     """One number of the table.
 
     ``numerator`` and ``denominator`` name functions of the case, timed in turns. ``at_most``: the number should be
-    small. ``value`` stands in for both where the number is not a ratio of times.
+    small. ``value`` stands in for both where the number is not a ratio of times. ``against_copy``: the numerator is
+    timed in turns with a large copy instead, and the number is the share of the copy's bandwidth that its floor bytes
+    are moved with ("share"), or its time over that of one read of the parameters at that bandwidth ("read").
     """
 
     name: str
@@ -37,6 +41,7 @@ class Figure:
     at_most: bool = True
     value: Callable[[], float] | None = None
     unit: str = "x"
+    against_copy: Literal["share", "read"] | None = None
 
 
 @dataclass
@@ -62,11 +67,11 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
-def register(name: str, description: str, buffers: float):
+def register(name: str, description: str, buffers: float, devices: tuple[str, ...] = ("cpu", "cuda")):
     """Adds a function that makes a Case of a Problem to the registry."""
 
     def add(build: Callable[[Problem], Case]) -> Callable[[Problem], Case]:
-        OPS[name] = Op(name, description, build, buffers)
+        OPS[name] = Op(name, description, build, buffers, devices)
         return build
 
     return add
@@ -93,6 +98,12 @@ def fp32_only(problem: Problem, bar: float | None) -> float | None:
     return bar if problem.dtype == torch.float32 and problem.device.type == "cpu" else None
 
 
+def gpu_only(problem: Problem, bar: float | None, size: str = "sd15") -> float | None:
+    """Bars of a GPU are set for float32 and one size."""
+    wanted = problem.dtype == torch.float32 and problem.device.type == "cuda" and problem.size == size
+    return bar if wanted else None
+
+
 # ---- selection
 
 
@@ -108,6 +119,12 @@ def saliency_mask(problem: Problem) -> Case:
     bar = partial(fp32_only, problem)
     figures = [Figure("saliency_mask / torch.sum", OURS, "torch.sum", bar(3.0), bar(2.2))]
     bars = {"numpy.partition": 10.0, "torch.kthvalue": 30.0, "argsort of argsort": 300.0}
+    gpu_bars = {"torch.topk": 10.0, "torch.kthvalue": 20.0, "argsort of argsort": 100.0}
+    if problem.device.type == "cuda":
+        bar, bars = partial(gpu_only, problem), gpu_bars
+        figures.append(
+            Figure("saliency_mask / one read at copy bandwidth", bar=bar(1.6), aim=bar(1.2), against_copy="read")
+        )
     for name, rival in RIVALS.items():
         if problem.device.type != "cpu" and name in CPU_ONLY:
             continue
@@ -226,7 +243,21 @@ def masked_adam(problem: Problem, params: dict[str, nn.Parameter], beta1: float,
     return pf.MaskedAdam(params.items(), lr=1e-4, betas=(beta1, 0.999), backend=problem.backend, **options)
 
 
-@register("masked_adam", "plain dense step", buffers=56)
+def other_fused_adams() -> dict[str, Callable[..., torch.optim.Optimizer]]:
+    """Fused Adams of other libraries that are installed."""
+    found = {}
+    if find_spec("apex") and find_spec("apex.optimizers"):
+        from apex.optimizers import FusedAdam
+
+        found["apex FusedAdam"] = FusedAdam
+    if find_spec("transformer_engine"):
+        from transformer_engine.pytorch.optimizers import FusedAdam
+
+        found["TransformerEngine FusedAdam"] = FusedAdam
+    return found
+
+
+@register("masked_adam", "plain dense step", buffers=88)
 def dense_step(problem: Problem) -> Case:
     grads = problem.gradients()
     ours = masked_adam(problem, problem.parameters(grads), 0.9)
@@ -239,6 +270,9 @@ def dense_step(problem: Problem) -> Case:
     if problem.device.type == "cuda":
         functions["torch foreach"] = torch_adam(list(problem.parameters(grads).values()), 0.9, foreach=True).step
         figures.append(Figure("MaskedAdam.step() / torch foreach", OURS, "torch foreach"))
+        for name, make in other_fused_adams().items():
+            functions[name] = make(list(problem.parameters(grads).values()), lr=1e-4).step
+            figures.append(Figure(f"MaskedAdam.step() / {name}", OURS, name))
     return Case(functions, figures, {OURS: adam_floor(problem, 2), "torch fused": 7 * problem.itemsize})
 
 

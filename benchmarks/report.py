@@ -21,7 +21,7 @@ def number(value: float, unit: str = "x") -> str:
     if unit == "":
         return f"{100 * value:.1f}%"
     if unit != "x":
-        return f"{value:.4f}{unit}"
+        return f"{value:.4f}{unit}" if unit == " B" else f"{value:.4g}{unit}"
     return digits + unit
 
 
@@ -41,15 +41,23 @@ def times(row: dict[str, Any]) -> str:
     return " / ".join(f"{1000 * timing['p50']:.3g} ms" for timing in row.get("seconds", {}).values())
 
 
-HEADER = ("size", "dtype", "threads", "figure", "measured", "bar", "", "times")
+def bandwidth(row: dict[str, Any]) -> str:
+    """GB/s by floor bytes of the first alternative that has a floor, and the copy's where it was timed beside."""
+    speeds = [f"{speed:.3g} GB/s" for speed in list(row.get("floor_gb_per_s", {}).values())[:1]]
+    if "copy_gb_per_s" in row:
+        speeds.append(f"copy {row['copy_gb_per_s']:.3g} GB/s")
+    return ", ".join(speeds)
+
+
+HEADER = ("size", "dtype", "threads", "figure", "measured", "bar", "", "times", "by floor bytes")
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     threads = "" if row["threads"] is None else str(row["threads"])
     where = (row["size"], row["dtype"], threads, row["figure"])
     if "skipped" in row:
-        return (*where, "skipped", "", "", row["skipped"])
-    return (*where, number(row["number"], row["unit"]), target(row, "bar"), verdict(row), times(row))
+        return (*where, "skipped", "", "", row["skipped"], "")
+    return (*where, number(row["number"], row["unit"]), target(row, "bar"), verdict(row), times(row), bandwidth(row))
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -14,10 +14,11 @@ from pecker_fast import ops
 from pecker_fast.environment import environment
 from pecker_fast.ops.dispatch import BACKENDS
 
+from . import gpu_figures  # noqa: F401 -- joins the registry
 from .inputs import DTYPES, Problem
 from .registry import OPS, OURS, Case, Figure
 from .shapes import SIZES
-from .timing import interleave, median_of_ratios, ratio_of_medians
+from .timing import copy_on, interleave, launches, median_of_ratios, ratio_of_medians
 
 FORMAT_VERSION = 1
 
@@ -76,8 +77,13 @@ def measure(case: Case, figure: Figure, problem: Problem, repeats: int, max_seco
     if figure.value is not None:
         return {"number": figure.value()}
     pair = {name: case.functions[name] for name in (figure.numerator, figure.denominator)}
+    copied = None
+    if figure.against_copy is not None:
+        copy, copied = copy_on(problem.device)
+        pair = {figure.numerator: pair[figure.numerator], "copy": copy}
     timings = interleave(pair, problem.device, repeats=repeats, max_seconds=max_seconds)
-    numerator, denominator = timings[figure.numerator], timings[figure.denominator]
+    numerator, *others = timings.values()
+    denominator = others[0] if others else numerator
     row: dict[str, Any] = {
         "number": ratio_of_medians(numerator, denominator),
         "paired": median_of_ratios(numerator, denominator),
@@ -88,7 +94,26 @@ def measure(case: Case, figure: Figure, problem: Problem, repeats: int, max_seco
     row["floor_gb_per_s"] = {
         name: floor * problem.numel / timings[name].median / 1e9 for name, floor in row["floor_bytes"].items()
     }
+    if copied is not None:
+        speed = copied / denominator.median
+        row["copy_gb_per_s"] = speed / 1e9
+        read = problem.numel * problem.itemsize / speed
+        share = row["floor_gb_per_s"][figure.numerator] * 1e9 / speed
+        row["number"] = share if figure.against_copy == "share" else numerator.median / read
+        del row["paired"]
+    if problem.device.type == "cuda":
+        row["launches"] = {name: launches(function) for name, function in pair.items()}
+        row["peak_memory_bytes"] = {name: _peak_memory(function) for name, function in pair.items()}
     return row
+
+
+def _peak_memory(function: Callable[[], object]) -> int:
+    """Bytes that a call takes on the GPU beyond what was taken before."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def met(figure: Figure, number: float) -> bool | None:
@@ -115,7 +140,9 @@ def run(
     ``threads``: CPU threads to run with, one set of rows for each (a GPU runs once). ``progress`` is called with each
     row. ``max_seconds``: time to spend on a row, beyond three repeats. Raises ValueError for a wrong argument.
     """
-    names = list(names) or list(OPS)
+    where = torch.device(device)
+    check_choice("device", [where.type], ["cpu", "cuda"])
+    names = list(names) or [name for name, op in OPS.items() if where.type in op.devices]
     check_choice("name", names, list(OPS))
     check_choice("size", sizes, SIZES)
     check_choice("dtype", dtypes, list(DTYPES))
@@ -123,8 +150,9 @@ def run(
         raise ValueError(f"threads is {list(threads)}, expected numbers of at least 1")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")
-    where = torch.device(device)
-    check_choice("device", [where.type], ["cpu", "cuda"])
+    elsewhere = [name for name in names if where.type not in OPS[name].devices]
+    if elsewhere:
+        raise ValueError(f"name is {elsewhere[0]!r}, which runs on {', '.join(OPS[elsewhere[0]].devices)} only")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no CUDA device")
     if backend is not None:

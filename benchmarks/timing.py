@@ -8,10 +8,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 FLUSH_BYTES = 256 << 20  # more than the second-level cache of any GPU
+# Of each of the two buffers of a copy: far beyond every cache.
+COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,41 @@ def interleave(
         for name, function in functions.items():
             seconds[name].append(clock(function))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+@cache
+def copy_on(device: torch.device) -> tuple[Callable[[], object], int]:
+    """A large copy within the device's memory, and the bytes that it reads and writes together: the speed of a memory
+    is measured by it, in turns with what is compared with it."""
+    size = COPY_BYTES[device.type]
+    # Written once, so that the pages are there.
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return lambda: target.copy_(source), 2 * size
+
+
+def launch_seconds(function: Callable[[], object], device: torch.device, repeats: int = 50) -> float:
+    """Median seconds that a call keeps the CPU: on a GPU the work itself goes on behind it."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    seconds = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    wait()
+    return statistics.median(seconds)
+
+
+def launches(function: Callable[[], object]) -> int:
+    """Kernels, copies and fills that a call puts on the GPU."""
+    function()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())

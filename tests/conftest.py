@@ -23,6 +23,8 @@ if not torch.cuda.is_available():
 
 SEED_VARIABLE = "PECKER_FAST_TEST_SEED"
 _session_seed = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little"))
+# pytest-xdist's workers, which inherit it, have to draw the same: they collect the same tests by it.
+os.environ[SEED_VARIABLE] = str(_session_seed)
 
 
 def _device(backend: str) -> str:

@@ -95,6 +95,22 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
     assert method.phases[-1].describe() == resumed.phases[-1].describe()
 
 
+def test_it_starts_from_a_network_of_its_own():
+    teacher, generator, score = tiny_unet(), tiny_unet(), tiny_unet()
+    request, kind = ForgetRequest.of(teacher, [0], 1), method_class("sfd")
+    common = {"teacher": teacher, "schedule": NoiseSchedule.linear(), "request": request}
+    setting = Setting(initial_generator=generator, initial_score=score, **common)
+    method = kind(setting, kind.Options(**SMALL))
+    for made, given in ((method.generator, generator), (method.score, score), (setting.teacher, teacher)):
+        assert all(same_bits(a, b) for a, b in zip(weights(made), weights(given), strict=True))
+    kept = weights(generator)
+    run(method, until=1)
+    assert not same_bits(weights(method.generator)[0], kept[0])
+    assert all(same_bits(a, b) for a, b in zip(kept, weights(generator), strict=True))
+    with pytest.raises(ValueError, match="initial_score is a network of another architecture"):
+        Setting(initial_score=torch.nn.Linear(2, 2), **common)
+
+
 def test_another_seed_gives_another_run():
     teacher = tiny_unet()
     a, b = build("pecker", teacher=teacher, seed=1), build("pecker", teacher=teacher, seed=2)
