@@ -366,6 +366,9 @@ class ScoreForgetting(Method):
         setting.lower_teacher()
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
 
+    def sampling(self) -> dict[str, Any]:
+        return {"sampler": "one_step", "sampling_steps": 1}
+
     def save(self, folder: Path, network: nn.Module) -> None:
         """As a pipeline that draws in one step; of a text-conditional network the U-Net alone."""
         if isinstance(network, TextConditioned):
