@@ -93,7 +93,8 @@ def bench(
 
 
 def unlearn() -> None:
-    """Makes a pretrained network forget classes: --preset digits|cifar10|stl10 --method pecker|pecker+|sfd."""
+    """Makes a pretrained network forget classes: --preset digits|cifar10|stl10, --method pecker|pecker+|sfd|retrain|
+    salun|selective_amnesia|esd."""
 
 
 def pretrain() -> None:

@@ -39,7 +39,8 @@ def compare(
     The same command again goes on where it was interrupted; runs that have ended are read, not repeated.
 
     Args:
-        methods: Names of methods, with spaces or commas between.
+        methods: Names of methods, with spaces or commas between: pecker, pecker+, sfd, retrain, salun,
+            selective_amnesia, esd.
         preset: digits, cifar10 or stl10.
         seeds: How many seeds each method is run on.
         first_seed: The first of them.
@@ -97,7 +98,7 @@ def compare(
     first = next(iter(plan.values()))[0].request
     cover = "a retained class drawn at random" if first.cover_class == "random" else f"class {first.cover_class}"
     classes = ", ".join(map(str, first.forget_classes))
-    facts = {name: {"data-free": "no" if method_class(name).needs_data else "yes"} for name in names}
+    facts = {name: _facts(plan[name][0], runs[name][0]) for name in names}
     command = shlex.join(["pecker-fast", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "pecker-fast compare"
     asked = f"Preset `{preset}`: forget class {classes}, with {cover} as cover."
     report = write_across(folder, runs, asked=asked, command=command, facts=facts)
@@ -121,6 +122,13 @@ def _run(plan: dict[str, list[UnlearnArguments]], seeds: int, keep_checkpoints: 
             before = unlearn(args, before).before
             if not keep_checkpoints:
                 shutil.rmtree(args.output_dir / "checkpoints", ignore_errors=True)
+
+
+def _facts(args: UnlearnArguments, run: Run) -> dict[str, str]:
+    """What the table says of a method in words."""
+    needs_data = method_class(args.method).needs_data(args.options)
+    sampler = str(run.metrics.get("sampler", "-")).replace("_", " ")
+    return {"data-free": "no" if needs_data else "yes", "sampler": sampler}
 
 
 def _assignment(item: str) -> tuple[str, Any]:

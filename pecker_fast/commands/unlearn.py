@@ -5,6 +5,7 @@ import json
 import shlex
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +14,14 @@ import torch
 from torch import nn
 
 from ..data import LabelledImages, load_dataset
-from ..diffusion import load_network
+from ..diffusion import load_network, num_classes
 from ..environment import environment
 from ..metrics import Judge, load_judge
 from ..parallel import World, command_words, world
 from ..profiling import Regions, peak_memory_bytes
 from ..report import save_before_after, save_grid, write_run_report
 from ..training.loop import Loop, LoopOptions, Progress, read_lines
-from ..training.presets import method_options, preset
+from ..training.presets import method_loop, method_options, preset
 from ..training.tracking import tracker
 from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Phase, Setting, method_class
 from .evaluation import RunEvaluation, summary
@@ -66,7 +67,8 @@ class RequestArguments:
     cover_class: str = "1"
     """The class that is to be drawn in their place, or "random"."""
     forget_data: str | None = None
-    """Real images of what is to be forgotten, for saliency_samples=data: a folder with a subfolder a class."""
+    """Real images of what is to be forgotten, for saliency_samples=data and for salun, which otherwise takes those of
+    the training set: a folder with a subfolder a class."""
     judge: str | None = None
     """File of the classifier for the evaluation; the one that comes with the preset by default."""
     samples_per_class: int = 100
@@ -102,8 +104,9 @@ class UnlearnArguments:
             cover_class=str(found.cover_class),
             samples_per_class=found.samples_per_class,
         )
-        options = method_options(preset_name, method_class(method))
-        return cls(preset_name, method, options, request=request, loop=found.loop)
+        kind = method_class(method)
+        options = method_options(preset_name, kind)
+        return cls(preset_name, method, options, request=request, loop=method_loop(preset_name, kind))
 
     @property
     def output_dir(self) -> Path:
@@ -160,6 +163,27 @@ def load_images(data: DataArguments, preset_name: str, split: str, size: int) ->
             "or other images by --dataset_name folder:<path>"
         )
     return load_dataset(name, split, data.data_root, data.download, image_size=None if name == "digits" else size)
+
+
+def load_training_images(args: UnlearnArguments, network: nn.Module, processes: World) -> LabelledImages | None:
+    """The images that the network was trained on, or None where the method needs none.
+
+    Raises ValueError for images that are not such as it draws, FileNotFoundError where there are none.
+    """
+    if not method_class(args.method).needs_data(args.options):
+        return None
+    config = network.config
+    # One process fetches what is not there yet.
+    processes.on_main(lambda: load_images(args.data, args.preset, "train", config["sample_size"]))
+    images = load_images(args.data, args.preset, "train", config["sample_size"])
+    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+    if tuple(images.image_shape) != shape or images.num_classes != num_classes(network):
+        raise ValueError(
+            f"the training images have shape {tuple(images.image_shape)} in {images.num_classes} classes, the "
+            f"pretrained network draws {shape} in {num_classes(network)}: expected those that it was trained on "
+            "(dataset_name, data_root)"
+        )
+    return images
 
 
 def load_initial(name: str, path: str | None) -> nn.Module | None:
@@ -221,12 +245,14 @@ def _unlearn(
     initial = {name: load_initial(name, getattr(args.request, name)) for name in ("initial_generator", "initial_score")}
     regions = Regions(compute.profile, compute.device)
     size = network.config["sample_size"]
+    training_images = load_training_images(args, network, processes)
     setting = Setting(
         teacher=network,
         schedule=schedule,
         request=request,
         regions=regions,
         world=processes,
+        training_images=training_images,
         **initial,
         **_forget_images(args, request, size),
         **compute.as_setting(),
@@ -252,6 +278,7 @@ def _unlearn(
         "options": dataclasses.asdict(args.options),
         "pretrained_sha256": teacher_hash,
         **{f"{name}_sha256": weights_hash(found) for name, found in initial.items() if found is not None},
+        **({} if training_images is None else {"training_images": len(training_images)}),
         "forget_classes": list(request.forget_classes),
         "cover_class": request.cover_class,
         "seed": compute.seed,
@@ -317,10 +344,14 @@ def _finish(
 ) -> dict[str, Any]:
     folder, phase = args.output_dir, method.phases[-1]
     metrics: dict[str, Any] = {"method": args.method, "seed": args.compute.seed, "pretrained": source}
+    metrics |= method.sampling()
     with phase.averaged() as averaged:
         method.save(folder, averaged)
         if evaluation is not None:
+            start = time.perf_counter()
+            # They end up on the CPU, so that all of the device's work is in the time.
             after = evaluation.samples(averaged)
+            metrics["seconds_per_image"] = (time.perf_counter() - start) / len(after)
             records = read_lines(folder / "evaluation.jsonl")
             metrics |= {**summary(records, progress.step), **evaluation.real_split, **evaluation.before(before)}
             _picture(folder, evaluation, before, after)

@@ -6,11 +6,13 @@ from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
 from .sampling import sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NoiseSchedule
+from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
 from .text import PromptTable, TextConditioned, encode_prompts
 from .unet import (
     UNetConfig,
     build_unet,
     check_class_conditional,
+    fresh_unet,
     null_label,
     num_classes,
     register_classes,
@@ -20,6 +22,7 @@ __all__ = [
     "NoiseSchedule",
     "OneStepGenerator",
     "PromptTable",
+    "StableDiffusion",
     "TextConditioned",
     "UNetConfig",
     "build_unet",
@@ -27,8 +30,10 @@ __all__ = [
     "check_network_folder",
     "distillation_weight",
     "encode_prompts",
+    "fresh_unet",
     "load_ancestor",
     "load_network",
+    "load_text_unet",
     "noise_prediction_loss",
     "null_label",
     "num_classes",
@@ -41,5 +46,7 @@ __all__ = [
     "sample_shape",
     "save_network",
     "save_one_step_pipeline",
+    "save_text_network",
+    "save_text_pipeline",
     "score_distillation_loss",
 ]

@@ -108,6 +108,15 @@ def build_unet(config: UNetConfig) -> "UNet2DModel":
     return unet
 
 
+def fresh_unet(like: nn.Module) -> "UNet2DModel":
+    """A ``UNet2DModel`` of the architecture of ``like`` as ``build_unet`` makes it, with fresh weights."""
+    check_class_conditional(like)
+    like = unwrap(like)
+    unet = like.from_config(like.config)
+    register_classes(unet, num_classes(like))
+    return unet
+
+
 def check_class_conditional(unet: nn.Module) -> None:
     """Raises ValueError unless ``unet`` is a ``UNet2DModel`` with an embedding of class labels."""
     unet = unwrap(unet)

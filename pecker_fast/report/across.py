@@ -34,6 +34,8 @@ COLUMNS = (
     ("images_to_forget", "images to UA 98", "{:.0f}", "images seen until UA stayed at 98 % or more"),
     ("images", "images", "{:.0f}", "images seen in all"),
     ("seconds", "seconds", "{:.0f}", "of training"),
+    ("sampling_steps", "steps / image", "{:.0f}", "of the sampler that draws an image"),
+    ("seconds_per_image", "s / image", "{:.2g}", "to draw an image of the evaluation"),
     ("peak_memory_gib", "GiB", "{:.2f}", "most memory in use; on a CPU by the process so far"),
     ("reached", "reached %", "{:.0f}", "parameters that the forget gradient reached at some time"),
 )
@@ -106,6 +108,7 @@ def text_table(runs: Mapping[str, Sequence[Run]]) -> str:
         "diversity",
         "images_to_forget",
         "seconds",
+        "seconds_per_image",
     )
     titles = {title for key, title, *_ in COLUMNS if key in keys}
     rows = _table(runs, {})

@@ -27,6 +27,9 @@ ROWS = (
     ("before_frechet_distance", "{:.2f}", "before: distance from the real images of the retained classes"),
     ("iterations", "{:d}", "steps of each network"),
     ("seconds", "{:.1f} s", "of training, evaluation not counted"),
+    ("sampler", "{}", "how its images are drawn"),
+    ("sampling_steps", "{:d}", "steps of that"),
+    ("seconds_per_image", "{:.2g} s", "for an image of the evaluation"),
     ("peak_memory_bytes", "{:,d} bytes", "most memory in use"),
 )
 CAUTION = (
@@ -40,6 +43,14 @@ CAUTION = (
 def _number(metrics: Mapping[str, Any], key: str, form: str) -> str:
     value = metrics.get(key)
     return "-" if value is None else form.format(value)
+
+
+def _drawn(metrics: Mapping[str, Any]) -> str:
+    """What drew the images after forgetting."""
+    sampler = metrics.get("sampler", "one_step")
+    if sampler == "one_step":
+        return "the one-step generator"
+    return f"the network that has forgotten ({sampler.upper()}, {metrics['sampling_steps']} steps)"
 
 
 def _asked(config: Mapping[str, Any]) -> str:
@@ -86,7 +97,7 @@ def write_run_report(folder: Path) -> Path:
     if picture.is_file():
         lines += ["![before and after](samples/before_after.png)", ""]
         lines += [
-            "Left: the pretrained network (DDIM). Right: the one-step generator. Framed: what was to be forgotten.",
+            f"Left: the pretrained network (DDIM). Right: {_drawn(run.metrics)}. Framed: what was to be forgotten.",
             "",
         ]
     else:

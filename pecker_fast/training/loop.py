@@ -228,7 +228,7 @@ class Loop:
         last = p.iteration == phase.iterations or p.stopped_by is not None
         if p.step % o.logging_steps == 0 or last:
             self._log(phase)
-        if p.step % o.validation_steps == 0 or p.iteration == phase.iterations:
+        if not phase.is_preparation and (p.step % o.validation_steps == 0 or p.iteration == phase.iterations):
             self._evaluate_now(phase)
         if p.step % o.checkpointing_steps == 0:
             self._checkpoint(phase)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from ..diffusion import (
     OneStepGenerator,
+    TextConditioned,
     noise_prediction_loss,
     regression_loss,
     sample_one_step,
     save_one_step_pipeline,
+    save_text_network,
     score_distillation_loss,
 )
 from ..optim import MaskedAdam
@@ -307,7 +309,8 @@ class DistillationPhase(Phase):
             pieces = (slice(r), slice(r, None)) if separate else (slice(None),)
             drawn = [self.one_step(self.generator, z[piece], batch.labels[piece]) for piece in pieces]
         leaf = torch.cat([x.detach() for x in drawn]).requires_grad_()
-        with setting.regions("teacher and score network"):
+        # Frozen until the gradient is there: with gradient checkpointing the networks are called again on the way back.
+        with setting.regions("teacher and score network"), _frozen(self.score):
             loss = self._generator_loss(leaf, z, eps, t, batch, losses)
             (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
         with setting.regions("generator backward"):
@@ -323,7 +326,7 @@ class DistillationPhase(Phase):
         o, setting, schedule, r = self.options, self.setting, self.setting.schedule, batch.retained
         self.score.eval()
         x_t = schedule.add_noise(x, eps, t)
-        with setting.autocast(), _frozen(self.score):
+        with setting.autocast():
             x0_teacher = schedule.predict_x0(x_t, self.guidance.teacher(x_t, t, batch), t)
             x0_score = schedule.predict_x0(x_t, self.guidance.score(self.score, x_t, t, batch), t)
         total: Tensor | float = 0.0
@@ -339,6 +342,8 @@ class DistillationPhase(Phase):
                 self.generator.eval()
                 with torch.no_grad(), setting.autocast():
                     cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
+                # As it drew ``x``, which it may have to do again.
+                self.generator.train()
                 regression = regression_loss(x[r:], cover)
                 total = total + o.regression_weight * regression
                 self._record(losses, "loss_regression", regression)
@@ -361,8 +366,14 @@ class ScoreForgetting(Method):
         setting.lower_teacher()
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
 
+    def sampling(self) -> dict[str, Any]:
+        return {"sampler": "one_step", "sampling_steps": 1}
+
     def save(self, folder: Path, network: nn.Module) -> None:
-        """As a pipeline that draws in one step."""
+        """As a pipeline that draws in one step; of a text-conditional network the U-Net alone."""
+        if isinstance(network, TextConditioned):
+            save_text_network(folder / "unet", network)
+            return
         save_one_step_pipeline(folder, network, self.setting.schedule, self.options.t_init)
 
     def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:

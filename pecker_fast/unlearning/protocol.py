@@ -24,11 +24,13 @@ class Phase(ABC):
     name: unique within the method.
     iterations: steps that make the phase complete.
     images_per_iteration: generated or real images that an iteration is counted as (the batch, as the papers count).
+    is_preparation: it leaves the network as it is, so that there is nothing to evaluate.
     """
 
     name: str
     iterations: int
     images_per_iteration: int
+    is_preparation: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, previous: "Phase | None") -> None:
@@ -78,19 +80,27 @@ class Method(ABC):
     name: on the command line and in every file; only classes that set it are methods.
     Options: a frozen dataclass of the method's hyper-parameters, with help in its docstring.
     defaults: fields of Options that the method sets whatever the preset says.
-    needs_data: whether images of the training set are needed; the data-free methods need a checkpoint and nothing else.
     phases: in order.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type]
     defaults: ClassVar[dict[str, Any]] = {}
-    needs_data: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:
         self.setting = setting
         self.options = options
         self.phases: list[Phase] = []
+
+    @classmethod
+    def needs_data(cls, options: Any) -> bool:
+        """Whether these options need ``Setting.training_images``; where they do not, a checkpoint is all."""
+        return False
+
+    @abstractmethod
+    def sampling(self) -> dict[str, Any]:
+        """How ``sample`` draws, for metrics.json: "sampler" and "sampling_steps", its evaluations of the network an
+        image (with guidance each is of two), and what else settles it."""
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Writes ``network``, as ``Phase.averaged`` gives it, into ``folder/unet`` in diffusers' layout."""

@@ -4,10 +4,10 @@ import copy
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..diffusion import NoiseSchedule, num_classes, sample_shape
 from ..diffusion.checks import check_int
@@ -18,6 +18,18 @@ from .conditions import Conditions, PromptRequest
 COVER_RANDOM = "random"
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+
+
+class Images(Protocol):
+    """Images with a class each, as LabelledImages has them: ``labels`` int64 (N,) on the CPU, ``len``, ``batch``."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """The images at ``indices``, int64 (n,) on the CPU, as float32 (n, C, H, W) in [-1, 1] on the CPU."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,7 @@ class Setting(Compute):
     gradient_checkpointing: compute activations of psi, theta and the teacher again in the backward pass.
     forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
         int64 (N,); None for methods that draw their own.
+    training_images: those that the teacher was trained on; None for methods that need none.
     initial_generator, initial_score: what theta and psi start from, of the teacher's architecture; None: the teacher.
         A generator that was distilled, or that has forgotten something before, is gone on with in this way.
     """
@@ -146,6 +159,7 @@ class Setting(Compute):
     gradient_checkpointing: bool = False
     forget_images: torch.Tensor | None = None
     forget_labels: torch.Tensor | None = None
+    training_images: Images | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,6 +51,11 @@ class Streams:
         """int64 (count,), uniform from ``low`` to ``high``, both included."""
         return torch.randint(low, high + 1, (count,), generator=self.generator(name), device=self.device)
 
+    def antithetic_timesteps(self, name: str, count: int, num_train_timesteps: int) -> Tensor:
+        """int64 (count,), each uniform in [0, T): the second half is T - 1 less the first."""
+        first = self.timesteps(name, (count + 1) // 2, 0, num_train_timesteps - 1)
+        return torch.cat([first, num_train_timesteps - 1 - first])[:count]
+
     def choose(self, name: str, count: int, values: Tensor) -> Tensor:
         """``count`` rows of ``values``, a tensor on the device, uniformly and with repetition."""
         index = torch.randint(len(values), (count,), generator=self.generator(name), device=self.device)

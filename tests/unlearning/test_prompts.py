@@ -208,6 +208,20 @@ def test_every_method_runs_repeats_and_resumes_on_text(name, kind, options, sett
         assert method.phases[-1].masker.mask.names == tuple(n for n, _ in teacher.unet.named_parameters())
 
 
+def test_gradient_checkpointing_changes_no_step():
+    # Dropout shows whether a network is called again in the mode that it was called in.
+    teacher = tiny_text_network(8, dropout=0.3)
+    options = {"regression_weight": 0.5, "ema_decay": None}
+    plain, losses = run_text("pecker", teacher, 2, **options)
+    again, others = run_text("pecker", teacher, 2, {"gradient_checkpointing": True}, **options)
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(others[name].item(), rel=1e-3), name
+    for one, two in ((plain.score, again.score), (plain.generator, again.generator)):
+        for a, b, start in zip(weights(one), weights(two), weights(teacher), strict=True):
+            # Adam makes equal steps of gradients that are zero but for rounding.
+            assert ((a - b).abs() > 1e-5).double().mean() < 0.05 or torch.equal(a, start)
+
+
 def test_wrong_settings():
     teacher = tiny_text_network(8)
     with pytest.raises(ValueError, match="master_weights"):

@@ -1,0 +1,223 @@
+"""Selective Amnesia (Heng and Soh, arXiv 2305.10120): continual learning turned to forgetting.
+
+1. "replay": the teacher draws images of every class.
+2. "fisher": F = E_x[(grad sum_t ||eps - eps_theta(x_t, t, c)||^2)^2], the square after the sum over the timesteps.
+3. "forget": L = L(x ~ U[-1, 1], c_f) + replay_weight L(x replayed, c_r) + ewc_weight sum_i F_i (theta_i - theta*_i)^2,
+   where L(x, c) is the noise-prediction loss and theta* the pretrained weights.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion import noise_prediction_loss, predict_eps
+from ..diffusion.checks import check_int
+from ..saliency import SaliencyAccumulator
+from .denoising import Batches, NetworkOptions, NetworkPhase, drop_condition
+from .many_step import ManyStepMethod, SamplingOptions
+from .options import check_number
+from .protocol import Phase
+from .replay import Accumulation, Drawing, Pool, ReplayOptions, load_scores
+from .setting import Setting
+from .streams import Streams
+
+
+@dataclass(frozen=True)
+class SelectiveAmnesiaOptions(SamplingOptions, ReplayOptions, NetworkOptions):
+    """Options of Selective Amnesia. The defaults are those published for CIFAR-10."""
+
+    max_train_steps: int = 20_000
+    """Steps that forget."""
+    ema_decay: float | None = 0.9999
+    """Of the averaged weights, which are evaluated and saved. None: no average."""
+    eval_guidance_scale: float = 3.0
+    """Guidance of the evaluation; 1 is none."""
+    replay_weight: float = 1.0
+    """Weight of the loss on the retained classes' replayed images (gamma)."""
+    ewc_weight: float = 10.0
+    """Weight of the elastic weight consolidation (lambda)."""
+    fisher_samples: int | None = None
+    """Replayed images that the Fisher information is taken on, of all classes in turn; all of them by default."""
+    fisher_batch_size: int = 1
+    """Of these in an iteration; processes share them."""
+    fisher_timesteps: int = 1000
+    """Timesteps in the sum of an image's losses. Fewer than there are: one of each of so many equal stretches, and the
+    sum is scaled up."""
+    fisher_chunks: int = 20
+    """Batches that these timesteps are computed in."""
+    fisher_condition_dropout: float = 0.1
+    """Share of labels that become "no condition" there, where the network has that label."""
+
+    def check(self, num_train_timesteps: int) -> None:
+        super().check(num_train_timesteps)
+        self.check_sampling(num_train_timesteps)
+        self.check_replay(num_train_timesteps)
+        check_number("replay_weight", self.replay_weight)
+        check_number("ewc_weight", self.ewc_weight)
+        if self.fisher_samples is not None:
+            check_int("fisher_samples", self.fisher_samples, 1)
+        check_int("fisher_batch_size", self.fisher_batch_size, 1)
+        check_int("fisher_timesteps", self.fisher_timesteps, 1, num_train_timesteps + 1)
+        check_int("fisher_chunks", self.fisher_chunks, 1, self.fisher_timesteps + 1)
+        check_number("fisher_condition_dropout", self.fisher_condition_dropout, high=1.0)
+
+
+class FisherPass(Accumulation):
+    """The diagonal of the Fisher information, sample by sample.
+
+    Parameters
+    ----------
+    setting, options, pool, network: of the method.
+    """
+
+    name = "fisher"
+
+    def __init__(self, setting: Setting, options: SelectiveAmnesiaOptions, pool: Pool, network: nn.Module) -> None:
+        super().__init__(setting, network, pool, "sq_sum")
+        setting.world.check_shares("fisher_batch_size", options.fisher_batch_size)
+        self.options = options
+        self.samples = len(pool) if options.fisher_samples is None else options.fisher_samples
+        if self.samples > len(pool):
+            raise ValueError(f"fisher_samples is {self.samples}, expected at most the {len(pool)} that are replayed")
+        if self.samples % options.fisher_batch_size:
+            raise ValueError(
+                f"fisher_batch_size is {options.fisher_batch_size}, expected a divisor of the {self.samples} samples"
+            )
+        self.iterations = self.samples // options.fisher_batch_size
+        self.images_per_iteration = options.fisher_batch_size
+        # Processes add up what each finds in an iteration, so that all hold the whole sum whatever their number.
+        alone = setting.world.size == 1
+        self._part = self.accumulator if alone else SaliencyAccumulator(network, "sq_sum")
+
+    def step(self, iteration: int) -> dict[str, Tensor]:
+        setting, count = self.setting, self.options.fisher_batch_size
+        here = setting.world.share(count)
+        losses = []
+        self.network.eval()
+        with setting.regions("saliency"):
+            for sample in range(iteration * count + here.start, iteration * count + here.stop):
+                losses.append(self._sample(sample))
+                self._part.add()
+                self.network.zero_grad(set_to_none=True)
+        if setting.world.size > 1:
+            found, total = list(self._part.scores.values()), list(self.accumulator.scores.values())
+            setting.world.average_(found)
+            torch._foreach_add_(total, found, alpha=setting.world.size)
+            self._part.reset()
+        return {"loss_fisher": torch.stack(losses).mean()}
+
+    def _sample(self, sample: int) -> Tensor:
+        """Adds the gradient of the sum over the timesteps of one image's losses. Returns the losses' mean."""
+        o, setting = self.options, self.setting
+        streams = Streams(setting.device, setting.seed, self.name, sample)
+        n, steps = o.fisher_timesteps, setting.schedule.num_train_timesteps
+        # One timestep of each stretch; all of them where there are as many stretches as timesteps.
+        within = torch.rand(n, generator=streams.generator("t"), device=setting.device, dtype=torch.float64)
+        t = ((torch.arange(n, device=setting.device) + within) * steps / n).long().clamp(max=steps - 1)
+        if n == steps:
+            t = torch.arange(steps, device=setting.device)
+        x0 = self.pool.batch(torch.tensor([sample])).to(setting.device)
+        labels = self.pool.labels[sample].to(setting.device).expand(n)
+        labels = drop_condition(streams, labels, o.fisher_condition_dropout, self.null, n, slice(None))
+        eps = streams.normal("eps", n, x0.shape[1:])
+        total = torch.zeros((), device=setting.device)
+        for rows in torch.arange(n, device=setting.device).tensor_split(o.fisher_chunks):
+            with setting.autocast():
+                x_t = setting.schedule.add_noise(x0.expand(len(rows), *x0.shape[1:]), eps[rows], t[rows])
+                eps_pred = predict_eps(self.network, x_t, t[rows], labels[rows])
+            loss = noise_prediction_loss(eps[rows], eps_pred) * len(rows)
+            (loss * (steps / n)).backward()
+            total += loss.detach()
+        return total / n
+
+    def fisher(self) -> dict[str, Tensor]:
+        """F by parameter's name, once the pass is complete."""
+        return {name: score / self.samples for name, score in self.accumulator.scores.items()}
+
+
+class SelectiveAmnesiaPhase(NetworkPhase):
+    """Steps that forget.
+
+    Parameters
+    ----------
+    setting, options, pool, network: of the method.
+    """
+
+    def __init__(self, setting: Setting, options: SelectiveAmnesiaOptions, pool: Pool, network: nn.Module) -> None:
+        super().__init__(setting, network, setting.schedule, options, name="forget")
+        self.setting, self.pool = setting, pool
+        self.replayed = Batches(setting.seed, pool, options.train_batch_size, classes=setting.request.retained_classes)
+        self._forget_labels = torch.tensor(setting.request.forget_classes, device=setting.device)
+        self._fisher = {name: torch.zeros_like(param).detach() for name, param in network.named_parameters()}
+
+    def start(self, previous: Phase | None) -> None:
+        super().start(previous)
+        load_scores(self._fisher, previous.fisher())
+
+    def backward(self, streams: Streams, iteration: int) -> dict[str, Tensor]:
+        o, setting, count = self.options, self.setting, self.options.train_batch_size
+        here = setting.world.share(count)
+        with setting.regions("data"):
+            replayed, retained = self.replayed.take(iteration, setting)
+        noise = torch.rand(
+            (count, *replayed.shape[1:]), generator=streams.generator("surrogate"), device=setting.device
+        )
+        forgotten = streams.choose("forget labels", count, self._forget_labels)[here]
+        # The same timesteps for both.
+        t = streams.antithetic_timesteps("t", count, self.schedule.num_train_timesteps)[here]
+        losses = {}
+        self.network.train()
+        for purpose, x0, labels, weight in (
+            ("forget", 2 * noise[here] - 1, forgotten, 1.0),
+            ("retain", replayed, retained, o.replay_weight),
+        ):
+            eps = streams.normal(f"{purpose} eps", count, x0.shape[1:])[here]
+            streams.seed_dropout(f"{purpose} dropout", setting.world.rank)
+            with setting.regions(f"{purpose} loss"):
+                with setting.autocast():
+                    eps_pred = predict_eps(self.network, self.schedule.add_noise(x0, eps, t), t, labels)
+                losses[f"loss_{purpose}"] = loss = noise_prediction_loss(eps, eps_pred)
+                (weight * loss).backward()
+        with setting.regions("consolidation"):
+            losses["loss_ewc"] = self._consolidate()
+        return losses
+
+    @torch.no_grad()
+    def _consolidate(self) -> Tensor:
+        """Adds the penalty's gradient 2 lambda F (theta - theta*) to the network's. Returns it without its weight."""
+        fisher, params = list(self._fisher.values()), list(self.network.parameters())
+        for param in params:
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+        moved = torch._foreach_sub(params, list(self.setting.teacher.parameters()))
+        pull = torch._foreach_mul(fisher, moved)
+        torch._foreach_add_([param.grad for param in params], pull, alpha=2 * self.options.ewc_weight)
+        return torch.stack([(a * b).sum() for a, b in zip(pull, moved, strict=True)]).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "fisher": self._fisher, "pool": self.pool.images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        load_scores(self._fisher, state["fisher"])
+        self.pool.load(state["pool"])
+
+
+class SelectiveAmnesia(ManyStepMethod):
+    """Selective Amnesia: asked for the class to forget, the network is to draw uniform noise; the cover class plays no
+    part. The images that it replays are the teacher's own, so it needs no data."""
+
+    name = "selective_amnesia"
+    Options = SelectiveAmnesiaOptions
+
+    def __init__(self, setting: Setting, options: SelectiveAmnesiaOptions) -> None:
+        super().__init__(setting, options)
+        self.network = setting.trainable(setting.teacher)
+        pool = Pool.of(setting, options)
+        self.phases = [
+            Drawing(setting, options, pool, self.network),
+            FisherPass(setting, options, pool, self.network),
+            SelectiveAmnesiaPhase(setting, options, pool, self.network),
+        ]
