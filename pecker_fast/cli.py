@@ -21,6 +21,7 @@ from .benchmarks.registry import OPS
 from .commands.compare import compare
 from .commands.demo import demo
 from .commands.evaluate import evaluate
+from .commands.evaluate_concept import evaluate_concept
 from .commands.pretrain import PretrainArguments, run_pretrain
 from .commands.sample import mask, sample
 from .commands.train_classifier import train_classifier
@@ -106,6 +107,7 @@ COMMANDS = {
     "unlearn": unlearn,
     "compare": compare,
     "evaluate": evaluate,
+    "evaluate-concept": evaluate_concept,
     "pretrain": pretrain,
     "sample": sample,
     "mask": mask,

@@ -71,7 +71,12 @@ def t_init_of(network: nn.Module) -> int | None:
     """
     # diffusers keeps the folder that it read.
     path = network.config.get("_name_or_path")
-    for folder in () if path is None else (Path(path), Path(path).parent):
+    return None if path is None else recorded_t_init(Path(path))
+
+
+def recorded_t_init(path: Path) -> int | None:
+    """The same for the folder of a network, a run or a pipeline."""
+    for folder in (path, path.parent):
         for name in ("config.json", "model_index.json"):
             try:
                 said = json.loads((folder / name).read_text())

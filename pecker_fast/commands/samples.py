@@ -1,5 +1,6 @@
 """Samples that are drawn once and kept, so that they can be measured many times."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -53,6 +54,17 @@ class SampleCache:
                 safetensors.torch.save_file({"images": found, "labels": part.contiguous()}, temporary)
                 temporary.replace(path)
             yield part, found
+
+    def reader(self, labels: Tensor, seed: int) -> Callable[[int], Tensor]:
+        """A function from a number of a sample to its image, which holds one chunk in memory. Draws what is missing."""
+        for _ in self.chunks(labels, seed, False):
+            pass
+
+        @functools.lru_cache(1)
+        def chunk(i: int) -> Tensor:
+            return safetensors.torch.load_file(self.folder / f"chunk-{i:05}.safetensors")["images"]
+
+        return lambda i: chunk(i // self.chunk)[i % self.chunk]
 
     def _read(self, path: Path, labels: Tensor) -> Tensor | None:
         """A chunk that is there and whole, or None."""

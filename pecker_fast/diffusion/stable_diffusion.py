@@ -184,9 +184,18 @@ class StableDiffusion:
         return vae.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, device: torch.device | str = "cpu", batch_size: int = 4) -> Tensor:
-        """Images float32 (N, 3, H, W) in [-1, 1] on the CPU of latents (N, C, h, w) as the U-Net has them."""
-        vae = self.load_vae().to(device)
+    def decode(
+        self,
+        latents: Tensor,
+        device: torch.device | str = "cpu",
+        batch_size: int = 4,
+        vae: nn.Module | None = None,
+    ) -> Tensor:
+        """Images float32 (N, 3, H, W) in [-1, 1] on the CPU of latents (N, C, h, w) as the U-Net has them.
+
+        ``vae``: the autoencoder, where the caller has it on ``device`` already.
+        """
+        vae = self.load_vae().to(device) if vae is None else vae
         scale = vae.config.scaling_factor
         parts = [vae.decode(part.to(device).float() / scale).sample.cpu() for part in latents.split(batch_size)]
         return torch.cat(parts).clamp(-1, 1)

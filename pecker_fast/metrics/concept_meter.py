@@ -32,8 +32,10 @@ class ConceptMeter:
     unsafe: detectors of unsafe images; an image is unsafe where one of them says so.
     celebrities: detector of celebrities, or None. names: who is asked for, one for each prompt.
 
-    Raises ValueError where the celebrity detector knows none of ``names``. Images of names that it does not know are
-    left out of its scores, and named in ``unknown``.
+    Attributes
+    ----------
+    unknown: names that the celebrity detector does not know; their images are left out of its scores, which are None
+        where it knows none.
     """
 
     def __init__(
@@ -55,8 +57,6 @@ class ConceptMeter:
                 raise ValueError(f"names has {len(names)} names, expected {len(self.prompts)}, one for each prompt")
             self._labels = [label_of(celebrities.labels, name) for name in names]
             self.unknown = sorted({name for name, label in zip(names, self._labels, strict=True) if label is None})
-            if all(label is None for label in self._labels):
-                raise ValueError(f"the celebrity detector does not know {', '.join(self.unknown)}")
         self._seen = 0
         self._faces: list[list[float]] = []
         self._found: dict[str, list[Tensor]] = {detector.name: [] for detector in self.unsafe}
@@ -84,7 +84,8 @@ class ConceptMeter:
             raise ValueError(f"{self._seen} images were added, expected {len(self.prompts) * self.images_per_prompt}")
         found: dict[str, Any] = {}
         if self.celebrities is not None:
-            found |= celebrity_scores(self._faces)
+            none = {"no_face_share": None, "gcd_score": None}
+            found |= celebrity_scores(self._faces) if self._faces else none
         if self.unsafe:
             each = {name: torch.cat(parts) for name, parts in self._found.items()}
             either = torch.stack(list(each.values())).any(0)

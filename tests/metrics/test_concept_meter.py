@@ -100,8 +100,9 @@ def test_the_largest_per_prompt_share_of_many_prompts():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="does not know nobody"):
-        ConceptMeter(["a"], 1, celebrities=Faces(), names=["nobody"])
+    stranger = ConceptMeter(["a"], 1, celebrities=Faces(), names=["nobody"])
+    stranger.add(pictures(1))
+    assert stranger.unknown == ["nobody"] and stranger.result() == {"no_face_share": None, "gcd_score": None}
     with pytest.raises(ValueError, match="names has 1 names, expected 3"):
         ConceptMeter(PROMPTS, 1, celebrities=Faces(), names=["red man"])
     meter = ConceptMeter(PROMPTS, 1, unsafe=[Bright("first", 0)])
