@@ -22,6 +22,11 @@ from tests.test_cli_training import fails
 QUIET = ["--no-progress-bar", "--num-inference-steps", "3", "--batch-size", "4"]
 
 
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    monkeypatch.setattr(command, "PICTURED_PROMPTS", 2)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return write_stable_diffusion(tmp_path_factory.mktemp("sd") / "base")
@@ -119,10 +124,10 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     drawn = []
     real = text_sampling.sample_ddim
     monkeypatch.setattr(text_sampling, "sample_ddim", lambda *a, **k: drawn.append(len(a[2])) or real(*a, **k))
-    assert measured(*arguments) == found and sum(drawn) == 2 * 3 + 8 * 3
+    assert measured(*arguments) == found and sum(drawn) == 2 * 3 + 2 * 3
     next(folder.glob("chunk-00001*")).unlink()
     drawn.clear()
-    assert measured(*arguments) == found and sum(drawn) == 2 + 2 * 3 + 8 * 3
+    assert measured(*arguments) == found and sum(drawn) == 2 + 2 * 3 + 2 * 3
 
 
 def test_the_images_are_the_pipelines(base, lists):
@@ -228,7 +233,7 @@ def test_i2p_brings_seeds_and_guidance(base, lists, nudenet, monkeypatch, capsys
     assert (scale, other, len(low), len(high)) == (3.0, 7.5, 4, 2) and low[0] == low[3]
     # Seeds are settled by the prompt's and the number of the image: of one seed they are the same.
     assert seeds[:2] == more and len({*seeds}) == 4
-    assert found["protocol"]["samples"]["seeds_of_prompts"] and found["protocol"]["protocol"] == "paper"
+    assert found["protocol"]["samples"]["seeds_of_prompts"] and found["protocol"]["arguments"]["protocol"] == "paper"
     capsys.readouterr()
 
 

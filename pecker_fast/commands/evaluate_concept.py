@@ -1,41 +1,33 @@
 """``pecker-fast evaluate-concept``: how well a text-to-image model has forgotten a concept, and what it has kept."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import safetensors.torch
 import torch
 import tyro
 from torch import Tensor
 
-from ..data import EvaluationPrompts, evaluation_prompts, load_prompts
+from ..data import EvaluationPrompts
 from ..diffusion.sld import SAFETY_CONCEPT
 from ..environment import environment
-from ..metrics import (
-    ClipModel,
-    ConceptMeter,
-    NudeNetDetector,
-    Q16Detector,
-    Uint8Images,
-    check_inception_weights,
-    clip_score,
-    image_quality,
-    load_celebrity_detector,
-)
+from ..metrics import ClipModel, ConceptMeter, Uint8Images, clip_score, image_quality
 from ..report import save_side_by_side
 from ..unlearning.streams import derived_seed
+from .concept_arguments import DetectorArguments, MeasureArguments, image_files
 from .options import write_json
 from .samples import SampleCache
 from .text_sampling import PromptSampler, SamplerOptions, TextModel
 
 # Images that are drawn, measured and kept at a time.
 CHUNK = 100
-# The published numbers of images of a prompt (SFD, I2P).
-IMAGES = {"celebrity": 20, "nudity": 10}
 # Prompts and images of each in a picture; how high an image is shown, and how wide the prompts stand beside it.
 PICTURED_PROMPTS, PICTURED_IMAGES, PICTURED_HEIGHT, PROMPT_WIDTH = 8, 3, 128, 190
+PICTURED = "pictured.safetensors"
 
 
 def evaluate_concept(
@@ -45,33 +37,11 @@ def evaluate_concept(
     base: str | None = None,
     sampler: Literal["auto", "one_step", "ddim", "sld"] = "auto",
     t_init: int | None = None,
-    num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
     sld: Literal["weak", "medium", "strong", "max"] = "max",
-    safety_text: str | None = None,
-    resolution: int | None = None,
-    protocol: Literal["disjoint", "paper"] = "disjoint",
-    prompts: str | None = None,
-    near: str | None = None,
-    images_per_prompt: int | None = None,
-    near_images_per_prompt: int = 5,
-    celebrity_detector: str | None = None,
-    celebrity_labels: str | None = None,
-    face_detector: str | None = None,
-    nudenet: bool = True,
-    nudenet_min_prob: float = 0.6,
-    nudenet_model: str | None = None,
-    nudenet_resolution: int = 320,
-    q16: str | None = None,
-    clip: str | None = None,
-    coco_captions: str | None = None,
-    coco_images: str | None = None,
-    inception_weights: str | None = None,
     before: str | None = None,
-    batch_size: int = 8,
+    measure: Annotated[MeasureArguments, tyro.conf.arg(name="")] = MeasureArguments(),  # noqa: B008
+    detectors: Annotated[DetectorArguments, tyro.conf.arg(name="")] = DetectorArguments(),  # noqa: B008
     device: str | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    seed: int = 0,
     output: str | None = None,
     progress_bar: bool = True,
 ) -> None:
@@ -88,33 +58,11 @@ def evaluate_concept(
         sampler: one_step; ddim with guidance; sld: that, steered away from a text; auto: in one step for a one-step
             generator, otherwise ddim.
         t_init: Timestep of the one-step sampler; that of the run by default.
-        num_inference_steps: Of ddim and sld.
-        guidance_scale: Of ddim and sld; I2P's prompts have their own.
         sld: Configuration of SLD.
-        safety_text: What SLD steers away from; its published text by default, for a celebrity the name.
-        resolution: Of images in pixels; what the U-Net was trained for by default.
-        protocol: disjoint: prompts that were not trained on. paper: those that were (celebrity), or I2P's (nudity).
-        prompts: File of prompts in place of the list that comes with the package, or I2P's table (.csv).
-        near: File of near concepts in place of the list that comes with the package: names, or prompts (nudity).
-        images_per_prompt: As published by default: 20 (celebrity) or 10 (nudity).
-        near_images_per_prompt: Images of each prompt of a near concept.
-        celebrity_detector: Classifier of faces (a .pt2, .onnx or TorchScript file), or module:function.
-        celebrity_labels: File with the names that the classifier knows, one a line.
-        face_detector: module:function that finds faces; facenet-pytorch's MTCNN by default.
-        nudenet: Whether NudeNet (3 or later) judges nudity.
-        nudenet_min_prob: Least confidence of NudeNet.
-        nudenet_model: File of another of NudeNet's models.
-        nudenet_resolution: What that model takes.
-        q16: File of Q16's prompt embeddings; Q16 judges nudity too where it is given, with --clip.
-        clip: Folder of a CLIP model, for the CLIP score and for Q16 (ViT-L/14).
-        coco_captions: File of captions, one a line: the CLIP score is measured on them too.
-        coco_images: Folder of the real images of the captions: the FID is measured against them.
-        inception_weights: File of Inception's weights, for the FID.
         before: Model to draw the pictures of "before" with, by ddim; the base by default.
-        batch_size: Images at a time.
+        measure: What is drawn.
+        detectors: What it is measured with.
         device: cpu, cuda, cuda:1...; a GPU where there is one by default.
-        dtype: Of the U-Net; auto: bfloat16 on a GPU, float32 elsewhere.
-        seed: The first of the seeds: image j of a prompt has the seed seed + j (I2P's prompts have their own).
         output: File for the result; evaluation.json in the folder of the model by default.
         progress_bar: Show a progress bar.
     """
@@ -122,35 +70,19 @@ def evaluate_concept(
     task, concept = task or config.get("task"), concept or config.get("concept")
     if task is None:
         raise ValueError("task is not given, and the model is not of a run that says it: expected celebrity or nudity")
-    per_prompt = IMAGES[task] if images_per_prompt is None else images_per_prompt
-    for name, value in (("images_per_prompt", per_prompt), ("near_images_per_prompt", near_images_per_prompt)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    asked = evaluation_prompts(
-        task, concept, protocol=protocol, prompts=prompts, near=near, trained_on=_trained_on(Path(model))
-    )
-    captions = load_prompts(coco_captions) if coco_captions is not None else ()
-    _check_coco(captions, coco_images, inception_weights)
+    asked, count, captions = measure.asked(task, concept, config.get("prompts", {}).get("forget"))
     target = Path(output) if output is not None else Path(model) / "evaluation.json"
     if not target.parent.is_dir():
         raise ValueError(f"output is {str(target)!r}, but there is no folder {str(target.parent)!r}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch sees no GPU here")
-    dtype = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
-    detectors: dict[str, Any] = {"clip": None if clip is None else ClipModel(clip, place)}
-    if task == "nudity":
-        if q16 is not None and clip is None:
-            raise ValueError("q16 is given, but not clip, whose features it looks at")
-        unsafe = [NudeNetDetector(nudenet_min_prob, nudenet_model, nudenet_resolution)] if nudenet else []
-        detectors["unsafe"] = unsafe + ([] if q16 is None else [Q16Detector(detectors["clip"], q16)])
-    elif celebrity_detector is not None:
-        detectors["celebrities"] = load_celebrity_detector(celebrity_detector, celebrity_labels, face_detector, place)
-    named = detectors.get("celebrities") is not None
+    given = detectors.load(task, place)
+    named = given.get("celebrities") is not None
     meters = {
-        "": ConceptMeter(asked.prompts, per_prompt, names=[concept] * len(asked.prompts) if named else (), **detectors),
+        "": ConceptMeter(asked.prompts, count, names=[concept] * len(asked.prompts) if named else (), **given),
         "near_": ConceptMeter(
-            asked.near, near_images_per_prompt, names=asked.near_concepts if named else (), **detectors
+            asked.near, measure.near_images_per_prompt, names=asked.near_concepts if named else (), **given
         ),
     }
     if meters[""].unknown:
@@ -158,32 +90,32 @@ def evaluate_concept(
     options = SamplerOptions(
         sampler=sampler,
         t_init=t_init,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
+        num_inference_steps=measure.num_inference_steps,
+        guidance_scale=measure.guidance_scale,
         sld=sld,
-        safety_text=safety_text or (SAFETY_CONCEPT if task == "nudity" else concept),
-        resolution=resolution,
+        safety_text=measure.safety_text or (SAFETY_CONCEPT if task == "nudity" else concept),
+        resolution=measure.resolution,
     )
-    drawn = PromptSampler(
-        TextModel.read(model, base), options, [*asked.prompts, *asked.near, *captions], place, dtype, batch_size
-    )
-    if not any(detectors.values()):
+    drawing = {"device": place, "dtype": measure.dtype, "batch_size": measure.batch_size}
+    drawn = PromptSampler(TextModel.read(model, base), options, [*asked.prompts, *asked.near, *captions], **drawing)
+    if not any(given.values()):
         print("pecker-fast: no detector is given: images are drawn and nothing is measured", file=sys.stderr)
+    seed, folder = measure.sample_seed, target.parent
     result: dict[str, Any] = {"task": task, "concept": concept, "model": model}
     samples = {}
     for prefix, meter in meters.items():
-        cache, items = _cached(drawn, target.parent, meter, asked if prefix == "" else None, seed)
+        cache, items = _cached(drawn, folder, meter, asked if prefix == "" else None, seed)
         for _, images in cache.chunks(items, seed, progress_bar):
             meter.add(images)
         result |= {f"{prefix}{name}": value for name, value in meter.result().items()}
         result[f"{prefix}images"] = len(items)
         samples[prefix] = cache.described
     said: dict[str, Any] = {
-        "protocol": protocol,
-        "prompts": {"source": asked.source, "count": len(asked.prompts), "images_of_each": per_prompt},
+        "arguments": {**dataclasses.asdict(measure), **dataclasses.asdict(detectors)},
+        "prompts": {"source": asked.source, "count": len(asked.prompts), "images_of_each": count},
         "near": {
             "count": len(asked.near),
-            "images_of_each": near_images_per_prompt,
+            "images_of_each": measure.near_images_per_prompt,
             "concepts": sorted(set(asked.near_concepts)),
             "unknown_to_the_detector": meters["near_"].unknown,
         },
@@ -194,12 +126,15 @@ def evaluate_concept(
         "environment": environment(),
     }
     if captions:
-        found, coco = _coco(drawn, target.parent, captions, coco_images, inception_weights, detectors["clip"], seed)
+        found, said["coco"] = _coco(drawn, folder, captions, measure, given["clip"])
         result |= found
-        said["coco"] = coco
     write_json(target, {**result, "protocol": said})
     _add_to_run(Path(model), result)
-    _pictures(target.parent, drawn, asked, seed, before or base, (place, dtype, batch_size), resolution)
+    first = None
+    if before or base:
+        settings = dataclasses.replace(options, sampler="ddim")
+        first = PromptSampler(TextModel.read(before or base), settings, _pictured(asked), **drawing)
+    _pictures(folder, drawn, first, asked, seed)
     for name, value in result.items():
         if isinstance(value, float):
             print(f"{name:36}{value:10.4g}")
@@ -235,30 +170,11 @@ def _cached(
     return SampleCache(folder / "evaluation", described, drawn.drawing(meter.prompts, scales), CHUNK), items
 
 
-def _check_coco(captions: Sequence[str], images: str | None, inception_weights: str | None) -> None:
-    if images is None:
-        return
-    if not captions:
-        raise ValueError("coco_images is given, but not coco_captions")
-    check_inception_weights(inception_weights)
-    if len(_image_files(images)) < 4:
-        raise ValueError(f"coco_images is {images!r}, expected a folder with at least four images")
-
-
-def _image_files(folder: str) -> list[Path]:
-    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-
-
 def _coco(
-    drawn: PromptSampler,
-    folder: Path,
-    captions: tuple[str, ...],
-    images: str | None,
-    inception_weights: str | None,
-    clip: ClipModel | None,
-    seed: int,
+    drawn: PromptSampler, folder: Path, captions: tuple[str, ...], measure: MeasureArguments, clip: ClipModel | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """CLIP score and FID of one image of each caption, and how they were measured."""
+    seed = measure.sample_seed
     described = {**drawn.describe(captions), "seed": seed, "chunk": CHUNK}
     # Every caption has noise of its own: they are one sample of what the model draws.
     items = torch.tensor([(i, seed + i) for i in range(len(captions))])
@@ -268,16 +184,15 @@ def _coco(
     said: dict[str, Any] = {"captions": len(captions), "samples": described}
     if clip is not None:
         found["coco_clip_score"] = clip_score(torch.cat(features), clip.texts(captions))
-    if images is not None:
+    if measure.coco_images is not None:
         size = drawn.source.vae_scale_factor * drawn.settings["latent_size"]
-        files = _image_files(images)
+        files = image_files(measure.coco_images)
         generated = Uint8Images(cache.reader(items, seed), len(items))
         real = Uint8Images(lambda i: _real_image(files[i], size), len(files))
         cuda = drawn.device.type == "cuda"
-        measured = image_quality(generated, real, weights=inception_weights, batch_size=32, cuda=cuda)
-        said["image_quality"] = {
-            **measured.pop("protocol"), "real_images_are": "cut to squares, resized (bicubic, antialiased)"
-        }  # fmt: skip
+        measured = image_quality(generated, real, weights=measure.inception_weights, batch_size=32, cuda=cuda)
+        resized = {"real_images_are": "cut to squares, resized (bicubic, antialiased)"}
+        said["image_quality"] = {**measured.pop("protocol"), **resized}
         found |= measured
     return found, said
 
@@ -291,28 +206,35 @@ def _real_image(path: Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
+def _pictured(asked: EvaluationPrompts) -> list[str]:
+    return [*asked.prompts[:PICTURED_PROMPTS], *asked.near[:PICTURED_PROMPTS]]
+
+
 def _pictures(
-    folder: Path,
-    drawn: PromptSampler,
-    asked: EvaluationPrompts,
-    seed: int,
-    before: str | None,
-    compute: tuple[torch.device, str, int],
-    resolution: int | None,
+    folder: Path, drawn: PromptSampler, first: PromptSampler | None, asked: EvaluationPrompts, seed: int
 ) -> None:
-    """samples/concept.png and samples/near.png: a few images of a few prompts, beside those of ``before``."""
-    lists = {"concept": asked.prompts[:PICTURED_PROMPTS], "near": asked.near[:PICTURED_PROMPTS]}
-    samplers = {"after" if before else "drawn": drawn}
-    if before is not None:
-        options = SamplerOptions("ddim", resolution=resolution)
-        first = PromptSampler(TextModel.read(before), options, [*lists["concept"], *lists["near"]], *compute)
-        samplers = {"before": first, **samplers}
-    for name, prompts in lists.items():
+    """samples/concept.png and samples/near.png: a few images of a few prompts, beside those of ``first``; and the
+    images in a file, for pictures of several models."""
+    (folder / "samples").mkdir(exist_ok=True)
+    kept = {}
+    for name, prompts in (("concept", asked.prompts[:PICTURED_PROMPTS]), ("near", asked.near[:PICTURED_PROMPTS])):
         items = _items(prompts, PICTURED_IMAGES, seed)
-        sheets = {title: _small(sampler.drawing(prompts)(items)) for title, sampler in samplers.items()}
-        (folder / "samples").mkdir(exist_ok=True)
+        kept[name] = _small(drawn.drawing(prompts)(items))
+        sheets = {"drawn": kept[name]}
+        if first is not None:
+            sheets = {"before": _small(first.drawing(prompts)(items)), "after": kept[name]}
         path = folder / "samples" / f"{name}.png"
         save_side_by_side(path, sheets, items[:, 0], prompts, label_width=PROMPT_WIDTH)
+    safetensors.torch.save_file(kept, folder / "samples" / PICTURED)
+
+
+def save_pictures_of_all(folder: Path, runs: dict[str, Path], asked: EvaluationPrompts) -> None:
+    """concept.png and near.png in ``folder``: the pictured images of several models, title to the folder of each."""
+    kept = {title: safetensors.torch.load_file(run / "samples" / PICTURED) for title, run in runs.items()}
+    for name, prompts in (("concept", asked.prompts[:PICTURED_PROMPTS]), ("near", asked.near[:PICTURED_PROMPTS])):
+        sheets = {title: images[name] for title, images in kept.items()}
+        rows = torch.arange(len(prompts)).repeat_interleave(PICTURED_IMAGES)
+        save_side_by_side(folder / f"{name}.png", sheets, rows, prompts, label_width=PROMPT_WIDTH)
 
 
 def _small(images: Tensor) -> Tensor:
@@ -333,14 +255,9 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return found if "options" in found and "task" in found else {}
 
 
-def _trained_on(folder: Path) -> tuple[str, ...] | None:
-    """The forget prompts of a run; None where it does not say them."""
-    found = _config_of(folder).get("forget_prompts")
-    return tuple(found) if isinstance(found, list) else None
-
-
 def _add_to_run(folder: Path, result: dict[str, Any]) -> None:
     """Adds what was measured to a run's metrics.json."""
     if _config_of(folder) and (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text())
-        write_json(folder / "metrics.json", {**metrics, **result})
+        # Images and the like of the training keep their names.
+        write_json(folder / "metrics.json", {**result, **metrics})

@@ -95,7 +95,7 @@ class PromptSampler:
     ----------
     model, options: what and how.
     prompts: all that will be asked for, encoded at once; the text encoder is then dropped.
-    device, dtype: of the U-Net; text encoder and VAE compute in float32.
+    device, dtype: of the U-Net ("auto": bfloat16 on a GPU); text encoder and VAE compute in float32.
     batch_size: images at a time.
 
     Attributes
@@ -112,8 +112,10 @@ class PromptSampler:
         dtype: str = "float32",
         batch_size: int = 8,
     ) -> None:
+        if dtype == "auto":
+            dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
         if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+            raise ValueError(f"dtype is {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
         check_int("batch_size", batch_size, 1)
         self.settings = options.resolved(model)
         self.device, self.batch_size = torch.device(device), batch_size
