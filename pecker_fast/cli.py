@@ -26,7 +26,9 @@ from .commands.pretrain import PretrainArguments, run_pretrain
 from .commands.sample import mask, sample
 from .commands.train_classifier import train_classifier
 from .commands.unlearn import UnlearnArguments, run_unlearn
+from .commands.unlearn_text import UnlearnTextArguments, run_unlearn_text
 from .environment import describe_environment, environment
+from .training.text_presets import TEXT_PRESETS
 
 
 def env(json: bool = False) -> None:
@@ -122,12 +124,14 @@ def _parse_unlearn(arguments: list[str]) -> Callable[[], None]:
     early.add_argument("--preset", default="digits")
     early.add_argument("--method", default="pecker")
     known, rest = early.parse_known_args(arguments)
-    default = UnlearnArguments.defaults(known.preset, known.method)
+    text = known.preset in TEXT_PRESETS
+    base, command = (UnlearnTextArguments, run_unlearn_text) if text else (UnlearnArguments, run_unlearn)
+    default = base.defaults(known.preset, known.method)
     # The options' type is the method's own.
     options = ("options", type(default.options), dataclasses.field(default=default.options))
-    kind = dataclasses.make_dataclass("UnlearnArguments", [options], bases=(UnlearnArguments,), frozen=True)
+    kind = dataclasses.make_dataclass(base.__name__, [options], bases=(base,), frozen=True)
     values = {item.name: getattr(default, item.name) for item in dataclasses.fields(default)}
-    return functools.partial(run_unlearn, _parse_dataclass(kind, kind(**values), "unlearn", unlearn.__doc__, rest))
+    return functools.partial(command, _parse_dataclass(kind, kind(**values), "unlearn", unlearn.__doc__, rest))
 
 
 def _parse_pretrain(arguments: list[str]) -> Callable[[], None]:

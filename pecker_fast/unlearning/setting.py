@@ -140,6 +140,7 @@ class Setting(Compute):
     weights_dtype: of psi and theta. In bfloat16 or float16 small updates are kept by stochastic rounding, or by float32
         copies of the weights (``master_weights``).
     teacher_dtype: of the teacher, once the methods have copied it; None: as it is.
+    score_lora_rank: psi is trained as a low-rank change of this rank of its linear layers; 0: all of it.
     gradient_checkpointing: compute activations of psi, theta and the teacher again in the backward pass.
     forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
         int64 (N,); None for methods that draw their own.
@@ -156,6 +157,7 @@ class Setting(Compute):
     weights_dtype: torch.dtype = torch.float32
     master_weights: bool = False
     teacher_dtype: torch.dtype | None = None
+    score_lora_rank: int = 0
     gradient_checkpointing: bool = False
     forget_images: torch.Tensor | None = None
     forget_labels: torch.Tensor | None = None
