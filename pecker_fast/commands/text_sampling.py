@@ -15,7 +15,7 @@ from ..diffusion.checks import check_int
 from ..diffusion.sld import sample_sld, sld_config
 from ..metrics import to_uint8
 from .options import network_folder, weights_hash
-from .sample import recorded_t_init
+from .sample import recorded_options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,7 +40,7 @@ class TextModel:
             hint = "" if base is not None else "; the folder of a U-Net needs the others by --base"
             raise ValueError(f"{'model' if base is None else 'base'} is {base or path!r}: {error}{hint}") from error
         unet = source.load_unet() if base is None else load_text_unet(network_folder(folder))
-        return cls(str(path), source, unet, recorded_t_init(folder))
+        return cls(str(path), source, unet, recorded_options(folder).get("t_init"))
 
 
 @dataclass(frozen=True)

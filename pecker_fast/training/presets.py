@@ -104,19 +104,20 @@ PRESETS: dict[str, Preset] = {
         # Found by the trials that docs/methods.md tells of. The shipped network has no label for "no condition", so
         # there is no guidance anywhere.
         methods={
-            "retrain": {**DIGITS_SAMPLING, "validation_steps": 1000},
+            "retrain": {**DIGITS_SAMPLING, "validation_steps": 1500, "checkpointing_steps": 500, "logging_steps": 50},
             "salun": {
                 **DIGITS_SAMPLING,
                 **DIGITS_REPLAY,
-                "max_train_steps": 100,
+                "max_train_steps": 120,
                 "train_batch_size": 48,
                 "forget_batch_size": 16,
                 "learning_rate": 1e-3,
+                "lr_scheduler": "cosine",
                 "retain_weight": 0.05,
                 "random_flip": False,
                 "saliency_guidance_scale": 1.0,
                 "saliency_batch_size": 64,
-                "validation_steps": 25,
+                "validation_steps": 40,
             },
             "selective_amnesia": {
                 **DIGITS_SAMPLING,
