@@ -199,7 +199,7 @@ def _finish(
     folder = args.output_dir
     with method.phases[-1].averaged() as averaged:
         pictures.both(before, pictures.after(averaged))
-        save_text_pipeline(folder, averaged.unet, model, args.options.t_init)
+        save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
     metrics = {
         "method": args.method,
         "seed": args.compute.seed,

@@ -207,25 +207,33 @@ def save_text_network(path: str | os.PathLike, network: nn.Module) -> None:
     write_folder(path, lambda folder: unet.save_pretrained(folder, safe_serialization=True))
 
 
-def save_text_pipeline(path: str | os.PathLike, unet: nn.Module, source: StableDiffusion, t_init: int) -> None:
-    """Writes a one-step generator as a pipeline, with the other parts of ``source``, all or nothing.
+def save_text_pipeline(path: str | os.PathLike, unet: nn.Module, source: StableDiffusion, t_init: int | None) -> None:
+    """Writes a U-Net as a pipeline, with the other parts of ``source``, all or nothing.
 
     Parameters
     ----------
-    unet: the generator's ``UNet2DConditionModel``.
+    unet: a ``UNet2DConditionModel``.
     source: where text encoder, tokenizer, VAE and scheduler come from.
-    t_init: at which it is fed noise.
+    t_init: at which a one-step generator is fed noise; None for a model that draws in many steps, which becomes a
+        ``StableDiffusionPipeline``.
 
-    ``DiffusionPipeline.from_pretrained(path, custom_pipeline=path, trust_remote_code=True)`` reads it where this
-    package is not installed; ``StableDiffusionPipeline`` takes its U-Net.
+    ``DiffusionPipeline.from_pretrained(path, custom_pipeline=path, trust_remote_code=True)`` reads a one-step generator
+    where this package is not installed; ``StableDiffusionPipeline`` takes its U-Net.
     """
     import diffusers
 
     from .text_pipeline import OneStepTextPipeline
 
-    check_int("t_init", t_init, 0, source.schedule.num_train_timesteps)
+    if t_init is not None:
+        check_int("t_init", t_init, 0, source.schedule.num_train_timesteps)
     tokenizer, encoder = source._text_parts()
     kind = getattr(diffusers, source.config("scheduler").get("_class_name", ""), diffusers.DDPMScheduler)
     scheduler = kind.from_pretrained(source.folder / "scheduler", local_files_only=True)
-    pipeline = OneStepTextPipeline(source.load_vae(), encoder, tokenizer, unet, scheduler, t_init)
+    parts = {"vae": source.load_vae(), "text_encoder": encoder, "tokenizer": tokenizer}
+    parts |= {"unet": unet, "scheduler": scheduler}
+    if t_init is None:
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = diffusers.StableDiffusionPipeline(**parts, **none)
+    else:
+        pipeline = OneStepTextPipeline(**parts, t_init=t_init)
     write_folder(path, lambda folder: pipeline.save_pretrained(folder, safe_serialization=True))

@@ -32,6 +32,17 @@ STABLE_DIFFUSION: dict[str, Any] = {
 }
 # PECKER is evaluated at 100,000 images, SFD at 300,000.
 METHODS: dict[str, dict[str, Any]] = {
+    # As published for Stable Diffusion; ESD-u is for nudity, ESD-x for what has a name.
+    "esd": {
+        "negative_guidance": 1.0,
+        "trained": "x",
+        "eval_sampler": "ddim",
+        "num_inference_steps": 50,
+        "eval_guidance_scale": 7.5,
+        "logging_steps": 50,
+        "checkpointing_steps": 250,
+        "validation_steps": 500,
+    },
     "sfd": {"max_train_steps": 37_500},
     # The ratio found on digits, at the published weight of the generator; untried at this size.
     "pecker+": {"generator_forget_weight": 1.0, "score_forget_weight": 0.2},
@@ -64,7 +75,11 @@ class TextPreset:
 
 TEXT_PRESETS: dict[str, TextPreset] = {
     "sd15-celebrity": TextPreset("celebrity", "brad pitt", "a middle aged man"),
-    "sd15-nudity": TextPreset("nudity", unlearning={**STABLE_DIFFUSION, "negative_roles": (True, True, True)}),
+    "sd15-nudity": TextPreset(
+        "nudity",
+        unlearning={**STABLE_DIFFUSION, "negative_roles": (True, True, True)},
+        methods={**METHODS, "esd": {**METHODS["esd"], "trained": "u"}},
+    ),
 }
 
 

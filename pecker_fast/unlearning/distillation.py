@@ -23,7 +23,6 @@ from ..diffusion import (
     regression_loss,
     sample_one_step,
     save_one_step_pipeline,
-    save_text_network,
     score_distillation_loss,
 )
 from ..optim import MaskedAdam
@@ -372,7 +371,7 @@ class ScoreForgetting(Method):
     def save(self, folder: Path, network: nn.Module) -> None:
         """As a pipeline that draws in one step; of a text-conditional network the U-Net alone."""
         if isinstance(network, TextConditioned):
-            save_text_network(folder / "unet", network)
+            super().save(folder, network)
             return
         save_one_step_pipeline(folder, network, self.setting.schedule, self.options.t_init)
 

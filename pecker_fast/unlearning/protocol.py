@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import save_network
+from ..diffusion import TextConditioned, save_network, save_text_network
 from .setting import Setting
 
 
@@ -104,6 +104,9 @@ class Method(ABC):
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Writes ``network``, as ``Phase.averaged`` gives it, into ``folder/unet`` in diffusers' layout."""
+        if isinstance(network, TextConditioned):
+            save_text_network(folder / "unet", network)
+            return
         save_network(folder / "unet", network, self.setting.schedule)
 
     @abstractmethod
