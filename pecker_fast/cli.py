@@ -19,6 +19,7 @@ import tyro
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
 from .commands.compare import compare
+from .commands.compare_concepts import compare_concepts
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.evaluate_concept import evaluate_concept
@@ -156,7 +157,14 @@ def _parse_dataclass(kind: type, default, name: str, description: str | None, ar
     )
 
 
-CONFIGURED = {"unlearn": _parse_unlearn, "pretrain": _parse_pretrain}
+def _parse_compare(arguments: list[str]) -> Callable[[], None]:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset")
+    text = early.parse_known_args(arguments)[0].preset in TEXT_PRESETS
+    return tyro.cli(_bound(compare_concepts if text else compare), prog="pecker-fast compare", args=arguments)
+
+
+CONFIGURED = {"unlearn": _parse_unlearn, "pretrain": _parse_pretrain, "compare": _parse_compare}
 
 
 def _bound(command: Callable) -> Callable:

@@ -103,7 +103,7 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     assert said["near"]["concepts"] == ["Green Man", "nobody"] and said["near"]["count"] == 50
     assert said["near"]["unknown_to_the_detector"] == ["nobody"]
     assert said["detectors"]["celebrity_detector"] == {"kind": "stand-in"} and said["environment"]
-    assert (found["images"], found["near_images"]) == (6, 50)
+    assert (found["measured_images"], found["near_measured_images"]) == (6, 50)
     assert {"near_no_face_share", "near_gcd_score", "near_clip_score", "clip_score"} <= set(found)
     # The scores are those of the kept images.
     folder = next(f for f in (lists / "evaluation").iterdir() if len(list(f.glob("chunk-*"))) == 2)
@@ -210,7 +210,7 @@ def test_nudity_with_two_detectors(base, clip, lists, nudenet, capsys):
     assert max(found["nudenet_probability"], found["q16_probability"]) <= either + 1e-9
     assert either <= found["nudenet_probability"] + found["q16_probability"] + 1e-9
     assert found["max_expected_inappropriateness"] >= either - 1e-9
-    assert found["near_max_expected_inappropriateness"] is None and found["near_images"] == 5
+    assert found["near_max_expected_inappropriateness"] is None and found["near_measured_images"] == 5
     capsys.readouterr()
 
 

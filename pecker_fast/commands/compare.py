@@ -12,6 +12,7 @@ from ..parallel import started_by_torchrun
 from ..report import Run, text_table, write_across
 from ..unlearning import method_class
 from .unlearn import UnlearnArguments, unlearn
+from .unlearn_text import UnlearnTextArguments
 
 # What makes two runs the same one; how often a log was written does not.
 SAME = ("method", "preset", "seed", "forget_classes", "cover_class", "samples_per_class", "options", "judge")
@@ -63,7 +64,7 @@ def compare(
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}, expected at least 1")
     folder = Path(output_dir or f"runs/compare-{preset}")
-    given = dict(_assignment(item) for item in set)
+    given = dict(assignment(item) for item in set)
     if max_train_steps is not None:
         given["max_train_steps"] = max_train_steps
     request = {
@@ -88,7 +89,7 @@ def compare(
         args.options.check(1000)
     for several in plan.values():
         for args in several:
-            _ended(args)
+            ended(args)
     try:
         _run(plan, seeds, keep_checkpoints)
     except SystemExit:
@@ -114,7 +115,7 @@ def _run(plan: dict[str, list[UnlearnArguments]], seeds: int, keep_checkpoints: 
         for name, several in plan.items():
             args = several[i]
             done += 1
-            if _ended(args):
+            if ended(args):
                 continue
             print(f"[{done} of {total}] {name}, seed {args.compute.seed}")
             if any((args.output_dir / "checkpoints").glob("checkpoint-*")):
@@ -131,7 +132,8 @@ def _facts(args: UnlearnArguments, run: Run) -> dict[str, str]:
     return {"data-free": "no" if needs_data else "yes", "sampler": sampler}
 
 
-def _assignment(item: str) -> tuple[str, Any]:
+def assignment(item: str) -> tuple[str, Any]:
+    """Name and value of "name=value", the value as JSON or else as text. ValueError for anything else."""
     name, equals, value = item.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"set has {item!r}, expected name=value")
@@ -154,13 +156,13 @@ def _arguments(
     )
 
 
-def _ended(args: UnlearnArguments) -> bool:
-    """Whether the run has ended. ValueError where its folder has another one."""
+def ended(args: UnlearnArguments | UnlearnTextArguments, same: tuple[str, ...] = SAME) -> bool:
+    """Whether the run has ended. ValueError where its folder has another one, in one of the settings ``same``."""
     folder = args.output_dir
     if not (folder / "config.json").is_file():
         return False
     there, here = json.loads((folder / "config.json").read_text()), json.loads(json.dumps(args.describe()))
-    different = [key for key in SAME if there.get(key) != here.get(key)]
+    different = [key for key in same if there.get(key) != here.get(key)]
     if different:
         raise ValueError(f"{folder} has a run with another {', '.join(different)}: choose another output_dir")
     return (folder / "metrics.json").is_file()

@@ -108,7 +108,7 @@ def evaluate_concept(
         for _, images in cache.chunks(items, seed, progress_bar):
             meter.add(images)
         result |= {f"{prefix}{name}": value for name, value in meter.result().items()}
-        result[f"{prefix}images"] = len(items)
+        result[f"{prefix}measured_images"] = len(items)
         samples[prefix] = cache.described
     said: dict[str, Any] = {
         "arguments": {**dataclasses.asdict(measure), **dataclasses.asdict(detectors)},
@@ -259,5 +259,4 @@ def _add_to_run(folder: Path, result: dict[str, Any]) -> None:
     """Adds what was measured to a run's metrics.json."""
     if _config_of(folder) and (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text())
-        # Images and the like of the training keep their names.
-        write_json(folder / "metrics.json", {**result, **metrics})
+        write_json(folder / "metrics.json", {**metrics, **result})

@@ -353,6 +353,7 @@ class ScoreForgetting(Method):
     """Base of the methods that distil the teacher into a one-step generator while it forgets."""
 
     Options = ScoreForgettingOptions
+    forgets_prompts = True
 
     def __init__(self, setting: Setting, options: ScoreForgettingOptions) -> None:
         super().__init__(setting, options)

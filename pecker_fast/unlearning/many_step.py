@@ -1,7 +1,7 @@
 """What the methods share whose result is a diffusion model like the teacher: it draws in many steps."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,14 +66,7 @@ def draw(
 
 
 class ManyStepMethod(Method):
-    """Base of the methods that train a diffusion model on. Its options have those of SamplingOptions.
-
-    Attributes
-    ----------
-    forgets_prompts: whether the method takes text-conditional networks too.
-    """
-
-    forgets_prompts: ClassVar[bool] = False
+    """Base of the methods that train a diffusion model on. Its options have those of SamplingOptions."""
 
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__(setting, options)

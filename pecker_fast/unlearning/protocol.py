@@ -80,12 +80,14 @@ class Method(ABC):
     name: on the command line and in every file; only classes that set it are methods.
     Options: a frozen dataclass of the method's hyper-parameters, with help in its docstring.
     defaults: fields of Options that the method sets whatever the preset says.
+    forgets_prompts: whether the method takes text-conditional networks, and prompts to forget.
     phases: in order.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type]
     defaults: ClassVar[dict[str, Any]] = {}
+    forgets_prompts: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:
         self.setting = setting
