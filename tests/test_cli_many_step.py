@@ -96,9 +96,10 @@ def test_data_free_salun_and_guidance_of_photographs(capsys, tmp_path):
     common += ["--forget_classes", "2", "--cover_class", "0"]
     replay = ["--replay_images_per_class", "2", "--replay_steps", "2"]
     real = ["--dataset_name", f"folder:{data}"]
+    generated = ["--method", "salun", "--images", "generated", *replay]
     for i, given in enumerate((
-        ["--method", "salun", *real], ["--method", "salun", "--images", "generated", *replay],
-        ["--method", "salun", "--images", "generated", *replay, "--forget_data", str(data)], ["--method", "retrain", *real],
+        ["--method", "salun", *real], ["--method", "retrain", *real],
+        generated, [*generated, "--forget_data", str(data)],
         ["--method", "selective_amnesia", *replay, "--fisher_timesteps", "4", "--fisher_chunks", "1"],
         ["--method", "esd", "--trajectory_steps", "2"],
     )):  # fmt: skip

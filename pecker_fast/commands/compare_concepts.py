@@ -14,10 +14,10 @@ from ..parallel import started_by_torchrun
 from ..report import Run, concept_table, write_concepts
 from ..training.text_presets import text_preset
 from ..unlearning import method_class, method_names
-from .compare import assignment, ended
 from .concept_arguments import DetectorArguments, MeasureArguments
 from .evaluate_concept import evaluate_concept, save_pictures_of_all
 from .options import write_json
+from .several import assignment, ended, going_on
 from .text_models import load_stable_diffusion
 from .unlearn_text import UnlearnTextArguments, unlearn_text
 
@@ -27,10 +27,9 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "sid-lsg": {"sampler": "one_step", "t_init": 625},
     **{f"sld-{name}": {"sampler": "sld", "sld": name} for name in ("weak", "medium", "strong", "max")},
 }
-# What makes two runs the same one.
-SAME = ("method", "preset", "seed", "concept", "cover", "options", "pretrained_model_name_or_path", "retain_prompts")
-SAME += ("initial_generator", "initial_score", "resolution", "mixed_precision", "weights_dtype", "master_weights")
-SAME += ("teacher_dtype", "score_lora_rank")
+# What else makes two runs the same one.
+MORE = ("concept", "cover", "retain_prompts", "resolution", "weights_dtype", "master_weights", "teacher_dtype")
+MORE += ("score_lora_rank",)
 # Arguments of the samples that a run draws while it is under way.
 SAMPLES = ("samples_per_prompt", "sample_steps", "sample_guidance_scale")
 
@@ -124,7 +123,7 @@ def compare_concepts(
         several[0].options.check(model.schedule.num_train_timesteps)
         several[0].prompts()
         for args in several:
-            ended(args, SAME)
+            ended(args, MORE)
     asked, *_ = measure.asked(found.task, concept, None)
     base = str(model.folder)
     try:
@@ -190,12 +189,10 @@ def _folders(folder: Path, name: str, plan: dict[str, list[UnlearnTextArguments]
 
 
 def _train(args: UnlearnTextArguments, keep_checkpoints: bool) -> None:
-    if ended(args, SAME):
+    if ended(args, MORE):
         return
     print(f"training: {args.method}, seed {args.compute.seed}")
-    if any((args.output_dir / "checkpoints").glob("checkpoint-*")):
-        args = dataclasses.replace(args, loop=dataclasses.replace(args.loop, resume_from_checkpoint="latest"))
-    unlearn_text(args)
+    unlearn_text(going_on(args))
     if not keep_checkpoints:
         shutil.rmtree(args.output_dir / "checkpoints", ignore_errors=True)
 

@@ -69,6 +69,8 @@ VARIANTS = [
     ("pecker", {"mask_scope": "all", "saliency_network": "initial"}),
     ("pecker", {"saliency_samples": "current", "saliency_batches": 2, "density": None, "threshold": 0.5}),
     ("pecker", {"saliency_samples": "teacher", "ema_decay": None, "max_grad_value": None, "adam_beta1": 0.9}),
+    ("pecker", {"saliency_score": "magnitude", "mask_refresh_steps": 2}),
+    ("pecker", {"saliency_score": "random", "density": 0.3, "mask_refresh_steps": 2}),
     ("pecker+", {"gradient_accumulation_steps": 2}),
     ("retrain", {"lr_scheduler": "cosine"}),
     ("salun", {}),
