@@ -19,6 +19,8 @@ import tyro
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
 from .commands.compare import compare
+from .commands.convert import convert
+from .commands.delta import delta
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.pretrain import PretrainArguments, run_pretrain
@@ -95,8 +97,9 @@ def bench(
 
 
 def unlearn() -> None:
-    """Makes a pretrained network forget classes: --preset digits|cifar10|stl10, --method pecker|pecker+|sfd|retrain|
-    salun|selective_amnesia|esd."""
+    """Makes a pretrained network forget classes, --preset digits|cifar10|stl10, --method pecker|pecker+|sfd|retrain|
+    salun|selective_amnesia|esd, or a Stable Diffusion a concept, --preset sd15-celebrity|sd15-nudity, --method
+    pecker|pecker+|sfd."""
 
 
 def pretrain() -> None:
@@ -110,6 +113,8 @@ COMMANDS = {
     "evaluate": evaluate,
     "pretrain": pretrain,
     "sample": sample,
+    "convert": convert,
+    "delta": delta,
     "mask": mask,
     "train-classifier": train_classifier,
     "env": env,

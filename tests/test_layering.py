@@ -19,6 +19,7 @@ ALLOWED = {
     "saliency": {"ops", "flat", "sharding", "mask", "saliency"},
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
+    "delta": {"delta", "ops"},
     "data": {"data"},
     "metrics": {"metrics", "data"},
     "__init__": {"ops", "mask", "saliency", "optim"},
