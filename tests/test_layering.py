@@ -28,9 +28,12 @@ ALLOWED = {
     "parallel": {"parallel"},
     "report": {"report"},
     "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "mask", "saliency", "optim"},
-    "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim"},
+    "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim", "saliency"},
     "environment": {"ops", "__init__"},
-    "benchmarks": {"benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"},
+    "benchmarks": {
+        *("benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"),
+        *("diffusion", "unlearning", "training", "profiling"),
+    },
 }
 # Imported by nothing.
 TOPS = {"cli", "__main__", "commands"}
