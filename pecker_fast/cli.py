@@ -18,13 +18,16 @@ import tyro
 
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
+from .commands.ablate import ablate
 from .commands.compare import compare
 from .commands.convert import convert
 from .commands.delta import delta
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.pretrain import PretrainArguments, run_pretrain
+from .commands.robustness import robustness
 from .commands.sample import mask, sample
+from .commands.sequence import sequence
 from .commands.train_classifier import train_classifier
 from .commands.unlearn import UnlearnArguments, run_unlearn
 from .commands.unlearn_text import UnlearnTextArguments, run_unlearn_text
@@ -97,20 +100,23 @@ def bench(
 
 
 def unlearn() -> None:
-    """Makes a pretrained network forget classes, --preset digits|cifar10|stl10, --method pecker|pecker+|sfd|retrain|
-    salun|selective_amnesia|esd, or a Stable Diffusion a concept, --preset sd15-celebrity|sd15-nudity, --method
+    """Makes a pretrained network forget classes, --preset digits|digits16|cifar10|stl10, --method pecker|pecker+|sfd|
+    retrain|salun|selective_amnesia|esd, or a Stable Diffusion a concept, --preset sd15-celebrity|sd15-nudity, --method
     pecker|pecker+|sfd."""
 
 
 def pretrain() -> None:
-    """Trains the network that unlearning starts from: --preset digits|cifar10|stl10."""
+    """Trains the network that unlearning starts from: --preset digits|digits16|cifar10|stl10."""
 
 
 COMMANDS = {
     "demo": demo,
     "unlearn": unlearn,
     "compare": compare,
+    "ablate": ablate,
     "evaluate": evaluate,
+    "robustness": robustness,
+    "sequence": sequence,
     "pretrain": pretrain,
     "sample": sample,
     "convert": convert,

@@ -27,6 +27,7 @@ ALLOWED = {
     "profiling": {"profiling"},
     "parallel": {"parallel"},
     "report": {"report"},
+    "robustness": {"robustness", "unlearning", "diffusion", "data", "metrics"},
     "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "mask", "saliency", "optim"},
     "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim", "saliency"},
     "environment": {"ops", "__init__"},

@@ -1,21 +1,16 @@
 """``pecker-fast compare``: several methods over several seeds on one preset, in one command that can be interrupted."""
 
-import dataclasses
-import json
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from ..parallel import started_by_torchrun
 from ..report import Run, text_table, write_across
 from ..unlearning import method_class
+from .robustness import robustness as attack
+from .several import assignment, check_given, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
-
-# What makes two runs the same one; how often a log was written does not.
-SAME = ("method", "preset", "seed", "forget_classes", "cover_class", "samples_per_class", "options", "judge")
-SAME += ("pretrained_model_name_or_path", "checkpoint_state", "mixed_precision", "initial_generator", "initial_score")
 
 
 def compare(
@@ -32,6 +27,7 @@ def compare(
     judge: str | None = None,
     set: tuple[str, ...] = (),
     keep_checkpoints: bool = False,
+    robustness: bool = False,
     progress_bar: bool = True,
 ) -> None:
     """Runs methods over seeds and writes a table with means and spreads, curves, and the figures of each run.
@@ -41,7 +37,7 @@ def compare(
     Args:
         methods: Names of methods, with spaces or commas between: pecker, pecker+, sfd, retrain, salun,
             selective_amnesia, esd.
-        preset: digits, cifar10 or stl10.
+        preset: digits, digits16, cifar10 or stl10.
         seeds: How many seeds each method is run on.
         first_seed: The first of them.
         forget_classes: Classes to forget; the preset's by default.
@@ -53,6 +49,7 @@ def compare(
         judge: File of the classifier for the evaluation; the one that comes with the preset by default.
         set: Options for all methods that have them, as name=value, such as generator_learning_rate=1e-4.
         keep_checkpoints: Keep the checkpoints of runs that have ended.
+        robustness: Attack every run (pecker-fast robustness) and show how the attacks fare.
         progress_bar: Show a progress bar.
     """
     if started_by_torchrun():
@@ -63,7 +60,7 @@ def compare(
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}, expected at least 1")
     folder = Path(output_dir or f"runs/compare-{preset}")
-    given = dict(_assignment(item) for item in set)
+    given = dict(assignment(item) for item in set)
     if max_train_steps is not None:
         given["max_train_steps"] = max_train_steps
     request = {
@@ -79,21 +76,24 @@ def compare(
     for seed in range(first_seed, first_seed + seeds):
         for name in names:
             plan[name].append(
-                _arguments(preset, name, seed, folder / f"{name}-seed{seed}", request, given, progress_bar)
+                run_arguments(preset, name, seed, folder / f"{name}-seed{seed}", request, given, progress_bar)
             )
-    unknown = [key for key in given if not any(hasattr(args[0].options, key) for args in plan.values())]
-    if unknown:
-        raise ValueError(f"set has {unknown[0]}, which is an option of none of {', '.join(names)}")
+    check_given(given, [several[0] for several in plan.values()])
     for args in (of[0] for of in plan.values()):
         args.options.check(1000)
     for several in plan.values():
         for args in several:
-            _ended(args)
+            ended(args)
     try:
         _run(plan, seeds, keep_checkpoints)
     except SystemExit:
         print("the same command again goes on here")
         raise
+    if robustness:
+        for args in (args for several in plan.values() for args in several):
+            if not (args.output_dir / "robustness.json").is_file():
+                print(f"robustness: {args.method}, seed {args.compute.seed}")
+                attack(str(args.output_dir), progress_bar=progress_bar)
     runs = {name: [Run.read(args.output_dir) for args in several] for name, several in plan.items()}
     first = next(iter(plan.values()))[0].request
     cover = "a retained class drawn at random" if first.cover_class == "random" else f"class {first.cover_class}"
@@ -114,12 +114,10 @@ def _run(plan: dict[str, list[UnlearnArguments]], seeds: int, keep_checkpoints: 
         for name, several in plan.items():
             args = several[i]
             done += 1
-            if _ended(args):
+            if ended(args):
                 continue
             print(f"[{done} of {total}] {name}, seed {args.compute.seed}")
-            if any((args.output_dir / "checkpoints").glob("checkpoint-*")):
-                args = dataclasses.replace(args, loop=dataclasses.replace(args.loop, resume_from_checkpoint="latest"))
-            before = unlearn(args, before).before
+            before = unlearn(going_on(args), before).before
             if not keep_checkpoints:
                 shutil.rmtree(args.output_dir / "checkpoints", ignore_errors=True)
 
@@ -129,38 +127,3 @@ def _facts(args: UnlearnArguments, run: Run) -> dict[str, str]:
     needs_data = method_class(args.method).needs_data(args.options)
     sampler = str(run.metrics.get("sampler", "-")).replace("_", " ")
     return {"data-free": "no" if needs_data else "yes", "sampler": sampler}
-
-
-def _assignment(item: str) -> tuple[str, Any]:
-    name, equals, value = item.partition("=")
-    if not equals or not name.isidentifier():
-        raise ValueError(f"set has {item!r}, expected name=value")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _arguments(
-    preset: str, name: str, seed: int, folder: Path, request: dict[str, Any], given: dict[str, Any], progress_bar: bool
-) -> UnlearnArguments:
-    base = UnlearnArguments.defaults(preset, name)
-    options = dataclasses.replace(base.options, **{k: v for k, v in given.items() if hasattr(base.options, k)})
-    request = dataclasses.replace(
-        base.request, output_dir=str(folder), progress_bar=progress_bar, overwrite_output_dir=True, **request
-    )
-    return dataclasses.replace(
-        base, options=options, request=request, compute=dataclasses.replace(base.compute, seed=seed)
-    )
-
-
-def _ended(args: UnlearnArguments) -> bool:
-    """Whether the run has ended. ValueError where its folder has another one."""
-    folder = args.output_dir
-    if not (folder / "config.json").is_file():
-        return False
-    there, here = json.loads((folder / "config.json").read_text()), json.loads(json.dumps(args.describe()))
-    different = [key for key in SAME if there.get(key) != here.get(key)]
-    if different:
-        raise ValueError(f"{folder} has a run with another {', '.join(different)}: choose another output_dir")
-    return (folder / "metrics.json").is_file()

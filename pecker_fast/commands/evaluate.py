@@ -1,28 +1,22 @@
 """``pecker-fast evaluate``: measures a run or a network, with samples that are drawn once and kept."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..diffusion import (
-    NoiseSchedule,
-    OneStepGenerator,
     null_label,
     num_classes,
-    sample_ddim,
-    sample_ddpm,
-    sample_one_step,
 )
 from ..environment import environment
 from ..metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, load_judge, to_uint8
 from ..training.presets import preset
 from ..unlearning import ForgetRequest
 from .options import DataArguments, load_pretrained, weights_hash, write_json
-from .sample import t_init_of
+from .sample import Drawing
 from .samples import CHUNK, SampleCache
 from .unlearn import UnlearnArguments, load_images
 
@@ -35,7 +29,7 @@ def evaluate(
     samples_per_class: int | None = None,
     sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto",
     t_init: int | None = None,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     judge: str | None = None,
     inception_weights: str | None = None,
     dataset_name: str | None = None,
@@ -58,9 +52,10 @@ def evaluate(
         forget_classes: Classes that are to be forgotten; those of the run by default, otherwise none.
         cover_class: What is to be drawn in their place, or "random"; that of the run by default.
         samples_per_class: Images of each class; the preset's by default.
-        sampler: auto: in one step for a run of unlearning or a pipeline (at its t_init), DDIM otherwise.
+        sampler: auto: as a run of unlearning or a pipeline draws (in one step at its t_init, or by the run's sampler),
+            DDIM otherwise.
         t_init: Timestep of the one-step sampler; that of the run by default.
-        num_inference_steps: Of ddim and ddpm.
+        num_inference_steps: Of ddim and ddpm; those of the run, or 50, by default.
         judge: File of the classifier; the one that comes with the preset by default.
         inception_weights: File of Inception's weights, for FID, IS, KID, precision and recall; without it they are not
             measured.
@@ -101,27 +96,25 @@ def evaluate(
         raise ValueError(f"device is {device!r}, but torch sees no GPU here")
     judging.model.to(place)
     evaluator = Evaluator(real, judging, forgotten, cover if forgotten else None)
-    t_init = t_init_of(network) if t_init is None else t_init
-    if sampler == "auto":
-        sampler = "ddim" if t_init is None else "one_step"
-    if sampler == "one_step" and t_init is None:
-        raise ValueError("t_init is not given, and the network is not of a run that says it")
+    drawing = Drawing.of(network, sampler, t_init, num_inference_steps)
     target = Path(output) if output else _result_of(folder)
     if not target.parent.is_dir():
         raise ValueError(f"output is {str(target)!r}, but there is no folder {str(target.parent)!r}")
     labels = torch.arange(classes).repeat_interleave(count)
     described = {
         "pretrained_sha256": weights_hash(network),
-        "sampler": sampler,
-        "t_init": t_init if sampler == "one_step" else None,
-        "num_inference_steps": None if sampler == "one_step" else num_inference_steps,
+        **drawing.describe(),
         "samples_per_class": count,
         "num_classes": classes,
         "null_label": null_label(network),
         "seed": seed,
         "chunk": CHUNK,
     }
-    draw = _drawing(network.to(place), schedule.to(place), sampler, t_init, num_inference_steps, batch_size)
+    network, schedule = network.to(place), schedule.to(place)
+
+    def draw(labels: Tensor, seed: int) -> Tensor:
+        return drawing(network, schedule, labels, seed, batch_size)
+
     cache = SampleCache(target.parent / "evaluation", described, draw, CHUNK)
     images = cache.samples(labels, seed, progress_bar)
     result: dict[str, Any] = {"pretrained": source, **evaluator(images, labels)}
@@ -153,20 +146,6 @@ def evaluate(
         if isinstance(value, float):
             print(f"{name:28}{value:10.4g}")
     print(f"result: {target}")
-
-
-def _drawing(
-    network: nn.Module, schedule: NoiseSchedule, sampler: str, t_init: int | None, steps: int, batch_size: int
-) -> Callable[[Tensor, int], Tensor]:
-    def draw(labels: Tensor, seed: int) -> Tensor:
-        if sampler == "one_step":
-            return sample_one_step(
-                network, OneStepGenerator(schedule, t_init), labels, batch_size=batch_size, seed=seed
-            )
-        kind = sample_ddim if sampler == "ddim" else sample_ddpm
-        return kind(network, schedule, labels, steps, batch_size=batch_size, seed=seed)
-
-    return draw
 
 
 def _config_of(folder: Path | None) -> dict[str, Any]:

@@ -1,19 +1,23 @@
 """``pecker-fast sample`` and ``pecker-fast mask``: draws images, and computes or shows a mask."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..diffusion import OneStepGenerator, num_classes, sample_ddim, sample_ddpm, sample_one_step
+from ..diffusion import NoiseSchedule, OneStepGenerator, num_classes, sample_ddim, sample_ddpm, sample_one_step
 from ..mask import SaliencyMask
 from ..report import save_grid
 from ..training.presets import preset
 from ..unlearning import ForgetRequest, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
 from .options import load_pretrained
+
+# Of DDIM and DDPM, where neither the command nor a run says it.
+STEPS = 50
 
 
 def sample(
@@ -23,7 +27,7 @@ def sample(
     images_per_class: int = 10,
     sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto",
     t_init: int | None = None,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     output: str = "samples.png",
     seed: int = 0,
 ) -> None:
@@ -34,9 +38,9 @@ def sample(
         preset_name: digits, cifar10 or stl10.
         labels: Classes to draw; all by default.
         images_per_class: Images of each.
-        sampler: auto: in one step for a run of unlearning (at its t_init), DDIM otherwise.
+        sampler: auto: as a run of unlearning draws (in one step at its t_init, or by its own sampler), DDIM otherwise.
         t_init: Timestep of the one-step sampler; that of the run by default.
-        num_inference_steps: Of ddim and ddpm.
+        num_inference_steps: Of ddim and ddpm; those of the run, or 50, by default.
         output: The picture, a PNG.
         seed: Of the noise.
     """
@@ -49,36 +53,82 @@ def sample(
     network, schedule, source = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
     classes = num_classes(network)
     chosen = torch.tensor(labels or range(classes)).repeat_interleave(images_per_class)
-    recorded = t_init_of(network)
-    if sampler == "auto":
-        sampler = "ddim" if t_init is None and recorded is None else "one_step"
-    if sampler == "one_step":
+    drawing = Drawing.of(network, sampler, t_init, num_inference_steps)
+    images = drawing(network, schedule, chosen, seed)
+    save_grid(Path(output), images, chosen, tuple(map(str, range(classes))))
+    print(f"{len(images)} images of {source}, sampler {drawing.sampler}, seed {seed}: {output}")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images of a network are drawn.
+
+    Parameters
+    ----------
+    sampler: "one_step" (at ``t_init``), "ddim" or "ddpm" (in ``num_inference_steps``).
+    guidance: further arguments of the two: guidance_scale, clip_sample.
+    """
+
+    sampler: str
+    t_init: int | None = None
+    num_inference_steps: int | None = None
+    guidance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, network: nn.Module, sampler: str, t_init: int | None, num_inference_steps: int | None) -> "Drawing":
+        """What was asked for, or what the run that the network is of says. ValueError for one step without t_init."""
+        options = options_of(network)
+        recorded = options.get("t_init")
+        if sampler == "auto" and t_init is None and recorded is None and "eval_sampler" in options:
+            guidance = {"guidance_scale": options["eval_guidance_scale"], "clip_sample": options["clip_sample"]}
+            steps = options["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+            return cls(options["eval_sampler"], None, steps, guidance)
         t_init = recorded if t_init is None else t_init
+        if sampler == "auto":
+            sampler = "ddim" if t_init is None else "one_step"
+        if sampler != "one_step":
+            return cls(sampler, None, STEPS if num_inference_steps is None else num_inference_steps)
         if t_init is None:
             raise ValueError("t_init is not given, and the network is not of a run that says it")
-        images = sample_one_step(network, OneStepGenerator(schedule, t_init), chosen, seed=seed)
-    else:
-        draw = sample_ddim if sampler == "ddim" else sample_ddpm
-        images = draw(network, schedule, chosen, num_inference_steps, seed=seed)
-    save_grid(Path(output), images, chosen, tuple(map(str, range(classes))))
-    print(f"{len(images)} images of {source}, sampler {sampler}, seed {seed}: {output}")
+        return cls(sampler, t_init)
+
+    def __call__(
+        self, network: nn.Module, schedule: NoiseSchedule, labels: Tensor, seed: int, batch_size: int = 256
+    ) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1] of ``labels``."""
+        if self.sampler == "one_step":
+            generator = OneStepGenerator(schedule, self.t_init)
+            return sample_one_step(network, generator, labels, batch_size=batch_size, seed=seed)
+        draw = sample_ddim if self.sampler == "ddim" else sample_ddpm
+        return draw(
+            network, schedule, labels, self.num_inference_steps, batch_size=batch_size, seed=seed, **self.guidance
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What settles the images beside network, labels and seed, as JSON."""
+        return {
+            "sampler": self.sampler,
+            "t_init": self.t_init,
+            "num_inference_steps": self.num_inference_steps,
+            **self.guidance,
+        }
 
 
-def t_init_of(network: nn.Module) -> int | None:
-    """The timestep at which the generator of a run or a pipeline, local or of the hub, is fed noise.
-
-    None where the network was read from neither.
-    """
+def options_of(network: nn.Module) -> dict[str, Any]:
+    """The options of the run, or the configuration of the pipeline, that the network was read from, local or of the
+    hub; empty where it was read from neither."""
     # diffusers keeps the folder that it read.
     path = network.config.get("_name_or_path")
     for folder in () if path is None else (Path(path), Path(path).parent):
         for name in ("config.json", "model_index.json"):
             try:
                 said = json.loads((folder / name).read_text())
-                return said.get("options", said)["t_init"]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                found = said.get("options", said)
+                if "t_init" in found or "eval_sampler" in found:
+                    return found
+            except (OSError, ValueError, TypeError, AttributeError):
                 continue
-    return None
+    return {}
 
 
 def mask(

@@ -32,11 +32,11 @@ def train_classifier(
 ) -> None:
     """Trains the classifier that a preset's results are judged by, for --judge of unlearn, evaluate and compare.
 
-    cifar10, stl10 and folders: ResNet-34 at 224 pixels, 10 epochs of Adam. digits: the small network that comes with
-    the package, trained again.
+    cifar10, stl10 and folders: ResNet-34 at 224 pixels, 10 epochs of Adam. digits, digits16: the small network
+    that comes with the package, trained again.
 
     Args:
-        preset_name: cifar10, stl10 or digits.
+        preset_name: cifar10, stl10, digits or digits16.
         dataset_name: cifar10, stl10 or folder:<path>; the preset's by default.
         data_root: Folder with the files of cifar10 or stl10.
         download: Whether the files may be fetched from the internet.
@@ -55,8 +55,8 @@ def train_classifier(
     target = Path(output or f"runs/{preset_name}-judge.safetensors")
     if output is not None and not target.parent.is_dir():
         raise ValueError(f"output is {output!r}, but there is no folder {str(target.parent)!r}")
-    if preset_name == "digits" and dataset_name in (None, "digits"):
-        judge = train_digits_judge()
+    if found.dataset == "digits" and dataset_name in (None, "digits"):
+        judge = train_digits_judge(found.unet.sample_size)
     else:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if place.type == "cuda" and not torch.cuda.is_available():

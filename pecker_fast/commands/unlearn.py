@@ -38,6 +38,7 @@ from .running import Running
 PICTURED = 10
 # T of the schedule that all presets are trained with.
 TIMESTEPS = 1000
+INITIAL = ("initial_generator", "initial_score")
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,14 @@ def load_evaluation(args: UnlearnArguments, setting: Setting, method: Method) ->
 
 
 def load_images(data: DataArguments, preset_name: str, split: str, size: int) -> LabelledImages:
-    """The real images of a preset, or those that were asked for, of ``size`` pixels; digits have one size only."""
+    """The real images of a preset, or those that were asked for, of ``size`` pixels."""
     name = data.dataset_name or preset(preset_name).dataset
     if name in ("cifar10", "stl10") and data.data_root is None:
         raise ValueError(
             f"data_root is not given: expected the folder with the files of {name} (--download puts them there), "
             "or other images by --dataset_name folder:<path>"
         )
-    return load_dataset(name, split, data.data_root, data.download, image_size=None if name == "digits" else size)
+    return load_dataset(name, split, data.data_root, data.download, image_size=size)
 
 
 def load_training_images(args: UnlearnArguments, network: nn.Module, processes: World) -> LabelledImages | None:
@@ -181,6 +182,26 @@ def load_training_images(args: UnlearnArguments, network: nn.Module, processes: 
             "(dataset_name, data_root)"
         )
     return images
+
+
+def load_setting(args: UnlearnArguments, compute: ComputeArguments, processes: World) -> tuple[Setting, str]:
+    """What a run's method is given, and where the pretrained network came from. ValueError for wrong arguments."""
+    network, schedule, source = load_pretrained(
+        args.request.pretrained_model_name_or_path, preset(args.preset).network, args.request.checkpoint_state
+    )
+    request = ForgetRequest.of(network, args.request.forget_classes, args.cover_of(args.request.cover_class))
+    setting = Setting(
+        teacher=network,
+        schedule=schedule,
+        request=request,
+        regions=Regions(compute.profile, compute.device),
+        world=processes,
+        training_images=load_training_images(args, network, processes),
+        **{name: load_initial(name, getattr(args.request, name)) for name in INITIAL},
+        **_forget_images(args, request, network.config["sample_size"]),
+        **compute.as_setting(),
+    )
+    return setting, source
 
 
 def load_initial(name: str, path: str | None) -> nn.Module | None:
@@ -233,27 +254,10 @@ def _unlearn(
     if torch.cuda.is_initialized():
         # An earlier run of this process is not this run's.
         torch.cuda.reset_peak_memory_stats()
-    network, schedule, source = load_pretrained(
-        args.request.pretrained_model_name_or_path, preset(args.preset).network, args.request.checkpoint_state
-    )
-    cover = args.cover_of(args.request.cover_class)
-    request = ForgetRequest.of(network, args.request.forget_classes, cover)
-    teacher_hash = weights_hash(network)
-    initial = {name: load_initial(name, getattr(args.request, name)) for name in ("initial_generator", "initial_score")}
-    regions = Regions(compute.profile, compute.device)
-    size = network.config["sample_size"]
-    training_images = load_training_images(args, network, processes)
-    setting = Setting(
-        teacher=network,
-        schedule=schedule,
-        request=request,
-        regions=regions,
-        world=processes,
-        training_images=training_images,
-        **initial,
-        **_forget_images(args, request, size),
-        **compute.as_setting(),
-    )
+    setting, source = load_setting(args, compute, processes)
+    request, regions = setting.request, setting.regions
+    teacher_hash = weights_hash(setting.teacher)
+    initial = {name: getattr(setting, name) for name in INITIAL}
     method = method_class(args.method)(setting, args.options)
     args.loop.check()
     folder, evaluation = args.output_dir, None
@@ -269,7 +273,7 @@ def _unlearn(
         "options": dataclasses.asdict(args.options),
         "pretrained_sha256": teacher_hash,
         **{f"{name}_sha256": weights_hash(found) for name, found in initial.items() if found is not None},
-        **({} if training_images is None else {"training_images": len(training_images)}),
+        **({} if setting.training_images is None else {"training_images": len(setting.training_images)}),
         "forget_classes": list(request.forget_classes),
         "cover_class": request.cover_class,
         "seed": compute.seed,

@@ -34,8 +34,8 @@ def load_dataset(
     split: "train", "test" or "all".
     root: folder of the files of "cifar10" and "stl10"; the others take none.
     download: whether "cifar10" and "stl10" may be fetched. Nothing is downloaded unless it is asked for.
-    image_size: height and width in pixels. None: 8 for "digits" (which has no other), 32 for "cifar10", 64 for "stl10";
-        a folder needs it.
+    image_size: height and width in pixels. None: 8 for "digits" (more are made of these), 32 for "cifar10", 64 for
+        "stl10"; a folder needs it.
 
     Returns
     -------
@@ -55,9 +55,7 @@ def load_dataset(
     if root is not None:
         raise ValueError(f"root is {str(root)!r}, but {name!r} takes none")
     if name == "digits":
-        if image_size not in (None, 8):
-            raise ValueError(f"image_size is {image_size}, expected 8 or None for digits")
-        return load_digits_images(split)
+        return load_digits_images(split, image_size=image_size)
     return load_folder(path, split, image_size=image_size)
 
 

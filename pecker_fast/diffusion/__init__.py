@@ -4,7 +4,7 @@ from .ancestors import load_ancestor
 from .files import check_network_folder, load_network, save_network, save_one_step_pipeline
 from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
-from .sampling import sample_ddim, sample_ddpm, sample_one_step, sample_shape
+from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NoiseSchedule
 from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
 from .text import PromptTable, TextConditioned, add_adapter, encode_prompts
@@ -29,6 +29,7 @@ __all__ = [
     "build_unet",
     "check_class_conditional",
     "check_network_folder",
+    "ddim_through",
     "distillation_weight",
     "encode_prompts",
     "fresh_unet",

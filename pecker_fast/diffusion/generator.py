@@ -115,14 +115,32 @@ class OneStepGenerator:
         return OneStepGenerator(self.schedule.to(device), self.t_init)
 
     def __call__(
-        self, network: nn.Module, z: Tensor, labels: Tensor | None, conditioning: Mapping[str, Any] | None = None
+        self,
+        network: nn.Module,
+        z: Tensor,
+        labels: Tensor | None,
+        conditioning: Mapping[str, Any] | None = None,
+        guidance_scale: float = 1.0,
     ) -> Tensor:
         """(b z - b eps_theta(b z, t_init, c)) / a, with a and b those of ``t_init``.
 
-        Arguments: ``z`` standard normal noise, (B, C, H, W); ``labels`` and ``conditioning`` as in ``predict_eps``.
-        Returns float32, (B, C, H, W), not clamped. The gradient flows through eps_theta only: ``z`` is detached.
+        Arguments: ``z`` standard normal noise, (B, C, H, W); ``labels``, ``conditioning`` and ``guidance_scale`` as in
+        ``predict_eps``. Returns float32, (B, C, H, W), not clamped. The gradient flows through eps_theta only: ``z`` is
+        detached.
         """
+        check_batch("z", z)
+        return self.through(network, z.detach(), labels, conditioning, guidance_scale)
+
+    def through(
+        self,
+        network: nn.Module,
+        z: Tensor,
+        labels: Tensor | None,
+        conditioning: Mapping[str, Any] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        """The same, with the gradient of ``z`` too: for a search among latents."""
         _, b = self.schedule.coefficients(z, self.t_init, "z")
-        x_init = b * z.detach().float()
-        eps = predict_eps(network, x_init, self.t_init, labels, conditioning=conditioning)
+        x_init = b * z.float()
+        eps = predict_eps(network, x_init, self.t_init, labels, guidance_scale, conditioning=conditioning)
         return self.schedule.predict_x0(x_init, eps, self.t_init)

@@ -133,6 +133,7 @@ def sample_one_step(
     seed: int | torch.Generator | Sequence[int] = 0,
     device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
+    guidance_scale: float = 1.0,
 ) -> Tensor:
     """Samples G_theta(z, c) of a one-step generator.
 
@@ -146,6 +147,7 @@ def sample_one_step(
         then that of a sample drawn alone.
     device: of the network by default.
     shape: (C, H, W); that in the network's configuration by default.
+    guidance_scale: as in ``predict_eps``.
 
     Returns
     -------
@@ -159,7 +161,7 @@ def sample_one_step(
     placed = generator.to(device)
 
     def step(z: Tensor, labels: Tensor, _) -> Tensor:
-        return placed(network, z, labels)
+        return placed(network, z, labels, guidance_scale=guidance_scale)
 
     return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
 
@@ -195,6 +197,20 @@ def sample_ddim(
     step = _iterate(network, scheduler, num_inference_steps, guidance, ancestral=False)
     device = network_device(network, device)
     return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+
+
+def ddim_through(
+    network: nn.Module, schedule: NoiseSchedule, z: Tensor, labels: Tensor, num_inference_steps: int = 50
+) -> Tensor:
+    """The DDIM samples that start from ``z``, not clamped at the end, with the gradient of ``z``.
+
+    ``z``: standard normal noise, (B, C, H, W). Returns float32 (B, C, H, W). Other arguments and errors: as of
+    ``sample_ddim``. Memory grows with the number of steps where gradients are recorded.
+    """
+    from diffusers import DDIMScheduler
+
+    scheduler = schedule.to_scheduler(DDIMScheduler, clip_sample=True)
+    return _iterate(network, scheduler, num_inference_steps, {}, ancestral=False)(z, labels, [])
 
 
 def sample_ddpm(

@@ -1,17 +1,26 @@
 """What a run looks like: pictures of samples, curves, and a report to read. A leaf."""
 
+from .ablation import AblationRun, read_ablation
+from .ablation_report import write_ablation
 from .across import text_table, write_across
 from .files import Run
 from .grids import save_before_after, save_grid
+from .robustness import write_robustness_report
+from .sequence import write_sequence
 from .text import comparison_table, write_comparison, write_run_report
 
 __all__ = [
+    "AblationRun",
     "Run",
     "comparison_table",
+    "read_ablation",
     "save_before_after",
     "save_grid",
     "text_table",
+    "write_ablation",
     "write_across",
     "write_comparison",
+    "write_robustness_report",
     "write_run_report",
+    "write_sequence",
 ]

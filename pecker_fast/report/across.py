@@ -10,6 +10,7 @@ from typing import Any
 
 from .curves import COLOURS, PANELS, new_figure, save_figure
 from .files import Run, write_file
+from .tables import markdown_table, text_table_of
 
 FORGOTTEN = 98.0
 # What a row has, over the seeds: key, title, format, and what it says.
@@ -37,6 +38,24 @@ COLUMNS = (
     ("sampling_steps", "steps / image", "{:.0f}", "of the sampler that draws an image"),
     ("seconds_per_image", "s / image", "{:.2g}", "to draw an image of the evaluation"),
     ("peak_memory_gib", "GiB", "{:.2f}", "most memory in use; on a CPU by the process so far"),
+    (
+        "relearn_forget_ua_50",
+        "UA, relearnt %",
+        "{:.1f}",
+        "the least after 50 steps of fine-tuning on a few forgotten images",
+    ),
+    (
+        "latent_own_confirmed",
+        "latents %",
+        "{:.1f}",
+        "searches for a latent that draws the forgotten class that succeed",
+    ),
+    (
+        "paths_still_most",
+        "other samplers %",
+        "{:.1f}",
+        "the most that is drawn of the forgotten class by another sampler",
+    ),
     ("reached", "reached %", "{:.0f}", "parameters that the forget gradient reached at some time"),
 )
 
@@ -113,12 +132,7 @@ def text_table(runs: Mapping[str, Sequence[Run]]) -> str:
     titles = {title for key, title, *_ in COLUMNS if key in keys}
     rows = _table(runs, {})
     kept = [i for i, title in enumerate(rows[0]) if i == 0 or title in titles]
-    widths = [max(len(row[i]) for row in rows) for i in kept]
-    lines = []
-    for row in rows:
-        cells = [row[i].ljust(w) if i == 0 else row[i].rjust(w) for i, w in zip(kept, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return text_table_of([[row[i] for i in kept] for row in rows])
 
 
 def _band(panel, name: str, several: Sequence[Run], colour: str, key: str, x: str) -> None:
@@ -199,8 +213,7 @@ def write_across(
     extractors = sorted({str(run.metrics.get("feature_extractor")) for several in runs.values() for run in several})
     text = ["# Methods compared", "", asked, ""]
     text += [f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Made by", ""]
-    text += [f"    {command}", "", "| " + " | ".join(rows[0]) + " |"]
-    text += ["| --- |" + " ---: |" * (len(rows[0]) - 1), *("| " + " | ".join(row) + " |" for row in rows[1:]), ""]
+    text += [f"    {command}", "", *markdown_table(rows)]
     shown = set(rows[0])
     text += [f"* {title}: {meaning}." for _, title, _, meaning in COLUMNS if title in shown]
     text += [f"* Features and judge: {', '.join(extractors)}.", ""]

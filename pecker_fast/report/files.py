@@ -24,7 +24,7 @@ class Run:
         folder = Path(folder)
         if not (folder / "metrics.json").is_file():
             raise ValueError(f"{folder} has no metrics.json: it is not the folder of a run that has ended")
-        lines = (_lines(folder / f"{name}.jsonl") for name in ("train", "evaluation"))
+        lines = (lines_of(folder / f"{name}.jsonl") for name in ("train", "evaluation"))
         return cls(folder, _json(folder / "config.json"), _json(folder / "metrics.json"), *lines)
 
     @property
@@ -37,7 +37,7 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:

@@ -51,9 +51,9 @@ DIGITS_SAMPLING = {
     "clip_sample": True,
 }
 DIGITS_REPLAY = {
-    "replay_images_per_class": 50,
+    "replay_images_per_class": 20,
     "replay_sampler": "ddim",
-    "replay_steps": 50,
+    "replay_steps": 25,
     "replay_guidance_scale": 1.0,
 }
 
@@ -104,19 +104,21 @@ PRESETS: dict[str, Preset] = {
         # Found by the trials that docs/methods.md tells of. The shipped network has no label for "no condition", so
         # there is no guidance anywhere.
         methods={
-            "retrain": {**DIGITS_SAMPLING, "validation_steps": 1000},
+            "retrain": {**DIGITS_SAMPLING, "validation_steps": 3000, "checkpointing_steps": 500, "logging_steps": 50},
             "salun": {
                 **DIGITS_SAMPLING,
                 **DIGITS_REPLAY,
-                "max_train_steps": 100,
+                "max_train_steps": 120,
                 "train_batch_size": 48,
                 "forget_batch_size": 16,
                 "learning_rate": 1e-3,
+                "lr_scheduler": "cosine",
+                # As the published one: 64 dimensions instead of 3072.
                 "retain_weight": 0.05,
                 "random_flip": False,
                 "saliency_guidance_scale": 1.0,
                 "saliency_batch_size": 64,
-                "validation_steps": 25,
+                "validation_steps": 123,
             },
             "selective_amnesia": {
                 **DIGITS_SAMPLING,
@@ -124,22 +126,26 @@ PRESETS: dict[str, Preset] = {
                 "max_train_steps": 150,
                 "train_batch_size": 48,
                 "learning_rate": 1e-3,
+                "lr_scheduler": "cosine",
                 "ema_decay": 0.97,
+                "ewc_weight": 0.01,
                 "fisher_samples": 20,
                 "fisher_timesteps": 100,
                 "fisher_chunks": 1,
-                "validation_steps": 50,
+                "validation_steps": 171,
             },
             "esd": {
                 **DIGITS_SAMPLING,
                 "max_train_steps": 100,
                 "train_batch_size": 16,
-                "learning_rate": 3e-4,
+                "learning_rate": 6e-4,
+                "lr_scheduler": "cosine",
                 "negative_guidance": 1.0,
+                "trained": "x",
                 "empty_prompt": "mean",
-                "trajectory_steps": 20,
+                "trajectory_steps": 10,
                 "trajectory_guidance_scale": 1.0,
-                "validation_steps": 25,
+                "validation_steps": 100,
             },
         },
         judge="digits",
@@ -174,6 +180,15 @@ PRESETS: dict[str, Preset] = {
         samples_per_class=500,
     ),
 }
+
+
+# The same digits with more pixels: the smallest network that draws them well, one level deeper.
+PRESETS["digits16"] = replace(
+    PRESETS["digits"],
+    unet=replace(PRESETS["digits"].unet, sample_size=16, block_out_channels=(16, 32, 48)),
+    judge="digits16",
+    network="digits16",
+)
 
 
 def preset(name: str) -> Preset:

@@ -95,20 +95,14 @@ class ESDPhase(NetworkPhase):
                 'empty_prompt is "null", but the pretrained network has no label for "no condition": expected "mean" '
                 'or "cover"'
             )
-        request, device = setting.request, setting.device
-        self._forget_labels = torch.tensor(request.forget_classes, device=device)
-        covers = request.retained_classes if request.cover_class is None else (request.cover_class,)
-        self._covers = torch.tensor(covers, device=device)
-        self._classes = torch.arange(request.num_classes, device=device)
-        config = setting.teacher.config
-        self._shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+        self.conditions = setting.request.conditions(setting.device)
 
     def _empty(self, network: nn.Module, x_t: Tensor, t: Tensor, covers: Tensor) -> Tensor:
         """The network's prediction for the empty prompt."""
         kind = self.options.empty_prompt
         if kind == "mean":
-            each = len(self._classes)
-            labels = self._classes.repeat(len(x_t))
+            each = len(self.conditions.everything)
+            labels = self.conditions.everything.repeat(len(x_t))
             eps = predict_eps(network, x_t.repeat_interleave(each, 0), t.repeat_interleave(each), labels)
             return eps.unflatten(0, (len(x_t), each)).mean(1)
         return predict_eps(network, x_t, t, torch.full_like(covers, self.null) if kind == "null" else covers)
@@ -140,14 +134,13 @@ class ESDPhase(NetworkPhase):
     def backward(self, streams: Streams, iteration: int) -> dict[str, Tensor]:
         o, setting, count = self.options, self.setting, self.options.train_batch_size
         here = setting.world.share(count)
-        labels = streams.choose("forget labels", count, self._forget_labels)[here]
-        covers = streams.choose("cover labels", count, self._covers)[here]
+        labels, covers = (drawn[here] for drawn in self.conditions.draw_forgotten(streams, count))
         until = streams.timesteps("step", count, 0, o.trajectory_steps - 1)[here]
         width = self.schedule.num_train_timesteps // o.trajectory_steps
         t = self._levels(until) + streams.timesteps("t", count, 0, width - 1)[here]
         with torch.no_grad(), setting.autocast():
             with setting.regions("sampling"):
-                x_t = self._trajectory(streams.normal("z", count, self._shape)[here], until, labels, covers)
+                x_t = self._trajectory(streams.normal("z", count, setting.sample_shape)[here], until, labels, covers)
             with setting.regions("teacher"):
                 empty = self._empty(setting.teacher, x_t, t, covers)
                 asked = predict_eps(setting.teacher, x_t, t, labels)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..diffusion import NoiseSchedule, null_label, sample_ddim, sample_ddpm
 from ..diffusion.checks import check_int
 from .options import check_number
 from .protocol import Method
-from .setting import Setting
+from .setting import ForgetRequest, Setting
 
 SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim}
 
@@ -70,9 +71,13 @@ class ManyStepMethod(Method):
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__(setting, options)
         options.check(setting.schedule.num_train_timesteps)
-        for name in ("initial_generator", "initial_score"):
+        if not isinstance(setting.request, ForgetRequest):
+            raise ValueError(f"{self.name} forgets classes of a class-conditional network, not prompts")
+        for name in ("initial_generator", "initial_score", "teacher_dtype"):
             if getattr(setting, name) is not None:
                 raise ValueError(f"{name} is given, but {self.name} starts from the pretrained network: expected none")
+        if setting.weights_dtype != torch.float32:
+            raise ValueError(f"weights_dtype is {setting.weights_dtype}, but {self.name} trains float32 weights")
         check_guidance(setting.teacher, "eval_guidance_scale", options.eval_guidance_scale)
         if self.needs_data(options) and setting.training_images is None:
             raise ValueError(f"{self.name} needs images of the training set, and there are none (training_images)")

@@ -38,6 +38,9 @@ class SaliencyOptions:
     """Samples in a batch of the saliency gradient."""
     saliency_batches: int = 1
     """Batches whose gradients are averaged before magnitudes are taken."""
+    saliency_score: Literal["gradient", "magnitude", "random"] = "gradient"
+    """What is ranked: magnitudes of that gradient; for comparison, of the parameters themselves, or random numbers,
+    new ones for every mask."""
 
     def check_saliency(self) -> None:
         """Raises ValueError or TypeError, naming the option, where one is out of range."""
@@ -50,6 +53,10 @@ class SaliencyOptions:
         check_int("mask_refresh_steps", self.mask_refresh_steps, 0)
         check_int("saliency_batch_size", self.saliency_batch_size, 1)
         check_int("saliency_batches", self.saliency_batches, 1)
+        if self.saliency_score not in ("gradient", "magnitude", "random"):
+            raise ValueError(f'saliency_score is {self.saliency_score!r}, expected "gradient", "magnitude" or "random"')
+        if self.saliency_score == "random" and self.density is None:
+            raise ValueError('saliency_score is "random", which needs a density: random numbers have no threshold')
 
 
 def module_of(name: str) -> str:
@@ -100,6 +107,8 @@ class Masker:
     def start(self, generator: nn.Module) -> None:
         """Forgets earlier masks and draws the samples that are drawn once, from the generator as it is."""
         self.mask = self._previous = self._ever = self._pool = None
+        if self.options.saliency_score != "gradient":
+            return
         streams = Streams(self.setting.device, self.setting.seed, "saliency pool")
         if self.options.saliency_samples == "initial":
             self._pool = self._draw(streams, generator)
@@ -148,10 +157,27 @@ class Masker:
             self._ever = self.mask if self._ever is None else self._ever | self.mask
 
     def scores(self, streams: Streams, generator: nn.Module) -> dict[str, Tensor]:
-        """g_s: gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches, by parameter's name."""
+        """What the mask ranks, by parameter's name.
+
+        g_s, the gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches; or what
+        ``saliency_score`` says instead.
+        """
+        o = self.options
+        network = generator if o.saliency_network == "current" else self.setting.teacher
+        if o.saliency_score == "gradient":
+            return self._gradient(streams, generator, network)
+        params = {name: param.detach() for name, param in network.named_parameters()}
+        if o.saliency_score == "magnitude":
+            return params
+        # In (0, 1]: a zero is never salient.
+        return {
+            name: 1 - torch.rand(param.shape, generator=streams.generator(f"random {name}"), device=param.device)
+            for name, param in params.items()
+        }
+
+    def _gradient(self, streams: Streams, generator: nn.Module, network: nn.Module) -> dict[str, Tensor]:
         setting, o = self.setting, self.options
         images, labels = self._samples(streams, generator)
-        network = generator if o.saliency_network == "current" else setting.teacher
         eps = streams.normal("eps", self.samples, images.shape[1:])
         t = streams.timesteps("t", self.samples, 0, setting.schedule.num_train_timesteps - 1)
         x_t = setting.schedule.add_noise(images, eps, t)

@@ -107,11 +107,8 @@ class Pool:
     @classmethod
     def of(cls, setting: Setting, options: ReplayOptions) -> "Pool":
         """Room for as many images of each class as the options say; classes take turns."""
-        config, classes = setting.teacher.config, setting.request.num_classes
-        labels = torch.arange(classes).repeat(options.replay_images_per_class)
-        return cls(
-            labels, torch.zeros(len(labels), config["in_channels"], config["sample_size"], config["sample_size"])
-        )
+        labels = torch.arange(setting.request.num_classes).repeat(options.replay_images_per_class)
+        return cls(labels, torch.zeros(len(labels), *setting.sample_shape))
 
     def load(self, images: Tensor) -> None:
         """Fills it from a state. ValueError where that is of another shape."""

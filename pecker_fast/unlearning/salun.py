@@ -159,8 +159,7 @@ class SalUnPhase(NetworkPhase):
         common = {"classes": request.forget_classes, "name": "forget epoch"}
         self.forgotten = Batches(setting.seed, images[0], options.forget_samples, **common)
         self.retained = Batches(setting.seed, images[1], options.train_batch_size, classes=request.retained_classes)
-        covers = request.retained_classes if request.cover_class is None else (request.cover_class,)
-        self._covers = torch.tensor(covers, device=setting.device)
+        self.conditions = request.conditions(setting.device)
         self.mask: SaliencyMask | None = None
 
     def start(self, previous: Phase | None) -> None:
@@ -197,7 +196,7 @@ class SalUnPhase(NetworkPhase):
         with setting.regions("forget loss"):
             eps_pred = self._predict(streams, "forget", x_t, t, labels, count)
             if o.forget_loss == "rl":
-                covers = streams.choose("cover labels", count, self._covers)[setting.world.share(count)]
+                covers = streams.choose("cover labels", count, self.conditions.covers)[setting.world.share(count)]
                 with torch.no_grad():
                     target = self._predict(streams, "cover", x_t, t, covers, count)
                 forget = (target - eps_pred).square().mean()

@@ -149,7 +149,7 @@ class SelectiveAmnesiaPhase(NetworkPhase):
         super().__init__(setting, network, setting.schedule, options, name="forget")
         self.setting, self.pool = setting, pool
         self.replayed = Batches(setting.seed, pool, options.train_batch_size, classes=setting.request.retained_classes)
-        self._forget_labels = torch.tensor(setting.request.forget_classes, device=setting.device)
+        self.conditions = setting.request.conditions(setting.device)
         self._fisher = {name: torch.zeros_like(param).detach() for name, param in network.named_parameters()}
 
     def start(self, previous: Phase | None) -> None:
@@ -164,7 +164,7 @@ class SelectiveAmnesiaPhase(NetworkPhase):
         noise = torch.rand(
             (count, *replayed.shape[1:]), generator=streams.generator("surrogate"), device=setting.device
         )
-        forgotten = streams.choose("forget labels", count, self._forget_labels)[here]
+        forgotten = self.conditions.draw_forgotten(streams, count)[0][here]
         # The same timesteps for both.
         t = streams.antithetic_timesteps("t", count, self.schedule.num_train_timesteps)[here]
         losses = {}

@@ -35,6 +35,24 @@ def test_splits():
         load_digits_images("validation")
 
 
+def test_larger_digits_are_the_same_images_interpolated():
+    small, large = load_digits_images("test"), load_digits_images("test", image_size=16)
+    assert large.images.shape == (len(small), 1, 16, 16) and torch.equal(large.labels, small.labels)
+    assert torch.equal(large.images, load_dataset("digits", "test", image_size=16).images)
+    # Keys' cubic kernel, a = -0.75, at the four nearest pixels of every quarter, edges repeated; one axis at a time.
+    a, t = -0.75, np.array([1.25, 0.25, 0.75, 1.75])
+    near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+    kernel = np.where(t <= 1, near, far)
+    axis = np.zeros((16, 8))
+    for i in range(16):
+        # Even rows lie a quarter before pixel i / 2, odd ones a quarter after it.
+        pixels = range(i // 2 + 1, i // 2 - 3, -1) if i % 2 == 0 else range(i // 2 - 1, i // 2 + 3)
+        for pixel, weight in zip(pixels, kernel, strict=True):
+            axis[i, min(max(pixel, 0), 7)] += weight
+    expected = np.clip(axis @ small.images[:, 0].double().numpy() @ axis.T, -1, 1)
+    assert np.abs(large.images[:, 0].numpy() - expected).max() < 1e-5
+
+
 def test_missing_scikit_learn_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[demo\]'"):
@@ -49,7 +67,8 @@ def test_by_name():
             load_dataset(name)
     for options, message in (
         ({"split": "dev"}, "split"),
-        ({"image_size": 16}, "image_size"),
+        ({"image_size": 7}, "image_size is 7"),
+        ({"image_size": 8.0}, "image_size is 8.0"),
         ({"root": "/data"}, "root"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ from pecker_fast.diffusion import NoiseSchedule, load_network
 from pecker_fast.parallel import world
 from pecker_fast.training.loop import Loop, LoopOptions
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from tests.unlearning.test_methods import training_images
 
 SMALL = {"train_batch_size": 12, "forget_batch_size": 6, "t_init": 250, "ema_decay": 0.5}
-FAST = {"score_learning_rate": 1e-3, "generator_learning_rate": 1e-3}
+FAST = {"score_learning_rate": 1e-3, "generator_learning_rate": 1e-3, "learning_rate": 1e-3}
 MASKED = {"saliency_batch_size": 12, "mask_refresh_steps": 2}
 
 
@@ -29,14 +31,16 @@ def main(folder: str, name: str, iterations: str, *given: str) -> None:
     torch.set_num_threads(1)
     values = dict(item.split("=") for item in given)
     resume, slow, killed = (values.pop(key, None) for key in ("resume", "slow", "signal"))
-    options = {**SMALL, **FAST, **({} if name == "sfd" else MASKED), "max_train_steps": int(iterations)}
-    options |= {key: json.loads(value) for key, value in values.items()}
+    kind = method_class(name)
+    known = {item.name for item in fields(kind.Options)}
+    options = {key: value for key, value in {**SMALL, **FAST, **MASKED}.items() if key in known}
+    options |= {"max_train_steps": int(iterations), **{key: json.loads(value) for key, value in values.items()}}
     with world(torch.device("cpu"), 20) as processes:
         network, schedule = load_network(Path(folder, "network"))
         assert isinstance(schedule, NoiseSchedule)
         request = ForgetRequest.of(network, [0], "random")
-        setting = Setting(teacher=network, schedule=schedule, request=request, world=processes)
-        kind = method_class(name)
+        images = training_images(each=8)
+        setting = Setting(teacher=network, schedule=schedule, request=request, world=processes, training_images=images)
         method = kind(setting, kind.Options(**{**options, **kind.defaults}))
         phase = method.phases[-1]
         step = phase.step
@@ -57,9 +61,11 @@ def main(folder: str, name: str, iterations: str, *given: str) -> None:
         progress = loop.run()
         with phase.averaged() as averaged:
             tensors = {f"ema.{key}": value.clone() for key, value in averaged.state_dict().items()}
-        tensors |= {f"score.{key}": value.clone() for key, value in method.score.state_dict().items()}
-        if phase.masker is not None:
-            tensors["mask"] = phase.masker.mask.words
+        if hasattr(method, "score"):
+            tensors |= {f"score.{key}": value.clone() for key, value in method.score.state_dict().items()}
+        mask = getattr(getattr(phase, "masker", phase), "mask", None)
+        if mask is not None:
+            tensors["mask"] = mask.words
         tensors["step"] = torch.tensor(progress.step)
         save_file(tensors, Path(folder, f"rank-{processes.rank}.safetensors"))
 

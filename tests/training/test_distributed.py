@@ -71,7 +71,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 def folder_with_network(path: Path) -> Path:
     torch.manual_seed(0)
-    save_network(path / "network", tiny_unet(dropout=0.0), NoiseSchedule.linear())
+    save_network(path / "network", tiny_unet(dropout=0.0, null_label=True), NoiseSchedule.linear())
     return path
 
 
@@ -100,6 +100,18 @@ def test_two_and_three_processes_agree_with_one(tmp_path):
     [
         ("sfd", ["gradient_accumulation_steps=2"]),
         ("pecker", ['update="alternate"', "saliency_batches=2", 'saliency_samples="current"']),
+        ("salun", ["max_grad_norm=0.01"]),
+        (
+            "selective_amnesia",
+            [
+                "replay_images_per_class=4",
+                "replay_steps=2",
+                "fisher_batch_size=2",
+                "fisher_timesteps=6",
+                "fisher_chunks=2",
+            ],
+        ),
+        ("esd", ["trajectory_steps=4", "max_grad_norm=0.01"]),
     ],
 )
 def test_other_ways_of_updating_agree_with_one(tmp_path, name, options):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.diffusion.unet import NUM_CLASSES
 from pecker_fast.unlearning import ForgetRequest, Setting
 from tests.diffusion.toy import AffineNetwork
 
@@ -26,6 +27,14 @@ class Affine(AffineNetwork):
         self.modes.append(self.training)
         (linear,) = super().forward(sample, timestep, class_labels)
         return (self.drop(linear + self.u * torch.tanh(sample)),)
+
+
+class UNet2DModel(Affine):
+    """Affine under the name by which a class-conditional U-Net is known; its last label is "no condition"."""
+
+    def __init__(self, classes: int = 4, dropout: float = 0.0, null: bool = True) -> None:
+        super().__init__(classes + null, dropout)
+        self.config |= {"class_embed_type": None, "num_class_embeds": classes + null, NUM_CLASSES: classes}
 
 
 def make_setting(forget=(0,), cover: int | None = 1, classes: int = 4, dropout: float = 0.0, **options) -> Setting:

@@ -1,0 +1,88 @@
+"""Plots of a study: what lies off the frontier, and curves by factor."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .ablation import COST, TIME, AblationRun, Results
+from .curves import COLOURS, new_figure, save_figure
+
+MARKERS = "osD^vP*Xp<>h"
+
+
+def draw_frontier(several: Mapping[str, Results], path: Path) -> None:
+    """A panel a pair of classes: images to UA 98 against the retained Fréchet distance, means with 95 % intervals.
+
+    The frontier's settings are joined. Conditions of which a seed never stayed at UA 98 are drawn hollow, at the mean
+    that their length gives: a lower bound.
+    """
+    figure, axes = new_figure(1, len(several))
+    names = list(dict.fromkeys(name for of in several.values() for name in of.by_condition))
+    others = [name for name in names if not any(name in of.frontier for of in several.values())]
+    styles = {name: (COLOURS[1 + i % 6], MARKERS[i // 6 % len(MARKERS)]) for i, name in enumerate(others)}
+    for panel, (title, of) in zip(axes[0], several.items(), strict=True):
+        joined = []
+        for name in of.by_condition:
+            if name == of.reference:
+                continue
+            x, y = of.mean(name, TIME), of.mean(name, COST)
+            if x is None or y is None:
+                continue
+            colour, marker = styles.get(name, ("0.35", "o"))
+            bars = {f"{axis}err": None if v.low is None else v.high - v.mean for axis, v in (("x", x), ("y", y))}
+            fill = "none" if x.censored else colour
+            label = None if name in of.frontier else name
+            panel.errorbar(
+                x.mean, y.mean, **bars, color=colour, marker=marker, mfc=fill, ms=6, lw=0, elinewidth=0.8, label=label
+            )
+            if name in of.frontier:
+                joined.append((x.mean, y.mean))
+                panel.annotate(name.split()[-1], (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", size=7)
+        joined.sort()
+        panel.plot(*zip(*joined, strict=True), color="0.35", label="SFD, by coefficient") if joined else None
+        base = None if of.reference not in of.by_condition else of.mean(of.reference, COST)
+        if base is not None:
+            panel.axhline(base.mean, color="0.6", linestyle=":", label=of.reference)
+        panel.set_title(title, size=10)
+        panel.set_xlabel("images to UA 98 % that stays")
+        panel.set_ylabel("Fréchet distance, retained classes")
+        panel.grid(alpha=0.3)
+    handles = {}
+    for panel in axes[0]:
+        handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    if handles:
+        figure.set_figheight(4.6 + 0.22 * (len(handles) // 4))
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=7)
+    save_figure(figure, path)
+
+
+def _mean_curve(runs: Sequence[AblationRun], key: str) -> tuple[list[float], list[float]]:
+    """The mean over the seeds at each number of images that all of them were measured at."""
+    curves = [dict(map(tuple, run.curves.get(key, []))) for run in runs]
+    places = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return places, [statistics.fmean(curve[x] for curve in curves) for x in places]
+
+
+def draw_curves(results: Results, path: Path) -> None:
+    """A column a factor, with the default in each: UA and the retained Fréchet distance, means over the seeds."""
+    factors: dict[str, list[str]] = {}
+    for name, several in results.by_condition.items():
+        if name not in (results.default, results.reference):
+            factors.setdefault(next(iter(several.values())).factor, []).append(name)
+    figure, axes = new_figure(2, max(1, len(factors)))
+    for column, (factor, names) in enumerate(factors.items()):
+        shown = [name for name in (results.default, *names) if name in results.by_condition]
+        for i, name in enumerate(shown):
+            colour = "black" if name == results.default else COLOURS[i % 6]
+            several = list(results.by_condition[name].values())
+            for panel, key in ((axes[0][column], "ua"), (axes[1][column], COST)):
+                panel.plot(*_mean_curve(several, key), color=colour, marker=None if key == "ua" else "o", label=name)
+        axes[0][column].set_title(factor, size=10)
+        axes[0][column].legend(fontsize=7)
+        for panel, label in ((axes[0][column], "unlearning accuracy (%)"), (axes[1][column], "Fréchet, retained")):
+            panel.set_xlabel("images seen")
+            panel.set_ylabel(label)
+            panel.grid(alpha=0.3)
+        if axes[1][column].lines:
+            axes[1][column].set_yscale("log")
+    save_figure(figure, path)

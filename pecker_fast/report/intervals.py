@@ -1,0 +1,97 @@
+"""Means over a few seeds with confidence intervals, paired differences, and distances from a frontier."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over ``count`` values with its confidence interval, None of fewer than two values.
+
+    ``censored``: how many of the values are lower bounds only; the mean is a lower bound then, too.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+    censored: int = 0
+
+    @property
+    def side(self) -> int:
+        """-1 where the whole interval is below 0, 1 where it is above, 0 where it holds 0 or there is none."""
+        if self.low is None:
+            return 0
+        return (self.low > 0) - (self.high < 0)
+
+    def text(self, form: str) -> str:
+        """Mean and interval, such as "1.0 (0.5 to 1.5)"; "≥" marks a lower bound."""
+        mean = ("≥ " if self.censored else "") + form.format(self.mean)
+        return mean if self.low is None else f"{mean} ({form.format(self.low)} to {form.format(self.high)})"
+
+
+def interval(values: Sequence[float], censored: int = 0, level: float = LEVEL) -> Interval | None:
+    """Student's t interval of the mean; None of no values. The values are taken to be independent and about normal.
+
+    Raises ImportError where scipy is missing.
+    """
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Interval(mean, None, None, len(values), censored)
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError("confidence intervals need scipy: pip install 'pecker-fast[demo]'") from error
+    quantile = float(stats.t.ppf(0.5 + level / 2, len(values) - 1))
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half, len(values), censored)
+
+
+def paired(values: Mapping, others: Mapping) -> Interval | None:
+    """Interval of value minus other over the keys (seeds) that both have; None entries count as missing."""
+    both = [key for key in values if values[key] is not None and others.get(key) is not None]
+    return interval([values[key] - others[key] for key in both])
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The frontier that one method's settings make in the plane of time (x) and cost (y), both better if lower.
+
+    Settings with the same x are averaged; between two x the cost is interpolated linearly; beyond the ends it is that
+    of the end.
+
+    Parameters
+    ----------
+    xs, ys: ascending x, and its cost.
+    """
+
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+
+    @classmethod
+    def of(cls, points: Sequence[tuple[float | None, float | None]]) -> "Frontier | None":
+        """Of (x, y) of each setting; those with a None are left out. None where nothing is left."""
+        there: dict[float, list[float]] = {}
+        for x, y in points:
+            if x is not None and y is not None:
+                there.setdefault(x, []).append(y)
+        if not there:
+            return None
+        xs = sorted(there)
+        return cls(tuple(xs), tuple(statistics.fmean(there[x]) for x in xs))
+
+    def cost(self, x: float) -> float:
+        """The frontier's cost at x."""
+        if x <= self.xs[0]:
+            return self.ys[0]
+        for i in range(1, len(self.xs)):
+            if x <= self.xs[i]:
+                share = (x - self.xs[i - 1]) / (self.xs[i] - self.xs[i - 1])
+                return self.ys[i - 1] + share * (self.ys[i] - self.ys[i - 1])
+        return self.ys[-1]
