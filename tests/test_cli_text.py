@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pecker_fast.cli import main
+from pecker_fast.commands.text_models import load_stable_diffusion
 from pecker_fast.commands.text_request import TextRequestArguments, resolve_prompts
 from pecker_fast.diffusion import StableDiffusion
 from pecker_fast.training.presets import method_options
@@ -130,6 +131,34 @@ def test_dry_run_estimates_memory(model, lists, tmp_path, capsys):
     main(command(model, lists, tmp_path / "none", "--dry_run"))
     said = capsys.readouterr().out
     assert "most at a time" in said and str(model) in said and not (tmp_path / "none").exists()
+
+
+def test_names_on_the_hub(model, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, allow_patterns, revision=None):
+        asked.append((name, allow_patterns, revision))
+        return str(model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    found, source = load_stable_diffusion("someone/tiny-sd")
+    assert found.folder == model and source == "hub:someone/tiny-sd"
+    # What kind of model it is comes first; then its weights, of the same commit, and no others.
+    (first, configs, none), (second, files, commit) = asked
+    assert first == second == "someone/tiny-sd" and none is None and commit == model.name
+    assert not any("safetensors" in name for name in configs) and all(name.endswith(".safetensors") for name in files)
+
+    def missing(name, **options):
+        raise OSError("not in the cache\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
+    with pytest.raises(ValueError, match="'someone/other'.*no such model.*not in the cache$"):
+        load_stable_diffusion("someone/other")
+    for name, said in ((None, "is not given"), ("/no/such/folder", "no such folder"), ("a/b.ckpt", "no such folder")):
+        with pytest.raises(ValueError, match=said):
+            load_stable_diffusion(name)
 
 
 def test_published_constants():
