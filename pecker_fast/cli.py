@@ -21,6 +21,8 @@ from .benchmarks.registry import OPS
 from .commands.ablate import ablate
 from .commands.compare import compare
 from .commands.compare_concepts import compare_concepts
+from .commands.convert import convert
+from .commands.delta import delta
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.evaluate_concept import evaluate_concept
@@ -100,8 +102,9 @@ def bench(
 
 
 def unlearn() -> None:
-    """Makes a pretrained network forget classes: --preset digits|digits16|cifar10|stl10, --method pecker|pecker+|sfd|
-    retrain|salun|selective_amnesia|esd."""
+    """Makes a pretrained network forget classes, --preset digits|digits16|cifar10|stl10, --method pecker|pecker+|sfd|
+    retrain|salun|selective_amnesia|esd, or a Stable Diffusion a concept, --preset sd15-celebrity|sd15-nudity, --method
+    pecker|pecker+|sfd."""
 
 
 def pretrain() -> None:
@@ -119,6 +122,8 @@ COMMANDS = {
     "sequence": sequence,
     "pretrain": pretrain,
     "sample": sample,
+    "convert": convert,
+    "delta": delta,
     "mask": mask,
     "train-classifier": train_classifier,
     "env": env,

@@ -178,6 +178,20 @@ def test_one_step_and_sld_and_their_settings(base, lists):
     assert options("ddim", resolution=32).resolved(model)["latent_size"] == 16
 
 
+def test_a_name_on_the_hub(base, monkeypatch):
+    asked = []
+
+    def fetched(name):
+        asked.append(name)
+        return StableDiffusion(base), f"hub:{name}"
+
+    monkeypatch.setattr(text_sampling, "load_stable_diffusion", fetched)
+    model = text_sampling.TextModel.read("someone/tiny-sd")
+    assert model.source.folder == base and model.t_init is None and asked == ["someone/tiny-sd"]
+    with pytest.raises(ValueError, match=r"model is '/no/such'.*by --base$"):
+        text_sampling.TextModel.read("/no/such")
+
+
 def test_kept_images_are_of_the_same_weights_prompts_and_settings(base):
     model = text_sampling.TextModel.read(str(base))
 

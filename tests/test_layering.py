@@ -19,6 +19,7 @@ ALLOWED = {
     "saliency": {"ops", "flat", "sharding", "mask", "saliency"},
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
+    "delta": {"delta", "ops"},
     "data": {"data"},
     "metrics": {"metrics", "data"},
     "__init__": {"ops", "mask", "saliency", "optim"},
@@ -28,9 +29,12 @@ ALLOWED = {
     "report": {"report"},
     "robustness": {"robustness", "unlearning", "diffusion", "data", "metrics"},
     "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "mask", "saliency", "optim"},
-    "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim"},
+    "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim", "saliency"},
     "environment": {"ops", "__init__"},
-    "benchmarks": {"benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"},
+    "benchmarks": {
+        *("benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"),
+        *("diffusion", "unlearning", "training", "profiling"),
+    },
 }
 # Imported by nothing.
 TOPS = {"cli", "__main__", "commands"}

@@ -51,7 +51,8 @@ def evaluate_concept(
     interrupted, the same command goes on. Detectors are the user's: nothing is downloaded.
 
     Args:
-        model: Folder of a Stable Diffusion, of a run, or (with --base) of a U-Net.
+        model: A Stable Diffusion (a folder, or a name on the Hugging Face hub), the folder of a run, or (with --base)
+            that of a U-Net.
         task: celebrity or nudity; that of the run by default.
         concept: The celebrity's name; that of the run by default.
         base: Folder of the Stable Diffusion that the other parts come from, where the model is a U-Net alone.
@@ -63,7 +64,7 @@ def evaluate_concept(
         measure: What is drawn.
         detectors: What it is measured with.
         device: cpu, cuda, cuda:1...; a GPU where there is one by default.
-        output: File for the result; evaluation.json in the folder of the model by default.
+        output: File for the result; evaluation.json in the folder of the model by default, of a model on the hub here.
         progress_bar: Show a progress bar.
     """
     config = _config_of(Path(model))
@@ -71,7 +72,8 @@ def evaluate_concept(
     if task is None:
         raise ValueError("task is not given, and the model is not of a run that says it: expected celebrity or nudity")
     asked, count, captions = measure.asked(task, concept, config.get("prompts", {}).get("forget"))
-    target = Path(output) if output is not None else Path(model) / "evaluation.json"
+    beside = Path(model) if Path(model).is_dir() else Path()
+    target = Path(output) if output is not None else beside / "evaluation.json"
     if not target.parent.is_dir():
         raise ValueError(f"output is {str(target)!r}, but there is no folder {str(target.parent)!r}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

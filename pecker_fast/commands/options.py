@@ -1,7 +1,6 @@
 """Arguments that subcommands share, and what they are resolved to."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..delta import state_hash
 from ..diffusion import NoiseSchedule, check_network_folder, load_ancestor, load_network
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Profiler, Regions
@@ -193,11 +193,7 @@ def load_pretrained(path: str | None, shipped: str | None, state: str = "auto") 
 
 def weights_hash(network: nn.Module) -> str:
     """sha256 of the network's weights, names and shapes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return state_hash(network.state_dict())
 
 
 def prepare_folder(folder: Path, resume: str | None, overwrite: bool) -> None:

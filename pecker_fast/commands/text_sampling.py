@@ -14,8 +14,9 @@ from ..diffusion import OneStepGenerator, StableDiffusion, load_text_unet, sampl
 from ..diffusion.checks import check_int
 from ..diffusion.sld import sample_sld, sld_config
 from ..metrics import to_uint8
-from .options import network_folder, weights_hash
+from .options import HUB_NAME, network_folder, weights_hash
 from .sample import recorded_options
+from .text_models import load_stable_diffusion
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,14 +32,17 @@ class TextModel:
 
     @classmethod
     def read(cls, path: str, base: str | None = None) -> "TextModel":
-        """The model in ``path``: the folder of a Stable Diffusion, of a run, or of a U-Net with the other parts in
-        ``base``. ValueError where it is none of these."""
-        folder = Path(path)
+        """The model in ``path``: a Stable Diffusion (a folder, or a name on the hub), the folder of a run, or that of a
+        U-Net with the other parts in ``base``. ValueError where it is none of these."""
+        folder, whole = Path(path), path if base is None else base
         try:
-            source = StableDiffusion(folder if base is None else Path(base))
+            if not Path(whole).exists() and HUB_NAME.fullmatch(whole):
+                source = load_stable_diffusion(whole)[0]
+            else:
+                source = StableDiffusion(Path(whole))
         except ValueError as error:
             hint = "" if base is not None else "; the folder of a U-Net needs the others by --base"
-            raise ValueError(f"{'model' if base is None else 'base'} is {base or path!r}: {error}{hint}") from error
+            raise ValueError(f"{'model' if base is None else 'base'} is {whole!r}: {error}{hint}") from error
         unet = source.load_unet() if base is None else load_text_unet(network_folder(folder))
         return cls(str(path), source, unet, recorded_options(folder).get("t_init"))
 

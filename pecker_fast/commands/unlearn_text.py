@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from ..diffusion import StableDiffusion, save_text_pipeline
+from ..diffusion import NoiseSchedule, StableDiffusion, save_text_pipeline
 from ..environment import environment
 from ..parallel import World, world
 from ..profiling import Regions, peak_memory_bytes
 from ..report import write_run_report
 from ..training.loop import LoopOptions, Progress
+from ..training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
 from ..training.presets import method_loop, method_options
 from ..training.text_presets import text_preset
 from ..unlearning import Method, Phase, Setting, method_class
 from .options import ComputeArguments, prepare_folder, report_profile, weights_hash, write_json
 from .running import Running
 from .text_card import write_text_card
-from .text_memory import describe_memory, estimate_memory
 from .text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
 from .text_request import MemoryArguments, Prompts, TextRequestArguments, resolve_prompts
 
@@ -218,12 +218,27 @@ def _finish(
     return metrics
 
 
+def estimate(args: UnlearnTextArguments) -> MemoryEstimate:
+    """What a run would take: of the model in a local folder, of Stable Diffusion 1.5 where there is none yet."""
+    path, resolution = args.request.pretrained_model_name_or_path, args.request.resolution
+    compute, request = args.compute.resolved(), args.prompts().request
+    if path is not None and Path(path).is_dir():
+        model = StableDiffusion(Path(path))
+        known = (model.config("unet"), model.latent_size(resolution), model.schedule)
+    else:
+        path = "Stable Diffusion 1.5"
+        known = (SD15, SD15["sample_size"] if resolution is None else resolution // 8, NoiseSchedule.linear())
+    low = compute.mixed_precision == "bf16" or args.memory.weights_dtype == "bfloat16"
+    memory = args.memory.as_setting()
+    return estimate_memory(*known, request, args.method, args.options, memory, compute.mixed_precision, low, str(path))
+
+
 def run_unlearn_text(args: UnlearnTextArguments) -> None:
     """The subcommand: prints the configuration and an estimate of the memory, or runs."""
     if args.request.dry_run:
         args.loop.check()
         print(json.dumps(args.describe(), indent=1))
-        print(describe_memory(estimate_memory(args)))
+        print(describe_memory(estimate(args)))
         return
     metrics = unlearn_text(args)
     if metrics:

@@ -7,7 +7,7 @@ from .losses import distillation_weight, noise_prediction_loss, regression_loss,
 from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NoiseSchedule
 from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
-from .text import PromptTable, TextConditioned, encode_prompts
+from .text import PromptTable, TextConditioned, add_adapter, encode_prompts
 from .unet import (
     UNetConfig,
     build_unet,
@@ -25,6 +25,7 @@ __all__ = [
     "StableDiffusion",
     "TextConditioned",
     "UNetConfig",
+    "add_adapter",
     "build_unet",
     "check_class_conditional",
     "check_network_folder",

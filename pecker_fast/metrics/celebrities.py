@@ -53,8 +53,8 @@ class MTCNNFaces:
             from facenet_pytorch import MTCNN
         except ImportError as error:
             raise ImportError(
-                f"finding faces needs facenet-pytorch ({error}): pip install facenet-pytorch, "
-                "or give another face finder as module:function"
+                f"finding faces needs facenet-pytorch ({error}): pip install --no-deps facenet-pytorch (it asks for an "
+                "old torch that it does not need), or give another face finder as module:function"
             ) from error
         self.finder = MTCNN(
             keep_all=True, thresholds=list(MTCNN_THRESHOLDS), min_face_size=MIN_FACE, post_process=False, device=device

@@ -56,6 +56,14 @@ def _drawn(metrics: Mapping[str, Any]) -> str:
 def _asked(config: Mapping[str, Any]) -> str:
     if not config:
         return "config.json is missing: what was asked is not known."
+    if "concept" in config:
+        what = "prompts of files" if config["concept"] is None else f"“{config['concept']}”"
+        cover = f", with “{config['cover']}” as cover" if config.get("cover") else ""
+        return (
+            f"Method `{config.get('method')}`, preset `{config.get('preset')}`, seed {config.get('seed')}: forget "
+            f"{what if config.get('task') != 'nudity' or config['concept'] else 'nudity'} of "
+            f"{config.get('pretrained_model_name_or_path')}{cover}."
+        )
     cover = config.get("cover_class")
     classes = ", ".join(map(str, config.get("forget_classes", [])))
     drawn = "a retained class drawn at random" if cover is None else f"class {cover}"

@@ -361,7 +361,7 @@ class ScoreForgetting(Method):
         setting.world.check_shares("train_batch_size", options.train_batch_size)
         setting.world.check_shares("forget_batch_size", options.forget_samples)
         # Both start as the teacher (the pretrained average) where nothing else is given.
-        self.score = setting.trainable(setting.initial_score or setting.teacher)
+        self.score = setting.trainable_score(setting.initial_score or setting.teacher)
         self.generator = setting.trainable(setting.initial_generator or setting.teacher)
         setting.lower_teacher()
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)

@@ -159,7 +159,7 @@ def test_missing_files_and_packages(tmp_path, monkeypatch):
     for name in ("facenet_pytorch", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
     torch.jit.trace(Softmax(), torch.rand(2, 3, 224, 224)).save(path)
-    with pytest.raises(ImportError, match="pip install facenet-pytorch"):
+    with pytest.raises(ImportError, match="pip install --no-deps facenet-pytorch"):
         c.load_celebrity_detector(str(path), labels)
     path.rename(tmp_path / "model.onnx")
     with pytest.raises(ImportError, match="pip install onnxruntime"):

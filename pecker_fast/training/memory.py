@@ -1,4 +1,4 @@
-"""How much memory a run on Stable Diffusion takes, before it is begun.
+"""How much memory score forgetting on Stable Diffusion takes, before a run is begun.
 
 One iteration of the method is run on fake tensors, which have shapes and no entries: what lives at the same time is
 counted. What optimizers keep is measured on a small parameter and scaled up. Nothing is computed, no weights are read.
@@ -9,13 +9,12 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..diffusion import NoiseSchedule, PromptTable, StableDiffusion, TextConditioned
+from ..diffusion import NoiseSchedule, PromptTable, TextConditioned
 from ..optim import MaskedAdam
 from ..profiling import AllocationCounter
 from ..saliency import saliency_mask
@@ -151,40 +150,7 @@ def _state_bytes(defaults: dict[str, Any], dtype: torch.dtype, kind: str) -> flo
     return sum(t.nbytes for t in optimizer.state[param].values() if isinstance(t, torch.Tensor) and t.ndim) / MEASURED
 
 
-def estimate_memory(args) -> MemoryEstimate:
-    """The estimate for ``UnlearnTextArguments``; of Stable Diffusion 1.5 where they name no local folder.
-
-    Raises ValueError where options make no sense.
-    """
-    path = args.request.pretrained_model_name_or_path
-    if path is not None and Path(path).is_dir():
-        model = StableDiffusion(Path(path))
-        config, size, schedule, name = (
-            model.config("unet"),
-            model.latent_size(args.request.resolution),
-            model.schedule,
-            path,
-        )
-    else:
-        config, name = SD15, "Stable Diffusion 1.5"
-        size = SD15["sample_size"] if args.request.resolution is None else args.request.resolution // 8
-        schedule = NoiseSchedule.linear()
-    low = args.compute.resolved().mixed_precision == "bf16" or args.memory.weights_dtype == "bfloat16"
-    return measure(
-        config,
-        size,
-        schedule,
-        args.prompts().request,
-        args.method,
-        args.options,
-        args.memory.as_setting(),
-        args.compute.resolved().mixed_precision,
-        low,
-        str(name),
-    )
-
-
-def measure(
+def estimate_memory(
     config,
     size: int,
     schedule: NoiseSchedule,
@@ -196,9 +162,22 @@ def measure(
     low: bool,
     model: str,
 ) -> MemoryEstimate:
-    """Runs an iteration of a method on fake tensors; see ``estimate_memory``."""
+    """The estimate for a run.
+
+    Parameters
+    ----------
+    config: of the U-Net, as diffusers has it. size: height and width of latents. schedule: the model's.
+    request, method_name, options: of the run.
+    memory: dtypes and the like, as ``Setting`` takes them.
+    mixed_precision: "no" or "bf16". low: whether text embeddings are kept in bfloat16.
+    model: a name for messages.
+
+    Raises ValueError for a method that is no score forgetting, and for options that cannot be estimated.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    if memory["score_lora_rank"]:
+        raise ValueError("the memory of a run with score_lora_rank cannot be estimated: adapters have no fake tensors")
     if "score_guidance_scale" not in {item.name for item in dataclasses.fields(options)}:
         raise ValueError(f"the memory of method {method_name!r} cannot be estimated: it is no score forgetting")
     # Two micro-batches are enough: more do not add to what lives at a time.
