@@ -154,7 +154,7 @@ def test_names_on_the_hub(model, monkeypatch):
         raise OSError("not in the cache\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
-    with pytest.raises(ValueError, match="'someone/other'.*no such model.*not in the cache$"):
+    with pytest.raises(ValueError, match=r"'someone/other'.*no such model.*not in the cache$"):
         load_stable_diffusion("someone/other")
     for name, said in ((None, "is not given"), ("/no/such/folder", "no such folder"), ("a/b.ckpt", "no such folder")):
         with pytest.raises(ValueError, match=said):

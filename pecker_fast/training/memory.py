@@ -133,14 +133,15 @@ def _network(config, dtype: torch.dtype, table: PromptTable, schedule: NoiseSche
     return TextConditioned(unet, table, schedule, sample_size=size)
 
 
-def _state_bytes(defaults: dict[str, Any], dtype: torch.dtype, kind: str) -> float:
+def _state_bytes(defaults: dict[str, Any], dtype: torch.dtype, kind: str, density: float = 0.5) -> float:
     """Bytes of an optimizer's state for each entry of a parameter, after steps of a kind: "plain", "joint", "masked" or
-    "alternate"."""
+    "alternate"; packed state, which has one mask, at its density."""
     param = nn.Parameter(torch.zeros(MEASURED, dtype=dtype))
     optimizer = MaskedAdam([param], **copy.deepcopy(defaults))
     param.grad = torch.rand_like(param)
-    for density in (0.5, 0.25):
-        mask = None if kind == "plain" else saliency_mask([torch.rand(MEASURED)], density=density)
+    scores = [torch.rand(MEASURED) for _ in range(1 if defaults["packed"] else 2)]
+    for score in (*scores, *scores):
+        mask = None if kind == "plain" else saliency_mask([score], density=density)
         if kind == "joint":
             optimizer.step(mask=mask, masked_grads=[torch.rand_like(param)])
             continue
@@ -216,7 +217,8 @@ def estimate_memory(
         ]
         parameters = sum(p.numel() for p in teacher.parameters())
     states = sizes[0] * _state_bytes(score, setting.weights_dtype, "plain")
-    states += sizes[1] * _state_bytes(generator, setting.weights_dtype, kind)
+    density = getattr(options, "density", None) or 1.0
+    states += sizes[1] * _state_bytes(generator, setting.weights_dtype, kind, density)
     masks = 0 if kind == "plain" else 3 * sizes[1] // 8
     return MemoryEstimate(parameters, weights, round(states), masks, moments, model)
 

@@ -111,8 +111,13 @@ class DistillationPhase(Phase):
             ema_decay=o.ema_decay,
             variance=o.variance,
             max_update=o.max_update,
+            packed=self._has_one_mask(),
             **common,
         )
+
+    def _has_one_mask(self) -> bool:
+        """Whether all of theta's steps are confined to one mask: then nothing else needs moments."""
+        return self.masker is not None and self.mask_scope == "all" and self.masker.options.mask_refresh_steps == 0
 
     # ---- the protocol
 
