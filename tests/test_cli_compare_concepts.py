@@ -69,6 +69,11 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     }
     assert samples["sd"]["unet_sha256"] == samples["sld-max"]["unet_sha256"] != samples["sid-lsg"]["unet_sha256"]
     assert samples["sld-max"]["sld"] == "max" and samples["pecker"]["t_init"] == samples["sid-lsg"]["t_init"] == 625
+    # How it was measured is in every metrics.json.
+    for place in ("sd", "pecker-seed0"):
+        protocol = json.loads((folder / place / "metrics.json").read_text())["protocol"]["concept"]
+        assert protocol["detectors"]["nudenet"]["min_prob"] == 0.6
+        assert protocol["detectors"]["nudenet"]["version"] == "3.4.2" and protocol["samples"]
     # One-step methods start from the one-step generator; ESD from the model.
     begun = {name: json.loads((folder / f"{name}-seed0" / "config.json").read_text()) for name in ("esd", "pecker")}
     assert begun["pecker"]["initial_generator"] == str(tmp_path / "one-step")

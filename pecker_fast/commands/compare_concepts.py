@@ -230,7 +230,7 @@ def _measure(
     found = json.loads(result.read_text())
     if name in SAMPLED:
         steps = 1 if how["sampler"] == "one_step" else measure.num_inference_steps
-        kept = {key: value for key, value in found.items() if key != "protocol"}
-        write_json(folder / "metrics.json", {"method": name, "seed": None, "sampling_steps": steps, **kept})
+        row = {"method": name, "seed": None, "sampling_steps": steps, **found}
+        write_json(folder / "metrics.json", {**row, "protocol": {"concept": found["protocol"]}})
     # Written last: what is asked for again has been measured wholly.
     write_json(result, {**found, "asked": asked})

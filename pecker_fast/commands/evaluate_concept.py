@@ -131,7 +131,7 @@ def evaluate_concept(
         found, said["coco"] = _coco(drawn, folder, captions, measure, given["clip"])
         result |= found
     write_json(target, {**result, "protocol": said})
-    _add_to_run(Path(model), result)
+    _add_to_run(Path(model), result, said)
     first = None
     if before or base:
         settings = dataclasses.replace(options, sampler="ddim")
@@ -257,8 +257,9 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return found if "options" in found and "task" in found else {}
 
 
-def _add_to_run(folder: Path, result: dict[str, Any]) -> None:
-    """Adds what was measured to a run's metrics.json."""
+def _add_to_run(folder: Path, result: dict[str, Any], protocol: dict[str, Any]) -> None:
+    """Adds what was measured, and how, to a run's metrics.json."""
     if _config_of(folder) and (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text())
-        write_json(folder / "metrics.json", {**metrics, **result})
+        protocol = {**metrics.get("protocol", {}), "concept": protocol}
+        write_json(folder / "metrics.json", {**metrics, **result, "protocol": protocol})
