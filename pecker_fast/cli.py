@@ -21,15 +21,21 @@ from .benchmarks.registry import OPS
 from .commands.ablate import ablate
 from .commands.audit import report as audit_report
 from .commands.compare import compare
+from .commands.compare_concepts import compare_concepts
+from .commands.convert import convert
+from .commands.delta import delta
 from .commands.demo import demo
 from .commands.evaluate import evaluate
+from .commands.evaluate_concept import evaluate_concept
 from .commands.pretrain import PretrainArguments, run_pretrain
 from .commands.robustness import robustness
 from .commands.sample import mask, sample
 from .commands.sequence import sequence
 from .commands.train_classifier import train_classifier
 from .commands.unlearn import UnlearnArguments, run_unlearn
+from .commands.unlearn_text import UnlearnTextArguments, run_unlearn_text
 from .environment import describe_environment, environment
+from .training.text_presets import TEXT_PRESETS
 
 
 def env(json: bool = False) -> None:
@@ -97,8 +103,9 @@ def bench(
 
 
 def unlearn() -> None:
-    """Makes a pretrained network forget classes: --preset digits|digits16|cifar10|stl10, --method pecker|pecker+|sfd|
-    retrain|salun|selective_amnesia|esd."""
+    """Makes a pretrained network forget classes, --preset digits|digits16|cifar10|stl10, --method pecker|pecker+|sfd|
+    retrain|salun|selective_amnesia|esd, or a Stable Diffusion a concept, --preset sd15-celebrity|sd15-nudity, --method
+    pecker|pecker+|sfd."""
 
 
 def pretrain() -> None:
@@ -111,11 +118,14 @@ COMMANDS = {
     "compare": compare,
     "ablate": ablate,
     "evaluate": evaluate,
+    "evaluate-concept": evaluate_concept,
     "robustness": robustness,
     "sequence": sequence,
     "report": audit_report,
     "pretrain": pretrain,
     "sample": sample,
+    "convert": convert,
+    "delta": delta,
     "mask": mask,
     "train-classifier": train_classifier,
     "env": env,
@@ -128,12 +138,14 @@ def _parse_unlearn(arguments: list[str]) -> Callable[[], None]:
     early.add_argument("--preset", default="digits")
     early.add_argument("--method", default="pecker")
     known, rest = early.parse_known_args(arguments)
-    default = UnlearnArguments.defaults(known.preset, known.method)
+    text = known.preset in TEXT_PRESETS
+    base, command = (UnlearnTextArguments, run_unlearn_text) if text else (UnlearnArguments, run_unlearn)
+    default = base.defaults(known.preset, known.method)
     # The options' type is the method's own.
     options = ("options", type(default.options), dataclasses.field(default=default.options))
-    kind = dataclasses.make_dataclass("UnlearnArguments", [options], bases=(UnlearnArguments,), frozen=True)
+    kind = dataclasses.make_dataclass(base.__name__, [options], bases=(base,), frozen=True)
     values = {item.name: getattr(default, item.name) for item in dataclasses.fields(default)}
-    return functools.partial(run_unlearn, _parse_dataclass(kind, kind(**values), "unlearn", unlearn.__doc__, rest))
+    return functools.partial(command, _parse_dataclass(kind, kind(**values), "unlearn", unlearn.__doc__, rest))
 
 
 def _parse_pretrain(arguments: list[str]) -> Callable[[], None]:
@@ -158,7 +170,14 @@ def _parse_dataclass(kind: type, default, name: str, description: str | None, ar
     )
 
 
-CONFIGURED = {"unlearn": _parse_unlearn, "pretrain": _parse_pretrain}
+def _parse_compare(arguments: list[str]) -> Callable[[], None]:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset")
+    text = early.parse_known_args(arguments)[0].preset in TEXT_PRESETS
+    return tyro.cli(_bound(compare_concepts if text else compare), prog="pecker-fast compare", args=arguments)
+
+
+CONFIGURED = {"unlearn": _parse_unlearn, "pretrain": _parse_pretrain, "compare": _parse_compare}
 
 
 def _bound(command: Callable) -> Callable:

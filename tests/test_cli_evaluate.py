@@ -10,6 +10,7 @@ import torch
 
 from pecker_fast.cli import main
 from pecker_fast.commands import evaluate as command
+from pecker_fast.commands import sample as drawing
 from pecker_fast.data import load_digits_images
 from pecker_fast.diffusion import NoiseSchedule, save_network
 from pecker_fast.metrics import Uint8Images
@@ -53,13 +54,13 @@ def test_a_run_is_measured_as_it_was_asked(run, capsys, monkeypatch):
     assert after["ua"] == before["ua"] and after["protocol"]["samples"]["samples_per_class"] == 3
     assert {k: v for k, v in before.items() if k != "protocol"}.items() <= after.items()
     # Drawn once: a second time no network is called, and a chunk that is lost or damaged is all that is drawn again.
-    real, calls = command.sample_one_step, []
+    real, calls = drawing.sample_one_step, []
 
     def counted(network, generator, labels, **options):
         calls.append(len(labels))
         return real(network, generator, labels, **options)
 
-    monkeypatch.setattr(command, "sample_one_step", counted)
+    monkeypatch.setattr(drawing, "sample_one_step", counted)
     assert evaluated(run, "--samples-per-class", "3") == found and calls == []
     (folder,) = (run / "evaluation").iterdir()
     chunks = sorted(folder.glob("chunk-*"))

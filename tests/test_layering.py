@@ -19,6 +19,7 @@ ALLOWED = {
     "saliency": {"ops", "flat", "sharding", "mask", "saliency"},
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
+    "delta": {"delta", "ops"},
     "data": {"data"},
     "hashing": {"hashing"},
     "metrics": {"metrics", "data", "hashing"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "report": {"report", "hashing"},
     "robustness": {"robustness", "unlearning", "diffusion", "data", "metrics"},
     "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "mask", "saliency", "optim"},
-    "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim", "hashing"},
+    "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim", "saliency", "hashing"},
     "environment": {"ops", "__init__"},
     "benchmarks": {
         *("benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"),

@@ -43,6 +43,7 @@ def test_wheel_holds_the_package_alone(wheel):
         "benchmarks/registry.py",
         "ops/schemas.py",
         "adam/slots.py",
+        "assets/prompts/retain.txt",
     ):
         assert f"pecker_fast/{module}" in names
     assert not [name for name in names if name.endswith(".so")]

@@ -1,18 +1,14 @@
 """``pecker-fast evaluate``: measures a run or a network, with samples that are drawn once and kept."""
 
 import contextlib
-import hashlib
 import json
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data import LabelledImages
 from ..diffusion import (
@@ -23,7 +19,6 @@ from ..environment import environment
 from ..metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, load_judge, to_uint8
 from ..training.presets import preset
 from ..unlearning import ForgetRequest
-from ..unlearning.streams import derived_seed
 from .audit import update_metrics
 from .evaluation import protocol_of, real_split
 from .options import (
@@ -36,50 +31,8 @@ from .options import (
     write_json,
 )
 from .sample import Drawing
+from .samples import CHUNK, SampleCache
 from .unlearn import UnlearnArguments, load_images
-
-# Samples that are drawn and kept at a time: what an interruption loses at most.
-CHUNK = 500
-
-
-class SampleCache:
-    """Samples of one network, drawn once: in a folder whose name says of what, chunk by chunk.
-
-    Parameters
-    ----------
-    folder: of the caches.
-    described: JSON that settles the samples: weights, sampler, seed, labels.
-    draw: from labels and a seed to images (N, C, H, W) in [-1, 1].
-    """
-
-    def __init__(self, folder: Path, described: dict[str, Any], draw: Callable[[Tensor, int], Tensor]) -> None:
-        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder, self.described, self.draw = folder / key, described, draw
-
-    def samples(self, labels: Tensor, seed: int, progress: bool = True) -> Tensor:
-        """float32 (N, C, H, W) on the CPU. The noise of a chunk is settled by the seed and its number."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "samples.json", self.described)
-        parts = labels.split(CHUNK)
-        images = []
-        for i, part in enumerate(tqdm(parts, unit="chunk", desc="samples", disable=not progress)):
-            path = self.folder / f"chunk-{i:05}.safetensors"
-            found = self._read(path, part)
-            if found is None:
-                found = self.draw(part, derived_seed(seed, "evaluate", i)).float().cpu()
-                temporary = path.with_name(f".{path.name}.tmp")
-                safetensors.torch.save_file({"images": found, "labels": part}, temporary)
-                temporary.replace(path)
-            images.append(found)
-        return torch.cat(images)
-
-    def _read(self, path: Path, labels: Tensor) -> Tensor | None:
-        """A chunk that is there and whole, or None."""
-        try:
-            found = safetensors.torch.load_file(path)
-            return found["images"] if torch.equal(found["labels"], labels) else None
-        except (OSError, KeyError, safetensors.SafetensorError):
-            return None
 
 
 def evaluate(
@@ -180,7 +133,7 @@ def evaluate(
     def draw(labels: Tensor, seed: int) -> Tensor:
         return drawing(network, schedule, labels, seed, batch_size)
 
-    cache = SampleCache(target.parent / "evaluation", described, draw)
+    cache = SampleCache(target.parent / "evaluation", described, draw, CHUNK)
     images = cache.samples(labels, seed, progress_bar)
     result: dict[str, Any] = {"pretrained": source, **evaluator(images, labels)}
     retained = torch.isin(labels, torch.tensor(forgotten, dtype=torch.int64)).logical_not()

@@ -1,11 +1,10 @@
 """Arguments that subcommands share, and what they are resolved to."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import tyro
 from torch import nn
 
+from ..delta import state_hash
 from ..diffusion import NoiseSchedule, check_network_folder, load_ancestor, load_network
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Profiler, Regions
@@ -153,28 +153,34 @@ def network_folder(path: str | Path) -> Path:
     return path / "unet" if not (path / "config.json").is_file() or (path / "unet").is_dir() else path
 
 
-def _from_hub(name: str) -> Path:
-    """The folder of a network of the Hugging Face hub, fetched or from its cache. ValueError where it cannot be had."""
+def fetch_from_hub(name: str, patterns: Iterable[str], revision: str | None = None) -> Path:
+    """The folder of a snapshot of the Hugging Face hub with the files of these patterns, fetched or from its cache.
+
+    ValueError where it cannot be had.
+    """
     import huggingface_hub
 
-    def fetch(patterns: list[str], revision: str | None = None) -> Path:
-        try:
-            return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-        except Exception as error:
-            # What is raised for a name that is not there, or without a network, changes with the client's version.
-            offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
-            said = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(
-                f"there is no such file or folder, and the hub gives no such model{offline}: {said}"
-            ) from error
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:
+        # What is raised for a name that is not there, or without a network, changes with the client's version.
+        offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"there is no such file or folder, and the hub gives no such model{offline}: {said}"
+        ) from error
 
-    root = fetch([f"{place}{file}" for place in ("", "unet/", "scheduler/", "unet/scheduler/") for file in HUB_CONFIGS])
+
+def _from_hub(name: str) -> Path:
+    """The folder of a network of the Hugging Face hub. ValueError where it cannot be had."""
+    places = ("", "unet/", "scheduler/", "unet/scheduler/")
+    root = fetch_from_hub(name, [f"{place}{file}" for place in places for file in HUB_CONFIGS])
     folder = network_folder(root)
     # Before the weights are fetched, which may be many gigabytes.
     check_network_folder(folder)
     place = "" if folder == root else "unet/"
     # A snapshot's folder is named by its commit: nothing is mixed where the model changes meanwhile.
-    fetch([f"{place}{file}" for file in HUB_WEIGHTS], revision=root.name)
+    fetch_from_hub(name, [f"{place}{file}" for file in HUB_WEIGHTS], root.name)
     return folder
 
 
@@ -208,11 +214,7 @@ def load_pretrained(path: str | None, shipped: str | None, state: str = "auto") 
 
 def weights_hash(network: nn.Module) -> str:
     """sha256 of the network's weights, names and shapes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return state_hash(network.state_dict())
 
 
 def prepare_folder(folder: Path, resume: str | None, overwrite: bool) -> None:

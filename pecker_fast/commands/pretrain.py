@@ -22,7 +22,8 @@ from ..unlearning import Compute, Phase
 from ..unlearning.streams import derived_seed
 from .evaluation import DDIM_STEPS, real_split
 from .options import ComputeArguments, DataArguments, prepare_folder, profiler_of, report_profile, write_json
-from .unlearn import PICTURED, load_images, say_how_to_resume
+from .running import say_how_to_resume
+from .unlearn import PICTURED, load_images
 
 
 @dataclass(frozen=True)

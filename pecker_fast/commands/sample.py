@@ -119,7 +119,12 @@ def options_of(network: nn.Module) -> dict[str, Any]:
     hub; empty where it was read from neither."""
     # diffusers keeps the folder that it read.
     path = network.config.get("_name_or_path")
-    for folder in () if path is None else (Path(path), Path(path).parent):
+    return {} if path is None else recorded_options(Path(path))
+
+
+def recorded_options(path: Path) -> dict[str, Any]:
+    """The same for the folder of a network, a run or a pipeline."""
+    for folder in (path, path.parent):
         for name in ("config.json", "model_index.json"):
             try:
                 said = json.loads((folder / name).read_text())

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import shlex
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -17,13 +15,12 @@ from ..data import LabelledImages, load_dataset
 from ..diffusion import load_network, num_classes
 from ..environment import environment
 from ..metrics import Judge, load_judge
-from ..parallel import World, command_words, world
+from ..parallel import World, world
 from ..profiling import Regions, peak_memory_bytes
 from ..report import save_before_after, save_grid, write_run_report
-from ..training.loop import Loop, LoopOptions, Progress, read_lines
+from ..training.loop import LoopOptions, Progress, read_lines
 from ..training.presets import method_loop, method_options, preset
-from ..training.tracking import tracker
-from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Phase, Setting, method_class
+from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Setting, method_class
 from .audit import record_hashes, record_weights
 from .evaluation import RunEvaluation, summary
 from .options import (
@@ -32,11 +29,11 @@ from .options import (
     load_pretrained,
     network_folder,
     prepare_folder,
-    profiler_of,
     report_profile,
     weights_hash,
     write_json,
 )
+from .running import Running
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
@@ -264,21 +261,15 @@ def _unlearn(
     teacher_hash = weights_hash(setting.teacher)
     initial = {name: getattr(setting, name) for name in INITIAL}
     method = method_class(args.method)(setting, args.options)
-    loop_options = dataclasses.replace(args.loop, stop_at_nonfinite=compute.nonfinite == "stop")
-    loop_options.check()
+    args.loop.check()
     folder, evaluation = args.output_dir, None
 
     def begin() -> None:
         nonlocal evaluation
         evaluation = load_evaluation(args, setting, method)
-        prepare_folder(folder, loop_options.resume_from_checkpoint, args.request.overwrite_output_dir)
+        prepare_folder(folder, args.loop.resume_from_checkpoint, args.request.overwrite_output_dir)
 
     processes.on_main(begin)
-
-    def export(phase: Phase, target: Path) -> None:
-        with phase.averaged() as averaged:
-            method.save(target, averaged)
-
     initial_hashes = {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
     fingerprint = {
         "method": args.method,
@@ -291,37 +282,27 @@ def _unlearn(
         "seed": compute.seed,
         "mixed_precision": compute.mixed_precision,
     }
-    profiler = profiler_of(compute, regions, folder, processes)
-    with tracker(args.request.report_to if processes.is_main else "none", folder) as on_log:
-        loop = Loop(
-            method.phases,
-            folder,
-            loop_options,
-            fingerprint,
-            evaluate=evaluation,
-            export=export,
-            on_log=on_log,
-            show_progress=args.request.progress_bar,
-            world=processes,
-            profiler=profiler,
-        )
-        loop.prepare()
 
-        def describe() -> None:
-            nonlocal before
-            said = {**args.describe(), "pretrained_sha256": teacher_hash, **initial_hashes}
-            said |= {"training_images": len(setting.training_images or ()), "num_processes": processes.size}
-            write_json(folder / "config.json", said)
-            if evaluation is not None and before is None:
-                before = evaluation.teacher_samples()
+    def describe() -> None:
+        nonlocal before
+        said = {**args.describe(), "pretrained_sha256": teacher_hash, **initial_hashes}
+        said |= {"training_images": len(setting.training_images or ()), "num_processes": processes.size}
+        write_json(folder / "config.json", said)
+        if evaluation is not None and before is None:
+            before = evaluation.teacher_samples()
 
-        processes.on_main(describe)
-        progress = loop.run()
-    if progress.stopped_by is not None:
-        otherwise = ["unlearn", "--preset", args.preset, "--method", args.method, "--output_dir", str(folder)]
-        if processes.is_main:
-            say_how_to_resume(progress, otherwise)
-        raise SystemExit(128 + progress.stopped_by)
+    running = Running(
+        method,
+        folder,
+        args.loop,
+        compute,
+        processes,
+        regions,
+        args.request.report_to,
+        args.request.progress_bar,
+        ["unlearn", "--preset", args.preset, "--method", args.method, "--output_dir", str(folder)],
+    )
+    progress, profiler = running.run(fingerprint, evaluation, describe)
     metrics: dict[str, Any] = {}
 
     def finish() -> None:
@@ -331,15 +312,6 @@ def _unlearn(
     report_profile(profiler, folder, processes)
     processes.on_main(finish)
     return Outcome(metrics, before)
-
-
-def say_how_to_resume(progress: Progress, otherwise: list[str]) -> None:
-    """Prints the command that goes on with a run that a signal ended; ``otherwise`` where no command line began it."""
-    name = signal.Signals(progress.stopped_by).name
-    given = [word for word in sys.argv[1:] if word not in ("--overwrite_output_dir", "--overwrite-output-dir")]
-    words = [*command_words(), *(given if given[:1] == otherwise[:1] else otherwise)]
-    words += ["--resume_from_checkpoint", "latest"]
-    print(f"{name}: stopped after step {progress.step}, with a checkpoint. Go on with\n  {shlex.join(words)}")
 
 
 def _finish(

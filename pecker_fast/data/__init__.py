@@ -2,6 +2,18 @@
 
 from .digits import load_digits_images
 from .images import LabelledImages, LazyImages
+from .prompts import (
+    EvaluationPrompts,
+    PromptPairs,
+    concept_pairs,
+    default_cover,
+    evaluation_prompts,
+    keyword_pairs,
+    load_prompts,
+    negative_text,
+    override,
+    training_prompts,
+)
 from .vision import load_cifar10, load_folder, load_stl10
 
 DATASETS = ("digits", "cifar10", "stl10", "folder:<path>")
@@ -49,11 +61,21 @@ def load_dataset(
 
 __all__ = [
     "DATASETS",
+    "EvaluationPrompts",
     "LabelledImages",
     "LazyImages",
+    "PromptPairs",
+    "concept_pairs",
+    "default_cover",
+    "evaluation_prompts",
+    "keyword_pairs",
     "load_cifar10",
     "load_dataset",
     "load_digits_images",
     "load_folder",
+    "load_prompts",
     "load_stl10",
+    "negative_text",
+    "override",
+    "training_prompts",
 ]

@@ -6,7 +6,8 @@ from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
 from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NoiseSchedule
-from .text import PromptTable, TextConditioned, encode_prompts
+from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
+from .text import PromptTable, TextConditioned, add_adapter, encode_prompts
 from .unet import (
     UNetConfig,
     build_unet,
@@ -21,8 +22,10 @@ __all__ = [
     "NoiseSchedule",
     "OneStepGenerator",
     "PromptTable",
+    "StableDiffusion",
     "TextConditioned",
     "UNetConfig",
+    "add_adapter",
     "build_unet",
     "check_class_conditional",
     "check_network_folder",
@@ -32,6 +35,7 @@ __all__ = [
     "fresh_unet",
     "load_ancestor",
     "load_network",
+    "load_text_unet",
     "noise_prediction_loss",
     "null_label",
     "num_classes",
@@ -44,5 +48,7 @@ __all__ = [
     "sample_shape",
     "save_network",
     "save_one_step_pipeline",
+    "save_text_network",
+    "save_text_pipeline",
     "score_distillation_loss",
 ]

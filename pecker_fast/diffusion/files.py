@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 
-def _write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
     """Lets ``write`` fill a folder under a temporary name beside ``path``, syncs its files, and renames it.
 
     Where the folder exists, its files of these names are replaced, each at once, and others are left.
@@ -60,7 +60,7 @@ def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedu
         unwrap(unet).save_pretrained(folder, safe_serialization=True)
         schedule.to_scheduler(DDPMScheduler).save_pretrained(folder / "scheduler")
 
-    _write_folder(path, write)
+    write_folder(path, write)
 
 
 def save_one_step_pipeline(
@@ -91,7 +91,7 @@ def save_one_step_pipeline(
         # Once more, so that unet/ alone is a network's folder.
         scheduler.save_pretrained(folder / "unet" / "scheduler")
 
-    _write_folder(path, write)
+    write_folder(path, write)
 
 
 def check_network_folder(path: str | os.PathLike) -> Path:

@@ -1,7 +1,7 @@
 """Samples of a class-conditional network: in one step, by DDIM, by ancestral sampling (DDPM).
 
-The noise of sample i depends on the seed and i alone, so it is the same for every batch size, every number of samples
-and every device, and the three samplers start from the same noise.
+The noise of sample i depends on the seed and i alone, or on a seed of its own, so it is the same for every batch size,
+every number of samples and every device, and the three samplers start from the same noise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +42,22 @@ class _Noise:
         return made
 
 
+class _OwnNoise:
+    """Noise of samples that have a seed each: what each would have alone."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], count: int) -> None:
+        if len(seeds) != count:
+            raise ValueError(f"seed has {len(seeds)} seeds, expected {count}, one for each label")
+        each = [_Noise(seed, shape) for seed in seeds]
+        self._starts, self._generators = iter(each), iter(each)
+
+    def start(self, count: int) -> Tensor:
+        return torch.cat([next(self._starts).start(1) for _ in range(count)])
+
+    def generators(self, count: int) -> list[torch.Generator]:
+        return [next(self._generators).generators(1)[0] for _ in range(count)]
+
+
 def sample_shape(network: nn.Module, shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
     """(C, H, W) of what a network draws: ``shape``, or what its configuration says. ValueError where it does not."""
     if shape is not None:
@@ -58,20 +74,35 @@ def sample_shape(network: nn.Module, shape: tuple[int, int, int] | None = None) 
     return config["in_channels"], height, width
 
 
-def _device(network: nn.Module, device: torch.device | str | None) -> torch.device:
+def network_device(network: nn.Module, device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
     parameter = next(network.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _sample(
+def _draws_latents(network: nn.Module) -> bool:
+    return getattr(unwrap(network), "draws_latents", False)
+
+
+def ddim_scheduler(network: nn.Module, schedule: NoiseSchedule, clip_sample: bool | None = None):
+    """diffusers' ``DDIMScheduler`` for what ``network`` draws: pixels, or latents as Stable Diffusion's steps are."""
+    from diffusers import DDIMScheduler
+
+    if _draws_latents(network):
+        options = {"clip_sample": bool(clip_sample), "set_alpha_to_one": False, "steps_offset": 1}
+    else:
+        options = {"clip_sample": clip_sample is None or clip_sample}
+    return schedule.to_scheduler(DDIMScheduler, **options)
+
+
+def sample_in_batches(
     network: nn.Module,
     labels: Tensor | Sequence[int],
     step: Callable[[Tensor, Tensor, list[torch.Generator]], Tensor],
     *,
     batch_size: int,
-    seed: int | torch.Generator,
+    seed: int | torch.Generator | Sequence[int],
     device: torch.device,
     shape: tuple[int, int, int] | None,
 ) -> Tensor:
@@ -79,8 +110,9 @@ def _sample(
     check_int("batch_size", batch_size, 1)
     labels = as_labels(labels, embedding_count(network))
     # Latents have no bounds.
-    bounded = not getattr(unwrap(network), "draws_latents", False)
-    noise = _Noise(seed, sample_shape(network, shape))
+    bounded = not _draws_latents(network)
+    shape = sample_shape(network, shape)
+    noise = _OwnNoise(seed, shape, len(labels)) if isinstance(seed, Sequence) else _Noise(seed, shape)
 
     def batches() -> Iterator[Tensor]:
         for part in labels.split(batch_size):
@@ -98,7 +130,7 @@ def sample_one_step(
     labels: Tensor | Sequence[int],
     *,
     batch_size: int = 256,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | Sequence[int] = 0,
     device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
     guidance_scale: float = 1.0,
@@ -111,7 +143,8 @@ def sample_one_step(
     generator: schedule and t_init; moved to ``device``.
     labels: N class labels, integers of shape (N,) or a sequence.
     batch_size: samples a call of the network. It does not change the noise (results differ by rounding at most).
-    seed: an integer >= 0, or a CPU ``torch.Generator``, which is advanced.
+    seed: an integer >= 0; or a CPU ``torch.Generator``, which is advanced; or N integers, one a sample, whose noise is
+        then that of a sample drawn alone.
     device: of the network by default.
     shape: (C, H, W); that in the network's configuration by default.
     guidance_scale: as in ``predict_eps``.
@@ -124,13 +157,13 @@ def sample_one_step(
     ------
     ValueError, TypeError: the argument that is wrong, such as a label out of range.
     """
-    device = _device(network, device)
+    device = network_device(network, device)
     placed = generator.to(device)
 
     def step(z: Tensor, labels: Tensor, _) -> Tensor:
         return placed(network, z, labels, guidance_scale=guidance_scale)
 
-    return _sample(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
 
 
 def sample_ddim(
@@ -140,12 +173,12 @@ def sample_ddim(
     num_inference_steps: int = 50,
     *,
     batch_size: int = 256,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | Sequence[int] = 0,
     device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
     guidance_scale: float = 1.0,
     null_label: int | None = None,
-    clip_sample: bool = True,
+    clip_sample: bool | None = None,
 ) -> Tensor:
     """Deterministic DDIM samples (arXiv 2010.02502, eta = 0), by diffusers' ``DDIMScheduler``.
 
@@ -154,17 +187,16 @@ def sample_ddim(
     schedule: that the network was trained with.
     num_inference_steps: from 1 to T, evenly spaced.
     guidance_scale, null_label: as in ``predict_eps``.
-    clip_sample: whether the x_0 predicted at every step is clamped to [-1, 1]: for pixels, not for latents.
+    clip_sample: whether the x_0 predicted at every step is clamped to [-1, 1]; by default where pixels are drawn.
+        Latents are not, and their steps are Stable Diffusion's: each a timestep later, the last one ends at t = 0.
 
     Other arguments, result and errors are those of ``sample_one_step``.
     """
-    from diffusers import DDIMScheduler
-
-    scheduler = schedule.to_scheduler(DDIMScheduler, clip_sample=clip_sample)
+    scheduler = ddim_scheduler(network, schedule, clip_sample)
     guidance = {"guidance_scale": guidance_scale, "null_label": null_label}
     step = _iterate(network, scheduler, num_inference_steps, guidance, ancestral=False)
-    device = _device(network, device)
-    return _sample(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+    device = network_device(network, device)
+    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
 
 
 def ddim_through(
@@ -188,12 +220,12 @@ def sample_ddpm(
     num_inference_steps: int | None = None,
     *,
     batch_size: int = 256,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | Sequence[int] = 0,
     device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
     guidance_scale: float = 1.0,
     null_label: int | None = None,
-    clip_sample: bool = True,
+    clip_sample: bool | None = None,
     variance_type: str = "fixed_small",
 ) -> Tensor:
     """Ancestral samples (DDPM, arXiv 2006.11239, Algorithm 2), by diffusers' ``DDPMScheduler``.
@@ -210,11 +242,12 @@ def sample_ddpm(
     if variance_type not in ("fixed_small", "fixed_large"):
         raise ValueError(f'variance_type is {variance_type!r}, expected "fixed_small" or "fixed_large"')
     steps = schedule.num_train_timesteps if num_inference_steps is None else num_inference_steps
+    clip_sample = not _draws_latents(network) if clip_sample is None else clip_sample
     scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=clip_sample, variance_type=variance_type)
     guidance = {"guidance_scale": guidance_scale, "null_label": null_label}
     step = _iterate(network, scheduler, steps, guidance, ancestral=True)
-    device = _device(network, device)
-    return _sample(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+    device = network_device(network, device)
+    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
 
 
 def _iterate(network: nn.Module, scheduler, num_inference_steps: int, guidance: dict, *, ancestral: bool) -> Callable:

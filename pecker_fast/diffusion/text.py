@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+# Layers that get a low-rank change.
+ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 # Tables above this many bytes stay on the CPU, and the rows of a batch travel.
 MAX_DEVICE_BYTES = 2 << 30
 
@@ -118,7 +120,8 @@ class TextConditioned(nn.Module):
     ) -> tuple[Tensor]:
         """eps, floating (B, C, H, W): ``sample`` (B, C, H, W) of any floating dtype, ``timestep`` int (B,),
         ``class_labels`` int (B,). Always a tuple of one."""
-        dtype = self.unet.dtype
+        # Of its first layer: adapters, which come after it, may be of another.
+        dtype = next(self.unet.parameters()).dtype
         text = self.table[class_labels].to(dtype)
         (found,) = self.unet(sample.to(dtype), timestep, encoder_hidden_states=text, return_dict=False)
         if self.prediction_type == "v_prediction":
@@ -169,6 +172,27 @@ def check_text_conditional(unet: nn.Module) -> None:
         )
     if not isinstance(config["cross_attention_dim"], int):
         raise ValueError(f"unet has cross_attention_dim {config['cross_attention_dim']}, expected one number")
+
+
+def add_adapter(network: nn.Module, rank: int) -> None:
+    """Freezes the U-Net of a ``TextConditioned`` network and adds low-rank changes (LoRA, arXiv 2106.09685) of the
+    linear layers in its attention, float32 and at first zero, which alone require grad. Draws from torch's global
+    generator.
+
+    ValueError where peft, which diffusers has them from, is missing, or the network is another.
+    """
+    if not isinstance(network, TextConditioned):
+        raise ValueError(f"score_lora_rank is {rank}, but a {type(network).__name__} takes no adapter: expected 0")
+    check_int("score_lora_rank", rank, 1)
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ValueError("score_lora_rank needs peft, which is not installed: pip install peft") from error
+    unet = network.unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ADAPTED)))
+    for param in unet.parameters():
+        if param.requires_grad:
+            param.data = param.data.float()
 
 
 @torch.no_grad()

@@ -1,6 +1,17 @@
 """Metrics of generated images: a judge, distances of features, and what is reported of unlearning."""
 
+from .celebrities import load_celebrity_detector
 from .classifier import SmallClassifier, train_classifier
+from .clip import ClipModel
+from .concept_meter import ConceptMeter
+from .concepts import (
+    celebrity_scores,
+    clip_score,
+    inappropriate_probability,
+    max_expected_inappropriateness,
+    nudity_scores,
+)
+from .detectors import NudeNetDetector, Q16Detector
 from .features import (
     Diversity,
     FeatureStatistics,
@@ -15,20 +26,30 @@ from .resnet import ResNetClassifier, train_resnet
 from .unlearning import Evaluator, RealStatistics, evaluate_samples
 
 __all__ = [
+    "ClipModel",
+    "ConceptMeter",
     "Diversity",
     "Evaluator",
     "FeatureStatistics",
     "Judge",
+    "NudeNetDetector",
+    "Q16Detector",
     "RealStatistics",
     "ResNetClassifier",
     "SmallClassifier",
     "Uint8Images",
+    "celebrity_scores",
     "check_inception_weights",
+    "clip_score",
     "diversity",
     "evaluate_samples",
     "frechet_distance",
     "image_quality",
+    "inappropriate_probability",
+    "load_celebrity_detector",
     "load_judge",
+    "max_expected_inappropriateness",
+    "nudity_scores",
     "pairwise_distances",
     "real_split_frechet",
     "to_uint8",

@@ -4,8 +4,9 @@ from .ablation import AblationRun, read_ablation
 from .ablation_report import write_ablation
 from .across import text_table, write_across
 from .comparison import comparison_table, write_comparison
+from .concepts import concept_table, write_concepts
 from .files import Run
-from .grids import save_before_after, save_grid
+from .grids import save_before_after, save_grid, save_side_by_side
 from .robustness import write_robustness_report
 from .run_report import write_run_report
 from .sequence import write_sequence
@@ -14,13 +15,16 @@ __all__ = [
     "AblationRun",
     "Run",
     "comparison_table",
+    "concept_table",
     "read_ablation",
     "save_before_after",
     "save_grid",
+    "save_side_by_side",
     "text_table",
     "write_ablation",
     "write_across",
     "write_comparison",
+    "write_concepts",
     "write_robustness_report",
     "write_run_report",
     "write_sequence",

@@ -1,6 +1,7 @@
 """Pictures of samples: a row a class, one fixed mapping of [-1, 1] to grey or colour."""
 
-from collections.abc import Collection, Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ SHOWN_HEIGHT = 32
 GAP = 2
 LABEL_WIDTH = 44
 TITLE_HEIGHT = 18
+# Of the default font, in pixels.
+LETTER_WIDTH, LINE_HEIGHT = 6, 12
 BACKGROUND, INK, MARKED = (255, 255, 255), (40, 40, 40), (213, 94, 0)
 
 
@@ -30,7 +33,22 @@ def _check(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
         raise ValueError(f"labels has classes outside 0 to {len(class_names) - 1}, or none")
 
 
-def _grid(images: Tensor, labels: Tensor, class_names: Sequence[str], highlight: Collection[int], title: str = ""):
+def _name(text: str, label_width: int, height: int) -> str:
+    """``text`` in lines, as far as it fits in ``label_width`` and ``height`` pixels."""
+    if label_width == LABEL_WIDTH:
+        return text[:6]
+    width, lines = (label_width - 8) // LETTER_WIDTH, max(1, height // LINE_HEIGHT)
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder="..."))
+
+
+def _grid(
+    images: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    highlight: Collection[int],
+    title: str = "",
+    label_width: int = LABEL_WIDTH,
+):
     from PIL import Image, ImageDraw
 
     _check(images, labels, class_names)
@@ -41,21 +59,22 @@ def _grid(images: Tensor, labels: Tensor, class_names: Sequence[str], highlight:
     columns = int(labels.bincount().max())
     cell_height, cell_width = height * scale + GAP, width * scale + GAP
     top = TITLE_HEIGHT if title else 0
-    size = LABEL_WIDTH + columns * cell_width + GAP, top + len(classes) * cell_height + GAP
+    size = label_width + columns * cell_width + GAP, top + len(classes) * cell_height + GAP
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((LABEL_WIDTH, 3), title, fill=INK)
+        draw.text((label_width, 3), title, fill=INK)
     for row, label in enumerate(classes):
         y = top + GAP + row * cell_height
         colour = MARKED if label in highlight else INK
-        draw.text((4, y + cell_height // 2 - 6), class_names[label][:6], fill=colour)
+        name = _name(class_names[label], label_width, cell_height)
+        draw.text((4, y + cell_height // 2 - 6 * len(name.splitlines())), name, fill=colour)
         for column, image in enumerate(pixels[labels == label]):
-            x = LABEL_WIDTH + GAP + column * cell_width
+            x = label_width + GAP + column * cell_width
             tile = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
             sheet.paste(tile.resize((width * scale, height * scale), Image.Resampling.NEAREST), (x, y))
         if label in highlight:
-            box = (LABEL_WIDTH, y - GAP, size[0] - 1, y + cell_height - GAP + 1)
+            box = (label_width, y - GAP, size[0] - 1, y + cell_height - GAP + 1)
             draw.rectangle(box, outline=MARKED, width=GAP)
     return sheet
 
@@ -81,14 +100,33 @@ def save_before_after(
     highlight: Collection[int] = (),
 ) -> None:
     """Writes a PNG with samples of the same labels before and after, side by side. Arguments as in ``save_grid``."""
+    save_side_by_side(path, {"before": before, "after": after}, labels, class_names, highlight)
+
+
+def save_side_by_side(
+    path: Path,
+    sheets: Mapping[str, Tensor],
+    labels: Tensor,
+    class_names: Sequence[str],
+    highlight: Collection[int] = (),
+    label_width: int = LABEL_WIDTH,
+) -> None:
+    """Writes a PNG with a grid for each of ``sheets``, title to images of the same labels, side by side.
+
+    Other arguments as in ``save_grid``; in a wider ``label_width`` (pixels) long names such as prompts are written in
+    lines, once, at the left.
+    """
     from PIL import Image
 
-    sheets = [
-        _grid(images, labels.cpu(), class_names, highlight, title)
-        for images, title in ((before, "before"), (after, "after"))
+    grids = [
+        _grid(images, labels.cpu(), class_names, highlight, title, label_width) for title, images in sheets.items()
     ]
-    width, height = sheets[0].size
-    both = Image.new("RGB", (2 * width + 12, height), BACKGROUND)
-    both.paste(sheets[0], (0, 0))
-    both.paste(sheets[1], (width + 12, 0))
+    # Names of classes are short enough to stand beside each grid.
+    cut = 0 if label_width == LABEL_WIDTH else label_width
+    grids = [grid if i == 0 else grid.crop((cut, 0, *grid.size)) for i, grid in enumerate(grids)]
+    both = Image.new("RGB", (sum(grid.width for grid in grids) + 12 * (len(grids) - 1), grids[0].height), BACKGROUND)
+    x = 0
+    for grid in grids:
+        both.paste(grid, (x, 0))
+        x += grid.width + 12
     write_file(path, lambda temporary: both.save(temporary, format="PNG"))

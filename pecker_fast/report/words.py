@@ -74,10 +74,23 @@ def cover_of(config: Mapping[str, Any]) -> str:
     return "a retained class drawn at random" if cover is None else f"class {cover}"
 
 
+def _concept_asked(config: Mapping[str, Any]) -> str:
+    what = "prompts of files" if config["concept"] is None else f"“{config['concept']}”"
+    if config.get("task") == "nudity" and not config["concept"]:
+        what = "nudity"
+    cover = f", with “{config['cover']}” as cover" if config.get("cover") else ""
+    return (
+        f"Method {config.get('method')}, preset {config.get('preset')}, seed {config.get('seed')}: forget {what} of "
+        f"{config.get('pretrained_model_name_or_path')}{cover}."
+    )
+
+
 def asked(config: Mapping[str, Any]) -> str:
     """The request as a sentence."""
     if not config:
         return "config.json is missing: what was asked is not known."
+    if "concept" in config:
+        return _concept_asked(config)
     classes = ", ".join(map(str, config.get("forget_classes", [])))
     return (
         f"Method {config.get('method')}, preset {config.get('preset')}, seed {config.get('seed')}: forget class "

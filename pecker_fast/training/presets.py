@@ -8,6 +8,7 @@ from ..unlearning.denoising import DenoisingOptions
 from ..unlearning.options import ScoreForgettingOptions
 from .loop import LoopOptions
 from .pretrain import PretrainOptions
+from .text_presets import TEXT_PRESETS, TextPreset
 
 
 @dataclass(frozen=True)
@@ -210,15 +211,21 @@ PRESETS["digits16"] = replace(
 def preset(name: str) -> Preset:
     """The preset called ``name``. ValueError where there is none."""
     if name not in PRESETS:
-        raise ValueError(f"preset is {name!r}, expected one of {', '.join(PRESETS)}")
+        text = f"text-to-image models are unlearned with {' and '.join(TEXT_PRESETS)}"
+        raise ValueError(f"preset is {name!r}, expected one of {', '.join(PRESETS)} ({text})")
     return PRESETS[name]
+
+
+def _found(name: str) -> Preset | TextPreset:
+    return TEXT_PRESETS[name] if name in TEXT_PRESETS else preset(name)
 
 
 def method_options(name: str, method: type) -> Any:
     """The options of an unlearning method on a preset: its own defaults first, then the preset's for its kind, then the
     class's, then the preset's for it alone."""
-    found = preset(name)
-    kinds = ((ScoreForgettingOptions, found.unlearning), (DenoisingOptions, asdict(found.pretrain)))
+    found = _found(name)
+    pretrain = asdict(found.pretrain) if isinstance(found, Preset) else {}
+    kinds = ((ScoreForgettingOptions, found.unlearning), (DenoisingOptions, pretrain))
     shared = next((values for kind, values in kinds if issubclass(method.Options, kind)), {})
     values = {**shared, **method.defaults, **found.methods.get(method.name, {})}
     return method.Options(**_known(values, method.Options))
@@ -226,7 +233,7 @@ def method_options(name: str, method: type) -> Any:
 
 def method_loop(name: str, method: type) -> LoopOptions:
     """How a run of an unlearning method is kept on a preset."""
-    found = preset(name)
+    found = _found(name)
     return replace(found.loop, **_known(found.methods.get(method.name, {}), LoopOptions))
 
 

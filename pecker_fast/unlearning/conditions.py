@@ -53,6 +53,7 @@ class PromptRequest:
     forget: prompts of what is to be forgotten, at least one; repeated ones are drawn more often.
     cover: the prompt that the teacher is asked about in place of each.
     negative: text that may stand for the empty prompt where something is to be forgotten, or None.
+    further: prompts that are not trained on, but may be drawn.
 
     Attributes
     ----------
@@ -65,13 +66,14 @@ class PromptRequest:
     forget: tuple[str, ...]
     cover: tuple[str, ...]
     negative: str | None = None
+    further: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("retain", "forget", "cover"):
+        for name in ("retain", "forget", "cover", "further"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(text, str) for text in value):
                 raise TypeError(f"{name} is {value!r:.80}, expected a sequence of prompts")
-            if not value:
+            if not value and name != "further":
                 raise ValueError(f"{name} is empty, expected at least one prompt")
             object.__setattr__(self, name, tuple(value))
         if len(self.cover) != len(self.forget):
@@ -83,7 +85,8 @@ class PromptRequest:
             raise ValueError(f"the cover prompt of {same!r} is the same text: nothing would be forgotten")
         if self.negative is not None and not isinstance(self.negative, str):
             raise TypeError(f"negative is {self.negative!r}, expected a text or None")
-        texts = ["", *self.retain, *self.forget, *self.cover, *([] if self.negative is None else [self.negative])]
+        texts = ["", *self.retain, *self.forget, *self.cover, *self.further]
+        texts += [] if self.negative is None else [self.negative]
         object.__setattr__(self, "prompts", tuple(dict.fromkeys(texts)))
         object.__setattr__(self, "_label", {text: label for label, text in enumerate(self.prompts)})
 

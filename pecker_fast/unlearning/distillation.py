@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..diffusion import (
     OneStepGenerator,
+    TextConditioned,
     noise_prediction_loss,
     regression_loss,
     sample_one_step,
@@ -114,8 +115,13 @@ class DistillationPhase(Phase):
             ema_decay=o.ema_decay,
             variance=o.variance,
             max_update=o.max_update,
+            packed=self._has_one_mask(),
             **common,
         )
+
+    def _has_one_mask(self) -> bool:
+        """Whether all of theta's steps are confined to one mask: then nothing else needs moments."""
+        return self.masker is not None and self.mask_scope == "all" and self.masker.options.mask_refresh_steps == 0
 
     # ---- the protocol
 
@@ -411,6 +417,8 @@ class DistillationPhase(Phase):
                 self.generator.eval()
                 with torch.no_grad(), setting.autocast():
                     cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
+                # As it drew ``x``, which it may have to do again.
+                self.generator.train()
                 found["loss_regression"] = regression_loss(x[r:], cover)
                 total = total + o.regression_weight * found["loss_regression"]
         return total, found
@@ -420,6 +428,7 @@ class ScoreForgetting(Method):
     """Base of the methods that distil the teacher into a one-step generator while it forgets."""
 
     Options = ScoreForgettingOptions
+    forgets_prompts = True
 
     def __init__(self, setting: Setting, options: ScoreForgettingOptions) -> None:
         super().__init__(setting, options)
@@ -427,7 +436,7 @@ class ScoreForgetting(Method):
         setting.world.check_shares("train_batch_size", options.train_batch_size)
         setting.world.check_shares("forget_batch_size", options.forget_samples)
         # Both start as the teacher (the pretrained average) where nothing else is given.
-        self.score = setting.trainable(setting.initial_score or setting.teacher)
+        self.score = setting.trainable_score(setting.initial_score or setting.teacher)
         self.generator = setting.trainable(setting.initial_generator or setting.teacher)
         setting.lower_teacher()
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
@@ -436,7 +445,10 @@ class ScoreForgetting(Method):
         return {"sampler": "one_step", "sampling_steps": 1}
 
     def save(self, folder: Path, network: nn.Module) -> None:
-        """As a pipeline that draws in one step."""
+        """As a pipeline that draws in one step; of a text-conditional network the U-Net alone."""
+        if isinstance(network, TextConditioned):
+            super().save(folder, network)
+            return
         save_one_step_pipeline(folder, network, self.setting.schedule, self.options.t_init)
 
     def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:

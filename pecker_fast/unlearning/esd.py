@@ -1,12 +1,12 @@
-"""ESD (Gandikota et al., arXiv 2303.07345), erased stable diffusion, for class-conditional networks: the class label is
-the prompt, the label for "no condition" the empty one.
+"""ESD (Gandikota et al., arXiv 2303.07345), erased stable diffusion, for prompts and for classes: there the class label
+is the prompt, the label for "no condition" the empty one.
 
 x_t is drawn by DDIM, asked for c_f, down to a random step; t is uniform between that step and the next. The loss is
 
     mean ||eps_theta(x_t, t, c_f) - [eps_0 - negative_guidance (eps_f - eps_0)]||^2,
     eps_0 = eps_phi(x_t, t, empty), eps_f = eps_phi(x_t, t, c_f),   phi: the pretrained network, frozen.
 
-Nothing but the erased class is trained on: what is retained is kept by small steps and by the choice of parameters.
+Nothing but what is erased is trained on: what is retained is kept by small steps and by the choice of parameters.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..diffusion.checks import check_int
 from .denoising import NetworkOptions, NetworkPhase
 from .many_step import ManyStepMethod, SamplingOptions
 from .options import check_number
-from .setting import Setting
+from .setting import PromptRequest, Setting
 from .streams import Streams
 
 
@@ -39,9 +39,10 @@ class ESDOptions(SamplingOptions, NetworkOptions):
     """Guidance of the evaluation; 1 is none."""
     negative_guidance: float = 7.5
     """How far from the class the target lies (eta)."""
-    trained: Literal["x", "u", "all"] = "u"
-    """Which parameters are trained. ESD-x, those that see the prompt: here the class embedding and the projections of
-    the embedding in the residual blocks. ESD-u, all others but those of the time embedding and of the output."""
+    trained: Literal["x", "x-strict", "u", "all"] = "u"
+    """Which parameters are trained. ESD-x, those that see the prompt: the cross attention; of a class-conditional
+    network the class embedding and the projections of the embedding in the residual blocks. x-strict: of the cross
+    attention the keys and values alone. ESD-u, all others but those of the time embedding and of the output."""
     empty_prompt: Literal["null", "mean", "cover"] = "null"
     """What the empty prompt is: the label for "no condition"; or, for networks that have none, the mean of the
     predictions for all classes, or the cover class."""
@@ -59,7 +60,7 @@ class ESDOptions(SamplingOptions, NetworkOptions):
         check_int("trajectory_steps", self.trajectory_steps, 1, num_train_timesteps + 1)
         check_number("trajectory_guidance_scale", self.trajectory_guidance_scale)
         for name, allowed in (
-            ("trained", ("x", "u", "all")),
+            ("trained", ("x", "x-strict", "u", "all")),
             ("empty_prompt", ("null", "mean", "cover")),
             ("trajectory_network", ("current", "teacher")),
         ):
@@ -67,16 +68,24 @@ class ESDOptions(SamplingOptions, NetworkOptions):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
 
 
-def sees_condition(name: str) -> bool:
-    """Whether the parameter ``name`` of a UNet2DModel is one that the class label reaches first."""
-    return "class_embedding" in name or "time_emb_proj" in name
+def sees_condition(name: str, text: bool = False) -> bool:
+    """Whether the parameter ``name`` of a UNet2DModel is one that the class label reaches first; with ``text``, of a
+    UNet2DConditionModel and the prompt."""
+    return ".attn2." in name if text else "class_embedding" in name or "time_emb_proj" in name
 
 
-def is_trained(name: str, trained: str) -> bool:
-    """Whether ESD trains the parameter ``name``; ``trained`` as in ESDOptions."""
-    if trained == "all" or sees_condition(name):
+def is_trained(name: str, trained: str, text: bool = False) -> bool:
+    """Whether ESD trains the parameter ``name``; ``trained`` as in ESDOptions, ``text`` as above."""
+    if trained == "x-strict":
+        return text and (".attn2.to_k." in name or ".attn2.to_v." in name)
+    if trained == "all" or sees_condition(name, text):
         return trained != "u"
     return trained == "u" and name.split(".")[0] not in ("time_embedding", "conv_norm_out", "conv_out")
+
+
+def is_text(setting: Setting) -> bool:
+    """Whether prompts are forgotten."""
+    return isinstance(setting.request, PromptRequest)
 
 
 class ESDPhase(NetworkPhase):
@@ -96,6 +105,8 @@ class ESDPhase(NetworkPhase):
                 'or "cover"'
             )
         self.conditions = setting.request.conditions(setting.device)
+        # Stable Diffusion's DDIM visits each timestep one later.
+        self._offset = 1 if is_text(setting) else 0
 
     def _empty(self, network: nn.Module, x_t: Tensor, t: Tensor, covers: Tensor) -> Tensor:
         """The network's prediction for the empty prompt."""
@@ -122,13 +133,14 @@ class ESDPhase(NetworkPhase):
             if len(rows) == 0:
                 continue
             here = torch.full_like(rows, step)
-            t = self._levels(here)
+            t = self._levels(here) + self._offset
             eps = predict_eps(network, x[rows], t, labels[rows])
             if o.trajectory_guidance_scale != 1:
                 empty = self._empty(network, x[rows], t, covers[rows])
                 eps = empty + o.trajectory_guidance_scale * (eps - empty)
             x0 = self.schedule.predict_x0(x[rows], eps, t)
-            x[rows] = self.schedule.add_noise(x0.clamp(-1, 1) if o.clip_sample else x0, eps, self._levels(here - 1))
+            x0 = x0.clamp(-1, 1) if o.clip_sample else x0
+            x[rows] = self.schedule.add_noise(x0, eps, self._levels(here - 1) + self._offset)
         return x
 
     def backward(self, streams: Streams, iteration: int) -> dict[str, Tensor]:
@@ -156,18 +168,22 @@ class ESDPhase(NetworkPhase):
 
 
 class ESD(ManyStepMethod):
-    """ESD on class labels: the network learns to predict, asked for the class, what leads away from it."""
+    """ESD: the network learns to predict, asked for what is to be forgotten, what leads away from it."""
 
     name = "esd"
     Options = ESDOptions
+    forgets_prompts = True
 
     def __init__(self, setting: Setting, options: ESDOptions) -> None:
         super().__init__(setting, options)
         self.network = setting.trainable(setting.teacher)
         trained = 0
         for name, param in self.network.named_parameters():
-            param.requires_grad_(is_trained(name, options.trained))
+            param.requires_grad_(is_trained(name, options.trained, is_text(setting)))
             trained += param.requires_grad
         if trained == 0:
             raise ValueError(f"trained is {options.trained!r}, but the network has no such parameters")
+        if is_text(setting) and options.empty_prompt != "null":
+            raise ValueError(f'empty_prompt is {options.empty_prompt!r}, expected "null": prompts have the empty one')
+        setting.lower_teacher()
         self.phases.append(ESDPhase(setting, options, self.network))

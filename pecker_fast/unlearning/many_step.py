@@ -71,10 +71,10 @@ class ManyStepMethod(Method):
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__(setting, options)
         options.check(setting.schedule.num_train_timesteps)
-        if not isinstance(setting.request, ForgetRequest):
+        if not isinstance(setting.request, ForgetRequest) and not self.forgets_prompts:
             raise ValueError(f"{self.name} forgets classes of a class-conditional network, not prompts")
         for name in ("initial_generator", "initial_score", "teacher_dtype"):
-            if getattr(setting, name) is not None:
+            if getattr(setting, name) is not None and not (name == "teacher_dtype" and self.forgets_prompts):
                 raise ValueError(f"{name} is given, but {self.name} starts from the pretrained network: expected none")
         if setting.weights_dtype != torch.float32:
             raise ValueError(f"weights_dtype is {setting.weights_dtype}, but {self.name} trains float32 weights")

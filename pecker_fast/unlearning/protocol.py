@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import save_network
+from ..diffusion import TextConditioned, save_network, save_text_network
 from ..mask import SaliencyMask
 from .setting import Setting
 
@@ -86,12 +86,14 @@ class Method(ABC):
     name: on the command line and in every file; only classes that set it are methods.
     Options: a frozen dataclass of the method's hyper-parameters, with help in its docstring.
     defaults: fields of Options that the method sets whatever the preset says.
+    forgets_prompts: whether the method takes text-conditional networks, and prompts to forget.
     phases: in order.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type]
     defaults: ClassVar[dict[str, Any]] = {}
+    forgets_prompts: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:
         self.setting = setting
@@ -110,6 +112,9 @@ class Method(ABC):
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Writes ``network``, as ``Phase.averaged`` gives it, into ``folder/unet`` in diffusers' layout."""
+        if isinstance(network, TextConditioned):
+            save_text_network(folder / "unet", network)
+            return
         save_network(folder / "unet", network, self.setting.schedule)
 
     @abstractmethod

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import NoiseSchedule, num_classes, sample_shape
+from ..diffusion import NoiseSchedule, add_adapter, num_classes, sample_shape
 from ..diffusion.checks import check_int
 from ..parallel import World
 from ..profiling import Regions
 from .conditions import Conditions, PromptRequest
+from .streams import derived_seed
 
 COVER_RANDOM = "random"
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -145,6 +146,7 @@ class Setting(Compute):
     weights_dtype: of psi and theta. In bfloat16 or float16 small updates are kept by stochastic rounding, or by float32
         copies of the weights (``master_weights``).
     teacher_dtype: of the teacher, once the methods have copied it; None: as it is.
+    score_lora_rank: psi is trained as a low-rank change of this rank of its linear layers; 0: all of it.
     gradient_checkpointing: compute activations of psi, theta and the teacher again in the backward pass.
     forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
         int64 (N,); None for methods that draw their own.
@@ -161,6 +163,7 @@ class Setting(Compute):
     weights_dtype: torch.dtype = torch.float32
     master_weights: bool = False
     teacher_dtype: torch.dtype | None = None
+    score_lora_rank: int = 0
     gradient_checkpointing: bool = False
     forget_images: torch.Tensor | None = None
     forget_labels: torch.Tensor | None = None
@@ -173,6 +176,7 @@ class Setting(Compute):
             dtype = getattr(self, name)
             if dtype not in WEIGHT_DTYPES and not (dtype is None and name == "teacher_dtype"):
                 raise ValueError(f"{name} is {dtype}, expected one of {', '.join(map(str, WEIGHT_DTYPES))}")
+        check_int("score_lora_rank", self.score_lora_rank, 0)
         if self.master_weights and self.weights_dtype == torch.float32:
             raise ValueError("master_weights is set, but weights_dtype is torch.float32: there is nothing to keep")
         self.place(self.teacher).eval().requires_grad_(False)
@@ -197,6 +201,19 @@ class Setting(Compute):
     def trainable(self, network: nn.Module) -> nn.Module:
         """A copy with weights of its own, of ``weights_dtype``, that require grad, placed."""
         network = copy.deepcopy(network).to(self.weights_dtype).requires_grad_(True)
+        self._checkpoint_gradients(network)
+        return self.place(network)
+
+    def trainable_score(self, network: nn.Module) -> nn.Module:
+        """As ``trainable``, but with ``score_lora_rank`` a frozen copy in the teacher's dtype with low-rank changes of
+        its linear layers, float32, which alone require grad. ValueError where peft is missing or the network takes no
+        text."""
+        if not self.score_lora_rank:
+            return self.trainable(network)
+        network = copy.deepcopy(network).to(self.teacher_dtype or self.weights_dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(self.seed, "score adapter"))
+            add_adapter(network, self.score_lora_rank)
         self._checkpoint_gradients(network)
         return self.place(network)
 

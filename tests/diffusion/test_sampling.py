@@ -60,6 +60,18 @@ def test_deterministic_and_independent_of_the_batch_size(unet, sampler):
 
 
 @SAMPLERS
+def test_a_seed_a_sample_is_the_noise_of_a_sample_alone(unet, sampler):
+    seeds = [5, 3, 5, 2**40, 0]
+    samples = sampler(unet, LABELS, seed=seeds, batch_size=2)
+    for row, (label, seed) in enumerate(zip(LABELS, seeds, strict=True)):
+        torch.testing.assert_close(samples[row], sampler(unet, [label], seed=seed)[0], **TOLERANCE)
+    with pytest.raises(ValueError, match="seed has 4 seeds, expected 5"):
+        sampler(unet, LABELS, seed=seeds[:4])
+    with pytest.raises(ValueError, match="seed is -1"):
+        sampler(unet, LABELS, seed=[-1, *seeds[1:]])
+
+
+@SAMPLERS
 def test_global_generator_and_mode_are_left(unet, sampler):
     unet.train()
     state = torch.get_rng_state()

@@ -67,7 +67,9 @@ def test_v_prediction_recovers_the_noise_of_a_perfect_network():
     a, b = network.schedule.signal(t), network.schedule.noise(t)
 
     class Perfect(torch.nn.Module):
-        dtype = torch.float32
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, x, t, encoder_hidden_states, return_dict):
             return (a * eps - b * x0,)

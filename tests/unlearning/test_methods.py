@@ -67,6 +67,7 @@ VARIANTS = [
     ("pecker", {}),
     ("pecker", {"update": "alternate", "mask_refresh_steps": 0}),
     ("pecker", {"mask_scope": "all", "saliency_network": "initial"}),
+    ("pecker", {"mask_scope": "all", "mask_refresh_steps": 0, "adam_beta1": 0.9}),
     ("pecker", {"saliency_samples": "current", "saliency_batches": 2, "density": None, "threshold": 0.5}),
     ("pecker", {"saliency_samples": "teacher", "ema_decay": None, "max_grad_value": None, "adam_beta1": 0.9}),
     ("pecker", {"saliency_score": "magnitude", "mask_refresh_steps": 2}),
@@ -171,6 +172,9 @@ def test_mask_scope_all_freezes_the_rest():
     mask = method.phases[0].masker.mask
     for (name, param), old in zip(method.generator.named_parameters(), before, strict=True):
         assert same_bits(param.detach()[~mask[name]], old[~mask[name]]), name
+    # One mask throughout: moments of its entries alone are kept.
+    moments = [state["exp_avg_sq"] for state in method.phases[0].generator_optimizer.state.values()]
+    assert sum(moment.numel() for moment in moments) == mask.count
     assert method.phases[0].generator_optimizer.sparsity_stats()["touched_ever"] <= 0.31
 
 

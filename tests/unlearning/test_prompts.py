@@ -208,7 +208,47 @@ def test_every_method_runs_repeats_and_resumes_on_text(name, kind, options, sett
         assert method.phases[-1].masker.mask.names == tuple(n for n, _ in teacher.unet.named_parameters())
 
 
+def test_gradient_checkpointing_changes_no_step():
+    # Dropout shows whether a network is called again in the mode that it was called in.
+    teacher = tiny_text_network(8, dropout=0.3)
+    options = {"regression_weight": 0.5, "ema_decay": None}
+    plain, losses = run_text("pecker", teacher, 2, **options)
+    again, others = run_text("pecker", teacher, 2, {"gradient_checkpointing": True}, **options)
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(others[name].item(), rel=1e-3), name
+    for one, two in ((plain.score, again.score), (plain.generator, again.generator)):
+        for a, b, start in zip(weights(one), weights(two), weights(teacher), strict=True):
+            # Adam makes equal steps of gradients that are zero but for rounding.
+            assert ((a - b).abs() > 1e-5).double().mean() < 0.05 or torch.equal(a, start)
+
+
+def test_low_rank_score_network():
+    pytest.importorskip("peft")
+    teacher = tiny_text_network(8)
+    low = {"score_lora_rank": 2, "teacher_dtype": torch.bfloat16, "mixed_precision": "bf16"}
+    method, losses = run_text("pecker", teacher, 2, low)
+    assert all(loss.isfinite() for loss in losses.values())
+    trained = {n: p for n, p in method.score.named_parameters() if p.requires_grad}
+    assert trained and all("lora" in n and p.dtype == torch.float32 for n, p in trained.items())
+    assert all(p.requires_grad for p in method.generator.parameters())
+    frozen = {n.replace("base_layer.", ""): p for n, p in method.score.named_parameters() if n not in trained}
+    for name, param in teacher.named_parameters():
+        assert torch.equal(frozen[name], param.bfloat16()), name
+    # The second factor is zero at first: what has moved it is the step.
+    moved = [p for n, p in trained.items() if "lora_B" in n and p.abs().max() > 0]
+    assert len(moved) > len(trained) / 4
+    again, _ = run_text("pecker", teacher, 1, low)
+    resumed = make_text("pecker", teacher, low)
+    resumed.phases[-1].load_state_dict(copy.deepcopy(again.phases[-1].state_dict()))
+    resumed.phases[-1].step(1)
+    assert all(same_bits(a, b) for a, b in zip(weights(method.score), weights(resumed.score), strict=True))
+
+
 def test_wrong_settings():
+    from tests.unlearning.oracle import make_setting
+
+    with pytest.raises(ValueError, match="Affine takes no adapter"):
+        make_setting(score_lora_rank=2).trainable_score(Affine())
     teacher = tiny_text_network(8)
     with pytest.raises(ValueError, match="master_weights"):
         make_text("sfd", teacher, {"master_weights": True})

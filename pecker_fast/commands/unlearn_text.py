@@ -1,0 +1,245 @@
+"""``pecker-fast unlearn`` on a text-to-image model: makes a Stable Diffusion forget a concept."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..diffusion import NoiseSchedule, StableDiffusion, save_text_pipeline
+from ..environment import environment
+from ..parallel import World, world
+from ..profiling import Regions, peak_memory_bytes
+from ..report import write_run_report
+from ..training.loop import LoopOptions, Progress
+from ..training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
+from ..training.presets import method_loop, method_options
+from ..training.text_presets import text_preset
+from ..unlearning import Method, Phase, Setting, method_class
+from .options import ComputeArguments, prepare_folder, report_profile, weights_hash, write_json
+from .running import Running
+from .text_card import write_text_card
+from .text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
+from .text_request import MemoryArguments, Prompts, TextRequestArguments, resolve_prompts
+
+
+@dataclass(frozen=True)
+class UnlearnTextArguments:
+    """All arguments of a run; ``method_class(method).Options`` is the type of ``options``."""
+
+    preset: str
+    method: str
+    options: Any
+    request: TextRequestArguments = field(default_factory=TextRequestArguments)
+    memory: MemoryArguments = field(default_factory=MemoryArguments)
+    compute: ComputeArguments = field(default_factory=ComputeArguments)
+    loop: LoopOptions = field(default_factory=LoopOptions)
+
+    @classmethod
+    def defaults(cls, preset_name: str, method: str) -> "UnlearnTextArguments":
+        """The arguments of a method on a preset. ValueError for names that there are not."""
+        text_preset(preset_name)
+        kind = method_class(method)
+        return cls(preset_name, method, method_options(preset_name, kind), loop=method_loop(preset_name, kind))
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.request.output_dir or f"runs/{self.preset}-{self.method}-seed{self.compute.seed}")
+
+    def prompts(self) -> Prompts:
+        """The prompts of the run. ValueError where they cannot be had."""
+        return resolve_prompts(self.request, text_preset(self.preset), self.compute.seed)
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration as JSON, as config.json has it."""
+        request = dataclasses.asdict(self.request)
+        for name in ("dry_run", "overwrite_output_dir", "progress_bar"):
+            del request[name]
+        found = self.prompts()
+        return {
+            "method": self.method,
+            "preset": self.preset,
+            "task": text_preset(self.preset).task,
+            **request,
+            "concept": found.concept,
+            "cover": found.cover,
+            "output_dir": str(self.output_dir),
+            **dataclasses.asdict(self.memory),
+            **dataclasses.asdict(self.compute.resolved()),
+            **dataclasses.asdict(self.loop),
+            "prompts": {
+                "retain": len(found.request.retain),
+                "forget": list(found.request.forget),
+                "cover": list(found.request.cover),
+                "negative": found.request.negative,
+                "pictured": list(found.pictured),
+            },
+            "options": dataclasses.asdict(self.options),
+        }
+
+
+def unlearn_text(args: UnlearnTextArguments) -> dict[str, Any]:
+    """Runs a method and writes the folder of the run; returns what metrics.json holds (under torchrun on the main
+    process; nothing on the others).
+
+    Raises ValueError or TypeError for wrong arguments, before anything is written; SystemExit 128 + n where signal n
+    ended the run, after a checkpoint.
+    """
+    compute = args.compute.resolved()
+    with world(torch.device(compute.device), compute.ddp_timeout) as processes:
+        return _unlearn(args, compute, processes)
+
+
+def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: World) -> dict[str, Any]:
+    if torch.cuda.is_initialized():
+        # An earlier run of this process is not this run's.
+        torch.cuda.reset_peak_memory_stats()
+    prompts = args.prompts()
+    args.loop.check()
+    model, source = load_stable_diffusion(args.request.pretrained_model_name_or_path)
+    args.options.check(model.schedule.num_train_timesteps)
+    unet = model.load_unet()
+    initial = {
+        name: load_initial_unet(name, getattr(args.request, name)) for name in ("initial_generator", "initial_score")
+    }
+    hashes = {"pretrained_sha256": weights_hash(unet)}
+    hashes |= {f"{name}_sha256": weights_hash(found) for name, found in initial.items() if found is not None}
+    folder = args.output_dir
+    processes.on_main(
+        lambda: prepare_folder(folder, args.loop.resume_from_checkpoint, args.request.overwrite_output_dir)
+    )
+    embeddings = _embeddings(args, compute, processes, model, prompts)
+    network = model.network(embeddings, args.request.resolution, unet)
+    regions = Regions(compute.profile, compute.device)
+    setting = Setting(
+        teacher=network,
+        schedule=model.schedule,
+        request=prompts.request,
+        regions=regions,
+        world=processes,
+        **{name: on_network(model, found, network) for name, found in initial.items()},
+        **args.memory.as_setting(),
+        **compute.as_setting(),
+    )
+    del unet, initial
+    method = method_class(args.method)(setting, args.options)
+    labels = prompts.request.labels(prompts.pictured)
+    pictures = TextPictures(
+        model, method, prompts.pictured, labels, prompts.forgotten, args.request.samples_per_prompt, folder / "samples"
+    )
+
+    def evaluate(phase: Phase, step: int) -> None:
+        with phase.averaged() as averaged:
+            pictures.after(averaged, f"step-{step:06d}")
+
+    before: list[torch.Tensor] = []
+
+    def describe() -> None:
+        write_json(folder / "config.json", {**args.describe(), **hashes, "num_processes": processes.size})
+        before.append(pictures.before(args.request.sample_guidance_scale, args.request.sample_steps))
+
+    words = ["unlearn", "--preset", args.preset, "--method", args.method, "--output_dir", str(folder)]
+    words += ["--pretrained_model_name_or_path", str(args.request.pretrained_model_name_or_path)]
+    request = args.request
+    running = Running(
+        method, folder, args.loop, compute, processes, regions, request.report_to, request.progress_bar, words
+    )
+    progress, profiler = running.run(_fingerprint(args, compute, prompts, hashes), evaluate, describe)
+    metrics: dict[str, Any] = {}
+
+    def finish() -> None:
+        metrics.update(_finish(args, setting, method, model, pictures, before[0], progress, source))
+
+    report_profile(profiler, folder, processes)
+    processes.on_main(finish)
+    return metrics
+
+
+def _embeddings(
+    args: UnlearnTextArguments, compute: ComputeArguments, processes: World, model: StableDiffusion, prompts: Prompts
+) -> torch.Tensor:
+    low = compute.mixed_precision == "bf16" or args.memory.weights_dtype == "bfloat16"
+    found = (model, prompts.request.prompts, args.output_dir, torch.device(compute.device))
+    dtype = torch.bfloat16 if low else torch.float32
+    # One process computes them, the others read what it has written.
+    processes.on_main(lambda: encoded(*found, dtype))
+    return encoded(*found, dtype)
+
+
+def _fingerprint(
+    args: UnlearnTextArguments, compute: ComputeArguments, prompts: Prompts, hashes: dict[str, str]
+) -> dict[str, Any]:
+    asked = prompts.request
+    texts = json.dumps([asked.retain, asked.forget, asked.cover, asked.negative])
+    return {
+        "method": args.method,
+        "options": dataclasses.asdict(args.options),
+        **hashes,
+        "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+        "resolution": args.request.resolution,
+        **{name: value for name, value in dataclasses.asdict(args.memory).items() if name != "gradient_checkpointing"},
+        "seed": compute.seed,
+        "mixed_precision": compute.mixed_precision,
+    }
+
+
+def _finish(
+    args: UnlearnTextArguments,
+    setting: Setting,
+    method: Method,
+    model: StableDiffusion,
+    pictures: TextPictures,
+    before: torch.Tensor,
+    progress: Progress,
+    source: str,
+) -> dict[str, Any]:
+    folder = args.output_dir
+    with method.phases[-1].averaged() as averaged:
+        pictures.both(before, pictures.after(averaged))
+        save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
+    metrics = {
+        "method": args.method,
+        "seed": args.compute.seed,
+        "pretrained": source,
+        "weights": "live" if args.options.ema_decay is None else "ema",
+        **method.sampling(),
+        "images": progress.images,
+        "iterations": progress.step,
+        "seconds": progress.seconds,
+        "peak_memory_bytes": peak_memory_bytes(setting.device),
+    }
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "environment.json", environment())
+    write_text_card(folder, args.describe(), source)
+    write_run_report(folder)
+    return metrics
+
+
+def estimate(args: UnlearnTextArguments) -> MemoryEstimate:
+    """What a run would take: of the model in a local folder, of Stable Diffusion 1.5 where there is none yet."""
+    path, resolution = args.request.pretrained_model_name_or_path, args.request.resolution
+    compute, request = args.compute.resolved(), args.prompts().request
+    if path is not None and Path(path).is_dir():
+        model = StableDiffusion(Path(path))
+        known = (model.config("unet"), model.latent_size(resolution), model.schedule)
+    else:
+        path = "Stable Diffusion 1.5"
+        known = (SD15, SD15["sample_size"] if resolution is None else resolution // 8, NoiseSchedule.linear())
+    low = compute.mixed_precision == "bf16" or args.memory.weights_dtype == "bfloat16"
+    memory = args.memory.as_setting()
+    return estimate_memory(*known, request, args.method, args.options, memory, compute.mixed_precision, low, str(path))
+
+
+def run_unlearn_text(args: UnlearnTextArguments) -> None:
+    """The subcommand: prints the configuration and an estimate of the memory, or runs."""
+    if args.request.dry_run:
+        args.loop.check()
+        print(json.dumps(args.describe(), indent=1))
+        print(describe_memory(estimate(args)))
+        return
+    metrics = unlearn_text(args)
+    if metrics:
+        print(f"{metrics['images']} images in {metrics['seconds']:.0f} s; report: {args.output_dir / 'report.md'}")

@@ -1,0 +1,223 @@
+"""Who is in an image: faces are found, cut out, and named. The models are the user's; nothing is downloaded.
+
+A celebrity detector is anything with ``labels`` (names), ``describe()`` (JSON for the protocol) and a call from uint8
+images (N, 3, H, W) to a list with, for each image, a float tensor (faces, labels) of probabilities.
+"""
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .clip import check_images
+
+# The published detector's: what MTCNN asks of a face, what is cut out around it, and the crop's size in pixels.
+MTCNN_THRESHOLDS, MIN_FACE, MARGIN, CROP = (0.6, 0.7, 0.7), 20, 0.2, 224
+SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+# From one uint8 image (3, H, W) to float boxes (faces, 4): left, top, right, bottom in pixels.
+FaceFinder = Callable[[Tensor], Tensor]
+
+
+class CelebrityDetector(Protocol):
+    """What names the faces in images."""
+
+    labels: Sequence[str]
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def __call__(self, images: Tensor) -> list[Tensor]: ...
+
+
+def plain_name(name: str) -> str:
+    """A name without regard to case, underscores and what stands in brackets."""
+    return " ".join(re.sub(r"[\[(].*?[\])]", " ", name).replace("_", " ").lower().split())
+
+
+def label_of(labels: Sequence[str], name: str) -> int | None:
+    """Index of ``name`` among ``labels``; None where it is not there."""
+    wanted = plain_name(name)
+    return next((i for i, label in enumerate(labels) if plain_name(label) == wanted), None)
+
+
+class MTCNNFaces:
+    """Faces by facenet-pytorch's MTCNN, whose weights come with it. Raises ImportError where it is missing."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        try:
+            from facenet_pytorch import MTCNN
+        except ImportError as error:
+            raise ImportError(
+                f"finding faces needs facenet-pytorch ({error}): pip install --no-deps facenet-pytorch (it asks for an "
+                "old torch that it does not need), or give another face finder as module:function"
+            ) from error
+        self.finder = MTCNN(
+            keep_all=True, thresholds=list(MTCNN_THRESHOLDS), min_face_size=MIN_FACE, post_process=False, device=device
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": "facenet-pytorch MTCNN",
+            "version": importlib.metadata.version("facenet-pytorch"),
+            "thresholds": list(MTCNN_THRESHOLDS),
+            "min_face_size": MIN_FACE,
+        }
+
+    def __call__(self, image: Tensor) -> Tensor:
+        boxes, _ = self.finder.detect(image.permute(1, 2, 0).contiguous().numpy())
+        return torch.empty(0, 4) if boxes is None else torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+def crop_faces(image: Tensor, boxes: Tensor, margin: float = MARGIN, size: int = CROP) -> Tensor:
+    """Faces float32 (faces, 3, size, size) in [0, 1], each box widened by ``margin`` of its sides in all, cut at the
+    image's border. ``image`` uint8 (3, H, W); boxes with nothing in the image are left out."""
+    height, width = image.shape[1:]
+    crops = []
+    for left, top, right, bottom in boxes.double().tolist():
+        wider, higher = (right - left) * margin / 2, (bottom - top) * margin / 2
+        x0, y0 = max(0, int(left - wider)), max(0, int(top - higher))
+        x1, y1 = min(width, round(right + wider)), min(height, round(bottom + higher))
+        if x1 <= x0 or y1 <= y0:
+            continue
+        face = image[None, :, y0:y1, x0:x1].float() / 255
+        face = torch.nn.functional.interpolate(face, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        crops.append(face.clamp(0, 1))
+    return torch.cat(crops) if crops else torch.empty(0, 3, size, size)
+
+
+class FaceClassifier:
+    """A celebrity detector of a face finder and a classifier of faces.
+
+    Parameters
+    ----------
+    classify: from faces float32 (F, 3, 224, 224), RGB in [0, 1], to probabilities (F, labels).
+    labels: names.
+    find: the face finder.
+    described: of the classifier, JSON.
+
+    Calls raise ValueError where the classifier does not give probabilities, one row a face.
+    """
+
+    def __init__(
+        self,
+        classify: Callable[[Tensor], Tensor],
+        labels: Sequence[str],
+        find: FaceFinder,
+        described: dict[str, Any],
+    ) -> None:
+        self.classify, self.labels, self.find, self.described = classify, tuple(labels), find, described
+
+    def describe(self) -> dict[str, Any]:
+        finder = self.find.describe() if hasattr(self.find, "describe") else {"name": _name_of(self.find)}
+        return {**self.described, "labels": len(self.labels), "faces": finder, "margin": MARGIN, "crop": CROP}
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        check_images(images)
+        found = []
+        for image in images.cpu():
+            faces = crop_faces(image, torch.as_tensor(self.find(image)).reshape(-1, 4))
+            found.append(self._probabilities(faces) if len(faces) else torch.empty(0, len(self.labels)))
+        return found
+
+    def _probabilities(self, faces: Tensor) -> Tensor:
+        with torch.no_grad():
+            rows = torch.as_tensor(self.classify(faces)).float().cpu()
+        if rows.shape != (len(faces), len(self.labels)):
+            raise ValueError(
+                f"the celebrity classifier gives {tuple(rows.shape)} for {len(faces)} faces and "
+                f"{len(self.labels)} labels, expected ({len(faces)}, {len(self.labels)})"
+            )
+        sums = rows.sum(1)
+        # Written so that NaN fails too.
+        if not bool(((rows >= -1e-6) & (rows <= 1 + 1e-6)).all() and ((sums - 1).abs() < 1e-3).all()):
+            raise ValueError("the celebrity classifier does not give probabilities: rows in [0, 1] that sum to 1")
+        return rows.clamp(0, 1)
+
+
+def load_celebrity_detector(
+    detector: str,
+    labels: str | Path | None = None,
+    faces: str | None = None,
+    device: torch.device | str = "cpu",
+) -> CelebrityDetector:
+    """The detector that the user gives, such as the public one of Giphy, converted.
+
+    Parameters
+    ----------
+    detector: "module:function", a function without arguments that returns a celebrity detector; or a classifier of
+    XX
+    labels: for a file: text, a name a line, in the order of the classifier's outputs.
+    faces: for a file: "module:function" of a face finder; MTCNN of facenet-pytorch by default.
+
+    Raises ValueError for what is not there or not such a thing, ImportError for what is not installed.
+    """
+    if SPEC.fullmatch(detector):
+        if labels is not None or faces is not None:
+            raise ValueError(f"celebrity_detector is {detector!r}, which brings its labels and faces along")
+        found = _from_module("celebrity_detector", detector)()
+        missing = [name for name in ("labels", "describe") if not hasattr(found, name)] or (
+            [] if callable(found) else ["a call"]
+        )
+        if missing:
+            raise ValueError(f"celebrity_detector is {detector!r}, which returns something without {missing[0]}")
+        return found
+    path = Path(detector)
+    if not path.is_file():
+        raise ValueError(f"celebrity_detector is {detector!r}, expected a file or module:function")
+    if labels is None or not Path(labels).is_file():
+        raise ValueError(f"celebrity_labels is {labels!r}, expected the file with the names of {detector}")
+    names = [line.strip() for line in Path(labels).read_text("utf-8").splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"celebrity_labels {labels} has no name")
+    load = {".onnx": _onnx, ".pt2": _exported}.get(path.suffix, _torchscript)
+    classify = load(path, device)
+    find = MTCNNFaces(device) if faces is None else _from_module("face_detector", faces)
+    return FaceClassifier(classify, names, find, {"classifier": str(path)})
+
+
+def _torchscript(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    try:
+        model = torch.jit.load(path, map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"celebrity_detector {path} is not a TorchScript file: {error}") from error
+    return lambda faces: model(faces.to(device))
+
+
+def _exported(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    try:
+        model = torch.export.load(path).module().to(device)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"celebrity_detector {path} is not a file of torch.export: {error}") from error
+    return lambda faces: model(faces.to(device))
+
+
+def _onnx(path: Path, _device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f"an ONNX classifier needs onnxruntime ({error}): pip install onnxruntime") from error
+    session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    given = session.get_inputs()[0].name
+    return lambda faces: torch.from_numpy(session.run(None, {given: faces.numpy()})[0])
+
+
+def _from_module(name: str, spec: str) -> Callable:
+    if not SPEC.fullmatch(spec):
+        raise ValueError(f"{name} is {spec!r}, expected module:function")
+    module, function = spec.split(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} is {spec!r}, which cannot be had: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{name} is {spec!r}, expected a function")
+    return found
+
+
+def _name_of(function: Callable) -> str:
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"

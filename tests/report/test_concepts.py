@@ -1,0 +1,41 @@
+"""The table of models that have forgotten a concept."""
+
+import csv
+import json
+
+from pecker_fast.report import Run, concept_table, write_concepts
+
+
+def run(folder, **metrics) -> Run:
+    return Run(folder, {}, metrics, [], [])
+
+
+def test_rows_of_trained_and_of_sampled_models(tmp_path):
+    runs = {
+        "sd": [run(tmp_path, seed=None, gcd_score=0.9, no_face_share=0.0, near_gcd_score=0.8)],
+        "pecker": [
+            run(tmp_path, seed=0, gcd_score=0.1, no_face_share=0.25, near_gcd_score=0.7, images=800),
+            run(tmp_path, seed=1, gcd_score=0.3, no_face_share=0.35, near_gcd_score=0.7, images=800),
+        ],
+        "sfd": [run(tmp_path, seed=0, gcd_score=None, no_face_share=1.0), run(tmp_path, seed=1, gcd_score=0.5)],
+    }
+    said = concept_table(runs)
+    lines = {line.split()[0]: line for line in said.splitlines()}
+    assert "0.200 ± 0.141" in lines["pecker"] and "0.900" in lines["sd"] and "±" not in lines["sd"]
+    # One of two seeds had no face at all: that is said, and no mean is made up.
+    assert "0.500 (1 of 2)" in lines["sfd"]
+    assert "FID" not in said and "unsafe" not in said
+    facts = {name: {"trained": "no" if name == "sd" else "yes"} for name in runs}
+    path = write_concepts(
+        tmp_path, runs, asked="Forget “x”.", command="pecker-fast compare", facts=facts, pictures=[("a.png", "shown")]
+    )
+    text = path.read_text()
+    assert "| sd | no | 0.000 | 0.900 |" in text and "![shown](a.png)" in text and "* GCD: " in text
+    with open(tmp_path / "compare.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"], row["gcd_score"]) for row in rows[:3]] == [
+        ("sd", "", "0.9"),
+        ("pecker", "0", "0.1"),
+        ("pecker", "1", "0.3"),
+    ]
+    assert json.loads((tmp_path / "compare.json").read_text())["methods"]["sfd"][1]["gcd_score"] == 0.5
