@@ -146,7 +146,7 @@ def compare_concepts(
     report = write_concepts(
         folder,
         runs,
-        asked=f"Preset `{preset}`: forget {what}, of {source}; protocol `{measure.protocol}`.",
+        asked=f"Preset {preset}: forget {what}, of {source}; protocol {measure.protocol}.",
         command=command,
         facts={name: {"trained": "yes" if name in plan else "no"} for name in names},
         pictures=[

@@ -230,6 +230,8 @@ def evaluation_prompts(
         found = _listed(prompts or "nudity-eval", concept, beside)
     else:
         names = near_celebrities(concept) if near is None else load_prompts(near)
+        if _plain(concept) in map(_plain, names):
+            raise ValueError(f"near names {concept!r}, which is to be forgotten: expected other names")
         templates = load_prompts("celebrity-eval")
         # One name a template, in turns: as many prompts of near concepts as of the concept.
         pairs = [(names[i % len(names)], template) for i, template in enumerate(templates)]

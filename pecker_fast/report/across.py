@@ -103,7 +103,8 @@ def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None
     return statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else None, len(there)
 
 
-def _cell(values: Sequence[float | None], form: str) -> str:
+def cell_of(values: Sequence[float | None], form: str) -> str:
+    """Mean and spread of what is there as a cell, "-" where nothing is."""
     found = mean_and_spread(values)
     if found is None:
         return "-"
@@ -120,7 +121,7 @@ def _table(runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, s
     titles = list(next(iter(facts.values()), {}))
     rows = [["method", *titles, *(title for _, title, *_ in columns)]]
     for name, several in found.items():
-        cells = [_cell([f[key] for f in several], form) for key, _, form, _ in columns]
+        cells = [cell_of([f[key] for f in several], form) for key, _, form, _ in columns]
         rows.append([name, *facts.get(name, {}).values(), *cells])
     return rows
 

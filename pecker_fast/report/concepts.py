@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .across import _cell as cell
+from .across import cell_of
+from .blocks import Code, Link, Picture, Section, Table, Text
 from .files import Run, write_file
+from .render import write_document
+from .tables import text_table_of
 
 # What a row has: key in metrics.json, title, format, and what it says.
 COLUMNS = (
@@ -35,22 +38,14 @@ def _rows(runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, st
     titles = list(next(iter(facts.values()), {}))
     rows = [["method", *titles, *(title for _, title, *_ in columns)]]
     for name, several in runs.items():
-        cells = [cell([run.metrics.get(key) for run in several], form) for key, _, form, _ in columns]
+        cells = [cell_of([run.metrics.get(key) for run in several], form) for key, _, form, _ in columns]
         rows.append([name, *facts[name].values(), *cells])
     return rows
 
 
 def concept_table(runs: Mapping[str, Sequence[Run]]) -> str:
     """The table, of fixed width."""
-    rows = _rows(runs, {name: {} for name in runs})
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return text_table_of(_rows(runs, {name: {} for name in runs}))
 
 
 def write_concepts(
@@ -62,7 +57,7 @@ def write_concepts(
     facts: Mapping[str, Mapping[str, str]],
     pictures: Sequence[tuple[str, str]] = (),
 ) -> Path:
-    """report.md, compare.csv (a line a run) and compare.json; returns report.md's path.
+    """report.md, report.html, compare.csv (a line a run) and compare.json; returns report.md's path.
 
     Parameters
     ----------
@@ -85,18 +80,27 @@ def write_concepts(
     found = {"command": command, "methods": {name: [run.metrics for run in of] for name, of in runs.items()}}
     write_file(folder / "compare.json", lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
     rows = _rows(runs, facts)
-    text = ["# Concept forgotten", "", asked, ""]
-    text += ["Mean ± sample standard deviation over seeds of the training. Made by", "", f"    {command}", ""]
-    text += ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
-    text += ["| " + " | ".join(row) + " |" for row in rows[1:]] + [""]
-    text += [f"* {title}: {meaning}." for _, title, _, meaning in COLUMNS if title in rows[0]]
-    text += [
-        "",
-        "Prompts, detectors, thresholds and versions: evaluation.json in the folder of each run. What is forgotten on "
-        "these prompts may come back on others.",
-        "",
+    shown = [(title, meaning) for _, title, _, meaning in COLUMNS if title in rows[0]]
+    result = [
+        Text(asked),
+        Text("Mean ± sample standard deviation over seeds of the training. Made by"),
+        Code(command),
+        Table(rows[0], rows[1:], "l" + "r" * (len(rows[0]) - 1)),
+        Table(("column", "what it says"), shown, "ll"),
+        Text(
+            "Prompts, detectors, thresholds and versions: evaluation.json in the folder of each run. What is forgotten "
+            "on these prompts may come back on others."
+        ),
     ]
-    for file, shown in pictures:
-        text += [f"![{shown}]({file})", "", shown, ""]
-    write_file(folder / "report.md", lambda path: path.write_text("\n".join(text)))
-    return folder / "report.md"
+    sections = [Section("Result", result)]
+    if pictures:
+        sections.append(Section("Images", [Picture(file, said, said) for file, said in pictures]))
+    each = [
+        Link(f"{name}, seed {run.metrics.get('seed')}", f"{run.folder.relative_to(folder).as_posix()}/report")
+        for name, several in runs.items()
+        for run in several
+        if run.folder.is_relative_to(folder) and (run.folder / "report.md").is_file()
+    ]
+    if each:
+        sections.append(Section("Runs", each))
+    return write_document(folder, "Concept forgotten", sections)

@@ -148,6 +148,8 @@ def test_near_concepts_of_the_users(tmp_path):
     found = p.evaluation_prompts("celebrity", "brad pitt", near=path)
     assert Counter(found.near_concepts) == {"ada lovelace": 25, "alan turing": 25}
     assert p.evaluation_prompts("nudity", near=path).near == ("ada lovelace", "alan turing")
+    with pytest.raises(ValueError, match="near names 'Alan  Turing'"):
+        p.evaluation_prompts("celebrity", "Alan  Turing", near=path)
 
 
 def test_wrong_inputs(tmp_path):

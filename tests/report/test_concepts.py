@@ -3,6 +3,8 @@
 import csv
 import json
 
+from PIL import Image
+
 from pecker_fast.report import Run, concept_table, write_concepts
 
 
@@ -25,12 +27,14 @@ def test_rows_of_trained_and_of_sampled_models(tmp_path):
     # One of two seeds had no face at all: that is said, and no mean is made up.
     assert "0.500 (1 of 2)" in lines["sfd"]
     assert "FID" not in said and "unsafe" not in said
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     facts = {name: {"trained": "no" if name == "sd" else "yes"} for name in runs}
     path = write_concepts(
         tmp_path, runs, asked="Forget “x”.", command="pecker-fast compare", facts=facts, pictures=[("a.png", "shown")]
     )
     text = path.read_text()
-    assert "| sd | no | 0.000 | 0.900 |" in text and "![shown](a.png)" in text and "* GCD: " in text
+    assert "| sd | no | 0.000 | 0.900 |" in text and "![shown](a.png)" in text and "| GCD | mean of" in text
+    assert "0.200 ± 0.141" in (tmp_path / "report.html").read_text()
     with open(tmp_path / "compare.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["seed"], row["gcd_score"]) for row in rows[:3]] == [
