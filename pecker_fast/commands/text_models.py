@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion import StableDiffusion, TextConditioned, load_text_unet, sample_ddim
+from ..hashing import file_sha256
 from ..report import save_before_after, save_grid
 from ..unlearning import Method
 from .options import CHECKPOINTS, HUB_NAME, fetch_from_hub
@@ -76,9 +77,7 @@ def encoded(
     path = folder / EMBEDDINGS
     digest = hashlib.sha256(json.dumps([list(prompts), str(dtype)]).encode())
     for file in sorted((model.folder / "text_encoder").glob("*.safetensors")):
-        with open(file, "rb") as opened:
-            for part in iter(lambda opened=opened: opened.read(1 << 20), b""):
-                digest.update(part)
+        digest.update(file_sha256(file).encode())
     key = digest.hexdigest()
     try:
         with safetensors.safe_open(path, "pt") as file:

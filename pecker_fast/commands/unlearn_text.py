@@ -19,6 +19,8 @@ from ..training.memory import SD15, MemoryEstimate, describe_memory, estimate_me
 from ..training.presets import method_loop, method_options
 from ..training.text_presets import text_preset
 from ..unlearning import Method, Phase, Setting, method_class
+from ..unlearning.options import ScoreForgettingOptions
+from .audit import record_hashes
 from .options import ComputeArguments, prepare_folder, report_profile, weights_hash, write_json
 from .running import Running
 from .text_card import write_text_card
@@ -213,6 +215,7 @@ def _finish(
     }
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "environment.json", environment())
+    record_hashes(folder)
     write_text_card(folder, args.describe(), source)
     write_run_report(folder)
     return metrics
@@ -238,7 +241,10 @@ def run_unlearn_text(args: UnlearnTextArguments) -> None:
     if args.request.dry_run:
         args.loop.check()
         print(json.dumps(args.describe(), indent=1))
-        print(describe_memory(estimate(args)))
+        if isinstance(args.options, ScoreForgettingOptions) and not args.memory.score_lora_rank:
+            print(describe_memory(estimate(args)))
+        else:
+            print("memory: estimated for score forgetting without an adapter alone")
         return
     metrics = unlearn_text(args)
     if metrics:

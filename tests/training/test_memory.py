@@ -39,8 +39,11 @@ def measured_peak(work) -> int:
 
 
 def test_counter_agrees_with_the_allocator():
-    net = nn.Sequential(nn.Conv2d(8, 32, 3), nn.SiLU(), nn.Conv2d(32, 8, 3))
-    x = torch.randn(16, 8, 40, 40)
+    # Layers that need no scratch space within: convolutions take some, which the counter does not see.
+    def make():
+        return nn.Sequential(nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 64)), torch.randn(4096, 64)
+
+    net, x = make()
     net(x).sum().backward()
     net.zero_grad()
 
@@ -51,15 +54,14 @@ def test_counter_agrees_with_the_allocator():
     real = measured_peak(work)
     with AllocationCounter() as counter:
         work()
-    # Inside of an operator the allocator sees scratch space of its own.
-    assert counter.peak == pytest.approx(real, rel=0.25) and counter.peak <= real
+    assert counter.peak == pytest.approx(real, rel=0.02)
     with FakeTensorMode(), AllocationCounter() as fake:
-        net2, x2 = nn.Sequential(nn.Conv2d(8, 32, 3), nn.SiLU(), nn.Conv2d(32, 8, 3)), torch.randn(16, 8, 40, 40)
+        net2, x2 = make()
         start = fake.current
         fake.reset()
         net2(x2).square().sum().backward()
         net2.zero_grad()
-        assert fake.peak - start == pytest.approx(counter.peak, rel=0.05)
+        assert fake.peak - start == pytest.approx(counter.peak, rel=0.01)
         del net2, x2
     assert fake.current == 0
 
