@@ -200,7 +200,9 @@ class Setting(Compute):
 
     def trainable(self, network: nn.Module) -> nn.Module:
         """A copy with weights of its own, of ``weights_dtype``, that require grad, placed."""
-        network = copy.deepcopy(network).to(self.weights_dtype).requires_grad_(True)
+        network = copy.deepcopy(network).requires_grad_(True)
+        if any(param.dtype != self.weights_dtype for param in network.parameters()):
+            network.to(self.weights_dtype)
         self._checkpoint_gradients(network)
         return self.place(network)
 
