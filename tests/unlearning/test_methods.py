@@ -132,7 +132,7 @@ def test_it_starts_from_a_network_of_its_own():
     request, kind = ForgetRequest.of(teacher, [0], 1), method_class("sfd")
     common = {"teacher": teacher, "schedule": NoiseSchedule.linear(), "request": request}
     setting = Setting(initial_generator=generator, initial_score=score, **common)
-    method = kind(setting, kind.Options(**SMALL))
+    method = kind(setting, kind.Options(train_batch_size=4, forget_batch_size=3, t_init=250))
     for made, given in ((method.generator, generator), (method.score, score), (setting.teacher, teacher)):
         assert all(same_bits(a, b) for a, b in zip(weights(made), weights(given), strict=True))
     kept = weights(generator)
