@@ -12,4 +12,6 @@ def test_rows_are_measured_and_written(tmp_path, capsys):
     found = json.loads(path.read_text())
     (row,) = found["rows"]
     assert len(row["seconds"]) == 2 and row["peak_memory_bytes"] > row["estimated_bytes"] > 0
-    assert found["conditions"]["torch"] and row["batch"] == 2 and "images a second" in capsys.readouterr().out
+    assert (
+        found["conditions"]["packages"]["torch"] and row["batch"] == 2 and "images a second" in capsys.readouterr().out
+    )
