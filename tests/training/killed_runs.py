@@ -55,12 +55,12 @@ def child(network: str, folder: str, method: str, resume: str | None) -> int:
 def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> None:
     moments = random.Random(int(seed))
     kills = early = 0
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         found = list(Path(folder, "checkpoints").glob("checkpoint-*"))
         process = child(network, folder, method, "latest" if found else None)
         # Longer each time, so that it ends.
-        wait = moments.uniform(0.1, 0.4 + 0.15 * kills) if kill == "1" else 100
+        wait = moments.uniform(0.1, 0.4 + 0.15 * kills) if kill == "1" else 400
         end = time.monotonic() + wait
         status = None
         while time.monotonic() < end:

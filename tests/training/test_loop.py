@@ -161,7 +161,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, seed):
         environment.pop("TRITON_INTERPRET", None)
         done = subprocess.run(
             [*script, str(tmp_path / "network"), str(tmp_path / folder), str(moments), "pecker", *["0"] * (not killed)],
-            env=environment, capture_output=True, text=True, timeout=280,
+            env=environment, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
