@@ -19,7 +19,7 @@ constexpr std::int64_t kTileAhead = 512;
 // Entries that can be staged at a time.
 constexpr std::int64_t kListed = 1024;
 // Below this share of salient entries gathering is faster than going over all of them.
-constexpr double kGatherDensity = 0.04;
+constexpr double kGatherDensity = 0.035;
 static_assert(kGatherDensity * kAdamChunk <= kListed, "a gathered chunk must fit the buffers");
 
 // How far ahead a sweep prefetches, in entries: the hardware's streams stop at every page.
@@ -47,8 +47,6 @@ struct Buffers {
   alignas(64) float vmax[kListed + kLanes];
   alignas(64) float step_size[kListed + kLanes];
   alignas(64) float inv_sqrt_bc2[kListed + kLanes];
-  std::uint64_t pairs[kAdamChunk / 64];
-  std::uint16_t pair_begin[kAdamChunk / 64];
   std::uint16_t index[kListed + 64];
 };
 
@@ -110,7 +108,7 @@ class AdamRunner {
       return;
     }
     if (static_cast<double>(chunk.salient) < kGatherDensity * static_cast<double>(chunk.length)) {
-      if (chunk.salient > 0) gather(begin, end, chunk.state);
+      if (chunk.salient > 0) gather(begin, end, chunk.state, 64 * chunk.salient < chunk.length);
       if (tensor.ema != nullptr && step_.ema_frozen) average(begin, end);
       return;
     }
@@ -230,24 +228,22 @@ class AdamRunner {
   // Salient entries of [begin, end), at most kTile and a multiple of 32, with state packed from `state` on. Returns how
   // many of them there were.
   std::int64_t packed_tile(std::int64_t begin, std::int64_t end, std::int64_t state) {
-    const std::int64_t n = compress_tile(begin, end, state);
+    const std::int64_t n = compress_tile(begin, end);
     if (!kLean && t_->counts != nullptr) {
       for (std::int64_t j = 0; j < n; ++j) correct(j, state + j);
     }
     advance_run(n, k_.scaled, false, t_->exp_avg + state, t_->exp_avg_sq + state,
                 t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
-    spread_tile(begin, end);
+    t_->ema != nullptr ? spread_tile<true>(begin, end) : spread_tile<false>(begin, end);
     return n;
   }
 
   // The salient gradients, and parameters where weight decay needs them, into the buffers.
-  PF_NOINLINE std::int64_t compress_tile(std::int64_t begin, std::int64_t end, std::int64_t state) {
+  PF_NOINLINE std::int64_t compress_tile(std::int64_t begin, std::int64_t end) {
     const P* const param = param_;
     const P* const grad = grad_;
     const float* const master = kLean ? nullptr : t_->master;
     const std::uint32_t* const words = t_->words;
-    const float* const exp_avg = t_->exp_avg + state;
-    const float* const exp_avg_sq = t_->exp_avg_sq + state;
     const bool coupled = k_.coupled;
     float* const g = buffers_.g;
     float* const x = buffers_.x;
@@ -271,9 +267,11 @@ class AdamRunner {
   }
 
   // Applies the updates in buffers_.g to the salient parameters.
+  template <bool kEma>
   PF_NOINLINE void spread_tile(std::int64_t begin, std::int64_t end) {
     const Constants k = k_;
-    const AdamTensor<float> t = *t_;
+    AdamTensor<float> t = *t_;
+    if (!kEma) t.ema = nullptr;
     P* const param = param_;
     const bool all = t.ema != nullptr && step_.ema_frozen;
     const float* u = buffers_.g;
@@ -287,7 +285,7 @@ class AdamRunner {
         const Raw raw = Io<P>::load(param + i + j);
         const Vec x = !kLean && t.master != nullptr ? load(t.master + i + j) : Io<P>::widen(raw);
         const Spread update = spread(bits, load(u));
-        finish<true>(k, t, i + j, raw, x, decayed(k, x) - update.value, update.filled);
+        finish<true>(k, t, i + j, raw, x, x * k.decay - update.value, update.filled);
         u += count_bits(bits);
       }
     }
@@ -332,11 +330,12 @@ class AdamRunner {
     }
   }
 
-  // Entries of [begin, end), begin a multiple of 32; in a masked step the salient ones, at most kListed.
-  void gather(std::int64_t begin, std::int64_t end, std::int64_t state) {
-    const std::int64_t n = list_entries(begin, end);
+  // Entries of [begin, end), begin a multiple of 32; in a masked step the salient ones, at most kListed; `few`: at most
+  // one in 64.
+  void gather(std::int64_t begin, std::int64_t end, std::int64_t state, bool few = false) {
+    const std::int64_t n = list_entries(begin, end, few);
     const std::uint16_t* const index = buffers_.index;
-    gather_gradients(begin, n);
+    gather_entries(begin, n);
     if (!kLean && t_->counts != nullptr) {
       for (std::int64_t j = 0; j < n; ++j) correct(j, step_.packed ? state + j : begin + index[j]);
     }
@@ -358,20 +357,29 @@ class AdamRunner {
   }
 
   // Fills buffers_.index with the entries to update, relative to `begin`; returns their number.
-  PF_NOINLINE std::int64_t list_entries(std::int64_t begin, std::int64_t end) {
-    std::uint16_t* const index = buffers_.index;
+  PF_NOINLINE std::int64_t list_entries(std::int64_t begin, std::int64_t end, bool few) {
     if (!step_.masked) {
-      for (std::int64_t i = begin; i < end; ++i) index[i - begin] = static_cast<std::uint16_t>(i - begin);
+      for (std::int64_t i = begin; i < end; ++i) buffers_.index[i - begin] = static_cast<std::uint16_t>(i - begin);
       return end - begin;
     }
-    // First the pairs of words with any bit, then their bits, each without a branch that is hard to predict.
+    return few ? list_bits<2>(begin, end) : list_bits<4>(begin, end);
+  }
+
+  // kSlots: bits of 64 entries that are listed without a branch, which should be as many as most have.
+  template <int kSlots>
+  std::int64_t list_bits(std::int64_t begin, std::int64_t end) {
     const std::uint32_t* const words = t_->words;
-    std::uint64_t* const pairs = buffers_.pairs;
-    std::int64_t count = 0, i = begin;
+    std::int64_t n = 0, i = begin;
     const auto add = [&](std::uint64_t pair) {
-      pairs[count] = pair;
-      buffers_.pair_begin[count] = static_cast<std::uint16_t>(i - begin);
-      count += pair != 0;
+      std::uint16_t* out = buffers_.index + n;
+      n += count_bits(pair);
+      do {
+        PF_UNROLL
+        for (int slot = 0; slot < kSlots; ++slot) {
+          *out++ = static_cast<std::uint16_t>(i - begin + lowest_bit(pair));
+          pair &= pair - 1;
+        }
+      } while (pair != 0);
     };
     for (; end - i >= 64; i += 64) {
       add(words[i >> 5] | static_cast<std::uint64_t>(words[(i >> 5) + 1]) << 32);
@@ -381,70 +389,57 @@ class AdamRunner {
       if (end - i > 32) pair |= static_cast<std::uint64_t>(words[(i >> 5) + 1]) << 32;
       add(pair & ((std::uint64_t{1} << (end - i)) - 1));
     }
-    std::int64_t n = 0;
-    for (std::int64_t p = 0; p < count; ++p) {
-      std::uint64_t pair = pairs[p];
-      const int first = buffers_.pair_begin[p], bits = count_bits(pair);
-      std::uint16_t* out = index + n;
-      n += bits;
-      do {
-        PF_UNROLL
-        for (int q = 0; q < 4; ++q) {
-          *out++ = static_cast<std::uint16_t>(first + lowest_bit(pair));
-          pair &= pair - 1;
-        }
-      } while (pair != 0);
-    }
     return n;
   }
 
-  PF_NOINLINE void gather_gradients(std::int64_t begin, std::int64_t n) {
+  // Listed gradients and parameters (or masters) into the buffers. Loads, no prefetches: those are dropped once as many
+  // lines as the processor can wait for are under way, and here almost every entry has a line of its own.
+  PF_NOINLINE void gather_entries(std::int64_t begin, std::int64_t n) {
     const std::uint16_t* const index = buffers_.index;
     const P* const param = param_ + begin;
+    const P* const grad = grad_ != nullptr ? grad_ + begin : nullptr;
+    const float* const master = !kLean && t_->master != nullptr ? t_->master + begin : nullptr;
     const float factor = step_.scalars.grad_factor;
-    float* const out = buffers_.g;
-    if (grad_ != nullptr) {
-      const P* const grad = grad_ + begin;
+    float* const g = buffers_.g;
+    float* const x = buffers_.x;
+    if (grad != nullptr && master == nullptr) {
       for (std::int64_t j = 0; j < n; ++j) {
-        prefetch(param + index[j]);
-        out[j] = widen(grad[index[j]]) * factor;
+        x[j] = widen(param[index[j]]);
+        g[j] = widen(grad[index[j]]) * factor;
       }
     } else {
-      for (std::int64_t j = 0; j < n; ++j) out[j] = 0.0f;
-    }
-    if (forget_ != nullptr) {
       for (std::int64_t j = 0; j < n; ++j) {
-        const std::int64_t i = begin + index[j];
-        buffers_.h[j] = out[j];
-        if (t_->words == nullptr || is_salient(t_->words, i)) out[j] += widen(forget_[i]) * factor;
+        x[j] = master != nullptr ? master[index[j]] : widen(param[index[j]]);
+        g[j] = grad != nullptr ? widen(grad[index[j]]) * factor : 0.0f;
       }
     }
-    if (k_.coupled) {
-      const float* const master = t_->master != nullptr ? t_->master + begin : nullptr;
-      for (std::int64_t j = 0; j < n; ++j) {
-        buffers_.x[j] = master != nullptr ? master[index[j]] : widen(param[index[j]]);
-      }
+    if (forget_ == nullptr) return;
+    for (std::int64_t j = 0; j < n; ++j) {
+      const std::int64_t i = begin + index[j];
+      buffers_.h[j] = g[j];
+      if (t_->words == nullptr || is_salient(t_->words, i)) g[j] += widen(forget_[i]) * factor;
     }
   }
 
   PF_NOINLINE void scatter_updates(std::int64_t begin, std::int64_t n) {
     const std::uint16_t* const index = buffers_.index;
     const float* const u = buffers_.g;
+    const float* const x = buffers_.x;
     P* const param = param_ + begin;
     const float decay = step_.scalars.decay;
     float* const master = !kLean && t_->master != nullptr ? t_->master + begin : nullptr;
     const bool stochastic = !kLean && step_.stochastic_rounding;
     if (master == nullptr && !stochastic) {
-      for (std::int64_t j = 0; j < n; ++j) narrow(widen(param[index[j]]) * decay - u[j], param + index[j]);
+      for (std::int64_t j = 0; j < n; ++j) narrow(x[j] * decay - u[j], param + index[j]);
     } else {
       for (std::int64_t j = 0; j < n; ++j) {
         const std::int64_t i = index[j];
-        const float x = (master != nullptr ? master[i] : widen(param[i])) * decay - u[j];
-        if (master != nullptr) master[i] = x;
+        const float moved = x[j] * decay - u[j];
+        if (master != nullptr) master[i] = moved;
         if (stochastic) {
-          narrow_stochastic(x, random_bits(t_->random_state, begin + i), param + i);
+          narrow_stochastic(moved, random_bits(t_->random_state, begin + i), param + i);
         } else {
-          narrow(x, param + i);
+          narrow(moved, param + i);
         }
       }
     }
