@@ -128,6 +128,7 @@ class MaskedAdam(Optimizer):
         """Drops everything that is derived from parameters and state; it is made again when needed."""
         self._slots: list[Slot] | None = None
         self._sharded = False
+        self._owners: tuple[int, ...] = ()
         self._kinds: list[tuple[torch.dtype, torch.layout]] = []
         self._shapes: list[torch.Size] = []
         self._devices: list[torch.device] = []
@@ -173,6 +174,7 @@ class MaskedAdam(Optimizer):
                     state = self.state[param]
                     self._slots.append(Slot(part, param, name, group, state, len(self._slots), view, copied))
             self._sharded = any(slot.owner is not slot.param for slot in self._slots)
+            self._owners = tuple(id(slot.owner) for slot in self._slots)
             self._kinds = [(slot.param.dtype, torch.strided) for slot in self._slots]
             self._shapes = [slot.param.shape for slot in self._slots]
             self._devices = [slot.param.device for slot in self._slots]
@@ -186,10 +188,13 @@ class MaskedAdam(Optimizer):
     def _bind(self, mask: SaliencyMask, slots: list[Slot], active: list[Slot]) -> Binding:
         if not isinstance(mask, SaliencyMask):
             raise TypeError(f"mask is {type(mask).__name__}, expected a SaliencyMask (made by saliency_mask)")
-        needed = {slot.position for slot in active}
-        wanted = [slot for slot in slots if slot.owner.requires_grad or slot.position in needed]
+        wanted, owners = slots, self._owners
+        if len(active) < len(slots):
+            needed = {slot.position for slot in active}
+            wanted = [slot for slot in slots if slot.owner.requires_grad or slot.position in needed]
+            owners = tuple(id(slot.owner) for slot in wanted)
         binding = self._bindings.get(id(mask))
-        if binding is None or binding.params != tuple(id(slot.owner) for slot in wanted):
+        if binding is None or binding.params != owners:
             binding = Binding.make(mask, wanted)
             # The last two: alternating between two masks stays cheap, old masks are let go.
             self._bindings = {id(b.mask): b for b in list(self._bindings.values())[-1:]}
