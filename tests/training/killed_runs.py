@@ -59,8 +59,8 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
     while time.monotonic() < deadline:
         found = list(Path(folder, "checkpoints").glob("checkpoint-*"))
         process = child(network, folder, method, "latest" if found else None)
-        # Longer each time, so that it ends.
-        wait = moments.uniform(0.1, 0.4 + 0.15 * kills) if kill == "1" else 400
+        # Longer each time, so that it ends, on a busy machine too.
+        wait = moments.uniform(0.1, 0.4 * 1.3**kills) if kill == "1" else 400
         end = time.monotonic() + wait
         status = None
         while time.monotonic() < end:
