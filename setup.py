@@ -127,6 +127,10 @@ def cuda_extension():
 
 
 def first_line(error: BaseException) -> str:
+    form, *values = error.args or ("",)
+    if values and isinstance(form, str) and form.count("%s") == len(values):
+        # torch raises its words and what goes into them.
+        return " ".join((form % tuple(values)).split())
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

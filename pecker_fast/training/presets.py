@@ -198,13 +198,14 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-# The same digits with more pixels, for a network that is one level deeper. It does not come with the package:
-# pecker-fast pretrain --preset digits16 makes it.
+# The same digits with more pixels, for a network that is one level deeper. Four times as many pixels show as much at
+# four times the noise power, so images are drawn from a later timestep: abar is .21 at 400, .52 at 250.
 PRESETS["digits16"] = replace(
     PRESETS["digits"],
-    unet=replace(PRESETS["digits"].unet, sample_size=16, block_out_channels=(16, 32, 48)),
+    unet=replace(PRESETS["digits"].unet, sample_size=16, block_out_channels=(24, 48, 64)),
+    unlearning={**PRESETS["digits"].unlearning, "t_init": 400},
     judge="digits16",
-    network=None,
+    network="digits16",
 )
 
 
