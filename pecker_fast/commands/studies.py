@@ -99,7 +99,7 @@ PLUS = Study(
     asked="Do PECKER+'s two changes pay, and does its mask? Against SFD at several coefficients.",
     conditions=(
         _plus("pecker+", "default"),
-        _plus("pecker+ density 1", "density", density=1.0),
+        _plus("pecker+ density 0.5", "density", density=0.5),
         *_sfd(0.05, 0.1, 0.2, 0.5),
         REFERENCE,
     ),

@@ -25,11 +25,11 @@ GOLDEN = {
         "moved": 0.0571148,
     },
     "pecker+": {
-        "loss_score_retain": 4.78529,
-        "loss_score_forget": 6.3613,
-        "loss_distill": -1.56633,
-        "loss_forget": -28.0709,
-        "moved": 0.0843774,
+        "loss_score_retain": 4.79995,
+        "loss_score_forget": 7.85666,
+        "loss_distill": -1.45049,
+        "loss_forget": -39.694,
+        "moved": 0.105487,
     },
     "sfd": {
         "loss_score_retain": 4.73322,
