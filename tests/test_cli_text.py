@@ -75,6 +75,7 @@ def test_a_run_leaves_a_pipeline_pictures_and_a_report(run, model):
     assert said["prompts"]["cover"] == ["a photo of a middle aged man", "a middle aged man smiles"]
     metrics = json.loads((run / "metrics.json").read_text())
     # Four iterations of four micro-batches of two.
+    assert metrics["parameters_trained"] == 100
     assert metrics["images"] == 32 and metrics["iterations"] == 4 and metrics["sampler"] == "one_step"
     for name in ("before", "after", "before_after", "step-000002", "step-000004"):
         assert (run / "samples" / f"{name}.png").is_file(), name

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..metrics import Evaluator, Judge, load_judge
+from ..metrics.drift import trained_percent
 from ..parallel import World, started_by_torchrun
 from ..report import AblationRun, read_ablation, write_ablation
 from ..training.loop import Loop, LoopOptions, read_lines
@@ -263,11 +264,12 @@ def _run_one(args: UnlearnArguments) -> None:
         raise SystemExit(128 + progress.stopped_by)
     with method.phases[-1].averaged() as network:
         images = evaluation.full(network)[1]
-        moved = _distance(network, setting.teacher)
+        moved, trained = _distance(network, setting.teacher), trained_percent(network)
     safetensors.torch.save_file({"images": images.half().contiguous()}, folder / RETAINED)
     last = read_lines(folder / "evaluation.jsonl")[-1]
     measured = {name: value for name, value in last.items() if name not in ("step", "images", "seconds")}
     metrics = {"method": args.method, "seed": compute.seed, **measured, "parameter_change": moved}
+    metrics |= {"parameters_trained": trained}
     metrics |= {"images": progress.images, "iterations": progress.step, "seconds": progress.seconds}
     write_json(folder / "metrics.json", metrics)
 

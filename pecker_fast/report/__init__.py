@@ -2,7 +2,7 @@
 
 from .ablation import AblationRun, read_ablation
 from .ablation_report import write_ablation
-from .across import text_table, write_across
+from .across import read_across, text_table, write_across
 from .comparison import comparison_table, write_comparison
 from .concepts import concept_table, write_concepts
 from .files import Run
@@ -17,6 +17,7 @@ __all__ = [
     "comparison_table",
     "concept_table",
     "read_ablation",
+    "read_across",
     "save_before_after",
     "save_grid",
     "save_side_by_side",

@@ -36,6 +36,14 @@ class Run:
         """The last line of the log that tells of a mask; empty for methods without one."""
         return next((line for line in reversed(self.log) if "mask_density" in line), {})
 
+    @property
+    def reached(self) -> float | None:
+        """Percent of the parameters that the forget gradient reached at some time: those that a mask ever had, without
+        one all that are trained. None where that was not recorded."""
+        if self.mask:
+            return 100 * self.mask["mask_touched_ever"]
+        return self.metrics.get("parameters_trained")
+
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}

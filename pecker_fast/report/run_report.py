@@ -9,7 +9,7 @@ from .card import write_card
 from .curves import draw_run
 from .files import Run
 from .render import json_code, write_document
-from .words import CAUTION, MAIN, ROWS, asked, cover_of, drawn, number, source_of
+from .words import CAUTION, MAIN, ROWS, asked, cover_of, drawn, number, source_of, unmasked
 
 COST = ("seconds", "images", "peak_memory_bytes", "seconds_per_image")
 GRIDS = "samples/before_after.png"
@@ -124,7 +124,7 @@ def mask_blocks(run: Run) -> list[Block]:
     """What is known of a run's masks."""
     mask = run.mask
     if not mask:
-        return [Text("No mask: the forget gradient reached every parameter.")]
+        return [Text(unmasked(run) + ".")]
     ious = [line["mask_iou"] for line in run.log if line.get("mask_iou") is not None]
     said = f"The last mask keeps {mask['mask_density']:.1%} of the parameters"
     if mask.get("mask_touched_ever") is not None:
