@@ -8,6 +8,7 @@ import torch
 from pecker_fast.cli import main
 from pecker_fast.commands import sequence as command
 from pecker_fast.diffusion import load_network
+from tests.report.test_render import check_page
 from tests.test_cli_training import fails
 
 SMALL = ["--max-train-steps", "2", "--samples-per-class", "2", "--no-progress-bar", "--cover-class", "1"]
@@ -61,8 +62,10 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     assert config["initial_generator"] == str(first) and config["options"]["max_train_steps"] == 2
     said = capsys.readouterr().out
     assert "UA of 3 %" in said and "all at once" in said and str(folder / "sequence.md") in said
-    assert "one after the other" in (folder / "sequence.md").read_text()
-    assert (folder / "sequence.png").is_file()
+    text, page = (folder / "sequence.md").read_text(), check_page((folder / "sequence.html").read_text())
+    for words in ("one after the other", "UA of 3 %", "Method sfd, preset digits, seed 0, with class 1 as cover."):
+        assert words in text and words in page.text
+    assert len(page.pictures) == 1 and (folder / "sequence.png").is_file()
 
     # Ended requests are read; a further one goes on from the last.
     main(arguments("0", "3", "7"))

@@ -53,6 +53,7 @@ RUN_FILES = (
     "report.png",
     "robustness.json",
     "robustness.md",
+    "robustness.html",
     "robustness.png",
     "profile.txt",
     "profile.json",

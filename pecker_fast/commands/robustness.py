@@ -144,8 +144,8 @@ def robustness(
 ) -> None:
     """Does it stay forgotten? Relearning, latent search, neighbouring classes, guidance and other samplers.
 
-    Writes robustness.json, robustness.md and robustness.png into the folder of the run, and the main figures into its
-    metrics.json. Real images are needed: the adversary of the relearning test has some.
+    Writes robustness.json, robustness.md, robustness.html and robustness.png into the folder of the run, and the main
+    figures into its metrics.json. Real images are needed: the adversary of the relearning test has some.
 
     Args:
         run: Folder of a run of unlearning that has ended.

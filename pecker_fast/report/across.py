@@ -1,6 +1,5 @@
 """Several methods over several seeds: a table with means and spreads, curves, and the figures of each run."""
 
-import csv
 import itertools
 import json
 import math
@@ -9,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .blocks import Code, Link, Picture, Section, Table, Text
+from .blocks import Code, Link, Picture, Section, Table, Text, figures_table
 from .curves import COLOURS, PANELS, mean_curve, new_figure, points_of, save_figure
-from .files import Run, write_file
+from .files import Run, write_csv, write_json
 from .render import write_document
 from .tables import text_table_of
 
@@ -250,11 +249,7 @@ def write_across(
             known = [facts.get(name, {}).get(title) for title in titles]
             lines.append([name, run.metrics.get("seed"), *known, extractor, *(found[key] for key in keys)])
 
-    def write_csv(path: Path) -> None:
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerows(["" if cell is None else cell for cell in line] for line in lines)
-
-    write_file(folder / "compare.csv", write_csv)
+    write_csv(folder / "compare.csv", lines)
     compared = {
         "command": command,
         "asked": asked,
@@ -264,7 +259,7 @@ def write_across(
             for name, several in runs.items()
         },
     }
-    write_file(folder / "compare.json", lambda path: path.write_text(json.dumps(compared, indent=1) + "\n"))
+    write_json(folder / "compare.json", compared)
     rows = _table(runs, facts, seconds)
     seeds = sorted({run.metrics.get("seed") for several in runs.values() for run in several})
     extractors = sorted({str(run.metrics.get("feature_extractor")) for several in runs.values() for run in several})
@@ -273,7 +268,7 @@ def write_across(
         Text(asked),
         Text(f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Made by"),
         Code(command),
-        Table(rows[0], rows[1:], "l" + "r" * (len(rows[0]) - 1)),
+        figures_table(rows),
         Table(("column", "what it says"), shown, "ll"),
         Text(f"Features and judge: {', '.join(extractors)}."),
         Text(
@@ -289,11 +284,16 @@ def write_across(
             "as many images.",
         )
     ]
-    each = [
+    sections = [Section("Result", result), Section("Curves", curves), *own_reports(folder, runs)]
+    return write_document(folder, "Methods compared", sections)
+
+
+def own_reports(folder: Path, runs: Mapping[str, Sequence[Run]]) -> list[Section]:
+    """A section of links to the reports of runs below ``folder``; none where there are no such reports."""
+    links = [
         Link(f"{name}, seed {run.metrics.get('seed')}", f"{run.folder.relative_to(folder).as_posix()}/report")
         for name, several in runs.items()
         for run in several
         if run.folder.is_relative_to(folder) and (run.folder / "report.md").is_file()
     ]
-    sections = [Section("Result", result), Section("Curves", curves)]
-    return write_document(folder, "Methods compared", [*sections, *([Section("Runs", each)] if each else [])])
+    return [Section("Runs", links)] if links else []

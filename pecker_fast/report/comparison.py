@@ -1,13 +1,12 @@
 """The demo's report of several methods on one request, and the table that the command line prints."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .blocks import Block, Link, Picture, Section, Table, Text
 from .curves import draw_comparison
-from .files import Run, write_file
+from .files import Run, write_json
 from .render import write_document
 from .run_report import GRIDS, mask_blocks
 from .tables import text_table_of
@@ -50,7 +49,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
         "seed": first.metrics.get("seed"),
         "methods": {name: run.metrics for name, run in read.items()},
     }
-    write_file(folder / "compare.json", lambda path: path.write_text(json.dumps(compared, indent=1) + "\n"))
+    write_json(folder / "compare.json", compared)
     kept = [r for r in ROWS if r[0] in MAIN or any(run.metrics.get(r[0]) is not None for run in read.values())]
     rows = [(key, *(number(run.metrics, key, form) for run in read.values()), meaning) for key, form, meaning in kept]
     table = Table(("figure", *read, "meaning"), rows, "l" + "r" * len(read) + "l")

@@ -1,8 +1,9 @@
 """Files of a run: read with what a kill may have left, written all or nothing."""
 
+import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
             # The last line of a run that was killed.
             break
     return records
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+    """The lines, the head first; None becomes an empty cell."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows(["" if cell is None else cell for cell in line] for line in lines)
+
+    write_file(path, write)
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:

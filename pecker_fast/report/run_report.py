@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .blocks import Block, Picture, Section, Table, Text, blocks_of
+from .blocks import Block, Link, Picture, Section, Table, Text, blocks_of
 from .card import write_card
 from .curves import draw_run
 from .files import Run
@@ -167,6 +167,8 @@ def _robustness(run: Run) -> list[Block]:
     if not found:
         return [Text("Not probed: how hard it is to bring the class back is not known.")]
     blocks = blocks_of(found)
+    if (run.folder / "robustness.md").is_file():
+        blocks.insert(0, Link("The attacks in words and tables", "robustness"))
     if (run.folder / "robustness.png").is_file():
         blocks.append(Picture("robustness.png", "Curves of unlearning accuracy against steps of relearning"))
     return blocks
