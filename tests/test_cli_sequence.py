@@ -1,6 +1,7 @@
 """sequence: where requests start from, interrupted, gone on with, extended, and wrong input."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     first = folder / "request-1-forget-0"
     assert (first / "score" / "config.json").is_file() and not (first / "checkpoints").exists()
     done = (first / "metrics.json").read_bytes()
-    main(arguments("0", "3"))
+    monkeypatch.setattr(sys, "argv", ["pecker-fast", *arguments("0", "3")])
+    main()
     assert (first / "metrics.json").read_bytes() == done
     assert [args.request.forget_classes for args in ran] == [(0,), (0, 3), (0, 3), (0, 3)]
     starts = [args.request.initial_generator for args in ran]
@@ -56,6 +58,9 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     assert not (first / "score").exists() and (folder / "request-2-forget-3" / "score").is_dir()
 
     told = json.loads((folder / "sequence.json").read_text())
+    assert "sequence --method sfd" in told["command"] and f"--output-dir {folder.name} " in told["command"]
+    for name in ("sequence.json", "sequence.md", "sequence.html"):
+        assert str(tmp_path) not in (folder / name).read_text()
     assert [row["request"] for row in told["rows"]] == ["1: forget 0", "2: forget 3", "all at once"]
     assert [sorted(row["ua_by_class"]) for row in told["rows"]] == [["0"], ["0", "3"], ["0", "3"]]
     config = json.loads((folder / "request-2-forget-3" / "config.json").read_text())

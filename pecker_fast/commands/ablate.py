@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from ..training.loop import Loop, LoopOptions, read_lines
 from ..training.presets import preset as preset_called
 from ..unlearning import Method, Phase, Setting, method_class
 from .options import prepare_folder, weights_hash, write_json
-from .several import assignment, check_given, ended, going_on, run_arguments
+from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .studies import NOTHING_FORGOTTEN, STUDIES, Condition, Study
 from .unlearn import TIMESTEPS, UnlearnArguments, load_images, load_setting
 
@@ -129,12 +127,11 @@ def _from_file(path: Path, study: Study, preset: str, pairs: tuple[tuple[int, in
 
 
 def _report(study: Study, name: str, folder: Path, runs: list[AblationRun]) -> None:
-    words = sys.argv[1:] if sys.argv[1:2] == ["ablate"] else ["ablate", "--study", name]
     report = write_ablation(
         folder / name,
         runs,
         asked=study.asked,
-        command=shlex.join(["pecker-fast", *words]),
+        command=command_line("ablate", "--study", name),
         default=study.default,
         frontier=study.frontier,
         reference=NOTHING_FORGOTTEN,

@@ -1,9 +1,7 @@
 """``pecker-fast compare``: several methods over several seeds on one preset, in one command that can be interrupted."""
 
 import json
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from ..unlearning import method_class
 from .evaluate import evaluate
 from .options import DataArguments
 from .robustness import robustness as attack
-from .several import assignment, check_given, ended, going_on, run_arguments
+from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
 
 
@@ -134,9 +132,8 @@ def compare(
     cover = "a retained class drawn at random" if first.cover_class == "random" else f"class {first.cover_class}"
     classes = ", ".join(map(str, first.forget_classes))
     facts = {name: _facts(plan[name][0], found[name][0]) for name in names}
-    command = shlex.join(["pecker-fast", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "pecker-fast compare"
     asked = f"Preset {preset}: forget class {classes}, with {cover} as cover."
-    _report(folder, found, seconds, asked=asked, command=command, facts=facts)
+    _report(folder, found, seconds, asked=asked, command=command_line("compare"), facts=facts)
 
 
 def _report(folder: Path, runs: dict[str, list[Run]], seconds: bool, **said: Any) -> None:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +15,7 @@ from ..unlearning import method_class, method_names
 from .concept_arguments import DetectorArguments, MeasureArguments
 from .evaluate_concept import evaluate_concept, save_pictures_of_all
 from .options import write_json
-from .several import assignment, ended, going_on
+from .several import assignment, command_line, ended, going_on
 from .text_models import load_stable_diffusion
 from .unlearn_text import UnlearnTextArguments, unlearn_text
 
@@ -141,13 +139,12 @@ def compare_concepts(
         raise
     runs = {name: [Run.read(run) for run in _folders(folder, name, plan)] for name in names}
     save_pictures_of_all(folder, {name: of[0].folder for name, of in runs.items()}, asked)
-    command = shlex.join(["pecker-fast", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "pecker-fast compare"
     what = f"“{concept}”" if found.task == "celebrity" else "nudity"
     report = write_concepts(
         folder,
         runs,
         asked=f"Preset {preset}: forget {what}, of {source}; protocol {measure.protocol}.",
-        command=command,
+        command=command_line("compare"),
         facts={name: {"trained": "yes" if name in plan else "no"} for name in names},
         pictures=[
             ("concept.png", "Prompts of the concept, the same noise for every method."),

@@ -17,6 +17,7 @@ from ..diffusion import (
 )
 from ..environment import environment
 from ..metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, load_judge, to_uint8
+from ..report import portable
 from ..training.presets import preset
 from ..unlearning import ForgetRequest
 from .audit import update_metrics
@@ -153,6 +154,7 @@ def evaluate(
     if measured is not None:
         protocol["image_quality"] = measured.pop("protocol")
         result |= measured
+    protocol, result = portable(protocol), portable(result)
     write_json(target, {**result, "protocol": protocol})
     _add_to_run(folder, result, protocol)
     for name, value in result.items():

@@ -16,7 +16,7 @@ from ..data import EvaluationPrompts
 from ..diffusion.sld import SAFETY_CONCEPT
 from ..environment import environment
 from ..metrics import ClipModel, ConceptMeter, Uint8Images, clip_score, image_quality
-from ..report import save_side_by_side
+from ..report import portable, save_side_by_side
 from ..unlearning.streams import derived_seed
 from .concept_arguments import DetectorArguments, MeasureArguments, image_files
 from .options import write_json
@@ -130,7 +130,7 @@ def evaluate_concept(
     if captions:
         found, said["coco"] = _coco(drawn, folder, captions, measure, given["clip"])
         result |= found
-    write_json(target, {**result, "protocol": said})
+    write_json(target, portable({**result, "protocol": said}))
     _add_to_run(Path(model), result, said)
     first = None
     if before or base:

@@ -18,7 +18,7 @@ from ..diffusion import NoiseSchedule, load_network
 from ..diffusion.checks import check_int
 from ..environment import environment
 from ..metrics import FeatureStatistics, Judge, load_judge
-from ..report import write_robustness_report
+from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
     Examiner,
@@ -382,7 +382,7 @@ def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], s
         "seconds": seconds,
         "protocol": {**protocol, "environment": environment()},
     }
-    write_json(folder / "robustness.json", told)
+    write_json(folder / "robustness.json", portable(told))
     metrics = folder / "metrics.json"
     kept = json.loads(metrics.read_text()) if metrics.is_file() else {}
     report = write_robustness_report(folder)

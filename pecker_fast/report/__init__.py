@@ -7,6 +7,7 @@ from .comparison import comparison_table, write_comparison
 from .concepts import concept_table, write_concepts
 from .files import Run
 from .grids import save_before_after, save_grid, save_side_by_side
+from .places import portable
 from .robustness import write_robustness_report
 from .run_report import write_run_report
 from .sequence import write_sequence
@@ -16,6 +17,7 @@ __all__ = [
     "Run",
     "comparison_table",
     "concept_table",
+    "portable",
     "read_ablation",
     "read_across",
     "save_before_after",

@@ -11,6 +11,7 @@ from typing import Any
 from .blocks import Code, Link, Picture, Section, Table, Text, figures_table
 from .curves import COLOURS, PANELS, mean_curve, new_figure, points_of, save_figure
 from .files import Run, write_csv, write_json
+from .places import portable
 from .render import write_document
 from .tables import text_table_of
 
@@ -259,7 +260,7 @@ def write_across(
             for name, several in runs.items()
         },
     }
-    write_json(folder / "compare.json", compared)
+    write_json(folder / "compare.json", portable(compared))
     rows = _table(runs, facts, seconds)
     seeds = sorted({run.metrics.get("seed") for several in runs.values() for run in several})
     extractors = sorted({str(run.metrics.get("feature_extractor")) for several in runs.values() for run in several})

@@ -7,6 +7,7 @@ from typing import Any
 from .blocks import Block, Link, Picture, Section, Table, Text
 from .curves import draw_comparison
 from .files import Run, write_json
+from .places import portable
 from .render import write_document
 from .run_report import GRIDS, mask_blocks
 from .tables import text_table_of
@@ -49,12 +50,12 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
         "seed": first.metrics.get("seed"),
         "methods": {name: run.metrics for name, run in read.items()},
     }
-    write_json(folder / "compare.json", compared)
+    write_json(folder / "compare.json", portable(compared))
     kept = [r for r in ROWS if r[0] in MAIN or any(run.metrics.get(r[0]) is not None for run in read.values())]
     rows = [(key, *(number(run.metrics, key, form) for run in read.values()), meaning) for key, form, meaning in kept]
     table = Table(("figure", *read, "meaning"), rows, "l" + "r" * len(read) + "l")
     curves = Picture("report.png", "Curves of what was measured, a colour a method")
-    request = Text(asked({**first.config, "method": ", ".join(read)}))
+    request = Text(asked({**portable(first.config), "method": ", ".join(read)}))
     sections = [Section("Result", [request, table, Text(CAUTION), curves])]
     for name, run in read.items():
         place = (run.folder.relative_to(folder) if run.folder.is_relative_to(folder) else run.folder).as_posix()

@@ -7,6 +7,7 @@ from typing import Any
 from .across import cell_of, own_reports
 from .blocks import Code, Picture, Section, Table, Text, figures_table
 from .files import Run, write_csv, write_json
+from .places import portable
 from .render import write_document
 from .tables import text_table_of
 
@@ -72,7 +73,7 @@ def write_concepts(
 
     write_csv(folder / "compare.csv", lines)
     found = {"command": command, "methods": {name: [run.metrics for run in of] for name, of in runs.items()}}
-    write_json(folder / "compare.json", found)
+    write_json(folder / "compare.json", portable(found))
     rows = _rows(runs, facts)
     shown = [(title, meaning) for _, title, _, meaning in COLUMNS if title in rows[0]]
     result = [

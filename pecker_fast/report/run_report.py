@@ -8,6 +8,7 @@ from .blocks import Block, Link, Picture, Section, Table, Text, blocks_of
 from .card import write_card
 from .curves import draw_run
 from .files import Run
+from .places import portable
 from .render import json_code, write_document
 from .words import CAUTION, MAIN, ROWS, asked, cover_of, drawn, number, source_of, unmasked
 
@@ -43,12 +44,12 @@ def sections(run: Run, changed: Collection[str] = ()) -> list[Section]:
         Section("Time, memory and energy", _cost(run)),
         Section("Files", _files(run, changed)),
         Section("Environment", _environment(run)),
-        Section("Configuration", [json_code(run.config)]),
+        Section("Configuration", [json_code(portable(run.config))]),
     ]
 
 
 def _request(run: Run) -> list[Block]:
-    config = run.config
+    config = portable(run.config)
     blocks: list[Block] = [Text(asked(config))]
     if config:
         rows = [
