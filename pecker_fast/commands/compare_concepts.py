@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..parallel import started_by_torchrun
-from ..report import Run, concept_table, write_concepts
+from ..report import Run, concept_table, portable, write_concepts
 from ..training.text_presets import text_preset
 from ..unlearning import method_class, method_names
 from .concept_arguments import DetectorArguments, MeasureArguments
@@ -143,7 +143,7 @@ def compare_concepts(
     report = write_concepts(
         folder,
         runs,
-        asked=f"Preset {preset}: forget {what}, of {source}; protocol {measure.protocol}.",
+        asked=f"Preset {preset}: forget {what}, of {portable(source)}; protocol {measure.protocol}.",
         command=command_line("compare"),
         facts={name: {"trained": "yes" if name in plan else "no"} for name in names},
         pictures=[

@@ -26,6 +26,8 @@ from .options import (
     DataArguments,
     OptionalPresetName,
     RunOrModel,
+    check_output,
+    device_of,
     load_pretrained,
     run_or_model,
     weights_hash,
@@ -110,15 +112,11 @@ def evaluate(
         raise ValueError(f"the judge knows {judging.num_classes} classes, the network has {classes} classes")
     data = DataArguments(dataset_name or config.get("dataset_name"), data_root or config.get("data_root"))
     real = load_images(data, preset_name, found.reference_split, network.config["sample_size"])
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch sees no GPU here")
+    place = device_of(device)
     judging.model.to(place)
     evaluator = Evaluator(real, judging, forgotten, cover if forgotten else None)
     drawing = Drawing.of(network, sampler, t_init, num_inference_steps)
-    target = Path(output) if output is not None else _result_of(folder)
-    if not target.parent.is_dir():
-        raise ValueError(f"output is {str(target)!r}, but there is no folder {str(target.parent)!r}")
+    target = check_output(output or _result_of(folder))
     labels = torch.arange(classes).repeat_interleave(count)
     described = {
         "pretrained_sha256": weights_hash(network),

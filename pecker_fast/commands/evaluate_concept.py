@@ -19,7 +19,7 @@ from ..metrics import ClipModel, ConceptMeter, Uint8Images, clip_score, image_qu
 from ..report import portable, save_side_by_side
 from ..unlearning.streams import derived_seed
 from .concept_arguments import DetectorArguments, MeasureArguments, image_files
-from .options import write_json
+from .options import check_output, device_of, write_json
 from .samples import SampleCache
 from .text_sampling import PromptSampler, SamplerOptions, TextModel
 
@@ -73,12 +73,8 @@ def evaluate_concept(
         raise ValueError("task is not given, and the model is not of a run that says it: expected celebrity or nudity")
     asked, count, captions = measure.asked(task, concept, config.get("prompts", {}).get("forget"))
     beside = Path(model) if Path(model).is_dir() else Path()
-    target = Path(output) if output is not None else beside / "evaluation.json"
-    if not target.parent.is_dir():
-        raise ValueError(f"output is {str(target)!r}, but there is no folder {str(target.parent)!r}")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch sees no GPU here")
+    target = check_output(output or beside / "evaluation.json")
+    place = device_of(device)
     given = detectors.load(task, place)
     named = given.get("celebrities") is not None
     meters = {

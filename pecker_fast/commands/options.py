@@ -63,6 +63,23 @@ RUN_FILES = (
 )
 
 
+def device_of(name: str | None) -> torch.device:
+    """The device of the argument ``device``; a GPU where there is one by default. ValueError where it is not there."""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch sees no GPU here")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, expected cpu or cuda")
+    return device
+
+
+def check_output(output: str | Path) -> Path:
+    """The file of the argument ``output``. ValueError where there is no folder for it."""
+    if not Path(output).parent.is_dir():
+        raise ValueError(f"output is {str(output)!r}, but there is no folder {str(Path(output).parent)!r}")
+    return Path(output)
+
+
 @dataclass(frozen=True)
 class ComputeArguments:
     """Where and how to compute."""
@@ -87,11 +104,7 @@ class ComputeArguments:
 
     def resolved(self) -> "ComputeArguments":
         """With device, precision and memory format settled. Raises ValueError for a device that is not there."""
-        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {self.device!r}, but torch sees no GPU here")
-        if device.type not in ("cpu", "cuda"):
-            raise ValueError(f"device is {self.device!r}, expected cpu or cuda")
+        device = device_of(self.device)
         if device.type == "cuda" and device.index is None and started_by_torchrun():
             if local_rank() >= torch.cuda.device_count():
                 raise ValueError(

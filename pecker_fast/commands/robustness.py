@@ -42,7 +42,7 @@ from ..unlearning import ForgetRequest
 from ..unlearning.options import check_number
 from ..unlearning.streams import derived_seed
 from .audit import update_metrics
-from .options import ComputeArguments, DataArguments, load_pretrained, network_folder, weights_hash, write_json
+from .options import DataArguments, device_of, load_pretrained, network_folder, weights_hash, write_json
 from .unlearn import load_images
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")
@@ -177,7 +177,7 @@ def robustness(
     chosen = _names("attacks", attacks, ATTACKS) if attacks else None
     for scale in guidance_scales:
         check_number("guidance_scales", scale)
-    place = torch.device(ComputeArguments(device=device).resolved().device)
+    place = device_of(device)
     folder = Path(run)
     subject = Subject.read(folder, control, seed, place)
     seed, described = subject.seed, subject.config
