@@ -39,7 +39,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
     """report.md, report.html, report.png and compare.json of several runs on one preset and seed; returns report.md's
     path.
 
-    ``runs``: name to folder, in the order of the rows; folders below ``folder`` are linked.
+    ``runs``: name to folder, in the order of the rows; folders below ``folder`` are linked and their samples shown.
     """
     folder = Path(folder)
     read = {name: Run.read(path) for name, path in runs.items()}
@@ -58,9 +58,12 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
     request = Text(asked({**portable(first.config), "method": ", ".join(read)}))
     sections = [Section("Result", [request, table, Text(CAUTION), curves])]
     for name, run in read.items():
-        place = (run.folder.relative_to(folder) if run.folder.is_relative_to(folder) else run.folder).as_posix()
-        blocks: list[Block] = []
-        if (run.folder / GRIDS).is_file():
-            blocks.append(Picture(f"{place}/{GRIDS}", f"Samples of every class before and after {name}, a row a class"))
-        sections.append(Section(name, [*blocks, *mask_blocks(run), Link("The run's own report", f"{place}/report")]))
+        blocks: list[Block] = mask_blocks(run)
+        if run.folder.is_relative_to(folder):
+            place = run.folder.relative_to(folder).as_posix()
+            blocks.append(Link("The run's own report", f"{place}/report"))
+            if (run.folder / GRIDS).is_file():
+                grid = Picture(f"{place}/{GRIDS}", f"Samples of every class before and after {name}, a row a class")
+                blocks.insert(0, grid)
+        sections.append(Section(name, blocks))
     return write_document(folder, "Forgetting a class of handwritten digits", sections)
