@@ -12,8 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.checks import unwrap
 from ..metrics import Evaluator, Judge, load_judge
-from ..metrics.drift import trained_percent
+from ..metrics.drift import total, trained_percent, weight_drift
 from ..parallel import World, started_by_torchrun
 from ..report import AblationRun, read_ablation, write_ablation
 from ..training.loop import Loop, LoopOptions, read_lines
@@ -261,7 +262,8 @@ def _run_one(args: UnlearnArguments) -> None:
         raise SystemExit(128 + progress.stopped_by)
     with method.phases[-1].averaged() as network:
         images = evaluation.full(network)[1]
-        moved, trained = _distance(network, setting.teacher), trained_percent(network)
+        moved = total(weight_drift(unwrap(network), unwrap(setting.teacher)).values()).relative
+        trained = trained_percent(network)
     safetensors.torch.save_file({"images": images.half().contiguous()}, folder / RETAINED)
     last = read_lines(folder / "evaluation.jsonl")[-1]
     measured = {name: value for name, value in last.items() if name not in ("step", "images", "seconds")}
@@ -269,14 +271,6 @@ def _run_one(args: UnlearnArguments) -> None:
     metrics |= {"parameters_trained": trained}
     metrics |= {"images": progress.images, "iterations": progress.step, "seconds": progress.seconds}
     write_json(folder / "metrics.json", metrics)
-
-
-def _distance(network: nn.Module, start: nn.Module) -> float:
-    """|| theta - phi || / || phi ||."""
-    pairs = list(zip(network.parameters(), start.parameters(), strict=True))
-    change = sum(float((a.detach() - b).double().square().sum()) for a, b in pairs)
-    length = sum(float(b.double().square().sum()) for _, b in pairs)
-    return (change / length) ** 0.5
 
 
 def _read(run: Planned, preset: str) -> AblationRun:

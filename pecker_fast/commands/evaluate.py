@@ -29,6 +29,7 @@ from .options import (
     check_output,
     device_of,
     load_pretrained,
+    run_config,
     run_or_model,
     weights_hash,
     write_json,
@@ -90,7 +91,7 @@ def evaluate(
     """
     path = run_or_model(run, pretrained_model_name_or_path)
     folder = None if path is None else Path(path)
-    config = _config_of(folder)
+    config = run_config(folder, "forget_classes")
     preset_name = preset_name or config.get("preset", "digits")
     found = preset(preset_name)
     network, schedule, source = load_pretrained(path, found.network)
@@ -189,15 +190,6 @@ def _quality(
         )
 
 
-def _config_of(folder: Path | None) -> dict[str, Any]:
-    """The configuration of a run of unlearning; empty for anything else."""
-    try:
-        found = json.loads((folder / "config.json").read_text()) if folder is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return found if "options" in found and "forget_classes" in found else {}
-
-
 def _result_of(folder: Path | None) -> Path:
     # A name on the hub is no place here.
     if folder is None or not folder.exists():
@@ -208,7 +200,7 @@ def _result_of(folder: Path | None) -> Path:
 def _add_to_run(folder: Path | None, result: dict[str, Any], protocol: dict[str, Any]) -> None:
     """Adds to a run's metrics.json what it has not measured itself, such as the FID, and how that was measured; its
     report says it too."""
-    if folder is None or not _config_of(folder) or not (folder / "metrics.json").is_file():
+    if folder is None or not run_config(folder, "forget_classes") or not (folder / "metrics.json").is_file():
         return
     metrics = json.loads((folder / "metrics.json").read_text())
     before = metrics.get("protocol", {})

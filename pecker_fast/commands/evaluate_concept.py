@@ -19,7 +19,7 @@ from ..metrics import ClipModel, ConceptMeter, Uint8Images, clip_score, image_qu
 from ..report import portable, save_side_by_side
 from ..unlearning.streams import derived_seed
 from .concept_arguments import DetectorArguments, MeasureArguments, image_files
-from .options import check_output, device_of, write_json
+from .options import check_output, device_of, run_config, write_json
 from .samples import SampleCache
 from .text_sampling import PromptSampler, SamplerOptions, TextModel
 
@@ -67,7 +67,7 @@ def evaluate_concept(
         output: File for the result; evaluation.json in the folder of the model by default, of a model on the hub here.
         progress_bar: Show a progress bar.
     """
-    config = _config_of(Path(model))
+    config = run_config(Path(model), "task")
     task, concept = task or config.get("task"), concept or config.get("concept")
     if task is None:
         raise ValueError("task is not given, and the model is not of a run that says it: expected celebrity or nudity")
@@ -244,18 +244,9 @@ def _small(images: Tensor) -> Tensor:
     return torch.nn.functional.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    """The configuration of a run of unlearning on prompts; empty for anything else."""
-    try:
-        found = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if "options" in found and "task" in found else {}
-
-
 def _add_to_run(folder: Path, result: dict[str, Any], protocol: dict[str, Any]) -> None:
     """Adds what was measured, and how, to a run's metrics.json."""
-    if _config_of(folder) and (folder / "metrics.json").is_file():
+    if run_config(folder, "task") and (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text())
         protocol = {**metrics.get("protocol", {}), "concept": protocol}
         write_json(folder / "metrics.json", {**metrics, **result, "protocol": protocol})

@@ -198,6 +198,15 @@ def _from_hub(name: str) -> Path:
     return folder
 
 
+def run_config(folder: Path | None, key: str) -> dict[str, Any]:
+    """config.json of a run of unlearning that says ``key``; empty where ``folder`` is that of anything else."""
+    try:
+        found = json.loads((folder / "config.json").read_text()) if folder is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if "options" in found and key in found else {}
+
+
 def load_pretrained(path: str | None, shipped: str | None, state: str = "auto") -> tuple[nn.Module, NoiseSchedule, str]:
     """Network, schedule, and where they came from. ValueError where there is none.
 
