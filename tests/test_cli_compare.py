@@ -45,6 +45,12 @@ def test_it_goes_on_where_it_was_interrupted(capsys, tmp_path, monkeypatch):
     options = json.loads((folder / "pecker-seed1" / "config.json").read_text())["options"]
     assert (options["max_train_steps"], options["train_batch_size"], options["saliency_batch_size"]) == (4, 3, 2)
     assert not (folder / "sfd-seed1" / "checkpoints").exists()
+    # The report is made anew from the JSON alone, elsewhere and without seconds.
+    main(["compare", "--runs", str(folder / "compare.json"), "--output-dir", str(tmp_path / "d"), "--no-seconds"])
+    said = capsys.readouterr().out
+    assert "pecker" in said and "seconds" not in said and str(tmp_path / "d" / "report.md") in said
+    assert (tmp_path / "d" / "compare.csv").read_bytes() == (folder / "compare.csv").read_bytes()
+    assert len(ran) == 5
     # Ended runs are read; another question is not answered with them.
     main(arguments)
     assert len(ran) == 5
@@ -100,6 +106,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "option of none" in fails(capsys, "compare", *out, "--set", "densty=0.1")
     assert "density" in fails(capsys, "compare", *out, "--set", "density=7")
     assert "preset" in fails(capsys, "compare", "--preset", "mnist", *out)
+    assert "compare.json of a comparison" in fails(capsys, "compare", "--runs", str(tmp_path / "none.json"), *out)
     assert "no such file" in fails(capsys, "compare", *out, "--inception-weights", str(tmp_path / "nowhere"))
     assert "inception_weights" in fails(capsys, "compare", *out, "--final-samples-per-class", "9")
     assert not (tmp_path / "c").exists()

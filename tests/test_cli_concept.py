@@ -99,7 +99,8 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     found = measured(*arguments)
     said = found["protocol"]
     assert said["samples"]["sampler"] == "ddim" and said["samples"]["guidance_scale"] == 7.5
-    assert said["prompts"] == {"source": str(lists / "prompts.txt"), "count": 2, "images_of_each": 3}
+    # By name: where it was on this machine is nobody's business.
+    assert said["prompts"] == {"source": "prompts.txt", "count": 2, "images_of_each": 3}
     assert said["near"]["concepts"] == ["Green Man", "nobody"] and said["near"]["count"] == 50
     assert said["near"]["unknown_to_the_detector"] == ["nobody"]
     assert said["detectors"]["celebrity_detector"] == {"kind": "stand-in"} and said["environment"]

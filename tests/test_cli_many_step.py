@@ -74,6 +74,14 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
     network, _ = load_network(folder / "unet")
     start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
+    # Of ESD-x the class embedding and the projections of the embedding in the blocks.
+    sizes = {n: p.numel() for n, p in start.named_parameters()}
+    trained = [n for n in sizes if name != "esd" or "class_embedding" in n or "time_emb_proj" in n]
+    share = 100 * sum(sizes[n] for n in trained) / sum(sizes.values())
+    assert metrics["parameters_trained"] == pytest.approx(share) and (share < 10) == (name == "esd")
+    assert metrics["parameters_changed"] <= metrics["parameters_trained"]
+    reached = {"salun": "keeps 50.0% of", "esd": f"the {share:.1f} % of the parameters that are trained"}
+    assert reached.get(name, "reached every parameter that is trained") in said
     run = ["--pretrained-model-name-or-path", str(folder)]
     main(["sample", *run, "--labels", "1", "--output", str(tmp_path / "drawn.png")])
     assert "sampler ddim" in capsys.readouterr().out

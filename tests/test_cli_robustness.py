@@ -10,6 +10,7 @@ from pecker_fast.cli import main
 from pecker_fast.commands.options import load_pretrained, weights_hash
 from pecker_fast.diffusion import save_network
 from pecker_fast.robustness import ATTACKS
+from tests.report.test_render import check_page
 from tests.test_cli_training import fails
 
 UNLEARN = ["--max_train_steps", "2", "--train_batch_size", "3", "--forget_batch_size", "2", "--samples_per_class", "3"]
@@ -35,6 +36,7 @@ def test_a_one_step_run(run, capsys):
     main(arguments)
     said = capsys.readouterr().out
     assert "relearn_forget_ua_2" in said and str(run / "robustness.md") in said
+    assert told(run)["protocol"]["control"] == run.name and str(run) not in (run / "robustness.json").read_text()
     found, metrics = told(run), json.loads((run / "metrics.json").read_text())
     assert {key: metrics[key] for key in before} == before
     assert {key: metrics[key] for key in found["summary"]} == found["summary"]
@@ -67,6 +69,12 @@ def test_a_one_step_run(run, capsys):
     text = (run / "robustness.md").read_text()
     for title in ("Relearning", "Latent search", "Neighbouring classes", "no label for", "Other samplers"):
         assert title in text
+    page = check_page((run / "robustness.html").read_text())
+    assert len(page.pictures) == 1 and page.tags.count("h2") == 6 and page.tags.count("table") == 4
+    assert (
+        "| class | distance | accuracy before % |" in text and f"| {one} |" in text and f"matching, {many}" not in text
+    )
+    assert "robustness.html" in check_page((run / "report.html").read_text()).references
     assert Image.open(run / "robustness.png").size[0] > 1000
 
     # Again, a part of it, on the same seed: the same figures.
@@ -100,7 +108,7 @@ def test_a_many_step_network(tmp_path):
 def test_wrong_input_writes_nothing(run, capsys, tmp_path):
     other = tmp_path / "run"
     shutil.copytree(run, other)
-    for name in ("robustness.json", "robustness.md", "robustness.png"):
+    for name in ("robustness.json", "robustness.md", "robustness.html", "robustness.png"):
         (other / name).unlink(missing_ok=True)
     metrics = (other / "metrics.json").read_text()
 

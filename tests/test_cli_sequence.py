@@ -1,6 +1,7 @@
 """sequence: where requests start from, interrupted, gone on with, extended, and wrong input."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from pecker_fast.cli import main
 from pecker_fast.commands import sequence as command
 from pecker_fast.diffusion import load_network
+from tests.report.test_render import check_page
 from tests.test_cli_training import fails
 
 SMALL = ["--max-train-steps", "2", "--samples-per-class", "2", "--no-progress-bar", "--cover-class", "1"]
@@ -45,7 +47,8 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     first = folder / "request-1-forget-0"
     assert (first / "score" / "config.json").is_file() and not (first / "checkpoints").exists()
     done = (first / "metrics.json").read_bytes()
-    main(arguments("0", "3"))
+    monkeypatch.setattr(sys, "argv", ["pecker-fast", *arguments("0", "3")])
+    main()
     assert (first / "metrics.json").read_bytes() == done
     assert [args.request.forget_classes for args in ran] == [(0,), (0, 3), (0, 3), (0, 3)]
     starts = [args.request.initial_generator for args in ran]
@@ -55,14 +58,19 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     assert not (first / "score").exists() and (folder / "request-2-forget-3" / "score").is_dir()
 
     told = json.loads((folder / "sequence.json").read_text())
+    assert "sequence --method sfd" in told["command"] and f"--output-dir {folder.name} " in told["command"]
+    for name in ("sequence.json", "sequence.md", "sequence.html"):
+        assert str(tmp_path) not in (folder / name).read_text()
     assert [row["request"] for row in told["rows"]] == ["1: forget 0", "2: forget 3", "all at once"]
     assert [sorted(row["ua_by_class"]) for row in told["rows"]] == [["0"], ["0", "3"], ["0", "3"]]
     config = json.loads((folder / "request-2-forget-3" / "config.json").read_text())
     assert config["initial_generator"] == str(first) and config["options"]["max_train_steps"] == 2
     said = capsys.readouterr().out
     assert "UA of 3 %" in said and "all at once" in said and str(folder / "sequence.md") in said
-    assert "one after the other" in (folder / "sequence.md").read_text()
-    assert (folder / "sequence.png").is_file()
+    text, page = (folder / "sequence.md").read_text(), check_page((folder / "sequence.html").read_text())
+    for words in ("one after the other", "UA of 3 %", "Method sfd, preset digits, seed 0, with class 1 as cover."):
+        assert words in text and words in page.text
+    assert len(page.pictures) == 1 and (folder / "sequence.png").is_file()
 
     # Ended requests are read; a further one goes on from the last.
     main(arguments("0", "3", "7"))

@@ -75,12 +75,15 @@ def test_a_run_leaves_a_pipeline_pictures_and_a_report(run, model):
     assert said["prompts"]["cover"] == ["a photo of a middle aged man", "a middle aged man smiles"]
     metrics = json.loads((run / "metrics.json").read_text())
     # Four iterations of four micro-batches of two.
+    assert metrics["parameters_trained"] == 100
     assert metrics["images"] == 32 and metrics["iterations"] == 4 and metrics["sampler"] == "one_step"
     for name in ("before", "after", "before_after", "step-000002", "step-000004"):
         assert (run / "samples" / f"{name}.png").is_file(), name
     assert "Brad Pitt" in (run / "report.md").read_text()
     card = (run / "README.md").read_text()
     assert "text-to-image" in card and "Brad Pitt" in card and "prompts.safetensors" not in card
+    # Where the model was on this machine says nothing to whom the card is for.
+    assert f"U-Net of {model.name} after" in card and str(model) not in card + (run / "report.md").read_text()
     pipe = DiffusionPipeline.from_pretrained(run, custom_pipeline=str(run), trust_remote_code=True)
     assert pipe.config.t_init == 625 and len(pipe("a dog").images) == 1
     moved = [not torch.equal(a, b) for a, b in zip(weights(run), weights(model), strict=True)]

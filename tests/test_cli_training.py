@@ -99,6 +99,7 @@ def check_audit(folder: Path, network) -> None:
     start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
     a, b = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (start, network))
     assert 0 < metrics["drift_norm"] == pytest.approx(((b - a).norm() / a.norm()).item(), rel=1e-9)
+    assert metrics["parameters_trained"] == 100
     assert metrics["parameters_changed"] == pytest.approx(100 * (a != b).double().mean().item(), rel=1e-9)
     drift, mask = json.loads((folder / "drift.json").read_text()), SaliencyMask.load(folder / "mask.safetensors")
     assert [*mask.names] == [name for name, _ in network.named_parameters()]

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +12,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.checks import unwrap
 from ..metrics import Evaluator, Judge, load_judge
+from ..metrics.drift import total, trained_percent, weight_drift
 from ..parallel import World, started_by_torchrun
 from ..report import AblationRun, read_ablation, write_ablation
 from ..training.loop import Loop, LoopOptions, read_lines
 from ..training.presets import preset as preset_called
 from ..unlearning import Method, Phase, Setting, method_class
 from .options import prepare_folder, weights_hash, write_json
-from .several import assignment, check_given, ended, going_on, run_arguments
+from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .studies import NOTHING_FORGOTTEN, STUDIES, Condition, Study
 from .unlearn import TIMESTEPS, UnlearnArguments, load_images, load_setting
 
@@ -128,12 +128,11 @@ def _from_file(path: Path, study: Study, preset: str, pairs: tuple[tuple[int, in
 
 
 def _report(study: Study, name: str, folder: Path, runs: list[AblationRun]) -> None:
-    words = sys.argv[1:] if sys.argv[1:2] == ["ablate"] else ["ablate", "--study", name]
     report = write_ablation(
         folder / name,
         runs,
         asked=study.asked,
-        command=shlex.join(["pecker-fast", *words]),
+        command=command_line("ablate", "--study", name),
         default=study.default,
         frontier=study.frontier,
         reference=NOTHING_FORGOTTEN,
@@ -263,21 +262,15 @@ def _run_one(args: UnlearnArguments) -> None:
         raise SystemExit(128 + progress.stopped_by)
     with method.phases[-1].averaged() as network:
         images = evaluation.full(network)[1]
-        moved = _distance(network, setting.teacher)
+        moved = total(weight_drift(unwrap(network), unwrap(setting.teacher)).values()).relative
+        trained = trained_percent(network)
     safetensors.torch.save_file({"images": images.half().contiguous()}, folder / RETAINED)
     last = read_lines(folder / "evaluation.jsonl")[-1]
     measured = {name: value for name, value in last.items() if name not in ("step", "images", "seconds")}
     metrics = {"method": args.method, "seed": compute.seed, **measured, "parameter_change": moved}
+    metrics |= {"parameters_trained": trained}
     metrics |= {"images": progress.images, "iterations": progress.step, "seconds": progress.seconds}
     write_json(folder / "metrics.json", metrics)
-
-
-def _distance(network: nn.Module, start: nn.Module) -> float:
-    """|| theta - phi || / || phi ||."""
-    pairs = list(zip(network.parameters(), start.parameters(), strict=True))
-    change = sum(float((a.detach() - b).double().square().sum()) for a, b in pairs)
-    length = sum(float(b.double().square().sum()) for _, b in pairs)
-    return (change / length) ** 0.5
 
 
 def _read(run: Planned, preset: str) -> AblationRun:

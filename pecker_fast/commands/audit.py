@@ -13,7 +13,7 @@ from torch import nn
 from ..diffusion.checks import unwrap
 from ..hashing import file_sha256
 from ..mask import SaliencyMask
-from ..metrics.drift import Drift, grouped, total, weight_drift
+from ..metrics.drift import Drift, grouped, total, trained_percent, weight_drift
 from ..report import write_run_report
 from ..unlearning.masking import module_of
 from .options import write_json
@@ -63,7 +63,8 @@ def record_weights(folder: Path, network: nn.Module, start: nn.Module, mask: Sal
     whole = described(total(drifts.values()), drifts)
     layers = by(lambda name: name.rpartition(".")[0] or name)
     write_json(folder / "drift.json", {"total": whole, "modules": by(module_of), "layers": layers})
-    return {"drift_norm": whole["drift"], "parameters_changed": 100 * whole["changed"]}
+    changed = {"drift_norm": whole["drift"], "parameters_changed": 100 * whole["changed"]}
+    return changed | {"parameters_trained": trained_percent(network)}
 
 
 def record_hashes(folder: Path, names: Iterable[str] | None = None) -> None:

@@ -1,21 +1,20 @@
 """``pecker-fast compare``: several methods over several seeds on one preset, in one command that can be interrupted."""
 
 import json
-import shlex
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 
 from ..hashing import file_sha256
 from ..metrics import check_inception_weights
 from ..parallel import started_by_torchrun
-from ..report import Run, text_table, write_across
+from ..report import Run, read_across, text_table, write_across
 from ..training.presets import preset as find_preset
 from ..unlearning import method_class
 from .evaluate import evaluate
 from .options import DataArguments
 from .robustness import robustness as attack
-from .several import assignment, check_given, ended, going_on, run_arguments
+from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
 
 
@@ -39,6 +38,8 @@ def compare(
     set: tuple[str, ...] = (),
     keep_checkpoints: bool = False,
     robustness: bool = False,
+    seconds: bool = True,
+    runs: str | None = None,
     progress_bar: bool = True,
 ) -> None:
     """Runs methods over seeds and writes a table with means and spreads, curves, and the figures of each run.
@@ -67,10 +68,18 @@ def compare(
         set: Options for all methods that have them, as name=value, such as generator_learning_rate=1e-4.
         keep_checkpoints: Keep the checkpoints of runs that have ended.
         robustness: Attack every run (pecker-fast robustness) and show how the attacks fare.
+        seconds: Show seconds. Leave them out where the machine did other things meanwhile.
+        runs: Report the runs of this file instead, compare.json of an earlier report; nothing is run.
         progress_bar: Show a progress bar.
     """
     if started_by_torchrun():
         raise ValueError("compare runs in one process: pecker-fast unlearn is the command for torchrun")
+    if runs is not None:
+        read, said = read_across(Path(runs))
+        folder = Path(output_dir) if output_dir else Path(runs).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        _report(folder, read, seconds, **said)
+        return
     names = [name for item in methods for name in item.split(",") if name]
     if not names or len({*names}) < len(names):
         raise ValueError(f"methods is {', '.join(names) or 'empty'}, expected each method once")
@@ -118,15 +127,18 @@ def compare(
             if not (args.output_dir / "robustness.json").is_file():
                 print(f"robustness: {args.method}, seed {args.compute.seed}")
                 attack(str(args.output_dir), progress_bar=progress_bar)
-    runs = {name: [Run.read(args.output_dir) for args in several] for name, several in plan.items()}
+    found = {name: [Run.read(args.output_dir) for args in several] for name, several in plan.items()}
     first = next(iter(plan.values()))[0].request
     cover = "a retained class drawn at random" if first.cover_class == "random" else f"class {first.cover_class}"
     classes = ", ".join(map(str, first.forget_classes))
-    facts = {name: _facts(plan[name][0], runs[name][0]) for name in names}
-    command = shlex.join(["pecker-fast", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "pecker-fast compare"
+    facts = {name: _facts(plan[name][0], found[name][0]) for name in names}
     asked = f"Preset {preset}: forget class {classes}, with {cover} as cover."
-    report = write_across(folder, runs, asked=asked, command=command, facts=facts)
-    print(text_table(runs))
+    _report(folder, found, seconds, asked=asked, command=command_line("compare"), facts=facts)
+
+
+def _report(folder: Path, runs: dict[str, list[Run]], seconds: bool, **said: Any) -> None:
+    report = write_across(folder, runs, seconds=seconds, **said)
+    print(text_table(runs, seconds))
     print(f"report: {report}")
 
 

@@ -2,22 +2,20 @@
 
 import dataclasses
 import json
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from ..parallel import started_by_torchrun
-from ..report import Run, concept_table, write_concepts
+from ..report import Run, concept_table, portable, write_concepts
 from ..training.text_presets import text_preset
 from ..unlearning import method_class, method_names
 from .concept_arguments import DetectorArguments, MeasureArguments
 from .evaluate_concept import evaluate_concept, save_pictures_of_all
 from .options import write_json
-from .several import assignment, ended, going_on
+from .several import assignment, command_line, ended, going_on
 from .text_models import load_stable_diffusion
 from .unlearn_text import UnlearnTextArguments, unlearn_text
 
@@ -141,13 +139,12 @@ def compare_concepts(
         raise
     runs = {name: [Run.read(run) for run in _folders(folder, name, plan)] for name in names}
     save_pictures_of_all(folder, {name: of[0].folder for name, of in runs.items()}, asked)
-    command = shlex.join(["pecker-fast", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "pecker-fast compare"
     what = f"“{concept}”" if found.task == "celebrity" else "nudity"
     report = write_concepts(
         folder,
         runs,
-        asked=f"Preset {preset}: forget {what}, of {source}; protocol {measure.protocol}.",
-        command=command,
+        asked=f"Preset {preset}: forget {what}, of {portable(source)}; protocol {measure.protocol}.",
+        command=command_line("compare"),
         facts={name: {"trained": "yes" if name in plan else "no"} for name in names},
         pictures=[
             ("concept.png", "Prompts of the concept, the same noise for every method."),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..delta import apply_delta, save_delta
 from ..diffusion.files import write_folder
-from .options import network_folder
+from .options import check_output, network_folder
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -44,8 +44,7 @@ def _save(base: str, changed: str | None, output: str) -> None:
         raise ValueError("changed is not given: expected the folder of what the run left")
     if not output.endswith(".safetensors"):
         raise ValueError(f"output is {output!r}, expected a file that ends with .safetensors")
-    if not Path(output).parent.is_dir():
-        raise ValueError(f"output is {output!r}, but there is no folder {str(Path(output).parent)!r}")
+    check_output(output)
     found = save_delta(_weights("base", base)[1], _weights("changed", changed)[1], output)
     share = f"{found.changed:,d} of {found.numel:,d} entries changed ({found.density:.1%})"
     print(f"{share}, {found.bytes:,d} bytes: {output}")

@@ -17,6 +17,7 @@ from ..diffusion import (
 )
 from ..environment import environment
 from ..metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, load_judge, to_uint8
+from ..report import portable
 from ..training.presets import preset
 from ..unlearning import ForgetRequest
 from .audit import update_metrics
@@ -25,7 +26,10 @@ from .options import (
     DataArguments,
     OptionalPresetName,
     RunOrModel,
+    check_output,
+    device_of,
     load_pretrained,
+    run_config,
     run_or_model,
     weights_hash,
     write_json,
@@ -87,7 +91,7 @@ def evaluate(
     """
     path = run_or_model(run, pretrained_model_name_or_path)
     folder = None if path is None else Path(path)
-    config = _config_of(folder)
+    config = run_config(folder, "forget_classes")
     preset_name = preset_name or config.get("preset", "digits")
     found = preset(preset_name)
     network, schedule, source = load_pretrained(path, found.network)
@@ -109,15 +113,11 @@ def evaluate(
         raise ValueError(f"the judge knows {judging.num_classes} classes, the network has {classes} classes")
     data = DataArguments(dataset_name or config.get("dataset_name"), data_root or config.get("data_root"))
     real = load_images(data, preset_name, found.reference_split, network.config["sample_size"])
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch sees no GPU here")
+    place = device_of(device)
     judging.model.to(place)
     evaluator = Evaluator(real, judging, forgotten, cover if forgotten else None)
     drawing = Drawing.of(network, sampler, t_init, num_inference_steps)
-    target = Path(output) if output is not None else _result_of(folder)
-    if not target.parent.is_dir():
-        raise ValueError(f"output is {str(target)!r}, but there is no folder {str(target.parent)!r}")
+    target = check_output(output or _result_of(folder))
     labels = torch.arange(classes).repeat_interleave(count)
     described = {
         "pretrained_sha256": weights_hash(network),
@@ -153,6 +153,7 @@ def evaluate(
     if measured is not None:
         protocol["image_quality"] = measured.pop("protocol")
         result |= measured
+    protocol, result = portable(protocol), portable(result)
     write_json(target, {**result, "protocol": protocol})
     _add_to_run(folder, result, protocol)
     for name, value in result.items():
@@ -189,15 +190,6 @@ def _quality(
         )
 
 
-def _config_of(folder: Path | None) -> dict[str, Any]:
-    """The configuration of a run of unlearning; empty for anything else."""
-    try:
-        found = json.loads((folder / "config.json").read_text()) if folder is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return found if "options" in found and "forget_classes" in found else {}
-
-
 def _result_of(folder: Path | None) -> Path:
     # A name on the hub is no place here.
     if folder is None or not folder.exists():
@@ -208,7 +200,7 @@ def _result_of(folder: Path | None) -> Path:
 def _add_to_run(folder: Path | None, result: dict[str, Any], protocol: dict[str, Any]) -> None:
     """Adds to a run's metrics.json what it has not measured itself, such as the FID, and how that was measured; its
     report says it too."""
-    if folder is None or not _config_of(folder) or not (folder / "metrics.json").is_file():
+    if folder is None or not run_config(folder, "forget_classes") or not (folder / "metrics.json").is_file():
         return
     metrics = json.loads((folder / "metrics.json").read_text())
     before = metrics.get("protocol", {})

@@ -16,10 +16,10 @@ from ..data import EvaluationPrompts
 from ..diffusion.sld import SAFETY_CONCEPT
 from ..environment import environment
 from ..metrics import ClipModel, ConceptMeter, Uint8Images, clip_score, image_quality
-from ..report import save_side_by_side
+from ..report import portable, save_side_by_side
 from ..unlearning.streams import derived_seed
 from .concept_arguments import DetectorArguments, MeasureArguments, image_files
-from .options import write_json
+from .options import check_output, device_of, run_config, write_json
 from .samples import SampleCache
 from .text_sampling import PromptSampler, SamplerOptions, TextModel
 
@@ -67,18 +67,14 @@ def evaluate_concept(
         output: File for the result; evaluation.json in the folder of the model by default, of a model on the hub here.
         progress_bar: Show a progress bar.
     """
-    config = _config_of(Path(model))
+    config = run_config(Path(model), "task")
     task, concept = task or config.get("task"), concept or config.get("concept")
     if task is None:
         raise ValueError("task is not given, and the model is not of a run that says it: expected celebrity or nudity")
     asked, count, captions = measure.asked(task, concept, config.get("prompts", {}).get("forget"))
     beside = Path(model) if Path(model).is_dir() else Path()
-    target = Path(output) if output is not None else beside / "evaluation.json"
-    if not target.parent.is_dir():
-        raise ValueError(f"output is {str(target)!r}, but there is no folder {str(target.parent)!r}")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch sees no GPU here")
+    target = check_output(output or beside / "evaluation.json")
+    place = device_of(device)
     given = detectors.load(task, place)
     named = given.get("celebrities") is not None
     meters = {
@@ -130,7 +126,7 @@ def evaluate_concept(
     if captions:
         found, said["coco"] = _coco(drawn, folder, captions, measure, given["clip"])
         result |= found
-    write_json(target, {**result, "protocol": said})
+    write_json(target, portable({**result, "protocol": said}))
     _add_to_run(Path(model), result, said)
     first = None
     if before or base:
@@ -248,18 +244,9 @@ def _small(images: Tensor) -> Tensor:
     return torch.nn.functional.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    """The configuration of a run of unlearning on prompts; empty for anything else."""
-    try:
-        found = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if "options" in found and "task" in found else {}
-
-
 def _add_to_run(folder: Path, result: dict[str, Any], protocol: dict[str, Any]) -> None:
     """Adds what was measured, and how, to a run's metrics.json."""
-    if _config_of(folder) and (folder / "metrics.json").is_file():
+    if run_config(folder, "task") and (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text())
         protocol = {**metrics.get("protocol", {}), "concept": protocol}
         write_json(folder / "metrics.json", {**metrics, **result, "protocol": protocol})

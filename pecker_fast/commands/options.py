@@ -53,6 +53,7 @@ RUN_FILES = (
     "report.png",
     "robustness.json",
     "robustness.md",
+    "robustness.html",
     "robustness.png",
     "profile.txt",
     "profile.json",
@@ -60,6 +61,23 @@ RUN_FILES = (
     "model_index.json",
     "pipeline.py",
 )
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of the argument ``device``; a GPU where there is one by default. ValueError where it is not there."""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch sees no GPU here")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, expected cpu or cuda")
+    return device
+
+
+def check_output(output: str | Path) -> Path:
+    """The file of the argument ``output``. ValueError where there is no folder for it."""
+    if not Path(output).parent.is_dir():
+        raise ValueError(f"output is {str(output)!r}, but there is no folder {str(Path(output).parent)!r}")
+    return Path(output)
 
 
 @dataclass(frozen=True)
@@ -86,11 +104,7 @@ class ComputeArguments:
 
     def resolved(self) -> "ComputeArguments":
         """With device, precision and memory format settled. Raises ValueError for a device that is not there."""
-        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {self.device!r}, but torch sees no GPU here")
-        if device.type not in ("cpu", "cuda"):
-            raise ValueError(f"device is {self.device!r}, expected cpu or cuda")
+        device = device_of(self.device)
         if device.type == "cuda" and device.index is None and started_by_torchrun():
             if local_rank() >= torch.cuda.device_count():
                 raise ValueError(
@@ -182,6 +196,15 @@ def _from_hub(name: str) -> Path:
     # A snapshot's folder is named by its commit: nothing is mixed where the model changes meanwhile.
     fetch_from_hub(name, [f"{place}{file}" for file in HUB_WEIGHTS], root.name)
     return folder
+
+
+def run_config(folder: Path | None, key: str) -> dict[str, Any]:
+    """config.json of a run of unlearning that says ``key``; empty where ``folder`` is that of anything else."""
+    try:
+        found = json.loads((folder / "config.json").read_text()) if folder is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if "options" in found and key in found else {}
 
 
 def load_pretrained(path: str | None, shipped: str | None, state: str = "auto") -> tuple[nn.Module, NoiseSchedule, str]:

@@ -18,7 +18,7 @@ from ..diffusion import NoiseSchedule, load_network
 from ..diffusion.checks import check_int
 from ..environment import environment
 from ..metrics import FeatureStatistics, Judge, load_judge
-from ..report import write_robustness_report
+from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
     Examiner,
@@ -42,7 +42,7 @@ from ..unlearning import ForgetRequest
 from ..unlearning.options import check_number
 from ..unlearning.streams import derived_seed
 from .audit import update_metrics
-from .options import ComputeArguments, DataArguments, load_pretrained, network_folder, weights_hash, write_json
+from .options import DataArguments, device_of, load_pretrained, network_folder, weights_hash, write_json
 from .unlearn import load_images
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")
@@ -144,8 +144,8 @@ def robustness(
 ) -> None:
     """Does it stay forgotten? Relearning, latent search, neighbouring classes, guidance and other samplers.
 
-    Writes robustness.json, robustness.md and robustness.png into the folder of the run, and the main figures into its
-    metrics.json. Real images are needed: the adversary of the relearning test has some.
+    Writes robustness.json, robustness.md, robustness.html and robustness.png into the folder of the run, and the main
+    figures into its metrics.json. Real images are needed: the adversary of the relearning test has some.
 
     Args:
         run: Folder of a run of unlearning that has ended.
@@ -177,7 +177,7 @@ def robustness(
     chosen = _names("attacks", attacks, ATTACKS) if attacks else None
     for scale in guidance_scales:
         check_number("guidance_scales", scale)
-    place = torch.device(ComputeArguments(device=device).resolved().device)
+    place = device_of(device)
     folder = Path(run)
     subject = Subject.read(folder, control, seed, place)
     seed, described = subject.seed, subject.config
@@ -382,7 +382,7 @@ def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], s
         "seconds": seconds,
         "protocol": {**protocol, "environment": environment()},
     }
-    write_json(folder / "robustness.json", told)
+    write_json(folder / "robustness.json", portable(told))
     metrics = folder / "metrics.json"
     kept = json.loads(metrics.read_text()) if metrics.is_file() else {}
     report = write_robustness_report(folder)

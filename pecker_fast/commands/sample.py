@@ -14,7 +14,7 @@ from ..report import save_grid
 from ..training.presets import preset
 from ..unlearning import ForgetRequest, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
-from .options import PresetName, load_pretrained
+from .options import PresetName, check_output, load_pretrained
 
 # Of DDIM and DDPM, where neither the command nor a run says it.
 STEPS = 50
@@ -48,8 +48,7 @@ def sample(
         raise ValueError(f"images_per_class is {images_per_class}, expected at least 1")
     if not output.endswith(".png"):
         raise ValueError(f"output is {output!r}, expected a file that ends with .png")
-    if not (Path(output).parent).is_dir():
-        raise ValueError(f"output is {output!r}, but there is no folder {str(Path(output).parent)!r}")
+    check_output(output)
     network, schedule, source = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
     classes = num_classes(network)
     chosen = torch.tensor(labels or range(classes)).repeat_interleave(images_per_class)
@@ -171,8 +170,8 @@ def mask(
             raise ValueError(f"inspect is {inspect!r}, no such file")
         _show(SaliencyMask.load(inspect))
         return
-    if output is not None and not Path(output).parent.is_dir():
-        raise ValueError(f"output is {output!r}, but there is no folder {str(Path(output).parent)!r}")
+    if output is not None:
+        check_output(output)
     if density is None and threshold is None:
         density = 0.5
     options = SaliencyOptions(

@@ -1,8 +1,6 @@
 """``pecker-fast sequence``: requests that come one after the other, each starting from what the last one left."""
 
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +10,7 @@ from ..diffusion import load_network, save_network
 from ..environment import environment
 from ..metrics import Judge, load_judge
 from ..parallel import started_by_torchrun
-from ..report import Run, write_sequence
+from ..report import Run, portable, write_sequence
 from ..robustness import Sampler, confusion_matrix
 from ..training.checkpoints import STATE, Checkpoints
 from ..training.presets import preset as preset_of
@@ -22,7 +20,7 @@ from ..unlearning.distillation import ScoreForgetting
 from ..unlearning.streams import derived_seed
 from .evaluation import DDIM_STEPS
 from .options import load_pretrained, write_json
-from .several import assignment, check_given, ended, going_on, run_arguments
+from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
 
 # The score network that a request leaves for the next one.
@@ -115,9 +113,8 @@ def sequence(
     rows = [_row(f"{i + 1}: forget {forget_classes[i]}", args, judging) for i, args in enumerate(plan)]
     if once:
         rows.append(_row("all at once", once, judging))
-    command = shlex.join(["pecker-fast", *sys.argv[1:]]) if sys.argv[1:2] == ["sequence"] else "pecker-fast sequence"
     told = {
-        "command": command,
+        "command": command_line("sequence"),
         "method": method,
         "preset": preset,
         "seed": seed,
@@ -128,7 +125,7 @@ def sequence(
         "judge": {"name": judging.name, "accuracy": judging.accuracy},
         "environment": environment(),
     }
-    write_json(folder / "sequence.json", told)
+    write_json(folder / "sequence.json", portable(told))
     report, table = write_sequence(folder)
     print(table)
     print(f"report: {report}")

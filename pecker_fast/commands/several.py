@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+from ..report import portable
 from .options import DataArguments
 from .unlearn import UnlearnArguments
 
@@ -23,6 +26,13 @@ def assignment(item: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def command_line(*words: str) -> str:
+    """The command that this process was started with, as a report may say it: without places on this machine. Where it
+    was another one, as in a test or from Python, ``words``, the subcommand and what it cannot do without."""
+    given = sys.argv[1:] if sys.argv[1:2] == [words[0]] else words
+    return shlex.join(["pecker-fast", *portable(given)])
 
 
 def run_arguments(

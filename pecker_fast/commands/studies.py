@@ -51,10 +51,7 @@ class Study:
 
 
 def _sfd(*weights: float) -> tuple[Condition, ...]:
-    return tuple(
-        Condition(f"sfd {w:g}", "sfd", {"score_forget_weight": w, "generator_forget_weight": w}, "SFD's coefficient")
-        for w in weights
-    )
+    return tuple(Condition(f"sfd {w:g}", "sfd", _both(w), "SFD's coefficient") for w in weights)
 
 
 def _pecker(name: str, factor: str, **options: Any) -> Condition:

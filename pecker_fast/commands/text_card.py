@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..report import portable
 from ..training.loop import write_atomically
 
 # Ends a card that was written here; one without it is the user's own.
@@ -72,7 +73,7 @@ def write_text_card(folder: Path, config: dict[str, Any], source: str) -> Path |
         kind="generator that draws in one step and" if one_step else "model that",
         short="generator" if one_step else "model",
         how=(ONE_STEP if one_step else MANY_STEPS).format(name=name),
-        source=source.removeprefix("hub:"),
+        source=portable(source.removeprefix("hub:")),
         what=what,
         steps=config["options"].get("max_train_steps", "?"),
         prompts="\n".join(f"{i}. {prompt}" for i, prompt in enumerate(pictured, 1)),

@@ -7,7 +7,7 @@ import torch
 
 from ..metrics import Judge, train_digits_judge, train_resnet
 from ..training.presets import preset
-from .options import DataArguments, PresetName
+from .options import DataArguments, PresetName, check_output, device_of
 from .unlearn import load_images
 
 # STL-10 is judged on a split of all its labelled images, as the public code has it.
@@ -53,14 +53,12 @@ def train_classifier(
     """
     found = preset(preset_name)
     target = Path(output or f"runs/{preset_name}-judge.safetensors")
-    if output is not None and not target.parent.is_dir():
-        raise ValueError(f"output is {output!r}, but there is no folder {str(target.parent)!r}")
+    if output is not None:
+        check_output(output)
     if found.dataset == "digits" and dataset_name in (None, "digits"):
         judge = train_digits_judge(found.unet.sample_size)
     else:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if place.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {device!r}, but torch sees no GPU here")
+        place = device_of(device)
         data, size = DataArguments(dataset_name, data_root, download), found.unet.sample_size
         name = dataset_name or found.dataset
         if name == "stl10":

@@ -11,6 +11,7 @@ import torch
 
 from ..diffusion import NoiseSchedule, StableDiffusion, save_text_pipeline
 from ..environment import environment
+from ..metrics.drift import trained_percent
 from ..parallel import World, world
 from ..profiling import Regions, peak_memory_bytes
 from ..report import write_run_report
@@ -202,12 +203,14 @@ def _finish(
     with method.phases[-1].averaged() as averaged:
         pictures.both(before, pictures.after(averaged))
         save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
+        trained = trained_percent(averaged.unet)
     metrics = {
         "method": args.method,
         "seed": args.compute.seed,
         "pretrained": source,
         "weights": "live" if args.options.ema_decay is None else "ema",
         **method.sampling(),
+        "parameters_trained": trained,
         "images": progress.images,
         "iterations": progress.step,
         "seconds": progress.seconds,

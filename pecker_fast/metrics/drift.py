@@ -50,6 +50,12 @@ def weight_drift(network: nn.Module, start: nn.Module) -> dict[str, Drift]:
     return found
 
 
+def trained_percent(network: nn.Module) -> float:
+    """Percent of the entries of ``network``'s parameters that are trained: those that require grad."""
+    counts = [(param.numel(), param.requires_grad) for param in network.parameters()]
+    return 100 * sum(count for count, trained in counts if trained) / max(1, sum(count for count, _ in counts))
+
+
 def grouped(drifts: dict[str, Drift], group: Callable[[str], str]) -> dict[str, Drift]:
     """The drifts of parameters together whose names ``group`` maps to the same, in the order of the first of each."""
     found: dict[str, Drift] = {}

@@ -40,7 +40,9 @@ def why_missing(backend: str) -> str | None:
         # Registers the kernels with PyTorch's dispatcher. As no Python module, they need no Python headers to build.
         torch.ops.load_library(path)
     except OSError as error:
-        return f"{path.name} cannot be loaded, most likely built for another torch: {error}"
+        # It becomes part of reports, to whose readers this machine's folders say nothing.
+        reason = str(error).replace(str(path), path.name)
+        return f"{path.name} cannot be loaded, most likely built for another torch: {reason}"
     return None
 
 

@@ -2,11 +2,12 @@
 
 from .ablation import AblationRun, read_ablation
 from .ablation_report import write_ablation
-from .across import text_table, write_across
+from .across import read_across, text_table, write_across
 from .comparison import comparison_table, write_comparison
 from .concepts import concept_table, write_concepts
 from .files import Run
 from .grids import save_before_after, save_grid, save_side_by_side
+from .places import portable
 from .robustness import write_robustness_report
 from .run_report import write_run_report
 from .sequence import write_sequence
@@ -16,7 +17,9 @@ __all__ = [
     "Run",
     "comparison_table",
     "concept_table",
+    "portable",
     "read_ablation",
+    "read_across",
     "save_before_after",
     "save_grid",
     "save_side_by_side",

@@ -64,7 +64,7 @@ class AblationRun:
             "ua_fluctuation": fluctuation(run.evaluations),
             "drift": drift,
             "parameter_change": None if moved is None else 100 * moved,
-            "reached": 100 * run.mask.get("mask_touched_ever", 1.0),
+            "reached": run.reached,
             "mask_iou": sum(ious) / len(ious) if ious else None,
         }
         curves = {

@@ -1,11 +1,11 @@
 """Plots of a study: what lies off the frontier, and curves by factor."""
 
-import statistics
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
-from .ablation import COST, TIME, AblationRun, Results
-from .curves import COLOURS, new_figure, save_figure
+from .ablation import COST, TIME, Results
+from .curves import COLOURS, mean_curve, new_figure, save_figure
 
 MARKERS = "osD^vP*Xp<>h"
 
@@ -58,13 +58,6 @@ def draw_frontier(several: Mapping[str, Results], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _mean_curve(runs: Sequence[AblationRun], key: str) -> tuple[list[float], list[float]]:
-    """The mean over the seeds at each number of images that all of them were measured at."""
-    curves = [dict(map(tuple, run.curves.get(key, []))) for run in runs]
-    places = sorted(set.intersection(*(set(curve) for curve in curves)))
-    return places, [statistics.fmean(curve[x] for curve in curves) for x in places]
-
-
 def draw_curves(results: Results, path: Path) -> None:
     """A column a factor, with the default in each: UA and the retained Fréchet distance, means over the seeds."""
     factors: dict[str, list[str]] = {}
@@ -78,7 +71,10 @@ def draw_curves(results: Results, path: Path) -> None:
             colour = "black" if name == results.default else COLOURS[i % 6]
             several = list(results.by_condition[name].values())
             for panel, key in ((axes[0][column], "ua"), (axes[1][column], COST)):
-                panel.plot(*_mean_curve(several, key), color=colour, marker=None if key == "ua" else "o", label=name)
+                curves = [{x: (x, y) for x, y in run.curves.get(key, [])} for run in several]
+                mean = mean_curve(curves) or [(math.nan, math.nan)]
+                marker = None if key == "ua" else "o"
+                panel.plot(*zip(*mean, strict=True), color=colour, marker=marker, label=name)
         axes[0][column].set_title(factor, size=10)
         axes[0][column].legend(fontsize=7)
         for panel, label in ((axes[0][column], "unlearning accuracy (%)"), (axes[1][column], "Fréchet, retained")):

@@ -1,15 +1,17 @@
 """What ``pecker-fast ablate`` writes: tables with intervals, plots, and the figures of every run."""
 
-import csv
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .ablation import COST, FIGURES, TIME, AblationRun, Results, pooled
 from .ablation_plots import draw_curves, draw_frontier
-from .files import write_file
+from .blocks import Code, Picture, Section, Table, Text, figures_table
+from .files import write_csv, write_file, write_json
 from .intervals import Interval, interval
+from .render import write_document
 
 
 def _text(found: Interval | None, form: str) -> str:
@@ -21,15 +23,9 @@ def _judged(found: Interval | None, form: str) -> str:
     return _text(found, form) + ("" if found is None or not found.side else " *")
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = rows
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in body), ""]
-
-
-def _means(results: Results, keys: Sequence[str]) -> list[str]:
+def _means(results: Results, keys: Sequence[str]) -> Table:
     shown = [figure for figure in FIGURES if figure[0] in keys]
-    rows = [["", "seeds", *(title for _, title, *_ in shown)]]
+    rows = [["condition", "seeds", *(title for _, title, *_ in shown)]]
     for name, several in results.by_condition.items():
         cells = []
         for key, _, form, _ in shown:
@@ -37,13 +33,13 @@ def _means(results: Results, keys: Sequence[str]) -> list[str]:
             never = f"; {found.censored} never" if key == TIME and found is not None and found.censored else ""
             cells.append(_text(found, form) + never)
         rows.append([name, str(len(several)), *cells])
-    return _markdown(rows)
+    return figures_table(rows)
 
 
-def _differences(results: Results) -> list[str]:
+def _differences(results: Results) -> Table:
     keys = (TIME, "ua_fluctuation", "retain_accuracy", COST, "drift", "cover_frechet_distance")
     shown = [figure for figure in FIGURES if figure[0] in keys]
-    rows = [["", *(title for _, title, *_ in shown), f"Fréchet less {results.reference}'s"]]
+    rows = [["condition", *(title for _, title, *_ in shown), f"Fréchet less {results.reference}'s"]]
     rows[0] += ["Fréchet over the frontier", "drift over it", "sooner than all"]
     for name in results.by_condition:
         if name == results.reference:
@@ -55,14 +51,14 @@ def _differences(results: Results) -> list[str]:
         over = [_judged(interval(list(results.excess_of_seeds(name, k).values())), "{:+.3f}") for k in (COST, "drift")]
         count = len(results.by_condition[name])
         rows.append([name, *cells, *over, f"{results.faster_than_frontier(name)} of {count}"])
-    return _markdown(rows)
+    return figures_table(rows, f"less {results.default} on the same seed")
 
 
-def _pooled(several: Sequence[Results], default: str) -> list[str]:
+def _pooled(several: Sequence[Results], default: str) -> Table:
     common = [name for name in several[0].by_condition if all(name in of.by_condition for of in several)]
     keys = (TIME, COST, "drift", "cover_frechet_distance")
     shown = [figure for figure in FIGURES if figure[0] in keys]
-    rows = [["", "runs", *(title for _, title, *_ in shown), "Fréchet over the frontier", "drift over it"]]
+    rows = [["condition", "runs", *(title for _, title, *_ in shown), "Fréchet over the frontier", "drift over it"]]
     for name in common:
         if name == several[0].reference:
             continue
@@ -71,7 +67,7 @@ def _pooled(several: Sequence[Results], default: str) -> list[str]:
             values = [value for of in several for value in of.excess_of_seeds(name, key).values()]
             cells.append(_judged(interval(values), "{:+.3f}"))
         rows.append([name, str(sum(len(of.by_condition[name]) for of in several)), *cells])
-    return _markdown(rows)
+    return figures_table(rows)
 
 
 def write_ablation(
@@ -84,9 +80,8 @@ def write_ablation(
     frontier: Sequence[str],
     reference: str,
 ) -> Path:
-    """report.md, frontier.png, curves.png, runs.csv, runs.jsonl (which ``read_ablation`` reads) and summary.json.
-
-    Returns report.md's path.
+    """report.md, report.html, frontier.png, curves.png, runs.csv, runs.jsonl (which ``read_ablation`` reads) and
+    summary.json; returns report.md's path.
 
     Parameters
     ----------
@@ -113,51 +108,54 @@ def write_ablation(
             for (preset, pair), of in results.items()
         ],
     }
-    write_file(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
+    write_json(folder / "summary.json", summary)
     draw_frontier({f"{preset}, {pair}": of for (preset, pair), of in results.items()}, folder / "frontier.png")
     first = next(iter(results.values()))
     draw_curves(first, folder / "curves.png")
-    text = ["# Ablation", "", asked, "", "Made by", "", f"    {command}", ""]
-    text += ["Means with 95 % t intervals over seeds. In differences * marks intervals that leave 0 out; of many such"]
-    text += ["intervals one in twenty does so by chance.", ""]
-    for (preset, pair), of in results.items():
-        text += [f"## {preset}, {pair.replace('-', ' forgotten, with cover ')}", ""]
-        text += _means(of, [TIME, "ua", "ua_fluctuation", "retain_accuracy", COST, "diversity"])
-        text += _means(
-            of, ["cover_frechet_distance", "cover_diversity", "drift", "parameter_change", "reached", "mask_iou"]
-        )
-        text += [f"Less `{default}` on the same seed:", "", *_differences(of)]
-    if len(results) > 1:
-        text += [f"## All pairs together, less `{default}`", "", *_pooled(list(results.values()), default)]
-    text += [f"* {title}: {meaning}." for _, title, _, meaning in FIGURES]
-    text += [
-        f"* Frontier: of {', '.join(frontier)} on the same seed; over the frontier: the figure less the frontier's at "
-        "the same images to UA 98, linear between those of its points that none is better than in both, level beyond "
-        "them. Below 0 is better than the frontier.",
-        "* Sooner than all: seeds on which UA 98 comes before every setting of the frontier.",
-        "",
-        "![frontier](frontier.png)",
-        "",
-        "![curves](curves.png)",
-        "",
+    question = [
+        Text(asked),
+        Text("Made by"),
+        Code(command),
+        Text(
+            "Means with 95 % t intervals over seeds. In differences * marks intervals that leave 0 out; of many such "
+            "intervals one in twenty does so by chance."
+        ),
     ]
-    write_file(folder / "report.md", lambda path: path.write_text("\n".join(text)))
-    return folder / "report.md"
+    sections = [Section("Question", question)]
+    for (preset, pair), of in results.items():
+        tables = [
+            _means(of, [TIME, "ua", "ua_fluctuation", "retain_accuracy", COST, "diversity"]),
+            _means(
+                of, ["cover_frechet_distance", "cover_diversity", "drift", "parameter_change", "reached", "mask_iou"]
+            ),
+            _differences(of),
+        ]
+        sections.append(Section(f"{preset}, {pair.replace('-', ' forgotten, with cover ')}", tables))
+    if len(results) > 1:
+        pairs = _pooled(list(results.values()), default)
+        sections.append(Section(f"All pairs together, less {default}", [pairs]))
+    meanings = [(title, meaning) for _, title, _, meaning in FIGURES]
+    over = (
+        f"Frontier: of {', '.join(frontier)} on the same seed; over the frontier: the figure less the frontier's at "
+        "the same images to UA 98, linear between those of its points that none is better than in both, level beyond "
+        "them. Below 0 is better than the frontier."
+    )
+    sooner = "Sooner than all: seeds on which UA 98 comes before every setting of the frontier."
+    sections.append(Section("Columns", [Table(("column", "what it says"), meanings, "ll"), Text(over), Text(sooner)]))
+    pictures = [
+        Picture("frontier.png", "Images to UA 98 against the retained Fréchet distance, means with intervals"),
+        Picture("curves.png", "UA and the retained Fréchet distance against images seen, a column a factor"),
+    ]
+    return write_document(folder, "Ablation", [*sections, Section("Pictures", pictures)])
 
 
 def _write_runs(folder: Path, runs: Sequence[AblationRun]) -> None:
     lines = "".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in runs)
     write_file(folder / "runs.jsonl", lambda path: path.write_text(lines))
     keys = [key for key, *_ in FIGURES]
-    head = ["preset", "pair", "condition", "seed", *keys]
-
-    def write_csv(path: Path) -> None:
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(head)
-            for run in runs:
-                cells = (run.figures.get(key) for key in keys)
-                row = [run.preset, run.pair, run.condition, run.seed]
-                writer.writerow(row + ["" if cell is None else f"{cell:.6g}" for cell in cells])
-
-    write_file(folder / "runs.csv", write_csv)
+    table: list[list[Any]] = [["preset", "pair", "condition", "seed", *keys]]
+    for run in runs:
+        cells = (run.figures.get(key) for key in keys)
+        cells = (None if cell is None else f"{cell:.6g}" for cell in cells)
+        table.append([run.preset, run.pair, run.condition, run.seed, *cells])
+    write_csv(folder / "runs.csv", table)

@@ -1,6 +1,6 @@
 """Several methods over several seeds: a table with means and spreads, curves, and the figures of each run."""
 
-import csv
+import itertools
 import json
 import math
 import statistics
@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .blocks import Code, Link, Picture, Section, Table, Text
-from .curves import COLOURS, PANELS, new_figure, save_figure
-from .files import Run, write_file
+from .blocks import Code, Link, Picture, Section, Table, Text, figures_table
+from .curves import COLOURS, PANELS, mean_curve, new_figure, points_of, save_figure
+from .files import Run, write_csv, write_json
+from .places import portable
 from .render import write_document
 from .tables import text_table_of
 
 FORGOTTEN = 98.0
+# Of what is measured by the clock.
+TIMED = ("seconds", "seconds_per_image")
 # What a row has, over the seeds: key, title, format, and what it says.
 COLUMNS = (
     ("ua", "UA %", "{:.1f}", "unlearning accuracy at the end"),
@@ -62,10 +65,16 @@ COLUMNS = (
         "{:.1f}",
         "the most that is drawn of the forgotten class by another sampler",
     ),
-    ("reached", "reached %", "{:.0f}", "parameters that the forget gradient reached at some time"),
+    ("reached", "reached %", "{:.1f}", "parameters that the forget gradient reached at some time"),
     ("parameters_changed", "changed %", "{:.1f}", "parameters that differ at all from where they started"),
     ("drift_norm", "drift", "{:.4f}", "norm of the weights' change over the norm of the weights"),
 )
+
+# Key of an evaluation to the title of its panel.
+CURVES = {
+    **dict(PANELS[:3]),
+    "cover_frechet_distance": "Fréchet distance of the forgotten\nclass's images to the cover",
+}
 
 
 def images_to_forget(evaluations: Sequence[Mapping[str, Any]], least: float = FORGOTTEN) -> float | None:
@@ -91,7 +100,8 @@ def figures(run: Run) -> dict[str, float | None]:
     found["images_to_forget"] = images_to_forget(run.evaluations)
     memory = run.metrics.get("peak_memory_bytes")
     found["peak_memory_gib"] = None if memory is None else memory / 2**30
-    found["reached"] = 100 * run.mask.get("mask_touched_ever", 1.0)
+    if found["reached"] is None:
+        found["reached"] = run.reached
     return found
 
 
@@ -114,10 +124,14 @@ def cell_of(values: Sequence[float | None], form: str) -> str:
     return text if count == len(values) else f"{text} ({count} of {len(values)})"
 
 
-def _table(runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
-    """Rows of cells, the head first; columns in which no run has anything are left out."""
+def _table(
+    runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, str]], seconds: bool = True
+) -> list[list[str]]:
+    """Rows of cells, the head first; columns in which no run has anything are left out, without ``seconds`` those that
+    are measured by the clock too."""
     found = {name: [figures(run) for run in of] for name, of in runs.items()}
     columns = [c for c in COLUMNS if any(f[c[0]] is not None for several in found.values() for f in several)]
+    columns = [c for c in columns if seconds or c[0] not in TIMED]
     titles = list(next(iter(facts.values()), {}))
     rows = [["method", *titles, *(title for _, title, *_ in columns)]]
     for name, several in found.items():
@@ -126,7 +140,7 @@ def _table(runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, s
     return rows
 
 
-def text_table(runs: Mapping[str, Sequence[Run]]) -> str:
+def text_table(runs: Mapping[str, Sequence[Run]], seconds: bool = True) -> str:
     """The main columns, of fixed width."""
     keys = (
         "ua",
@@ -139,46 +153,69 @@ def text_table(runs: Mapping[str, Sequence[Run]]) -> str:
         "seconds_per_image",
     )
     titles = {title for key, title, *_ in COLUMNS if key in keys}
-    rows = _table(runs, {})
+    rows = _table(runs, {}, seconds)
     kept = [i for i, title in enumerate(rows[0]) if i == 0 or title in titles]
     return text_table_of([[row[i] for i in kept] for row in rows])
 
 
-def _band(panel, name: str, several: Sequence[Run], colour: str, key: str, x: str) -> None:
-    """The mean over the seeds against the mean of ``x``, and the range."""
-    lengths = {len(run.evaluations) for run in several}
-    points = []
-    for i in range(min(lengths)):
-        records = [run.evaluations[i] for run in several]
-        values = [record.get(key) for record in records]
-        if all(value is not None and math.isfinite(value) for value in values):
-            points.append((statistics.fmean(record[x] for record in records), values))
-    if not points:
-        return
-    places = [place for place, _ in points]
-    panel.plot(places, [statistics.fmean(v) for _, v in points], color=colour, marker="o", markersize=3, label=name)
-    panel.fill_between(places, [min(v) for _, v in points], [max(v) for _, v in points], color=colour, alpha=0.2)
+def _curves(panel, name: str, several: Sequence[Run], colour: str, key: str, x: str) -> None:
+    """Each run by itself, thin, and the mean over the runs wherever all were measured after as many images."""
+    curves = [points_of(run.evaluations, x, key) for run in several]
+    for curve in filter(None, curves):
+        panel.plot(*zip(*curve.values(), strict=True), color=colour, lw=0.7, marker=".", ms=3, alpha=0.5)
+    # Without a point it still has its place in the legend.
+    mean = mean_curve(curves) or [(math.nan, math.nan)]
+    panel.plot(*zip(*mean, strict=True), color=colour, marker="o", markersize=4, label=name)
 
 
-def draw_across(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """UA and what is kept, against images seen and against seconds: means over the seeds, with their ranges."""
-    panels = [*PANELS[:3], ("cover_frechet_distance", "Fréchet distance of the forgotten\nclass's images to the cover")]
-    figure, axes = new_figure(2, len(panels))
-    for row, x, label in ((0, "images", "images seen"), (1, "seconds", "seconds of training")):
-        for panel, (key, title) in zip(axes[row], panels, strict=True):
-            for i, (name, several) in enumerate(runs.items()):
-                _band(panel, name, several, COLOURS[i % len(COLOURS)], key, x)
-            panel.set_xlabel(label)
-            panel.set_ylabel(title)
-            panel.grid(alpha=0.3)
-            if "frechet" in key and panel.lines:
-                panel.set_yscale("log")
-            if key in ("ua", "retain_accuracy"):
-                panel.set_ylim(-3, 103)
+def draw_across(runs: Mapping[str, Sequence[Run]], path: Path, seconds: bool = True) -> None:
+    """UA and what is kept, against images seen and, with ``seconds``, against the time of training."""
+    places = [("images", "images seen"), *([("seconds", "seconds of training")] if seconds else [])]
+    figure, axes = new_figure(2, len(CURVES) * len(places) // 2)
+    for panel, ((x, label), (key, title)) in zip(axes.flat, itertools.product(places, CURVES.items()), strict=True):
+        for i, (name, several) in enumerate(runs.items()):
+            _curves(panel, name, several, COLOURS[i % len(COLOURS)], key, x)
+        panel.set_xlabel(label)
+        panel.set_ylabel(title)
+        panel.grid(alpha=0.3)
+        ends = [run.evaluations[-1][x] for several in runs.values() for run in several if run.evaluations]
+        # A method that takes many times as long would leave the others no room.
+        if ends and max(ends) > 10 * min(ends) > 0:
+            panel.set_xscale("log")
+        if "frechet" in key:
+            panel.set_yscale("log")
+        if key in ("ua", "retain_accuracy"):
+            panel.set_ylim(-3, 103)
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     save_figure(figure, path)
+
+
+def _drawn(run: Run) -> list[dict[str, Any]]:
+    """What the curves and the figures need of a run's evaluations."""
+    return [{key: line[key] for key in ("images", "seconds", *CURVES) if key in line} for line in run.evaluations]
+
+
+def read_across(path: Path) -> tuple[dict[str, list[Run]], dict[str, Any]]:
+    """The runs of a compare.json, and what else ``write_across`` takes: "asked", "command" and "facts".
+
+    Raises ValueError where there is no such file, or it is of something else.
+    """
+    path = Path(path)
+    try:
+        compared = json.loads(path.read_text())
+        said = {key: compared[key] for key in ("asked", "command", "facts")}
+        runs = {
+            name: [
+                Run(path.parent / f"{name}-seed{found['seed']}", {}, found, [], found.pop("evaluations"))
+                for found in several
+            ]
+            for name, several in compared["methods"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"runs is {str(path)!r}, expected compare.json of a comparison: {error!r}") from error
+    return runs, said
 
 
 def write_across(
@@ -188,17 +225,20 @@ def write_across(
     asked: str,
     command: str,
     facts: Mapping[str, Mapping[str, str]] | None = None,
+    seconds: bool = True,
 ) -> Path:
-    """report.md, report.html, report.png, compare.csv (a line a run) and compare.json; returns report.md's path.
+    """report.md, report.html, report.png, compare.csv (a line a run) and compare.json, which ``read_across`` reads;
+    returns report.md's path.
 
     Parameters
     ----------
     runs: method to its runs, one a seed.
     asked: what was to be forgotten, a sentence. command: that makes these runs.
     facts: method to further columns, title to text; the same titles for all.
+    seconds: show what is measured by the clock, too; compare.csv and compare.json have it in any case.
     """
     folder = Path(folder)
-    draw_across(runs, folder / "report.png")
+    draw_across(runs, folder / "report.png", seconds)
     facts = facts or {}
     keys = [key for key, *_ in COLUMNS]
     titles = list(next(iter(facts.values()), {}))
@@ -210,17 +250,18 @@ def write_across(
             known = [facts.get(name, {}).get(title) for title in titles]
             lines.append([name, run.metrics.get("seed"), *known, extractor, *(found[key] for key in keys)])
 
-    def write_csv(path: Path) -> None:
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerows(["" if cell is None else cell for cell in line] for line in lines)
-
-    write_file(folder / "compare.csv", write_csv)
+    write_csv(folder / "compare.csv", lines)
     compared = {
         "command": command,
-        "methods": {name: [{**figures(run), **run.metrics} for run in several] for name, several in runs.items()},
+        "asked": asked,
+        "facts": facts,
+        "methods": {
+            name: [{**run.metrics, **figures(run), "evaluations": _drawn(run)} for run in several]
+            for name, several in runs.items()
+        },
     }
-    write_file(folder / "compare.json", lambda path: path.write_text(json.dumps(compared, indent=1) + "\n"))
-    rows = _table(runs, facts)
+    write_json(folder / "compare.json", portable(compared))
+    rows = _table(runs, facts, seconds)
     seeds = sorted({run.metrics.get("seed") for several in runs.values() for run in several})
     extractors = sorted({str(run.metrics.get("feature_extractor")) for several in runs.values() for run in several})
     shown = [(title, meaning) for _, title, _, meaning in COLUMNS if title in rows[0]]
@@ -228,7 +269,7 @@ def write_across(
         Text(asked),
         Text(f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Made by"),
         Code(command),
-        Table(rows[0], rows[1:], "l" + "r" * (len(rows[0]) - 1)),
+        figures_table(rows),
         Table(("column", "what it says"), shown, "ll"),
         Text(f"Features and judge: {', '.join(extractors)}."),
         Text(
@@ -239,15 +280,21 @@ def write_across(
     curves = [
         Picture(
             "report.png",
-            "Curves of what was measured against images seen and seconds of training, a colour a method",
-            "Lines: means over the seeds; bands: from the least to the largest.",
+            "Curves of what was measured, a colour a method",
+            "Thin: the runs, each by itself. Thick: means over the runs, wherever all of a method were measured after "
+            "as many images.",
         )
     ]
-    each = [
+    sections = [Section("Result", result), Section("Curves", curves), *own_reports(folder, runs)]
+    return write_document(folder, "Methods compared", sections)
+
+
+def own_reports(folder: Path, runs: Mapping[str, Sequence[Run]]) -> list[Section]:
+    """A section of links to the reports of runs below ``folder``; none where there are no such reports."""
+    links = [
         Link(f"{name}, seed {run.metrics.get('seed')}", f"{run.folder.relative_to(folder).as_posix()}/report")
         for name, several in runs.items()
         for run in several
         if run.folder.is_relative_to(folder) and (run.folder / "report.md").is_file()
     ]
-    sections = [Section("Result", result), Section("Curves", curves)]
-    return write_document(folder, "Methods compared", [*sections, *([Section("Runs", each)] if each else [])])
+    return [Section("Runs", links)] if links else []

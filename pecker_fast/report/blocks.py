@@ -22,6 +22,11 @@ class Table:
     caption: str = ""
 
 
+def figures_table(rows: Sequence[Sequence[str]], caption: str = "") -> Table:
+    """A table of rows of cells, the head first, in which all columns but the first are numbers."""
+    return Table(rows[0], rows[1:], "l" + "r" * (len(rows[0]) - 1), caption)
+
+
 @dataclass(frozen=True)
 class Picture:
     """A PNG by its path from the report's folder, with what it shows in words."""

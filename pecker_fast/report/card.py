@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .blocks import Block, Code, Link, Picture, Section, Table, Text
 from .files import Run, write_file
+from .places import portable
 from .render import to_markdown
 from .words import CAUTION, MAIN, ROWS, asked, number
 
@@ -109,7 +110,7 @@ def _sections(run: Run, name: str) -> list[Section]:
                     f"{', '.join(map(str, forgotten)) or 'not known which'}. Asked for one of these it is to draw "
                     "something else."
                 ),
-                Text(asked(run.config)),
+                Text(asked(portable(run.config))),
             ],
         ),
         Section("How to draw", [Code(DRAWING.format(folder=name, labels=", ".join(kept)), "python")]),

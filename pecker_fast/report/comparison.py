@@ -1,13 +1,13 @@
 """The demo's report of several methods on one request, and the table that the command line prints."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .blocks import Block, Link, Picture, Section, Table, Text
 from .curves import draw_comparison
-from .files import Run, write_file
+from .files import Run, write_json
+from .places import portable
 from .render import write_document
 from .run_report import GRIDS, mask_blocks
 from .tables import text_table_of
@@ -39,7 +39,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
     """report.md, report.html, report.png and compare.json of several runs on one preset and seed; returns report.md's
     path.
 
-    ``runs``: name to folder, in the order of the rows; folders below ``folder`` are linked.
+    ``runs``: name to folder, in the order of the rows; folders below ``folder`` are linked and their samples shown.
     """
     folder = Path(folder)
     read = {name: Run.read(path) for name, path in runs.items()}
@@ -50,17 +50,20 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
         "seed": first.metrics.get("seed"),
         "methods": {name: run.metrics for name, run in read.items()},
     }
-    write_file(folder / "compare.json", lambda path: path.write_text(json.dumps(compared, indent=1) + "\n"))
+    write_json(folder / "compare.json", portable(compared))
     kept = [r for r in ROWS if r[0] in MAIN or any(run.metrics.get(r[0]) is not None for run in read.values())]
     rows = [(key, *(number(run.metrics, key, form) for run in read.values()), meaning) for key, form, meaning in kept]
     table = Table(("figure", *read, "meaning"), rows, "l" + "r" * len(read) + "l")
     curves = Picture("report.png", "Curves of what was measured, a colour a method")
-    request = Text(asked({**first.config, "method": ", ".join(read)}))
+    request = Text(asked({**portable(first.config), "method": ", ".join(read)}))
     sections = [Section("Result", [request, table, Text(CAUTION), curves])]
     for name, run in read.items():
-        place = (run.folder.relative_to(folder) if run.folder.is_relative_to(folder) else run.folder).as_posix()
-        blocks: list[Block] = []
-        if (run.folder / GRIDS).is_file():
-            blocks.append(Picture(f"{place}/{GRIDS}", f"Samples of every class before and after {name}, a row a class"))
-        sections.append(Section(name, [*blocks, *mask_blocks(run), Link("The run's own report", f"{place}/report")]))
+        blocks: list[Block] = mask_blocks(run)
+        if run.folder.is_relative_to(folder):
+            place = run.folder.relative_to(folder).as_posix()
+            blocks.append(Link("The run's own report", f"{place}/report"))
+            if (run.folder / GRIDS).is_file():
+                grid = Picture(f"{place}/{GRIDS}", f"Samples of every class before and after {name}, a row a class")
+                blocks.insert(0, grid)
+        sections.append(Section(name, blocks))
     return write_document(folder, "Forgetting a class of handwritten digits", sections)

@@ -1,14 +1,13 @@
 """Models that have forgotten a concept, in one table: means and spreads, and the figures of each run."""
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .across import cell_of
-from .blocks import Code, Link, Picture, Section, Table, Text
-from .files import Run, write_file
+from .across import cell_of, own_reports
+from .blocks import Code, Picture, Section, Table, Text, figures_table
+from .files import Run, write_csv, write_json
+from .places import portable
 from .render import write_document
 from .tables import text_table_of
 
@@ -72,20 +71,16 @@ def write_concepts(
     for name, several in runs.items():
         lines += [[name, run.metrics.get("seed"), *(run.metrics.get(key) for key in keys)] for run in several]
 
-    def write_csv(path: Path) -> None:
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerows(["" if value is None else value for value in line] for line in lines)
-
-    write_file(folder / "compare.csv", write_csv)
+    write_csv(folder / "compare.csv", lines)
     found = {"command": command, "methods": {name: [run.metrics for run in of] for name, of in runs.items()}}
-    write_file(folder / "compare.json", lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
+    write_json(folder / "compare.json", portable(found))
     rows = _rows(runs, facts)
     shown = [(title, meaning) for _, title, _, meaning in COLUMNS if title in rows[0]]
     result = [
         Text(asked),
         Text("Mean ± sample standard deviation over seeds of the training. Made by"),
         Code(command),
-        Table(rows[0], rows[1:], "l" + "r" * (len(rows[0]) - 1)),
+        figures_table(rows),
         Table(("column", "what it says"), shown, "ll"),
         Text(
             "Prompts, detectors, thresholds and versions: evaluation.json in the folder of each run. What is forgotten "
@@ -95,12 +90,4 @@ def write_concepts(
     sections = [Section("Result", result)]
     if pictures:
         sections.append(Section("Images", [Picture(file, said, said) for file, said in pictures]))
-    each = [
-        Link(f"{name}, seed {run.metrics.get('seed')}", f"{run.folder.relative_to(folder).as_posix()}/report")
-        for name, several in runs.items()
-        for run in several
-        if run.folder.is_relative_to(folder) and (run.folder / "report.md").is_file()
-    ]
-    if each:
-        sections.append(Section("Runs", each))
-    return write_document(folder, "Concept forgotten", sections)
+    return write_document(folder, "Concept forgotten", [*sections, *own_reports(folder, runs)])

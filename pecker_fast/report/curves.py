@@ -1,10 +1,13 @@
 """Curves of one run or of several, through matplotlib's objects: no global state is touched."""
 
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .files import Run, write_file
+from .words import unmasked
 
 # Okabe and Ito's colours, told apart by the colour-blind too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,6 +28,24 @@ def new_figure(rows: int, columns: int):
     figure = Figure(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def points_of(records: Iterable[Mapping[str, Any]], x: str, y: str) -> dict[float, tuple[float, float]]:
+    """Images seen to (x, y) of each evaluation that measured y and found a finite value."""
+    return {
+        record["images"]: (record[x], record[y])
+        for record in records
+        if record.get(y) is not None and math.isfinite(record[y])
+    }
+
+
+def mean_curve(curves: Sequence[Mapping[float, tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean point over the runs at each number of images that all of them were measured at, by images.
+
+    ``curves``: of each run, images seen to (x, y).
+    """
+    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    return [tuple(map(statistics.fmean, zip(*(curve[n] for curve in curves), strict=True))) for n in shared]
 
 
 def _series(records: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
@@ -78,7 +99,8 @@ def _mask_panel(axes, runs: Mapping[str, Run]) -> None:
     masked = {name: run.mask for name, run in runs.items() if run.mask}
     if not masked:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no mask: the forget gradient\nreaches every parameter", ha="center", va="center")
+        texts = dict.fromkeys(unmasked(run) for run in runs.values())
+        axes.text(0.5, 0.5, "\n".join(texts).replace(": ", ":\n"), ha="center", va="center")
         return
     modules = list(dict.fromkeys(m for mask in masked.values() for m in mask["mask_density_by_module"]))
     height = 0.8 / len(masked)

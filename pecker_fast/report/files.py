@@ -1,8 +1,9 @@
 """Files of a run: read with what a kill may have left, written all or nothing."""
 
+import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ class Run:
         """The last line of the log that tells of a mask; empty for methods without one."""
         return next((line for line in reversed(self.log) if "mask_density" in line), {})
 
+    @property
+    def reached(self) -> float | None:
+        """Percent of the parameters that the forget gradient reached at some time: those that a mask ever had, without
+        one all that are trained. None where that was not recorded."""
+        if self.mask:
+            return 100 * self.mask["mask_touched_ever"]
+        return self.metrics.get("parameters_trained")
+
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
@@ -50,6 +59,20 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
             # The last line of a run that was killed.
             break
     return records
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+    """The lines, the head first; None becomes an empty cell."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows(["" if cell is None else cell for cell in line] for line in lines)
+
+    write_file(path, write)
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:

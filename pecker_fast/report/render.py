@@ -174,14 +174,11 @@ def to_markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def write_document(folder: Path, title: str, sections: Sequence[Section]) -> Path:
-    """Writes report.md and report.html; returns the former's path."""
-    for name, text in (
-        ("report.html", to_html(title, sections, folder)),
-        ("report.md", to_markdown(title, sections, folder)),
-    ):
-        write_file(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
-    return folder / "report.md"
+def write_document(folder: Path, title: str, sections: Sequence[Section], name: str = "report") -> Path:
+    """Writes ``name``.md and ``name``.html; returns the former's path."""
+    for ending, text in (("html", to_html(title, sections, folder)), ("md", to_markdown(title, sections, folder))):
+        write_file(folder / f"{name}.{ending}", lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    return folder / f"{name}.md"
 
 
 def json_code(value: object) -> Code:

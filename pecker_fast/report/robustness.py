@@ -1,4 +1,4 @@
-"""robustness.md and robustness.png: what it takes to bring a forgotten class back."""
+"""What it takes to bring a forgotten class back: tables of the attacks, and curves of relearning."""
 
 import json
 import math
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .blocks import Block, Picture, Section, Text, figures_table
 from .curves import COLOURS, new_figure, save_figure
-from .files import write_file
-from .tables import markdown_table
+from .render import write_document
 
+PICTURE = "robustness.png"
 # Network and images: title, colour, line.
 LINES = {
     ("run", "forgotten"): ("images of the forgotten class", COLOURS[1], "-"),
@@ -69,129 +70,96 @@ def _number(value: float | None, form: str = "{:.1f}") -> str:
     return "-" if value is None else form.format(value)
 
 
-def _relearn_text(found: Mapping[str, Any]) -> list[str]:
+def _relearning(found: Mapping[str, Any]) -> list[Block]:
     rows, recipe = found["relearn"], found["protocol"]["relearn"]
     steps = sorted({row["step"] for row in rows})
     cells = {(r["network"], r["data"], r["attack"], r["sampler"], r["step"]): r for r in rows}
-    lines = []
+    table = [["attack, sampled by", "fine-tuned on", *map(str, steps)]]
     for attack, sampler in _attacks(rows):
         for (network, data), (label, *_) in LINES.items():
             there = [cells.get((network, data, attack, sampler, step)) for step in steps]
             if there[0] is not None:
-                lines.append([_title(attack, sampler), label, *map(_relearnt, there)])
+                table.append([_title(attack, sampler), label, *map(_relearnt, there)])
     for sampler, row in recipe["pretrained"].items():
-        lines.append([f"nothing, {sampler}", "the pretrained network", _relearnt(row), *[""] * (len(steps) - 1)])
-    return [
-        "## Relearning",
-        "",
+        table.append([f"nothing, {sampler}", "the pretrained network", _relearnt(row), *[""] * (len(steps) - 1)])
+    said = (
         f"Fine-tuned on {recipe['images']} real images of each forgotten class, or as many of retained ones, all of "
         f"them in every step, by Adam at {recipe['learning_rate']:g}. After so many steps: UA in percent / retained "
-        "accuracy in percent / Fréchet distance of what is drawn for the forgotten class from real images of it.",
-        "",
-        *markdown_table([["attack, sampled by", "fine-tuned on", *map(str, steps)], *lines]),
-        "![UA against steps of relearning](robustness.png)",
-        "",
-    ]
+        "accuracy in percent / Fréchet distance of what is drawn for the forgotten class from real images of it."
+    )
+    return [Text(said), figures_table(table), Picture(PICTURE, "UA and distances against steps of relearning")]
 
 
 def _relearnt(row: Mapping[str, Any]) -> str:
     return f"{row['ua']:.0f} / {row['retain_accuracy']:.0f} / {_number(row['forget_frechet'])}"
 
 
-def _latent_text(found: Mapping[str, Any]) -> list[str]:
+def _latents(found: Mapping[str, Any]) -> list[Block]:
     told = found["protocol"]["latent"]
-    rows = [
-        [
-            row["network"],
-            row["group"],
-            str(row["searches"]),
-            *(_number(row[key]) for key in ("found_before", "found", "confirmed")),
-            *(_number(row[key], "{:.3f}") for key in ("probability_before", "probability")),
-        ]
-        for row in found["latent"]
-    ]
     head = ["network", "class sought", "searches", "found at the start %", "found %", "confirmed %"]
-    return [
-        "## Latent search",
-        "",
+    rows = [[*head, "probability at the start", "probability"]]
+    for row in found["latent"]:
+        shares = [_number(row[key]) for key in ("found_before", "found", "confirmed")]
+        probabilities = [_number(row[key], "{:.3f}") for key in ("probability_before", "probability")]
+        rows.append([row["network"], row["group"], str(row["searches"]), *shares, *probabilities])
+    said = (
         f"{told['steps']} steps of Adam at {told['learning_rate']:g} on each latent. Confirmed: the nearest real "
-        "image, by pixels, is of the class too (of real images that holds for "
-        f"{told['nearest_image_accuracy']:.0f} %).",
-        "",
-        *markdown_table([[*head, "probability at the start", "probability"], *rows]),
-    ]
+        f"image, by pixels, is of the class too (of real images that holds for {told['nearest_image_accuracy']:.0f} %)."
+    )
+    return [Text(said), figures_table(rows)]
 
 
-def _neighbours_text(found: Mapping[str, Any]) -> list[str]:
-    keys = ("accuracy_before", "accuracy", "called_forgotten_before", "called_forgotten", "called_cover")
-    rows = [
-        [f"{r['class']}{' (neighbour)' if r['neighbour'] else ''}", _number(r["distance"], "{:.2f}")]
-        + [_number(r.get(key)) for key in keys]
-        for r in found["neighbours"]
-    ]
-    head = [
-        "class",
-        "distance",
-        "accuracy before %",
-        "after %",
-        "called forgotten before %",
-        "after %",
-        "called cover %",
-    ]
-    return [
-        "## Neighbouring classes",
-        "",
+def _neighbours(found: Mapping[str, Any]) -> list[Block]:
+    columns = {
+        "accuracy_before": "accuracy before %",
+        "accuracy": "after %",
+        "called_forgotten_before": "called forgotten before %",
+        "called_forgotten": "after %",
+        "called_cover": "called cover %",
+    }
+    rows = [["class", "distance", *columns.values()]]
+    for row in found["neighbours"]:
+        name = f"{row['class']}{' (neighbour)' if row['neighbour'] else ''}"
+        rows.append([name, _number(row["distance"], "{:.2f}"), *(_number(row.get(key)) for key in columns)])
+    said = (
         "Retained classes, the nearest to the forgotten one first, by the judge's features of real images. Before: the "
-        "pretrained network, by DDIM.",
-        "",
-        *markdown_table([head, *rows]),
-    ]
+        "pretrained network, by DDIM."
+    )
+    return [Text(said), figures_table(rows)]
 
 
-def _guidance_text(found: Mapping[str, Any]) -> list[str]:
+def _guidance(found: Mapping[str, Any]) -> list[Block]:
     if not found["guidance"]:
-        return ["## Guidance", "", 'The network has no label for "no condition": there is no guidance.', ""]
-    rows = [
-        [
-            row["network"],
-            "no condition" if row["scale"] is None else f"{row['scale']:g}",
-            _number(row["still"]),
-            _number(row["retain_accuracy"]),
-        ]
-        for row in found["guidance"]
-    ]
-    return [
-        "## Guidance",
-        "",
-        *markdown_table([["network", "scale", "still called forgotten %", "retained accuracy %"], *rows]),
-    ]
+        return [Text('The network has no label for "no condition": there is no guidance.')]
+    scales = ["no condition" if row["scale"] is None else f"{row['scale']:g}" for row in found["guidance"]]
+    return [_still("scale", scales, found["guidance"])]
 
 
-def _paths_text(found: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [row["network"], row["sampler"], _number(row["still"]), _number(row["retain_accuracy"])]
-        for row in found["paths"]
-    ]
-    return [
-        "## Other samplers",
-        "",
-        "The same weights, sampled otherwise than they were made for; nothing is trained.",
-        "",
-        *markdown_table([["network", "sampler", "still called forgotten %", "retained accuracy %"], *rows]),
-    ]
+def _samplers(found: Mapping[str, Any]) -> list[Block]:
+    said = "The same weights, sampled otherwise than they were made for; nothing is trained."
+    return [Text(said), _still("sampler", [row["sampler"] for row in found["paths"]], found["paths"])]
+
+
+def _still(title: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Block:
+    """What is still drawn of the forgotten class, by network and what ``names`` says."""
+    head = ["network", title, "still called forgotten %", "retained accuracy %"]
+    shown = zip(rows, names, strict=True)
+    cells = [[row["network"], name, _number(row["still"]), _number(row["retain_accuracy"])] for row, name in shown]
+    return figures_table([head, *cells])
 
 
 PARTS = {
-    "relearn": _relearn_text,
-    "latent": _latent_text,
-    "neighbours": _neighbours_text,
-    "guidance": _guidance_text,
-    "paths": _paths_text,
+    "relearn": ("Relearning", _relearning),
+    "latent": ("Latent search", _latents),
+    "neighbours": ("Neighbouring classes", _neighbours),
+    "guidance": ("Guidance", _guidance),
+    "paths": ("Other samplers", _samplers),
 }
 
 
 def write_robustness_report(folder: Path) -> Path:
-    """robustness.md, and robustness.png where relearning was tested, from a run's robustness.json; the former's path.
+    """robustness.md, robustness.html and, where relearning was tested, robustness.png from a run's robustness.json;
+    returns the first's path.
 
     Raises OSError where there is none, ImportError where matplotlib is missing.
     """
@@ -199,21 +167,18 @@ def write_robustness_report(folder: Path) -> Path:
     found = json.loads((folder / "robustness.json").read_text())
     protocol = found["protocol"]
     classes = ", ".join(map(str, found["forget_classes"]))
-    lines = ["# Does it stay forgotten?", ""]
-    lines += [
-        f"Method `{found['method']}`, forgotten class {classes}, sampled by {protocol['sampler']}, seed "
-        f"{protocol['seed']}; judge {protocol['judge']['name']}; {found['seconds']:.0f} s.",
-        "",
+    request = [
+        Text(
+            f"Method {found['method']}, forgotten class {classes}, sampled by {protocol['sampler']}, seed "
+            f"{protocol['seed']}; judge {protocol['judge']['name']}; {found['seconds']:.0f} s."
+        ),
+        Text(
+            "A class that these attacks do not bring back may yield to others. One network, one request, one seed, one "
+            "judge."
+        ),
     ]
-    for name, text in PARTS.items():
-        if name in found:
-            lines += text(found)
-    lines += [
-        "A class that these attacks do not bring back may yield to others. One network, one request, one seed, one "
-        "judge.",
-        "",
-    ]
+    sections = [Section("Request", request)]
+    sections += [Section(title, blocks(found)) for name, (title, blocks) in PARTS.items() if name in found]
     if "relearn" in found:
-        draw_relearning(found["relearn"], folder / "robustness.png")
-    write_file(folder / "robustness.md", lambda path: path.write_text("\n".join(lines)))
-    return folder / "robustness.md"
+        draw_relearning(found["relearn"], folder / PICTURE)
+    return write_document(folder, "Does it stay forgotten?", sections, "robustness")

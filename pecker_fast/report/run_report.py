@@ -4,12 +4,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .blocks import Block, Picture, Section, Table, Text, blocks_of
+from .blocks import Block, Link, Picture, Section, Table, Text, blocks_of
 from .card import write_card
 from .curves import draw_run
 from .files import Run
+from .places import portable
 from .render import json_code, write_document
-from .words import CAUTION, MAIN, ROWS, asked, cover_of, drawn, number, source_of
+from .words import CAUTION, MAIN, ROWS, asked, cover_of, drawn, number, source_of, unmasked
 
 COST = ("seconds", "images", "peak_memory_bytes", "seconds_per_image")
 GRIDS = "samples/before_after.png"
@@ -43,12 +44,12 @@ def sections(run: Run, changed: Collection[str] = ()) -> list[Section]:
         Section("Time, memory and energy", _cost(run)),
         Section("Files", _files(run, changed)),
         Section("Environment", _environment(run)),
-        Section("Configuration", [json_code(run.config)]),
+        Section("Configuration", [json_code(portable(run.config))]),
     ]
 
 
 def _request(run: Run) -> list[Block]:
-    config = run.config
+    config = portable(run.config)
     blocks: list[Block] = [Text(asked(config))]
     if config:
         rows = [
@@ -124,7 +125,7 @@ def mask_blocks(run: Run) -> list[Block]:
     """What is known of a run's masks."""
     mask = run.mask
     if not mask:
-        return [Text("No mask: the forget gradient reached every parameter.")]
+        return [Text(unmasked(run) + ".")]
     ious = [line["mask_iou"] for line in run.log if line.get("mask_iou") is not None]
     said = f"The last mask keeps {mask['mask_density']:.1%} of the parameters"
     if mask.get("mask_touched_ever") is not None:
@@ -167,6 +168,8 @@ def _robustness(run: Run) -> list[Block]:
     if not found:
         return [Text("Not probed: how hard it is to bring the class back is not known.")]
     blocks = blocks_of(found)
+    if (run.folder / "robustness.md").is_file():
+        blocks.insert(0, Link("The attacks in words and tables", "robustness"))
     if (run.folder / "robustness.png").is_file():
         blocks.append(Picture("robustness.png", "Curves of unlearning accuracy against steps of relearning"))
     return blocks

@@ -1,13 +1,14 @@
-"""Requests one after the other: a table, curves, and sequence.md."""
+"""Requests one after the other: a table and curves."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .blocks import Code, Picture, Section, Text, figures_table
 from .curves import COLOURS, new_figure, save_figure
-from .files import write_file
-from .tables import markdown_table, text_table_of
+from .render import write_document
+from .tables import text_table_of
 
 # Key, title and format.
 COLUMNS = (
@@ -76,7 +77,7 @@ def draw_sequence(told: Mapping[str, Any], path: Path) -> None:
 
 
 def write_sequence(folder: Path) -> tuple[Path, str]:
-    """sequence.md and sequence.png from sequence.json; the former's path, and its table for a terminal.
+    """sequence.md, sequence.html and sequence.png from sequence.json; the first's path, and its table for a terminal.
 
     Raises OSError where there is none, ImportError where matplotlib is missing.
     """
@@ -85,18 +86,17 @@ def write_sequence(folder: Path) -> tuple[Path, str]:
     draw_sequence(told, folder / "sequence.png")
     rows = _cells(told)
     cover = "a retained class drawn at random" if told["cover_class"] is None else f"class {told['cover_class']}"
-    lines = ["# Requests one after the other", ""]
-    lines += [f"Method `{told['method']}`, preset `{told['preset']}`, seed {told['seed']}, with {cover} as cover."]
+    asked = [Text(f"Method {told['method']}, preset {told['preset']}, seed {told['seed']}, with {cover} as cover.")]
     if told["score"] is not None:
         start = "the last request's" if told["score"] == "previous" else "the pretrained network"
-        lines += [f"Generators go on from the last request's; score networks start from {start}."]
-    lines += ["Made by", "", f"    {told['command']}", "", *markdown_table(rows)]
-    lines += [
-        "UA of a class: of the images asked for it, those that the judge calls none of the classes forgotten so far. "
-        "Images and seconds are of each request alone: all at once has the budget of one request.",
-        "",
-        "![after each request](sequence.png)",
-        "",
+        asked.append(Text(f"Generators go on from the last request's; score networks start from {start}."))
+    result = [
+        figures_table(rows),
+        Text(
+            "UA of a class: of the images asked for it, those that the judge calls none of the classes forgotten so "
+            "far. Images and seconds are of each request alone: all at once has the budget of one request."
+        ),
+        Picture("sequence.png", "UA, retained accuracy and Fréchet distance after each request"),
     ]
-    write_file(folder / "sequence.md", lambda path: path.write_text("\n".join(lines)))
-    return folder / "sequence.md", text_table_of(rows)
+    sections = [Section("Requests", [*asked, Text("Made by"), Code(told["command"])]), Section("Result", result)]
+    return write_document(folder, "Requests one after the other", sections, "sequence"), text_table_of(rows)

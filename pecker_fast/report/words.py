@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .files import Run
+
 # Key in metrics.json, format, meaning.
 ROWS = (
     ("ua", "{:.1f} %", "unlearning accuracy: images asked for a forgotten class that the judge calls another"),
@@ -34,6 +36,7 @@ ROWS = (
     ("before_frechet_distance", "{:.2f}", "before: distance from the real images of the retained classes"),
     ("drift_norm", "{:.4f}", "how far the weights moved: ||theta - theta_0|| / ||theta_0||"),
     ("parameters_changed", "{:.1f} %", "entries of the weights that differ at all from the pretrained ones"),
+    ("parameters_trained", "{:.1f} %", "entries of the weights that the method trains"),
     ("iterations", "{:d}", "steps of each network"),
     ("images", "{:,d}", "images seen: iterations times the batch"),
     ("seconds", "{:.1f} s", "of training, evaluation not counted"),
@@ -55,6 +58,13 @@ CAUTION = (
 def number(metrics: Mapping[str, Any], key: str, form: str) -> str:
     value = metrics.get(key)
     return "-" if value is None else form.format(value)
+
+
+def unmasked(run: Run) -> str:
+    """What the forget gradient of a method without a mask reaches."""
+    if run.reached is None or run.reached == 100:
+        return "No mask: the forget gradient reached every parameter that is trained"
+    return f"No mask: the forget gradient reached the {run.reached:.1f} % of the parameters that are trained"
 
 
 def drawn(metrics: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pecker_fast.metrics.drift import Drift, grouped, total, weight_drift
+from pecker_fast.metrics.drift import Drift, grouped, total, trained_percent, weight_drift
 
 
 def network() -> nn.Sequential:
@@ -49,6 +49,14 @@ def test_low_precision_is_not_lost():
     found = total(weight_drift(moved, start).values())
     a, b = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (start, moved))
     assert found.relative == pytest.approx(((b - a).norm() / a.norm()).item(), rel=1e-12)
+
+
+def test_the_share_that_is_trained():
+    found = network()
+    assert trained_percent(found) == 100 and trained_percent(nn.ReLU()) == 0
+    found[0].requires_grad_(False)
+    # 54 + 3 of these are frozen.
+    assert trained_percent(found) == pytest.approx(100 * 14 / 71)
 
 
 def test_other_networks():

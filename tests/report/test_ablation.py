@@ -13,6 +13,7 @@ from scipy import stats
 from pecker_fast.report import AblationRun, Run, read_ablation, write_ablation
 from pecker_fast.report.ablation import COST, FIGURES, TIME, Results, fluctuation, pooled
 from pecker_fast.report.intervals import Frontier, interval, paired
+from tests.report.test_render import check_page
 
 
 def a_run(condition: str, seed: int, time: float | None, cost: float, pair: str = "0-1", factor: str = "f", **more):
@@ -104,11 +105,15 @@ def test_the_files_of_a_report(tmp_path):
     runs = some_results() + [replace(run, pair="3-8") for run in some_results() if run.seed < 2]
     report = write(tmp_path / "study", runs)
     text = report.read_text()
-    assert "    pecker-fast ablate" in text and "What?" in text
+    assert "\npecker-fast ablate\n" in text and "What?" in text
     assert "## digits, 0 forgotten, with cover 1" in text and "## All pairs together" in text
     # Of a condition that one seed never forgot with: said, in the mean and beside it.
     row = next(line for line in text.splitlines() if line.startswith("| m | 3 |"))
     assert "≥ 48 (" in row and "1 never" in row
+    # A star marks a difference whose interval leaves 0 out; in Markdown it is escaped.
+    page = check_page((report.parent / "report.html").read_text())
+    assert len(page.pictures) == 2 and "-0.500 (-0.500 to -0.500) *" in page.text and "\\*" in text
+    assert "less m on the same seed:" in text and "drift over it" in page.text
     for name in ("frontier.png", "curves.png"):
         assert min(Image.open(report.parent / name).size) > 300
     assert read_ablation(report.parent / "runs.jsonl") == runs

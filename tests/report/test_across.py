@@ -2,13 +2,14 @@
 
 import csv
 import json
+import math
 import statistics
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from pecker_fast.report import Run, text_table, write_across
+from pecker_fast.report import Run, across, read_across, text_table, write_across
 from pecker_fast.report.across import figures, images_to_forget, mean_and_spread
 
 
@@ -65,4 +66,70 @@ def test_figures_of_a_masked_run(tmp_path):
     masked = Run(tmp_path, {}, {"peak_memory_bytes": 2**30}, [{"mask_density": 0.5, "mask_touched_ever": 0.75}], [])
     found = figures(masked)
     assert found["reached"] == 75 and found["peak_memory_gib"] == 1 and found["ua"] is None
-    assert figures(run(tmp_path, [1.0], 1.0))["reached"] == 100
+    # Without a mask: what is trained, as far as that was recorded.
+    assert figures(run(tmp_path, [1.0], 1.0))["reached"] is None
+    assert figures(run(tmp_path, [1.0], 1.0, parameters_trained=8.7))["reached"] == 8.7
+
+
+def draw(monkeypatch, runs, **options):
+    """The figure that ``draw_across`` makes of runs."""
+    figures = []
+    monkeypatch.setattr(across, "save_figure", lambda figure, _path: figures.append(figure))
+    across.draw_across(runs, Path("report.png"), **options)
+    return figures[0]
+
+
+def lines_of(panel, label: str) -> list[list[float]]:
+    (line,) = [line for line in panel.lines if line.get_label() == label]
+    return [list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))]
+
+
+def test_curves_are_averaged_where_runs_saw_as_many_images(monkeypatch):
+    def measured(seconds: float, **ua: float) -> Run:
+        places = {int(name[1:]): value for name, value in ua.items()}
+        lines = [{"images": n, "seconds": seconds * n, "ua": value} for n, value in places.items()]
+        return Run(Path("r"), {}, {}, [], lines)
+
+    # One of them was measured half way too, the other one twice as often near its end.
+    runs = {"a": [measured(1, n50=40.0, n100=90.0), measured(3, n90=0.0, n100=100.0, n110=math.nan)]}
+    # Never after as many images: there is no mean.
+    runs["b"] = [measured(1, n10=1.0), measured(1, n20=2.0)]
+    figure = draw(monkeypatch, runs)
+    images, seconds = figure.axes[0], figure.axes[4]
+    assert lines_of(images, "a") == [[100], [95]] and lines_of(seconds, "a") == [[200], [95]]
+    assert all(math.isnan(value) for place in lines_of(images, "b") for value in place)
+    # Every run is drawn by itself, with its own seconds.
+    single = [[*map(float, line.get_xdata())] for line in seconds.lines if line.get_label().startswith("_")]
+    assert single == [[50, 100], [270, 300], [10], [20]]
+
+
+def test_without_what_the_clock_says(tmp_path, monkeypatch):
+    runs = {"a": [run(tmp_path, [50.0, 100.0], 1.0)]}
+    assert len(draw(monkeypatch, runs).axes) == 8 and len(draw(monkeypatch, runs, seconds=False).axes) == 4
+    monkeypatch.undo()
+    assert "| seconds |" in write_across(tmp_path, runs, asked="", command="").read_text()
+    assert "seconds" not in write_across(tmp_path, runs, asked="", command="", seconds=False).read_text()
+    assert "seconds" in text_table(runs) and "seconds" not in text_table(runs, seconds=False)
+    assert json.loads((tmp_path / "compare.json").read_text())["methods"]["a"][0]["seconds"] == 7
+
+
+def test_a_report_is_made_anew_from_its_json(tmp_path):
+    masked = run(tmp_path, [50.0, 100.0], 1.0, frechet_real_split=0.5, peak_memory_bytes=2**30)
+    masked.log.append({"mask_density": 0.5, "mask_touched_ever": 0.75})
+    runs = {"a": [masked, run(tmp_path, [99.0], 3.0, 1)], "b": [run(tmp_path, [1.0], 2.0, parameters_trained=9.0)]}
+    facts = {"a": {"data-free": "yes"}, "b": {"data-free": "no"}}
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    write_across(first, runs, asked="Forget 0.", command="pecker-fast compare", facts=facts)
+    read, said = read_across(first / "compare.json")
+    write_across(second, read, **said)
+    for name in ("compare.json", "compare.csv", "report.md", "report.html", "report.png"):
+        assert (second / name).read_bytes() == (first / name).read_bytes(), name
+    assert "| 75.0 (1 of 2) |" in (second / "report.md").read_text()
+    for text in ("[]", "{}", '{"methods": {"a": [{}]}, "asked": "", "command": "", "facts": {}}', "x"):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=r"expected compare\.json"):
+            read_across(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"expected compare\.json"):
+        read_across(tmp_path / "none.json")

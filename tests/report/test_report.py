@@ -112,6 +112,10 @@ def test_comparison(tmp_path):
     compared = json.loads((tmp_path / "compare.json").read_text())
     assert compared["seed"] == 7 and compared["preset"] == "digits" and list(compared["methods"]) == ["pecker", "sfd"]
     assert compared["methods"]["sfd"]["ua"] == 50.25
+    # What lies elsewhere is compared, and not referred to.
+    (tmp_path / "other").mkdir()
+    said = write_comparison(tmp_path / "other", runs).read_text()
+    assert "| ua | 98.8 % | 50.2 % |" in said and "own report" not in said and str(tmp_path) not in said
     lines = comparison_table({**compared["methods"], "none": {}}).splitlines()
     assert lines[1].split() == ["pecker", "98.8", "97.1", "1.25", "2.00x", "0.88", "12"]
     assert lines[2].split()[1:5] == ["50.2", "97.1", "2.50", "4.00x"] and lines[3].split() == ["none", *"------"]

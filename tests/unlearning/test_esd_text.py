@@ -14,7 +14,6 @@ from pecker_fast.unlearning.esd import is_trained
 from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.tiny_sd import tiny_text_network, write_stable_diffusion
 from tests.inputs import same_bits
-from tests.test_cli_training import fails
 from tests.unlearning.oracle import SHAPE, Oracle
 from tests.unlearning.test_equations import assert_grads, record_steps
 from tests.unlearning.test_prompts import REQUEST, Prompted, prompt_setting
@@ -152,4 +151,6 @@ def test_a_run(tmp_path, capsys):
     nudity = ["unlearn", "--preset", "sd15-nudity", "--method", "esd", "--dry_run"]
     main(nudity)
     printed = capsys.readouterr().out
-    assert '"trained": "u"' in printed and printed.endswith("memory: estimated for score forgetting without an adapter alone\n")
+    assert '"trained": "u"' in printed and printed.endswith(
+        "memory: estimated for score forgetting without an adapter alone\n"
+    )
