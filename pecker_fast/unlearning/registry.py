@@ -15,7 +15,8 @@ def _methods() -> dict[str, type[Method]]:
     found = {}
     for module in pkgutil.iter_modules(paths, package + "."):
         for _, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            if issubclass(value, Method) and value.__module__ == module.name and "name" in vars(value):
+            # First the module: Python 3.10 takes aliases such as Callable[[], int] for classes, and issubclass does not.
+            if value.__module__ == module.name and issubclass(value, Method) and "name" in vars(value):
                 if value.name in found:
                     raise RuntimeError(f"two methods are called {value.name!r}: {found[value.name]} and {value}")
                 found[value.name] = value
