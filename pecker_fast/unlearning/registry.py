@@ -15,7 +15,7 @@ def _methods() -> dict[str, type[Method]]:
     found = {}
     for module in pkgutil.iter_modules(paths, package + "."):
         for _, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            # First the module: Python 3.10 takes aliases such as Callable[[], int] for classes, and issubclass does not.
+            # Modules first: to Python 3.10 Callable[[], int] is a class, which issubclass then does not take.
             if value.__module__ == module.name and issubclass(value, Method) and "name" in vars(value):
                 if value.name in found:
                     raise RuntimeError(f"two methods are called {value.name!r}: {found[value.name]} and {value}")
