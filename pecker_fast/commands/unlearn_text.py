@@ -10,17 +10,15 @@ from typing import Any
 import torch
 
 from ..diffusion import NoiseSchedule, StableDiffusion, save_text_pipeline
-from ..environment import environment
 from ..parallel import World, world
-from ..profiling import Regions, peak_memory_bytes
-from ..report import write_run_report
+from ..profiling import Regions
 from ..training.loop import LoopOptions, Progress
 from ..training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
 from ..training.presets import method_loop, method_options
 from ..training.text_presets import text_preset
 from ..unlearning import Method, Phase, Setting, method_class
 from ..unlearning.options import ScoreForgettingOptions
-from .audit import record_hashes
+from .audit import record_result, record_weights
 from .options import ComputeArguments, prepare_folder, report_profile, weights_hash, write_json
 from .running import Running
 from .text_card import write_text_card
@@ -198,26 +196,17 @@ def _finish(
     progress: Progress,
     source: str,
 ) -> dict[str, Any]:
-    folder = args.output_dir
-    with method.phases[-1].averaged() as averaged:
+    folder, phase = args.output_dir, method.phases[-1]
+    metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampling()}
+    # The teacher may have been rounded since (teacher_dtype): how far weights moved is told from what was read.
+    start = setting.initial_generator
+    start = model.load_unet() if start is None else start.unet
+    with phase.averaged() as averaged:
         pictures.both(before, pictures.after(averaged))
         save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
-    metrics = {
-        "method": args.method,
-        "seed": args.compute.seed,
-        "pretrained": source,
-        "weights": "live" if args.options.ema_decay is None else "ema",
-        **method.sampling(),
-        "images": progress.images,
-        "iterations": progress.step,
-        "seconds": progress.seconds,
-        "peak_memory_bytes": peak_memory_bytes(setting.device),
-    }
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "environment.json", environment())
-    record_hashes(folder)
+        metrics |= record_weights(folder, averaged, start, phase.last_mask())
     write_text_card(folder, args.describe(), source)
-    write_run_report(folder)
+    record_result(folder, metrics, args.options.ema_decay, progress, setting.device)
     return metrics
 
 

@@ -14,7 +14,6 @@ from pecker_fast.unlearning.esd import is_trained
 from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.tiny_sd import tiny_text_network, write_stable_diffusion
 from tests.inputs import same_bits
-from tests.test_cli_training import fails
 from tests.unlearning.oracle import SHAPE, Oracle
 from tests.unlearning.test_equations import assert_grads, record_steps
 from tests.unlearning.test_prompts import REQUEST, Prompted, prompt_setting
@@ -138,6 +137,12 @@ def test_a_run(tmp_path, capsys):
     old = safetensors.torch.load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
     changed = {name for name, value in pipe.unet.state_dict().items() if not torch.equal(value, old[name])}
     assert changed and all(".attn2." in name for name in changed)
+    drift = json.loads((run / "drift.json").read_text())
+    still = {name for name, said in drift["layers"].items() if said["changed"] == 0}
+    assert still and not any(".attn2." in name for name in still) and not (run / "mask.safetensors").exists()
+    assert {name for name, said in drift["layers"].items() if said["changed"]} == {
+        n.rpartition(".")[0] for n in changed
+    }
     card = (run / "README.md").read_text()
     assert "StableDiffusionPipeline" in card and "one step" not in card and "{" not in card
     # Gone on with from a checkpoint, it ends with the same bits.
@@ -152,4 +157,6 @@ def test_a_run(tmp_path, capsys):
     nudity = ["unlearn", "--preset", "sd15-nudity", "--method", "esd", "--dry_run"]
     main(nudity)
     printed = capsys.readouterr().out
-    assert '"trained": "u"' in printed and printed.endswith("memory: estimated for score forgetting without an adapter alone\n")
+    assert '"trained": "u"' in printed and printed.endswith(
+        "memory: estimated for score forgetting without an adapter alone\n"
+    )
