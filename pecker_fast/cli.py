@@ -27,6 +27,7 @@ from .commands.delta import delta
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.evaluate_concept import evaluate_concept
+from .commands.fisher import fisher_arguments, run_fisher
 from .commands.pretrain import PretrainArguments, run_pretrain
 from .commands.robustness import robustness
 from .commands.sample import mask, sample
@@ -105,7 +106,12 @@ def bench(
 def unlearn() -> None:
     """Makes a pretrained network forget classes, --preset digits|digits16|cifar10|stl10, --method pecker|pecker+|sfd|
     retrain|salun|selective_amnesia|esd, or a Stable Diffusion a concept, --preset sd15-celebrity|sd15-nudity, --method
-    pecker|pecker+|sfd."""
+    pecker|pecker+|sfd|selective_amnesia|esd."""
+
+
+def fisher() -> None:
+    """Computes the Fisher information of a Stable Diffusion, on images that it draws of what is to stay, for
+    unlearn --method selective_amnesia --fisher FILE: --preset sd15-celebrity|sd15-nudity."""
 
 
 def pretrain() -> None:
@@ -123,6 +129,7 @@ COMMANDS = {
     "sequence": sequence,
     "report": audit_report,
     "pretrain": pretrain,
+    "fisher": fisher,
     "sample": sample,
     "convert": convert,
     "delta": delta,
@@ -141,11 +148,23 @@ def _parse_unlearn(arguments: list[str]) -> Callable[[], None]:
     text = known.preset in TEXT_PRESETS
     base, command = (UnlearnTextArguments, run_unlearn_text) if text else (UnlearnArguments, run_unlearn)
     default = base.defaults(known.preset, known.method)
+    return functools.partial(command, _parse_method(default, "unlearn", unlearn.__doc__, rest))
+
+
+def _parse_method(default, name: str, description: str | None, arguments: list[str]):
     # The options' type is the method's own.
     options = ("options", type(default.options), dataclasses.field(default=default.options))
-    kind = dataclasses.make_dataclass(base.__name__, [options], bases=(base,), frozen=True)
+    kind = dataclasses.make_dataclass(type(default).__name__, [options], bases=(type(default),), frozen=True)
     values = {item.name: getattr(default, item.name) for item in dataclasses.fields(default)}
-    return functools.partial(command, _parse_dataclass(kind, kind(**values), "unlearn", unlearn.__doc__, rest))
+    return _parse_dataclass(kind, kind(**values), name, description, arguments)
+
+
+def _parse_fisher(arguments: list[str]) -> Callable[[], None]:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="sd15-celebrity")
+    known, rest = early.parse_known_args(arguments)
+    default = fisher_arguments(known.preset)
+    return functools.partial(run_fisher, _parse_method(default, "fisher", fisher.__doc__, rest))
 
 
 def _parse_pretrain(arguments: list[str]) -> Callable[[], None]:
@@ -177,7 +196,12 @@ def _parse_compare(arguments: list[str]) -> Callable[[], None]:
     return tyro.cli(_bound(compare_concepts if text else compare), prog="pecker-fast compare", args=arguments)
 
 
-CONFIGURED = {"unlearn": _parse_unlearn, "pretrain": _parse_pretrain, "compare": _parse_compare}
+CONFIGURED = {
+    "unlearn": _parse_unlearn,
+    "pretrain": _parse_pretrain,
+    "fisher": _parse_fisher,
+    "compare": _parse_compare,
+}
 
 
 def _bound(command: Callable) -> Callable:

@@ -4,11 +4,15 @@ import csv
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from pecker_fast.cli import main
 from pecker_fast.commands import compare_concepts as command
 from pecker_fast.commands import evaluate_concept
+from pecker_fast.commands.fisher_file import FisherFacts, save_fisher
+from pecker_fast.commands.options import weights_hash
+from pecker_fast.diffusion import StableDiffusion
 from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion
 from tests.test_cli_concept import nudenet  # noqa: F401
 from tests.test_cli_training import fails
@@ -89,6 +93,40 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     assert len(trained) == 3 and not measured
     capsys.readouterr()
     assert "another options" in fails(capsys, *arguments, "density=0.1")
+
+
+def test_selective_amnesia_is_a_row_with_its_fisher_file(base, tmp_path, capsys, nudenet, few_pictures):  # noqa: F811
+    unet = StableDiffusion(base).load_unet()
+    path = tmp_path / "fisher.safetensors"
+    values = {name: torch.rand(param.shape) for name, param in unet.named_parameters()}
+    save_fisher(path, values, FisherFacts(weights_hash(unet), "mean", 1, 1))
+    for name, lines in {"eval": "one\ntwo\n", "near": "a coat\n", "retain": "a dog\na cat\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(lines)
+    arguments = [
+        "compare", "--preset", "sd15-nudity", "--pretrained-model-name-or-path", str(base), "--retain-prompts",
+        str(tmp_path / "retain.txt"), "--max-train-steps", "1", "--output-dir", str(tmp_path / "c"),
+        "--prompts", str(tmp_path / "eval.txt"), "--near", str(tmp_path / "near.txt"), "--images-per-prompt", "1",
+        "--near-images-per-prompt", "1", "--num-inference-steps", "1", "--no-progress-bar", "--device", "cpu",
+        "--set", "train_batch_size=1", "num_inference_steps=1", "sample_steps=1", "samples_per_prompt=1",
+    ]  # fmt: skip
+    said = fails(capsys, *arguments, "densty=1", "--fisher", str(path))
+    assert "option of none of sd, sld-max, esd, sfd, pecker, selective_amnesia" in said
+    own = ["surrogate_images=2", "replay_images=2", "replay_steps=1"]
+    assert "fisher is not given" in fails(capsys, *arguments, *own, "--methods", "sd,selective_amnesia")
+    assert "not among the methods" in fails(capsys, *arguments, *own, "--methods", "sd", "--fisher", str(path))
+    wrong = tmp_path / "wrong.safetensors"
+    save_fisher(wrong, values, FisherFacts("0" * 64, "mean", 1, 1))
+    chosen = ["--methods", "sd,selective_amnesia", "--fisher"]
+    assert "of other weights" in fails(capsys, *arguments, *own, *chosen, str(wrong))
+    assert not (tmp_path / "c").exists()
+    main([*arguments, *own, *chosen, str(path)])
+    with open(tmp_path / "c" / "compare.csv", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["sd", "selective_amnesia"] and rows["selective_amnesia"]["sampling_steps"] == "1"
+    assert rows["selective_amnesia"]["inappropriate_probability"]
+    config = json.loads((tmp_path / "c" / "selective_amnesia-seed0" / "config.json").read_text())
+    assert config["fisher"] == str(path) and config["options"]["trained"] == "u"
+    assert "| selective_amnesia | yes |" in (tmp_path / "c" / "report.md").read_text()
 
 
 def test_wrong_inputs(base, tmp_path, capsys):

@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 
+from pecker_fast import SaliencyMask
 from pecker_fast.cli import main
+from pecker_fast.commands.options import weights_hash
 from pecker_fast.commands.text_models import load_stable_diffusion
 from pecker_fast.commands.text_request import TextRequestArguments, resolve_prompts
 from pecker_fast.diffusion import StableDiffusion
@@ -92,6 +94,41 @@ def test_a_run_leaves_a_pipeline_pictures_and_a_report(run, model):
     assert [line["step"] for line in log] == [1, 2, 3, 4] and log[-1]["mask_density"] == pytest.approx(0.5, abs=0.01)
 
 
+def drift_of(changed, start) -> tuple[float, float]:
+    """Relative 2-norm of the difference in float64, and the share of entries that differ."""
+    a, b = (torch.cat([p.detach().double().flatten() for p in params]) for params in (changed, start))
+    return ((a - b).norm() / b.norm()).item(), (a != b).double().mean().item()
+
+
+def test_a_run_leaves_its_drift_and_its_mask(run, model, capsys):
+    metrics, drift = (json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "drift"))
+    # Not from the teacher, which is rounded to bfloat16.
+    norm, changed = drift_of(weights(run), weights(model))
+    assert 0 < norm < 1e-3 and changed > 0.5
+    assert drift["total"]["drift"] == metrics["drift_norm"] == pytest.approx(norm, rel=1e-9)
+    assert metrics["parameters_changed"] == 100 * drift["total"]["changed"] == pytest.approx(100 * changed, rel=1e-12)
+    assert set(drift["modules"]) >= {"conv_in", "mid_block", "down_blocks.0", "up_blocks.1"}
+    unet = StableDiffusion(run).load_unet()
+    assert metrics["weights_sha256"] == weights_hash(unet)
+    mask = SaliencyMask.load(run / "mask.safetensors")
+    assert mask.names == tuple(name for name, _ in unet.named_parameters())
+    log = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    assert mask.density == pytest.approx(log[-1]["mask_density"]) == pytest.approx(drift["total"]["salient"])
+    assert {"drift.json", "mask.safetensors", "model_index.json"} <= set(json.loads((run / "hashes.json").read_text()))
+    card = (run / "README.md").read_bytes()
+    main(["report", str(run)])
+    assert "changed since" not in capsys.readouterr().out and (run / "README.md").read_bytes() == card
+    report = (run / "report.md").read_text()
+    for said in (
+        f"{norm:.4f}",
+        "salient, last mask",
+        "“a photo of a middle aged man”",
+        "transformer_blocks.0.attn2.to_k",
+    ):
+        assert said in report, said
+    assert "no mask" not in report.lower() and "drift.json is missing" not in report
+
+
 def test_resumed_run_has_the_same_bits(run, model, lists, tmp_path, monkeypatch):
     folder = tmp_path / "again"
     shutil.copytree(run, folder)
@@ -122,6 +159,9 @@ def test_nudity_and_low_precision(model, lists, tmp_path, method):
     assert said["concept"] is None and said["options"]["negative_roles"] == [True, True, True]
     assert said["prompts"]["negative"].startswith("nude") and len(said["prompts"]["forget"]) == 12 * 27 * 2
     assert said["initial_generator_sha256"] == said["pretrained_sha256"]
+    drift = json.loads((folder / "drift.json").read_text())["total"]
+    assert drift["drift"] == pytest.approx(drift_of(weights(folder), weights(model))[0], rel=1e-9)
+    assert (folder / "mask.safetensors").is_file() == (method == "pecker+") == ("salient" in drift)
     assert all(
         text in forgotten for forgotten, text in zip(said["prompts"]["forget"], said["prompts"]["cover"], strict=True)
     )

@@ -7,16 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from torch import nn
 
 from ..diffusion.checks import unwrap
+from ..environment import environment
 from ..hashing import file_sha256
 from ..mask import SaliencyMask
 from ..metrics.drift import Drift, grouped, total, trained_percent, weight_drift
+from ..profiling import peak_memory_bytes
 from ..report import write_run_report
+from ..training.loop import Progress
 from ..unlearning.masking import module_of
-from .options import write_json
+from .options import weights_hash, write_json
 
 HASHES = "hashes.json"
 # What the hashes are of, beside the folders of the generator.
@@ -37,6 +41,8 @@ HASHED_FOLDERS = ("unet", "scheduler")
 
 def record_weights(folder: Path, network: nn.Module, start: nn.Module, mask: SaliencyMask | None) -> dict[str, Any]:
     """Writes drift.json and, where there is a mask, mask.safetensors; returns what metrics.json says of them.
+
+    ``network`` as it is kept, ``start`` the weights that it had at first, on any device.
 
     drift.json: for the network in all, its parts and its layers "parameters", "changed" (share of entries that differ
     at all from ``start``), "drift" (||theta - theta_0|| / ||theta_0||, None where theta_0 is zero) and, with a mask,
@@ -63,8 +69,36 @@ def record_weights(folder: Path, network: nn.Module, start: nn.Module, mask: Sal
     whole = described(total(drifts.values()), drifts)
     layers = by(lambda name: name.rpartition(".")[0] or name)
     write_json(folder / "drift.json", {"total": whole, "modules": by(module_of), "layers": layers})
-    changed = {"drift_norm": whole["drift"], "parameters_changed": 100 * whole["changed"]}
-    return changed | {"parameters_trained": trained_percent(network)}
+    return {
+        "drift_norm": whole["drift"],
+        "parameters_changed": 100 * whole["changed"],
+        "parameters_trained": trained_percent(network),
+        "weights_sha256": weights_hash(network),
+    }
+
+
+def record_result(
+    folder: Path, metrics: dict[str, Any], ema_decay: float | None, progress: Progress, device: torch.device
+) -> None:
+    """Adds to ``metrics``, in place, what every run says of itself; writes metrics.json, environment.json and
+    hashes.json, of files that are there by then, and the report.
+
+    ``ema_decay``: of the method's options. ``device``: whose peak memory is told.
+    """
+    metrics |= {
+        "weights": "live" if ema_decay is None else "ema",
+        "images": progress.images,
+        "iterations": progress.step,
+        "seconds": progress.seconds,
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }
+    described = environment()
+    if "protocol" in metrics:
+        metrics["protocol"]["packages"] = described["packages"]
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "environment.json", described)
+    record_hashes(folder)
+    write_run_report(folder)
 
 
 def record_hashes(folder: Path, names: Iterable[str] | None = None) -> None:

@@ -14,7 +14,8 @@ from ..training.text_presets import text_preset
 from ..unlearning import method_class, method_names
 from .concept_arguments import DetectorArguments, MeasureArguments
 from .evaluate_concept import evaluate_concept, save_pictures_of_all
-from .options import write_json
+from .fisher_file import load_fisher
+from .options import weights_hash, write_json
 from .several import assignment, command_line, ended, going_on
 from .text_models import load_stable_diffusion
 from .unlearn_text import UnlearnTextArguments, unlearn_text
@@ -25,9 +26,12 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "sid-lsg": {"sampler": "one_step", "t_init": 625},
     **{f"sld-{name}": {"sampler": "sld", "sld": name} for name in ("weak", "medium", "strong", "max")},
 }
+# The published Table 3, by default.
+ROWS = ("sd", "sld-max", "esd", "sfd", "pecker")
+AMNESIA = "selective_amnesia"
 # What else makes two runs the same one.
 MORE = ("concept", "cover", "retain_prompts", "resolution", "weights_dtype", "master_weights", "teacher_dtype")
-MORE += ("score_lora_rank",)
+MORE += ("score_lora_rank", "fisher")
 # Arguments of the samples that a run draws while it is under way.
 SAMPLES = ("samples_per_prompt", "sample_steps", "sample_guidance_scale")
 
@@ -35,10 +39,11 @@ SAMPLES = ("samples_per_prompt", "sample_steps", "sample_guidance_scale")
 def compare_concepts(
     pretrained_model_name_or_path: str,
     preset: str = "sd15-celebrity",
-    methods: tuple[str, ...] = ("sd", "sld-max", "esd", "sfd", "pecker"),
+    methods: tuple[str, ...] = (),
     concept: str | None = None,
     cover: str | None = None,
     sid_lsg: str | None = None,
+    fisher: str | None = None,
     retain_prompts: str = "retain",
     seeds: int = 1,
     first_seed: int = 0,
@@ -60,10 +65,12 @@ def compare_concepts(
     Args:
         pretrained_model_name_or_path: The Stable Diffusion 1.x or 2.x: a folder, or a name on the Hugging Face hub.
         preset: sd15-celebrity or sd15-nudity.
-        methods: Names of methods, with spaces or commas between.
+        methods: Names of methods, with spaces or commas between; by default sd, sld-max, esd, sfd, pecker, and
+            selective_amnesia where --fisher is given.
         concept: What is to be forgotten, by name; the preset's by default.
         cover: What is to be drawn in its place; the preset's by default.
         sid_lsg: Folder of the U-Net of a one-step generator: one-step methods start from it, and sid-lsg draws with it.
+        fisher: File with the Fisher information of the model, which pecker-fast fisher makes, for selective_amnesia.
         retain_prompts: File of prompts of what is to stay, for the training.
         seeds: How many seeds each method is trained on.
         first_seed: The first of them.
@@ -80,6 +87,8 @@ def compare_concepts(
     if started_by_torchrun():
         raise ValueError("compare runs in one process: pecker-fast unlearn is the command for torchrun")
     names = [name for item in methods for name in item.split(",") if name]
+    if not methods:
+        names = [*ROWS, *([] if fisher is None else [AMNESIA])]
     if not names or len({*names}) < len(names):
         raise ValueError(f"methods is {', '.join(names) or 'empty'}, expected each method once")
     trainable = [name for name in method_names() if method_class(name).forgets_prompts]
@@ -90,6 +99,10 @@ def compare_concepts(
         raise ValueError(f"seeds is {seeds}, expected at least 1")
     if "sid-lsg" in names and sid_lsg is None:
         raise ValueError("sid_lsg is not given: the row sid-lsg needs the folder of its U-Net")
+    if (AMNESIA in names) != (fisher is not None):
+        if fisher is None:
+            raise ValueError(f"fisher is not given: the row {AMNESIA} needs the file that pecker-fast fisher makes")
+        raise ValueError(f"fisher is {fisher!r}, but {AMNESIA} is not among the methods: expected it, or no fisher")
     found = text_preset(preset)
     folder = Path(output_dir or f"runs/compare-{preset}")
     given = dict(assignment(item) for item in set)
@@ -100,6 +113,7 @@ def compare_concepts(
         "concept": concept,
         "cover": cover,
         "retain_prompts": retain_prompts,
+        "fisher": fisher,
         "resolution": measure.resolution,
         "progress_bar": progress_bar,
         "overwrite_output_dir": True,
@@ -116,6 +130,11 @@ def compare_concepts(
     if unknown:
         raise ValueError(f"set has {unknown[0]}, which is an option of none of {', '.join(names)}")
     model, source = load_stable_diffusion(pretrained_model_name_or_path)
+    if fisher is not None:
+        # It is read again when its turn comes, which may be days later.
+        unet = model.load_unet()
+        load_fisher(fisher, unet, weights_hash(unet), plan[AMNESIA][0].options.loss_reduction)
+        del unet
     concept = concept or found.concept
     for several in plan.values():
         several[0].options.check(model.schedule.num_train_timesteps)
@@ -171,7 +190,9 @@ def _arguments(
     samples = {key: given[key] for key in SAMPLES if key in given}
     # Methods that draw in one step.
     start = sid_lsg if hasattr(options, "t_init") else None
-    request = dataclasses.replace(base.request, **request, **samples, output_dir=str(folder), initial_generator=start)
+    fisher = request["fisher"] if name == AMNESIA else None
+    given_request = {**request, **samples, "output_dir": str(folder), "initial_generator": start, "fisher": fisher}
+    request = dataclasses.replace(base.request, **given_request)
     compute = dataclasses.replace(base.compute, seed=seed, device=device)
     return dataclasses.replace(base, options=options, memory=memory, request=request, compute=compute)
 

@@ -47,6 +47,7 @@ RUN_FILES = (
     "evaluation.json",
     "drift.json",
     "mask.safetensors",
+    "fisher.safetensors",
     "hashes.json",
     "report.md",
     "report.html",

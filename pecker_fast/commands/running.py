@@ -29,6 +29,7 @@ class Running:
     world, regions: processes and profiler of the method's setting.
     report_to, progress_bar: of the request.
     command: words of the command line that would begin it.
+    export: whether checkpoints hold the network too, for use as it is.
     """
 
     method: Method
@@ -40,6 +41,7 @@ class Running:
     report_to: str
     progress_bar: bool
     command: list[str]
+    export: bool = True
 
     def run(
         self,
@@ -66,7 +68,7 @@ class Running:
                 options,
                 fingerprint,
                 evaluate=evaluate,
-                export=export,
+                export=export if self.export else None,
                 on_log=on_log,
                 show_progress=self.progress_bar,
                 world=self.world,

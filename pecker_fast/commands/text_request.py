@@ -52,6 +52,8 @@ class TextRequestArguments:
     checkpoint (pecker-fast convert); the model's own by default."""
     initial_score: str | None = None
     """U-Net to start the score network from, likewise."""
+    fisher: str | None = None
+    """For selective_amnesia: file with the Fisher information of the model, which pecker-fast fisher makes."""
     output_dir: str | None = None
     """Folder of the run; runs/<preset>-<method>-seed<seed> by default."""
     overwrite_output_dir: bool = False

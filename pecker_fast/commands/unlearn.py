@@ -13,15 +13,14 @@ from torch import nn
 
 from ..data import LabelledImages, load_dataset
 from ..diffusion import load_network, num_classes
-from ..environment import environment
 from ..metrics import Judge, load_judge
 from ..parallel import World, world
-from ..profiling import Regions, peak_memory_bytes
-from ..report import save_before_after, save_grid, write_run_report
+from ..profiling import Regions
+from ..report import save_before_after, save_grid
 from ..training.loop import LoopOptions, Progress, read_lines
 from ..training.presets import method_loop, method_options, preset
 from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Setting, method_class
-from .audit import record_hashes, record_weights
+from .audit import record_result, record_weights
 from .evaluation import RunEvaluation, summary
 from .options import (
     ComputeArguments,
@@ -329,7 +328,6 @@ def _finish(
     with phase.averaged() as averaged:
         method.save(folder, averaged)
         moved = record_weights(folder, averaged, setting.initial_generator or setting.teacher, phase.last_mask())
-        moved["weights_sha256"] = weights_hash(averaged)
         if evaluation is not None:
             start = time.perf_counter()
             # They end up on the CPU, so that all of the device's work is in the time.
@@ -339,21 +337,8 @@ def _finish(
             metrics |= {**summary(records, progress.step), **evaluation.real_split, **evaluation.before(before)}
             _picture(folder, evaluation, before, after)
             metrics["protocol"] = evaluation.protocol()
-    metrics |= {
-        **moved,
-        "weights": "live" if args.options.ema_decay is None else "ema",
-        "images": progress.images,
-        "iterations": progress.step,
-        "seconds": progress.seconds,
-        "peak_memory_bytes": peak_memory_bytes(setting.device),
-    }
-    described = environment()
-    if "protocol" in metrics:
-        metrics["protocol"]["packages"] = described["packages"]
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "environment.json", described)
-    record_hashes(folder)
-    write_run_report(folder)
+    metrics |= moved
+    record_result(folder, metrics, args.options.ema_decay, progress, setting.device)
     return metrics
 
 

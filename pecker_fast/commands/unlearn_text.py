@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..diffusion import NoiseSchedule, StableDiffusion, save_text_pipeline
-from ..environment import environment
-from ..metrics.drift import trained_percent
+from ..hashing import file_sha256
 from ..parallel import World, world
-from ..profiling import Regions, peak_memory_bytes
-from ..report import write_run_report
+from ..profiling import Regions
 from ..training.loop import LoopOptions, Progress
 from ..training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
-from ..training.presets import method_loop, method_options
+from ..training.presets import method_loop, method_options, method_values
 from ..training.text_presets import text_preset
 from ..unlearning import Method, Phase, Setting, method_class
 from ..unlearning.options import ScoreForgettingOptions
-from .audit import record_hashes
+from ..unlearning.selective_amnesia import SelectiveAmnesiaOptions
+from .audit import record_result, record_weights
+from .fisher_file import load_fisher
 from .options import ComputeArguments, prepare_folder, report_profile, weights_hash, write_json
 from .running import Running
 from .text_card import write_text_card
@@ -46,7 +47,13 @@ class UnlearnTextArguments:
         """The arguments of a method on a preset. ValueError for names that there are not."""
         text_preset(preset_name)
         kind = method_class(method)
-        return cls(preset_name, method, method_options(preset_name, kind), loop=method_loop(preset_name, kind))
+        return cls(
+            preset_name,
+            method,
+            method_options(preset_name, kind),
+            memory=MemoryArguments(**method_values(preset_name, kind, MemoryArguments)),
+            loop=method_loop(preset_name, kind),
+        )
 
     @property
     def output_dir(self) -> Path:
@@ -91,12 +98,38 @@ def unlearn_text(args: UnlearnTextArguments) -> dict[str, Any]:
     Raises ValueError or TypeError for wrong arguments, before anything is written; SystemExit 128 + n where signal n
     ended the run, after a checkpoint.
     """
+    if isinstance(args.options, SelectiveAmnesiaOptions) and args.request.fisher is None:
+        raise ValueError("fisher is not given: expected the file that pecker-fast fisher makes of the same model")
     compute = args.compute.resolved()
     with world(torch.device(compute.device), compute.ddp_timeout) as processes:
         return _unlearn(args, compute, processes)
 
 
-def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: World) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Loaded:
+    """What a run on a text-to-image model begins with, its folder made.
+
+    Parameters
+    ----------
+    model, source: the Stable Diffusion, and where it came from.
+    prompts: of the run.
+    setting: what the method is given.
+    fingerprint: which run it is, as JSON. hashes: the part of it that says which weights were read.
+    """
+
+    model: StableDiffusion
+    source: str
+    prompts: Prompts
+    setting: Setting
+    fingerprint: dict[str, Any]
+    hashes: dict[str, str]
+
+
+def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, processes: World) -> Loaded:
+    """Reads the model and encodes the prompts; ``compute`` resolved.
+
+    Raises ValueError or TypeError for wrong arguments, before anything is written.
+    """
     if torch.cuda.is_initialized():
         # An earlier run of this process is not this run's.
         torch.cuda.reset_peak_memory_stats()
@@ -110,24 +143,42 @@ def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: W
     }
     hashes = {"pretrained_sha256": weights_hash(unet)}
     hashes |= {f"{name}_sha256": weights_hash(found) for name, found in initial.items() if found is not None}
+    fisher = _fisher(args, unet, hashes)
     folder = args.output_dir
     processes.on_main(
         lambda: prepare_folder(folder, args.loop.resume_from_checkpoint, args.request.overwrite_output_dir)
     )
     embeddings = _embeddings(args, compute, processes, model, prompts)
     network = model.network(embeddings, args.request.resolution, unet)
-    regions = Regions(compute.profile, compute.device)
     setting = Setting(
         teacher=network,
         schedule=model.schedule,
         request=prompts.request,
-        regions=regions,
+        regions=Regions(compute.profile, compute.device),
         world=processes,
+        fisher=fisher,
         **{name: on_network(model, found, network) for name, found in initial.items()},
         **args.memory.as_setting(),
         **compute.as_setting(),
     )
-    del unet, initial
+    return Loaded(model, source, prompts, setting, _fingerprint(args, compute, prompts, hashes), hashes)
+
+
+def _fisher(args: UnlearnTextArguments, unet: nn.Module, hashes: dict[str, str]) -> dict[str, torch.Tensor] | None:
+    """The Fisher information that was given, whose hash is added to ``hashes``; None where there is none."""
+    path = args.request.fisher
+    if path is None:
+        return None
+    if not isinstance(args.options, SelectiveAmnesiaOptions):
+        raise ValueError(f"fisher is {path!r}, but {args.method} takes none: it is for --method selective_amnesia")
+    found = load_fisher(path, unet, hashes["pretrained_sha256"], args.options.loss_reduction)
+    hashes["fisher_sha256"] = file_sha256(Path(path))
+    return found
+
+
+def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: World) -> dict[str, Any]:
+    loaded = load_text_setting(args, compute, processes)
+    model, prompts, setting, folder = loaded.model, loaded.prompts, loaded.setting, args.output_dir
     method = method_class(args.method)(setting, args.options)
     labels = prompts.request.labels(prompts.pictured)
     pictures = TextPictures(
@@ -141,20 +192,20 @@ def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: W
     before: list[torch.Tensor] = []
 
     def describe() -> None:
-        write_json(folder / "config.json", {**args.describe(), **hashes, "num_processes": processes.size})
+        write_json(folder / "config.json", {**args.describe(), **loaded.hashes, "num_processes": processes.size})
         before.append(pictures.before(args.request.sample_guidance_scale, args.request.sample_steps))
 
     words = ["unlearn", "--preset", args.preset, "--method", args.method, "--output_dir", str(folder)]
     words += ["--pretrained_model_name_or_path", str(args.request.pretrained_model_name_or_path)]
     request = args.request
     running = Running(
-        method, folder, args.loop, compute, processes, regions, request.report_to, request.progress_bar, words
+        method, folder, args.loop, compute, processes, setting.regions, request.report_to, request.progress_bar, words
     )
-    progress, profiler = running.run(_fingerprint(args, compute, prompts, hashes), evaluate, describe)
+    progress, profiler = running.run(loaded.fingerprint, evaluate, describe)
     metrics: dict[str, Any] = {}
 
     def finish() -> None:
-        metrics.update(_finish(args, setting, method, model, pictures, before[0], progress, source))
+        metrics.update(_finish(args, setting, method, model, pictures, before[0], progress, loaded.source))
 
     report_profile(profiler, folder, processes)
     processes.on_main(finish)
@@ -199,28 +250,17 @@ def _finish(
     progress: Progress,
     source: str,
 ) -> dict[str, Any]:
-    folder = args.output_dir
-    with method.phases[-1].averaged() as averaged:
+    folder, phase = args.output_dir, method.phases[-1]
+    metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampling()}
+    # The teacher may have been rounded since (teacher_dtype): how far weights moved is told from what was read.
+    start = setting.initial_generator
+    start = model.load_unet() if start is None else start.unet
+    with phase.averaged() as averaged:
         pictures.both(before, pictures.after(averaged))
         save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
-        trained = trained_percent(averaged.unet)
-    metrics = {
-        "method": args.method,
-        "seed": args.compute.seed,
-        "pretrained": source,
-        "weights": "live" if args.options.ema_decay is None else "ema",
-        **method.sampling(),
-        "parameters_trained": trained,
-        "images": progress.images,
-        "iterations": progress.step,
-        "seconds": progress.seconds,
-        "peak_memory_bytes": peak_memory_bytes(setting.device),
-    }
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "environment.json", environment())
-    record_hashes(folder)
+        metrics |= record_weights(folder, averaged, start, phase.last_mask())
     write_text_card(folder, args.describe(), source)
-    write_run_report(folder)
+    record_result(folder, metrics, args.options.ema_decay, progress, setting.device)
     return metrics
 
 

@@ -35,14 +35,15 @@ class Drift:
 def weight_drift(network: nn.Module, start: nn.Module) -> dict[str, Drift]:
     """Parameter's name to its drift, in float64. Waits for the device.
 
-    ``network`` and ``start`` have parameters of the same names and shapes, on one device; ValueError otherwise.
+    ``network`` and ``start`` have parameters of the same names and shapes, ValueError otherwise; on any devices, one
+    parameter of ``start`` at a time travels to the network's.
     """
     before = dict(start.named_parameters())
     found = {}
     for name, param in network.named_parameters():
         if name not in before or before[name].shape != param.shape:
             raise ValueError(f"start has no parameter {name} of shape {tuple(param.shape)}: it is another network")
-        a, b = before.pop(name).double(), param.double()
+        a, b = before.pop(name).to(param.device).double(), param.double()
         squares = torch.stack([(b - a).square().sum(), a.square().sum()]).tolist()
         found[name] = Drift(param.numel(), int((a != b).sum()), *squares)
     if before:

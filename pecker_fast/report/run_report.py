@@ -54,8 +54,7 @@ def _request(run: Run) -> list[Block]:
     if config:
         rows = [
             ("method", str(config.get("method"))),
-            ("classes to forget", ", ".join(map(str, config.get("forget_classes", [])))),
-            ("drawn in their place", cover_of(config)),
+            *_forgotten(config),
             ("pretrained network", source_of(config)),
             ("its weights' sha256", config.get("pretrained_sha256") or "-"),
             ("seed of everything random", str(config.get("seed"))),
@@ -69,6 +68,20 @@ def _request(run: Run) -> list[Block]:
         ]
         blocks.append(Table(("what", "as asked"), rows, "ll"))
     return blocks
+
+
+def _forgotten(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is to be forgotten and drawn instead: classes, or prompts."""
+    if "prompts" not in config:
+        classes = ", ".join(map(str, config.get("forget_classes", [])))
+        return [("classes to forget", classes), ("drawn in their place", cover_of(config))]
+    forget, cover = config["prompts"]["forget"], config["prompts"]["cover"]
+    return [
+        ("concept to forget", config.get("concept") or "-"),
+        ("prompts to forget", f"{len(forget)}, such as “{forget[0]}”"),
+        ("drawn in their place", f"“{cover[0]}”"),
+        ("prompts to stay", str(config["prompts"]["retain"])),
+    ]
 
 
 def _data_words(run: Run) -> str:
@@ -109,6 +122,8 @@ def _samples(run: Run) -> list[Block]:
 
 
 def _grid_words(run: Run) -> str:
+    if "prompts" in run.config:
+        return "Samples of prompts to forget and to stay before and after forgetting, a row a prompt"
     classes = ", ".join(map(str, run.config.get("forget_classes", [])))
     return f"Samples of every class before and after forgetting class {classes}, a row a class"
 

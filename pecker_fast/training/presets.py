@@ -234,8 +234,12 @@ def method_options(name: str, method: type) -> Any:
 
 def method_loop(name: str, method: type) -> LoopOptions:
     """How a run of an unlearning method is kept on a preset."""
-    found = _found(name)
-    return replace(found.loop, **_known(found.methods.get(method.name, {}), LoopOptions))
+    return replace(_found(name).loop, **method_values(name, method, LoopOptions))
+
+
+def method_values(name: str, method: type, kind: type) -> dict[str, Any]:
+    """Of what a preset says for a method alone, that which is a field of the dataclass ``kind``."""
+    return _known(_found(name).methods.get(method.name, {}), kind)
 
 
 def _known(values: dict[str, Any], kind: type) -> dict[str, Any]:

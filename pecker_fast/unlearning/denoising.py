@@ -95,14 +95,22 @@ class Batches:
     images: where they come from.
     count: images of an iteration.
     classes: only images of these are taken; all by default. ValueError where there is none.
+    members: instead of classes, int64: the places of those that are taken.
     name: of the epochs; another name is another order.
     """
 
     def __init__(
-        self, seed: int, images: Images, count: int, *, classes: Sequence[int] | None = None, name: str = "epoch"
+        self,
+        seed: int,
+        images: Images,
+        count: int,
+        *,
+        classes: Sequence[int] | None = None,
+        members: Tensor | None = None,
+        name: str = "epoch",
     ) -> None:
         self.seed, self.images, self.count, self.name = seed, images, count, name
-        self.members = torch.arange(len(images))
+        self.members = torch.arange(len(images)) if members is None else members
         if classes is not None:
             self.members = members_of(images, classes)
         self._epoch: tuple[int, Tensor] | None = None

@@ -23,6 +23,8 @@ from .options import check_number
 from .setting import PromptRequest, Setting
 from .streams import Streams
 
+TRAINED = ("x", "x-strict", "u", "all")
+
 
 @dataclass(frozen=True)
 class ESDOptions(SamplingOptions, NetworkOptions):
@@ -60,7 +62,7 @@ class ESDOptions(SamplingOptions, NetworkOptions):
         check_int("trajectory_steps", self.trajectory_steps, 1, num_train_timesteps + 1)
         check_number("trajectory_guidance_scale", self.trajectory_guidance_scale)
         for name, allowed in (
-            ("trained", ("x", "x-strict", "u", "all")),
+            ("trained", TRAINED),
             ("empty_prompt", ("null", "mean", "cover")),
             ("trajectory_network", ("current", "teacher")),
         ):
@@ -86,6 +88,17 @@ def is_trained(name: str, trained: str, text: bool = False) -> bool:
 def is_text(setting: Setting) -> bool:
     """Whether prompts are forgotten."""
     return isinstance(setting.request, PromptRequest)
+
+
+def choose_trained(network: nn.Module, trained: str, text: bool) -> None:
+    """Freezes all parameters of ``network`` but those that ``trained`` says, as in ESDOptions. ValueError where it has
+    none of these."""
+    found = 0
+    for name, param in network.named_parameters():
+        param.requires_grad_(is_trained(name, trained, text))
+        found += param.requires_grad
+    if found == 0:
+        raise ValueError(f"trained is {trained!r}, but the network has no such parameters")
 
 
 class ESDPhase(NetworkPhase):
@@ -177,12 +190,7 @@ class ESD(ManyStepMethod):
     def __init__(self, setting: Setting, options: ESDOptions) -> None:
         super().__init__(setting, options)
         self.network = setting.trainable(setting.teacher)
-        trained = 0
-        for name, param in self.network.named_parameters():
-            param.requires_grad_(is_trained(name, options.trained, is_text(setting)))
-            trained += param.requires_grad
-        if trained == 0:
-            raise ValueError(f"trained is {options.trained!r}, but the network has no such parameters")
+        choose_trained(self.network, options.trained, is_text(setting))
         if is_text(setting) and options.empty_prompt != "null":
             raise ValueError(f'empty_prompt is {options.empty_prompt!r}, expected "null": prompts have the empty one')
         setting.lower_teacher()

@@ -93,10 +93,12 @@ class Pool:
     ----------
     labels: int64 (N,), on the CPU.
     images: float32 (N, C, H, W), on the CPU.
+    asked: int64 (N,), on the CPU: what the teacher is asked about when it draws them; the labels by default.
     """
 
-    def __init__(self, labels: Tensor, images: Tensor) -> None:
+    def __init__(self, labels: Tensor, images: Tensor, asked: Tensor | None = None) -> None:
         self.labels, self.images = labels, images
+        self.asked = labels if asked is None else asked
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,7 +146,7 @@ class Drawing(Preparation):
             images = draw(
                 setting.teacher,
                 setting.schedule,
-                self.pool.labels[rows],
+                self.pool.asked[rows],
                 sampler=o.replay_sampler,
                 steps=o.replay_steps,
                 guidance_scale=o.replay_guidance_scale,

@@ -2,12 +2,15 @@
 
 1. "replay": the teacher draws images of every class.
 2. "fisher": F = E_x[(grad sum_t ||eps - eps_theta(x_t, t, c)||^2)^2], the square after the sum over the timesteps.
-3. "forget": L = L(x ~ U[-1, 1], c_f) + replay_weight L(x replayed, c_r) + ewc_weight sum_i F_i (theta_i - theta*_i)^2,
-   where L(x, c) is the noise-prediction loss and theta* the pretrained weights.
+3. "forget": L = L(x ~ q, c_f) + replay_weight L(x replayed, c_r) + ewc_weight sum_i F_i (theta_i - theta*_i)^2,
+   where L(x, c) is the noise-prediction loss, theta* the pretrained weights and q the surrogate: U[-1, 1] for classes,
+   for prompts what the teacher draws of the cover prompt of c_f.
+
+For prompts the second phase is a run of its own (``FisherInformation``), whose result serves every request.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from ..diffusion import noise_prediction_loss, predict_eps
 from ..diffusion.checks import check_int
 from ..saliency import SaliencyAccumulator
 from .denoising import Batches, NetworkOptions, NetworkPhase, drop_condition
+from .esd import TRAINED, choose_trained, is_text
 from .many_step import ManyStepMethod, SamplingOptions
 from .options import check_number
 from .protocol import Phase
@@ -27,6 +31,18 @@ from .streams import Streams
 @dataclass(frozen=True)
 class SelectiveAmnesiaOptions(SamplingOptions, ReplayOptions, NetworkOptions):
     """Options of Selective Amnesia. The defaults are those published for CIFAR-10."""
+
+    replay_images: int | None = None
+    """Instead of replay_images_per_class: how many images in all, of the classes or of the prompts that are to stay,
+    in turn."""
+    surrogate_images: int = 1000
+    """Images of the cover prompts, in turn, that the network learns to draw for what is to be forgotten; classes become
+    uniform noise instead."""
+    trained: Literal["x", "x-strict", "u", "all"] = "all"
+    """Which parameters are trained, as in esd: the published "full" is all, its "noxattn" is u."""
+    loss_reduction: Literal["sum", "mean"] = "sum"
+    """Over the dimensions of an image, of both losses and of the one whose gradients make the Fisher information. The
+    public code sums for classes and averages for Stable Diffusion; the weight of the consolidation refers to it."""
 
     max_train_steps: int = 20_000
     """Steps that forget."""
@@ -54,6 +70,12 @@ class SelectiveAmnesiaOptions(SamplingOptions, ReplayOptions, NetworkOptions):
         super().check(num_train_timesteps)
         self.check_sampling(num_train_timesteps)
         self.check_replay(num_train_timesteps)
+        if self.replay_images is not None:
+            check_int("replay_images", self.replay_images, 1)
+        check_int("surrogate_images", self.surrogate_images, 1)
+        for name, allowed in (("trained", TRAINED), ("loss_reduction", ("sum", "mean"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         check_number("replay_weight", self.replay_weight)
         check_number("ewc_weight", self.ewc_weight)
         if self.fisher_samples is not None:
@@ -62,6 +84,28 @@ class SelectiveAmnesiaOptions(SamplingOptions, ReplayOptions, NetworkOptions):
         check_int("fisher_timesteps", self.fisher_timesteps, 1, num_train_timesteps + 1)
         check_int("fisher_chunks", self.fisher_chunks, 1, self.fisher_timesteps + 1)
         check_number("fisher_condition_dropout", self.fisher_condition_dropout, high=1.0)
+
+
+def _loss(options: SelectiveAmnesiaOptions, eps: Tensor, eps_pred: Tensor) -> Tensor:
+    """The noise-prediction loss, mean over the batch."""
+    loss = noise_prediction_loss(eps, eps_pred)
+    return loss / eps[0].numel() if options.loss_reduction == "mean" else loss
+
+
+def _pool(setting: Setting, options: SelectiveAmnesiaOptions, surrogates: int = 0) -> Pool:
+    """Room for ``surrogates`` images of cover prompts, labelled with what is to be forgotten, then for those that are
+    replayed; labels take turns."""
+    request = setting.request
+    if is_text(setting):
+        kept = request.labels(list(dict.fromkeys(request.retain)))
+        pairs = zip(request.labels(request.forget), request.labels(request.cover), strict=True)
+        pairs = torch.tensor(list(pairs))[torch.arange(surrogates) % len(request.forget)]
+    else:
+        kept, pairs = range(request.num_classes), torch.zeros(0, 2, dtype=torch.int64)
+    count = options.replay_images or len(kept) * options.replay_images_per_class
+    kept = torch.tensor(list(kept))[torch.arange(count) % len(kept)]
+    images = torch.zeros(len(pairs) + count, *setting.sample_shape)
+    return Pool(torch.cat([pairs[:, 0], kept]), images, torch.cat([pairs[:, 1], kept]))
 
 
 class FisherPass(Accumulation):
@@ -127,7 +171,7 @@ class FisherPass(Accumulation):
             with setting.autocast():
                 x_t = setting.schedule.add_noise(x0.expand(len(rows), *x0.shape[1:]), eps[rows], t[rows])
                 eps_pred = predict_eps(self.network, x_t, t[rows], labels[rows])
-            loss = noise_prediction_loss(eps[rows], eps_pred) * len(rows)
+            loss = _loss(o, eps[rows], eps_pred) * len(rows)
             (loss * (steps / n)).backward()
             total += loss.detach()
         return total / n
@@ -143,34 +187,58 @@ class SelectiveAmnesiaPhase(NetworkPhase):
     Parameters
     ----------
     setting, options, pool, network: of the method.
+    surrogates: so many images of the pool, its first, are learnt in place of what is to be forgotten; 0: uniform noise.
+
+    Raises ValueError where ``setting.fisher`` is of another network.
     """
 
-    def __init__(self, setting: Setting, options: SelectiveAmnesiaOptions, pool: Pool, network: nn.Module) -> None:
+    def __init__(
+        self, setting: Setting, options: SelectiveAmnesiaOptions, pool: Pool, network: nn.Module, surrogates: int = 0
+    ) -> None:
         super().__init__(setting, network, setting.schedule, options, name="forget")
         self.setting, self.pool = setting, pool
-        self.replayed = Batches(setting.seed, pool, options.train_batch_size, classes=setting.request.retained_classes)
+        self.surrogates, count = None, options.train_batch_size
+        if surrogates:
+            own = {"members": torch.arange(surrogates), "name": "surrogate epoch"}
+            self.surrogates = Batches(setting.seed, pool, count, **own)
+            self.replayed = Batches(setting.seed, pool, count, members=torch.arange(surrogates, len(pool)))
+        else:
+            self.replayed = Batches(setting.seed, pool, count, classes=setting.request.retained_classes)
         self.conditions = setting.request.conditions(setting.device)
-        self._fisher = {name: torch.zeros_like(param).detach() for name, param in network.named_parameters()}
+        trained = [(name, param) for name, param in network.named_parameters() if param.requires_grad]
+        self._fisher = {name: torch.zeros_like(param).detach() for name, param in trained}
+        if setting.fisher is not None:
+            missing = [name for name in self._fisher if name not in setting.fisher]
+            if missing:
+                raise ValueError(f"fisher has no parameter {missing[0]}: it is of another network")
+            load_scores(self._fisher, {name: setting.fisher[name] for name in self._fisher})
 
     def start(self, previous: Phase | None) -> None:
         super().start(previous)
-        load_scores(self._fisher, previous.fisher())
+        if self.setting.fisher is None:
+            load_scores(self._fisher, previous.fisher())
+
+    def _forgotten(self, streams: Streams, iteration: int, count: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """This process's surrogates, images or latents, and the labels that they are learnt for."""
+        setting = self.setting
+        if self.surrogates is not None:
+            return self.surrogates.take(iteration, setting)
+        here = setting.world.share(count)
+        noise = torch.rand((count, *shape), generator=streams.generator("surrogate"), device=setting.device)
+        return 2 * noise[here] - 1, self.conditions.draw_forgotten(streams, count)[0][here]
 
     def backward(self, streams: Streams, iteration: int) -> dict[str, Tensor]:
         o, setting, count = self.options, self.setting, self.options.train_batch_size
         here = setting.world.share(count)
         with setting.regions("data"):
             replayed, retained = self.replayed.take(iteration, setting)
-        noise = torch.rand(
-            (count, *replayed.shape[1:]), generator=streams.generator("surrogate"), device=setting.device
-        )
-        forgotten = self.conditions.draw_forgotten(streams, count)[0][here]
+            surrogates, forgotten = self._forgotten(streams, iteration, count, replayed.shape[1:])
         # The same timesteps for both.
         t = streams.antithetic_timesteps("t", count, self.schedule.num_train_timesteps)[here]
         losses = {}
         self.network.train()
         for purpose, x0, labels, weight in (
-            ("forget", 2 * noise[here] - 1, forgotten, 1.0),
+            ("forget", surrogates, forgotten, 1.0),
             ("retain", replayed, retained, o.replay_weight),
         ):
             eps = streams.normal(f"{purpose} eps", count, x0.shape[1:])[here]
@@ -178,7 +246,7 @@ class SelectiveAmnesiaPhase(NetworkPhase):
             with setting.regions(f"{purpose} loss"):
                 with setting.autocast():
                     eps_pred = predict_eps(self.network, self.schedule.add_noise(x0, eps, t), t, labels)
-                losses[f"loss_{purpose}"] = loss = noise_prediction_loss(eps, eps_pred)
+                losses[f"loss_{purpose}"] = loss = _loss(o, eps, eps_pred)
                 (weight * loss).backward()
         with setting.regions("consolidation"):
             losses["loss_ewc"] = self._consolidate()
@@ -187,37 +255,72 @@ class SelectiveAmnesiaPhase(NetworkPhase):
     @torch.no_grad()
     def _consolidate(self) -> Tensor:
         """Adds the penalty's gradient 2 lambda F (theta - theta*) to the network's. Returns it without its weight."""
-        fisher, params = list(self._fisher.values()), list(self.network.parameters())
+        both = zip(self.network.parameters(), self.setting.teacher.parameters(), strict=True)
+        pairs = [(param, start) for param, start in both if param.requires_grad]
+        fisher, (params, starts) = list(self._fisher.values()), map(list, zip(*pairs, strict=True))
         for param in params:
             if param.grad is None:
                 param.grad = torch.zeros_like(param)
-        moved = torch._foreach_sub(params, list(self.setting.teacher.parameters()))
+        moved = torch._foreach_sub(params, starts)
         pull = torch._foreach_mul(fisher, moved)
         torch._foreach_add_([param.grad for param in params], pull, alpha=2 * self.options.ewc_weight)
         return torch.stack([(a * b).sum() for a, b in zip(pull, moved, strict=True)]).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "fisher": self._fisher, "pool": self.pool.images}
+        # What was given is there again.
+        fisher = self._fisher if self.setting.fisher is None else None
+        return {**super().state_dict(), "fisher": fisher, "pool": self.pool.images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        load_scores(self._fisher, state["fisher"])
+        if self.setting.fisher is None:
+            load_scores(self._fisher, state["fisher"])
         self.pool.load(state["pool"])
 
 
 class SelectiveAmnesia(ManyStepMethod):
-    """Selective Amnesia: asked for the class to forget, the network is to draw uniform noise; the cover class plays no
-    part. The images that it replays are the teacher's own, so it needs no data."""
+    """Selective Amnesia: asked for the class to forget, the network is to draw uniform noise, and the cover class plays
+    no part; asked for a prompt to forget, what the teacher draws of its cover prompt. The images that it replays are
+    the teacher's own, so it needs no data."""
 
     name = "selective_amnesia"
     Options = SelectiveAmnesiaOptions
+    forgets_prompts = True
 
     def __init__(self, setting: Setting, options: SelectiveAmnesiaOptions) -> None:
         super().__init__(setting, options)
+        if setting.teacher_dtype not in (None, torch.float32):
+            # The consolidation would pull towards rounded weights.
+            raise ValueError(
+                f"teacher_dtype is {setting.teacher_dtype}, but {self.name} holds on to the pretrained weights as they "
+                "are: expected float32"
+            )
         self.network = setting.trainable(setting.teacher)
-        pool = Pool.of(setting, options)
-        self.phases = [
-            Drawing(setting, options, pool, self.network),
-            FisherPass(setting, options, pool, self.network),
-            SelectiveAmnesiaPhase(setting, options, pool, self.network),
+        choose_trained(self.network, options.trained, is_text(setting))
+        self.phases = self._phases()
+
+    def _phases(self) -> list[Phase]:
+        setting, options, network = self.setting, self.options, self.network
+        if is_text(setting) and setting.fisher is None:
+            raise ValueError("fisher is not given: expected the file that pecker-fast fisher makes of the same model")
+        surrogates = options.surrogate_images if is_text(setting) else 0
+        pool = _pool(setting, options, surrogates)
+        return [
+            Drawing(setting, options, pool, network),
+            *([] if setting.fisher is not None else [FisherPass(setting, options, pool, network)]),
+            SelectiveAmnesiaPhase(setting, options, pool, network, surrogates),
         ]
+
+
+class FisherInformation(SelectiveAmnesia):
+    """The phases of Selective Amnesia that come to the Fisher information of the pretrained network, on what it draws
+    of all that is to stay; nothing is trained. Not a method by itself."""
+
+    def _phases(self) -> list[Phase]:
+        pool = _pool(self.setting, self.options)
+        given = (self.setting, self.options, pool, self.network)
+        return [Drawing(*given), FisherPass(*given)]
+
+    def fisher(self) -> dict[str, Tensor]:
+        """F by parameter's name, float32, once the phases are complete."""
+        return self.phases[-1].fisher()

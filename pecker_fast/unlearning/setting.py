@@ -1,7 +1,7 @@
 """What every method is given: the pretrained network, the request, and how to compute."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -151,6 +151,8 @@ class Setting(Compute):
     forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
         int64 (N,); None for methods that draw their own.
     training_images: those that the teacher was trained on; None for methods that need none.
+    fisher: diagonal of the Fisher information of the teacher, float32 on the CPU, by parameter's name; None for methods
+        that need none, or compute it themselves.
     initial_generator, initial_score: what theta and psi start from, of the teacher's architecture; None: the teacher.
         A generator that was distilled, or that has forgotten something before, is gone on with in this way.
     """
@@ -168,6 +170,7 @@ class Setting(Compute):
     forget_images: torch.Tensor | None = None
     forget_labels: torch.Tensor | None = None
     training_images: Images | None = None
+    fisher: Mapping[str, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -137,6 +137,12 @@ def test_a_run(tmp_path, capsys):
     old = safetensors.torch.load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
     changed = {name for name, value in pipe.unet.state_dict().items() if not torch.equal(value, old[name])}
     assert changed and all(".attn2." in name for name in changed)
+    drift = json.loads((run / "drift.json").read_text())
+    still = {name for name, said in drift["layers"].items() if said["changed"] == 0}
+    assert still and not any(".attn2." in name for name in still) and not (run / "mask.safetensors").exists()
+    assert {name for name, said in drift["layers"].items() if said["changed"]} == {
+        n.rpartition(".")[0] for n in changed
+    }
     card = (run / "README.md").read_text()
     assert "StableDiffusionPipeline" in card and "one step" not in card and "{" not in card
     # Gone on with from a checkpoint, it ends with the same bits.

@@ -1,0 +1,60 @@
+"""One process of a run of several on a Stable Diffusion, started with torchrun's variables: the command line, once
+whole and once gone on with from its first iteration.
+
+Arguments: folder, the port of the second run, and the words of ``pecker-fast unlearn`` but for --output_dir. Writes
+``rank-R.safetensors`` and ``again-R.safetensors`` into the folder: the trained weights and the last mask of process R.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pecker_fast.cli import main
+from pecker_fast.commands.running import Running
+
+
+def keep(path: Path) -> None:
+    """From here on a run leaves what this process holds at its end in ``path``."""
+    run = keep.run
+
+    def watched(self: Running, *given):
+        found = run(self, *given)
+        phase = self.method.phases[-1]
+        with phase.averaged() as averaged:
+            tensors = {f"kept.{key}": value.clone() for key, value in averaged.state_dict().items()}
+        if hasattr(self.method, "score"):
+            tensors |= {f"score.{key}": value.clone() for key, value in self.method.score.state_dict().items()}
+        if phase.last_mask() is not None:
+            tensors["mask"] = phase.last_mask().words
+        save_file(tensors, path)
+        return found
+
+    Running.run = watched
+
+
+keep.run = Running.run
+
+
+def both(folder: str, port: str, *words: str) -> None:
+    torch.set_num_threads(1)
+    place, rank = Path(folder), os.environ.get("RANK", "0")
+    whole, again = place / "run", place / "again"
+    keep(place / f"rank-{rank}.safetensors")
+    main([*words, "--output_dir", str(whole)])
+    if rank == "0":
+        # The other process waits for this one, at the next run's beginning.
+        shutil.copytree(whole, again)
+        for later in list((again / "checkpoints").iterdir()):
+            if later.name != "checkpoint-1":
+                shutil.rmtree(later)
+    os.environ["MASTER_PORT"] = port
+    keep(place / f"again-{rank}.safetensors")
+    main([*words, "--output_dir", str(again), "--resume_from_checkpoint", "latest"])
+
+
+if __name__ == "__main__":
+    both(*sys.argv[1:])

@@ -1,0 +1,102 @@
+"""Two processes, connected by gloo on the loopback, on a small Stable Diffusion, from the command line."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pecker_fast.cli import main
+from pecker_fast.commands.fisher_file import FisherFacts, save_fisher
+from pecker_fast.commands.options import weights_hash
+from pecker_fast.diffusion import StableDiffusion
+from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion
+from tests.inputs import same_bits
+from tests.training.test_distributed import finish, iou, losses, start
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def command(folder: Path, method: str, *more: str) -> list[str]:
+    """The words of a small run of two iterations, which write into ``folder``/base what they need."""
+    if not (folder / "base").exists():
+        write_stable_diffusion(folder / "base")
+        tiny_unet().save_pretrained(folder / "score")
+        (folder / "retain.txt").write_text("a dog\na cat\na tree\n")
+        (folder / "pictured.txt").write_text("{concept}\n")
+    return [
+        "unlearn", "--preset", "sd15-celebrity", "--method", method, "--device", "cpu", "--no-progress_bar",
+        "--pretrained_model_name_or_path", str(folder / "base"), "--retain_prompts", str(folder / "retain.txt"),
+        "--teacher_dtype", "float32", "--max_train_steps", "2", "--sample_prompts", str(folder / "pictured.txt"),
+        "--sample_steps", "1", "--samples_per_prompt", "1", "--checkpointing_steps", "1", "--logging_steps", "1",
+        "--checkpoints_total_limit", "9", *more,
+    ]  # fmt: skip
+
+
+def run_two(folder: Path, words: list[str]) -> dict[str, list[dict]]:
+    """What both processes hold after the whole run, and after that which was gone on with."""
+    started = start(["-m", "tests.training.rank_text", str(folder), free_port(), *words], 2)
+    for status, _, errors in finish(started):
+        assert status == 0, errors
+    return {name: [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)] for name in ("rank", "again")}
+
+
+def check_equal_bits(held: dict[str, list[dict]]) -> None:
+    """Both processes hold the same, and the run that was gone on with ends with it too."""
+    first, second = held["rank"]
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert same_bits(value, second[key]), key
+        for again in held["again"]:
+            assert same_bits(value, again[key]), key
+
+
+def check_losses(folder: Path, words: list[str], lines: int) -> None:
+    """One process, in ``folder``/one, has the losses of the two."""
+    (folder / "one").mkdir()
+    main([*words, "--output_dir", str(folder / "one" / "run")])
+    alone, together = losses(folder / "one"), losses(folder)
+    assert len(alone) == len(together) == lines
+    for one, many in zip(alone, together, strict=True):
+        assert many == pytest.approx(one, rel=1e-5)
+
+
+def test_two_processes_agree_with_one_and_resume(tmp_path):
+    # Adam's first step is as long for a gradient that is zero but for rounding: a step that is seen, and no longer.
+    rates = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
+    small = ["--gradient_accumulation_steps", "1", "--saliency_batches", "1", "--mask_refresh_steps", "1"]
+    # A score network that begins as the teacher leaves next to nothing of their difference, which the losses are of.
+    words = command(tmp_path, "pecker", *rates, *small, "--initial_score", str(tmp_path / "score"))
+    held = run_two(tmp_path, words)
+    first = held["rank"][0]
+    assert any(key.startswith("score.") for key in first) and "mask" in first
+    check_equal_bits(held)
+    check_losses(tmp_path, words, 2)
+    found = {name: json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("config", "metrics")}
+    assert found["config"]["num_processes"] == 2 and found["metrics"]["images"] == 4
+    files = [folder / "mask.safetensors" for folder in (tmp_path / "run", tmp_path / "one" / "run")]
+    assert iou(*(load_file(file)["words"] for file in files)) >= 0.999
+    # The pipeline is what the processes hold.
+    saved = load_file(tmp_path / "run" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(same_bits(saved[key.removeprefix("kept.")], first[key]) for key in first if key.startswith("kept."))
+
+
+def test_selective_amnesia_too(tmp_path):
+    fisher = tmp_path / "fisher.safetensors"
+    small = ["--train_batch_size", "2", "--surrogate_images", "3", "--replay_images", "3", "--replay_steps", "2"]
+    small += ["--num_inference_steps", "1", "--learning_rate", "1e-4", "--replay_batch_size", "6"]
+    words = command(tmp_path, "selective_amnesia", *small, "--fisher", str(fisher))
+    unet = StableDiffusion(tmp_path / "base").load_unet()
+    values = {name: torch.rand(param.shape) for name, param in unet.named_parameters()}
+    save_fisher(fisher, values, FisherFacts(weights_hash(unet), "mean", 1, 1))
+    held = run_two(tmp_path, words)
+    assert len(held["rank"][0]) == len(values)
+    check_equal_bits(held)
+    # One line of what is drawn, two of steps.
+    check_losses(tmp_path, words, 3)
