@@ -44,6 +44,7 @@ def test_wheel_holds_the_package_alone(wheel):
         "ops/schemas.py",
         "adam/slots.py",
         "assets/prompts/retain.txt",
+        "assets/digits16/unet/diffusion_pytorch_model.safetensors",
     ):
         assert f"pecker_fast/{module}" in names
     assert not [name for name in names if name.endswith(".so")]
