@@ -62,17 +62,20 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 def iteration_flops(arch: str, name: str, batch: int, device: torch.device, rival: bool = False, **changes) -> float:
-    """FLOPs of an iteration at ``batch`` samples of each part, its share of the mask's included. They are proportional
-    to the batch, so a small one is counted."""
-    part = min(batch, 2)
-    problem = Problem.make(arch, part, device)
+    """FLOPs of an iteration at ``batch`` retained samples, its share of the mask's included. They are linear in the
+    batch, so batches of one and two are counted; not proportional, where the preset has a number of forgotten ones."""
     refresh = METHODS[name][1]
     once = name if refresh is None else "pecker-once"
-    iteration = Rival(problem, once, **changes) if rival else problem.ours(once, "fp32", **changes)
-    first = count_flops(iteration)
-    later = count_flops(iteration)
-    flops = later * batch / part
+
+    def counted(part: int) -> tuple[int, int]:
+        """Of the first iteration, which may take a mask, and of a later one."""
+        problem = Problem.make(arch, part, device)
+        iteration = Rival(problem, once, **changes) if rival else problem.ours(once, "fp32", **changes)
+        return count_flops(iteration), count_flops(iteration)
+
+    (_, one), (first, two) = counted(1), counted(2)
+    flops = one + (two - one) * (batch - 1)
     if refresh:
         # The first one took the mask, on its own samples.
-        flops += (first - later) * problem.saliency_batch(batch) / problem.saliency_batch(part) / refresh
+        flops += (first - two) * Problem.saliency_batch(batch) / Problem.saliency_batch(2) / refresh
     return flops

@@ -60,6 +60,14 @@ def test_the_rival_and_ours_do_the_same_work():
     assert iteration_flops("tiny", name, 1, CPU, rival=True) == pytest.approx(ours, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["sfd", "pecker-once"])
+def test_forgotten_samples_of_a_fixed_number_are_counted_once(name):
+    iteration = Problem.make("digits", 5, CPU).ours(name, "fp32")
+    iteration()
+    counted = count_flops(iteration)
+    assert iteration_flops("digits", name, 5, CPU) == pytest.approx(counted, rel=1e-6)
+
+
 def test_flops_are_counted_by_their_definition():
     a, b = torch.randn(5, 7), torch.randn(7, 3)
     assert count_flops(lambda: a @ b) == 2 * 5 * 7 * 3
