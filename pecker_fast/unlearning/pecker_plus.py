@@ -5,7 +5,7 @@
 * The second moment of the generator's Adam is of the retain gradient alone: otherwise the forget gradient inflates its
   own denominator. Updates are clamped, since entries with a small retain gradient would move too far.
 * The mask leaves out what has no gradient at all. With these two changes a density of 0.5 made forgetting slower on all
-  of 15 paired runs and kept the other classes no better.
+  of 15 paired runs and kept the other classes hardly better (docs/ablation.md).
 """
 
 from .pecker import Pecker
