@@ -227,7 +227,10 @@ class MaskedAdam(Optimizer):
         joint = masked_grads is not None
         if self.defaults["packed"] and (mask is None or joint):
             raise ValueError("packed=True holds moments of salient entries only: it takes masked steps, step(mask=...)")
-        if not all(bucket.is_current() for bucket in self._buckets):
+        # FSDP may replace the local parts of parameters, in the first forward pass after loading a state for instance.
+        slots = self._slots if self._sharded else None
+        replaced = any(local(slot.owner).data_ptr() != slot.param.data_ptr() for slot in slots or ())
+        if replaced or not all(bucket.is_current() for bucket in self._buckets):
             self._slots = None
         slots = self._all_slots()
         grads = [slot.owner.grad for slot in slots]
