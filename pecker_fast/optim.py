@@ -228,8 +228,8 @@ class MaskedAdam(Optimizer):
         if self.defaults["packed"] and (mask is None or joint):
             raise ValueError("packed=True holds moments of salient entries only: it takes masked steps, step(mask=...)")
         # FSDP may replace the local parts of parameters, in the first forward pass after loading a state for instance.
-        slots = self._slots if self._sharded else None
-        replaced = any(local(slot.owner).data_ptr() != slot.param.data_ptr() for slot in slots or ())
+        sharded = self._slots or () if self._sharded else ()
+        replaced = any(local(slot.owner).data_ptr() != slot.param.data_ptr() for slot in sharded)
         if replaced or not all(bucket.is_current() for bucket in self._buckets):
             self._slots = None
         slots = self._all_slots()

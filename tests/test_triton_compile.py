@@ -17,7 +17,7 @@ from pathlib import Path
 
 # What kernels may use holds from this release on. Older ones bring another assembler: with 3.4 a selection kernel takes
 # 168 registers and spills two of them on sm_90.
-TUNED_WITH = (3, 8)
+TUNED_WITH = (3, 5)
 REGISTERS_AT_MOST = 128
 VECTORISED = ("accumulate", "plain step", "joint step")
 
@@ -181,7 +181,7 @@ def _main() -> None:
     print(json.dumps(results))
 
 
-def test_kernels_compile_for_gpus_and_do_not_spill(tmp_path):
+def test_kernels_compile_for_gpus_without_spills(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))

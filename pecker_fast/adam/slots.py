@@ -11,7 +11,6 @@ from .. import ops
 from ..flat import FlatView
 from ..mask import SaliencyMask
 from ..ops.reference import bias_correction_rows
-from ..sharding import local
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -182,8 +181,6 @@ class Bucket:
 
     def is_current(self) -> bool:
         """Whether parameters and state are still the tensors that the lists were made of."""
-        if any(local(slot.owner) is not slot.param for slot in self.sharded):
-            return False
         return [param.data_ptr() for param in self.owned] == self.pointers and all(
             all(map(operator.is_, [state.get(key) for state in self.states], tensors))
             for key, tensors in self.held.items()
