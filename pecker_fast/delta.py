@@ -72,16 +72,21 @@ def save_delta(base: Mapping[str, Tensor], changed: Mapping[str, Tensor], path: 
             tensors[f"{name}.mask"] = pack_bits(differs)
             tensors[f"{name}.values"] = value.detach().cpu().contiguous().reshape(-1)[differs]
     said = {"format": FORMAT, "version": VERSION, "base": state_hash(base), "result": state_hash(changed)}
+    save_tensors(path, tensors, {"delta": json.dumps(said)})
+    return DeltaSummary(numel, count, Path(path).stat().st_size)
+
+
+def save_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes contiguous CPU tensors as safetensors under a temporary name beside ``path``, syncs and renames it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        safetensors.torch.save_file(tensors, temporary, {"delta": json.dumps(said)})
+        safetensors.torch.save_file(dict(tensors), temporary, metadata)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return DeltaSummary(numel, count, path.stat().st_size)
 
 
 def apply_delta(base: Mapping[str, Tensor], path: str | os.PathLike) -> dict[str, Tensor]:

@@ -166,7 +166,6 @@ class Bucket:
         self.states = [slot.state for slot in slots]
         self.owned = [slot.param for slot in slots]
         self.pointers = [param.data_ptr() for param in self.owned]
-        # Whose local parts may be replaced by other ones.
         self.sharded = [slot for slot in slots if slot.owner is not slot.param]
         self.held = {key: [state[key] for state in self.states] for key in ("step", "exp_avg_sq")}
         # Nothing to do but to hand gradients on: the usual case, kept free of work for each tensor.

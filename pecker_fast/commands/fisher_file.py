@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from ..delta import save_tensors
 
 FORMAT, VERSION = "pecker_fast.fisher", 1
 KEY = "fisher"
@@ -35,17 +36,8 @@ class FisherFacts:
 
 def save_fisher(path: str | os.PathLike, fisher: Mapping[str, Tensor], facts: FisherFacts) -> None:
     """Writes ``fisher``, a float32 tensor by parameter's name, under a temporary name, syncs and renames it."""
-    path = Path(path)
     tensors = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
-    said = json.dumps({"format": FORMAT, "version": VERSION, **vars(facts)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        safetensors.torch.save_file(tensors, temporary, {KEY: said})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_tensors(path, tensors, {KEY: json.dumps({"format": FORMAT, "version": VERSION, **vars(facts)})})
 
 
 def load_fisher(
