@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .flat import FlatView
-from .sharding import local
+from .sharding import add_over, like, local, part_of, whole
 
 FORMAT = "pecker_fast.saliency_mask"
 FORMAT_VERSION = "1"
@@ -229,8 +229,7 @@ class SaliencyMask:
 
     def bind(self, params: Sequence[Tensor]) -> None:
         """Makes ``params``, one for each tensor, those that ``align`` recognises by identity. Held weakly."""
-        if [local(param).shape for param in params] != list(self.shapes):
-            raise ValueError("params do not have the shapes of the mask's tensors")
+        self._require_shapes([local(param).shape for param in params])
         self._params = [weakref.ref(param) for param in params]
 
     def align(self, params: Sequence[Tensor], names: Sequence[str] | None = None) -> list[int]:
@@ -326,6 +325,31 @@ class SaliencyMask:
         )
         mask._params, mask._count, mask._tensor_counts = self._params, self._count, self._tensor_counts
         return mask
+
+    def whole(self, params: Sequence[Tensor]) -> "SaliencyMask":
+        """The mask of all entries of sharded ``params`` (DTensor), one for each tensor in order, put together from the
+        processes' parts, each of which has to call this."""
+        self._require_shapes([local(param).shape for param in params])
+        bits = (whole(like(self[i].to(torch.uint8), param)).bool() for i, param in enumerate(params))
+        nans = None if self._nan_count is None else add_over(self._nan_count.clone(), params)
+        return self._of_bits(bits, [param.shape for param in params], nans)
+
+    def part(self, params: Sequence[Tensor]) -> "SaliencyMask":
+        """This process's part of a mask of all entries of sharded ``params`` (DTensor), one for each tensor in order:
+        the opposite of ``whole``. NaN are not counted any more."""
+        self._require_shapes([param.shape for param in params])
+        bits = (part_of(self[i], param) for i, param in enumerate(params))
+        return self._of_bits(bits, [local(param).shape for param in params], None)
+
+    def _require_shapes(self, shapes: list[torch.Size]) -> None:
+        if shapes != list(self.shapes):
+            raise ValueError("params do not have the shapes of the mask's tensors")
+
+    def _of_bits(
+        self, bits: Iterable[Tensor], shapes: Sequence[torch.Size], nan_count: Tensor | None
+    ) -> "SaliencyMask":
+        words = [self._words[:0], *(ops.pack_bits(value.contiguous()) for value in bits)]
+        return SaliencyMask(torch.cat(words), shapes, self.names, threshold=self._threshold, nan_count=nan_count)
 
     def summary(self) -> str:
         """A table: for each tensor its shape, its salient entries and their share; the whole mask last."""

@@ -95,6 +95,15 @@ class World:
             dist.all_reduce(held, dist.ReduceOp.MAX, group=self.control)
         return int(held)
 
+    def totals(self, counts: Sequence[int]) -> list[int]:
+        """Sums of the processes' counts. Raises ProcessLostError."""
+        if self.size == 1 or not counts:
+            return list(counts)
+        held = torch.tensor(counts)
+        with _collective():
+            dist.all_reduce(held, group=self.control)
+        return held.tolist()
+
     def total(self, value: float | None) -> float | None:
         """Sum of the processes' values, None where one has none. Raises ProcessLostError."""
         if self.size == 1:
@@ -125,9 +134,19 @@ class World:
             raise ProcessLostError(f"the main process failed: {said[0]}")
 
 
+def process_count() -> int:
+    """How many processes ``torchrun`` started for the run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_number() -> int:
+    """Which of them this one is; 0 is the main one."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def started_by_torchrun() -> bool:
     """Whether this is one of several processes of a run."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return process_count() > 1
 
 
 def local_rank() -> int:

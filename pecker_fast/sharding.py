@@ -1,6 +1,7 @@
 """Sharded tensors (DTensor, as FSDP2's ``fully_shard`` makes parameters): this process's part, and who has the rest.
 
-Masks and optimizer work on the local parts. A selection runs over the processes that hold the others.
+Masks and optimizer work on the local parts. A selection runs over the processes that hold the others. Files hold whole
+tensors, which any number of processes can go on from.
 """
 
 import sys
@@ -35,6 +36,30 @@ def like(part: Tensor, whole: Tensor) -> Tensor:
     return DTensor.from_local(
         part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
     )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All entries of a DTensor, put together from the processes' parts, each of which has to call this; any other
+    tensor itself."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        # gloo gathers no int16.
+        if tensor.dtype == torch.int16:
+            return like(tensor.to_local().int(), tensor).full_tensor().short()
+        return tensor.detach().full_tensor()
+
+
+def part_of(whole: Tensor, sharded: Tensor) -> Tensor:
+    """This process's part of ``whole``, a tensor of the shape of ``sharded``, as that one is sharded; itself where that
+    is no DTensor. Without communication: every process has all of it."""
+    if not is_sharded(sharded):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    # A copy, or the part would keep all of it.
+    held = distribute_tensor(whole.detach(), sharded.device_mesh, sharded.placements, src_data_rank=None)
+    return held.to_local().clone()
 
 
 def shard_group(tensors: Iterable[Tensor], what: str = "scores") -> dist.ProcessGroup | None:

@@ -29,7 +29,7 @@ ALLOWED = {
     "parallel": {"parallel"},
     "report": {"report", "hashing"},
     "robustness": {"robustness", "unlearning", "diffusion", "data", "metrics"},
-    "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "mask", "saliency", "optim"},
+    "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "sharding", "mask", "saliency", "optim"},
     "training": {"training", "unlearning", "diffusion", "parallel", "profiling", "optim", "saliency", "hashing"},
     "environment": {"ops", "__init__"},
     "benchmarks": {

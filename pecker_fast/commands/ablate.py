@@ -19,7 +19,7 @@ from ..parallel import World, started_by_torchrun
 from ..report import AblationRun, read_ablation, write_ablation
 from ..training.loop import Loop, LoopOptions, read_lines
 from ..training.presets import preset as preset_called
-from ..unlearning import Method, Phase, Setting, method_class
+from ..unlearning import Method, Setting, method_class
 from .options import prepare_folder, weights_hash, write_json
 from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .studies import NOTHING_FORGOTTEN, STUDIES, Condition, Study
@@ -231,11 +231,10 @@ class SparseEvaluation:
         images = self.draw(network, self.labels)
         return self.evaluator(images, self.labels), images[self.few :]
 
-    def __call__(self, phase: Phase, step: int) -> dict[str, Any]:
-        with phase.averaged() as network:
-            if step % FULL_STEPS == 0 or step == phase.iterations:
-                return self.full(network)[0]
-            images = self.draw(network, self.labels[: self.few])
+    def __call__(self, network: nn.Module, step: int) -> dict[str, Any]:
+        if step % FULL_STEPS == 0 or step == sum(phase.iterations for phase in self.method.phases):
+            return self.full(network)[0]
+        images = self.draw(network, self.labels[: self.few])
         predictions = self.evaluator.judge(images.clamp(-1, 1))[0].argmax(1)
         still = torch.isin(predictions, torch.tensor(self.setting.request.forget_classes))
         return {"ua": 100 - 100 * int(still.sum()) / len(still)}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..data import LabelledImages
 from ..diffusion import sample_ddim
 from ..metrics import Evaluator, Judge
-from ..unlearning import ForgetRequest, Method, Phase, Setting
+from ..unlearning import ForgetRequest, Method, Setting
 from .options import weights_hash
 
 DDIM_STEPS = 50
@@ -107,10 +107,9 @@ class RunEvaluation:
         """Images (N, C, H, W) on the CPU of the labels."""
         return self.method.sample(network, self.labels, seed=self.setting.seed).float().cpu()
 
-    def __call__(self, phase: Phase, step: int) -> dict[str, Any]:
+    def __call__(self, network: nn.Module, step: int) -> dict[str, Any]:
         """What goes into evaluation.jsonl."""
-        with phase.averaged() as network:
-            return self.evaluator(self.samples(network), self.labels)
+        return self.evaluator(self.samples(network), self.labels)
 
     def teacher_samples(self) -> Tensor:
         """Images (N, C, H, W) that the pretrained network draws of the labels by DDIM, on the CPU."""

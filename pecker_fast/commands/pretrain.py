@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..data import LabelledImages
 from ..diffusion import NoiseSchedule, UNetConfig, build_unet, sample_ddim, save_network
@@ -18,7 +19,7 @@ from ..training.loop import Loop, LoopOptions
 from ..training.presets import preset
 from ..training.pretrain import Pretraining, PretrainOptions
 from ..training.tracking import tracker
-from ..unlearning import Compute, Phase
+from ..unlearning import Compute
 from ..unlearning.streams import derived_seed
 from .evaluation import DDIM_STEPS, real_split
 from .options import ComputeArguments, DataArguments, prepare_folder, profiler_of, report_profile, write_json
@@ -132,18 +133,17 @@ def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes
 
     processes.on_main(begin)
 
-    def draw(phase: Phase) -> torch.Tensor:
-        with phase.averaged() as averaged, compute.autocast():
+    def draw(averaged: nn.Module) -> torch.Tensor:
+        with compute.autocast():
             return sample_ddim(averaged, phase.schedule, labels, DDIM_STEPS, seed=compute.seed).cpu()
 
-    def evaluate(phase: Phase, step: int) -> dict[str, Any]:
-        measured = evaluator(draw(phase), labels)
+    def evaluate(averaged: nn.Module, step: int) -> dict[str, Any]:
+        measured = evaluator(draw(averaged), labels)
         names = ("retain_accuracy", "frechet_distance", "diversity", "feature_extractor")
         return {name: measured[name] for name in names}
 
-    def export(phase: Phase, target: Path) -> None:
-        with phase.averaged() as averaged:
-            save_network(target / "unet", averaged, schedule)
+    def export(averaged: nn.Module, target: Path) -> None:
+        save_network(target / "unet", averaged, schedule)
 
     fingerprint = {
         "method": "pretrain",
@@ -178,10 +178,10 @@ def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes
     metrics: dict[str, Any] = {}
 
     def finish() -> None:
-        export(phase, folder)
-        metrics.update(
-            method="pretrain", seed=compute.seed, **_measure(draw(phase), labels, evaluator, folder, dataset)
-        )
+        with phase.averaged() as averaged:
+            export(averaged, folder)
+            images = draw(averaged)
+        metrics.update(method="pretrain", seed=compute.seed, **_measure(images, labels, evaluator, folder, dataset))
         metrics.update(images=progress.images, iterations=progress.step, seconds=progress.seconds)
         write_json(folder / "metrics.json", metrics)
 

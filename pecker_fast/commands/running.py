@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..parallel import World, command_words
 from ..profiling import Regions
 from ..training.loop import Loop, LoopOptions, Progress
 from ..training.tracking import tracker
-from ..unlearning import Method, Phase
+from ..unlearning import Method
 from .options import ComputeArguments, profiler_of
 
 
@@ -46,7 +48,7 @@ class Running:
     def run(
         self,
         fingerprint: dict[str, Any],
-        evaluate: Callable[[Phase, int], dict[str, Any] | None] | None,
+        evaluate: Callable[[nn.Module, int], dict[str, Any] | None] | None,
         before: Callable[[], None],
     ):
         """Runs all phases; returns the progress and the profiler, or None.
@@ -55,9 +57,8 @@ class Running:
         once the checkpoint to go on from has been read. Raises SystemExit 128 + n where signal n ended the run.
         """
 
-        def export(phase: Phase, target: Path) -> None:
-            with phase.averaged() as averaged:
-                self.method.save(target, averaged)
+        def export(averaged: nn.Module, target: Path) -> None:
+            self.method.save(target, averaged)
 
         options = dataclasses.replace(self.loop, stop_at_nonfinite=self.compute.nonfinite == "stop")
         profiler = profiler_of(self.compute, self.regions, self.folder, self.world)

@@ -86,6 +86,9 @@ class MemoryArguments:
     """Of the frozen teacher."""
     gradient_checkpointing: bool = True
     """Compute activations again in the backward pass."""
+    fsdp: bool = False
+    """Under torchrun: the processes share out weights, gradients and optimizer states of the networks that are trained
+    (FSDP2). For pecker, pecker+ and sfd."""
     score_lora_rank: int = 0
     """Train the score network as a low-rank change of this rank of its linear layers (needs peft); 0: all of it."""
 
@@ -96,6 +99,7 @@ class MemoryArguments:
             **dtypes,
             "master_weights": self.master_weights,
             "gradient_checkpointing": self.gradient_checkpointing,
+            "fsdp": self.fsdp,
             "score_lora_rank": self.score_lora_rank,
         }
 

@@ -12,13 +12,14 @@ from torch import nn
 
 from ..diffusion import NoiseSchedule, StableDiffusion, save_text_pipeline
 from ..hashing import file_sha256
-from ..parallel import World, world
+from ..mask import SaliencyMask
+from ..parallel import World, process_count, process_number, world
 from ..profiling import Regions
 from ..training.loop import LoopOptions, Progress
 from ..training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
 from ..training.presets import method_loop, method_options, method_values
 from ..training.text_presets import text_preset
-from ..unlearning import Method, Phase, Setting, method_class
+from ..unlearning import Method, Setting, method_class
 from ..unlearning.options import ScoreForgettingOptions
 from ..unlearning.selective_amnesia import SelectiveAmnesiaOptions
 from .audit import record_result, record_weights
@@ -28,6 +29,9 @@ from .running import Running
 from .text_card import write_text_card
 from .text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
 from .text_request import MemoryArguments, Prompts, TextRequestArguments, resolve_prompts
+
+# How a run is computed, and not which one it is.
+HOW = ("gradient_checkpointing", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, pro
         torch.cuda.reset_peak_memory_stats()
     prompts = args.prompts()
     args.loop.check()
+    check_sharding(args, processes.size)
     model, source = load_stable_diffusion(args.request.pretrained_model_name_or_path)
     args.options.check(model.schedule.num_train_timesteps)
     unet = model.load_unet()
@@ -164,6 +169,13 @@ def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, pro
     return Loaded(model, source, prompts, setting, _fingerprint(args, compute, prompts, hashes), hashes)
 
 
+def check_sharding(args: UnlearnTextArguments, processes: int) -> None:
+    """Raises ValueError where ``fsdp`` is set and cannot be."""
+    if args.memory.fsdp:
+        others = {"torch_compile": args.compute.torch_compile, "score_lora_rank": args.memory.score_lora_rank}
+        method_class(args.method).check_sharding(args.options, processes, others)
+
+
 def _fisher(args: UnlearnTextArguments, unet: nn.Module, hashes: dict[str, str]) -> dict[str, torch.Tensor] | None:
     """The Fisher information that was given, whose hash is added to ``hashes``; None where there is none."""
     path = args.request.fisher
@@ -185,9 +197,8 @@ def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: W
         model, method, prompts.pictured, labels, prompts.forgotten, args.request.samples_per_prompt, folder / "samples"
     )
 
-    def evaluate(phase: Phase, step: int) -> None:
-        with phase.averaged() as averaged:
-            pictures.after(averaged, f"step-{step:06d}")
+    def evaluate(averaged: nn.Module, step: int) -> None:
+        pictures.after(averaged, f"step-{step:06d}")
 
     before: list[torch.Tensor] = []
 
@@ -203,12 +214,14 @@ def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: W
     )
     progress, profiler = running.run(loaded.fingerprint, evaluate, describe)
     metrics: dict[str, Any] = {}
+    mask = method.phases[-1].last_mask()
 
-    def finish() -> None:
-        metrics.update(_finish(args, setting, method, model, pictures, before[0], progress, loaded.source))
+    def finish(averaged: nn.Module) -> None:
+        metrics.update(_finish(args, method, averaged, mask, model, pictures, before[0], progress, loaded.source))
 
     report_profile(profiler, folder, processes)
-    processes.on_main(finish)
+    with method.phases[-1].averaged() as averaged:
+        processes.on_main(lambda: finish(averaged))
     return metrics
 
 
@@ -234,7 +247,7 @@ def _fingerprint(
         **hashes,
         "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
         "resolution": args.request.resolution,
-        **{name: value for name, value in dataclasses.asdict(args.memory).items() if name != "gradient_checkpointing"},
+        **{name: value for name, value in dataclasses.asdict(args.memory).items() if name not in HOW},
         "seed": compute.seed,
         "mixed_precision": compute.mixed_precision,
     }
@@ -242,23 +255,23 @@ def _fingerprint(
 
 def _finish(
     args: UnlearnTextArguments,
-    setting: Setting,
     method: Method,
+    averaged: nn.Module,
+    mask: SaliencyMask | None,
     model: StableDiffusion,
     pictures: TextPictures,
     before: torch.Tensor,
     progress: Progress,
     source: str,
 ) -> dict[str, Any]:
-    folder, phase = args.output_dir, method.phases[-1]
+    folder, setting = args.output_dir, method.setting
     metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampling()}
     # The teacher may have been rounded since (teacher_dtype): how far weights moved is told from what was read.
     start = setting.initial_generator
     start = model.load_unet() if start is None else start.unet
-    with phase.averaged() as averaged:
-        pictures.both(before, pictures.after(averaged))
-        save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
-        metrics |= record_weights(folder, averaged, start, phase.last_mask())
+    pictures.both(before, pictures.after(averaged))
+    save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
+    metrics |= record_weights(folder, averaged, start, mask)
     write_text_card(folder, args.describe(), source)
     record_result(folder, metrics, args.options.ema_decay, progress, setting.device)
     return metrics
@@ -276,13 +289,17 @@ def estimate(args: UnlearnTextArguments) -> MemoryEstimate:
         known = (SD15, SD15["sample_size"] if resolution is None else resolution // 8, NoiseSchedule.linear())
     low = compute.mixed_precision == "bf16" or args.memory.weights_dtype == "bfloat16"
     memory = args.memory.as_setting()
-    return estimate_memory(*known, request, args.method, args.options, memory, compute.mixed_precision, low, str(path))
+    known = (*known, request, args.method, args.options, memory, compute.mixed_precision, low, str(path))
+    return estimate_memory(*known, process_count())
 
 
 def run_unlearn_text(args: UnlearnTextArguments) -> None:
     """The subcommand: prints the configuration and an estimate of the memory, or runs."""
     if args.request.dry_run:
         args.loop.check()
+        check_sharding(args, process_count())
+        if process_number() > 0:
+            return
         print(json.dumps(args.describe(), indent=1))
         if isinstance(args.options, ScoreForgettingOptions) and not args.memory.score_lora_rank:
             print(describe_memory(estimate(args)))

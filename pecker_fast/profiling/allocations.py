@@ -23,6 +23,7 @@ class AllocationCounter(TorchDispatchMode):
         super().__init__()
         self.current = self.peak = 0
         self._alive: dict[int, weakref.ref] = {}
+        self._sizes: dict[int, int] = {}
 
     def reset(self) -> int:
         """Returns the peak and begins a new one at what is alive."""
@@ -43,8 +44,15 @@ class AllocationCounter(TorchDispatchMode):
 
         def freed(_) -> None:
             del self._alive[key]
-            self.current -= size
+            self.current -= self._sizes.pop(key)
 
-        self._alive[key] = weakref.ref(storage, freed)
+        self._alive[key], self._sizes[key] = weakref.ref(storage, freed), size
         self.current += size
+        self.peak = max(self.peak, self.current)
+
+    def count_as(self, tensor: torch.Tensor, size: int) -> None:
+        """From here on the storage of ``tensor``, which was made within, counts as ``size`` bytes."""
+        key = tensor.untyped_storage()._cdata
+        self.current += size - self._sizes[key]
+        self._sizes[key] = size
         self.peak = max(self.peak, self.current)

@@ -64,6 +64,7 @@ class Checkpoints:
         self.total_limit = total_limit
         # As it will be read: tuples are lists in JSON.
         self.fingerprint = json.loads(json.dumps(fingerprint))
+        self._staged: int | None = None
 
     def path(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}"
@@ -75,32 +76,54 @@ class Checkpoints:
         found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
-    def save(self, step: int, tree: Any, export: Callable[[Path], None] | None = None) -> Path:
+    def _is_whole(self, step: int) -> bool:
+        """Whether there is a whole checkpoint of this run."""
+        try:
+            return self.path(step).exists() and self.verify(self.path(step))["fingerprint"] == self.fingerprint
+        except CheckpointError:
+            return False
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".{self.path(step).name}.tmp"
+
+    def _begin(self, step: int) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        self._temporary(step).mkdir()
+        self._staged = step
+        return self._temporary(step)
+
+    def _give_up(self, step: int) -> None:
+        shutil.rmtree(self._temporary(step), ignore_errors=True)
+        self._staged = None
+
+    def stage(self, step: int, export: Callable[[Path], None]) -> None:
+        """Begins a checkpoint with further files, which ``export`` writes into the folder that it is given; ``save``
+        of the same step completes it. Raises as ``save`` does."""
+        if self._is_whole(step):
+            return
+        try:
+            export(self._begin(step))
+        except BaseException:
+            self._give_up(step)
+            raise
+
+    def save(self, step: int, tree: Any) -> Path:
         """Writes a checkpoint and returns its folder.
 
         Parameters
         ----------
         step: its number. A whole checkpoint of this run is kept as it is; a damaged one or another run's is replaced.
         tree: as ``save_state`` takes it.
-        export: writes further files into the folder that it is given.
 
         Raises OSError, such as for a full disk, with earlier checkpoints as they were.
         """
         final = self.path(step)
-        if final.exists():
-            try:
-                if self.verify(final)["fingerprint"] == self.fingerprint:
-                    return final
-            except CheckpointError:
-                pass
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
-        temporary = self.folder / f".{final.name}.tmp"
-        temporary.mkdir()
+        if self._is_whole(step):
+            return final
+        temporary = self._temporary(step) if self._staged == step else self._begin(step)
         try:
             save_state(temporary / STATE, tree)
-            if export is not None:
-                export(temporary)
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
             manifest = {
                 "format": FORMAT,
@@ -119,8 +142,9 @@ class Checkpoints:
                 self._remove(final)
             os.rename(temporary, final)
             _sync_folder(self.folder)
+            self._staged = None
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._give_up(step)
             raise
         if self.total_limit is not None:
             for old in self.steps()[: -self.total_limit]:

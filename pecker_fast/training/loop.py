@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..parallel import World
@@ -122,8 +123,9 @@ class Loop:
     folder: of the run: train.jsonl, evaluation.jsonl and checkpoints/ go there.
     options: how the run is kept.
     fingerprint: JSON that says which run this is; checkpoints of others are refused.
-    evaluate: from phase and step to what goes into evaluation.jsonl, or None. The main process's is called.
-    export: writes the network of a phase into a checkpoint's folder.
+    evaluate: from a phase's averaged network and the step to what goes into evaluation.jsonl, or None. The main
+        process's is called; all have one, or none.
+    export: writes a phase's averaged network into a checkpoint's folder. The main process's is called, as above.
     on_log: called with every line of train.jsonl and evaluation.jsonl.
     show_progress: whether there is a progress bar.
     world: the processes of the run; the main one writes, evaluates and shows progress.
@@ -137,8 +139,8 @@ class Loop:
         options: LoopOptions,
         fingerprint: dict[str, Any],
         *,
-        evaluate: Callable[[Phase, int], dict[str, Any] | None] | None = None,
-        export: Callable[[Phase, Path], None] | None = None,
+        evaluate: Callable[[nn.Module, int], dict[str, Any] | None] | None = None,
+        export: Callable[[nn.Module, Path], None] | None = None,
         on_log: Callable[[dict[str, Any]], None] | None = None,
         show_progress: bool = True,
         world: World | None = None,
@@ -287,13 +289,14 @@ class Loop:
         self._means()
         self._pause()
 
-        def measure() -> None:
-            found = None if self.evaluate is None else self.evaluate(phase, p.step)
+        def measure(network: nn.Module) -> None:
+            found = self.evaluate(network, p.step)
             if found is not None:
                 self._write("evaluation.jsonl", {"step": p.step, "images": p.images, "seconds": p.seconds, **found})
 
-        with self._outside("evaluation"):
-            self.world.on_main(measure)
+        if self.evaluate is not None:
+            with self._outside("evaluation"), phase.averaged() as network:
+                self.world.on_main(lambda: measure(network))
         self._go_on()
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
@@ -307,15 +310,17 @@ class Loop:
         p = self.progress
         if self.options.stop_at_nonfinite:
             self._means()
-            if not phase.is_finite():
+            # Each process may have a part of the weights: all of them stop.
+            if self.world.largest(int(not phase.is_finite())):
                 raise NonFiniteError(f"a weight became inf or NaN by step {p.step}{self._last_good()}")
         self._pause()
-
-        def save() -> None:
-            place = {"phase": p.phase, "iteration": p.iteration, "images": p.images, "seconds": p.seconds}
-            export = None if self.export is None else lambda folder: self.export(phase, folder)
-            self.checkpoints.save(p.step, {**place, "state": phase.state_dict()}, export)
-
+        place = {"phase": p.phase, "iteration": p.iteration, "images": p.images, "seconds": p.seconds}
         with self._outside("checkpoints"):
-            self.world.on_main(save)
+            if self.export is not None:
+                with phase.averaged() as network:
+                    export = partial(self.export, network)
+                    self.world.on_main(lambda: self.checkpoints.stage(p.step, export))
+            # Once the averaged weights are not in the place of the others any more.
+            state = {**place, "state": phase.state_dict()}
+            self.world.on_main(lambda: self.checkpoints.save(p.step, state))
         self._go_on()

@@ -19,6 +19,7 @@ from ..optim import MaskedAdam
 from ..profiling import AllocationCounter
 from ..saliency import saliency_mask
 from ..unlearning import PromptRequest, Setting, method_class
+from ..unlearning.sharded import sharded_blocks
 
 # Stable Diffusion 1.5's, where no folder says another one.
 SD15 = {
@@ -47,6 +48,7 @@ class MemoryEstimate:
     masks: the present one, the one before, all that were ever salient.
     moments: part of an iteration to the most that its gradients and activations take beside all of that.
     model: whose architecture was taken.
+    processes: that share the batches out, and with FSDP2 the trained networks; bytes are of one of them.
     """
 
     parameters: int
@@ -55,6 +57,7 @@ class MemoryEstimate:
     masks: int
     moments: dict[str, int]
     model: str
+    processes: int = 1
 
     @property
     def resident(self) -> int:
@@ -163,6 +166,7 @@ def estimate_memory(
     mixed_precision: str,
     low: bool,
     model: str,
+    processes: int = 1,
 ) -> MemoryEstimate:
     """The estimate for a run.
 
@@ -173,6 +177,7 @@ def estimate_memory(
     memory: dtypes and the like, as ``Setting`` takes them.
     mixed_precision: "no" or "bf16". low: whether text embeddings are kept in bfloat16.
     model: a name for messages.
+    processes: of the run; ``memory["fsdp"]`` says whether they share out the trained networks.
 
     Raises ValueError for a method that is no score forgetting, and for options that cannot be estimated.
     """
@@ -182,10 +187,15 @@ def estimate_memory(
         raise ValueError("the memory of a run with score_lora_rank cannot be estimated: adapters have no fake tensors")
     if "score_guidance_scale" not in {item.name for item in dataclasses.fields(options)}:
         raise ValueError(f"the memory of method {method_name!r} cannot be estimated: it is no score forgetting")
+    shards = processes if memory.get("fsdp") else 1
+    memory = {**memory, "fsdp": False}
     # Two micro-batches are enough: more do not add to what lives at a time.
     few = {"gradient_accumulation_steps": min(2, options.gradient_accumulation_steps)}
     if hasattr(options, "saliency_batches"):
         few["saliency_batches"] = min(2, options.saliency_batches)
+    for name in ("train_batch_size", "forget_batch_size", "saliency_batch_size"):
+        if getattr(options, name, None) is not None:
+            few[name] = max(1, getattr(options, name) // processes)
     moments: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), AllocationCounter() as counter:
         dtype = torch.bfloat16 if low else torch.float32
@@ -197,13 +207,15 @@ def estimate_memory(
         )
         method = method_class(method_name)(setting, dataclasses.replace(options, **few))
         phase = method.phases[-1]
+        # One of the networks computes at a time.
+        together = max(_share_out(network, shards, counter) for network in (phase.score, phase.generator))
         if phase.masker is not None:
             phase.masker.start(phase.generator)
         score, generator = phase.score_optimizer.defaults, phase.generator_optimizer.defaults
         kind = _kind_of_step(phase)
 
         def note(name: str) -> None:
-            moments[name] = max(moments.get(name, 0), counter.reset() - weights)
+            moments[name] = max(moments.get(name, 0), counter.reset() - weights + together)
 
         phase.score_optimizer = _Still(phase.score, lambda: note("score network's step"))
         phase.generator_optimizer = _Still(phase.generator, lambda: note("generator's step"))
@@ -221,7 +233,23 @@ def estimate_memory(
     density = getattr(options, "density", None) or 1.0
     states += sizes[1] * _state_bytes(generator, setting.weights_dtype, kind, density)
     masks = 0 if kind == "plain" else 3 * sizes[1] // 8
-    return MemoryEstimate(parameters, weights, round(states), masks, moments, model)
+    return MemoryEstimate(parameters, weights, round(states / shards), masks // shards, moments, model, processes)
+
+
+def _share_out(network: nn.Module, shards: int, counter: AllocationCounter) -> int:
+    """From here on the network's weights, and each gradient once it is complete, count as one of ``shards`` parts.
+    Returns the bytes of what is whole meanwhile: the block that computes, the next one, and the gradients of one that
+    travel."""
+    if shards == 1:
+        return 0
+
+    def part(tensor: torch.Tensor) -> int:
+        return -(-tensor.nbytes // shards)
+
+    for param in network.parameters():
+        counter.count_as(param, part(param))
+        param.register_post_accumulate_grad_hook(lambda param: counter.count_as(param.grad, part(param)))
+    return 3 * max(sum(p.nbytes for p in block.parameters()) for block in sharded_blocks(network)[:-1])
 
 
 def _kind_of_step(phase) -> str:
@@ -235,6 +263,8 @@ def _kind_of_step(phase) -> str:
 def describe_memory(found: MemoryEstimate) -> str:
     """The estimate as a table, in GiB."""
     lines = [f"memory of {found.model}, {found.parameters / 1e6:.1f} million parameters, GiB of tensors"]
+    if found.processes > 1:
+        lines[0] += f" in each of {found.processes} processes"
     rows = [("weights of three networks", found.weights), ("optimizers", found.optimizers), ("masks", found.masks)]
     rows += [(f"{name}: gradients, activations", size) for name, size in found.moments.items()]
     rows.append(("most at a time", found.peak))

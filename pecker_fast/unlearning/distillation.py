@@ -9,7 +9,7 @@ An iteration (SFD, arXiv 2409.11219; PECKER, arXiv 2604.05634, Eq. 3-10):
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from ..diffusion import (
 )
 from ..mask import SaliencyMask
 from ..optim import MaskedAdam
+from ..sharding import local, part_of
 from .gradients import add_gradients
 from .graphs import GradientCalls
 from .guidance import Batch, Guidance, Part
@@ -34,6 +35,7 @@ from .masking import Masker
 from .options import ScoreForgettingOptions
 from .protocol import Method, Phase
 from .setting import Setting
+from .sharded import load_network_state, load_optimizer_state, network_state, optimizer_state, whole_copy
 from .streams import Streams
 
 
@@ -115,7 +117,8 @@ class DistillationPhase(Phase):
             ema_decay=o.ema_decay,
             variance=o.variance,
             max_update=o.max_update,
-            packed=self._has_one_mask(),
+            # Packed state is of a process's own entries: no other number of processes could go on with it.
+            packed=self._has_one_mask() and not self.setting.fsdp,
             **common,
         )
 
@@ -132,7 +135,7 @@ class DistillationPhase(Phase):
                 averaged = [p.detach().clone() for p in network.parameters()]
             with torch.no_grad():
                 for param, value in zip(self.generator.parameters(), averaged, strict=True):
-                    param.copy_(value)
+                    local(param).copy_(part_of(value, param))
         self._make_optimizers()
         if self.masker is not None:
             self.masker.start(self.generator)
@@ -172,28 +175,26 @@ class DistillationPhase(Phase):
         return said | ({} if self.masker is None else self.masker.describe())
 
     def state_dict(self) -> dict[str, Any]:
+        world = self.setting.world
         return {
-            "score": self.score.state_dict(),
-            "generator": self.generator.state_dict(),
-            "score_optimizer": self.score_optimizer.state_dict(),
-            "generator_optimizer": self.generator_optimizer.state_dict(),
-            "masker": None if self.masker is None else self.masker.state_dict(),
+            "score": network_state(self.score, world),
+            "generator": network_state(self.generator, world),
+            "score_optimizer": optimizer_state(self.score_optimizer, world),
+            "generator_optimizer": optimizer_state(self.generator_optimizer, world),
+            "masker": None if self.masker is None else self.masker.state_dict(self.generator),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        try:
-            self.score.load_state_dict(state["score"])
-            self.generator.load_state_dict(state["generator"])
-        except RuntimeError as error:
-            raise ValueError(f"the state is of another network: {error}") from error
+        load_network_state(self.score, state["score"])
+        load_network_state(self.generator, state["generator"])
         self._make_optimizers()
-        self.score_optimizer.load_state_dict(state["score_optimizer"])
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        load_optimizer_state(self.score_optimizer, state["score_optimizer"])
+        load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
         if self.masker is not None:
             self.masker.load_state_dict(state["masker"], self.generator)
 
     def last_mask(self) -> SaliencyMask | None:
-        return None if self.masker is None else self.masker.mask
+        return None if self.masker is None else self.masker.whole_mask(self.generator)
 
     def trained_parameters(self) -> Iterable[Tensor]:
         yield from _trained(self.score)
@@ -202,11 +203,14 @@ class DistillationPhase(Phase):
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
         self.generator.eval()
-        if self.options.ema_decay is None:
-            yield self.generator
+        averages = nullcontext() if self.options.ema_decay is None else self.generator_optimizer.swapped_ema()
+        if not self.setting.fsdp:
+            with averages:
+                yield self.generator
             return
-        with self.generator_optimizer.swapped_ema():
-            yield self.generator
+        with averages:
+            network = whole_copy(self.generator, self.setting.teacher)
+        yield network.eval()
 
     # ---- an iteration
 
@@ -287,8 +291,8 @@ class DistillationPhase(Phase):
         return {name: loss.detach() for name, loss in found.items()}, None
 
     def _average(self, network: nn.Module, further: list[Tensor] | None = None) -> None:
-        """Averages the network's gradients over the processes, and ``further`` ones."""
-        if self.setting.world.size > 1:
+        """Averages the network's gradients over the processes, and ``further`` ones, where FSDP has not done it."""
+        if self.setting.world.size > 1 and not self.setting.fsdp:
             with self.setting.regions("communication"):
                 grads = [p.grad for p in network.parameters() if p.grad is not None]
                 self.setting.world.average_([*grads, *(further or ())])
@@ -440,6 +444,17 @@ class ScoreForgetting(Method):
         self.generator = setting.trainable(setting.initial_generator or setting.teacher)
         setting.lower_teacher()
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
+
+    @classmethod
+    def check_sharding(cls, options: ScoreForgettingOptions, processes: int, others: dict[str, Any]) -> None:
+        if processes == 1:
+            raise ValueError("fsdp is set, but the run has one process: start several with torchrun")
+        for name, value in {**others, "cuda_graphs": options.cuda_graphs}.items():
+            if value:
+                raise ValueError(f"fsdp is set, and so is {name}: expected one of them")
+        granularity = getattr(options, "granularity", "entry")
+        if granularity != "entry":
+            raise ValueError(f'granularity is {granularity!r}, expected "entry": fsdp shares out the rows')
 
     def sampling(self) -> dict[str, Any]:
         return {"sampler": "one_step", "sampling_steps": 1}

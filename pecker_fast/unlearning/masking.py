@@ -1,5 +1,6 @@
 """Where the forget gradient may go: the salient entries of the generator (PECKER, Eq. 8-10)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, sa
 from ..diffusion.checks import check_int
 from ..mask import SaliencyMask
 from ..saliency import saliency_mask
+from ..sharding import is_sharded, like, part_of
 from .gradients import add_gradients
 from .groups import group_mask
 from .options import check_number
@@ -73,9 +75,14 @@ def module_of(name: str) -> str:
 
 def density_by_module(mask: SaliencyMask) -> dict[str, float]:
     """Share of salient entries in each part of the network, in the parameters' order. Waits for the device."""
+    return _shares(mask.names, mask.tensor_counts(), mask.numels)
+
+
+def _shares(names: Sequence[str], counts: Sequence[int], numels: Sequence[int]) -> dict[str, float]:
+    """``density_by_module`` from the salient entries and the entries of each parameter."""
     salient: dict[str, int] = {}
     numel: dict[str, int] = {}
-    for name, count, entries in zip(mask.names, mask.tensor_counts(), mask.numels, strict=True):
+    for name, count, entries in zip(names, counts, numels, strict=True):
         part = module_of(name)
         salient[part] = salient.get(part, 0) + count
         numel[part] = numel.get(part, 0) + entries
@@ -162,11 +169,21 @@ class Masker:
             o = self.options
             kind = {"density": o.density} if o.density is not None else {"threshold": o.threshold}
             self._previous = self.mask
+            scores = self._shared_out(scores, generator)
             if o.granularity == "entry":
                 self.mask = saliency_mask(scores, **kind)
             else:
                 self.mask, self.reached = group_mask(scores, o.granularity, **kind)
             self._ever = self.mask if self._ever is None else self._ever | self.mask
+
+    def _shared_out(self, scores: dict[str, Tensor], generator: nn.Module) -> dict[str, Tensor]:
+        """``scores`` sharded as the generator's parameters are, where every process has all of them."""
+        if not self.setting.fsdp:
+            return scores
+        return {
+            name: scores[name] if is_sharded(scores[name]) else like(part_of(scores[name], param), param)
+            for name, param in generator.named_parameters()
+        }
 
     def scores(self, streams: Streams, generator: nn.Module) -> dict[str, Tensor]:
         """What the mask ranks, by parameter's name.
@@ -207,25 +224,46 @@ class Masker:
                 total = add_gradients(loss, params, total)
         finally:
             network.requires_grad_(not frozen)
-        # Before it is used: the same mask everywhere.
-        setting.world.average_(total)
+        # Before it is used: the same mask everywhere. FSDP has done so.
+        if not is_sharded(total[0]):
+            setting.world.average_(total)
         return dict(zip(names, total, strict=True))
 
     def describe(self) -> dict[str, Any]:
         """What the log says of the mask. Waits for the device."""
         if self.mask is None:
             return {}
+        mask, before = self.mask, self._previous
+        count, numel = self._over_processes(mask.tensor_counts()), self._over_processes(mask.numels)
+        both = [] if before is None else [(mask & before).count, (mask | before).count]
+        ever, nans, *both = self._over_processes([self._ever.count, mask.nan_count, *both])
+        iou = both[0] / both[1] if both and both[1] else 1.0
         return {
-            "mask_density": self.mask.density,
-            "mask_iou": None if self._previous is None else self.mask.iou(self._previous),
-            "mask_touched_ever": self._ever.density,
-            "mask_nan_count": self.mask.nan_count,
-            "mask_density_by_module": density_by_module(self.mask),
+            "mask_density": sum(count) / max(1, sum(numel)),
+            "mask_iou": None if before is None else iou,
+            "mask_touched_ever": ever / max(1, sum(numel)),
+            "mask_nan_count": nans,
+            "mask_density_by_module": _shares(mask.names, count, numel),
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def _over_processes(self, counts: Sequence[int]) -> list[int]:
+        """Counts of entries, over the processes that share the entries out."""
+        return self.setting.world.totals(counts) if self.setting.fsdp else list(counts)
+
+    def whole_mask(self, generator: nn.Module) -> SaliencyMask | None:
+        """The present mask, of all entries of the generator."""
+        return self._whole(self.mask, generator)
+
+    def _whole(self, mask: SaliencyMask | None, generator: nn.Module) -> SaliencyMask | None:
+        if mask is None or not self.setting.fsdp:
+            return mask
+        return mask.whole(list(generator.parameters()))
+
+    def state_dict(self, generator: nn.Module) -> dict[str, Any]:
+        """What ``load_state_dict`` goes on from, with masks of all entries of the generator."""
         masks = {"mask": self.mask, "previous": self._previous, "ever": self._ever}
-        state: dict[str, Any] = {name: None if mask is None else mask.words for name, mask in masks.items()}
+        whole = {name: self._whole(mask, generator) for name, mask in masks.items()}
+        state: dict[str, Any] = {name: None if mask is None else mask.words for name, mask in whole.items()}
         images, labels = self._pool or (None, None)
         return state | {"pool_images": images, "pool_labels": labels}
 
@@ -236,7 +274,10 @@ class Masker:
         device = self.setting.device
 
         def mask(name: str) -> SaliencyMask | None:
-            return None if state[name] is None else SaliencyMask(state[name].to(device), shapes, names)
+            if state[name] is None:
+                return None
+            made = SaliencyMask(state[name].to(device), shapes, names)
+            return made.part(list(generator.parameters())) if self.setting.fsdp else made
 
         self.mask, self._previous, self._ever = mask("mask"), mask("previous"), mask("ever")
         if self.options.granularity != "entry" and self.mask is not None:

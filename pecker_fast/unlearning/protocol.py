@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..diffusion import TextConditioned, save_network, save_text_network
 from ..mask import SaliencyMask
+from ..sharding import local
 from .setting import Setting
 
 
@@ -47,7 +48,8 @@ class Phase(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that ``load_state_dict`` needs to go on: tensors, numbers and strings in dicts and lists."""
+        """All that ``load_state_dict`` needs to go on: tensors, numbers and strings in dicts and lists. Where
+        networks are sharded, every process of the run calls it, and the main one's is complete."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -59,17 +61,19 @@ class Phase(ABC):
 
     @abstractmethod
     def averaged(self) -> AbstractContextManager[nn.Module]:
-        """Within it the network to keep, with its averaged weights where there are any, in eval mode."""
+        """Within it the network to keep, with its averaged weights where there are any, in eval mode and not sharded.
+        Where networks are sharded, every process of the run enters it."""
 
     def last_mask(self) -> SaliencyMask | None:
         """The mask of the last step, over the parameters of the network that ``averaged`` gives; None for phases
-        without one."""
+        without one. Where networks are sharded, every process of the run calls it."""
         return None
 
     def is_finite(self) -> bool:
-        """Whether all trained parameters are finite. Waits for the device."""
+        """Whether all trained parameters are finite, of sharded ones this process's parts. Waits for the device."""
         with torch.no_grad():
-            norms = torch._foreach_norm([p.detach() for p in self.trained_parameters()], float("inf"))
+            parts = [local(p.detach()) for p in self.trained_parameters()]
+            norms = torch._foreach_norm([part for part in parts if part.numel()], float("inf"))
             return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
 
@@ -96,6 +100,9 @@ class Method(ABC):
     forgets_prompts: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:
+        if setting.fsdp:
+            others = {"torch_compile": setting.compile, "score_lora_rank": setting.score_lora_rank}
+            self.check_sharding(options, setting.world.size, others)
         self.setting = setting
         self.options = options
         self.phases: list[Phase] = []
@@ -104,6 +111,14 @@ class Method(ABC):
     def needs_data(cls, options: Any) -> bool:
         """Whether these options need ``Setting.training_images``; where they do not, a checkpoint is all."""
         return False
+
+    @classmethod
+    def check_sharding(cls, options: Any, processes: int, others: dict[str, Any]) -> None:
+        """Raises ValueError where the processes of a run cannot share out this method's networks (``Setting.fsdp``).
+
+        ``others``: by name, what of how networks are computed does not go with it.
+        """
+        raise ValueError(f"fsdp is set, but {cls.name} shards no networks: it is for pecker, pecker+ and sfd")
 
     @abstractmethod
     def sampling(self) -> dict[str, Any]:

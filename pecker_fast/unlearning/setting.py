@@ -14,6 +14,7 @@ from ..diffusion.checks import check_int
 from ..parallel import World
 from ..profiling import Regions
 from .conditions import Conditions, PromptRequest
+from .sharded import shard
 from .streams import derived_seed
 
 COVER_RANDOM = "random"
@@ -116,10 +117,11 @@ class Compute:
             raise ValueError(f'mixed_precision is {self.mixed_precision!r}, expected "no" or "bf16"')
         object.__setattr__(self, "device", torch.device(self.device))
 
-    def place(self, network: nn.Module) -> nn.Module:
-        """Moves a network to where and how it is computed with, in place."""
+    def place(self, network: nn.Module, contiguous: bool = False) -> nn.Module:
+        """Moves a network to where and how it is computed with, in place; ``contiguous``: in the memory format that it
+        has."""
         network.to(self.device)
-        if self.channels_last:
+        if self.channels_last and not contiguous:
             network.to(memory_format=torch.channels_last)
         if self.compile:
             config = torch._dynamo.config
@@ -148,6 +150,8 @@ class Setting(Compute):
     teacher_dtype: of the teacher, once the methods have copied it; None: as it is.
     score_lora_rank: psi is trained as a low-rank change of this rank of its linear layers; 0: all of it.
     gradient_checkpointing: compute activations of psi, theta and the teacher again in the backward pass.
+    fsdp: the processes share out the weights of psi and theta, their gradients and what optimizers keep of them
+        (FSDP2). Each has all of the teacher.
     forget_images: real images of what is to be forgotten, float32 (N, C, H, W) in [-1, 1], with ``forget_labels``
         int64 (N,); None for methods that draw their own.
     training_images: those that the teacher was trained on; None for methods that need none.
@@ -167,6 +171,7 @@ class Setting(Compute):
     teacher_dtype: torch.dtype | None = None
     score_lora_rank: int = 0
     gradient_checkpointing: bool = False
+    fsdp: bool = False
     forget_images: torch.Tensor | None = None
     forget_labels: torch.Tensor | None = None
     training_images: Images | None = None
@@ -202,11 +207,15 @@ class Setting(Compute):
             network.enable_gradient_checkpointing()
 
     def trainable(self, network: nn.Module) -> nn.Module:
-        """A copy with weights of its own, of ``weights_dtype``, that require grad, placed."""
+        """A copy with weights of its own, of ``weights_dtype``, that require grad, placed; sharded with ``fsdp``."""
         network = copy.deepcopy(network).requires_grad_(True)
         if any(param.dtype != self.weights_dtype for param in network.parameters()):
             network.to(self.weights_dtype)
         self._checkpoint_gradients(network)
+        if self.fsdp:
+            # FSDP2 takes contiguous weights alone.
+            low = PRECISIONS[self.mixed_precision] if self.weights_dtype == torch.float32 else None
+            return shard(self.place(network, contiguous=True), self.world, self.device, low)
         return self.place(network)
 
     def trainable_score(self, network: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from pecker_fast.cli import main
 from pecker_fast.commands.running import Running
+from pecker_fast.sharding import whole
 
 
 def keep(path: Path) -> None:
@@ -27,7 +28,7 @@ def keep(path: Path) -> None:
         with phase.averaged() as averaged:
             tensors = {f"kept.{key}": value.clone() for key, value in averaged.state_dict().items()}
         if hasattr(self.method, "score"):
-            tensors |= {f"score.{key}": value.clone() for key, value in self.method.score.state_dict().items()}
+            tensors |= {f"score.{key}": whole(value).clone() for key, value in self.method.score.state_dict().items()}
         if phase.last_mask() is not None:
             tensors["mask"] = phase.last_mask().words
         save_file(tensors, path)
@@ -42,12 +43,12 @@ keep.run = Running.run
 def both(folder: str, port: str, *words: str) -> None:
     torch.set_num_threads(1)
     place, rank = Path(folder), os.environ.get("RANK", "0")
-    whole, again = place / "run", place / "again"
+    first, again = place / "run", place / "again"
     keep(place / f"rank-{rank}.safetensors")
-    main([*words, "--output_dir", str(whole)])
+    main([*words, "--output_dir", str(first)])
     if rank == "0":
         # The other process waits for this one, at the next run's beginning.
-        shutil.copytree(whole, again)
+        shutil.copytree(first, again)
         for later in list((again / "checkpoints").iterdir()):
             if later.name != "checkpoint-1":
                 shutil.rmtree(later)

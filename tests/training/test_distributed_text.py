@@ -1,7 +1,9 @@
 """Two processes, connected by gloo on the loopback, on a small Stable Diffusion, from the command line."""
 
 import json
+import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from pecker_fast.cli import main
 from pecker_fast.commands.fisher_file import FisherFacts, save_fisher
 from pecker_fast.commands.options import weights_hash
 from pecker_fast.diffusion import StableDiffusion
+from pecker_fast.training.state import load_state
+from pecker_fast.unlearning import method_class
 from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion
 from tests.inputs import same_bits
 from tests.training.test_distributed import finish, iou, losses, start
@@ -85,6 +89,74 @@ def test_two_processes_agree_with_one_and_resume(tmp_path):
     # The pipeline is what the processes hold.
     saved = load_file(tmp_path / "run" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(same_bits(saved[key.removeprefix("kept.")], first[key]) for key in first if key.startswith("kept."))
+
+
+def tensors_of(tree, place: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's state, by their places."""
+    if isinstance(tree, torch.Tensor):
+        return {place: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    return {name: tensor for key, value in items for name, tensor in tensors_of(value, f"{place}.{key}").items()}
+
+
+SHARDED = [
+    ("pecker", ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]),
+    ("sfd", ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5", "--no-gradient_checkpointing"]),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), SHARDED)
+def test_shared_out_weights(tmp_path, method, options):
+    """FSDP2: the numbers of one process, whose checkpoints it writes and which goes on from them."""
+    rates = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
+    words = command(tmp_path, method, *rates, *options, "--initial_score", str(tmp_path / "score"))
+    held = run_two(tmp_path, [*words, "--fsdp"])
+    check_equal_bits(held)
+    check_losses(tmp_path, words, 2 if method == "pecker" else 3)
+    name = f"checkpoint-{2 if method == 'pecker' else 3}"
+    folders = [folder / "run" for folder in (tmp_path, tmp_path / "one")]
+    states = [tensors_of(load_state(folder / "checkpoints" / name / "state.safetensors")) for folder in folders]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        other = states[1][key]
+        assert (value.shape, value.dtype) == (other.shape, other.dtype), key
+        if value.dtype == torch.int32 and value.ndim == 1:
+            assert iou(value, other) >= 0.999, key
+        elif value.is_floating_point():
+            assert (value - other).abs().max() <= 1e-4 * other.abs().max() + 1e-5 * (".score" in key), key
+    logs = [(folder / "train.jsonl").read_text().splitlines() for folder in folders]
+    for together, alone in zip(*logs, strict=True):
+        assert json.loads(together).get("mask_density") == json.loads(alone).get("mask_density")
+    # The first checkpoint of the two, gone on with by one.
+    alone = tmp_path / "alone" / "run"
+    shutil.copytree(folders[0], alone)
+    main([*words, "--output_dir", str(alone), "--resume_from_checkpoint", "checkpoint-1"])
+    path = Path("unet") / "diffusion_pytorch_model.safetensors"
+    ends = [load_file(folder / path) for folder in (*folders, alone)]
+    for key, value in ends[0].items():
+        assert all((value - other[key]).abs().max() <= 1e-6 for other in ends[1:]), key
+
+
+def test_what_cannot_be_shared_out(tmp_path, capsys):
+    """Each is said before anything is written."""
+    cases = [
+        ("pecker", [], "one process: start several with torchrun"),
+        ("esd", [], "esd shards no networks: it is for pecker, pecker+ and sfd"),
+    ]
+    for method, more, said in cases:
+        words = command(tmp_path, method, "--fsdp", "--output_dir", str(tmp_path / "run"), *more)
+        with pytest.raises(SystemExit):
+            main(words)
+        assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+    kind, options = method_class("pecker"), method_class("pecker").Options()
+    kind.check_sharding(options, 2, {"torch_compile": False})
+    for given, said in (
+        ((options, 2, {"torch_compile": True}), "torch_compile: expected one of them"),
+        ((replace(options, cuda_graphs=True), 2, {}), "cuda_graphs"),
+        ((replace(options, granularity="row"), 2, {}), "granularity is 'row'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            kind.check_sharding(*given)
 
 
 def test_selective_amnesia_too(tmp_path):

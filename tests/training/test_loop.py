@@ -58,7 +58,8 @@ class Walk(Phase):
 
     @contextlib.contextmanager
     def averaged(self):
-        yield None
+        # In the network's place.
+        yield self.name
 
 
 def make(folder, *phases, resume=None, evaluate=None, **options) -> Loop:
@@ -71,7 +72,7 @@ def make(folder, *phases, resume=None, evaluate=None, **options) -> Loop:
 def test_phases_in_order_logs_and_evaluations(tmp_path):
     seen = []
     a, b = Walk("a", 5), Walk("b", 6)
-    progress = make(tmp_path, a, b, evaluate=lambda phase, step: seen.append((phase.name, step)) or {"ua": step}).run()
+    progress = make(tmp_path, a, b, evaluate=lambda network, step: seen.append((network, step)) or {"ua": step}).run()
     assert (progress.step, progress.images, progress.stopped_by) == (11, 44, None)
     assert a.started == b.started == 1
     lines = read_lines(tmp_path / "train.jsonl")

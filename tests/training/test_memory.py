@@ -1,16 +1,23 @@
 """The estimate of memory against what the allocator was asked for."""
 
 import dataclasses
+import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from pecker_fast.diffusion import PromptTable, TextConditioned
+from pecker_fast.parallel import World
 from pecker_fast.profiling import AllocationCounter
-from pecker_fast.training.memory import MEASURED, describe_memory, estimate_memory
+from pecker_fast.sharding import local
+from pecker_fast.training.memory import MEASURED, MemoryEstimate, describe_memory, estimate_memory
 from pecker_fast.unlearning import PromptRequest, Setting, method_class
 from tests.diffusion.tiny_sd import tiny_schedule, tiny_unet
 
@@ -71,8 +78,50 @@ MEMORY = {
     "teacher_dtype": torch.float32,
     "master_weights": False,
     "gradient_checkpointing": False,
+    "fsdp": False,
     "score_lora_rank": 0,
 }
+
+
+def options_of(name: str, options: dict):
+    kind = method_class(name)
+    values = {"train_batch_size": 4, "t_init": 625, "teacher_guidance_scale": 4.5, "saliency_batch_size": 4, **options}
+    known = kind.Options.__dataclass_fields__
+    return kind.Options(**{key: value for key, value in values.items() if key in known})
+
+
+def estimated(name: str, options: dict, memory: dict, processes: int = 1) -> MemoryEstimate:
+    config, options, memory = dict(tiny_unet(**CONFIG).config), options_of(name, options), {**MEMORY, **memory}
+    return estimate_memory(config, 16, tiny_schedule(), REQUEST, name, options, memory, "no", False, "tiny", processes)
+
+
+def measured(name: str, options: dict, memory: dict, world: World | None = None) -> dict[str, int]:
+    """Bytes of two iterations, and of what is held after them, in this process."""
+    kept = []
+
+    def work():
+        table = PromptTable(torch.randn(len(REQUEST.prompts), 77, 16))
+        teacher = TextConditioned(tiny_unet(**CONFIG), table, tiny_schedule())
+        given = {**MEMORY, **memory, "world": world or World()}
+        method = method_class(name)(
+            Setting(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **given), options_of(name, options)
+        )
+        kept.append(method)
+        phase = method.phases[-1]
+        phase.start(None)
+        for i in range(2):
+            phase.step(i)
+
+    peak, method = measured_peak(work), kept[0]
+    optimizers = (method.phases[-1].score_optimizer, method.phases[-1].generator_optimizer)
+    states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    params = [p for network in (method.setting.teacher, method.score, method.generator) for p in network.parameters()]
+    return {
+        "peak": peak,
+        "optimizers": sum(local(state).nbytes for state in states),
+        "weights": method.setting.teacher.table.embeddings.nbytes + sum(local(p).nbytes for p in params),
+        "parameters": sum(p.numel() for p in method.setting.teacher.parameters()),
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,39 +137,47 @@ MEMORY = {
     ],
 )
 def test_estimate_is_what_a_run_takes(name, options, memory):
-    kind = method_class(name)
-    values = {"train_batch_size": 4, "t_init": 625, "teacher_guidance_scale": 4.5, "saliency_batch_size": 4, **options}
-    known = kind.Options.__dataclass_fields__
-    options = kind.Options(**{key: value for key, value in values.items() if key in known})
-    memory = {**MEMORY, **memory}
-    config = dict(tiny_unet(**CONFIG).config)
-    estimate = estimate_memory(config, 16, tiny_schedule(), REQUEST, name, options, memory, "no", False, "tiny")
-    kept = []
-
-    def work():
-        table = PromptTable(torch.randn(len(REQUEST.prompts), 77, 16))
-        teacher = TextConditioned(tiny_unet(**CONFIG), table, tiny_schedule())
-        setting = Setting(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **memory)
-        method = kind(setting, options)
-        kept.append(method)
-        phase = method.phases[-1]
-        phase.start(None)
-        for i in range(2):
-            phase.step(i)
-
-    real = measured_peak(work)
-    assert estimate.peak == pytest.approx(real, rel=TOLERANCE)
-    phase = kept[0].phases[-1]
-    states = [phase.score_optimizer.state, phase.generator_optimizer.state]
-    held = sum(v.nbytes for state in states for s in state.values() for v in s.values() if isinstance(v, torch.Tensor))
-    assert estimate.optimizers == pytest.approx(held, rel=0.02)
-    weights = [kept[0].setting.teacher, kept[0].score, kept[0].generator]
-    table = kept[0].setting.teacher.table.embeddings.nbytes
-    held = table + sum(p.nbytes for network in weights for p in network.parameters())
-    assert estimate.weights == pytest.approx(held, rel=0.02)
-    assert estimate.parameters == sum(p.numel() for p in weights[0].parameters())
+    estimate = estimated(name, options, memory)
+    assert measured(name, options, memory) == {
+        "peak": pytest.approx(estimate.peak, rel=TOLERANCE),
+        "optimizers": pytest.approx(estimate.optimizers, rel=0.02),
+        "weights": pytest.approx(estimate.weights, rel=0.02),
+        "parameters": estimate.parameters,
+    }
     said = describe_memory(estimate)
     assert "most at a time" in said and ("saliency" in said) == (name != "sfd")
+
+
+SHARED = (
+    "pecker",
+    {"adam_beta1": 0.9, "gradient_accumulation_steps": 2},
+    {"gradient_checkpointing": True, "fsdp": True},
+)
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        found = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD))
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_estimate_of_shared_out_networks(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
+    estimate = estimated(*SHARED, processes=2)
+    mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["peak"] == pytest.approx(estimate.peak, rel=TOLERANCE)
+        # Parts of a parameter whose rows two processes cannot share out evenly differ.
+        assert found["optimizers"] == pytest.approx(estimate.optimizers, rel=0.02)
+        assert found["weights"] == pytest.approx(estimate.weights, rel=0.05)
+    whole = estimated(*SHARED[:2], {**SHARED[2], "fsdp": False}, processes=2)
+    assert estimate.optimizers == pytest.approx(whole.optimizers / 2, rel=0.01) and estimate.masks == whole.masks // 2
+    assert "in each of 2 processes" in describe_memory(estimate) and estimate.peak < whole.peak
 
 
 def test_options_that_save_memory_do():

@@ -102,7 +102,8 @@ def test_save_and_load(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
         kept.load("latest")
     for step in (2, 10, 9):
-        kept.save(step, {"step": step}, export)
+        kept.stage(step, export)
+        kept.save(step, {"step": step})
     assert kept.steps() == [2, 9, 10]
     path = tmp_path / "c" / "checkpoint-9"
     assert (path / "unet" / "config.json").read_text() == "{}"
@@ -127,8 +128,10 @@ def test_limit_and_leftovers(tmp_path):
 
 def test_any_flipped_byte_is_found_and_the_one_before_offered(tmp_path):
     kept = make(tmp_path)
-    kept.save(1, {"a": torch.randn(5)}, export)
-    kept.save(2, {"a": torch.randn(5)}, export)
+    kept.stage(1, export)
+    kept.save(1, {"a": torch.randn(5)})
+    kept.stage(2, export)
+    kept.save(2, {"a": torch.randn(5)})
     path = kept.path(2)
     for file in [f for f in path.rglob("*") if f.is_file()]:
         original = file.read_bytes()

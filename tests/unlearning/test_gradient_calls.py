@@ -121,7 +121,7 @@ def test_split_batches_take_the_same_step(name, options):
     losses, found = run(whole, until=1), run(split, until=1)
     assert losses.keys() == found.keys()
     for key, loss in losses.items():
-        # loss_forget sums terms of both signs and may be near zero; those of loss_distill, of the same size, do not cancel.
+        # loss_forget sums terms of both signs and may be near zero; those of loss_distill do not cancel.
         size = max(abs(loss.item()), losses["loss_distill"].item())
         assert found[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
     assert set(sizes) - {5} == {3, 4}

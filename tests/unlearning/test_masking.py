@@ -74,7 +74,7 @@ def test_nothing_is_drawn_for_scores_that_need_no_samples():
     for score in ("magnitude", "random"):
         masker, generator = masker_of(saliency_score=score, saliency_samples="teacher")
         masker.refresh(0, generator)
-        assert masker.state_dict()["pool_images"] is None and masker.mask.count > 0
+        assert masker.state_dict(generator)["pool_images"] is None and masker.mask.count > 0
 
 
 def test_wrong_options():
