@@ -174,12 +174,18 @@ def fetch_from_hub(name: str, patterns: Iterable[str], revision: str | None = No
     ValueError where it cannot be had.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
+    offline = constants.HF_HUB_OFFLINE
+    options = {"revision": revision, "allow_patterns": list(patterns)}
+    if offline and revision is not None:
+        # Some clients (1.33) ask the hub for the files of a commit, and fail, although its snapshot is in the cache.
+        options["local_files_only"] = True
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        return Path(huggingface_hub.snapshot_download(name, **options))
     except Exception as error:
         # What is raised for a name that is not there, or without a network, changes with the client's version.
-        offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
+        offline = " (HF_HUB_OFFLINE is set)" if offline else ""
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"there is no such file or folder, and the hub gives no such model{offline}: {said}"
