@@ -14,7 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import pecker_fast as pf
-from pecker_fast.sharding import shard_group
+from pecker_fast.sharding import local, part_of, shard_group
+from pecker_fast.sharding import whole as whole_tensor
 
 OPTIONS = [
     {},
@@ -127,6 +128,40 @@ def check_distributed_checkpoint(model: nn.Module, folder: str) -> None:
     assert all(float(entry["step"]) == 1 for entry in other.state_dict()["state"].values())
 
 
+def check_whole_masks(mesh) -> None:
+    """A mask of parts put together is that of the whole tensors, and its part is what it was made of."""
+    whole_params = [torch.randn(7, 3), torch.randn(1, 2, 2), torch.randn(64), torch.zeros(0)]
+    for tensor in whole_params:
+        dist.broadcast(tensor, 0)
+    params = [distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in whole_params]
+    mask, expected = pf.saliency_mask(params, density=0.3), pf.saliency_mask(whole_params, density=0.3)
+    together = mask.whole(params)
+    assert together.equal(expected) and together.shapes == expected.shapes
+    assert together.threshold == expected.threshold and together.count == expected.count
+    again = together.part(params)
+    assert again.shapes == mask.shapes and again.equal(mask)
+    # Of parameters that are not sharded both are the mask itself.
+    assert expected.whole(whole_params).equal(expected) and expected.part(whole_params).equal(expected)
+    for wrong in (params[:-1], whole_params):
+        if [p.shape for p in map(local, wrong)] != list(mask.shapes):
+            try:
+                mask.whole(wrong)
+            except ValueError as error:
+                assert "shapes of the mask's tensors" in str(error)
+            else:
+                raise AssertionError("not refused")
+    params[0].to_local().fill_(dist.get_rank())
+    params[0].to_local()[:1, 0] = float("nan")
+    nans = pf.saliency_mask(params, k=3).whole(params).nan_count
+    held = torch.tensor(int(params[0].to_local().isnan().sum()))
+    dist.all_reduce(held)
+    assert nans == held > 0
+    counts = torch.arange(-3, 4, dtype=torch.int16)
+    sharded = distribute_tensor(counts, mesh, [Shard(0)], src_data_rank=None)
+    assert torch.equal(whole_tensor(sharded), counts) and whole_tensor(counts) is counts
+    assert torch.equal(part_of(counts, sharded), sharded.to_local())
+
+
 def check_errors(mesh) -> None:
     sharded = distribute_tensor(torch.randn(6), mesh, [Shard(0)])
     replicated = distribute_tensor(torch.randn(6), mesh, [Replicate()])
@@ -190,6 +225,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
             check_round_trip(mesh, model, optimizer, options)
         check_distributed_checkpoint(model, folder)
         check_errors(mesh)
+        check_whole_masks(mesh)
         check_skipping(mesh)
         if rank == 0:
             torch.save(results, f"{folder}/{ranks}.pt")

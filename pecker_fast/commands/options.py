@@ -185,11 +185,9 @@ def fetch_from_hub(name: str, patterns: Iterable[str], revision: str | None = No
         return Path(huggingface_hub.snapshot_download(name, **options))
     except Exception as error:
         # What is raised for a name that is not there, or without a network, changes with the client's version.
-        offline = " (HF_HUB_OFFLINE is set)" if offline else ""
+        why = " (HF_HUB_OFFLINE is set)" if offline else ""
         said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(
-            f"there is no such file or folder, and the hub gives no such model{offline}: {said}"
-        ) from error
+        raise ValueError(f"there is no such file or folder, and the hub gives no such model{why}: {said}") from error
 
 
 def _from_hub(name: str) -> Path:
