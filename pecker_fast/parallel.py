@@ -24,15 +24,19 @@ class ProcessLostError(RuntimeError):
     """Another process of the run ended, failed or does not answer."""
 
 
+def _lost(error: RuntimeError) -> ProcessLostError:
+    return ProcessLostError(
+        "another process of this run ended or did not answer in time (ddp_timeout): see what it said, "
+        f"then go on with --resume_from_checkpoint latest ({str(error).splitlines()[0]})"
+    )
+
+
 @contextmanager
 def _collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ProcessLostError(
-            "another process of this run ended or did not answer in time (ddp_timeout): see what it said, "
-            f"then go on with --resume_from_checkpoint latest ({str(error).splitlines()[0]})"
-        ) from error
+        raise _lost(error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,20 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and talks."""
         return self.rank == 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """What collectives that are not called here, such as FSDP's, raise within for a lost process is a
+        ProcessLostError."""
+        try:
+            yield
+        except ProcessLostError:
+            raise
+        except RuntimeError as error:
+            # gloo has no type of its own.
+            if self.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+                raise _lost(error) from error
+            raise
 
     def check_shares(self, name: str, count: int) -> None:
         """Raises ValueError unless ``count`` samples can be shared out equally: else means of means were wrong."""

@@ -169,7 +169,7 @@ class Loop:
         bar = tqdm(total=self.total, initial=p.step, unit="it", disable=not self.show_progress, dynamic_ncols=True)
         if self.profiler is not None:
             self.profiler.start(self.total - p.step)
-        with _signals() as caught, bar:
+        with _signals() as caught, bar, self.world.watched():
             for index in range(p.phase, len(self.phases)):
                 phase = self.phases[index]
                 if index > p.phase or p.step == 0:

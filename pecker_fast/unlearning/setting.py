@@ -117,11 +117,10 @@ class Compute:
             raise ValueError(f'mixed_precision is {self.mixed_precision!r}, expected "no" or "bf16"')
         object.__setattr__(self, "device", torch.device(self.device))
 
-    def place(self, network: nn.Module, contiguous: bool = False) -> nn.Module:
-        """Moves a network to where and how it is computed with, in place; ``contiguous``: in the memory format that it
-        has."""
+    def place(self, network: nn.Module) -> nn.Module:
+        """Moves a network to where and how it is computed with, in place."""
         network.to(self.device)
-        if self.channels_last and not contiguous:
+        if self.channels_last:
             network.to(memory_format=torch.channels_last)
         if self.compile:
             config = torch._dynamo.config
@@ -212,11 +211,11 @@ class Setting(Compute):
         if any(param.dtype != self.weights_dtype for param in network.parameters()):
             network.to(self.weights_dtype)
         self._checkpoint_gradients(network)
-        if self.fsdp:
-            # FSDP2 takes contiguous weights alone.
-            low = PRECISIONS[self.mixed_precision] if self.weights_dtype == torch.float32 else None
-            return shard(self.place(network, contiguous=True), self.world, self.device, low)
-        return self.place(network)
+        self.place(network)
+        if not self.fsdp:
+            return network
+        low = PRECISIONS[self.mixed_precision] if self.weights_dtype == torch.float32 else None
+        return shard(network, self.world, self.device, low)
 
     def trainable_score(self, network: nn.Module) -> nn.Module:
         """As ``trainable``, but with ``score_lora_rank`` a frozen copy in the teacher's dtype with low-rank changes of

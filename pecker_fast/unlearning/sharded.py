@@ -30,6 +30,8 @@ def shard(network: nn.Module, world: World, device: torch.device, dtype: torch.d
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # FSDP2 takes no others.
+    network.to(memory_format=torch.contiguous_format)
     mesh = DeviceMesh.from_group(world.group, device.type)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in sharded_blocks(network):
@@ -81,11 +83,13 @@ def load_network_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         local(value).copy_(part_of(state[name].to(value.device), value))
 
 
+@torch.no_grad()
 def whole_copy(network: nn.Module, of: nn.Module) -> nn.Module:
     """A network that is not shared out, with the weights of one that is; ``of``: one of its architecture."""
-    state = {name: whole(value) for name, value in network.state_dict().items()}
+    state = network.state_dict()
     made = copy.deepcopy(of).to(next(iter(state.values())).dtype)
-    made.load_state_dict(state)
+    for name, target in made.state_dict().items():
+        target.copy_(whole(state[name]))
     return made
 
 

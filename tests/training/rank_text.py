@@ -26,7 +26,10 @@ def keep(path: Path) -> None:
         found = run(self, *given)
         phase = self.method.phases[-1]
         with phase.averaged() as averaged:
-            tensors = {f"kept.{key}": value.clone() for key, value in averaged.state_dict().items()}
+            tensors = {
+                f"kept.{key}": value.clone(memory_format=torch.contiguous_format)
+                for key, value in averaged.state_dict().items()
+            }
         if hasattr(self.method, "score"):
             tensors |= {f"score.{key}": whole(value).clone() for key, value in self.method.score.state_dict().items()}
         if phase.last_mask() is not None:

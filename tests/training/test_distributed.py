@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from pecker_fast.diffusion import NoiseSchedule, save_network
-from pecker_fast.parallel import World
+from pecker_fast.parallel import ProcessLostError, World
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
@@ -132,6 +133,17 @@ def test_a_run_resumes_to_the_same_bits(tmp_path):
     for before, after in zip(expected, resumed, strict=True):
         assert all(same_bits(before[name], after[name]) for name in before)
     assert losses(whole) == losses(halves)
+
+
+def test_what_collectives_of_others_raise_is_told_from_faults():
+    two = World(0, 2)
+    for error in (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:5] reset"), dist.DistNetworkError("gone")):
+        with pytest.raises(ProcessLostError, match=r"another process of this run ended.*latest"), two.watched():
+            raise error
+    with pytest.raises(RuntimeError, match=r"^a fault of our own$"), two.watched():
+        raise RuntimeError("a fault of our own")
+    with pytest.raises(dist.DistNetworkError), World().watched():
+        raise dist.DistNetworkError("not of this run")
 
 
 def test_the_loss_of_a_process_ends_the_others_with_a_message(tmp_path):

@@ -99,10 +99,9 @@ def tensors_of(tree, place: str = "") -> dict[str, torch.Tensor]:
     return {name: tensor for key, value in items for name, tensor in tensors_of(value, f"{place}.{key}").items()}
 
 
-SHARDED = [
-    ("pecker", ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]),
-    ("sfd", ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5", "--no-gradient_checkpointing"]),
-]
+STEPS = ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]
+STAGES = ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5", "--no-gradient_checkpointing"]
+SHARDED = [("pecker", STEPS), ("sfd", [*STAGES, "--channels_last", "True"])]
 
 
 @pytest.mark.parametrize(("method", "options"), SHARDED)
