@@ -42,8 +42,14 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 _EMBEDDINGS = re.compile(r"(temb|cemb)\.dense\.[01]\.(weight|bias)|classes_emb\.weight|null_classes_emb")
 
 
+# How lines begin in which torch says what is wrong with a pickle: behind advice to load it unsafely.
+_TORCH_SAYS = ("WeightsUnpickler error: ", "Trying to load ")
+
+
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    lines = str(error).splitlines()
+    reasons = [line for line in lines if line.startswith(_TORCH_SAYS)]
+    return next(iter([*reasons, *lines]), type(error).__name__)
 
 
 def _read(path: Path) -> Any:

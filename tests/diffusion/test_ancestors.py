@@ -122,8 +122,10 @@ def test_code_is_not_run(tmp_path):
     ):
         trap = tmp_path / f"trap-{name}"
         value([state if name == "in_zip" else {}, Touch(trap), 1], tmp_path / f"{name}.pth")
-        with pytest.raises(ValueError, match="code in it is not run"):
+        with pytest.raises(ValueError, match=r"code in it is not run: (WeightsUnpickler|Trying).* \S*mkdir") as refused:
             load_ancestor(tmp_path / f"{name}.pth")
+        # torch's advice.
+        assert "Re-running" not in str(refused.value)
         assert not trap.exists()
 
 
