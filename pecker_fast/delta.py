@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .files import save_tensors
 from .ops import num_words, pack_bits, unpack_bits
 
 FORMAT, VERSION = "pecker_fast.delta", 1
@@ -74,19 +75,6 @@ def save_delta(base: Mapping[str, Tensor], changed: Mapping[str, Tensor], path: 
     said = {"format": FORMAT, "version": VERSION, "base": state_hash(base), "result": state_hash(changed)}
     save_tensors(path, tensors, {"delta": json.dumps(said)})
     return DeltaSummary(numel, count, Path(path).stat().st_size)
-
-
-def save_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes contiguous CPU tensors as safetensors under a temporary name beside ``path``, syncs and renames it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        safetensors.torch.save_file(dict(tensors), temporary, metadata)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def apply_delta(base: Mapping[str, Tensor], path: str | os.PathLike) -> dict[str, Tensor]:

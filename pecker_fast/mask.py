@@ -3,15 +3,14 @@
 import json
 import math
 import os
-import tempfile
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
+from .files import save_tensors
 from .flat import FlatView
 from .sharding import add_over, like, local, part_of, whole
 
@@ -381,8 +380,6 @@ class SaliencyMask:
 
         The file appears whole or not at all: it is written under a temporary name, synced and renamed.
         """
-        from safetensors.torch import save
-
         metadata = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -393,19 +390,7 @@ class SaliencyMask:
             "threshold": json.dumps(None if self._threshold is None else self._threshold.tolist()),
             "nan_count": str(self.nan_count),
         }
-        payload = save({"words": self._words.cpu()}, metadata=metadata)
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        save_tensors(path, {"words": self._words.cpu()}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "SaliencyMask":
@@ -450,9 +435,3 @@ class SaliencyMask:
 
 def _percent(count: int, numel: int) -> str:
     return f"{100 * count / numel:.2f}%" if numel else "-"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.checks import unwrap
+from ..files import read_lines, save_tensors, write_json
 from ..metrics import Evaluator, Judge, load_judge
 from ..metrics.drift import total, trained_percent, weight_drift
 from ..parallel import World, started_by_torchrun
 from ..report import AblationRun, read_ablation, write_ablation
-from ..training.loop import Loop, LoopOptions, read_lines
+from ..training.loop import Loop, LoopOptions
 from ..training.presets import preset as preset_called
 from ..unlearning import Method, Setting, method_class
-from .options import prepare_folder, weights_hash, write_json
+from .options import prepare_folder, weights_hash
 from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .studies import NOTHING_FORGOTTEN, STUDIES, Condition, Study
 from .unlearn import TIMESTEPS, UnlearnArguments, load_images, load_setting
@@ -263,7 +264,7 @@ def _run_one(args: UnlearnArguments) -> None:
         images = evaluation.full(network)[1]
         moved = total(weight_drift(unwrap(network), unwrap(setting.teacher)).values()).relative
         trained = trained_percent(network)
-    safetensors.torch.save_file({"images": images.half().contiguous()}, folder / RETAINED)
+    save_tensors(folder / RETAINED, {"images": images.half().contiguous()})
     last = read_lines(folder / "evaluation.jsonl")[-1]
     measured = {name: value for name, value in last.items() if name not in ("step", "images", "seconds")}
     metrics = {"method": args.method, "seed": compute.seed, **measured, "parameter_change": moved}

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..diffusion.checks import unwrap
 from ..environment import environment
+from ..files import write_json
 from ..hashing import file_sha256
 from ..mask import SaliencyMask
 from ..metrics.drift import Drift, grouped, total, trained_percent, weight_drift
@@ -20,7 +21,7 @@ from ..profiling import peak_memory_bytes
 from ..report import write_run_report
 from ..training.loop import Progress
 from ..unlearning.masking import module_of
-from .options import weights_hash, write_json
+from .options import weights_hash
 
 HASHES = "hashes.json"
 # What the hashes are of, beside the folders of the generator.

@@ -9,7 +9,7 @@ import tyro
 from torch import Tensor
 
 from ..delta import apply_delta, save_delta
-from ..diffusion.files import write_folder
+from ..files import write_folder
 from .options import check_output, network_folder
 
 WEIGHTS = "diffusion_pytorch_model"

@@ -4,10 +4,10 @@ import dataclasses
 import time
 from pathlib import Path
 
+from ..files import write_json
 from ..parallel import started_by_torchrun
 from ..report import comparison_table, write_comparison
 from ..unlearning import ForgetRequest
-from .options import write_json
 from .pretrain import PretrainArguments, PretrainRequest, pretrain
 from .unlearn import UnlearnArguments, unlearn
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from ..data import EvaluationPrompts
 from ..diffusion.sld import SAFETY_CONCEPT
 from ..environment import environment
+from ..files import save_tensors, write_json
 from ..metrics import ClipModel, ConceptMeter, Uint8Images, clip_score, image_quality
 from ..report import portable, save_side_by_side
 from ..unlearning.streams import derived_seed
 from .concept_arguments import DetectorArguments, MeasureArguments, image_files
-from .options import check_output, device_of, run_config, write_json
+from .options import check_output, device_of, run_config
 from .samples import SampleCache
 from .text_sampling import PromptSampler, SamplerOptions, TextModel
 
@@ -223,7 +224,7 @@ def _pictures(
             sheets = {"before": _small(first.drawing(prompts)(items)), "after": kept[name]}
         path = folder / "samples" / f"{name}.png"
         save_side_by_side(path, sheets, items[:, 0], prompts, label_width=PROMPT_WIDTH)
-    safetensors.torch.save_file(kept, folder / "samples" / PICTURED)
+    save_tensors(folder / "samples" / PICTURED, kept)
 
 
 def save_pictures_of_all(folder: Path, runs: dict[str, Path], asked: EvaluationPrompts) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..files import write_json
 from ..parallel import World, world
 from ..unlearning.selective_amnesia import FisherInformation
 from .fisher_file import FisherFacts, save_fisher
-from .options import ComputeArguments, report_profile, write_json
+from .options import ComputeArguments, report_profile
 from .running import Running
 from .unlearn_text import UnlearnTextArguments, load_text_setting
 

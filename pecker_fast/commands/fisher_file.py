@@ -10,7 +10,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from ..delta import save_tensors
+from ..files import save_tensors
 
 FORMAT, VERSION = "pecker_fast.fisher", 1
 KEY = "fisher"

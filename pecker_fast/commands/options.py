@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,9 +16,9 @@ from torch import nn
 
 from ..delta import state_hash
 from ..diffusion import NoiseSchedule, check_network_folder, load_ancestor, load_network
+from ..files import write_json
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Profiler, Regions
-from ..training.loop import write_atomically
 
 # Types of arguments. A run or a model is given by its place, or by --pretrained-model-name-or-path; see run_or_model.
 RunOrModel = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
@@ -291,8 +291,3 @@ def report_profile(profiler: Profiler | None, folder: Path, world: World) -> Non
         print(table)
 
     world.on_main(write)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON, all or nothing."""
-    write_atomically(path, json.dumps(value, indent=1, default=str) + "\n")

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..data import LabelledImages
 from ..diffusion import NoiseSchedule, UNetConfig, build_unet, sample_ddim, save_network
+from ..files import write_json
 from ..metrics import Evaluator, load_judge
 from ..parallel import World, world
 from ..profiling import Regions
@@ -22,7 +23,7 @@ from ..training.tracking import tracker
 from ..unlearning import Compute
 from ..unlearning.streams import derived_seed
 from .evaluation import DDIM_STEPS, real_split
-from .options import ComputeArguments, DataArguments, prepare_folder, profiler_of, report_profile, write_json
+from .options import ComputeArguments, DataArguments, prepare_folder, profiler_of, report_profile
 from .running import say_how_to_resume
 from .unlearn import PICTURED, load_images
 

@@ -17,6 +17,7 @@ from ..data import LabelledImages
 from ..diffusion import NoiseSchedule, load_network
 from ..diffusion.checks import check_int
 from ..environment import environment
+from ..files import write_json
 from ..metrics import FeatureStatistics, Judge, load_judge
 from ..report import portable, write_robustness_report
 from ..robustness import (
@@ -42,7 +43,7 @@ from ..unlearning import ForgetRequest
 from ..unlearning.options import check_number
 from ..unlearning.streams import derived_seed
 from .audit import update_metrics
-from .options import DataArguments, device_of, load_pretrained, network_folder, weights_hash, write_json
+from .options import DataArguments, device_of, load_pretrained, network_folder, weights_hash
 from .unlearn import load_images
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")

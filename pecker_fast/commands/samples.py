@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import save_tensors, write_json
 from ..unlearning.streams import derived_seed
-from .options import write_json
 
 CHUNK = 500
 
@@ -50,9 +50,7 @@ class SampleCache:
             found = self._read(path, part)
             if found is None:
                 found = self.draw(part, derived_seed(seed, "evaluate", i)).cpu().contiguous()
-                temporary = path.with_name(f".{path.name}.tmp")
-                safetensors.torch.save_file({"images": found, "labels": part.contiguous()}, temporary)
-                temporary.replace(path)
+                save_tensors(path, {"images": found, "labels": part.contiguous()})
             yield part, found
 
     def reader(self, labels: Tensor, seed: int) -> Callable[[int], Tensor]:

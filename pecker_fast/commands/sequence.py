@@ -8,6 +8,7 @@ import torch
 
 from ..diffusion import load_network, save_network
 from ..environment import environment
+from ..files import write_json
 from ..metrics import Judge, load_judge
 from ..parallel import started_by_torchrun
 from ..report import Run, portable, write_sequence
@@ -19,7 +20,7 @@ from ..unlearning import ForgetRequest, method_class
 from ..unlearning.distillation import ScoreForgetting
 from ..unlearning.streams import derived_seed
 from .evaluation import DDIM_STEPS
-from .options import load_pretrained, write_json
+from .options import load_pretrained
 from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
 

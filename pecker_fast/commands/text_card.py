@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from ..report import portable
-from ..training.loop import write_atomically
 
 # Ends a card that was written here; one without it is the user's own.
 MARK = "<!-- written by pecker-fast -->\n"
@@ -80,5 +80,5 @@ def write_text_card(folder: Path, config: dict[str, Any], source: str) -> Path |
         example=pictured[-1].replace('"', "'"),
         **{name: config[name] for name in ("method", "preset", "seed", "sample_steps")},
     )
-    write_atomically(path, text + MARK)
+    write_text(path, text + MARK)
     return path

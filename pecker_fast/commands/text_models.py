@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion import StableDiffusion, TextConditioned, load_text_unet, sample_ddim
+from ..files import save_tensors
 from ..hashing import file_sha256
 from ..report import save_before_after, save_grid
 from ..unlearning import Method
@@ -91,9 +92,7 @@ def encoded(
             f"pecker-fast: {len(cut)} prompts are longer than the text encoder takes, such as {cut[0]!r}; they are cut",
             file=sys.stderr,
         )
-    temporary = path.with_name(f".{path.name}.tmp")
-    safetensors.torch.save_file({"embeddings": embeddings.contiguous()}, temporary, {"key": key})
-    temporary.replace(path)
+    save_tensors(path, {"embeddings": embeddings.contiguous()}, {"key": key})
     return embeddings
 
 

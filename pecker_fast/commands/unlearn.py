@@ -13,11 +13,12 @@ from torch import nn
 
 from ..data import LabelledImages, load_dataset
 from ..diffusion import load_network, num_classes
+from ..files import read_lines, write_json
 from ..metrics import Judge, load_judge
 from ..parallel import World, world
 from ..profiling import Regions
 from ..report import save_before_after, save_grid
-from ..training.loop import LoopOptions, Progress, read_lines
+from ..training.loop import LoopOptions, Progress
 from ..training.presets import method_loop, method_options, preset
 from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Setting, method_class
 from .audit import record_result, record_weights
@@ -30,7 +31,6 @@ from .options import (
     prepare_folder,
     report_profile,
     weights_hash,
-    write_json,
 )
 from .running import Running
 

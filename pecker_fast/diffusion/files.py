@@ -2,47 +2,19 @@
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..files import write_folder
 from .checks import check_int, unwrap
 from .schedule import NoiseSchedule
 from .unet import check_class_conditional
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
-
-
-def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a folder under a temporary name beside ``path``, syncs its files, and renames it.
-
-    Where the folder exists, its files of these names are replaced, each at once, and others are left.
-    """
-    path = Path(path).absolute()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"path {path} is a file, expected a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        write(temporary)
-        files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
-        for file in files:
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        if not path.exists():
-            os.rename(temporary, path)
-            return
-        for file in files:
-            target = path / file.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..files import write_folder
 from .checks import check_int, unwrap
-from .files import write_folder
 from .schedule import NoiseSchedule
 from .text import PREDICTION_TYPES, PromptTable, TextConditioned, check_text_conditional, encode_prompts
 

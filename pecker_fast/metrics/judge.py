@@ -1,8 +1,6 @@
 """Judge: a classifier in use, kept with what it was trained on; the one for digits that is shipped."""
 
 import json
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from ..data import load_digits_images
 from ..data.images import check_images
+from ..files import save_tensors
 from .classifier import SmallClassifier, train_classifier
 from .resnet import ResNetClassifier
 
@@ -107,18 +106,7 @@ class Judge:
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         # One key: safetensors writes several in no fixed order, and equal judges should be equal files.
-        data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(description, sort_keys=True)})
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        save_tensors(path, tensors, {METADATA_KEY: json.dumps(description, sort_keys=True)})
 
     @classmethod
     def load(cls, path) -> "Judge":

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import read_lines
 from .across import FORGOTTEN, images_to_forget
-from .files import Run, lines_of
+from .files import Run
 from .intervals import Frontier, Interval, interval, paired
 
 TIME = "images_to_forget"
@@ -87,7 +88,7 @@ def read_ablation(path: Path) -> list[AblationRun]:
     if not Path(path).is_file():
         raise ValueError(f"runs is {str(path)!r}, expected a file of runs, runs.jsonl of an earlier report")
     try:
-        return [AblationRun(**line) for line in lines_of(Path(path))]
+        return [AblationRun(**line) for line in read_lines(Path(path))]
     except TypeError as error:
         raise ValueError(f"runs is {str(path)!r}, which is no runs of an ablation: {error}") from error
 

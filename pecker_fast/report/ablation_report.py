@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json, write_text
 from .ablation import COST, FIGURES, TIME, AblationRun, Results, pooled
 from .ablation_plots import draw_curves, draw_frontier
 from .blocks import Code, Picture, Section, Table, Text, figures_table
-from .files import write_csv, write_file, write_json
+from .files import write_csv
 from .intervals import Interval, interval
 from .render import write_document
 
@@ -151,7 +152,7 @@ def write_ablation(
 
 def _write_runs(folder: Path, runs: Sequence[AblationRun]) -> None:
     lines = "".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in runs)
-    write_file(folder / "runs.jsonl", lambda path: path.write_text(lines))
+    write_text(folder / "runs.jsonl", lines)
     keys = [key for key, *_ in FIGURES]
     table: list[list[Any]] = [["preset", "pair", "condition", "seed", *keys]]
     for run in runs:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json
 from .blocks import Code, Link, Picture, Section, Table, Text, figures_table
 from .curves import COLOURS, PANELS, mean_curve, new_figure, points_of, save_figure
-from .files import Run, write_csv, write_json
+from .files import Run, write_csv
 from .places import portable
 from .render import write_document
 from .tables import text_table_of

@@ -5,8 +5,9 @@ import math
 import re
 from pathlib import Path
 
+from ..files import write_text
 from .blocks import Block, Code, Link, Picture, Section, Table, Text
-from .files import Run, write_file
+from .files import Run
 from .places import portable
 from .render import to_markdown
 from .words import CAUTION, MAIN, ROWS, asked, number
@@ -39,7 +40,7 @@ def write_card(run: Run) -> Path | None:
         return None
     text = card_text(run)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    write_file(path, lambda place: place.write_text(text + MARK.format(digest), encoding="utf-8"))
+    write_text(path, text + MARK.format(digest))
     return path
 
 

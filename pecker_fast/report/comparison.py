@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json
 from .blocks import Block, Link, Picture, Section, Table, Text
 from .curves import draw_comparison
-from .files import Run, write_json
+from .files import Run
 from .places import portable
 from .render import write_document
 from .run_report import GRIDS, mask_blocks

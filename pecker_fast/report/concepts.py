@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json
 from .across import cell_of, own_reports
 from .blocks import Code, Picture, Section, Table, Text, figures_table
-from .files import Run, write_csv, write_json
+from .files import Run, write_csv
 from .places import portable
 from .render import write_document
 from .tables import text_table_of

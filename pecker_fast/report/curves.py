@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import Run, write_file
+from ..files import replacing
+from .files import Run
 from .words import unmasked
 
 # Okabe and Ito's colours, told apart by the colour-blind too.
@@ -72,7 +73,8 @@ def _cycle(count: int) -> list[str]:
 
 
 def save_figure(figure, path: Path) -> None:
-    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def draw_run(run: Run, path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import csv
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..files import read_lines, replacing
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Run:
         folder = Path(folder)
         if not (folder / "metrics.json").is_file():
             raise ValueError(f"{folder} has no metrics.json: it is not the folder of a run that has ended")
-        lines = (lines_of(folder / f"{name}.jsonl") for name in ("train", "evaluation"))
+        lines = (read_lines(folder / f"{name}.jsonl") for name in ("train", "evaluation"))
         return cls(folder, _json(folder / "config.json"), _json(folder / "metrics.json"), *lines)
 
     def json(self, name: str) -> dict[str, Any]:
@@ -50,37 +51,7 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            # The last line of a run that was killed.
-            break
-    return records
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
-
-
 def write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
     """The lines, the head first; None becomes an empty cell."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows(["" if cell is None else cell for cell in line] for line in lines)
-
-    write_file(path, write)
-
-
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls ``write`` with a temporary name in the same folder, then puts the file in its place."""
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows(["" if cell is None else cell for cell in line] for line in lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import write_file
+from ..files import replacing
 
 # Images are magnified by a whole factor up to about this height in pixels.
 SHOWN_HEIGHT = 32
@@ -88,7 +88,8 @@ def save_grid(
     the classes in ``highlight`` are framed. Raises ValueError for shapes and labels that do not fit.
     """
     sheet = _grid(images, labels.cpu(), class_names, highlight)
-    write_file(path, lambda temporary: sheet.save(temporary, format="PNG"))
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def save_before_after(
@@ -129,4 +130,5 @@ def save_side_by_side(
     for grid in grids:
         both.paste(grid, (x, 0))
         x += grid.width + 12
-    write_file(path, lambda temporary: both.save(temporary, format="PNG"))
+    with replacing(path) as temporary:
+        both.save(temporary, format="PNG")

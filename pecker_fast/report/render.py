@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import write_text
 from .blocks import Block, Code, Link, Picture, Section, Text
-from .files import write_file
 
 # No scripts, no fonts, nothing from elsewhere: colours follow the reader's choice, and paper is white.
 PAGE = """\
@@ -177,7 +177,7 @@ def to_markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
 def write_document(folder: Path, title: str, sections: Sequence[Section], name: str = "report") -> Path:
     """Writes ``name``.md and ``name``.html; returns the former's path."""
     for ending, text in (("html", to_html(title, sections, folder)), ("md", to_markdown(title, sections, folder))):
-        write_file(folder / f"{name}.{ending}", lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_text(folder / f"{name}.{ending}", text)
     return folder / f"{name}.md"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..files import append_line, read_lines, write_text
 from ..parallel import World
 from ..profiling import Profiler
 from ..unlearning import Phase
@@ -60,33 +60,6 @@ class Progress:
     images: int = 0
     seconds: float = 0.0
     stopped_by: int | None = None
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends a record to a file of JSON lines."""
-    with open(path, "a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; a last line that a kill cut short is passed over."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file at once: a kill leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextmanager
@@ -209,7 +182,7 @@ class Loop:
             # What came after the checkpoint will come again.
             for path in logs:
                 kept = [] if which is None else [line for line in read_lines(path) if line["step"] <= p.step]
-                write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
         self.world.on_main(trim)
         self._prepared = True

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from pecker_fast.report import Run, comparison_table, save_before_after, save_grid, write_comparison, write_run_report
-from pecker_fast.report.files import write_file
 from pecker_fast.report.grids import GAP, LABEL_WIDTH, MARKED
 from pecker_fast.report.run_report import sections
 from tests.report.test_render import check_page
@@ -126,19 +125,6 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(ImportError, match=r"pecker-fast\[demo\]"):
         write_run_report(make_run(tmp_path / "r"))
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "f"
-    path.write_text("old")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError("full")
-
-    with pytest.raises(OSError, match="full"):
-        write_file(path, fail)
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
 def test_report_of_everything(tmp_path):

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from pecker_fast.diffusion import NoiseSchedule, save_network
+from pecker_fast.files import append_line, read_lines
 from pecker_fast.training.checkpoints import STATE, CheckpointError
-from pecker_fast.training.loop import Loop, LoopOptions, NonFiniteError, append_line, read_lines
+from pecker_fast.training.loop import Loop, LoopOptions, NonFiniteError
 from pecker_fast.training.state import load_state
 from pecker_fast.unlearning import Phase
 from tests.diffusion.toy import tiny_unet
