@@ -110,7 +110,8 @@ def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
     with torch.no_grad():
         for param in method.generator.parameters():
             param.add_(0.05 * torch.randn(param.shape, generator=torch.Generator().manual_seed(0)))
-    quick, full = evaluation(phase, 2), evaluation(phase, phase.iterations)
+    with phase.averaged() as network:
+        quick, full = evaluation(network, 2), evaluation(network, phase.iterations)
     assert set(quick) == {"ua"} and quick["ua"] == full["ua"] and full["frechet_distance"] > 0
 
 
