@@ -97,8 +97,9 @@ class Loop:
     options: how the run is kept.
     fingerprint: JSON that says which run this is; checkpoints of others are refused.
     evaluate: from a phase's averaged network and the step to what goes into evaluation.jsonl, or None. The main
-        process's is called; all have one, or none.
-    export: writes a phase's averaged network into a checkpoint's folder. The main process's is called, as above.
+        process's is called; the others need none.
+    export: writes a phase's averaged network into a checkpoint's folder. The main process's is called; all have one, or
+        none has.
     on_log: called with every line of train.jsonl and evaluation.jsonl.
     show_progress: whether there is a progress bar.
     world: the processes of the run; the main one writes, evaluates and shows progress.
@@ -267,7 +268,8 @@ class Loop:
             if found is not None:
                 self._write("evaluation.jsonl", {"step": p.step, "images": p.images, "seconds": p.seconds, **found})
 
-        if self.evaluate is not None:
+        # What evaluates is perhaps the main process's alone.
+        if self.world.largest(int(self.evaluate is not None)):
             with self._outside("evaluation"), phase.averaged() as network:
                 self.world.on_main(lambda: measure(network))
         self._go_on()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from pecker_fast.diffusion import NoiseSchedule, load_network
 from pecker_fast.parallel import world
@@ -25,6 +26,10 @@ from tests.unlearning.test_methods import training_images
 SMALL = {"train_batch_size": 12, "forget_batch_size": 6, "t_init": 250, "ema_decay": 0.5}
 FAST = {"score_learning_rate": 1e-3, "generator_learning_rate": 1e-3, "learning_rate": 1e-3}
 MASKED = {"saliency_batch_size": 12, "mask_refresh_steps": 2}
+
+
+def measured(network: nn.Module, step: int) -> dict[str, float]:
+    return {"size": sum(float(param.double().square().sum()) for param in network.parameters())}
 
 
 def main(folder: str, name: str, iterations: str, *given: str) -> None:
@@ -54,10 +59,23 @@ def main(folder: str, name: str, iterations: str, *given: str) -> None:
 
         phase.step = watched
         loop_options = LoopOptions(
-            logging_steps=1, checkpointing_steps=2, resume_from_checkpoint="latest" if resume else None
+            logging_steps=1,
+            checkpointing_steps=2,
+            validation_steps=2,
+            resume_from_checkpoint="latest" if resume else None,
         )
         Path(folder, "run").mkdir(exist_ok=True)
-        loop = Loop(method.phases, Path(folder, "run"), loop_options, {}, show_progress=False, world=processes)
+        loop = Loop(
+            method.phases,
+            Path(folder, "run"),
+            loop_options,
+            {},
+            # As the command line has it: what measures is the main process's.
+            evaluate=measured if processes.is_main else None,
+            export=lambda network, target: save_file(network.state_dict(), target / "averaged.safetensors"),
+            show_progress=False,
+            world=processes,
+        )
         progress = loop.run()
         with phase.averaged() as averaged:
             tensors = {f"ema.{key}": value.clone() for key, value in averaged.state_dict().items()}

@@ -94,6 +94,18 @@ def test_two_and_three_processes_agree_with_one(tmp_path):
             assert one.keys() == many.keys() and len(one) == 4
             for name in one:
                 assert many[name] == pytest.approx(one[name], rel=1e-5), (count, name)
+        check_averaged(folders[count] / "run", ended[count][0])
+
+
+def check_averaged(folder: Path, ended: dict[str, torch.Tensor]) -> None:
+    """What evaluations and checkpoints were given is the averaged network."""
+    end = {name.removeprefix("ema."): value for name, value in ended.items() if name.startswith("ema.")}
+    evaluations = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in evaluations] == [2, 4]
+    size = sum(float(value.double().square().sum()) for value in end.values())
+    assert evaluations[-1]["size"] == pytest.approx(size, rel=1e-12)
+    exported = load_file(folder / "checkpoints" / "checkpoint-4" / "averaged.safetensors")
+    assert exported.keys() == end.keys() and all(same_bits(exported[name], end[name]) for name in end)
 
 
 @pytest.mark.parametrize(
