@@ -99,6 +99,29 @@ def tensors_of(tree, place: str = "") -> dict[str, torch.Tensor]:
     return {name: tensor for key, value in items for name, tensor in tensors_of(value, f"{place}.{key}").items()}
 
 
+def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 0.0) -> float:
+    """Share of the entries that differ by more than 1e-6, and by more than a ``share`` of what is expected. A few may:
+    of a gradient that is zero but for rounding Adam makes a whole step."""
+    pairs = [(value, expected[key]) for key, value in found.items()]
+    return torch.cat([((a - b).abs() > 1e-6 + share * b.abs()).flatten() for a, b in pairs]).double().mean().item()
+
+
+def check_states(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The same tensors, with the same numbers up to rounding."""
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        assert (value.shape, value.dtype) == (expected[key].shape, expected[key].dtype), key
+    words = [key for key, value in found.items() if value.dtype == torch.int32 and value.ndim == 1]
+    for key in words:
+        assert iou(found[key], expected[key]) >= 0.999, key
+    for kind in (".state.score.", ".state.generator.", ".state.score_optimizer.", ".state.generator_optimizer."):
+        keys = [key for key in found if key.startswith(kind) and found[key].is_floating_point()]
+        # Second moments are measured by the largest: gradients are apart by rounding of the largest ones.
+        most = max(expected[key].abs().max() for key in keys) if "optimizer" in kind else 1.0
+        one, two = ({key: values[key] / most for key in keys} for values in (found, expected))
+        assert apart(one, two, 1e-3 if "optimizer" in kind else 0.0) < 1e-3, kind
+
+
 STEPS = ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]
 STAGES = ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5", "--no-gradient_checkpointing"]
 SHARDED = [("pecker", STEPS), ("sfd", [*STAGES, "--channels_last", "True"])]
@@ -115,14 +138,7 @@ def test_shared_out_weights(tmp_path, method, options):
     name = f"checkpoint-{2 if method == 'pecker' else 3}"
     folders = [folder / "run" for folder in (tmp_path, tmp_path / "one")]
     states = [tensors_of(load_state(folder / "checkpoints" / name / "state.safetensors")) for folder in folders]
-    assert states[0].keys() == states[1].keys()
-    for key, value in states[0].items():
-        other = states[1][key]
-        assert (value.shape, value.dtype) == (other.shape, other.dtype), key
-        if value.dtype == torch.int32 and value.ndim == 1:
-            assert iou(value, other) >= 0.999, key
-        elif value.is_floating_point():
-            assert (value - other).abs().max() <= 1e-4 * other.abs().max() + 1e-5 * (".score" in key), key
+    check_states(*states)
     logs = [(folder / "train.jsonl").read_text().splitlines() for folder in folders]
     for together, alone in zip(*logs, strict=True):
         assert json.loads(together).get("mask_density") == json.loads(alone).get("mask_density")
@@ -133,9 +149,7 @@ def test_shared_out_weights(tmp_path, method, options):
     path = Path("unet") / "diffusion_pytorch_model.safetensors"
     ends = [load_file(folder / path) for folder in (*folders, alone)]
     for other in ends[1:]:
-        # But for a few whose gradient is zero but for rounding, of which Adam makes whole steps.
-        apart = [((value - other[key]).abs() > 1e-6).flatten() for key, value in ends[0].items()]
-        assert torch.cat(apart).double().mean() < 1e-3
+        assert apart(ends[0], other) < 1e-3
 
 
 def test_what_cannot_be_shared_out(tmp_path, capsys):
