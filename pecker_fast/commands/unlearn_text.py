@@ -173,8 +173,8 @@ def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, pro
 def check_sharding(args: UnlearnTextArguments, processes: int) -> None:
     """Raises ValueError where ``fsdp`` is set and cannot be."""
     if args.memory.fsdp:
-        others = {"torch_compile": args.compute.torch_compile, "score_lora_rank": args.memory.score_lora_rank}
-        method_class(args.method).check_sharding(args.options, processes, others)
+        kind, rank = method_class(args.method), args.memory.score_lora_rank
+        kind.check_sharding(args.options, processes, args.compute.torch_compile, rank)
 
 
 def _fisher(args: UnlearnTextArguments, unet: nn.Module, hashes: dict[str, str]) -> dict[str, torch.Tensor] | None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..diffusion import NoiseSchedule, PromptTable, TextConditioned
 from ..optim import MaskedAdam
+from ..parallel import World
 from ..profiling import AllocationCounter
 from ..saliency import saliency_mask
 from ..unlearning import PromptRequest, Setting, method_class
@@ -179,7 +180,8 @@ def estimate_memory(
     model: a name for messages.
     processes: of the run; ``memory["fsdp"]`` says whether they share out the trained networks.
 
-    Raises ValueError for a method that is no score forgetting, and for options that cannot be estimated.
+    Raises ValueError for a method that is no score forgetting, for options that cannot be estimated, and for batches
+    that the processes cannot share out.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -194,8 +196,10 @@ def estimate_memory(
     if hasattr(options, "saliency_batches"):
         few["saliency_batches"] = min(2, options.saliency_batches)
     for name in ("train_batch_size", "forget_batch_size", "saliency_batch_size"):
-        if getattr(options, name, None) is not None:
-            few[name] = max(1, getattr(options, name) // processes)
+        count = getattr(options, name, None)
+        if count is not None:
+            World(size=processes).check_shares(name, count)
+            few[name] = count // processes
     moments: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), AllocationCounter() as counter:
         dtype = torch.bfloat16 if low else torch.float32
@@ -207,8 +211,10 @@ def estimate_memory(
         )
         method = method_class(method_name)(setting, dataclasses.replace(options, **few))
         phase = method.phases[-1]
-        # One of the networks computes at a time.
-        together = max(_share_out(network, shards, counter) for network in (phase.score, phase.generator))
+        low_precision = mixed_precision == "bf16" or setting.weights_dtype != torch.float32
+        together = 0 if shards == 1 else _together(teacher, 2 if low_precision else 4)
+        for network in (phase.score, phase.generator):
+            _share_out(network, shards, counter)
         if phase.masker is not None:
             phase.masker.start(phase.generator)
         score, generator = phase.score_optimizer.defaults, phase.generator_optimizer.defaults
@@ -236,12 +242,18 @@ def estimate_memory(
     return MemoryEstimate(parameters, weights, round(states / shards), masks // shards, moments, model, processes)
 
 
-def _share_out(network: nn.Module, shards: int, counter: AllocationCounter) -> int:
-    """From here on the network's weights, and each gradient once it is complete, count as one of ``shards`` parts.
-    Returns the bytes of what is whole meanwhile: the block that computes, the next one, and the gradients of one that
-    travel."""
+def _together(network: nn.Module, itemsize: int) -> int:
+    """Bytes that FSDP2 takes beside the parts, of a network that computes in entries of ``itemsize`` bytes. Of the
+    largest block each: weights of the one that computes, those of the next one as they arrive and laid out, gradients
+    as they are computed; and in float32 what two blocks send."""
+    entries = max(sum(p.numel() for p in block.parameters()) for block in sharded_blocks(network)[:-1])
+    return entries * (4 * itemsize + 2 * 4)
+
+
+def _share_out(network: nn.Module, shards: int, counter: AllocationCounter) -> None:
+    """From here on the network's weights, and each gradient once it is complete, count as one of ``shards`` parts."""
     if shards == 1:
-        return 0
+        return
 
     def part(tensor: torch.Tensor) -> int:
         return -(-tensor.nbytes // shards)
@@ -249,7 +261,6 @@ def _share_out(network: nn.Module, shards: int, counter: AllocationCounter) -> i
     for param in network.parameters():
         counter.count_as(param, part(param))
         param.register_post_accumulate_grad_hook(lambda param: counter.count_as(param.grad, part(param)))
-    return 3 * max(sum(p.nbytes for p in block.parameters()) for block in sharded_blocks(network)[:-1])
 
 
 def _kind_of_step(phase) -> str:

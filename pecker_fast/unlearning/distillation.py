@@ -446,9 +446,12 @@ class ScoreForgetting(Method):
         self.one_step = OneStepGenerator(setting.schedule, options.t_init)
 
     @classmethod
-    def check_sharding(cls, options: ScoreForgettingOptions, processes: int, others: dict[str, Any]) -> None:
+    def check_sharding(
+        cls, options: ScoreForgettingOptions, processes: int, torch_compile: bool, score_lora_rank: int
+    ) -> None:
         if processes == 1:
             raise ValueError("fsdp is set, but the run has one process: start several with torchrun")
+        others = {"torch_compile": torch_compile, "score_lora_rank": score_lora_rank}
         for name, value in {**others, "cuda_graphs": options.cuda_graphs}.items():
             if value:
                 raise ValueError(f"fsdp is set, and so is {name}: expected one of them")

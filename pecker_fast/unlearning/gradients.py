@@ -18,7 +18,7 @@ def add_gradients(
     sharded, ``output`` depends on no other leaves; the gradients are their mean over the processes, sharded likewise.
     """
     # The graph's leaves are then FSDP's whole parameters, which it makes for the moment and takes the gradients of.
-    inputs = None if any(map(is_sharded, params)) else list(params)
+    inputs = None if is_sharded(params[0]) else list(params)
     kept = [param.grad for param in params]
     try:
         for i, param in enumerate(params):

@@ -233,22 +233,22 @@ class Masker:
         """What the log says of the mask. Waits for the device."""
         if self.mask is None:
             return {}
-        mask, before = self.mask, self._previous
-        count, numel = self._over_processes(mask.tensor_counts()), self._over_processes(mask.numels)
-        both = [] if before is None else [(mask & before).count, (mask | before).count]
-        ever, nans, *both = self._over_processes([self._ever.count, mask.nan_count, *both])
-        iou = both[0] / both[1] if both and both[1] else 1.0
+        mask = self.mask
+        before = mask if self._previous is None else self._previous
+        found = [mask.nan_count, self._ever.count, (mask & before).count, (mask | before).count]
+        found += [*mask.tensor_counts(), *mask.numels]
+        if self.setting.fsdp:
+            # Of all entries, which the processes share out.
+            found = self.setting.world.totals(found)
+        (nans, ever, both, either), parts = found[:4], found[4:]
+        count, numel = parts[: len(mask)], parts[len(mask) :]
         return {
-            "mask_density": sum(count) / max(1, sum(numel)),
-            "mask_iou": None if before is None else iou,
-            "mask_touched_ever": ever / max(1, sum(numel)),
+            "mask_density": sum(count) / sum(numel),
+            "mask_iou": None if self._previous is None else (both / either if either else 1.0),
+            "mask_touched_ever": ever / sum(numel),
             "mask_nan_count": nans,
             "mask_density_by_module": _shares(mask.names, count, numel),
         }
-
-    def _over_processes(self, counts: Sequence[int]) -> list[int]:
-        """Counts of entries, over the processes that share the entries out."""
-        return self.setting.world.totals(counts) if self.setting.fsdp else list(counts)
 
     def whole_mask(self, generator: nn.Module) -> SaliencyMask | None:
         """The present mask, of all entries of the generator."""

@@ -101,8 +101,7 @@ class Method(ABC):
 
     def __init__(self, setting: Setting, options: Any) -> None:
         if setting.fsdp:
-            others = {"torch_compile": setting.compile, "score_lora_rank": setting.score_lora_rank}
-            self.check_sharding(options, setting.world.size, others)
+            self.check_sharding(options, setting.world.size, setting.compile, setting.score_lora_rank)
         self.setting = setting
         self.options = options
         self.phases: list[Phase] = []
@@ -113,11 +112,8 @@ class Method(ABC):
         return False
 
     @classmethod
-    def check_sharding(cls, options: Any, processes: int, others: dict[str, Any]) -> None:
-        """Raises ValueError where the processes of a run cannot share out this method's networks (``Setting.fsdp``).
-
-        ``others``: by name, what of how networks are computed does not go with it.
-        """
+    def check_sharding(cls, options: Any, processes: int, torch_compile: bool, score_lora_rank: int) -> None:
+        """Raises ValueError where the processes of a run cannot share out this method's networks (``Setting.fsdp``)."""
         raise ValueError(f"fsdp is set, but {cls.name} shards no networks: it is for pecker, pecker+ and sfd")
 
     @abstractmethod

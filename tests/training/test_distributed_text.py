@@ -32,6 +32,7 @@ def free_port() -> str:
 def command(folder: Path, method: str, *more: str) -> list[str]:
     """The words of a small run of two iterations, which write into ``folder``/base what they need."""
     if not (folder / "base").exists():
+        # Losses near zero would be apart by more of themselves.
         torch.manual_seed(0)
         write_stable_diffusion(folder / "base")
         tiny_unet().save_pretrained(folder / "score")
@@ -70,12 +71,8 @@ def check_losses(folder: Path, words: list[str], lines: int) -> None:
     main([*words, "--output_dir", str(folder / "one" / "run")])
     alone, together = losses(folder / "one"), losses(folder)
     assert len(alone) == len(together) == lines
-    for number, (one, many) in enumerate(zip(alone, together, strict=True)):
-        # Some losses sum terms of both signs: the largest of an iteration measures them. From the second one on
-        # weights are apart where a gradient is zero but for rounding, of which Adam makes a whole step.
-        size = max(map(abs, one.values()), default=0.0)
-        assert one.keys() == many.keys()
-        assert many == pytest.approx(one, abs=(1e-4 if number else 1e-5) * size), number
+    for one, many in zip(alone, together, strict=True):
+        assert many == pytest.approx(one, rel=1e-5)
 
 
 def test_two_processes_agree_with_one_and_resume(tmp_path):
@@ -126,7 +123,7 @@ def check_states(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         # Second moments are measured by the largest: gradients are apart by rounding of the largest ones.
         most = max(expected[key].abs().max() for key in keys) if "optimizer" in kind else 1.0
         one, two = ({key: values[key] / most for key in keys} for values in (found, expected))
-        assert apart(one, two, 1e-3 if "optimizer" in kind else 0.0) < 5e-3, kind
+        assert apart(one, two, 1e-3 if "optimizer" in kind else 0.0) < 1e-3, kind
 
 
 RATES = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
@@ -141,7 +138,7 @@ def check_one_process(folder: Path, words: list[str], steps: int) -> None:
     logs = [(run / "train.jsonl").read_text().splitlines() for run in runs]
     for together, alone in zip(*logs, strict=True):
         assert json.loads(together).get("mask_density") == json.loads(alone).get("mask_density")
-    assert apart(*(load_file(run / WEIGHTS) for run in runs)) < 5e-3
+    assert apart(*(load_file(run / WEIGHTS) for run in runs)) < 1e-3
 
 
 def test_shared_out_weights(tmp_path):
@@ -153,7 +150,7 @@ def test_shared_out_weights(tmp_path):
     alone = tmp_path / "alone" / "run"
     shutil.copytree(tmp_path / "run", alone)
     main([*words, "--output_dir", str(alone), "--resume_from_checkpoint", "checkpoint-1"])
-    assert apart(*(load_file(run / WEIGHTS) for run in (alone, tmp_path / "run"))) < 5e-3
+    assert apart(*(load_file(run / WEIGHTS) for run in (alone, tmp_path / "run"))) < 1e-3
 
 
 def test_shared_out_weights_in_two_stages(tmp_path):
@@ -179,11 +176,12 @@ def test_what_cannot_be_shared_out(tmp_path, capsys):
             main(words)
         assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
     kind, options = method_class("pecker"), method_class("pecker").Options()
-    kind.check_sharding(options, 2, {"torch_compile": False})
+    kind.check_sharding(options, 2, False, 0)
     for given, said in (
-        ((options, 2, {"torch_compile": True}), "torch_compile: expected one of them"),
-        ((replace(options, cuda_graphs=True), 2, {}), "cuda_graphs"),
-        ((replace(options, granularity="row"), 2, {}), "granularity is 'row'"),
+        ((options, 2, True, 0), "torch_compile: expected one of them"),
+        ((options, 2, False, 4), "score_lora_rank"),
+        ((replace(options, cuda_graphs=True), 2, False, 0), "cuda_graphs"),
+        ((replace(options, granularity="row"), 2, False, 0), "granularity is 'row'"),
     ):
         with pytest.raises(ValueError, match=said):
             kind.check_sharding(*given)
