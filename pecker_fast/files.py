@@ -46,8 +46,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Replaces a file of JSON; what JSON does not know is written as text."""
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+    """Replaces a file of JSON. TypeError for what JSON does not know, before the file is opened."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def save_tensors(

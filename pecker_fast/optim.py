@@ -12,6 +12,7 @@ from . import ops
 from .adam.alignment import MaskedGrads, align_masked_grads, check_grad
 from .adam.checkpoint import restore_state, sharded_state, torch_groups, torch_state
 from .adam.history import History
+from .adam.nonfinite import count_nonfinite
 from .adam.options import SHARED_OPTIONS, check_betas, check_group, check_options
 from .adam.slots import Binding, Bucket, Slot
 from .adam.statistics import sparsity_stats
@@ -154,7 +155,7 @@ class MaskedAdam(Optimizer):
         if group["ema_decay"] is not None:
             for slot in self._all_slots():
                 if slot.group is group:
-                    slot.state["ema"] = slot.like_param(ops.compute_dtype(slot.param.dtype))
+                    slot.start_ema()
                     if slot.owner is not slot.param and not slot.packed:
                         # Distributed checkpoints load what is there, and take any state for all of it.
                         slot.init_state(None)
@@ -303,24 +304,8 @@ class MaskedAdam(Optimizer):
         policy = self.defaults["nonfinite"]
         if policy == "propagate":
             return found_inf
-        total = None
-        scale = getattr(self, "grad_scale", None)
-        by_kind: dict[tuple, list[Slot]] = {}
-        for slot in active:
-            by_kind.setdefault((slot.param.device, slot.param.dtype), []).append(slot)
-        for (device, _), slots in by_kind.items():
-            flat = lambda tensors, slots=slots: [  # noqa: E731
-                None if tensors[s.position] is None else s.flat(tensors[s.position]) for s in slots
-            ]
-            count = ops.count_nonfinite(
-                flat(grads),
-                flat(forget) if joint else [],
-                None if binding is None else binding.words,
-                [] if binding is None else [binding.offsets[s.position] for s in slots],
-                None if scale is None else scale.to(device, torch.float32),
-                backend=self.defaults["backend"],
-            )
-            total = count if total is None else total + count.to(total.device)
+        scale, backend = getattr(self, "grad_scale", None), self.defaults["backend"]
+        total = count_nonfinite(active, grads, forget if joint else None, binding, scale, backend)
         if self._sharded:
             # One decision for all parts.
             total = add_over(total, [slot.owner for slot in active])
@@ -561,8 +546,6 @@ class MaskedAdam(Optimizer):
             slot.state.clear()
             slot.state.update(restore_state(slot, saved))
             if self.defaults["ema_decay"] is not None and "ema" not in slot.state:
-                slot.state["ema"] = slot.like_param(ops.compute_dtype(slot.param.dtype))
-            if slot.group["master_weights"] and "step" in slot.state and "master_param" not in slot.state:
-                compute = ops.compute_dtype(slot.param.dtype)
-                if compute != slot.param.dtype:
-                    slot.state["master_param"] = slot.like_param(compute)
+                slot.start_ema()
+            if "step" in slot.state and "master_param" not in slot.state:
+                slot.start_master()

@@ -63,6 +63,15 @@ class Slot:
                 self.state[key] = self.zeros(compute)
             else:
                 self.state[key] = torch.zeros(count, dtype=compute, device=self.param.device)
+        self.start_master()
+
+    def start_ema(self) -> None:
+        """The average begins at the parameter."""
+        self.state["ema"] = self.like_param(ops.compute_dtype(self.param.dtype))
+
+    def start_master(self) -> None:
+        """So does the copy that takes the updates, where the group has one."""
+        compute = ops.compute_dtype(self.param.dtype)
         if self.group["master_weights"] and compute != self.param.dtype:
             self.state["master_param"] = self.like_param(compute)
 
