@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from pecker_fast.data import load_dataset
-from pecker_fast.diffusion import load_network, sample_one_step
+from pecker_fast.diffusion import sample_one_step
 from pecker_fast.metrics import Evaluator, load_judge
+from pecker_fast.models import load_network
 from pecker_fast.training.presets import method_options, preset
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 

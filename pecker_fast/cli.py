@@ -18,24 +18,24 @@ import tyro
 
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
-from .commands.ablate import ablate
-from .commands.audit import report as audit_report
-from .commands.compare import compare
-from .commands.compare_concepts import compare_concepts
-from .commands.convert import convert
-from .commands.delta import delta
-from .commands.demo import demo
-from .commands.evaluate import evaluate
-from .commands.evaluate_concept import evaluate_concept
-from .commands.fisher import fisher_arguments, run_fisher
-from .commands.pretrain import PretrainArguments, run_pretrain
-from .commands.robustness import robustness
-from .commands.sample import mask, sample
-from .commands.sequence import sequence
-from .commands.train_classifier import train_classifier
-from .commands.unlearn import UnlearnArguments, run_unlearn
-from .commands.unlearn_text import UnlearnTextArguments, run_unlearn_text
 from .environment import describe_environment, environment
+from .runs.ablate import ablate
+from .runs.audit import report as audit_report
+from .runs.compare import compare
+from .runs.compare_concepts import compare_concepts
+from .runs.convert import convert
+from .runs.delta import delta
+from .runs.demo import demo
+from .runs.evaluate import evaluate
+from .runs.evaluate_concept import evaluate_concept
+from .runs.fisher import fisher_arguments, run_fisher
+from .runs.pretrain import PretrainArguments, run_pretrain
+from .runs.robustness import robustness
+from .runs.sample import mask, sample
+from .runs.sequence import sequence
+from .runs.train_classifier import train_classifier
+from .runs.unlearn import UnlearnArguments, run_unlearn
+from .runs.unlearn_text import UnlearnTextArguments, run_unlearn_text
 from .training.text_presets import TEXT_PRESETS
 
 

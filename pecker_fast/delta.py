@@ -4,7 +4,6 @@ For methods that leave most weights exactly as they were. Applied to the same ba
 bit; both are checked by sha256.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .files import save_tensors
+from .hashing import state_hash
 from .ops import num_words, pack_bits, unpack_bits
 
 FORMAT, VERSION = "pecker_fast.delta", 1
@@ -35,15 +35,6 @@ class DeltaSummary:
     @property
     def density(self) -> float:
         return self.changed / max(1, self.numel)
-
-
-def state_hash(state: Mapping[str, Tensor]) -> str:
-    """sha256 of weights with their names, shapes and dtypes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _as_bits(value: Tensor) -> Tensor:

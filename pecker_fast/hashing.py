@@ -1,7 +1,11 @@
-"""sha256 of files. A leaf: everything may import it."""
+"""sha256 of files and of weights. A leaf: everything may import it."""
 
 import hashlib
 import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -12,3 +16,17 @@ def file_sha256(path: str | os.PathLike) -> str:
         for part in iter(lambda: file.read(1 << 20), b""):
             digest.update(part)
         return digest.hexdigest()
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """sha256 of weights with their names, shapes and dtypes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def weights_hash(network: nn.Module) -> str:
+    """sha256 of the network's weights, names and shapes."""
+    return state_hash(network.state_dict())

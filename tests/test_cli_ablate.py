@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 
 from pecker_fast.cli import main
-from pecker_fast.commands import ablate as command
-from pecker_fast.commands.studies import NOTHING_FORGOTTEN, STUDIES
-from pecker_fast.commands.unlearn import TIMESTEPS, UnlearnArguments
+from pecker_fast.runs import ablate as command
+from pecker_fast.runs.studies import NOTHING_FORGOTTEN, STUDIES
+from pecker_fast.runs.unlearn import TIMESTEPS, UnlearnArguments
 from tests.test_cli_training import fails
 
 SETS = ["--set", "train_batch_size=2", "forget_batch_size=2", "saliency_batch_size=2"]

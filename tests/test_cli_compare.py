@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pecker_fast.cli import main
-from pecker_fast.commands import compare as command
-from pecker_fast.commands import evaluate as evaluating
+from pecker_fast.runs import compare as command
+from pecker_fast.runs import evaluate as evaluating
 from tests.report.test_render import check_page
 from tests.test_cli_training import fails
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from pecker_fast.cli import main
-from pecker_fast.commands import compare_concepts as command
-from pecker_fast.commands import evaluate_concept
-from pecker_fast.commands.fisher_file import FisherFacts, save_fisher
-from pecker_fast.commands.options import weights_hash
-from pecker_fast.diffusion import StableDiffusion
+from pecker_fast.hashing import weights_hash
+from pecker_fast.models import StableDiffusion
+from pecker_fast.runs import compare_concepts as command
+from pecker_fast.runs import evaluate_concept
+from pecker_fast.runs.fisher_file import FisherFacts, save_fisher
 from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion
 from tests.test_cli_concept import nudenet  # noqa: F401
 from tests.test_cli_training import fails

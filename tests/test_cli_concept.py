@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from pecker_fast.cli import main
-from pecker_fast.commands import evaluate_concept as command
-from pecker_fast.commands import text_sampling
-from pecker_fast.diffusion import StableDiffusion
 from pecker_fast.metrics import FeatureStatistics, detectors
+from pecker_fast.models import StableDiffusion
+from pecker_fast.runs import evaluate_concept as command
+from pecker_fast.runs import text_sampling
 from tests.diffusion.tiny_sd import SIZE, tiny_unet, write_stable_diffusion
 from tests.metrics.clip_model import save_clip
 from tests.test_cli_training import fails

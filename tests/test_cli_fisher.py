@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 
 from pecker_fast.cli import main
-from pecker_fast.commands.fisher_file import FisherFacts, load_fisher, save_fisher
-from pecker_fast.commands.options import weights_hash
-from pecker_fast.commands.text_request import MemoryArguments
-from pecker_fast.diffusion import StableDiffusion
+from pecker_fast.hashing import weights_hash
+from pecker_fast.models import StableDiffusion
+from pecker_fast.runs.fisher_file import FisherFacts, load_fisher, save_fisher
+from pecker_fast.runs.text_request import MemoryArguments
 from pecker_fast.training.presets import method_options, method_values
 from pecker_fast.unlearning import method_class
 from tests.diffusion.tiny_sd import write_stable_diffusion

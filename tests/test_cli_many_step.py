@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pecker_fast.cli import main
-from pecker_fast.diffusion import NoiseSchedule, load_network, save_network
+from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.models import load_network, save_network
 from tests.diffusion.toy import tiny_unet
 from tests.test_cli_training import QUIET, fails, image_folder
 

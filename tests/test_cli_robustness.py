@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from pecker_fast.cli import main
-from pecker_fast.commands.options import load_pretrained, weights_hash
-from pecker_fast.diffusion import save_network
+from pecker_fast.hashing import weights_hash
+from pecker_fast.models import save_network
 from pecker_fast.robustness import ATTACKS
+from pecker_fast.runs.options import load_pretrained
 from tests.report.test_render import check_page
 from tests.test_cli_training import fails
 

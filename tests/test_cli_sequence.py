@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pecker_fast.cli import main
-from pecker_fast.commands import sequence as command
-from pecker_fast.diffusion import load_network
+from pecker_fast.models import load_network
+from pecker_fast.runs import sequence as command
 from tests.report.test_render import check_page
 from tests.test_cli_training import fails
 

@@ -8,10 +8,10 @@ import torch
 
 from pecker_fast import SaliencyMask
 from pecker_fast.cli import main
-from pecker_fast.commands.options import weights_hash
-from pecker_fast.commands.text_models import load_stable_diffusion
-from pecker_fast.commands.text_request import TextRequestArguments, resolve_prompts
-from pecker_fast.diffusion import StableDiffusion
+from pecker_fast.hashing import weights_hash
+from pecker_fast.models import StableDiffusion
+from pecker_fast.runs.text_models import load_stable_diffusion
+from pecker_fast.runs.text_request import TextRequestArguments, resolve_prompts
 from pecker_fast.training.presets import method_options
 from pecker_fast.training.text_presets import text_preset
 from pecker_fast.unlearning import method_class

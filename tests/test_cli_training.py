@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 from pecker_fast.cli import main
-from pecker_fast.diffusion import NoiseSchedule, load_network, save_network, save_one_step_pipeline
+from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.diffusion.pipeline import OneStepPipeline
 from pecker_fast.mask import SaliencyMask
-from tests.diffusion.ancestor_model import AncestorUNet
+from pecker_fast.models import load_network, save_network, save_one_step_pipeline
 from tests.diffusion.toy import tiny_unet
+from tests.models.ancestor_model import AncestorUNet
 from tests.report.test_render import check_page
 
 SMALL = ["--max_train_steps", "4", "--train_batch_size", "3", "--forget_batch_size", "2", "--samples_per_class", "3"]

@@ -7,8 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pecker_fast.commands.delta import delta
-from pecker_fast.delta import apply_delta, save_delta, state_hash
+from pecker_fast.delta import apply_delta, save_delta
+from pecker_fast.hashing import state_hash
+from pecker_fast.runs.delta import delta
 from tests.inputs import same_bits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
@@ -99,7 +100,7 @@ def test_weights_of_another_architecture(tmp_path):
 
 
 def test_networks_on_the_command_line(tmp_path, capsys):
-    from pecker_fast.commands.options import shipped_network
+    from pecker_fast.runs.options import shipped_network
 
     base = shipped_network("digits")
     run = shutil.copytree(base, tmp_path / "run" / "unet")
@@ -111,7 +112,7 @@ def test_networks_on_the_command_line(tmp_path, capsys):
     delta("save", base=str(base), changed=str(tmp_path / "run"), output=str(small))
     assert "24 of" in capsys.readouterr().out and small.stat().st_size < 2000
     delta("apply", base=str(base), delta=str(small), output=str(tmp_path / "again"))
-    from pecker_fast.diffusion import load_network
+    from pecker_fast.models import load_network
 
     again, _ = load_network(tmp_path / "again")
     assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())

@@ -15,25 +15,28 @@ ALLOWED = {
     "ops": {"ops", "kernels"},
     "flat": {"flat"},
     "files": {"files"},
+    "checks": {"checks"},
     "sharding": {"sharding"},
     "mask": {"files", "ops", "flat", "sharding", "mask"},
     "saliency": {"ops", "flat", "sharding", "mask", "saliency"},
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
-    "delta": {"files", "delta", "ops"},
+    "delta": {"files", "delta", "hashing", "ops"},
     "data": {"data"},
     "hashing": {"hashing"},
-    "metrics": {"files", "metrics", "data", "hashing"},
+    "metrics": {"checks", "files", "metrics", "data", "hashing"},
     "__init__": {"ops", "mask", "saliency", "optim"},
-    "diffusion": {"files", "diffusion"},
+    "diffusion": {"checks", "diffusion"},
+    "models": {"checks", "files", "diffusion", "models"},
     "profiling": {"profiling"},
     "parallel": {"parallel"},
     "report": {"files", "report", "hashing"},
-    "robustness": {"robustness", "unlearning", "diffusion", "data", "metrics"},
-    "unlearning": {"unlearning", "diffusion", "profiling", "parallel", "sharding", "mask", "saliency", "optim"},
+    "robustness": {"checks", "robustness", "unlearning", "diffusion", "data", "metrics"},
+    "unlearning": {"checks", "unlearning", "diffusion", "models", "profiling", "parallel", "sharding", "mask", "saliency", "optim"},
     "training": {
         "files",
         "training",
+        "checks",
         "unlearning",
         "diffusion",
         "parallel",
@@ -45,11 +48,11 @@ ALLOWED = {
     "environment": {"ops", "__init__"},
     "benchmarks": {
         *("benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"),
-        *("diffusion", "profiling", "unlearning", "training", "data", "metrics"),
+        *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics"),
     },
 }
 # Imported by nothing.
-TOPS = {"cli", "__main__", "commands"}
+TOPS = {"cli", "__main__", "runs"}
 THIRD_PARTY = {"kernels": {"torch", "triton"}, "ops": {"torch"}, "adam": {"torch"}}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_indices, check_int, check_timesteps, embedding_count, unwrap
+from ..checks import check_batch, check_indices, check_int, check_timesteps
+from .networks import embedding_count, unwrap
 from .schedule import NoiseSchedule
 from .unet import null_label as null_label_of
 

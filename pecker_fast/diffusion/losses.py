@@ -9,7 +9,7 @@ for shapes that do not match.
 import torch
 from torch import Tensor
 
-from .checks import check_batch, check_like
+from ..checks import check_batch, check_like
 
 # The least omega: what the ancestors divide by where teacher and generator agree.
 MIN_DISTILLATION_WEIGHT = 1e-5

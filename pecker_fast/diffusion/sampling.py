@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .checks import as_labels, check_int, embedding_count, unwrap
+from ..checks import as_labels, check_int
 from .generator import OneStepGenerator, predict_eps
+from .networks import embedding_count, unwrap
 from .schedule import NoiseSchedule
 
 # Seeds of torch's CPU generator (a Mersenne Twister) count modulo this.

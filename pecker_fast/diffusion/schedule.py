@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_batch, check_indices, check_int, check_like, check_timesteps
+from ..checks import check_batch, check_indices, check_int, check_like, check_timesteps
 
 
 @dataclass(frozen=True, eq=False)

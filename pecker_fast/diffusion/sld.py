@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_int, check_like, embedding_count
+from ..checks import check_batch, check_int, check_like
 from .generator import predict_eps
+from .networks import embedding_count
 from .sampling import ddim_scheduler, network_device, sample_in_batches
 from .schedule import NoiseSchedule
 from .unet import null_label

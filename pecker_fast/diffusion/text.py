@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_int
+from ..checks import check_int
 from .schedule import NoiseSchedule
 
 if TYPE_CHECKING:

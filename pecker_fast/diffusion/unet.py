@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .checks import check_int, unwrap
+from ..checks import check_int
+from .networks import unwrap
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

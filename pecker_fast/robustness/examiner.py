@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int
 from ..diffusion import NoiseSchedule, OneStepGenerator, ddim_through, sample_ddim, sample_one_step
-from ..diffusion.checks import check_int
 from ..metrics import FeatureStatistics, Judge, frechet_distance
 from ..unlearning import ForgetRequest
 from ..unlearning.streams import derived_seed

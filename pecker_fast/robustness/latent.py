@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..data import LabelledImages
-from ..diffusion.checks import check_int
 from ..unlearning import ForgetRequest
-from ..unlearning.options import check_number
 from ..unlearning.streams import Streams
 from .examiner import Examiner
 

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, regression_loss
-from ..diffusion.checks import check_int, unwrap
-from ..unlearning.options import check_number
+from ..diffusion.networks import unwrap
 from ..unlearning.streams import Streams
 from .examiner import Examiner, Sampler
 

@@ -14,10 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..diffusion import NoiseSchedule, noise_prediction_loss, null_label, predict_eps
-from ..diffusion.checks import check_int
 from ..optim import MaskedAdam
-from .options import check_number
 from .protocol import Phase
 from .setting import Compute, Images
 from .streams import Streams, derived_seed

@@ -22,10 +22,10 @@ from ..diffusion import (
     noise_prediction_loss,
     regression_loss,
     sample_one_step,
-    save_one_step_pipeline,
     score_distillation_loss,
 )
 from ..mask import SaliencyMask
+from ..models import save_one_step_pipeline
 from ..optim import MaskedAdam
 from ..sharding import local, part_of
 from .gradients import add_gradients

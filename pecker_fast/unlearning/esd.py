@@ -15,11 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..diffusion import predict_eps
-from ..diffusion.checks import check_int
 from .denoising import NetworkOptions, NetworkPhase
 from .many_step import ManyStepMethod, SamplingOptions
-from .options import check_number
 from .setting import PromptRequest, Setting
 from .streams import Streams
 

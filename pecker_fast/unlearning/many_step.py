@@ -6,9 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..diffusion import NoiseSchedule, null_label, sample_ddim, sample_ddpm
-from ..diffusion.checks import check_int
-from .options import check_number
 from .protocol import Method
 from .setting import ForgetRequest, Setting
 

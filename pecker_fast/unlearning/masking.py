@@ -7,14 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, sample_ddim
-from ..diffusion.checks import check_int
 from ..mask import SaliencyMask
 from ..saliency import saliency_mask
 from ..sharding import is_sharded, like, part_of
 from .gradients import add_gradients
 from .groups import group_mask
-from .options import check_number
 from .setting import Setting
 from .streams import Streams, derived_seed
 

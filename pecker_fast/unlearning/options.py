@@ -1,22 +1,9 @@
 """Hyper-parameters that the methods of score forgetting share, with the published defaults for CIFAR-10."""
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from ..diffusion.checks import check_int
-
-
-def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> None:
-    """``value`` is a finite number in [low, high], or in (low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}, expected a number")
-    below = value <= low if open_low else value < low
-    if not math.isfinite(value) or below or value > high:
-        bound = f"{'above' if open_low else 'at least'} {low:g}"
-        raise ValueError(
-            f"{name} is {value}, expected a number {bound}{'' if high == math.inf else f', at most {high:g}'}"
-        )
+from ..checks import check_int, check_number
 
 
 @dataclass(frozen=True)

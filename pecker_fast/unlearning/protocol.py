@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import TextConditioned, save_network, save_text_network
+from ..diffusion import TextConditioned
 from ..mask import SaliencyMask
+from ..models import save_network, save_text_network
 from ..sharding import local
 from .setting import Setting
 

@@ -10,11 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..diffusion import null_label
-from ..diffusion.checks import check_int
 from ..saliency import SaliencyAccumulator
 from .many_step import check_guidance, check_sampler, draw
-from .options import check_number
 from .protocol import Phase
 from .setting import Setting
 from .streams import derived_seed

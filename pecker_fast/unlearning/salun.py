@@ -13,13 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..diffusion import noise_prediction_loss, predict_eps
-from ..diffusion.checks import check_int
 from ..mask import SaliencyMask
 from .denoising import Batches, NetworkOptions, NetworkPhase, drop_condition, flip, members_of
 from .many_step import ManyStepMethod, SamplingOptions, check_guidance
 from .masking import density_by_module
-from .options import check_number
 from .protocol import Phase
 from .replay import Accumulation, Drawing, Pool, ReplayOptions
 from .setting import Images, Setting

@@ -15,13 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..diffusion import noise_prediction_loss, predict_eps
-from ..diffusion.checks import check_int
 from ..saliency import SaliencyAccumulator
 from .denoising import Batches, NetworkOptions, NetworkPhase, drop_condition
 from .esd import TRAINED, choose_trained, is_text
 from .many_step import ManyStepMethod, SamplingOptions
-from .options import check_number
 from .protocol import Phase
 from .replay import Accumulation, Drawing, Pool, ReplayOptions, load_scores
 from .setting import Setting

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int
 from ..diffusion import NoiseSchedule, add_adapter, num_classes, sample_shape
-from ..diffusion.checks import check_int
 from ..parallel import World
 from ..profiling import Regions
 from .conditions import Conditions, PromptRequest

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ..diffusion.checks import check_int
+from ..checks import check_int, check_number
 from .distillation import DistillationPhase, ScoreForgetting
-from .options import ScoreForgettingOptions, check_number
+from .options import ScoreForgettingOptions
 from .setting import Setting
 
 

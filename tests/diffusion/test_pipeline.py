@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pecker_fast.diffusion import (
-    NoiseSchedule,
-    OneStepGenerator,
-    load_network,
-    sample_one_step,
-    save_one_step_pipeline,
-)
+from pecker_fast.diffusion import NoiseSchedule, OneStepGenerator, sample_one_step
 from pecker_fast.diffusion.pipeline import OneStepPipeline
 from pecker_fast.diffusion.sampling import _Noise
+from pecker_fast.models import load_network, save_one_step_pipeline
 from tests.diffusion.toy import tiny_unet
 
 T_INIT = 250

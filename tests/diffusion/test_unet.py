@@ -13,12 +13,11 @@ from pecker_fast.diffusion import (
     UNetConfig,
     build_unet,
     check_class_conditional,
-    load_network,
     null_label,
     num_classes,
     register_classes,
-    save_network,
 )
+from pecker_fast.models import load_network, save_network
 
 from .toy import tiny_config, tiny_unet
 

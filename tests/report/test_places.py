@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pecker_fast.commands.several import command_line
 from pecker_fast.report import portable
+from pecker_fast.runs.several import command_line
 
 ABSOLUTE = re.compile(r"""(?:^|[\s"'=(:])(?:/\w[\w.-]*/|~/)[^\s"']*""", re.MULTILINE)
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"

@@ -17,7 +17,7 @@ from pathlib import Path
 import diffusers  # noqa: F401  (imported once, before the children)
 import torch
 
-from pecker_fast.commands.unlearn import RequestArguments, UnlearnArguments, unlearn
+from pecker_fast.runs.unlearn import RequestArguments, UnlearnArguments, unlearn
 from pecker_fast.training.loop import LoopOptions
 
 

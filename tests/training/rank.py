@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pecker_fast.diffusion import NoiseSchedule, load_network
+from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.models import load_network
 from pecker_fast.parallel import world
 from pecker_fast.training.loop import Loop, LoopOptions
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from pecker_fast.cli import main
-from pecker_fast.commands.running import Running
+from pecker_fast.runs.running import Running
 from pecker_fast.sharding import whole
 
 

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from pecker_fast.diffusion import NoiseSchedule, save_network
+from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.models import save_network
 from pecker_fast.parallel import ProcessLostError, World
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 from tests.diffusion.toy import tiny_unet

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from pecker_fast.cli import main
-from pecker_fast.commands.fisher_file import FisherFacts, save_fisher
-from pecker_fast.commands.options import weights_hash
-from pecker_fast.diffusion import StableDiffusion
+from pecker_fast.hashing import weights_hash
+from pecker_fast.models import StableDiffusion
+from pecker_fast.runs.fisher_file import FisherFacts, save_fisher
 from pecker_fast.training.state import load_state
 from pecker_fast.unlearning import method_class
 from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion

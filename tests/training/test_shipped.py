@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pecker_fast.commands.options import load_pretrained
 from pecker_fast.diffusion import sample_ddim
 from pecker_fast.metrics import load_judge
+from pecker_fast.runs.options import load_pretrained
 from pecker_fast.training.presets import preset
 
 

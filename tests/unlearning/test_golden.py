@@ -10,7 +10,7 @@ import dataclasses
 import pytest
 import torch
 
-from pecker_fast.commands.options import load_pretrained
+from pecker_fast.runs.options import load_pretrained
 from pecker_fast.training.presets import method_options
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 

@@ -7,8 +7,9 @@ import random
 import pytest
 import torch
 
-from pecker_fast.diffusion import load_ancestor, load_network, null_label, num_classes, predict_eps, save_network
-from tests.diffusion.ancestor_model import AncestorUNet
+from pecker_fast.diffusion import null_label, num_classes, predict_eps
+from pecker_fast.models import load_ancestor, load_network, save_network
+from tests.models.ancestor_model import AncestorUNet
 
 SHAPES = {32: (1, 2, 2), 64: (1, 2, 2, 1)}
 

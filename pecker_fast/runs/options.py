@@ -14,9 +14,9 @@ import torch
 import tyro
 from torch import nn
 
-from ..delta import state_hash
-from ..diffusion import NoiseSchedule, check_network_folder, load_ancestor, load_network
+from ..diffusion import NoiseSchedule
 from ..files import write_json
+from ..models import check_network_folder, load_ancestor, load_network
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Profiler, Regions
 
@@ -238,11 +238,6 @@ def load_pretrained(path: str | None, shipped: str | None, state: str = "auto") 
         raise ValueError("there is no such file or folder")
     except ValueError as error:
         raise ValueError(f"pretrained_model_name_or_path is {str(path)!r}: {error}") from error
-
-
-def weights_hash(network: nn.Module) -> str:
-    """sha256 of the network's weights, names and shapes."""
-    return state_hash(network.state_dict())
 
 
 def prepare_folder(folder: Path, resume: str | None, overwrite: bool) -> None:

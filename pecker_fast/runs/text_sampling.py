@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import OneStepGenerator, StableDiffusion, load_text_unet, sample_ddim, sample_one_step
-from ..diffusion.checks import check_int
+from ..checks import check_int
+from ..diffusion import OneStepGenerator, sample_ddim, sample_one_step
 from ..diffusion.sld import sample_sld, sld_config
+from ..hashing import weights_hash
 from ..metrics import to_uint8
-from .options import HUB_NAME, network_folder, weights_hash
+from ..models import StableDiffusion, load_text_unet
+from .options import HUB_NAME, network_folder
 from .sample import recorded_options
 from .text_models import load_stable_diffusion
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .checks import check_int
-from .schedule import NoiseSchedule
-from .unet import register_classes
+from ..checks import check_int
+from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.unet import register_classes
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

@@ -12,8 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.checks import unwrap
+from ..diffusion.networks import unwrap
 from ..files import read_lines, save_tensors, write_json
+from ..hashing import weights_hash
 from ..metrics import Evaluator, Judge, load_judge
 from ..metrics.drift import total, trained_percent, weight_drift
 from ..parallel import World, started_by_torchrun
@@ -21,7 +22,7 @@ from ..report import AblationRun, read_ablation, write_ablation
 from ..training.loop import Loop, LoopOptions
 from ..training.presets import preset as preset_called
 from ..unlearning import Method, Setting, method_class
-from .options import prepare_folder, weights_hash
+from .options import prepare_folder
 from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .studies import NOTHING_FORGOTTEN, STUDIES, Condition, Study
 from .unlearn import TIMESTEPS, UnlearnArguments, load_images, load_setting

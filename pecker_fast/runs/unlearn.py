@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from ..data import LabelledImages, load_dataset
-from ..diffusion import load_network, num_classes
+from ..diffusion import num_classes
 from ..files import read_lines, write_json
+from ..hashing import weights_hash
 from ..metrics import Judge, load_judge
+from ..models import load_network
 from ..parallel import World, world
 from ..profiling import Regions
 from ..report import save_before_after, save_grid
@@ -23,15 +25,7 @@ from ..training.presets import method_loop, method_options, preset
 from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Setting, method_class
 from .audit import record_result, record_weights
 from .evaluation import RunEvaluation, summary
-from .options import (
-    ComputeArguments,
-    DataArguments,
-    load_pretrained,
-    network_folder,
-    prepare_folder,
-    report_profile,
-    weights_hash,
-)
+from .options import ComputeArguments, DataArguments, load_pretrained, network_folder, prepare_folder, report_profile
 from .running import Running
 
 # Images of each class in the pictures of samples.

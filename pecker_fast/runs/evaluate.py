@@ -17,6 +17,7 @@ from ..diffusion import (
 )
 from ..environment import environment
 from ..files import write_json
+from ..hashing import weights_hash
 from ..metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, load_judge, to_uint8
 from ..report import portable
 from ..training.presets import preset
@@ -32,7 +33,6 @@ from .options import (
     load_pretrained,
     run_config,
     run_or_model,
-    weights_hash,
 )
 from .sample import Drawing
 from .samples import CHUNK, SampleCache

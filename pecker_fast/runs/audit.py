@@ -11,17 +11,16 @@ import torch
 import tyro
 from torch import nn
 
-from ..diffusion.checks import unwrap
+from ..diffusion.networks import unwrap
 from ..environment import environment
 from ..files import write_json
-from ..hashing import file_sha256
+from ..hashing import file_sha256, weights_hash
 from ..mask import SaliencyMask
 from ..metrics.drift import Drift, grouped, total, trained_percent, weight_drift
 from ..profiling import peak_memory_bytes
 from ..report import write_run_report
 from ..training.loop import Progress
 from ..unlearning.masking import module_of
-from .options import weights_hash
 
 HASHES = "hashes.json"
 # What the hashes are of, beside the folders of the generator.

@@ -13,12 +13,14 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import check_int, check_number
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule, load_network
-from ..diffusion.checks import check_int
+from ..diffusion import NoiseSchedule
 from ..environment import environment
 from ..files import write_json
+from ..hashing import weights_hash
 from ..metrics import FeatureStatistics, Judge, load_judge
+from ..models import load_network
 from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
@@ -40,10 +42,9 @@ from ..robustness import (
 )
 from ..training.presets import preset
 from ..unlearning import ForgetRequest
-from ..unlearning.options import check_number
 from ..unlearning.streams import derived_seed
 from .audit import update_metrics
-from .options import DataArguments, device_of, load_pretrained, network_folder, weights_hash
+from .options import DataArguments, device_of, load_pretrained, network_folder
 from .unlearn import load_images
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")

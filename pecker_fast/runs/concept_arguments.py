@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from ..checks import check_int
 from ..data import EvaluationPrompts, evaluation_prompts, load_prompts
-from ..diffusion.checks import check_int
 from ..metrics import ClipModel, NudeNetDetector, Q16Detector, check_inception_weights, load_celebrity_detector
 
 # The published numbers of images of a prompt (SFD, I2P).

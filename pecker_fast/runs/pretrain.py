@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet, sample_ddim, save_network
+from ..diffusion import NoiseSchedule, UNetConfig, build_unet, sample_ddim
 from ..files import write_json
 from ..metrics import Evaluator, load_judge
+from ..models import save_network
 from ..parallel import World, world
 from ..profiling import Regions
 from ..report import save_grid

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.pickled import Stub, config_of, read_pickle, state_of
 from ..diffusion.text import check_text_conditional
 from ..files import write_folder
+from ..models.pickled import Stub, config_of, read_pickle, state_of
 
 
 def convert(input: str, output: str, like: str | None = None, key: str | None = None) -> None:

@@ -1,9 +1,11 @@
 """Argument checks shared by the package. Each raises before anything is computed and names the argument."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -32,6 +34,18 @@ def check_int(name: str, value: int, low: int, high: int | None = None) -> None:
     if value < low or (high is not None and value >= high):
         allowed = f"at least {low}" if high is None else f"from {low} to {high - 1}"
         raise ValueError(f"{name} is {value}, expected {allowed}")
+
+
+def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> None:
+    """``value`` is a finite number in [low, high], or in (low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    below = value <= low if open_low else value < low
+    if not math.isfinite(value) or below or value > high:
+        bound = f"{'above' if open_low else 'at least'} {low:g}"
+        raise ValueError(
+            f"{name} is {value}, expected a number {bound}{'' if high == math.inf else f', at most {high:g}'}"
+        )
 
 
 def check_indices(name: str, value: Tensor, size: int | None) -> None:
@@ -70,20 +84,3 @@ def as_labels(labels: Tensor | Sequence[int], size: int | None) -> Tensor:
     if labels.ndim != 1 or labels.numel() == 0:
         raise ValueError(f"labels has shape {tuple(labels.shape)}, expected (N,) with N >= 1")
     return labels.long()
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """The module inside wrappers of data parallelism (``.module``) and compilation (``._orig_mod``)."""
-    while True:
-        inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
-        if not isinstance(inner, nn.Module):
-            return network
-        network = inner
-
-
-def embedding_count(network: nn.Module) -> int | None:
-    """Labels that the network takes, the null label included: rows of its class embedding, or of its table of prompts;
-    None where it has neither."""
-    network = unwrap(network)
-    own = getattr(network, "num_conditions", None)
-    return getattr(getattr(network, "class_embedding", None), "num_embeddings", None) if own is None else own

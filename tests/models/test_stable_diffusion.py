@@ -8,13 +8,8 @@ import sys
 import pytest
 import torch
 
-from pecker_fast.diffusion import (
-    OneStepGenerator,
-    StableDiffusion,
-    load_text_unet,
-    save_text_network,
-    save_text_pipeline,
-)
+from pecker_fast.diffusion import OneStepGenerator
+from pecker_fast.models import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
 from tests.diffusion.tiny_sd import LATENTS, SIZE, WIDTH, write_stable_diffusion
 
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import torch
 
-from ..diffusion import load_network, save_network
 from ..environment import environment
 from ..files import write_json
 from ..metrics import Judge, load_judge
+from ..models import load_network, save_network
 from ..parallel import started_by_torchrun
 from ..report import Run, portable, write_sequence
 from ..robustness import Sampler, confusion_matrix

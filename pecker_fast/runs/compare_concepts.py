@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..files import write_json
+from ..hashing import weights_hash
 from ..parallel import started_by_torchrun
 from ..report import Run, concept_table, portable, write_concepts
 from ..training.text_presets import text_preset
@@ -16,7 +17,6 @@ from ..unlearning import method_class, method_names
 from .concept_arguments import DetectorArguments, MeasureArguments
 from .evaluate_concept import evaluate_concept, save_pictures_of_all
 from .fisher_file import load_fisher
-from .options import weights_hash
 from .several import assignment, command_line, ended, going_on
 from .text_models import load_stable_diffusion
 from .unlearn_text import UnlearnTextArguments, unlearn_text

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int
+from ..diffusion.networks import unwrap
+from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.text import PREDICTION_TYPES, PromptTable, TextConditioned, check_text_conditional, encode_prompts
 from ..files import write_folder
-from .checks import check_int, unwrap
-from .schedule import NoiseSchedule
-from .text import PREDICTION_TYPES, PromptTable, TextConditioned, check_text_conditional, encode_prompts
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -222,7 +223,7 @@ def save_text_pipeline(path: str | os.PathLike, unet: nn.Module, source: StableD
     """
     import diffusers
 
-    from .text_pipeline import OneStepTextPipeline
+    from ..diffusion.text_pipeline import OneStepTextPipeline
 
     if t_init is not None:
         check_int("t_init", t_init, 0, source.schedule.num_train_timesteps)

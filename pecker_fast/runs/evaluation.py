@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..data import LabelledImages
 from ..diffusion import sample_ddim
+from ..hashing import weights_hash
 from ..metrics import Evaluator, Judge
 from ..unlearning import ForgetRequest, Method, Setting
-from .options import weights_hash
 
 DDIM_STEPS = 50
 # How the real images are split against each other.

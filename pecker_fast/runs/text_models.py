@@ -11,9 +11,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import StableDiffusion, TextConditioned, load_text_unet, sample_ddim
+from ..diffusion import TextConditioned, sample_ddim
 from ..files import save_tensors
 from ..hashing import file_sha256
+from ..models import StableDiffusion, load_text_unet
 from ..report import save_before_after, save_grid
 from ..unlearning import Method
 from .options import CHECKPOINTS, HUB_NAME, fetch_from_hub

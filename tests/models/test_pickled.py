@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from pecker_fast.commands.convert import convert
-from pecker_fast.diffusion import load_text_unet
-from pecker_fast.diffusion.pickled import Stub, config_of, read_pickle, state_of
+from pecker_fast.models import load_text_unet
+from pecker_fast.models.pickled import Stub, config_of, read_pickle, state_of
+from pecker_fast.runs.convert import convert
 from tests.diffusion.tiny_sd import tiny_unet
 from tests.inputs import same_bits
 

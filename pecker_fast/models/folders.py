@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..checks import check_int
+from ..diffusion.networks import unwrap
+from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.unet import check_class_conditional
 from ..files import write_folder
-from .checks import check_int, unwrap
-from .schedule import NoiseSchedule
-from .unet import check_class_conditional
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -51,7 +52,7 @@ def save_one_step_pipeline(
     """
     from diffusers import DDPMScheduler
 
-    from . import pipeline
+    from ..diffusion import pipeline
 
     check_class_conditional(unet)
     check_int("t_init", t_init, 0, schedule.num_train_timesteps)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..diffusion import NoiseSchedule, StableDiffusion, save_text_pipeline
+from ..diffusion import NoiseSchedule
 from ..files import write_json
-from ..hashing import file_sha256
+from ..hashing import file_sha256, weights_hash
 from ..mask import SaliencyMask
+from ..models import StableDiffusion, save_text_pipeline
 from ..parallel import World, process_count, process_number, world
 from ..profiling import Regions
 from ..training.loop import LoopOptions, Progress
@@ -25,7 +26,7 @@ from ..unlearning.options import ScoreForgettingOptions
 from ..unlearning.selective_amnesia import SelectiveAmnesiaOptions
 from .audit import record_result, record_weights
 from .fisher_file import load_fisher
-from .options import ComputeArguments, prepare_folder, report_profile, weights_hash
+from .options import ComputeArguments, prepare_folder, report_profile
 from .running import Running
 from .text_card import write_text_card
 from .text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
