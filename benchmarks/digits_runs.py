@@ -22,7 +22,7 @@ from pecker_fast.data import load_dataset
 from pecker_fast.diffusion import sample_one_step
 from pecker_fast.metrics import Evaluator, load_judge
 from pecker_fast.models import load_network
-from pecker_fast.training.presets import method_options, preset
+from pecker_fast.runs.presets import class_preset, method_options
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 
 from .run import conditions, save
@@ -36,7 +36,7 @@ def run(method: str, seed: int, iterations: int, *, device: str, mixed_precision
     """A run on the shipped network with a schedule of ``iterations``: losses of every one, the share of the weights
     whose gradients the forget batch needs, and the averaged generator's evaluation."""
     network, schedule = load_network(NETWORK)
-    request = ForgetRequest.of(network, [preset("digits").forget_class], preset("digits").cover_class)
+    request = ForgetRequest.of(network, [class_preset("digits").forget_class], class_preset("digits").cover_class)
     setting = Setting(
         teacher=network,
         schedule=schedule,

@@ -12,8 +12,8 @@ from pecker_fast.hashing import weights_hash
 from pecker_fast.models import StableDiffusion
 from pecker_fast.runs.text_models import load_stable_diffusion
 from pecker_fast.runs.text_request import TextRequestArguments, resolve_prompts
-from pecker_fast.training.presets import method_options
-from pecker_fast.training.text_presets import text_preset
+from pecker_fast.runs.presets import method_options
+from pecker_fast.runs.presets import prompt_preset
 from pecker_fast.unlearning import method_class
 from tests.diffusion.tiny_sd import write_stable_diffusion
 from tests.inputs import same_bits

@@ -1,6 +1,4 @@
-"""What a run leaves for an audit: how far each layer has moved, the last mask, and the hashes of its files.
-
-And ``pecker-fast report``, which writes the report of a run anew."""
+"""What a run leaves for an audit: how far each layer has moved, the last mask, and the hashes of its files."""
 
 import json
 from collections.abc import Iterable
@@ -8,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
 from ..diffusion.networks import unwrap
@@ -138,19 +135,3 @@ def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:
         record_hashes(folder, ["metrics.json"])
     if (folder / "report.md").is_file():
         write_run_report(folder, changed_files(folder))
-
-
-def report(run: tyro.conf.Positional[str]) -> None:
-    """Writes report.md, report.html and the model card of a run anew, with what has been measured since.
-
-    Args:
-        run: Folder of a run of unlearning that has ended.
-    """
-    folder = Path(run)
-    if not folder.is_dir():
-        raise ValueError(f"run is {run!r}, no such folder")
-    changed = changed_files(folder)
-    path = write_run_report(folder, changed=changed)
-    if changed:
-        print(f"changed since the run ended: {', '.join(changed)}")
-    print(f"report: {path}, {path.with_suffix('.html')}")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pecker_fast.runs.options import load_pretrained
-from pecker_fast.training.presets import method_options
+from pecker_fast.runs.presets import method_options
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 
 TOLERANCE = 2e-3

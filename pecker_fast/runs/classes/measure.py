@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import LabelledImages
-from ..diffusion import sample_ddim
-from ..hashing import weights_hash
-from ..metrics import Evaluator, Judge
-from ..unlearning import ForgetRequest, Method, Setting
+from ...data import LabelledImages
+from ...diffusion import sample_ddim
+from ...hashing import weights_hash
+from ...metrics import Evaluator, Judge
+from ...unlearning import ForgetRequest, Method, Setting
 
 DDIM_STEPS = 50
 # How the real images are split against each other.
@@ -107,8 +107,8 @@ class RunEvaluation:
         """Images (N, C, H, W) on the CPU of the labels."""
         return self.method.sample(network, self.labels, seed=self.setting.seed).float().cpu()
 
-    def __call__(self, network: nn.Module, step: int) -> dict[str, Any]:
-        """What goes into evaluation.jsonl."""
+    def __call__(self, network: nn.Module) -> dict[str, Any]:
+        """The figures of a network, for evaluation.jsonl."""
         return self.evaluator(self.samples(network), self.labels)
 
     def teacher_samples(self) -> Tensor:

@@ -1,313 +1,237 @@
-"""``pecker-fast unlearn`` on a text-to-image model: makes a Stable Diffusion forget a concept."""
+"""Forgetting prompts of a text-to-image model: the request, the networks, and how a run is pictured and saved."""
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..diffusion import NoiseSchedule
-from ..files import write_json
-from ..hashing import file_sha256, weights_hash
-from ..mask import SaliencyMask
-from ..models import StableDiffusion, save_text_pipeline
-from ..parallel import World, process_count, process_number, world
-from ..profiling import Regions
-from ..training.loop import LoopOptions, Progress
-from ..training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
-from ..training.presets import method_loop, method_options, method_values
-from ..training.text_presets import text_preset
-from ..unlearning import Method, Setting, method_class
-from ..unlearning.options import ScoreForgettingOptions
-from ..unlearning.selective_amnesia import SelectiveAmnesiaOptions
-from .audit import record_result, record_weights
-from .fisher_file import load_fisher
-from .options import ComputeArguments, prepare_folder, report_profile
-from .running import Running
-from .text_card import write_text_card
-from .text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
-from .text_request import MemoryArguments, Prompts, TextRequestArguments, resolve_prompts
+from ...diffusion import NoiseSchedule
+from ...hashing import file_sha256, weights_hash
+from ...models import StableDiffusion, save_text_pipeline
+from ...parallel import World, process_count
+from ...profiling import Regions
+from ...training.loop import Progress
+from ...training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
+from ...unlearning import Method, Setting, method_class
+from ...unlearning.options import ScoreForgettingOptions
+from ...unlearning.selective_amnesia import SelectiveAmnesiaOptions
+from ..arguments import ComputeArguments, UnlearnArguments
+from ..fisher_file import load_fisher
+from ..presets import method_loop, method_options, method_values, prompt_preset
+from ..task import SAME, Task
+from ..text_card import write_text_card
+from ..text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
+from .request import MemoryArguments, PromptRequestArguments, Prompts, resolve_prompts
 
-# How a run is computed, and not which one it is.
-HOW = ("gradient_checkpointing", "fsdp")
+INITIAL = ("initial_generator", "initial_score")
+# Options of memory that do not change the numbers of a run.
+NEUTRAL = ("gradient_checkpointing", "fsdp")
 
 
-@dataclass(frozen=True)
-class UnlearnTextArguments:
-    """All arguments of a run; ``method_class(method).Options`` is the type of ``options``."""
+class PromptTask(Task):
+    """Prompts of a Stable Diffusion are forgotten."""
 
-    preset: str
-    method: str
-    options: Any
-    request: TextRequestArguments = field(default_factory=TextRequestArguments)
-    memory: MemoryArguments = field(default_factory=MemoryArguments)
-    compute: ComputeArguments = field(default_factory=ComputeArguments)
-    loop: LoopOptions = field(default_factory=LoopOptions)
+    same = (*SAME, "concept", "cover", "retain_prompts", "resolution", "weights_dtype", "master_weights")
+    same += ("teacher_dtype", "score_lora_rank", "fisher")
+    settable = ("options", "resources", "samples_per_prompt", "sample_steps", "sample_guidance_scale")
 
-    @classmethod
-    def defaults(cls, preset_name: str, method: str) -> "UnlearnTextArguments":
-        """The arguments of a method on a preset. ValueError for names that there are not."""
-        text_preset(preset_name)
+    @staticmethod
+    def defaults(preset_name: str, method: str) -> UnlearnArguments:
+        prompt_preset(preset_name)
         kind = method_class(method)
-        return cls(
-            preset_name,
-            method,
-            method_options(preset_name, kind),
-            memory=MemoryArguments(**method_values(preset_name, kind, MemoryArguments)),
-            loop=method_loop(preset_name, kind),
-        )
+        memory = MemoryArguments(**method_values(preset_name, kind, MemoryArguments))
+        options, loop = method_options(preset_name, kind), method_loop(preset_name, kind)
+        return UnlearnArguments(preset_name, method, options, PromptRequestArguments(), memory, loop=loop)
 
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.request.output_dir or f"runs/{self.preset}-{self.method}-seed{self.compute.seed}")
-
-    def prompts(self) -> Prompts:
-        """The prompts of the run. ValueError where they cannot be had."""
-        return resolve_prompts(self.request, text_preset(self.preset), self.compute.seed)
-
-    def describe(self) -> dict[str, Any]:
-        """The configuration as JSON, as config.json has it."""
-        request = dataclasses.asdict(self.request)
-        for name in ("dry_run", "overwrite_output_dir", "progress_bar"):
-            del request[name]
-        found = self.prompts()
+    @staticmethod
+    def describe(args: UnlearnArguments) -> dict[str, Any]:
+        prompts = prompts_of(args)
         return {
-            "method": self.method,
-            "preset": self.preset,
-            "task": text_preset(self.preset).task,
-            **request,
-            "concept": found.concept,
-            "cover": found.cover,
-            "output_dir": str(self.output_dir),
-            **dataclasses.asdict(self.memory),
-            **dataclasses.asdict(self.compute.resolved()),
-            **dataclasses.asdict(self.loop),
+            "method": args.method,
+            "preset": args.preset,
+            "task": prompt_preset(args.preset).subject,
+            **dataclasses.asdict(args.request),
+            "concept": prompts.concept,
+            "cover": prompts.cover,
+            "output_dir": str(args.folder),
+            **args.output.describe(),
+            **dataclasses.asdict(args.resources),
+            **dataclasses.asdict(args.compute.resolved()),
+            **dataclasses.asdict(args.loop),
             "prompts": {
-                "retain": len(found.request.retain),
-                "forget": list(found.request.forget),
-                "cover": list(found.request.cover),
-                "negative": found.request.negative,
-                "pictured": list(found.pictured),
+                "retain": len(prompts.request.retain),
+                "forget": list(prompts.request.forget),
+                "cover": list(prompts.request.cover),
+                "negative": prompts.request.negative,
+                "pictured": list(prompts.pictured),
             },
-            "options": dataclasses.asdict(self.options),
+            "options": dataclasses.asdict(args.options),
         }
 
+    @staticmethod
+    def check(args: UnlearnArguments) -> None:
+        args.loop.check()
+        prompts_of(args)
+        _check_sharding(args, process_count())
 
-def unlearn_text(args: UnlearnTextArguments) -> dict[str, Any]:
-    """Runs a method and writes the folder of the run; returns what metrics.json holds (under torchrun on the main
-    process; nothing on the others).
+    @staticmethod
+    def estimate(args: UnlearnArguments) -> str | None:
+        if isinstance(args.options, ScoreForgettingOptions) and not args.resources.score_lora_rank:
+            return describe_memory(memory_of(args))
+        return "memory: estimated only for score forgetting without an adapter"
 
-    Raises ValueError or TypeError for wrong arguments, before anything is written; SystemExit 128 + n where signal n
-    ended the run, after a checkpoint.
-    """
-    if isinstance(args.options, SelectiveAmnesiaOptions) and args.request.fisher is None:
-        raise ValueError("fisher is not given: expected the file that pecker-fast fisher makes of the same model")
-    compute = args.compute.resolved()
-    with world(torch.device(compute.device), compute.ddp_timeout) as processes:
-        return _unlearn(args, compute, processes)
+    def __init__(self, args: UnlearnArguments, compute: ComputeArguments, world: World) -> None:
+        self.args, request = args, args.request
+        self._check_fisher()
+        self.prompts: Prompts = prompts_of(args)
+        _check_sharding(args, world.size)
+        self.model, self.source = load_stable_diffusion(request.pretrained_model_name_or_path)
+        args.options.check(self.model.schedule.num_train_timesteps)
+        unet = self.model.load_unet()
+        initial = {name: load_initial_unet(name, getattr(request, name)) for name in INITIAL}
+        self.hashes = {"pretrained_sha256": weights_hash(unet)}
+        self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
+        fisher = self._read_fisher(unet)
+        embeddings = self._embeddings(compute, world)
+        network = self.model.network(embeddings, request.resolution, unet)
+        self.setting = Setting(
+            teacher=network,
+            schedule=self.model.schedule,
+            request=self.prompts.request,
+            regions=Regions(compute.profile, compute.device),
+            world=world,
+            fisher=fisher,
+            **{name: on_network(self.model, x, network) for name, x in initial.items()},
+            **args.resources.as_setting(),
+            **compute.as_setting(),
+        )
+        self.pictures: TextPictures | None = None
+
+    def _check_fisher(self) -> None:
+        path, method = self.args.request.fisher, self.args.method
+        needed = isinstance(self.args.options, SelectiveAmnesiaOptions)
+        if needed and path is None:
+            raise ValueError("fisher is not given: expected the file that pecker-fast fisher makes of the same model")
+        if not needed and path is not None:
+            raise ValueError(f"fisher is {path!r}, but {method} takes none: it is for --method selective_amnesia")
+
+    def _read_fisher(self, unet: nn.Module) -> dict[str, Tensor] | None:
+        """The Fisher information in the given file, whose hash is added to ``hashes``; None without a file."""
+        path = self.args.request.fisher
+        if path is None:
+            return None
+        fisher = load_fisher(path, unet, self.hashes["pretrained_sha256"], self.args.options.loss_reduction)
+        self.hashes["fisher_sha256"] = file_sha256(Path(path))
+        return fisher
+
+    def _embeddings(self, compute: ComputeArguments, world: World) -> Tensor:
+        """Embeddings of all prompts: the main process encodes them into the folder, and the others read them."""
+        low = compute.mixed_precision == "bf16" or self.args.resources.weights_dtype == "bfloat16"
+        dtype = torch.bfloat16 if low else torch.float32
+        folder, prompts = self.args.folder, self.prompts.request.prompts
+
+        def encode() -> Tensor:
+            folder.mkdir(parents=True, exist_ok=True)
+            return encoded(self.model, prompts, folder, torch.device(compute.device), dtype)
+
+        world.on_main(encode)
+        return encode()
+
+    def fingerprint(self) -> dict[str, Any]:
+        request = self.prompts.request
+        texts = json.dumps([request.retain, request.forget, request.cover, request.negative])
+        memory = dataclasses.asdict(self.args.resources)
+        return {
+            "method": self.args.method,
+            "options": dataclasses.asdict(self.args.options),
+            **self.hashes,
+            "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+            "resolution": self.args.request.resolution,
+            **{name: value for name, value in memory.items() if name not in NEUTRAL},
+            "seed": self.setting.seed,
+            "mixed_precision": self.setting.mixed_precision,
+        }
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, method: Method) -> None:
+        prompts, samples = self.prompts, self.args.folder / "samples"
+        labels = prompts.request.labels(prompts.pictured)
+        per_prompt = self.args.request.samples_per_prompt
+        self.method = method
+        self.pictures = TextPictures(
+            self.model, method, prompts.pictured, labels, prompts.forgotten, per_prompt, samples
+        )
+
+    def draw_before(self, before: Tensor | None) -> Tensor | None:
+        # Not shared: runs may have teachers of other dtypes.
+        request = self.args.request
+        self.before = self.pictures.before(request.sample_guidance_scale, request.sample_steps)
+        return None
+
+    @property
+    def evaluates(self) -> bool:
+        return self.pictures is not None
+
+    def evaluate(self, network: nn.Module, step: int) -> dict[str, Any] | None:
+        self.pictures.after(network, f"step-{step:06d}")
+        return None
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        self.method.save(folder, network)
+
+    def start(self) -> nn.Module:
+        # The teacher may have been rounded since (teacher_dtype).
+        initial = self.setting.initial_generator
+        return self.model.load_unet() if initial is None else initial.unet
+
+    def finish(self, network: nn.Module, progress: Progress) -> dict[str, Any]:
+        folder = self.args.folder
+        self.pictures.both(self.before, self.pictures.after(network))
+        save_text_pipeline(folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
+        write_text_card(folder, self.describe(self.args), self.source)
+        return {}
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What a run on a text-to-image model begins with, its folder made.
-
-    Parameters
-    ----------
-    model, source: the Stable Diffusion, and where it came from.
-    prompts: of the run.
-    setting: what the method is given.
-    fingerprint: which run it is, as JSON. hashes: the part of it that says which weights were read.
-    """
-
-    model: StableDiffusion
-    source: str
-    prompts: Prompts
-    setting: Setting
-    fingerprint: dict[str, Any]
-    hashes: dict[str, str]
+def prompts_of(args: UnlearnArguments) -> Prompts:
+    """The prompts of a run. ValueError if a file is missing, or something does not fit."""
+    return resolve_prompts(args.request, prompt_preset(args.preset), args.compute.seed)
 
 
-def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, processes: World) -> Loaded:
-    """Reads the model and encodes the prompts; ``compute`` resolved.
-
-    Raises ValueError or TypeError for wrong arguments, before anything is written.
-    """
-    if torch.cuda.is_initialized():
-        # An earlier run of this process is not this run's.
-        torch.cuda.reset_peak_memory_stats()
-    prompts = args.prompts()
-    args.loop.check()
-    check_sharding(args, processes.size)
-    model, source = load_stable_diffusion(args.request.pretrained_model_name_or_path)
-    args.options.check(model.schedule.num_train_timesteps)
-    unet = model.load_unet()
-    initial = {
-        name: load_initial_unet(name, getattr(args.request, name)) for name in ("initial_generator", "initial_score")
-    }
-    hashes = {"pretrained_sha256": weights_hash(unet)}
-    hashes |= {f"{name}_sha256": weights_hash(found) for name, found in initial.items() if found is not None}
-    fisher = _fisher(args, unet, hashes)
-    folder = args.output_dir
-    processes.on_main(
-        lambda: prepare_folder(folder, args.loop.resume_from_checkpoint, args.request.overwrite_output_dir)
-    )
-    embeddings = _embeddings(args, compute, processes, model, prompts)
-    network = model.network(embeddings, args.request.resolution, unet)
-    setting = Setting(
-        teacher=network,
-        schedule=model.schedule,
-        request=prompts.request,
-        regions=Regions(compute.profile, compute.device),
-        world=processes,
-        fisher=fisher,
-        **{name: on_network(model, found, network) for name, found in initial.items()},
-        **args.memory.as_setting(),
-        **compute.as_setting(),
-    )
-    return Loaded(model, source, prompts, setting, _fingerprint(args, compute, prompts, hashes), hashes)
-
-
-def check_sharding(args: UnlearnTextArguments, processes: int) -> None:
-    """Raises ValueError where ``fsdp`` is set and cannot be."""
-    if args.memory.fsdp:
-        kind, rank = method_class(args.method), args.memory.score_lora_rank
+def _check_sharding(args: UnlearnArguments, processes: int) -> None:
+    """Raise ValueError if ``fsdp`` is set and the run cannot be sharded."""
+    if args.resources.fsdp:
+        kind, rank = method_class(args.method), args.resources.score_lora_rank
         kind.check_sharding(args.options, processes, args.compute.torch_compile, rank)
 
 
-def _fisher(args: UnlearnTextArguments, unet: nn.Module, hashes: dict[str, str]) -> dict[str, torch.Tensor] | None:
-    """The Fisher information that was given, whose hash is added to ``hashes``; None where there is none."""
-    path = args.request.fisher
-    if path is None:
-        return None
-    if not isinstance(args.options, SelectiveAmnesiaOptions):
-        raise ValueError(f"fisher is {path!r}, but {args.method} takes none: it is for --method selective_amnesia")
-    found = load_fisher(path, unet, hashes["pretrained_sha256"], args.options.loss_reduction)
-    hashes["fisher_sha256"] = file_sha256(Path(path))
-    return found
-
-
-def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: World) -> dict[str, Any]:
-    loaded = load_text_setting(args, compute, processes)
-    model, prompts, setting, folder = loaded.model, loaded.prompts, loaded.setting, args.output_dir
-    method = method_class(args.method)(setting, args.options)
-    labels = prompts.request.labels(prompts.pictured)
-    pictures = TextPictures(
-        model, method, prompts.pictured, labels, prompts.forgotten, args.request.samples_per_prompt, folder / "samples"
-    )
-
-    def evaluate(averaged: nn.Module, step: int) -> None:
-        pictures.after(averaged, f"step-{step:06d}")
-
-    before: list[torch.Tensor] = []
-
-    def describe() -> None:
-        write_json(folder / "config.json", {**args.describe(), **loaded.hashes, "num_processes": processes.size})
-        before.append(pictures.before(args.request.sample_guidance_scale, args.request.sample_steps))
-
-    words = ["unlearn", "--preset", args.preset, "--method", args.method, "--output_dir", str(folder)]
-    words += ["--pretrained_model_name_or_path", str(args.request.pretrained_model_name_or_path)]
-    request = args.request
-    running = Running(
-        method, folder, args.loop, compute, processes, setting.regions, request.report_to, request.progress_bar, words
-    )
-    progress, profiler = running.run(loaded.fingerprint, evaluate, describe)
-    metrics: dict[str, Any] = {}
-    mask = method.phases[-1].last_mask()
-
-    def finish(averaged: nn.Module) -> None:
-        metrics.update(_finish(args, method, averaged, mask, model, pictures, before[0], progress, loaded.source))
-
-    report_profile(profiler, folder, processes)
-    with method.phases[-1].averaged() as averaged:
-        processes.on_main(lambda: finish(averaged))
-    return metrics
-
-
-def _embeddings(
-    args: UnlearnTextArguments, compute: ComputeArguments, processes: World, model: StableDiffusion, prompts: Prompts
-) -> torch.Tensor:
-    low = compute.mixed_precision == "bf16" or args.memory.weights_dtype == "bfloat16"
-    found = (model, prompts.request.prompts, args.output_dir, torch.device(compute.device))
-    dtype = torch.bfloat16 if low else torch.float32
-    # One process computes them, the others read what it has written.
-    processes.on_main(lambda: encoded(*found, dtype))
-    return encoded(*found, dtype)
-
-
-def _fingerprint(
-    args: UnlearnTextArguments, compute: ComputeArguments, prompts: Prompts, hashes: dict[str, str]
-) -> dict[str, Any]:
-    asked = prompts.request
-    texts = json.dumps([asked.retain, asked.forget, asked.cover, asked.negative])
-    return {
-        "method": args.method,
-        "options": dataclasses.asdict(args.options),
-        **hashes,
-        "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
-        "resolution": args.request.resolution,
-        **{name: value for name, value in dataclasses.asdict(args.memory).items() if name not in HOW},
-        "seed": compute.seed,
-        "mixed_precision": compute.mixed_precision,
-    }
-
-
-def _finish(
-    args: UnlearnTextArguments,
-    method: Method,
-    averaged: nn.Module,
-    mask: SaliencyMask | None,
-    model: StableDiffusion,
-    pictures: TextPictures,
-    before: torch.Tensor,
-    progress: Progress,
-    source: str,
-) -> dict[str, Any]:
-    folder, setting = args.output_dir, method.setting
-    metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampling()}
-    # The teacher may have been rounded since (teacher_dtype): how far weights moved is told from what was read.
-    start = setting.initial_generator
-    start = model.load_unet() if start is None else start.unet
-    pictures.both(before, pictures.after(averaged))
-    save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
-    metrics |= record_weights(folder, averaged, start, mask)
-    write_text_card(folder, args.describe(), source)
-    record_result(folder, metrics, args.options.ema_decay, progress, setting.device)
-    return metrics
-
-
-def estimate(args: UnlearnTextArguments) -> MemoryEstimate:
-    """What a run would take: of the model in a local folder, of Stable Diffusion 1.5 where there is none yet."""
+def memory_of(args: UnlearnArguments) -> MemoryEstimate:
+    """The memory that a run would take: of the model in a local folder, otherwise of Stable Diffusion 1.5."""
     path, resolution = args.request.pretrained_model_name_or_path, args.request.resolution
-    compute, request = args.compute.resolved(), args.prompts().request
+    compute = args.compute.resolved()
     if path is not None and Path(path).is_dir():
         model = StableDiffusion(Path(path))
-        known = (model.config("unet"), model.latent_size(resolution), model.schedule)
+        config, size, schedule = model.config("unet"), model.latent_size(resolution), model.schedule
     else:
         path = "Stable Diffusion 1.5"
-        known = (SD15, SD15["sample_size"] if resolution is None else resolution // 8, NoiseSchedule.linear())
-    low = compute.mixed_precision == "bf16" or args.memory.weights_dtype == "bfloat16"
-    memory = args.memory.as_setting()
-    known = (*known, request, args.method, args.options, memory, compute.mixed_precision, low, str(path))
-    return estimate_memory(*known, process_count())
-
-
-def run_unlearn_text(args: UnlearnTextArguments) -> None:
-    """The subcommand: prints the configuration and an estimate of the memory, or runs."""
-    if args.request.dry_run:
-        args.loop.check()
-        check_sharding(args, process_count())
-        if process_number() > 0:
-            return
-        print(json.dumps(args.describe(), indent=1))
-        if isinstance(args.options, ScoreForgettingOptions) and not args.memory.score_lora_rank:
-            print(describe_memory(estimate(args)))
-        else:
-            print("memory: estimated for score forgetting without an adapter alone")
-        return
-    metrics = unlearn_text(args)
-    if metrics:
-        print(f"{metrics['images']} images in {metrics['seconds']:.0f} s; report: {args.output_dir / 'report.md'}")
+        config, schedule = SD15, NoiseSchedule.linear()
+        size = SD15["sample_size"] if resolution is None else resolution // 8
+    low = compute.mixed_precision == "bf16" or args.resources.weights_dtype == "bfloat16"
+    return estimate_memory(
+        config,
+        size,
+        schedule,
+        prompts_of(args).request,
+        args.method,
+        args.options,
+        args.resources.as_setting(),
+        compute.mixed_precision,
+        low,
+        str(path),
+        process_count(),
+    )

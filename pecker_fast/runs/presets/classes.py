@@ -1,52 +1,11 @@
-"""Presets: everything that a data set settles, as typed configurations."""
+"""Presets of data sets with classes: the published values, and those for the digits that come with the package."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import replace
 
-from ..diffusion import UNetConfig
-from ..unlearning.denoising import DenoisingOptions
-from ..unlearning.options import ScoreForgettingOptions
-from .loop import LoopOptions
-from .pretrain import PretrainOptions
-from .text_presets import TEXT_PRESETS, TextPreset
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What is known of a data set.
-
-    Parameters
-    ----------
-    dataset: name for ``load_dataset``.
-    unet: architecture that ``pretrain`` makes.
-    pretrain: how it is trained.
-    unlearning: options of score forgetting by name; a method takes those that it has. Training from scratch takes
-        those of ``pretrain``.
-    methods: method to what holds for it alone: options, and fields of the loop's options.
-    loop: how an unlearning run is kept. pretrain_loop: a pretraining run.
-    judge: name of the shipped judge, or None.
-    network: name of the shipped pretrained network, or None.
-    samples_per_class: images drawn of each class for an evaluation while a run is under way.
-    final_samples_per_class: for one on its own, as published; None: the same.
-    reference_split: real images that generated ones are measured against, as published.
-    forget_class, cover_class: the published request.
-    """
-
-    dataset: str
-    unet: UNetConfig
-    pretrain: PretrainOptions
-    unlearning: dict[str, Any] = field(default_factory=dict)
-    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
-    loop: LoopOptions = field(default_factory=LoopOptions)
-    pretrain_loop: LoopOptions = field(default_factory=LoopOptions)
-    judge: str | None = None
-    network: str | None = None
-    samples_per_class: int = 100
-    final_samples_per_class: int | None = None
-    reference_split: str = "all"
-    forget_class: int = 0
-    cover_class: int = 1
-
+from ...diffusion import UNetConfig
+from ...training.loop import LoopOptions
+from ...training.pretrain import PretrainOptions
+from .kinds import ClassPreset
 
 DIGITS_SAMPLING = {
     "eval_sampler": "ddim",
@@ -61,7 +20,7 @@ DIGITS_REPLAY = {
     "replay_guidance_scale": 1.0,
 }
 
-# An evaluation takes 1000 evaluations of the network an image; steps that must not be lost take hours.
+# Drawing an image for an evaluation takes 1000 calls of the network: evaluate rarely. Training takes hours: save often.
 PHOTOGRAPHS = {
     "retrain": {"checkpointing_steps": 10_000, "validation_steps": 50_000},
     "salun": {"checkpointing_steps": 250},
@@ -69,9 +28,9 @@ PHOTOGRAPHS = {
     "esd": {"checkpointing_steps": 250},
 }
 
-# METHOD's table of published hyper-parameters: the defaults of the options are CIFAR-10's, STL-10 differs as said here.
-PRESETS: dict[str, Preset] = {
-    "digits": Preset(
+# The published hyper-parameters: the defaults of the options are those of CIFAR-10, and STL-10 differs from them here.
+CLASS_PRESETS: dict[str, ClassPreset] = {
+    "digits": ClassPreset(
         dataset="digits",
         unet=UNetConfig(
             sample_size=8,
@@ -113,8 +72,8 @@ PRESETS: dict[str, Preset] = {
         pretrain_loop=LoopOptions(
             logging_steps=50, checkpointing_steps=500, checkpoints_total_limit=2, validation_steps=1000
         ),
-        # Found by the trials that docs/methods.md tells of. The shipped network has no label for "no condition", so
-        # there is no guidance anywhere.
+        # Chosen in the trials of docs/methods.md. The shipped network has no label for "no condition", so nothing is
+        # guided.
         methods={
             "retrain": {**DIGITS_SAMPLING, "validation_steps": 3000, "checkpointing_steps": 500, "logging_steps": 50},
             "salun": {
@@ -125,7 +84,7 @@ PRESETS: dict[str, Preset] = {
                 "forget_batch_size": 16,
                 "learning_rate": 1e-3,
                 "lr_scheduler": "cosine",
-                # As the published one: 64 dimensions instead of 3072.
+                # The published weight, scaled to 64 dimensions from 3072.
                 "retain_weight": 0.05,
                 "random_flip": False,
                 "saliency_guidance_scale": 1.0,
@@ -163,7 +122,7 @@ PRESETS: dict[str, Preset] = {
         judge="digits",
         network="digits",
     ),
-    "cifar10": Preset(
+    "cifar10": ClassPreset(
         dataset="cifar10",
         unet=UNetConfig(sample_size=32, num_classes=10, null_label=True, dropout=0.1),
         pretrain=PretrainOptions(),
@@ -176,7 +135,7 @@ PRESETS: dict[str, Preset] = {
         final_samples_per_class=5000,
         reference_split="train",
     ),
-    "stl10": Preset(
+    "stl10": ClassPreset(
         dataset="stl10",
         unet=UNetConfig(
             sample_size=64,
@@ -198,51 +157,12 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-# The same digits with more pixels, for a network that is one level deeper. Four times as many pixels show as much at
-# four times the noise power, so images are drawn from a later timestep: abar is .19 at 400, .52 at 250.
-PRESETS["digits16"] = replace(
-    PRESETS["digits"],
-    unet=replace(PRESETS["digits"].unet, sample_size=16, block_out_channels=(24, 48, 64)),
-    unlearning={**PRESETS["digits"].unlearning, "t_init": 400},
+# The same digits with four times the pixels, for a network that is one level deeper. That many pixels show as much at
+# four times the noise power, so images are drawn from a later timestep: abar is .19 at 400 and .52 at 250.
+CLASS_PRESETS["digits16"] = replace(
+    CLASS_PRESETS["digits"],
+    unet=replace(CLASS_PRESETS["digits"].unet, sample_size=16, block_out_channels=(24, 48, 64)),
+    unlearning={**CLASS_PRESETS["digits"].unlearning, "t_init": 400},
     judge="digits16",
     network="digits16",
 )
-
-
-def preset(name: str) -> Preset:
-    """The preset called ``name``. ValueError where there is none."""
-    if name not in PRESETS:
-        text = f"text-to-image models are unlearned with {' and '.join(TEXT_PRESETS)}"
-        raise ValueError(f"preset is {name!r}, expected one of {', '.join(PRESETS)} ({text})")
-    return PRESETS[name]
-
-
-def _found(name: str) -> Preset | TextPreset:
-    return TEXT_PRESETS[name] if name in TEXT_PRESETS else preset(name)
-
-
-def method_options(name: str, method: type) -> Any:
-    """The options of an unlearning method on a preset: its own defaults first, then the preset's for its kind, then the
-    class's, then the preset's for it alone."""
-    found = _found(name)
-    pretrain = asdict(found.pretrain) if isinstance(found, Preset) else {}
-    kinds = ((ScoreForgettingOptions, found.unlearning), (DenoisingOptions, pretrain))
-    shared = next((values for kind, values in kinds if issubclass(method.Options, kind)), {})
-    values = {**shared, **method.defaults, **found.methods.get(method.name, {})}
-    return method.Options(**_known(values, method.Options))
-
-
-def method_loop(name: str, method: type) -> LoopOptions:
-    """How a run of an unlearning method is kept on a preset."""
-    return replace(_found(name).loop, **method_values(name, method, LoopOptions))
-
-
-def method_values(name: str, method: type, kind: type) -> dict[str, Any]:
-    """Of what a preset says for a method alone, that which is a field of the dataclass ``kind``."""
-    return _known(_found(name).methods.get(method.name, {}), kind)
-
-
-def _known(values: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Of ``values`` the fields of ``kind``."""
-    known = {item.name for item in fields(kind)}
-    return {key: value for key, value in values.items() if key in known}

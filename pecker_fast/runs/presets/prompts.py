@@ -1,11 +1,11 @@
-"""Presets of text-to-image models: what a published task settles."""
+"""Presets of Stable Diffusion: a published task each."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from .loop import LoopOptions
+from ...training.loop import LoopOptions
+from .kinds import PromptPreset
 
-# METHOD's column for Stable Diffusion 1.5. A batch of 8 images is 4 micro-batches of 2; t_max is itself included.
+# The published values for Stable Diffusion 1.5. A batch of 8 images is 4 micro-batches of 2; t_max is inclusive.
 STABLE_DIFFUSION: dict[str, Any] = {
     "max_train_steps": 12_500,
     "train_batch_size": 2,
@@ -30,9 +30,9 @@ STABLE_DIFFUSION: dict[str, Any] = {
     "saliency_batch_size": 2,
     "saliency_batches": 8,
 }
-# PECKER is evaluated at 100,000 images, SFD at 300,000.
+# PECKER trains on 100,000 images, SFD on 300,000.
 METHODS: dict[str, dict[str, Any]] = {
-    # As published for Stable Diffusion; ESD-u is for nudity, ESD-x for what has a name.
+    # As published for Stable Diffusion: ESD-u for nudity, ESD-x for concepts with a name.
     "esd": {
         "negative_guidance": 1.0,
         "trained": "x",
@@ -43,8 +43,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "checkpointing_steps": 250,
         "validation_steps": 500,
     },
-    # As published: 200 epochs of 1,000 surrogate images in batches of 16 (4 on each of 4 GPUs), 500 for nudity. Steps
-    # and guidance of samples are Stable Diffusion's, whose public code averages losses over dimensions.
+    # As published: 200 epochs of 1,000 surrogate images in batches of 16 (4 on each of 4 GPUs), and 500 for nudity.
+    # Steps and guidance of the samples are those of Stable Diffusion, whose public code averages losses over
+    # dimensions.
     "selective_amnesia": {
         "max_train_steps": 12_500,
         "train_batch_size": 16,
@@ -73,51 +74,29 @@ METHODS: dict[str, dict[str, Any]] = {
         "validation_steps": 2500,
     },
     "sfd": {"max_train_steps": 37_500},
-    # The ratio found on digits, at the published weight of the generator; untried at this size.
+    # The ratio that worked on digits, with the published weight for the generator; not tried at this size.
     "pecker+": {"generator_forget_weight": 1.0, "score_forget_weight": 0.2},
 }
 # Samples and checkpoints every 5,000 images, as published.
 LOOP = LoopOptions(logging_steps=10, checkpointing_steps=625, checkpoints_total_limit=2, validation_steps=625)
 
-
-@dataclass(frozen=True)
-class TextPreset:
-    """What is known of a task on Stable Diffusion.
-
-    Parameters
-    ----------
-    task: "celebrity" (a concept with a name and its cover) or "nudity" (subjects with keywords, the bare subject as
-        cover, the keywords as negative text).
-    concept, cover: the published request, where the task has names.
-    unlearning: options of score forgetting; a method takes those that it has.
-    methods: method to what holds for it alone: options, and fields of the options of loop and memory.
-    loop: how a run is kept.
-    """
-
-    task: Literal["celebrity", "nudity"]
-    concept: str | None = None
-    cover: str | None = None
-    unlearning: dict[str, Any] = field(default_factory=lambda: dict(STABLE_DIFFUSION))
-    methods: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(METHODS))
-    loop: LoopOptions = LOOP
-
-
-TEXT_PRESETS: dict[str, TextPreset] = {
-    "sd15-celebrity": TextPreset("celebrity", "brad pitt", "a middle aged man"),
-    "sd15-nudity": TextPreset(
-        "nudity",
+PROMPT_PRESETS: dict[str, PromptPreset] = {
+    "sd15-celebrity": PromptPreset(
+        subject="celebrity",
+        concept="brad pitt",
+        cover="a middle aged man",
+        unlearning=STABLE_DIFFUSION,
+        methods=METHODS,
+        loop=LOOP,
+    ),
+    "sd15-nudity": PromptPreset(
+        subject="nudity",
         unlearning={**STABLE_DIFFUSION, "negative_roles": (True, True, True)},
         methods={
             **METHODS,
             "esd": {**METHODS["esd"], "trained": "u"},
             "selective_amnesia": {**METHODS["selective_amnesia"], "max_train_steps": 31_250, "trained": "u"},
         },
+        loop=LOOP,
     ),
 }
-
-
-def text_preset(name: str) -> TextPreset:
-    """The preset called ``name``. ValueError where there is none."""
-    if name not in TEXT_PRESETS:
-        raise ValueError(f"preset is {name!r}, expected one of {', '.join(TEXT_PRESETS)}")
-    return TEXT_PRESETS[name]

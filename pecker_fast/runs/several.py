@@ -1,0 +1,109 @@
+"""Several runs planned together: their options, which of them have ended, and how the others are resumed."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..parallel import started_by_torchrun
+from ..report import portable
+from .arguments import UnlearnArguments, option_groups, with_options
+from .task import task_class, unlearn_arguments
+
+
+def check_alone(command: str, instead: str = "pecker-fast unlearn is the command for torchrun") -> None:
+    """Raise ValueError under torchrun: several runs are made in one process."""
+    if started_by_torchrun():
+        raise ValueError(f"{command} runs in one process: {instead}")
+
+
+def assignment(item: str) -> tuple[str, Any]:
+    """Split "name=value"; the value is parsed as JSON if it is JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is not of this form.
+    """
+    name, equals, value = item.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"set has {item!r}, expected name=value")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def command_line(*words: str) -> str:
+    """The command that this process was started with, without paths on this machine, as a report shows it.
+
+    From Python, or if it was another command, ``words``: the subcommand and its essential options.
+    """
+    started = sys.argv[1:] if sys.argv[1:2] == [words[0]] else words
+    return shlex.join(["pecker-fast", *portable(started)])
+
+
+def run_arguments(
+    preset: str, method: str, seed: int, folder: Path, options: Mapping[str, Any], shared: Mapping[str, Any]
+) -> UnlearnArguments:
+    """The options of one run among several.
+
+    Parameters
+    ----------
+    preset, method : str
+        Names of both.
+    seed : int
+        Of the run.
+    folder : Path
+        Of the run.
+    options : Mapping
+        Options by name that every run has.
+    shared : Mapping
+        Options by name of which the run takes those that its method has; see ``check_shared``.
+    """
+    fixed = {"seed": seed, "output_dir": str(folder), "overwrite_output_dir": True}
+    args = unlearn_arguments(preset, method, {**options, **fixed})
+    names = _settable(args)
+    return with_options(args, {name: value for name, value in shared.items() if name in names})
+
+
+def check_shared(shared: Mapping[str, Any], plan: Sequence[UnlearnArguments], names: Sequence[str] = ()) -> None:
+    """Raise ValueError for an option that no run of ``plan`` takes; ``names``: what is compared, for the message."""
+    unknown = [name for name in shared if not any(name in _settable(args) for args in plan)]
+    if unknown:
+        known = ", ".join(names or dict.fromkeys(args.method for args in plan))
+        raise ValueError(f"set has {unknown[0]}, which is an option of none of {known}")
+
+
+def _settable(args: UnlearnArguments) -> set[str]:
+    """The options that ``compare --set`` may change."""
+    allowed = task_class(args.preset).settable
+    return {name for name, group in option_groups(args).items() if group in allowed or name in allowed}
+
+
+def ended(args: UnlearnArguments) -> bool:
+    """Whether the run has ended.
+
+    Raises
+    ------
+    ValueError
+        If its folder has another run; the message names the options that differ.
+    """
+    folder, kind = args.folder, task_class(args.preset)
+    if not (folder / "config.json").is_file():
+        return False
+    recorded, config = json.loads((folder / "config.json").read_text()), json.loads(json.dumps(kind.describe(args)))
+    different = [key for key in kind.same if recorded.get(key) != config.get(key)]
+    if different:
+        raise ValueError(f"{folder} has a run with another {', '.join(different)}: choose another output_dir")
+    return (folder / "metrics.json").is_file()
+
+
+def resumed(args: UnlearnArguments) -> UnlearnArguments:
+    """The same run, resumed from its last checkpoint if it has one."""
+    if not any((args.folder / "checkpoints").glob("checkpoint-*")):
+        return args
+    return dataclasses.replace(args, loop=dataclasses.replace(args.loop, resume_from_checkpoint="latest"))
