@@ -15,7 +15,6 @@ COMMANDS = {
     "robustness": "Attack a run: how much it takes to bring back what was forgotten.",
     "sequence": "Forget classes one request after the other.",
     "report": "Write the report of a run again.",
-    "ablate": "Run a study of the method's parts on digits.",
     "pretrain": "Train the network that unlearning starts from.",
     "fisher": "Compute the Fisher information of a Stable Diffusion, for selective_amnesia.",
     "sample": "Draw images of a network.",

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import io
+import shutil
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Collection, Sequence
 from inspect import Parameter, signature
@@ -77,14 +79,17 @@ def parse_options(
     shown = basic if basic is not None and wants_help and not wants_all else None
     if basic is not None:
         description += " All options: --help_all."
+    description = textwrap.fill(" ".join(description.split()), shutil.get_terminal_size().columns)
 
     def item(group: Any, field: dataclasses.Field, hints: dict[str, Any], helps: dict[str, str]) -> tuple:
-        name = field.name
-        markers: list[Any] = [
-            tyro.conf.arg(help=helps.get(name), aliases=(aliases or {}).get(name) and (aliases[name],))
-        ]
+        name, text = field.name, helps.get(field.name)
+        # The text may say what None stands for.
+        hint = "" if text is not None and "Default: " in text and getattr(group, name) is None else None
+        other = (aliases or {}).get(name)
+        texts: dict[str, Any] = {"help": text, "help_behavior_hint": hint, "aliases": other and (other,)}
+        markers: list[Any] = [tyro.conf.arg(**texts)]
         if name == positional:
-            markers = [tyro.conf.Positional, tyro.conf.arg(help=helps.get(name), metavar=name.upper())]
+            markers = [tyro.conf.Positional, tyro.conf.arg(**texts, metavar=name.upper())]
         elif shown is not None and name not in shown:
             markers.append(tyro.conf.Suppress)
         return name, Annotated[(hints[name], *markers)], dataclasses.field(default=getattr(group, name))

@@ -10,7 +10,7 @@ from ..runs.unlearn import describe
 
 DESCRIPTION = """Compute the Fisher information of a Stable Diffusion on images that it draws of prompts to keep, for
 unlearn --method selective_amnesia --fisher FILE: --preset sd15-celebrity|sd15-nudity."""
-TITLES = {"options": "training", "loop": "log and checkpoint"}
+TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (
     *("preset", "pretrained_model_name_or_path", "retain_prompts", "resolution", "replay_images", "replay_steps"),

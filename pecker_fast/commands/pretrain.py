@@ -7,7 +7,7 @@ from ..parsing import early_option, parse_options
 from ..runs.pretrain import PretrainArguments, pretrain
 
 DESCRIPTION = "Train the network that unlearning starts from: --preset digits|digits16|cifar10|stl10."
-TITLES = {"options": "training", "unet": "network", "loop": "log and checkpoint"}
+TITLES = {"options": "training", "unet": "network"}
 # The options that --help shows.
 BASIC = (
     *("preset", "max_train_steps", "train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "sample_size"),

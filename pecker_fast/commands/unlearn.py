@@ -12,7 +12,7 @@ from ..runs.unlearn import describe, unlearn
 DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|cifar10|stl10, --method
 pecker|pecker+|sfd|retrain|salun|selective_amnesia|esd), or a Stable Diffusion a concept (--preset
 sd15-celebrity|sd15-nudity, --method pecker|pecker+|sfd|selective_amnesia|esd)."""
-TITLES = {"options": "training", "request": "request", "resources": "resources", "loop": "log and checkpoint"}
+TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (
     *("preset", "method", "max_train_steps", "train_batch_size", "forget_batch_size", "density", "mask_refresh_steps"),

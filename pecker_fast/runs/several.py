@@ -10,6 +10,7 @@ from typing import Any
 
 from ..parallel import started_by_torchrun
 from ..report import portable
+from ..training.retired import without_retired
 from .arguments import UnlearnArguments, option_groups, with_options
 from .task import task_class, unlearn_arguments
 
@@ -95,7 +96,8 @@ def ended(args: UnlearnArguments) -> bool:
     folder, kind = args.folder, task_class(args.preset)
     if not (folder / "config.json").is_file():
         return False
-    recorded, config = json.loads((folder / "config.json").read_text()), json.loads(json.dumps(kind.describe(args)))
+    recorded = without_retired(json.loads((folder / "config.json").read_text()))
+    config = json.loads(json.dumps(kind.describe(args)))
     different = [key for key in kind.same if recorded.get(key) != config.get(key)]
     if different:
         raise ValueError(f"{folder} has a run with another {', '.join(different)}: choose another output_dir")

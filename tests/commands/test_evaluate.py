@@ -13,12 +13,12 @@ from pecker_fast.data import load_digits_images
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.metrics import Uint8Images
 from pecker_fast.models import save_network
-from pecker_fast.runs import evaluate as command
 from pecker_fast.runs import sample as drawing
+from pecker_fast.runs.classes import evaluation as command
+from tests.commands.case import QUIET, SMALL, fails
 from tests.diffusion.toy import tiny_unet
 from tests.metrics.inception import random_inception
 from tests.report.test_render import check_page
-from tests.test_cli_training import QUIET, SMALL, fails
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,11 @@ from PIL import Image
 from pecker_fast.cli import main
 from pecker_fast.hashing import weights_hash
 from pecker_fast.models import StableDiffusion
-from pecker_fast.runs import compare_concepts as command
-from pecker_fast.runs import evaluate_concept
+from pecker_fast.runs import compare as command
 from pecker_fast.runs.fisher_file import FisherFacts, save_fisher
+from pecker_fast.runs.prompts import comparison, sheets
+from tests.commands.case import fails
 from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion
-from tests.test_cli_concept import nudenet  # noqa: F401
-from tests.test_cli_training import fails
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +24,11 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def few_pictures(monkeypatch):
-    monkeypatch.setattr(evaluate_concept, "PICTURED_PROMPTS", 2)
-    monkeypatch.setattr(evaluate_concept, "PICTURED_IMAGES", 1)
+    monkeypatch.setattr(sheets, "PICTURED_PROMPTS", 2)
+    monkeypatch.setattr(sheets, "PICTURED_IMAGES", 1)
 
 
-def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pictures):  # noqa: F811
+def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pictures):
     tiny_unet().save_pretrained(tmp_path / "one-step")
     for name, lines in {"eval": "one\ntwo\n", "near": "a coat\n", "retain": "a dog\na cat\n"}.items():
         (tmp_path / f"{name}.txt").write_text(lines)
@@ -44,15 +43,15 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
         "teacher_dtype=float32", "eval_guidance_scale=1.0", "num_inference_steps=2", "sample_steps=2",
         "samples_per_prompt=1",
     ]  # fmt: skip
-    real, trained = command.unlearn_text, []
+    real, trained = command.unlearn, []
 
-    def watched(args):
+    def watched(args, before=None):
         trained.append(args.method)
         if len(trained) == 2:
             raise SystemExit(143)
-        return real(args)
+        return real(args, before)
 
-    monkeypatch.setattr(command, "unlearn_text", watched)
+    monkeypatch.setattr(command, "unlearn", watched)
     with pytest.raises(SystemExit):
         main(arguments)
     assert trained == ["esd", "pecker"] and "the same command again" in capsys.readouterr().out
@@ -69,7 +68,7 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     assert rows["sd"]["images"] == "" and rows["pecker"]["images"] == "2"
     samples = {
         name: json.loads((folder / place / "evaluation.json").read_text())["protocol"]["samples"]
-        for name, place in {**{n: n for n in command.SAMPLED if n in rows}, "pecker": "pecker-seed0"}.items()
+        for name, place in {**{n: n for n in comparison.SAMPLED if n in rows}, "pecker": "pecker-seed0"}.items()
     }
     assert samples["sd"]["unet_sha256"] == samples["sld-max"]["unet_sha256"] != samples["sid-lsg"]["unet_sha256"]
     assert samples["sld-max"]["sld"] == "max" and samples["pecker"]["t_init"] == samples["sid-lsg"]["t_init"] == 625
@@ -88,14 +87,14 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     capsys.readouterr()
     # What has ended is read; another question is not answered with it.
     measured = []
-    monkeypatch.setattr(command, "evaluate_concept", lambda *a, **k: measured.append(a))
+    monkeypatch.setattr(comparison, "evaluate", lambda *a, **k: measured.append(a))
     main(arguments)
     assert len(trained) == 3 and not measured
     capsys.readouterr()
     assert "another options" in fails(capsys, *arguments, "density=0.1")
 
 
-def test_selective_amnesia_is_a_row_with_its_fisher_file(base, tmp_path, capsys, nudenet, few_pictures):  # noqa: F811
+def test_selective_amnesia_is_a_row_with_its_fisher_file(base, tmp_path, capsys, nudenet, few_pictures):
     unet = StableDiffusion(base).load_unet()
     path = tmp_path / "fisher.safetensors"
     values = {name: torch.rand(param.shape) for name, param in unet.named_parameters()}

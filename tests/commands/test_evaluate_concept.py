@@ -11,20 +11,21 @@ import torch
 from PIL import Image
 
 from pecker_fast.cli import main
-from pecker_fast.metrics import FeatureStatistics, detectors
+from pecker_fast.metrics import FeatureStatistics
 from pecker_fast.models import StableDiffusion
-from pecker_fast.runs import evaluate_concept as command
 from pecker_fast.runs import text_sampling
+from pecker_fast.runs.prompts import evaluation as command
+from pecker_fast.runs.prompts import sheets
+from tests.commands.case import fails
 from tests.diffusion.tiny_sd import SIZE, tiny_unet, write_stable_diffusion
 from tests.metrics.clip_model import save_clip
-from tests.test_cli_training import fails
 
 QUIET = ["--no-progress-bar", "--num-inference-steps", "3", "--batch-size", "4"]
 
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
-    monkeypatch.setattr(command, "PICTURED_PROMPTS", 2)
+    monkeypatch.setattr(sheets, "PICTURED_PROMPTS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +70,6 @@ def named(monkeypatch):
     module.make = Named
     monkeypatch.setitem(sys.modules, "my_celebrities", module)
     return ["--celebrity-detector", "my_celebrities:make"]
-
-
-@pytest.fixture
-def nudenet(monkeypatch):
-    class NudeDetector:
-        def detect(self, path):
-            bright = np.array(Image.open(path)).mean() > 120
-            return [{"class": "BUTTOCKS_EXPOSED" if bright else "FACE_MALE", "score": 0.9}]
-
-    module = types.ModuleType("nudenet")
-    module.NudeDetector = NudeDetector
-    monkeypatch.setitem(sys.modules, "nudenet", module)
-    monkeypatch.setattr(detectors.importlib.metadata, "version", lambda name: "3.4.2")
 
 
 def measured(*arguments) -> dict:

@@ -11,8 +11,8 @@ from pecker_fast.hashing import weights_hash
 from pecker_fast.models import save_network
 from pecker_fast.robustness import ATTACKS
 from pecker_fast.runs.options import load_pretrained
+from tests.commands.case import fails
 from tests.report.test_render import check_page
-from tests.test_cli_training import fails
 
 UNLEARN = ["--max_train_steps", "2", "--train_batch_size", "3", "--forget_batch_size", "2", "--samples_per_class", "3"]
 SMALL = ["--relearn-images", "2", "--relearn-steps", "1", "2", "--latents", "1", "--search-steps", "2"]

@@ -1,7 +1,6 @@
 """retrain, salun, selective_amnesia and esd as a user meets them."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ import torch
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.models import load_network, save_network
+from tests.commands.case import ASSETS, QUIET, fails, image_folder
 from tests.diffusion.toy import tiny_unet
-from tests.test_cli_training import QUIET, fails, image_folder
 
 SMALL = ["--max_train_steps", "4", "--train_batch_size", "4", "--samples_per_class", "3", "--num_inference_steps", "3"]
 OWN = {
@@ -73,7 +72,7 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
     said = (folder / "report.md").read_text()
     assert "DDIM, 3 steps" in said and "| sampler | ddim |" in said
     network, _ = load_network(folder / "unet")
-    start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
+    start, _ = load_network(ASSETS / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
     # Of ESD-x the class embedding and the projections of the embedding in the blocks.
     sizes = {n: p.numel() for n, p in start.named_parameters()}
@@ -176,7 +175,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "fisher_batch_size is 2" in refused("selective_amnesia", "--fisher_samples", "3", "--fisher_batch_size", "2")
     assert "trajectory_steps is 0" in refused("esd", "--trajectory_steps", "0")
     assert "max_grad_norm" in refused("salun", "--max_grad_norm", "0")
-    digits = str(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
+    digits = str(ASSETS / "digits" / "unet")
     assert "initial_generator is given" in refused("salun", "--initial_generator", digits)
     # Images of another kind than the network draws, of too few classes, and none at all.
     data = image_folder(tmp_path / "data")

@@ -9,8 +9,8 @@ import torch
 from pecker_fast.cli import main
 from pecker_fast.models import load_network
 from pecker_fast.runs import sequence as command
+from tests.commands.case import fails
 from tests.report.test_render import check_page
-from tests.test_cli_training import fails
 
 SMALL = ["--max-train-steps", "2", "--samples-per-class", "2", "--no-progress-bar", "--cover-class", "1"]
 SETS = ["--set", "train_batch_size=3", "forget_batch_size=2"]

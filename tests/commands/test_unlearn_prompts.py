@@ -10,10 +10,9 @@ from pecker_fast import SaliencyMask
 from pecker_fast.cli import main
 from pecker_fast.hashing import weights_hash
 from pecker_fast.models import StableDiffusion
+from pecker_fast.runs.presets import method_options, prompt_preset
+from pecker_fast.runs.prompts.request import PromptRequestArguments, resolve_prompts
 from pecker_fast.runs.text_models import load_stable_diffusion
-from pecker_fast.runs.text_request import TextRequestArguments, resolve_prompts
-from pecker_fast.runs.presets import method_options
-from pecker_fast.runs.presets import prompt_preset
 from pecker_fast.unlearning import method_class
 from tests.diffusion.tiny_sd import write_stable_diffusion
 from tests.inputs import same_bits
@@ -215,12 +214,12 @@ def test_published_constants():
         assert options.ema_decay is None and (options.adam_beta1, options.adam_beta2) == (0.0, 0.999)
         assert options.score_forget_weight == options.generator_forget_weight == 1.0
     assert method_options("sd15-nudity", method_class("sfd")).max_train_steps * 8 == 300_000
-    assert text_preset("sd15-celebrity").cover == "a middle aged man"
+    assert prompt_preset("sd15-celebrity").cover == "a middle aged man"
 
 
 def resolved(lists, preset: str = "sd15-celebrity", **given):
-    args = TextRequestArguments(**{"retain_prompts": str(lists / "retain.txt"), **given})
-    return resolve_prompts(args, text_preset(preset), 0)
+    args = PromptRequestArguments(**{"retain_prompts": str(lists / "retain.txt"), **given})
+    return resolve_prompts(args, prompt_preset(preset), 0)
 
 
 def test_prompts_of_requests(lists, tmp_path):

@@ -12,11 +12,11 @@ from pecker_fast.cli import main
 from pecker_fast.hashing import weights_hash
 from pecker_fast.models import StableDiffusion
 from pecker_fast.runs.fisher_file import FisherFacts, load_fisher, save_fisher
-from pecker_fast.runs.text_request import MemoryArguments
 from pecker_fast.runs.presets import method_options, method_values
+from pecker_fast.runs.prompts.request import MemoryArguments
 from pecker_fast.unlearning import method_class
+from tests.commands.case import fails
 from tests.diffusion.tiny_sd import write_stable_diffusion
-from tests.test_cli_training import fails
 
 SMALL = [
     "--device",

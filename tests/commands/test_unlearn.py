@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,55 +12,60 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pecker_fast.cli import main
+import pecker_fast
+from pecker_fast.cli import COMMANDS, main
+from pecker_fast.commands.unlearn import BASIC
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.diffusion.pipeline import OneStepPipeline
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import load_network, save_network, save_one_step_pipeline
+from pecker_fast.runs.arguments import option_groups
+from pecker_fast.runs.task import unlearn_arguments
+from pecker_fast.unlearning import method_class, method_names
+from tests.commands.case import ASSETS, QUIET, ROOT, SMALL, fails, image_folder
 from tests.diffusion.toy import tiny_unet
 from tests.models.ancestor_model import AncestorUNet
 from tests.report.test_render import check_page
 
-SMALL = ["--max_train_steps", "4", "--train_batch_size", "3", "--forget_batch_size", "2", "--samples_per_class", "3"]
-QUIET = ["--no-progress_bar"]
 
-
-def fails(capsys, *arguments: str) -> str:
-    """Runs it, which has to end with status 2 and one line, and returns that line."""
+def help_of(capsys, *words: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(lines) == 1, lines
-    return lines[0]
-
-
-def test_help_names_every_option(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["unlearn", "--help"])
+        main([*words])
     assert stop.value.code == 0
-    said = capsys.readouterr().out
-    for name in (
-        "density",
-        "mask_refresh_steps",
-        "mixed_precision",
-        "resume_from_checkpoint",
-        "checkpoints_total_limit",
-    ):
-        assert f"--{name}" in said, name
-    with pytest.raises(SystemExit):
-        main(["unlearn", "--method", "sfd", "--help"])
-    said = capsys.readouterr().out
-    assert "--two_stage" in said and "--density" not in said
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    said = capsys.readouterr().out
-    for name in ("demo", "unlearn", "pretrain", "sample", "mask", "env", "bench"):
-        assert name in said
+    return capsys.readouterr().out
+
+
+METHODS = [("digits", name) for name in method_names()]
+METHODS += [("sd15-nudity", name) for name in method_names() if method_class(name).forgets_prompts]
+
+
+@pytest.mark.parametrize(("preset", "method"), METHODS)
+def test_help_names_every_option(capsys, monkeypatch, preset, method):
+    """Two screens by default; --help_all has every option, those of the method among them."""
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["unlearn", "--preset", preset, "--method", method]
+    short, full = help_of(capsys, *command, "--help"), help_of(capsys, *command, "--help_all")
+    assert len(short.splitlines()) <= 100 and "--help_all" in short
+    options = option_groups(unlearn_arguments(preset, method))
+    assert "max_train_steps" in options and "checkpoints_total_limit" in options
+    for name in options:
+        assert re.search(rf"--{name}\b", full), name
+        assert re.search(rf"--{name}\b", short) is not None or name not in BASIC
+    assert "checkpoints_total_limit" not in short
+    assert ("--density" in full) == ("--density" in short) == ("density" in options)
+
+
+def test_help_of_all_commands(capsys):
+    overview = help_of(capsys, "--help")
+    for name in COMMANDS:
+        assert f"  {name} " in overview
+        assert f"usage: pecker-fast {name}" in help_of(capsys, name, "--help")
+    main(["--version"])
+    assert capsys.readouterr().out == f"pecker-fast {pecker_fast.__version__}\n"
 
 
 def test_dry_run_prints_the_published_values_and_writes_nothing(capsys, tmp_path, monkeypatch):
@@ -97,7 +103,7 @@ def test_dry_run_prints_the_published_values_and_writes_nothing(capsys, tmp_path
 def check_audit(folder: Path, network) -> None:
     """What a run says of its weights, its mask and its files is what they are."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
+    start, _ = load_network(ASSETS / "digits" / "unet")
     a, b = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (start, network))
     assert 0 < metrics["drift_norm"] == pytest.approx(((b - a).norm() / a.norm()).item(), rel=1e-9)
     assert metrics["parameters_trained"] == 100
@@ -167,7 +173,7 @@ def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
     network, schedule = load_network(folder / "unet")
     assert schedule.num_train_timesteps == 1000
     check_audit(folder, network)
-    start, _ = load_network(Path(__file__).parents[1] / "pecker_fast" / "assets" / "digits" / "unet")
+    start, _ = load_network(ASSETS / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
     pipe = OneStepPipeline.from_pretrained(folder)
     assert pipe.config.t_init == 250 and len(pipe([0, 1], num_images_per_label=2).images) == 4
@@ -267,7 +273,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(tmp_path, num
     given += [*QUIET, "--no-evaluate", "--logging_steps", "1", "--overwrite_output_dir"]
     given[given.index("--max_train_steps") + 1] = "100000"
     command = [sys.executable, "-m", "pecker_fast"]
-    root = Path(__file__).parents[1]
+    root = ROOT
     process = subprocess.Popen([*command, *given], cwd=root, stdout=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 400
@@ -295,17 +301,6 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(tmp_path, num
         again.communicate()
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > step
-
-
-def image_folder(path: Path, classes: int = 3, each: int = 4) -> Path:
-    """Photographs of nothing, of several sizes, in a folder a class."""
-    draw = np.random.default_rng(0)
-    for label in range(classes):
-        (path / f"class{label}").mkdir(parents=True)
-        for i in range(each):
-            pixels = draw.integers(0, 256, (30 + 20 * i, 70, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(path / f"class{label}" / f"{i}.png")
-    return path
 
 
 @pytest.mark.parametrize(("name", "size", "channels"), [("cifar10", 32, (32, 32)), ("stl10", 64, (32, 32, 32))])
@@ -423,7 +418,7 @@ def test_a_pipeline_of_the_hub_without_a_network(tmp_path):
     def draw(name: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "pecker_fast", "sample", "--pretrained-model-name-or-path", name]
         command += ["--output", str(tmp_path / "drawn.png"), "--images-per-class", "1"]
-        root = Path(__file__).parents[1]
+        root = ROOT
         return subprocess.run(command, cwd=root, env=where, capture_output=True, text=True, timeout=400)
 
     done = draw("someone/digits")

@@ -9,9 +9,10 @@ import pytest
 
 from pecker_fast.cli import main
 from pecker_fast.runs import compare as command
-from pecker_fast.runs import evaluate as evaluating
+from pecker_fast.runs.classes import evaluation
+from pecker_fast.runs.classes.comparison import is_measured
+from tests.commands.case import fails
 from tests.report.test_render import check_page
-from tests.test_cli_training import fails
 
 SMALL = ["--max-train-steps", "4", "--samples-per-class", "3", "--no-progress-bar"]
 SETS = ["--set", "train_batch_size=3", "forget_batch_size=2", "saliency_batch_size=2"]
@@ -72,7 +73,7 @@ def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
         values = {"fid": 10.0 + len(asked), "sfid": 5.0, "is": 2.0, "kid": 0.1, "precision": 0.5, "recall": 0.25}
         return {**values, "protocol": protocol}
 
-    monkeypatch.setattr(evaluating, "image_quality", measured)
+    monkeypatch.setattr(evaluation, "image_quality", measured)
     arguments += ["--inception-weights", str(weights), "--final-samples-per-class", "4"]
     main(arguments)
     # Of nine retained classes; the runs share the features of the real images.
@@ -91,9 +92,9 @@ def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
     main(arguments)
     assert len(asked) == 2
     sha256 = hashlib.sha256(b"weights").hexdigest()
-    assert command._measured(folder / "sfd-seed1", sha256, 4)
-    assert not command._measured(folder / "sfd-seed1", sha256, 5)
-    assert not command._measured(folder / "sfd-seed1", hashlib.sha256(b"others").hexdigest(), 4)
+    assert is_measured(folder / "sfd-seed1", sha256, 4)
+    assert not is_measured(folder / "sfd-seed1", sha256, 5)
+    assert not is_measured(folder / "sfd-seed1", hashlib.sha256(b"others").hexdigest(), 4)
     capsys.readouterr()
 
 
