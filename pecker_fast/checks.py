@@ -1,7 +1,7 @@
 """Argument checks shared by the package. Each raises before anything is computed and names the argument."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,12 @@ def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf
         raise ValueError(
             f"{name} is {value}, expected a number {bound}{'' if high == math.inf else f', at most {high:g}'}"
         )
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
 def check_indices(name: str, value: Tensor, size: int | None) -> None:
