@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import TextConditioned, sample_ddim
+from ..diffusion import Sampler, TextConditioned
 from ..files import save_tensors
 from ..hashing import file_sha256
 from ..models import StableDiffusion, load_text_unet
@@ -135,23 +136,18 @@ class TextPictures:
         """Images of the pretrained model, by DDIM, which are kept in before.png."""
         setting = self.method.setting
         with setting.autocast():
-            latents = sample_ddim(
-                setting.teacher,
-                setting.schedule,
-                self.labels,
-                steps,
-                batch_size=1,
-                seed=setting.seed,
-                guidance_scale=guidance_scale,
-                clip_sample=False,
-            )
+            sampler = Sampler("ddim", num_inference_steps=steps, guidance_scale=guidance_scale, batch_size=1)
+            latents = sampler.draw(setting.teacher, setting.schedule, self.labels, setting.seed)
         images = self._images(latents)
         self._save("before", images)
         return images
 
     def after(self, network: nn.Module, name: str = "after") -> Tensor:
         """Images of a network of the run, which are kept under ``name``."""
-        images = self._images(self.method.sample(network, self.labels, seed=self.method.setting.seed, batch_size=1))
+        setting, sampler = self.method.setting, replace(self.method.sampler, batch_size=1)
+        with setting.autocast():
+            latents = sampler.draw(network, setting.schedule, self.labels, setting.seed)
+        images = self._images(latents)
         self._save(name, images)
         return images
 

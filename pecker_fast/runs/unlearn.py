@@ -318,7 +318,7 @@ def _finish(
 ) -> dict[str, Any]:
     folder, phase = args.output_dir, method.phases[-1]
     metrics: dict[str, Any] = {"method": args.method, "seed": args.compute.seed, "pretrained": source}
-    metrics |= method.sampling()
+    metrics |= method.sampler.summary()
     with phase.averaged() as averaged:
         method.save(folder, averaged)
         moved = record_weights(folder, averaged, setting.initial_generator or setting.teacher, phase.last_mask())

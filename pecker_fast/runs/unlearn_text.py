@@ -267,7 +267,7 @@ def _finish(
     source: str,
 ) -> dict[str, Any]:
     folder, setting = args.output_dir, method.setting
-    metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampling()}
+    metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampler.summary()}
     # The teacher may have been rounded since (teacher_dtype): how far weights moved is told from what was read.
     start = setting.initial_generator
     start = model.load_unet() if start is None else start.unet
