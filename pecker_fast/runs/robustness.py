@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..checks import check_int, check_number
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule
+from ..diffusion import NoiseSchedule, Sampler
 from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
@@ -28,7 +28,6 @@ from ..robustness import (
     LatentOptions,
     NearestImage,
     RelearnOptions,
-    Sampler,
     attacks_on,
     class_distances,
     guidance,
@@ -184,7 +183,9 @@ def robustness(
     subject = Subject.read(folder, control, seed, place)
     seed, described = subject.seed, subject.config
     found = preset(described["preset"])
-    sampler = Sampler(subject.schedule, subject.t_init, num_inference_steps, batch_size)
+    sampler = Sampler.one_step_or_ddim(subject.t_init, num_inference_steps, batch_size)
+    sampler.check(subject.schedule.num_train_timesteps)
+    check_int("num_inference_steps", num_inference_steps, 1, subject.schedule.num_train_timesteps + 1)
     named = judge or described.get("judge")
     if named is None and found.judge is None:
         raise ValueError(f"judge is not given, and none comes with the preset {described['preset']}")
@@ -195,7 +196,7 @@ def robustness(
     relearning.check()
     if latents is None:
         # Many-step sampling is paid for in every step of the search.
-        latents = 16 if sampler.t_init is not None else 4
+        latents = 16 if sampler.kind == "one_step" else 4
     searching = LatentOptions(latents, search_steps, search_learning_rate)
     searching.check()
     plan = {data: attacks_on(sampler, data, chosen) for data in ("forgotten", "retained")}
@@ -203,7 +204,16 @@ def robustness(
     real = load_images(data, described["preset"], "all", subject.networks["run"].config["sample_size"])
     if retain_samples is None:
         retain_samples = max(1, forget_samples // 5)
-    examiner = Examiner(judging, subject.request, sampler, seed, forget_samples, retain_samples)
+    examiner = Examiner(
+        judging,
+        subject.request,
+        subject.schedule,
+        sampler,
+        num_inference_steps,
+        seed,
+        forget_samples,
+        retain_samples,
+    )
     examiner = replace(examiner, forgotten_real=_features(judging, real.of_classes(subject.request.forget_classes)))
     shown = {data: _adversary_images(real, subject.request, data, relearning.images, seed) for data in plan}
 
@@ -232,7 +242,7 @@ def robustness(
         if "relearn" in asked:
             # What the class looked like to begin with: how far a revival can go.
             protocol["relearn"]["pretrained"] = {
-                used.name: examiner.measure(subject.networks["pretrained"], used) for used in own_and_ddim(sampler)
+                used.name: examiner.measure(subject.networks["pretrained"], used) for used in own_and_ddim(examiner)
             }
             result["relearn"] = _relearn(subject, examiner, plan, shown, relearning, bar)
         if "latent" in asked:
@@ -245,7 +255,7 @@ def robustness(
                 for row in latent(subject.networks[name], examiner, nearest, searching, bar.update)
             ]
         if "neighbours" in asked:
-            before = examiner.confusion(subject.networks["pretrained"], sampler.by_ddim)
+            before = examiner.confusion(subject.networks["pretrained"], examiner.by_ddim)
             after = examiner.confusion(subject.networks["run"])
             result["neighbours"] = neighbours(before, after, class_distances(judging, real), subject.request)
             bar.update()
@@ -312,7 +322,7 @@ def _work(subject, examiner, asked, plan, relearning: RelearnOptions, searching:
         + ("latent" in asked) * searched * search_steps(examiner, searching)
         + ("neighbours" in asked)
         + ("guidance" in asked)
-        + ("paths" in asked) * 2 * len(samplers(examiner.sampler))
+        + ("paths" in asked) * 2 * len(samplers(examiner))
     )
 
 

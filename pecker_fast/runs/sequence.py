@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import torch
 
+from ..diffusion import Sampler
 from ..environment import environment
 from ..files import write_json
 from ..metrics import Judge, load_judge
 from ..models import load_network, save_network
 from ..parallel import started_by_torchrun
 from ..report import Run, portable, write_sequence
-from ..robustness import Sampler, confusion_matrix
+from ..robustness import confusion_matrix
 from ..training.checkpoints import STATE, Checkpoints
 from ..training.presets import preset as preset_of
 from ..training.state import load_state
@@ -186,8 +187,8 @@ def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
     network, schedule = load_network(args.output_dir / "unet")
     count, classes = args.request.samples_per_class, judge.num_classes
     labels = torch.arange(classes).repeat_interleave(count)
-    sampler = Sampler(schedule, run.config["options"].get("t_init"), DDIM_STEPS)
-    images = sampler.draw(network.eval(), labels, derived_seed(args.compute.seed, "sequence"))
+    sampler = Sampler.one_step_or_ddim(run.config["options"].get("t_init"), DDIM_STEPS)
+    images = sampler.draw(network.eval(), schedule, labels, derived_seed(args.compute.seed, "sequence"))
     share = 100 * confusion_matrix(judge, images, labels).double() / count
     forgotten = list(args.request.forget_classes)
     kept = [c for c in range(classes) if c not in forgotten]
