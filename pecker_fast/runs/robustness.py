@@ -20,7 +20,7 @@ from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
 from ..metrics import FeatureStatistics, Judge, load_judge
-from ..models import load_network
+from ..models import resolve
 from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
@@ -43,7 +43,7 @@ from ..training.presets import preset
 from ..unlearning import ForgetRequest
 from ..unlearning.streams import derived_seed
 from .audit import update_metrics
-from .options import DataArguments, device_of, load_pretrained, network_folder
+from .options import DataArguments, device_of
 from .unlearn import load_images
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")
@@ -83,20 +83,18 @@ class Subject:
             raise ValueError(f"run is {str(folder)!r}, which has no unet: the run has not ended")
         seed = config["seed"] if seed is None else seed
         check_int("seed", seed, 0)
-        network, schedule = load_network(folder / "unet")
-        teacher, _, _ = load_pretrained(
+        model = resolve(folder / "unet", name="run")
+        network, schedule = model.network, model.schedule
+        teacher = resolve(
             config["pretrained_model_name_or_path"],
-            preset(config["preset"]).network,
-            config.get("checkpoint_state", "auto"),
-        )
+            shipped=preset(config["preset"]).network,
+            state=config.get("checkpoint_state", "auto"),
+        ).network
         if weights_hash(teacher) != config["pretrained_sha256"]:
             raise ValueError(f"run is {str(folder)!r}, whose pretrained network is not what it was when the run began")
         networks = {"run": network, "pretrained": teacher, "scratch": _fresh(network, seed)}
         if control is not None:
-            try:
-                networks["control"] = load_network(network_folder(control))[0]
-            except ValueError as error:
-                raise ValueError(f"control is {control!r}: {error}") from error
+            networks["control"] = resolve(control, name="control").network
             if _shapes(networks["control"]) != _shapes(network):
                 raise ValueError(f"control is {control!r}, a network of another architecture than the run's")
         for found in networks.values():

@@ -16,7 +16,7 @@ from ..diffusion import num_classes
 from ..files import read_lines, write_json
 from ..hashing import weights_hash
 from ..metrics import Judge, load_judge
-from ..models import load_network
+from ..models import resolve
 from ..parallel import World, world
 from ..profiling import Regions
 from ..report import save_before_after, save_grid
@@ -25,7 +25,7 @@ from ..training.presets import method_loop, method_options, preset
 from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Setting, method_class
 from .audit import record_result, record_weights
 from .evaluation import RunEvaluation, summary
-from .options import ComputeArguments, DataArguments, load_pretrained, network_folder, prepare_folder, report_profile
+from .options import ComputeArguments, DataArguments, prepare_folder, report_profile
 from .running import Running
 
 # Images of each class in the pictures of samples.
@@ -181,32 +181,31 @@ def load_training_images(args: UnlearnArguments, network: nn.Module, processes: 
 
 def load_setting(args: UnlearnArguments, compute: ComputeArguments, processes: World) -> tuple[Setting, str]:
     """What a run's method is given, and where the pretrained network came from. ValueError for wrong arguments."""
-    network, schedule, source = load_pretrained(
-        args.request.pretrained_model_name_or_path, preset(args.preset).network, args.request.checkpoint_state
+    model = resolve(
+        args.request.pretrained_model_name_or_path,
+        shipped=preset(args.preset).network,
+        state=args.request.checkpoint_state,
     )
+    network = model.network
     request = ForgetRequest.of(network, args.request.forget_classes, args.cover_of(args.request.cover_class))
     setting = Setting(
         teacher=network,
-        schedule=schedule,
+        schedule=model.schedule,
         request=request,
         regions=Regions(compute.profile, compute.device),
         world=processes,
         training_images=load_training_images(args, network, processes),
-        **{name: load_initial(name, getattr(args.request, name)) for name in INITIAL},
+        **_initial(args),
         **_forget_images(args, request, network.config["sample_size"]),
         **compute.as_setting(),
     )
-    return setting, source
+    return setting, model.source
 
 
-def load_initial(name: str, path: str | None) -> nn.Module | None:
-    """The network to start from that the argument ``name`` gives. ValueError where there is none."""
-    if path is None:
-        return None
-    try:
-        return load_network(network_folder(path))[0]
-    except ValueError as error:
-        raise ValueError(f"{name} is {path!r}: {error}") from error
+def _initial(args: UnlearnArguments) -> dict[str, nn.Module | None]:
+    """The networks to start from, None for the pretrained one. ValueError if there is no such network."""
+    paths = {name: getattr(args.request, name) for name in INITIAL}
+    return {name: None if path is None else resolve(path, name=name).network for name, path in paths.items()}
 
 
 def _forget_images(args: UnlearnArguments, request: ForgetRequest, size: int) -> dict[str, torch.Tensor]:
