@@ -30,7 +30,7 @@ ALLOWED = {
     # Names of runs are imported when they are asked for.
     "__init__": {"ops", "mask", "saliency", "optim", "runs"},
     "diffusion": {"checks", "diffusion"},
-    "models": {"checks", "files", "diffusion", "models"},
+    "models": {"checks", "files", "hashing", "diffusion", "models"},
     "profiling": {"profiling"},
     "parallel": {"parallel"},
     "report": {"files", "report", "hashing"},

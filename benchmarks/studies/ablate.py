@@ -205,9 +205,7 @@ def _plan(
                 request["samples_per_class"] = samples_per_class
                 name = f"{condition.name.replace(',', '').replace(' ', '-')}-seed{seed}"
                 target = folder / f"{forgotten}-{cover}" / name
-                args = run_arguments(
-                    preset, condition.method, seed, target, request, {**options, **condition.options}
-                )
+                args = run_arguments(preset, condition.method, seed, target, request, {**options, **condition.options})
                 yield Planned(condition, pair, dataclasses.replace(args, loop=loop))
 
 
@@ -245,7 +243,9 @@ class SparseEvaluation:
         self.few = samples_per_class * len(setting.request.forget_classes)
 
     def draw(self, network: nn.Module, labels: Tensor) -> Tensor:
-        return self.method.sample(network, labels, seed=self.setting.seed).float().cpu()
+        with self.setting.autocast():
+            images = self.method.sampler.draw(network, self.setting.schedule, labels, self.setting.seed)
+        return images.float().cpu()
 
     def full(self, network: nn.Module) -> tuple[dict[str, Any], Tensor]:
         """All figures, and the images of retained classes."""

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
-from torch import Tensor
 
 from ..delta import apply_delta, save_delta
 from ..files import write_folder
+from ..models import resolve_weights
+from ..models.folders import WEIGHTS
 from .arguments import check_output
-from .options import network_folder
-
-WEIGHTS = "diffusion_pytorch_model"
 
 
 def delta(
@@ -61,7 +59,9 @@ def _save(base: str, changed: str | None, output: str) -> str:
     if not output.endswith(".safetensors"):
         raise ValueError(f"output is {output!r}, expected a file that ends with .safetensors")
     check_output(output)
-    summary = save_delta(_weights("base", base)[1], _weights("changed", changed)[1], output)
+    _, before = resolve_weights(base, name="base")
+    _, after = resolve_weights(changed, name="changed")
+    summary = save_delta(before, after, output)
     share = f"{summary.changed:,d} of {summary.numel:,d} entries changed ({summary.density:.1%})"
     return f"{share}, {summary.bytes:,d} bytes: {output}"
 
@@ -71,7 +71,7 @@ def _apply(base: str, path: str | None, output: str) -> str:
         raise ValueError("delta is not given: expected the file that delta save wrote")
     if Path(output).exists():
         raise ValueError(f"output is {output!r}, which exists already")
-    folder, weights = _weights("base", base)
+    folder, weights = resolve_weights(base, name="base")
     result = apply_delta(weights, path)
 
     def write(target: Path) -> None:
@@ -82,19 +82,3 @@ def _apply(base: str, path: str | None, output: str) -> str:
 
     write_folder(output, write)
     return f"applied and verified: {output}"
-
-
-def _weights(name: str, path: str) -> tuple[Path, dict[str, Tensor]]:
-    """The folder of a network, and its weights as they were saved."""
-    folder = network_folder(path)
-    whole = folder / f"{WEIGHTS}.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))
-    if not (folder / "config.json").is_file() or not files:
-        raise ValueError(f"{name} is {path!r}, which holds no network (config.json and {whole.name})")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= safetensors.torch.load_file(file)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{name} is {path!r}, and {file.name} in it cannot be read: {error}") from error
-    return folder, weights

@@ -3,9 +3,9 @@
 from typing import Literal
 
 from ..mask import SaliencyMask
+from ..models import resolve
 from ..unlearning import ForgetRequest, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
-from .options import load_pretrained
 from .presets import class_preset
 
 # Timestep of the one-step generator if the preset does not say it.
@@ -70,12 +70,12 @@ def compute_mask(
     )
     options.check_saliency()
     values = class_preset(preset)
-    network, schedule, _ = load_pretrained(pretrained_model_name_or_path, values.network)
-    request = ForgetRequest.of(network, forget_classes, "random")
-    setting = Setting(teacher=network, schedule=schedule, request=request, seed=seed)
+    model = resolve(pretrained_model_name_or_path, shipped=values.network)
+    request = ForgetRequest.of(model.network, forget_classes, "random")
+    setting = Setting(teacher=model.network, schedule=model.schedule, request=request, seed=seed)
     masker = Masker(setting, options, values.unlearning.get("t_init", T_INIT) if t_init is None else t_init)
-    masker.start(network)
-    masker.refresh(0, network)
+    masker.start(model.network)
+    masker.refresh(0, model.network)
     return masker.mask
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet, sample_ddim
+from ..diffusion import NoiseSchedule, UNetConfig, build_unet
 from ..files import write_json
 from ..metrics import Evaluator
 from ..models import save_network
@@ -22,7 +22,7 @@ from ..unlearning import Compute
 from ..unlearning.streams import derived_seed
 from .arguments import ComputeArguments, DataArguments, OutputArguments, option_words
 from .classes.data import find_judge, load_images
-from .classes.measure import DDIM_STEPS, real_split
+from .classes.measure import TEACHER_SAMPLER, real_split
 from .classes.task import PICTURED
 from .folder import prepare_folder
 from .presets import class_preset
@@ -134,7 +134,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
 
         def draw(averaged: nn.Module) -> Tensor:
             with compute.autocast():
-                return sample_ddim(averaged, phase.schedule, labels, DDIM_STEPS, seed=compute.seed).cpu()
+                return TEACHER_SAMPLER.draw(averaged, phase.schedule, labels, compute.seed).cpu()
 
         def evaluate(averaged: nn.Module, step: int) -> dict[str, Any]:
             measured = evaluator(draw(averaged), labels)

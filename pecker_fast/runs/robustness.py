@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from ..checks import check_int, check_number
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule
+from ..diffusion import NoiseSchedule, Sampler
 from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
 from ..metrics import FeatureStatistics, Judge
-from ..models import load_network
+from ..models import resolve
 from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
@@ -27,7 +27,6 @@ from ..robustness import (
     LatentOptions,
     NearestImage,
     RelearnOptions,
-    Sampler,
     attacks_on,
     class_distances,
     guidance,
@@ -44,7 +43,6 @@ from ..unlearning.streams import derived_seed
 from .arguments import DataArguments, device_of
 from .audit import update_metrics
 from .classes.data import find_judge, load_images
-from .options import load_pretrained, network_folder
 from .presets import class_preset
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")
@@ -96,20 +94,18 @@ class Subject:
             raise ValueError(f"run is {str(folder)!r}, which has no unet: the run has not ended")
         seed = config["seed"] if seed is None else seed
         check_int("seed", seed, 0)
-        network, schedule = load_network(folder / "unet")
-        teacher, _, _ = load_pretrained(
+        model = resolve(folder / "unet", name="run")
+        network, schedule = model.network, model.schedule
+        teacher = resolve(
             config["pretrained_model_name_or_path"],
-            class_preset(config["preset"]).network,
-            config.get("checkpoint_state", "auto"),
-        )
+            shipped=class_preset(config["preset"]).network,
+            state=config.get("checkpoint_state", "auto"),
+        ).network
         if weights_hash(teacher) != config["pretrained_sha256"]:
             raise ValueError(f"run is {str(folder)!r}, whose pretrained network has changed since the run started")
         networks = {"run": network, "pretrained": teacher, "scratch": _fresh(network, seed)}
         if control is not None:
-            try:
-                networks["control"] = load_network(network_folder(control))[0]
-            except ValueError as error:
-                raise ValueError(f"control is {control!r}: {error}") from error
+            networks["control"] = resolve(control, name="control").network
             if _shapes(networks["control"]) != _shapes(network):
                 raise ValueError(f"control is {control!r}, a network of another architecture than the run's")
         for x in networks.values():
@@ -268,7 +264,10 @@ def _prepare(args: RobustnessArguments) -> Attack:
     device = device_of(args.device)
     subject = Subject.read(Path(args.run), args.control, args.seed, device)
     config, values = subject.config, class_preset(subject.config["preset"])
-    sampler = Sampler(subject.schedule, subject.t_init, args.num_inference_steps, args.batch_size)
+    steps, known = args.num_inference_steps, subject.schedule.num_train_timesteps
+    sampler = Sampler.one_step_or_ddim(subject.t_init, steps, args.batch_size)
+    sampler.check(known)
+    check_int("num_inference_steps", steps, 1, known + 1)
     judge = find_judge(config["preset"], args.judge or config.get("judge"))
     if judge is None:
         raise ValueError(f"judge is not given, and the preset {config['preset']} comes without one")
@@ -279,7 +278,7 @@ def _prepare(args: RobustnessArguments) -> Attack:
     latents = args.latents
     if latents is None:
         # Each step of a search pays for all steps of the sampler.
-        latents = 16 if sampler.t_init is not None else 4
+        latents = 16 if sampler.kind == "one_step" else 4
     searching = LatentOptions(latents, args.search_steps, args.search_learning_rate)
     searching.check()
     plan = {data: attacks_on(sampler, data, chosen) for data in ("forgotten", "retained")}
@@ -288,7 +287,8 @@ def _prepare(args: RobustnessArguments) -> Attack:
     retain_samples = args.retain_samples
     if retain_samples is None:
         retain_samples = max(1, args.forget_samples // 5)
-    examiner = Examiner(judge, subject.request, sampler, subject.seed, args.forget_samples, retain_samples)
+    counts = (args.forget_samples, retain_samples)
+    examiner = Examiner(judge, subject.request, subject.schedule, sampler, steps, subject.seed, *counts)
     examiner = replace(examiner, forgotten_real=_features(judge, real.of_classes(subject.request.forget_classes)))
     images = {data: _adversary_images(real, subject.request, data, relearning.images, subject.seed) for data in plan}
     return Attack(subject, examiner, real, tests, plan, images, relearning, searching, args.guidance_scales)
@@ -301,7 +301,7 @@ def _run_tests(attack: Attack, protocol: dict[str, Any], bar: tqdm) -> dict[str,
     if "relearn" in tests:
         # What the class looked like at first: how far a revival can go.
         protocol["relearn"]["pretrained"] = {
-            used.name: examiner.measure(networks["pretrained"], used) for used in own_and_ddim(examiner.sampler)
+            used.name: examiner.measure(networks["pretrained"], used) for used in own_and_ddim(examiner)
         }
         result["relearn"] = _relearn(attack, bar)
     if "latent" in tests:
@@ -314,7 +314,7 @@ def _run_tests(attack: Attack, protocol: dict[str, Any], bar: tqdm) -> dict[str,
             for row in latent(networks[name], examiner, nearest, attack.searching, bar.update)
         ]
     if "neighbours" in tests:
-        before = examiner.confusion(networks["pretrained"], examiner.sampler.by_ddim)
+        before = examiner.confusion(networks["pretrained"], examiner.by_ddim)
         after = examiner.confusion(networks["run"])
         distances = class_distances(examiner.judge, attack.real)
         result["neighbours"] = neighbours(before, after, distances, subject.request)
@@ -385,7 +385,7 @@ def _work(attack: Attack) -> int:
         + ("latent" in attack.tests) * searched * search_steps(attack.examiner, attack.searching)
         + ("neighbours" in attack.tests)
         + ("guidance" in attack.tests)
-        + ("paths" in attack.tests) * 2 * len(samplers(attack.examiner.sampler))
+        + ("paths" in attack.tests) * 2 * len(samplers(attack.examiner))
     )
 
 

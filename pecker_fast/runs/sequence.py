@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 
+from ..diffusion import Sampler
 from ..environment import environment
 from ..files import write_json
 from ..metrics import Judge
-from ..models import load_network, save_network
+from ..models import resolve, save_network
 from ..report import Run, portable, write_sequence
-from ..robustness import Sampler, confusion_matrix
+from ..robustness import confusion_matrix
 from ..training.checkpoints import STATE, Checkpoints
 from ..training.state import load_state
 from ..unlearning import ForgetRequest, method_class
@@ -23,7 +24,6 @@ from .arguments import UnlearnArguments
 from .classes.data import cover_of, find_judge
 from .classes.measure import DDIM_STEPS
 from .classes.task import ClassTask
-from .options import load_pretrained
 from .presets import class_preset
 from .several import assignment, check_alone, check_shared, command_line, ended, resumed, run_arguments
 from .unlearn import unlearn
@@ -128,7 +128,7 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     # The last request is checked before the first one starts.
     last = args.run("request", classes)
     cover = cover_of(last.request.cover_class)
-    network, _, _ = load_pretrained(args.pretrained_model_name_or_path, class_preset(args.preset).network)
+    network = resolve(args.pretrained_model_name_or_path, shipped=class_preset(args.preset).network).network
     ForgetRequest.of(network, classes, cover)
     check_shared(args.shared, [last])
     ClassTask.check(last)
@@ -198,19 +198,19 @@ def _keep_score(folder: Path) -> None:
         raise ValueError(f"{folder} has no score network and no checkpoint: start over, or choose --score teacher")
     path = checkpoints.path(steps[-1])
     checkpoints.verify(path)
-    network, schedule = load_network(folder / "unet")
-    network.load_state_dict(load_state(path / STATE)["state"]["score"])
-    save_network(folder / SCORE, network, schedule)
+    model = resolve(folder / "unet")
+    model.network.load_state_dict(load_state(path / STATE)["state"]["score"])
+    save_network(folder / SCORE, model.network, model.schedule)
 
 
 def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
     """What is reported after a request: forgetting of each class, and the quality of the retained ones."""
     run = Run.read(args.folder)
-    network, schedule = load_network(args.folder / "unet")
+    model = resolve(args.folder / "unet")
     count, classes = args.request.samples_per_class, judge.num_classes
     labels = torch.arange(classes).repeat_interleave(count)
-    sampler = Sampler(schedule, run.config["options"].get("t_init"), DDIM_STEPS)
-    images = sampler.draw(network.eval(), labels, derived_seed(args.compute.seed, "sequence"))
+    sampler = Sampler.one_step_or_ddim(run.config["options"].get("t_init"), DDIM_STEPS)
+    images = sampler.draw(model.network, model.schedule, labels, derived_seed(args.compute.seed, "sequence"))
     share = 100 * confusion_matrix(judge, images, labels).double() / count
     forgotten = list(args.request.forget_classes)
     retained = [c for c in range(classes) if c not in forgotten]

@@ -96,7 +96,7 @@ def unlearn(args: UnlearnArguments, before: Tensor | None = None) -> Outcome:
         metrics: dict[str, Any] = {}
 
         def finish(network: nn.Module, mask: SaliencyMask | None, progress: Progress) -> None:
-            metrics.update(method=args.method, seed=compute.seed, pretrained=task.source, **method.sampling())
+            metrics.update(method=args.method, seed=compute.seed, pretrained=task.source, **method.sampler.summary())
             metrics.update(task.finish(network, progress))
             metrics.update(record_weights(folder, network, task.start(), mask))
             record_result(folder, metrics, args.options.ema_decay, progress, task.setting.device)

@@ -11,9 +11,9 @@ import torch
 from pecker_fast.cli import main
 from pecker_fast.data import load_digits_images
 from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.diffusion import sampler as drawing
 from pecker_fast.metrics import Uint8Images
 from pecker_fast.models import save_network
-from pecker_fast.runs import sample as drawing
 from pecker_fast.runs.classes import evaluation as command
 from tests.commands.case import QUIET, SMALL, fails
 from tests.diffusion.toy import tiny_unet

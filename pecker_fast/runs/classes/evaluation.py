@@ -14,12 +14,11 @@ from ...data import LabelledImages
 from ...diffusion import null_label, num_classes
 from ...hashing import weights_hash
 from ...metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, to_uint8
+from ...models import resolve
 from ...unlearning import ForgetRequest
 from ..arguments import DataArguments, device_of
 from ..evaluate import EvaluateArguments
-from ..options import load_pretrained
 from ..presets import class_preset
-from ..sample import Drawing
 from ..samples import CHUNK, SampleCache
 from .data import cover_of, find_judge, load_images
 from .measure import protocol_of, real_split
@@ -66,8 +65,8 @@ class ClassEvaluation(EvaluateArguments):
         config, device = self.config, device_of(self.device)
         preset_name = self.preset or config.get("preset", "digits")
         values = class_preset(preset_name)
-        network, schedule, source = load_pretrained(self.path, values.network)
-        classes = num_classes(network)
+        model = resolve(self.path, shipped=values.network)
+        network, classes = model.network, num_classes(model.network)
         forgotten = tuple(config.get("forget_classes", ()) if self.forget_classes is None else self.forget_classes)
         cover = config.get("cover_class") if self.cover_class is None else cover_of(self.cover_class)
         if forgotten:
@@ -88,25 +87,25 @@ class ClassEvaluation(EvaluateArguments):
         real = load_images(data, preset_name, values.reference_split, network.config["sample_size"])
         judge.model.to(device)
         evaluator = Evaluator(real, judge, forgotten, cover if forgotten else None)
-        drawing = Drawing.of(network, self.sampler, self.t_init, self.num_inference_steps)
+        sampler = model.sampler(self.sampler, self.t_init, self.num_inference_steps, self.batch_size)
         labels = torch.arange(classes).repeat_interleave(count)
         described = {
             "pretrained_sha256": weights_hash(network),
-            **drawing.describe(),
+            **sampler.describe(),
             "samples_per_class": count,
             "num_classes": classes,
             "null_label": null_label(network),
             "seed": self.seed,
             "chunk": CHUNK,
         }
-        network, schedule = network.to(device), schedule.to(device)
+        network, schedule = network.to(device), model.schedule.to(device)
 
         def draw(labels: Tensor, seed: int) -> Tensor:
-            return drawing(network, schedule, labels, seed, self.batch_size)
+            return sampler.draw(network, schedule, labels, seed)
 
         cache = SampleCache(target.parent / "evaluation", described, draw, CHUNK)
         images = cache.samples(labels, self.seed, self.progress_bar)
-        figures: dict[str, Any] = {"pretrained": source, **evaluator(images, labels)}
+        figures: dict[str, Any] = {"pretrained": model.source, **evaluator(images, labels)}
         retained = torch.isin(labels, torch.tensor(forgotten, dtype=torch.int64)).logical_not()
         figures["frechet_real_split"] = real_split(evaluator, int(retained.sum()))
         reference = {"dataset": data.dataset_name or values.dataset, "split": values.reference_split}

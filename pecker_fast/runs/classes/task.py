@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from ...data import load_dataset
 from ...files import read_lines
 from ...hashing import weights_hash
-from ...models import load_network
+from ...models import resolve
 from ...parallel import World
 from ...profiling import Regions
 from ...report import save_before_after, save_grid
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments
-from ..options import load_pretrained, network_folder
 from ..presets import class_preset, method_loop, method_options
 from ..task import SAME, Task
 from .data import check_images, cover_of, find_judge, load_images
@@ -105,16 +104,20 @@ class ClassTask(Task):
 
     def __init__(self, args: UnlearnArguments, compute: ComputeArguments, world: World) -> None:
         self.args, request = args, args.request
-        network, schedule, self.source = load_pretrained(
-            request.pretrained_model_name_or_path, class_preset(args.preset).network, request.checkpoint_state
+        model = resolve(
+            request.pretrained_model_name_or_path,
+            shipped=class_preset(args.preset).network,
+            state=request.checkpoint_state,
         )
+        network, self.source = model.network, model.source
         forget = ForgetRequest.of(network, request.forget_classes, cover_of(request.cover_class))
         self.hashes = {"pretrained_sha256": weights_hash(network)}
-        initial = {name: _load_initial(name, getattr(request, name)) for name in INITIAL}
+        paths = {name: getattr(request, name) for name in INITIAL}
+        initial = {name: None if path is None else resolve(path, name=name).network for name, path in paths.items()}
         self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
         self.setting = Setting(
             teacher=network,
-            schedule=schedule,
+            schedule=model.schedule,
             request=forget,
             regions=Regions(compute.profile, compute.device),
             world=world,
@@ -225,13 +228,3 @@ class ClassTask(Task):
             save_grid(samples / f"{name}.png", images[shown], labels, names, highlight=request.forget_classes)
         picture = samples / "before_after.png"
         save_before_after(picture, self.before[shown], after[shown], labels, names, highlight=request.forget_classes)
-
-
-def _load_initial(name: str, path: str | None) -> nn.Module | None:
-    """The network to start from that the option ``name`` gives; None if it is not set. ValueError if there is none."""
-    if path is None:
-        return None
-    try:
-        return load_network(network_folder(path))[0]
-    except ValueError as error:
-        raise ValueError(f"{name} is {path!r}: {error}") from error

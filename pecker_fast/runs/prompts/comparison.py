@@ -10,7 +10,7 @@ from typing import Any
 
 from ...files import write_json
 from ...hashing import weights_hash
-from ...models import StableDiffusion
+from ...models import TextModel, resolve_text
 from ...report import Run, concept_table, portable, write_concepts
 from ...unlearning import method_class, method_names
 from ..arguments import UnlearnArguments
@@ -19,7 +19,6 @@ from ..evaluate import evaluate
 from ..fisher_file import load_fisher
 from ..presets import prompt_preset
 from ..several import command_line
-from ..text_models import load_stable_diffusion
 from .evaluation import PromptEvaluation
 from .measure import DetectorArguments, MeasureArguments
 from .sheets import save_sheets_of_all
@@ -101,20 +100,19 @@ class PromptComparison(CompareArguments):
         }
 
     def check(self, plan: Plan) -> None:
-        model, _ = self._model
+        model = self._model
         if self.fisher is not None:
             # It is read again when its run starts, which may be days later.
             unet = model.load_unet()
             load_fisher(self.fisher, unet, weights_hash(unet), plan[AMNESIA][0].options.loss_reduction)
         for runs in plan.values():
-            runs[0].options.check(model.schedule.num_train_timesteps)
+            runs[0].options.check(model.parts.schedule.num_train_timesteps)
             PromptTask.check(runs[0])
         self.images.resolved(prompt_preset(self.preset).subject, self._concept, None)
 
     @cached_property
-    def _model(self) -> tuple[StableDiffusion, str]:
-        """The model, and where it came from."""
-        return load_stable_diffusion(self.pretrained_model_name_or_path)
+    def _model(self) -> TextModel:
+        return resolve_text(self.pretrained_model_name_or_path)
 
     @property
     def _concept(self) -> str | None:
@@ -122,7 +120,7 @@ class PromptComparison(CompareArguments):
 
     def measure(self, name: str, folder: Path, args: UnlearnArguments | None) -> None:
         how = dict(SAMPLED.get(name, {}))
-        base = str(self._model[0].folder)
+        base = str(self._model.parts.folder)
         model = base if args is None else str(folder)
         if name == "sid-lsg":
             model, how["base"] = self.sid_lsg, base
@@ -158,7 +156,7 @@ class PromptComparison(CompareArguments):
         subject, concept = prompt_preset(self.preset).subject, self._concept
         prompts, *_ = self.images.resolved(subject, concept, None)
         save_sheets_of_all(self.folder, {name: several[0].folder for name, several in runs.items()}, prompts)
-        source = self._model[1]
+        source = self._model.source
         what = f"“{concept}”" if subject == "celebrity" else "nudity"
         report = write_concepts(
             self.folder,

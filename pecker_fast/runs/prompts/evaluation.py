@@ -16,8 +16,8 @@ from ..arguments import device_of
 from ..evaluate import EvaluateArguments
 from ..presets import prompt_preset
 from ..samples import SampleCache
-from ..text_sampling import PromptSampler, SamplerOptions, TextModel
 from .measure import DetectorArguments, MeasureArguments, image_files
+from .sampling import PromptSampler, SamplerOptions, read_model
 from .sheets import pictured, prompt_items, save_sheets
 
 # Images that are drawn, measured and cached at a time.
@@ -70,7 +70,7 @@ class PromptEvaluation(EvaluateArguments):
         )
         how = {"device": device, "dtype": self.images.dtype, "batch_size": self.images.batch_size}
         texts = [*prompts.prompts, *prompts.near, *captions]
-        sampler = PromptSampler(TextModel.read(model, self.base), options, texts, **how)
+        sampler = PromptSampler(read_model(model, self.base), options, texts, **how)
         if not any(detectors.values()):
             print("pecker-fast: no detector is given: images are drawn, but nothing is measured", file=sys.stderr)
         figures: dict[str, Any] = {"task": task, "concept": concept, "model": model}
@@ -103,7 +103,7 @@ class PromptEvaluation(EvaluateArguments):
         if self.before or self.base:
             ddim = dataclasses.replace(options, sampler="ddim")
             shown = [text for texts in pictured(prompts).values() for text in texts]
-            before = PromptSampler(TextModel.read(self.before or self.base), ddim, shown, **how)
+            before = PromptSampler(read_model(self.before or self.base), ddim, shown, **how)
         save_sheets(folder, sampler, before, prompts, seed)
         return figures, protocol
 

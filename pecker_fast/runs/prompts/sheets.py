@@ -11,7 +11,7 @@ from ...data import EvaluationPrompts
 from ...files import save_tensors
 from ...report import save_side_by_side
 from ...unlearning.streams import derived_seed
-from ..text_sampling import PromptSampler
+from .sampling import PromptSampler
 
 # Prompts, and images of each, in a picture; the height that an image is shown at, and the width of the prompts.
 PICTURED_PROMPTS, PICTURED_IMAGES, PICTURED_HEIGHT, PROMPT_WIDTH = 8, 3, 128, 190

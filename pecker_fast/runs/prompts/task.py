@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...diffusion import NoiseSchedule
 from ...hashing import file_sha256, weights_hash
-from ...models import StableDiffusion, save_text_pipeline
+from ...models import resolve_text, resolve_text_unet, save_text_pipeline
 from ...parallel import World, process_count
 from ...profiling import Regions
 from ...training.loop import Progress
@@ -24,7 +24,7 @@ from ..fisher_file import load_fisher
 from ..presets import method_loop, method_options, method_values, prompt_preset
 from ..task import SAME, Task
 from ..text_card import write_text_card
-from ..text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
+from ..text_models import TextPictures, encoded, on_network
 from .request import MemoryArguments, PromptRequestArguments, Prompts, resolve_prompts
 
 INITIAL = ("initial_generator", "initial_score")
@@ -89,10 +89,12 @@ class PromptTask(Task):
         self._check_fisher()
         self.prompts: Prompts = prompts_of(args)
         _check_sharding(args, world.size)
-        self.model, self.source = load_stable_diffusion(request.pretrained_model_name_or_path)
+        model = resolve_text(request.pretrained_model_name_or_path)
+        self.model, self.source = model.parts, model.source
         args.options.check(self.model.schedule.num_train_timesteps)
-        unet = self.model.load_unet()
-        initial = {name: load_initial_unet(name, getattr(request, name)) for name in INITIAL}
+        unet = model.load_unet()
+        paths = {name: getattr(request, name) for name in INITIAL}
+        initial = {name: None if path is None else resolve_text_unet(path, name=name) for name, path in paths.items()}
         self.hashes = {"pretrained_sha256": weights_hash(unet)}
         self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
         fisher = self._read_fisher(unet)
@@ -215,7 +217,7 @@ def memory_of(args: UnlearnArguments) -> MemoryEstimate:
     path, resolution = args.request.pretrained_model_name_or_path, args.request.resolution
     compute = args.compute.resolved()
     if path is not None and Path(path).is_dir():
-        model = StableDiffusion(Path(path))
+        model = resolve_text(path).parts
         config, size, schedule = model.config("unet"), model.latent_size(resolution), model.schedule
     else:
         path = "Stable Diffusion 1.5"
