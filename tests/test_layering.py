@@ -22,6 +22,7 @@ ALLOWED = {
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
     "delta": {"files", "delta", "hashing", "ops"},
+    "figures": {"figures"},
     "data": {"data"},
     "hashing": {"hashing"},
     "metrics": {"checks", "files", "metrics", "data", "hashing"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "models": {"checks", "files", "diffusion", "models"},
     "profiling": {"profiling"},
     "parallel": {"parallel"},
-    "report": {"files", "report", "hashing"},
+    "report": {"figures", "files", "report"},
     "robustness": {"checks", "robustness", "unlearning", "diffusion", "data", "metrics"},
     "unlearning": {
         "checks",

@@ -11,7 +11,7 @@ import tyro
 from ..files import write_json
 from ..hashing import weights_hash
 from ..parallel import started_by_torchrun
-from ..report import Run, concept_table, portable, write_concepts
+from ..report import PROMPTS, Run, portable, text_table, write_across
 from ..training.text_presets import text_preset
 from ..unlearning import method_class, method_names
 from .concept_arguments import DetectorArguments, MeasureArguments
@@ -160,18 +160,19 @@ def compare_concepts(
     runs = {name: [Run.read(run) for run in _folders(folder, name, plan)] for name in names}
     save_pictures_of_all(folder, {name: of[0].folder for name, of in runs.items()}, asked)
     what = f"“{concept}”" if found.task == "celebrity" else "nudity"
-    report = write_concepts(
+    report = write_across(
         folder,
         runs,
         asked=f"Preset {preset}: forget {what}, of {portable(source)}; protocol {measure.protocol}.",
         command=command_line("compare"),
         facts={name: {"trained": "yes" if name in plan else "no"} for name in names},
         pictures=[
-            ("concept.png", "Prompts of the concept, the same noise for every method."),
-            ("near.png", "Prompts of near concepts, which are to stay."),
+            ("concept.png", "Prompts of the concept, with the same noise for every method."),
+            ("near.png", "Prompts of near concepts, which should be preserved."),
         ],
+        shown=PROMPTS,
     )
-    print(concept_table(runs))
+    print(text_table(runs, shown=PROMPTS))
     print(f"report: {report}")
 
 

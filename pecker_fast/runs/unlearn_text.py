@@ -28,7 +28,6 @@ from .audit import record_result, record_weights
 from .fisher_file import load_fisher
 from .options import ComputeArguments, prepare_folder, report_profile
 from .running import Running
-from .text_card import write_text_card
 from .text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
 from .text_request import MemoryArguments, Prompts, TextRequestArguments, resolve_prompts
 
@@ -274,7 +273,6 @@ def _finish(
     pictures.both(before, pictures.after(averaged))
     save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
     metrics |= record_weights(folder, averaged, start, mask)
-    write_text_card(folder, args.describe(), source)
     record_result(folder, metrics, args.options.ema_decay, progress, setting.device)
     return metrics
 
