@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report import portable
+from ..training.retired import without_retired
 from .options import DataArguments
 from .unlearn import UnlearnArguments
 
@@ -72,7 +73,8 @@ def ended(args: UnlearnArguments, more: tuple[str, ...] = ()) -> bool:
     folder = args.output_dir
     if not (folder / "config.json").is_file():
         return False
-    there, here = json.loads((folder / "config.json").read_text()), json.loads(json.dumps(args.describe()))
+    there = without_retired(json.loads((folder / "config.json").read_text()))
+    here = json.loads(json.dumps(args.describe()))
     different = [key for key in (*SAME, *more) if there.get(key) != here.get(key)]
     if different:
         raise ValueError(f"{folder} has a run with another {', '.join(different)}: choose another output_dir")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hashing import file_sha256
+from .retired import without_retired
 from .state import load_state, save_state
 
 FORMAT, VERSION = "pecker_fast.checkpoint", 1
@@ -79,9 +80,12 @@ class Checkpoints:
     def _is_whole(self, step: int) -> bool:
         """Whether there is a whole checkpoint of this run."""
         try:
-            return self.path(step).exists() and self.verify(self.path(step))["fingerprint"] == self.fingerprint
+            return self.path(step).exists() and self._is_ours(self.verify(self.path(step)))
         except CheckpointError:
             return False
+
+    def _is_ours(self, manifest: dict[str, Any]) -> bool:
+        return without_retired(manifest["fingerprint"]) == without_retired(self.fingerprint)
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f".{self.path(step).name}.tmp"
@@ -224,7 +228,7 @@ class Checkpoints:
         path = self._resolve(which)
         try:
             manifest = self.verify(path)
-            differences = _differences(self.fingerprint, manifest["fingerprint"])
+            differences = _differences(without_retired(self.fingerprint), without_retired(manifest["fingerprint"]))
             if differences:
                 raise CheckpointError(f"{path} is of another run: {'; '.join(differences)}")
             return manifest["step"], load_state(path / STATE)

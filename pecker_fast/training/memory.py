@@ -90,7 +90,6 @@ class _StillMasker:
     """In the masker's place: takes the saliency gradient and makes no mask of it."""
 
     mask = None
-    reached = None
 
     def __init__(self, masker, at_start, at_end) -> None:
         self.masker, self.at_start, self.at_end = masker, at_start, at_end

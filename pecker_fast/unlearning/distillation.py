@@ -380,25 +380,10 @@ class DistillationPhase(Phase):
             (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
         with setting.regions("generator backward"):
             if separate:
-                earlier = self._forget_gradient(drawn.pop(), grad[pieces.pop()], earlier)
+                earlier = add_gradients(drawn.pop(), list(self.generator.parameters()), earlier, grad[pieces.pop()])
             for x, piece in zip(drawn, pieces, strict=True):
                 x.backward(grad[piece])
         return {name: value.detach() for name, value in found.items()}, earlier
-
-    def _forget_gradient(self, x: Tensor, grad: Tensor, earlier: list[Tensor | None] | None) -> list[Tensor | None]:
-        """Gradients of theta, added to ``earlier`` ones; None for parameters in which the mask has no entry, whose own
-        are not computed."""
-        params = list(self.generator.parameters())
-        # A graph outlives the mask.
-        reached = None if self.options.cuda_graphs else self.masker.reached
-        wanted = [i for i, here in enumerate(reached or [True] * len(params)) if here]
-        found: list[Tensor | None] = [None] * len(params)
-        if wanted:
-            before = None if earlier is None else [earlier[i] for i in wanted]
-            grads = add_gradients(x, [params[i] for i in wanted], before, grad)
-            for i, made in zip(wanted, grads, strict=True):
-                found[i] = made
-        return found
 
     def _generator_loss(
         self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor, batch: Batch
@@ -455,9 +440,6 @@ class ScoreForgetting(Method):
         for name, value in {**others, "cuda_graphs": options.cuda_graphs}.items():
             if value:
                 raise ValueError(f"fsdp is set, and so is {name}: expected one of them")
-        granularity = getattr(options, "granularity", "entry")
-        if granularity != "entry":
-            raise ValueError(f'granularity is {granularity!r}, expected "entry": fsdp shares out the rows')
 
     def sampling(self) -> dict[str, Any]:
         return {"sampler": "one_step", "sampling_steps": 1}

@@ -13,7 +13,6 @@ from ..mask import SaliencyMask
 from ..saliency import saliency_mask
 from ..sharding import is_sharded, like, part_of
 from .gradients import add_gradients
-from .groups import group_mask
 from .setting import Setting
 from .streams import Streams, derived_seed
 
@@ -29,9 +28,6 @@ class SaliencyOptions:
     """Share of all parameters that the forget gradient may reach, in (0, 1]."""
     threshold: float | None = None
     """Instead of a density: the least magnitude of a salient gradient (sum over dimensions, mean over samples)."""
-    granularity: Literal["entry", "row", "tensor"] = "entry"
-    """What is salient or not as a whole: an entry, a row of a parameter (an output channel), or a parameter. Rows and
-    parameters go by the root mean square of their gradient; the largest are taken, each if it fits into the density."""
     mask_refresh_steps: int = 10
     """Iterations between masks; 0: one mask for the whole run."""
     saliency_network: Literal["current", "initial"] = "current"
@@ -55,8 +51,6 @@ class SaliencyOptions:
             check_number("density", self.density, high=1.0, open_low=True)
         else:
             check_number("threshold", self.threshold)
-        if self.granularity not in ("entry", "row", "tensor"):
-            raise ValueError(f'granularity is {self.granularity!r}, expected "entry", "row" or "tensor"')
         check_int("mask_refresh_steps", self.mask_refresh_steps, 0)
         check_int("saliency_batch_size", self.saliency_batch_size, 1)
         check_int("saliency_batches", self.saliency_batches, 1)
@@ -106,8 +100,6 @@ class Masker:
         self.setting, self.options = setting, options
         self.one_step = OneStepGenerator(setting.schedule, t_init)
         self.mask: SaliencyMask | None = None
-        # For each parameter whether it has a salient entry, where that is known without waiting for the device.
-        self.reached: list[bool] | None = None
         self._previous: SaliencyMask | None = None
         self._ever: SaliencyMask | None = None
         self._pool: tuple[Tensor, Tensor] | None = None
@@ -120,7 +112,7 @@ class Masker:
 
     def start(self, generator: nn.Module) -> None:
         """Forgets earlier masks and draws the samples that are drawn once, from the generator as it is."""
-        self.mask = self.reached = self._previous = self._ever = self._pool = None
+        self.mask = self._previous = self._ever = self._pool = None
         if self.options.saliency_score != "gradient":
             return
         streams = Streams(self.setting.device, self.setting.seed, "saliency pool")
@@ -168,11 +160,7 @@ class Masker:
             o = self.options
             kind = {"density": o.density} if o.density is not None else {"threshold": o.threshold}
             self._previous = self.mask
-            scores = self._shared_out(scores, generator)
-            if o.granularity == "entry":
-                self.mask = saliency_mask(scores, **kind)
-            else:
-                self.mask, self.reached = group_mask(scores, o.granularity, **kind)
+            self.mask = saliency_mask(self._shared_out(scores, generator), **kind)
             self._ever = self.mask if self._ever is None else self._ever | self.mask
 
     def _shared_out(self, scores: dict[str, Tensor], generator: nn.Module) -> dict[str, Tensor]:
@@ -279,7 +267,5 @@ class Masker:
             return made.part(list(generator.parameters())) if self.setting.fsdp else made
 
         self.mask, self._previous, self._ever = mask("mask"), mask("previous"), mask("ever")
-        if self.options.granularity != "entry" and self.mask is not None:
-            self.reached = [count > 0 for count in self.mask.tensor_counts()]
         images, labels = state["pool_images"], state["pool_labels"]
         self._pool = None if images is None else (images.to(device), labels.to(device))

@@ -181,7 +181,6 @@ def test_what_cannot_be_shared_out(tmp_path, capsys):
         ((options, 2, True, 0), "torch_compile: expected one of them"),
         ((options, 2, False, 4), "score_lora_rank"),
         ((replace(options, cuda_graphs=True), 2, False, 0), "cuda_graphs"),
-        ((replace(options, granularity="row"), 2, False, 0), "granularity is 'row'"),
     ):
         with pytest.raises(ValueError, match=said):
             kind.check_sharding(*given)

@@ -150,8 +150,9 @@ def test_another_seed_gives_another_run():
     assert not torch.equal(weights(a.generator)[0], weights(b.generator)[0])
 
 
-def test_forget_gradient_alone_moves_salient_entries_alone():
-    method = build("pecker", generator_retain_weight=0.0, mask_refresh_steps=0, density=0.2)
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"split_batches": True}])
+def test_forget_gradient_alone_moves_salient_entries_alone(options):
+    method = build("pecker", generator_retain_weight=0.0, mask_refresh_steps=0, density=0.2, **options)
     before = weights(method.generator)
     run(method)
     phase = method.phases[0]
