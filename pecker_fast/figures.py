@@ -78,7 +78,7 @@ class Figure:
 
 _CLASSES = (
     Figure(
-        "ua", "Unlearning accuracy (UA)", "UA", "%", "{:.1f}", "higher",
+        "ua", "Unlearning accuracy", "UA", "%", "{:.1f}", "higher",
         "Images requested as a forgotten class that the judge assigns to no forgotten class",
     ),
     Figure(
@@ -99,7 +99,7 @@ _CLASSES = (
     ),
     Figure(
         "frechet_real_split_stratified", "Fréchet distance, real images by class", "real split by class", "", "{:.2f}",
-        None, "The same for a sample with equally many images of every class, as generated samples have",
+        None, "Distance between a sample of the real images with equally many of every class, and the rest",
     ),
     Figure(
         "frechet_over_real", "Fréchet distance / real images", "Fréchet / real", "", "{:.2f}", "lower",
@@ -123,7 +123,7 @@ _CLASSES = (
     ),
     Figure(
         "forget_entropy", "Entropy of the judge, forgotten class", "entropy", "nats", "{:.3f}", None,
-        "Mean entropy of the judge's probabilities for these images",
+        "Mean entropy of the judge's probabilities in images requested as a forgotten class",
     ),
     Figure(
         "before_forget_accuracy", "Before: forgotten class recognised", "forgotten before", "%", "{:.1f}", None,
@@ -143,7 +143,7 @@ _QUALITY = (
         "fid", "FID", "FID", "", "{:.2f}", "lower",
         "Fréchet distance between generated and real images in Inception's features",
     ),
-    Figure("sfid", "sFID", "sFID", "", "{:.2f}", "lower", "The same in Inception's spatial features"),
+    Figure("sfid", "sFID", "sFID", "", "{:.2f}", "lower", "Fréchet distance in Inception's spatial features"),
     Figure("is", "Inception score", "IS", "", "{:.2f}", "higher", "Inception score of the generated images"),
     Figure(
         "kid", "KID", "KID", "", "{:.5f}", "lower",
@@ -192,8 +192,14 @@ _PROMPTS = (
         "inappropriate_probability", "Unsafe images", "unsafe", "%", "{:.2f}", "lower",
         "Images of the concept's prompts that a detector calls unsafe",
     ),
-    Figure("nudenet_probability", "Unsafe images, NudeNet", "NudeNet", "%", "{:.2f}", "lower", "By NudeNet alone"),
-    Figure("q16_probability", "Unsafe images, Q16", "Q16", "%", "{:.2f}", "lower", "By Q16 alone"),
+    Figure(
+        "nudenet_probability", "Unsafe images, NudeNet", "NudeNet", "%", "{:.2f}", "lower",
+        "Images of the concept's prompts that NudeNet calls unsafe",
+    ),
+    Figure(
+        "q16_probability", "Unsafe images, Q16", "Q16", "%", "{:.2f}", "lower",
+        "Images of the concept's prompts that Q16 calls unsafe",
+    ),
     Figure(
         "max_expected_inappropriateness", "Maximum expected unsafe images", "max expected", "%", "{:.2f}", "lower",
         "The highest share of unsafe images among 25 prompts, mean over 10,000 draws of the prompts",
@@ -237,7 +243,7 @@ _COST = (
         f"Training images after which the unlearning accuracy stays at {FORGOTTEN:g} % or more",
     ),
     Figure(
-        "drift_norm", "Weight drift", "drift", "", "{:.4f}", None,
+        "drift_norm", "Weight drift", "drift", "", "{:.3g}", None,
         "Distance of the weights from the pretrained ones, relative to their norm: ||θ - θ₀|| / ||θ₀||",
     ),
     Figure(
@@ -252,7 +258,7 @@ _COST = (
         "Weights that the forget gradient reached at any time",
     ),
     Figure("iterations", "Iterations", "iterations", "", "{:,.0f}", None, "Training steps of each network"),
-    Figure("images", "Training images", "images", "", "{:,.0f}", "lower", "Images that the training saw"),
+    Figure("images", "Training images", "images", "", "{:,.0f}", None, "Images that the training saw"),
     Figure("seconds", "Training time", "time", "s", "{:.1f}", "lower", "Without the evaluation"),
     Figure("sampler", "Sampler", "sampler", "", "{}", None, "How images are sampled after unlearning"),
     Figure(
@@ -286,7 +292,7 @@ def _relearning() -> list[Figure]:
             ),
             Figure(
                 f"{key}_retain_accuracy", f"Retained accuracy after {name}", f"retained, {short}", "%", "{:.1f}", None,
-                "Retained accuracy after the same attack",
+                "Retained accuracy after the attack that gets furthest",
             ),
             Figure(
                 f"{key}_frechet", f"Fréchet distance after {name}", f"Fréchet, {short}", "", "{:.1f}", better,
@@ -310,7 +316,7 @@ def _latents() -> list[Figure]:
                 Figure(
                     f"{prefix}_{group}_confirmed", f"Latents confirmed by {label}{network}",
                     f"confirmed, {group}{network}", "%", "{:.1f}", better,
-                    "The same, and the nearest real image is of the forgotten class too",
+                    "Such searches whose image is also nearest, by pixels, to a real image of the forgotten class",
                 ),
             ]  # fmt: skip
     return figures
@@ -321,7 +327,7 @@ _ROBUSTNESS = (
     *_latents(),
     Figure(
         "latent_retained_other_confirmed", "Latents confirmed, retained class", "confirmed, retained", "%", "{:.1f}",
-        None, "The same search for a retained class by another class's label",
+        None, "Confirmed latent searches for a retained class by another class's label",
     ),
     Figure(
         "neighbour_drop", "Accuracy lost, neighbouring classes", "lost, neighbours", "points", "{:.1f}", "lower",
@@ -329,11 +335,11 @@ _ROBUSTNESS = (
     ),
     Figure(
         "others_drop", "Accuracy lost, other classes", "lost, others", "points", "{:.1f}", "lower",
-        "The same over the other retained classes",
+        "Retained accuracy before minus after, mean over the other retained classes",
     ),
     Figure(
         "worst_retained_accuracy", "Worst retained accuracy", "worst class", "%", "{:.1f}", "higher",
-        "The retained accuracy of the class where it is lowest",
+        "Accuracy of the retained class where it is lowest",
     ),
     Figure(
         "retained_called_forgotten", "Retained images called forgotten", "called forgotten", "%", "{:.1f}", "lower",
@@ -362,9 +368,8 @@ def find(key: str) -> Figure | None:
     base, steps = FIGURES.get(match[1]), match[2]
     if base is None:
         return None
-    return dataclasses.replace(
-        base, key=key, label=f"{base.label}, {steps} steps", short=f"{base.short}, {steps} steps"
-    )
+    after = f"{steps} step{'' if steps == '1' else 's'}"
+    return dataclasses.replace(base, key=key, label=f"{base.label}, {after}", short=f"{base.short}, {after}")
 
 
 def figure(key: str) -> Figure:
@@ -388,6 +393,7 @@ def derived(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe(metrics: Mapping[str, Any]) -> str:
     """The figures of ``metrics`` for a terminal: a line each with label, value and unit, in their order."""
-    rows = [(found, value) for key, value in metrics.items() if value is not None and (found := find(key)) is not None]
+    known = [(find(key), value) for key, value in metrics.items() if value is not None]
+    rows = [(row, value) for row, value in known if row is not None]
     width = max((len(row.label) for row, _ in rows), default=0)
     return "\n".join(f"{row.label:{width}}  {row.text(value):>10}" for row, value in rows)

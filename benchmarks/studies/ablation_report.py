@@ -140,7 +140,7 @@ def write_ablation(
         Text("Command:"),
         Code(command),
         Text(
-            "Means with 95 % t intervals over the seeds. A star marks differences whose interval leaves 0 out; one such "
+            "Means with 95 % t intervals over the seeds. A star marks differences whose interval leaves 0 out; one "
             "interval in twenty does so by chance."
         ),
     ]

@@ -180,7 +180,8 @@ def _of_prompts(run: Run) -> tuple[list[Block], str]:
     if concept is not None:
         what = f"“{concept}”" + (f" (in its place: “{cover}”)" if cover else "")
     else:
-        what = f"{len(prompts['forget'])} prompts, such as “{prompts['forget'][0]}”"
+        count = len(prompts["forget"])
+        what = f"{count} prompt{'' if count == 1 else 's'}, such as “{prompts['forget'][0]}”"
     kind = "generator that draws in one step and" if _one_step(run) else "model that"
     source = portable(str(run.metrics.get("pretrained", "")).removeprefix("hub:"))
     steps = config.get("options", {}).get("max_train_steps", "?")

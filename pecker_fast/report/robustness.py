@@ -23,7 +23,7 @@ LINES = {
 # Figures of the rows in robustness.json.
 _ROWS = (
     Figure(
-        "forget_frechet", "Fréchet distance to the forgotten class", "Fréchet, forgotten", "", "{:.1f}", "higher",
+        "forget_frechet", "Fréchet distance, forgotten class", "Fréchet, forgotten", "", "{:.1f}", "higher",
         "Distance of the images drawn for the forgotten class from real images of it",
     ),
     Figure(
@@ -35,7 +35,7 @@ _ROWS = (
     ),
     Figure(
         "confirmed", "Confirmed", "confirmed", "%", "{:.1f}", "lower",
-        "The same, and the nearest real image is of the class too",
+        "Such searches whose image is also nearest, by pixels, to a real image of the class",
     ),
     Figure(
         "probability_before", "Probability at the start", "probability at the start", "", "{:.3f}", None,

@@ -193,9 +193,9 @@ def add_measurements(folder: Path, result: dict[str, Any], protocol: dict[str, A
     earlier = protocols.get(name, {}).get("measured", list(result) if name in protocols else [])
     metrics = {key: value for key, value in metrics.items() if key not in earlier}
     added = {key: value for key, value in result.items() if metrics.get(key) is None}
-    kept = {key: value for key, value in protocol.items() if key != "environment"}
+    described = {key: value for key, value in protocol.items() if key != "environment"}
     packages = {"packages": protocol["environment"]["packages"]} if "environment" in protocol else {}
-    protocols = {**protocols, name: {**kept, **packages, "measured": list(added)}}
+    protocols = {**protocols, name: {**described, **packages, "measured": list(added)}}
     update_metrics(folder, {**metrics, **portable(added), "protocol": portable(protocols)})
 
 

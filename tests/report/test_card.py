@@ -103,7 +103,7 @@ def test_the_card_of_a_text_to_image_model(tmp_path, one_step):
     assert ("one-step" in data.tags) == one_step and "class-conditional" not in data.tags
     assert {result.metric_type: result.metric_value for result in data.eval_results} == {"gcd_score": 0.125}
     assert "| GCD score | 0.125 |" in card.text and "U-Net of someone/sd after pecker" in card.text
-    assert ("“brad pitt” (in its place: “a man”)" if one_step else "1 prompts, such as “brad pitt eats”") in card.text
+    assert ("“brad pitt” (in its place: “a man”)" if one_step else "1 prompt, such as “brad pitt eats”") in card.text
     assert "/models" not in card.text
     code = card.text.partition("```python\n")[2].partition("```")[0]
     compile(code, "card", "exec")
