@@ -19,7 +19,7 @@ from ..hashing import file_sha256, weights_hash
 from ..mask import SaliencyMask
 from ..metrics.drift import Drift, grouped, total, trained_percent, weight_drift
 from ..profiling import peak_memory_bytes
-from ..report import card_note, portable, write_run_report
+from ..report import card_note, write_run_report
 from ..training.loop import Progress
 from ..unlearning.masking import module_of
 
@@ -165,38 +165,6 @@ def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:
         record_hashes(folder, ["metrics.json"])
     if (folder / "report.md").is_file():
         write_run_report(folder, changed_files(folder))
-
-
-def add_measurements(folder: Path, result: dict[str, Any], protocol: dict[str, Any], name: str) -> None:
-    """Adds an evaluation's figures to a run's metrics.json, and how they were measured, and refreshes the report.
-
-    Figures that the run itself measured stay; those of an earlier evaluation of the same name are replaced. Absolute
-    paths are shortened, and of the environment only the versions of packages are kept.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the run. Nothing is done if it has no metrics.json.
-    result : dict
-        The figures, as JSON.
-    protocol : dict
-        How they were measured, as JSON.
-    name : str
-        The key of the protocol in that of the run: "evaluation" or "concept".
-    """
-    path = folder / "metrics.json"
-    if not path.is_file():
-        return
-    metrics = json.loads(path.read_text())
-    protocols = metrics.get("protocol", {})
-    # Earlier versions did not record which figures a concept's evaluation had added: all of them.
-    earlier = protocols.get(name, {}).get("measured", list(result) if name in protocols else [])
-    metrics = {key: value for key, value in metrics.items() if key not in earlier}
-    added = {key: value for key, value in result.items() if metrics.get(key) is None}
-    described = {key: value for key, value in protocol.items() if key != "environment"}
-    packages = {"packages": protocol["environment"]["packages"]} if "environment" in protocol else {}
-    protocols = {**protocols, name: {**described, **packages, "measured": list(added)}}
-    update_metrics(folder, {**metrics, **portable(added), "protocol": portable(protocols)})
 
 
 def report(run: tyro.conf.Positional[str]) -> None:
