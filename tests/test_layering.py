@@ -24,6 +24,7 @@ ALLOWED = {
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
     "delta": {"files", "delta", "hashing", "ops"},
+    "figures": {"figures"},
     "data": {"data"},
     "hashing": {"hashing"},
     "metrics": {"checks", "files", "metrics", "data", "hashing"},
@@ -33,7 +34,7 @@ ALLOWED = {
     "models": {"checks", "files", "hashing", "diffusion", "models"},
     "profiling": {"profiling"},
     "parallel": {"parallel"},
-    "report": {"files", "report", "hashing"},
+    "report": {"figures", "files", "report"},
     "robustness": {"checks", "robustness", "unlearning", "diffusion", "data", "metrics"},
     "unlearning": {
         "checks",

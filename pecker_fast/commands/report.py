@@ -10,9 +10,9 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
     call = parse_call(write_report, words, "report", positional="run")
 
     def run() -> None:
-        path, changed = call()
-        if changed:
-            print(f"changed since the run ended: {', '.join(changed)}")
+        path, notes = call()
+        for note in notes:
+            print(note)
         print(f"report: {path}, {path.with_suffix('.html')}")
 
     return run

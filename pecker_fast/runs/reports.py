@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..report import write_run_report
+from ..report import card_note, write_run_report
 from .audit import changed_files
 
 
@@ -17,7 +17,8 @@ def write_report(run: str | Path) -> tuple[Path, list[str]]:
     Returns
     -------
     tuple of Path and list of str
-        report.md, and the files that have changed since the run ended.
+        report.md, and what else there is to say: files that have changed since the run ended, and a model card that was
+        left as it is.
 
     Raises
     ------
@@ -28,4 +29,7 @@ def write_report(run: str | Path) -> tuple[Path, list[str]]:
     if not folder.is_dir():
         raise ValueError(f"run is {str(run)!r}, no such folder")
     changed = changed_files(folder)
-    return write_run_report(folder, changed=changed), changed
+    path = write_run_report(folder, changed=changed)
+    notes = [f"changed since the run ended: {', '.join(changed)}"] if changed else []
+    card = card_note(folder)
+    return path, [*notes, *([] if card is None else [card])]

@@ -49,7 +49,7 @@ def test_it_goes_on_where_it_was_interrupted(capsys, tmp_path, monkeypatch):
     # The report is made anew from the JSON alone, elsewhere and without seconds.
     main(["compare", "--runs", str(folder / "compare.json"), "--output-dir", str(tmp_path / "d"), "--no-seconds"])
     said = capsys.readouterr().out
-    assert "pecker" in said and "seconds" not in said and str(tmp_path / "d" / "report.md") in said
+    assert "pecker" in said and "time (s)" not in said and str(tmp_path / "d" / "report.md") in said
     assert (tmp_path / "d" / "compare.csv").read_bytes() == (folder / "compare.csv").read_bytes()
     assert len(ran) == 5
     # Ended runs are read; another question is not answered with them.
@@ -79,15 +79,15 @@ def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
     # Of nine retained classes; the runs share the features of the real images.
     assert asked == [(36, folder / "features")] * 2
     text = (folder / "report.md").read_text()
-    for title in ("UA %", "FID", "sFID", "IS", "KID", "precision", "recall", "data-free", "seconds", "images", "GiB",
-                  "reached %", "changed %", "drift"):  # fmt: skip
+    for title in ("UA (%)", "FID", "sFID", "IS", "KID", "precision", "recall", "data-free", "time (s)", "images",
+                  "memory (GiB)", "reached (%)", "changed (%)", "drift"):  # fmt: skip
         assert f" {title} |" in text, title
     assert "11.50 ± 0.71" in text
     with open(folder / "compare.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [float(line["fid"]) for line in lines] == [11, 12] and {line["data-free"] for line in lines} == {"yes"}
     check_page((folder / "report.html").read_text())
-    assert "| fid | 11.00 |" in (folder / "sfd-seed0" / "report.md").read_text()
+    assert "| FID | 11.00 |" in (folder / "sfd-seed0" / "report.md").read_text()
     # Measured once; with other weights, or other counts, it would be again.
     main(arguments)
     assert len(asked) == 2

@@ -82,7 +82,7 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     assert begun["pecker"]["initial_generator"] == str(tmp_path / "one-step")
     assert begun["esd"]["initial_generator"] is None and begun["esd"]["options"]["trained"] == "u"
     text = (folder / "report.md").read_text()
-    assert "| sld-max | no |" in text and "| pecker | yes |" in text and "near unsafe %" in text
+    assert "| sld-max | no |" in text and "| pecker | yes |" in text and "near unsafe (%)" in text
     assert Image.open(folder / "concept.png").height > Image.open(folder / "near.png").height
     capsys.readouterr()
     # What has ended is read; another question is not answered with it.

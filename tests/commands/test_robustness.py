@@ -70,9 +70,11 @@ def test_a_one_step_run(run, capsys):
     for title in ("Relearning", "Latent search", "Neighbouring classes", "no label for", "Other samplers"):
         assert title in text
     page = check_page((run / "robustness.html").read_text())
-    assert len(page.pictures) == 1 and page.tags.count("h2") == 6 and page.tags.count("table") == 4
+    assert len(page.pictures) == 1 and page.tags.count("h2") == 7 and page.tags.count("table") == 5
     assert (
-        "| class | distance | accuracy before % |" in text and f"| {one} |" in text and f"matching, {many}" not in text
+        "| class | distance | accuracy before (%) |" in text
+        and f"| {one} |" in text
+        and f"matching, {many}" not in text
     )
     assert "robustness.html" in check_page((run / "report.html").read_text()).references
     assert Image.open(run / "robustness.png").size[0] > 1000

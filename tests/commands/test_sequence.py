@@ -66,9 +66,9 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     config = json.loads((folder / "request-2-forget-3" / "config.json").read_text())
     assert config["initial_generator"] == str(first) and config["options"]["max_train_steps"] == 2
     said = capsys.readouterr().out
-    assert "UA of 3 %" in said and "all at once" in said and str(folder / "sequence.md") in said
+    assert "UA of 3 (%)" in said and "all at once" in said and str(folder / "sequence.md") in said
     text, page = (folder / "sequence.md").read_text(), check_page((folder / "sequence.html").read_text())
-    for words in ("one after the other", "UA of 3 %", "Method sfd, preset digits, seed 0, with class 1 as cover."):
+    for words in ("one after the other", "UA of 3 (%)", "Method sfd, preset digits, seed 0, with class 1 as cover."):
         assert words in text and words in page.text
     assert len(page.pictures) == 1 and (folder / "sequence.png").is_file()
 

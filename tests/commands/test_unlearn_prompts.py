@@ -118,7 +118,7 @@ def test_a_run_leaves_its_drift_and_its_mask(run, model, capsys):
     assert "changed since" not in capsys.readouterr().out and (run / "README.md").read_bytes() == card
     report = (run / "report.md").read_text()
     for said in (
-        f"{norm:.4f}",
+        f"{norm:.3g}",
         "salient, last mask",
         "“a photo of a middle aged man”",
         "transformer_blocks.0.attn2.to_k",

@@ -11,7 +11,7 @@ from typing import Any
 from ...files import write_json
 from ...hashing import weights_hash
 from ...models import TextModel, resolve_text
-from ...report import Run, concept_table, portable, write_concepts
+from ...report import PROMPTS, Run, portable, text_table, write_across
 from ...unlearning import method_class, method_names
 from ..arguments import UnlearnArguments
 from ..compare import CompareArguments, Plan, fields_of
@@ -158,7 +158,7 @@ class PromptComparison(CompareArguments):
         save_sheets_of_all(self.folder, {name: several[0].folder for name, several in runs.items()}, prompts)
         source = self._model.source
         what = f"“{concept}”" if subject == "celebrity" else "nudity"
-        report = write_concepts(
+        report = write_across(
             self.folder,
             runs,
             asked=f"Preset {self.preset}: forget {what}, of {portable(source)}; protocol {self.images.protocol}.",
@@ -166,7 +166,8 @@ class PromptComparison(CompareArguments):
             facts={name: {"trained": "yes" if name in plan else "no"} for name in runs},
             pictures=[
                 ("concept.png", "Prompts of the concept, with the same noise for every method."),
-                ("near.png", "Prompts of near concepts, which are to be kept."),
+                ("near.png", "Prompts of near concepts, which should be preserved."),
             ],
+            shown=PROMPTS,
         )
-        return report, concept_table(runs)
+        return report, text_table(runs, shown=PROMPTS)

@@ -23,7 +23,6 @@ from ..arguments import ComputeArguments, UnlearnArguments
 from ..fisher_file import load_fisher
 from ..presets import method_loop, method_options, method_values, prompt_preset
 from ..task import SAME, Task
-from ..text_card import write_text_card
 from .embeddings import embed_prompts
 from .pictures import PromptPictures
 from .request import MemoryArguments, PromptRequestArguments, Prompts, resolve_prompts
@@ -197,7 +196,6 @@ class PromptTask(Task):
         folder = self.args.folder
         self.pictures.both(self.before, self.pictures.after(network))
         save_text_pipeline(folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
-        write_text_card(folder, self.describe(self.args), self.source)
         return {}
 
 
