@@ -10,6 +10,7 @@ from pecker_fast import SaliencyMask
 from pecker_fast.cli import main
 from pecker_fast.hashing import weights_hash
 from pecker_fast.models import StableDiffusion, resolve_text
+from pecker_fast.runs.audit import changed_files
 from pecker_fast.runs.presets import method_options, prompt_preset
 from pecker_fast.runs.prompts.request import PromptRequestArguments, resolve_prompts
 from pecker_fast.unlearning import method_class
@@ -125,6 +126,30 @@ def test_a_run_leaves_its_drift_and_its_mask(run, model, capsys):
     ):
         assert said in report, said
     assert "no mask" not in report.lower() and "drift.json is missing" not in report
+
+
+def test_a_run_is_evaluated_by_the_same_command_as_any_other(run, tmp_path, capsys):
+    """``evaluate`` sees from the run what kind it is; the run's figures, report and hashes follow."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    assert "have not been measured" in (folder / "report.md").read_text()
+    for name, lines in {"eval": "one\ntwo\n", "near": "a coat\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(lines)
+    options = ["--task", "nudity", "--no-nudenet", "--prompts", str(tmp_path / "eval.txt"), "--images-per-prompt", "1"]
+    options += ["--near", str(tmp_path / "near.txt"), "--near-images-per-prompt", "1", "--no-progress-bar"]
+    main(["evaluate", str(folder), *options])
+    assert "no detector is given" in capsys.readouterr().err
+    before, metrics = (json.loads((place / "metrics.json").read_text()) for place in (run, folder))
+    assert {key: metrics[key] for key in before} == before and metrics["measured_images"] == 2
+    assert changed_files(folder) == []
+    assert "have not been measured" not in (folder / "report.md").read_text()
+    protocol = metrics["protocol"]["concept"]
+    assert protocol["samples"]["sampler"] == "one_step" and "measured_images" in protocol["measured"]
+    # Measured again, the new figures replace the old ones; also those of versions that did not list them.
+    del metrics["protocol"]["concept"]["measured"]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    main(["evaluate-concept", str(folder), *options, "--images-per-prompt", "2"])
+    assert json.loads((folder / "metrics.json").read_text())["measured_images"] == 4
 
 
 def test_resumed_run_has_the_same_bits(run, model, lists, tmp_path, monkeypatch):
