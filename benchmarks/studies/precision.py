@@ -21,7 +21,7 @@ from pecker_fast.data import load_dataset
 from pecker_fast.diffusion import sample_one_step
 from pecker_fast.metrics import Evaluator, load_judge
 from pecker_fast.models import load_network
-from pecker_fast.training.presets import method_options, preset
+from pecker_fast.runs.presets import class_preset, method_options
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 
 from ..run import conditions, save
@@ -38,7 +38,7 @@ def run(seed: int, iterations: int, *, device: str, mixed_precision: str, **chan
     Returns the losses of every iteration and what the evaluation measured of the averaged generator.
     """
     network, schedule = load_network(NETWORK)
-    request = ForgetRequest.of(network, [preset("digits").forget_class], preset("digits").cover_class)
+    request = ForgetRequest.of(network, [class_preset("digits").forget_class], class_preset("digits").cover_class)
     setting = Setting(
         teacher=network,
         schedule=schedule,

@@ -1,6 +1,6 @@
 """What a run leaves for an audit: the drift of each layer, the last mask, its figures and the hashes of its files.
 
-Whatever changes metrics.json after the run goes through ``update_metrics``. And ``pecker-fast report``.
+Whatever changes metrics.json after the run goes through ``update_metrics``.
 """
 
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
 from ..diffusion.networks import unwrap
@@ -19,7 +18,7 @@ from ..hashing import file_sha256, weights_hash
 from ..mask import SaliencyMask
 from ..metrics.drift import Drift, grouped, total, trained_percent, weight_drift
 from ..profiling import peak_memory_bytes
-from ..report import card_note, write_run_report
+from ..report import write_run_report
 from ..training.loop import Progress
 from ..unlearning.masking import module_of
 
@@ -165,22 +164,3 @@ def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:
         record_hashes(folder, ["metrics.json"])
     if (folder / "report.md").is_file():
         write_run_report(folder, changed_files(folder))
-
-
-def report(run: tyro.conf.Positional[str]) -> None:
-    """Refreshes report.md, report.html and the model card of a run, with the figures measured since it ended.
-
-    Args:
-        run: Folder of a run of unlearning that has ended.
-    """
-    folder = Path(run)
-    if not folder.is_dir():
-        raise ValueError(f"run is {run!r}, no such folder")
-    changed = changed_files(folder)
-    path = write_run_report(folder, changed=changed)
-    if changed:
-        print(f"changed since the run ended: {', '.join(changed)}")
-    note = card_note(folder)
-    if note is not None:
-        print(note)
-    print(f"report: {path}, {path.with_suffix('.html')}")

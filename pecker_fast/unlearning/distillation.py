@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ..diffusion import (
     OneStepGenerator,
+    Sampler,
     TextConditioned,
     noise_prediction_loss,
     regression_loss,
-    sample_one_step,
     score_distillation_loss,
 )
 from ..mask import SaliencyMask
@@ -441,8 +441,9 @@ class ScoreForgetting(Method):
             if value:
                 raise ValueError(f"fsdp is set, and so is {name}: expected one of them")
 
-    def sampling(self) -> dict[str, Any]:
-        return {"sampler": "one_step", "sampling_steps": 1}
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler("one_step", t_init=self.options.t_init)
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """As a pipeline that draws in one step; of a text-conditional network the U-Net alone."""
@@ -450,7 +451,3 @@ class ScoreForgetting(Method):
             super().save(folder, network)
             return
         save_one_step_pipeline(folder, network, self.setting.schedule, self.options.t_init)
-
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        with self.setting.autocast():
-            return sample_one_step(network, self.one_step, labels, batch_size=batch_size, seed=seed)

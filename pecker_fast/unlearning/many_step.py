@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..checks import check_int, check_number
-from ..diffusion import NoiseSchedule, null_label, sample_ddim, sample_ddpm
+from ..checks import check_choice, check_int, check_number
+from ..diffusion import Sampler, null_label
 from .protocol import Method
 from .setting import ForgetRequest, Setting
 
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim}
+SAMPLERS = ("ddpm", "ddim")
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,9 @@ class SamplingOptions:
 
     def check_sampling(self, num_train_timesteps: int) -> None:
         """Raises ValueError or TypeError, naming the option, where one is out of range."""
-        check_sampler("eval_sampler", self.eval_sampler)
+        check_choice("eval_sampler", self.eval_sampler, SAMPLERS)
         check_int("num_inference_steps", self.num_inference_steps, 1, num_train_timesteps + 1)
         check_number("eval_guidance_scale", self.eval_guidance_scale)
-
-
-def check_sampler(name: str, value: str) -> None:
-    if value not in SAMPLERS:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(SAMPLERS)}")
 
 
 def check_guidance(network: nn.Module, name: str, scale: float) -> None:
@@ -45,23 +40,6 @@ def check_guidance(network: nn.Module, name: str, scale: float) -> None:
         raise ValueError(
             f'{name} is {scale:g}, but the pretrained network has no label for "no condition": expected 1, no guidance'
         )
-
-
-def draw(
-    network: nn.Module,
-    schedule: NoiseSchedule,
-    labels: Tensor,
-    *,
-    sampler: str,
-    steps: int,
-    guidance_scale: float,
-    clip_sample: bool,
-    seed: int,
-    batch_size: int = 256,
-) -> Tensor:
-    """Images float32 (N, C, H, W) in [-1, 1] of ``labels``, on the network's device."""
-    given = {"guidance_scale": guidance_scale, "clip_sample": clip_sample, "seed": seed, "batch_size": batch_size}
-    return SAMPLERS[sampler](network, schedule, labels, steps, **given)
 
 
 class ManyStepMethod(Method):
@@ -81,25 +59,12 @@ class ManyStepMethod(Method):
         if self.needs_data(options) and setting.training_images is None:
             raise ValueError(f"{self.name} needs images of the training set, and there are none (training_images)")
 
-    def sampling(self) -> dict[str, Any]:
+    @property
+    def sampler(self) -> Sampler:
         o = self.options
-        return {
-            "sampler": o.eval_sampler,
-            "sampling_steps": o.num_inference_steps,
-            "guidance_scale": o.eval_guidance_scale,
-        }
-
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        o = self.options
-        with self.setting.autocast():
-            return draw(
-                network,
-                self.setting.schedule,
-                labels,
-                sampler=o.eval_sampler,
-                steps=o.num_inference_steps,
-                guidance_scale=o.eval_guidance_scale,
-                clip_sample=o.clip_sample,
-                seed=seed,
-                batch_size=batch_size,
-            )
+        return Sampler(
+            o.eval_sampler,
+            num_inference_steps=o.num_inference_steps,
+            guidance_scale=o.eval_guidance_scale,
+            clip_sample=o.clip_sample,
+        )

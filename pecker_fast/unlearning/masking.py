@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_number
-from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, sample_ddim
+from ..diffusion import OneStepGenerator, Sampler, noise_prediction_loss, predict_eps
 from ..mask import SaliencyMask
 from ..saliency import saliency_mask
 from ..sharding import is_sharded, like, part_of
@@ -16,8 +16,8 @@ from .gradients import add_gradients
 from .setting import Setting
 from .streams import Streams, derived_seed
 
-# DDIM steps of samples that the teacher draws.
-TEACHER_STEPS = 50
+# How the teacher draws samples.
+TEACHER_SAMPLER = Sampler("ddim", num_inference_steps=50)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Masker:
             labels = streams.choose("labels", self.samples, self._forgotten)
             seed = derived_seed(self.setting.seed, "saliency teacher")
             with self.setting.autocast():
-                images = sample_ddim(self.setting.teacher, self.setting.schedule, labels, TEACHER_STEPS, seed=seed)
+                images = TEACHER_SAMPLER.draw(self.setting.teacher, self.setting.schedule, labels, seed)
             self._pool = images, labels
 
     @torch.no_grad()

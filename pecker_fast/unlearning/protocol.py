@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import TextConditioned
+from ..diffusion import Sampler, TextConditioned
 from ..mask import SaliencyMask
 from ..models import save_network, save_text_network
 from ..sharding import local
@@ -117,10 +117,10 @@ class Method(ABC):
         """Raises ValueError where the processes of a run cannot share out this method's networks (``Setting.fsdp``)."""
         raise ValueError(f"fsdp is set, but {cls.name} shards no networks: it is for pecker, pecker+ and sfd")
 
+    @property
     @abstractmethod
-    def sampling(self) -> dict[str, Any]:
-        """How ``sample`` draws, for metrics.json: "sampler" and "sampling_steps", its evaluations of the network an
-        image (with guidance each is of two), and what else settles it."""
+    def sampler(self) -> Sampler:
+        """How the networks that the method trains are meant to be sampled, under ``setting.autocast()``."""
 
     def save(self, folder: Path, network: nn.Module) -> None:
         """Writes ``network``, as ``Phase.averaged`` gives it, into ``folder/unet`` in diffusers' layout."""
@@ -128,10 +128,3 @@ class Method(ABC):
             save_text_network(folder / "unet", network)
             return
         save_network(folder / "unet", network, self.setting.schedule)
-
-    @abstractmethod
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1] of ``network``, as the method's networks are meant to be sampled.
-
-        ``network``: what ``Phase.averaged`` gives. The noise of sample i depends on seed and i alone.
-        """

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_int, check_number
-from ..diffusion import null_label
+from ..checks import check_choice, check_int, check_number
+from ..diffusion import Sampler, null_label
 from ..saliency import SaliencyAccumulator
-from .many_step import check_guidance, check_sampler, draw
+from .many_step import SAMPLERS, check_guidance
 from .protocol import Phase
 from .setting import Setting
 from .streams import derived_seed
@@ -37,7 +37,7 @@ class ReplayOptions:
     def check_replay(self, num_train_timesteps: int) -> None:
         """Raises ValueError or TypeError, naming the option, where one is out of range."""
         check_int("replay_images_per_class", self.replay_images_per_class, 1)
-        check_sampler("replay_sampler", self.replay_sampler)
+        check_choice("replay_sampler", self.replay_sampler, SAMPLERS)
         check_int("replay_steps", self.replay_steps, 1, num_train_timesteps + 1)
         check_number("replay_guidance_scale", self.replay_guidance_scale)
         check_int("replay_batch_size", self.replay_batch_size, 1)
@@ -135,6 +135,13 @@ class Drawing(Preparation):
         super().__init__(setting, network, pool)
         check_guidance(setting.teacher, "replay_guidance_scale", options.replay_guidance_scale)
         self.options = options
+        self.sampler = Sampler(
+            options.replay_sampler,
+            num_inference_steps=options.replay_steps,
+            guidance_scale=options.replay_guidance_scale,
+            clip_sample=options.clip_sample,
+            batch_size=options.replay_batch_size,
+        )
         self.iterations = -(-len(pool) // options.replay_batch_size)
         self.images_per_iteration = min(len(pool), options.replay_batch_size)
 
@@ -142,17 +149,8 @@ class Drawing(Preparation):
         o, setting = self.options, self.setting
         rows = slice(iteration * o.replay_batch_size, (iteration + 1) * o.replay_batch_size)
         with setting.regions("sampling"), setting.autocast():
-            images = draw(
-                setting.teacher,
-                setting.schedule,
-                self.pool.asked[rows],
-                sampler=o.replay_sampler,
-                steps=o.replay_steps,
-                guidance_scale=o.replay_guidance_scale,
-                clip_sample=o.clip_sample,
-                seed=derived_seed(setting.seed, self.name, iteration),
-                batch_size=o.replay_batch_size,
-            )
+            seed = derived_seed(setting.seed, self.name, iteration)
+            images = self.sampler.draw(setting.teacher, setting.schedule, self.pool.asked[rows], seed)
         # The same bits everywhere.
         setting.world.average_([images])
         self.pool.images[rows] = images.cpu()

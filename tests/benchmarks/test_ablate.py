@@ -11,7 +11,8 @@ from pecker_fast.benchmarks.studies import ablate as command
 from pecker_fast.benchmarks.studies.ablate import main
 from pecker_fast.benchmarks.studies.conditions import NOTHING_FORGOTTEN, STUDIES
 
-from pecker_fast.runs.unlearn import TIMESTEPS, UnlearnArguments
+from pecker_fast.runs.classes.task import TIMESTEPS
+from pecker_fast.runs.task import unlearn_arguments
 
 SETS = ["--set", "train_batch_size=2", "forget_batch_size=2", "saliency_batch_size=2"]
 
@@ -36,7 +37,7 @@ def ran(monkeypatch):
     real, names = command._run_one, []
 
     def watched(args):
-        names.append(args.output_dir.name)
+        names.append(args.folder.name)
         real(args)
 
     monkeypatch.setattr(command, "_run_one", watched)
@@ -110,7 +111,7 @@ def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
     )
     (run,) = planned
     compute = run.args.compute.resolved()
-    setting, _ = command.load_setting(run.args, compute, command.World())
+    setting = command.ClassTask(run.args, compute, command.World()).setting
     method = command.method_class("sfd")(setting, run.args.options)
     evaluation = command.SparseEvaluation(setting, method, command._evaluator("digits", 8, (0,), 1), 4)
     phase = method.phases[0]
@@ -140,7 +141,7 @@ def test_studies_make_sense():
                 assert getattr(run.args.options, name) == value
     assert len(list(command._plan(STUDIES["mask"], "digits", range(5), ((0, 1),), None, Path("x"), {}, 10))) <= 150
     # One factor at a time: every condition departs from these defaults.
-    base = UnlearnArguments.defaults("digits", "pecker").options
+    base = unlearn_arguments("digits", "pecker").options
     assert (base.density, base.mask_refresh_steps, base.update, base.saliency_score) == (0.5, 10, "joint", "gradient")
     # A name means the same run in every study.
     named = {}

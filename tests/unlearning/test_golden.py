@@ -10,8 +10,8 @@ import dataclasses
 import pytest
 import torch
 
-from pecker_fast.runs.options import load_pretrained
-from pecker_fast.training.presets import method_options
+from pecker_fast.models import resolve
+from pecker_fast.runs.presets import method_options
 from pecker_fast.unlearning import ForgetRequest, Setting, method_class
 
 TOLERANCE = 2e-3
@@ -42,7 +42,8 @@ GOLDEN = {
 
 
 def measure(name: str) -> dict[str, float]:
-    network, schedule, _ = load_pretrained(None, "digits")
+    model = resolve(None, shipped="digits")
+    network, schedule = model.network, model.schedule
     setting = Setting(teacher=network, schedule=schedule, request=ForgetRequest.of(network, [0], 1), seed=11)
     kind = method_class(name)
     options = dataclasses.replace(method_options("digits", kind), max_train_steps=5)

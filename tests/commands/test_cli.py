@@ -1,0 +1,58 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    # Without the interpreter that the other tests ask for, as a user runs it.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "pecker_fast", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def test_env_tells_versions_and_reasons():
+    text = run("env").stdout
+    assert "torch" in text and "reference" in text and "chosen" in text
+    found = json.loads(run("env", "--json").stdout)
+    assert found["backends"]["cpu"]["reference"] is None
+    assert found["backends"]["cpu"]["cuda"]
+    assert set(found["chosen"]["cpu"].values()) <= {"cpu", "reference"}
+
+
+def test_bench_writes_json(tmp_path):
+    path = tmp_path / "out.json"
+    done = run("bench", "--size", "tiny", "--threads", "1", "--repeats", "3", "--max-seconds", "1", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    results = json.loads(path.read_text())
+    assert results["rows"] and {"conditions", "rows"} <= set(results)
+    assert results["conditions"]["packages"]["torch"]
+    for row in results["rows"]:
+        assert row["number"] >= 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["demo", "--forget-class", "12", "--output-dir", "/tmp/never-written"],
+        ["unlearn", "--preset", "no-such-preset"],
+        ["unlearn", "--method", "no-such-method"],
+        ["unlearn", "--density", "much"],
+        ["bench", "no_such_operation", "--size", "tiny"],
+        ["bench", "--size", "gigantic"],
+        ["bench", "--size", "tiny", "--json", "/no/such/folder/out.json"],
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(arguments):
+    done = run(*arguments)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if "CUDA runtime" not in line]
+    assert len(lines) == 1 and lines[0].startswith("pecker-fast: "), done.stderr
