@@ -180,7 +180,8 @@ def test_the_command_line_starts_lean():
         "from pecker_fast import cli\n"
         "assert not [name for name in sys.modules if name.startswith(('pecker_fast.runs', 'pecker_fast.commands'))]\n"
         "import pecker_fast.commands.unlearn\n"
-        "heavy = {'diffusers', 'transformers', 'torchvision', 'matplotlib', 'sklearn', 'torch_fidelity'} & set(sys.modules)\n"
+        "heavy = {'diffusers', 'transformers', 'torchvision', 'matplotlib', 'sklearn', 'torch_fidelity'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -18,5 +18,5 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
 
 def run(args: CompareArguments) -> None:
     """Compare, and print the table."""
-    report, table = compare(args)
-    print(f"{table}\nreport: {report}")
+    comparison = compare(args)
+    print(f"{comparison.table}\nreport: {comparison.report}")

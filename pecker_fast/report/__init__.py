@@ -1,6 +1,6 @@
 """Pictures, curves and reports of runs. Only runs and commands import it."""
 
-from .across import CLASSES, PROMPTS, Comparison, read_across, text_table, write_across
+from .across import CLASSES, PROMPTS, Layout, read_across, text_table, write_across
 from .card import card_note
 from .comparison import comparison_table, write_comparison
 from .files import Run
@@ -13,7 +13,7 @@ from .sequence import write_sequence
 __all__ = [
     "CLASSES",
     "PROMPTS",
-    "Comparison",
+    "Layout",
     "Run",
     "card_note",
     "comparison_table",

@@ -23,7 +23,7 @@ TIMED = ("seconds", "seconds_per_image")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Layout:
     """What a comparison of methods shows.
 
     Parameters
@@ -50,7 +50,7 @@ class Comparison:
     facts_in_csv: bool
 
 
-CLASSES = Comparison(
+CLASSES = Layout(
     title="Methods compared",
     columns=(
         *("ua", "ua_last_half_min", "retain_accuracy", "frechet_distance", "frechet_over_real"),
@@ -76,7 +76,7 @@ _CONCEPT_COLUMNS = (
     *("inappropriate_probability", "max_expected_inappropriateness", "near_inappropriate_probability"),
     *("clip_score", "near_clip_score", "coco_clip_score", "fid", "sampling_steps", "images", "seconds"),
 )
-PROMPTS = Comparison(
+PROMPTS = Layout(
     title="Concept forgotten",
     columns=_CONCEPT_COLUMNS,
     main=_CONCEPT_COLUMNS,
@@ -141,7 +141,7 @@ def _table(
     return table, keys
 
 
-def text_table(runs: Mapping[str, Sequence[Run]], seconds: bool = True, shown: Comparison = CLASSES) -> str:
+def text_table(runs: Mapping[str, Sequence[Run]], seconds: bool = True, shown: Layout = CLASSES) -> str:
     """The main columns for a terminal. Arguments as for ``write_across``."""
     return text_table_of(_table(runs, {}, shown.main, seconds)[0])
 
@@ -220,7 +220,7 @@ def write_across(
     facts: Mapping[str, Mapping[str, str]] | None = None,
     seconds: bool = True,
     pictures: Sequence[tuple[str, str]] = (),
-    shown: Comparison = CLASSES,
+    shown: Layout = CLASSES,
 ) -> Path:
     """Writes the report of a comparison, and its figures as data.
 
@@ -242,7 +242,7 @@ def write_across(
         Whether to show figures that depend on the machine's speed; compare.csv and compare.json always hold them.
     pictures : sequence of (str, str)
         Files in the folder, and what they show.
-    shown : Comparison
+    shown : Layout
         ``CLASSES`` or ``PROMPTS``.
 
     Returns
@@ -296,7 +296,7 @@ def write_across(
 
 
 def _write_csv(
-    path: Path, runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, str]], shown: Comparison
+    path: Path, runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, str]], shown: Layout
 ) -> None:
     titles = list(next(iter(facts.values()), {})) if shown.facts_in_csv else []
     extractor = ["feature_extractor"] if shown.facts_in_csv else []

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..report import Run
+from ..report import Run as Record
 from .arguments import UnlearnArguments
+from .folder import run_config
 from .presets import preset
+from .run import Run
 from .several import assignment, check_alone, check_shared, ended, resumed, run_arguments
 from .unlearn import unlearn
 
@@ -62,8 +64,8 @@ class CompareArguments(ABC):
         """The folder of a run."""
         return self.folder / f"{name}-seed{seed}"
 
-    def report_again(self) -> tuple[Path, str] | None:
-        """Report runs of an earlier comparison instead, if the options ask for it; nothing is run."""
+    def report_again(self) -> "Comparison | None":
+        """Report an earlier comparison instead, if the options ask for it; nothing is run."""
         return None
 
     @abstractmethod
@@ -83,11 +85,33 @@ class CompareArguments(ABC):
         """Measure a run that has ended, or a row that trains nothing, unless it has been measured in the same way."""
 
     @abstractmethod
-    def report(self, runs: Mapping[str, Sequence[Run]], plan: Plan) -> tuple[Path, str]:
+    def report(self, runs: Mapping[str, Sequence[Record]], plan: Plan) -> tuple[Path, str]:
         """Write the report; return its path and the table for a terminal."""
 
 
-def compare(args: CompareArguments) -> tuple[Path, str]:
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a comparison.
+
+    Parameters
+    ----------
+    runs : dict
+        Method to its runs, one for each seed.
+    table : str
+        Means and spreads, to read.
+    report : Path
+        report.md, with curves and the figures of each run.
+    """
+
+    runs: dict[str, list[Run]]
+    table: str
+    report: Path
+
+    def __str__(self) -> str:
+        return self.table
+
+
+def compare(args: CompareArguments) -> Comparison:
     """Run methods over seeds, measure them, and write a report with means and spreads.
 
     Called again with the same options it continues where it was interrupted: runs that have ended are read, not
@@ -100,8 +124,8 @@ def compare(args: CompareArguments) -> tuple[Path, str]:
 
     Returns
     -------
-    tuple of Path and str
-        report.md, and the table for a terminal.
+    Comparison
+        The runs, a table and the report.
 
     Raises
     ------
@@ -126,7 +150,13 @@ def compare(args: CompareArguments) -> tuple[Path, str]:
     except SystemExit:
         print("run the same command again to continue")
         raise
-    return args.report({name: [Run.read(folder) for folder in folders[name]] for name in names}, plan)
+    report, table = args.report({name: [Record.read(folder) for folder in folders[name]] for name in names}, plan)
+    return Comparison({name: runs_in(folders[name]) for name in plan}, table, report)
+
+
+def runs_in(folders: Sequence[Path]) -> list[Run]:
+    """The runs of unlearning in these folders."""
+    return [Run(folder) for folder in folders if run_config(folder)]
 
 
 def _plan(args: CompareArguments, names: Sequence[str]) -> tuple[Plan, dict[str, list[Path]]]:

@@ -11,7 +11,7 @@ from ...metrics import check_inception_weights
 from ...report import Run, read_across, text_table, write_across
 from ...unlearning import method_class
 from ..arguments import UnlearnArguments
-from ..compare import CompareArguments, Plan, fields_of
+from ..compare import CompareArguments, Comparison, Plan, fields_of, runs_in
 from ..evaluate import evaluate
 from ..presets import class_preset
 from ..robustness import RobustnessArguments, robustness
@@ -106,13 +106,15 @@ class ClassComparison(CompareArguments):
         report = write_across(self.folder, runs, seconds=self.seconds, asked=asked, command=command, facts=facts)
         return report, text_table(runs, self.seconds)
 
-    def report_again(self) -> tuple[Path, str] | None:
+    def report_again(self) -> Comparison | None:
         if self.runs is None:
             return None
-        runs, facts = read_across(Path(self.runs))
+        records, facts = read_across(Path(self.runs))
         folder = Path(self.output_dir) if self.output_dir else Path(self.runs).parent
         folder.mkdir(parents=True, exist_ok=True)
-        return write_across(folder, runs, seconds=self.seconds, **facts), text_table(runs, self.seconds)
+        report = write_across(folder, records, seconds=self.seconds, **facts)
+        runs = {name: runs_in([record.folder for record in several]) for name, several in records.items()}
+        return Comparison(runs, text_table(records, self.seconds), report)
 
 
 def _facts(args: UnlearnArguments, run: Run) -> dict[str, str]:

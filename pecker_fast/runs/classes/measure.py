@@ -1,4 +1,4 @@
-"""Evaluation of a run while it is under way and at its end."""
+"""Measuring the networks of a run while it trains and at its end, and the protocol of a measurement."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ from ...unlearning import ForgetRequest, Method, Setting
 DDIM_STEPS = 50
 # How the pretrained network is sampled.
 TEACHER_SAMPLER = Sampler("ddim", num_inference_steps=DDIM_STEPS)
-# How the real images are split against each other.
+# How the real images are split into two samples.
 REAL_SPLIT = {"repeats": 8, "seed": 0}
 
 
 def split_count(evaluator: Evaluator, retained: int) -> int | None:
-    """Real images to hold against the others where ``retained`` were generated: as many, or half of them where there
-    are not enough. None for fewer than two."""
+    """The size of each of two samples of real images: ``retained``, the number of generated images of retained classes,
+    or half of the real images if there are not enough. None for fewer than two."""
     count = min(retained, len(evaluator.real.retained_labels) // 2)
     return count if count >= 2 else None
 
 
 def real_split(evaluator: Evaluator, retained: int, stratified: bool = False) -> float | None:
-    """The Fréchet distance of so many real images from the others."""
+    """The Fréchet distance between two samples of real images of this size: the best that generated images can get."""
     count = split_count(evaluator, retained)
     return None if count is None else evaluator.real_split_frechet(count, stratified=stratified, **REAL_SPLIT)
 
@@ -34,10 +34,19 @@ def real_split(evaluator: Evaluator, retained: int, stratified: bool = False) ->
 def protocol_of(
     evaluator: Evaluator, samples: dict[str, Any], reference: dict[str, Any], retained: int
 ) -> dict[str, Any]:
-    """How something was measured, as JSON.
+    """Describe how something was measured, as JSON.
 
-    ``samples``: how the images were drawn, with their seed. ``reference``: which real images they were measured
-    against. ``retained``: how many of retained classes were drawn."""
+    Parameters
+    ----------
+    evaluator : Evaluator
+        What measured it.
+    samples : dict
+        How the images were drawn, with their seed.
+    reference : dict
+        Which real images they were compared with.
+    retained : int
+        Number of generated images of retained classes.
+    """
     judge, real = evaluator.judge, evaluator.real
     return {
         "samples": samples,
@@ -59,14 +68,25 @@ def protocol_of(
 
 
 class RunEvaluation:
-    """Samples and measures networks on fixed labels and noise, so that curves show the network's change alone.
+    """Samples networks with fixed labels and noise, so that curves show nothing but the network's change.
 
     Parameters
     ----------
-    setting, method: of the run.
-    dataset, judge: real images and the classifier.
-    samples_per_class: images of each class.
-    reference: which real images ``dataset`` has, for the protocol.
+    setting, method
+        Of the run.
+    dataset : LabelledImages
+        Real images.
+    judge : Judge
+        The classifier.
+    samples_per_class : int
+        Images of each class.
+    reference : dict
+        Which real images ``dataset`` has, for the protocol.
+
+    Raises
+    ------
+    ValueError
+        If the judge knows another number of classes than the network.
     """
 
     def __init__(
@@ -95,7 +115,7 @@ class RunEvaluation:
         }
 
     def protocol(self) -> dict[str, Any]:
-        """For metrics.json: how the run was measured."""
+        """How the run was measured, for metrics.json."""
         samples = {
             **self.method.sampler.summary(),
             "t_init": getattr(self.method.options, "t_init", None),
@@ -106,23 +126,23 @@ class RunEvaluation:
         return protocol_of(self.evaluator, samples, self.reference, self.retained)
 
     def samples(self, network: nn.Module) -> Tensor:
-        """Images (N, C, H, W) on the CPU of the labels."""
+        """Images (N, C, H, W) of a network of the run, on the CPU."""
         with self.setting.autocast():
             images = self.method.sampler.draw(network, self.setting.schedule, self.labels, self.setting.seed)
         return images.float().cpu()
 
     def __call__(self, network: nn.Module) -> dict[str, Any]:
-        """The figures of a network, for evaluation.jsonl."""
+        """The figures of a network of the run, for evaluation.jsonl."""
         return self.evaluator(self.samples(network), self.labels)
 
     def teacher_samples(self) -> Tensor:
-        """Images (N, C, H, W) that the pretrained network draws of the labels by DDIM, on the CPU."""
+        """Images (N, C, H, W) of the pretrained network by DDIM, on the CPU."""
         with self.setting.autocast():
             images = TEACHER_SAMPLER.draw(self.setting.teacher, self.setting.schedule, self.labels, self.setting.seed)
         return images.cpu()
 
     def before(self, images: Tensor) -> dict[str, Any]:
-        """How well the pretrained network drew, and above all what is to be forgotten."""
+        """The figures of the pretrained network's images, its accuracy on the classes to forget among them."""
         measured = self.evaluator(images, self.labels)
         probabilities, _ = self.judge(images)
         forgotten = torch.isin(self.labels, torch.tensor(self.setting.request.forget_classes))
@@ -136,7 +156,7 @@ class RunEvaluation:
 
 
 def summary(records: list[dict[str, Any]], iterations: int) -> dict[str, Any]:
-    """The last evaluation, and the least UA of the evaluations in the last half of the run."""
+    """The last evaluation of a run, and the lowest UA of the evaluations in its second half."""
     if not records:
         return {}
     last = {name: value for name, value in records[-1].items() if name not in ("step", "images", "seconds")}

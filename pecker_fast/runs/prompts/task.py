@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...diffusion import NoiseSchedule
+from ...diffusion import NoiseSchedule, TextConditioned
 from ...hashing import file_sha256, weights_hash
 from ...models import resolve_text, resolve_text_unet, save_text_pipeline
 from ...parallel import World, process_count
@@ -23,7 +23,8 @@ from ..arguments import ComputeArguments, UnlearnArguments
 from ..fisher_file import load_fisher
 from ..presets import method_loop, method_options, method_values, prompt_preset
 from ..task import SAME, Task
-from ..text_models import TextPictures, encoded, on_network
+from .embeddings import embed_prompts
+from .pictures import PromptPictures
 from .request import MemoryArguments, PromptRequestArguments, Prompts, resolve_prompts
 
 INITIAL = ("initial_generator", "initial_score")
@@ -106,11 +107,11 @@ class PromptTask(Task):
             regions=Regions(compute.profile, compute.device),
             world=world,
             fisher=fisher,
-            **{name: on_network(self.model, x, network) for name, x in initial.items()},
+            **{name: _with_prompts(x, network) for name, x in initial.items()},
             **args.resources.as_setting(),
             **compute.as_setting(),
         )
-        self.pictures: TextPictures | None = None
+        self.pictures: PromptPictures | None = None
 
     def _check_fisher(self) -> None:
         path, method = self.args.request.fisher, self.args.method
@@ -137,7 +138,7 @@ class PromptTask(Task):
 
         def encode() -> Tensor:
             folder.mkdir(parents=True, exist_ok=True)
-            return encoded(self.model, prompts, folder, torch.device(compute.device), dtype)
+            return embed_prompts(self.model, prompts, folder, torch.device(compute.device), dtype)
 
         world.on_main(encode)
         return encode()
@@ -165,7 +166,7 @@ class PromptTask(Task):
         labels = prompts.request.labels(prompts.pictured)
         per_prompt = self.args.request.samples_per_prompt
         self.method = method
-        self.pictures = TextPictures(
+        self.pictures = PromptPictures(
             self.model, method, prompts.pictured, labels, prompts.forgotten, per_prompt, samples
         )
 
@@ -195,6 +196,14 @@ class PromptTask(Task):
         self.pictures.both(self.before, self.pictures.after(network))
         save_text_pipeline(self.args.folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
         return {}
+
+
+def _with_prompts(unet: nn.Module | None, network: TextConditioned) -> TextConditioned | None:
+    """``unet`` with the prompts of ``network``; None without one."""
+    if unet is None:
+        return None
+    size = network.config["sample_size"]
+    return TextConditioned(unet, network.table, network.schedule, network.prediction_type, size)
 
 
 def prompts_of(args: UnlearnArguments) -> Prompts:
