@@ -3,7 +3,7 @@
 from .across import CLASSES, PROMPTS, Layout, read_across, text_table, write_across
 from .card import card_note
 from .comparison import comparison_table, write_comparison
-from .files import Run
+from .files import RunRecord
 from .grids import save_before_after, save_grid, save_side_by_side
 from .places import portable
 from .robustness import write_robustness_report
@@ -14,7 +14,7 @@ __all__ = [
     "CLASSES",
     "PROMPTS",
     "Layout",
-    "Run",
+    "RunRecord",
     "card_note",
     "comparison_table",
     "portable",
