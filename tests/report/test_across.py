@@ -68,8 +68,8 @@ def test_the_table_and_the_files(tmp_path):
 def test_figures_of_a_masked_run(tmp_path):
     log = [{"mask_density": 0.5, "mask_touched_ever": 0.75}]
     masked = RunRecord(tmp_path, {}, {"peak_memory_bytes": 2**30}, log, [])
-    found = figures(masked)
-    assert found["reached"] == 75 and found["peak_memory_gib"] == 1 and found["ua"] is None
+    result = figures(masked)
+    assert result["reached"] == 75 and result["peak_memory_gib"] == 1 and result["ua"] is None
     # Without a mask: what is trained, as far as that was recorded.
     assert figures(run(tmp_path, [1.0], 1.0))["reached"] is None
     assert figures(run(tmp_path, [1.0], 1.0, parameters_trained=8.7))["reached"] == 8.7
@@ -126,8 +126,8 @@ def test_a_report_is_made_anew_from_its_json(tmp_path):
     for folder in (first, second):
         folder.mkdir()
     write_across(first, runs, asked="Forget 0.", command="pecker-fast compare", facts=facts)
-    read, said = read_across(first / "compare.json")
-    write_across(second, read, **said)
+    read, arguments = read_across(first / "compare.json")
+    write_across(second, read, **arguments)
     for name in ("compare.json", "compare.csv", "report.md", "report.html", "report.png"):
         assert (second / name).read_bytes() == (first / name).read_bytes(), name
     assert "| 75.0 (1 of 2) |" in (second / "report.md").read_text()
