@@ -23,7 +23,7 @@ from pecker_fast.diffusion import sample_one_step
 from pecker_fast.metrics import Evaluator, load_judge
 from pecker_fast.models import load_network
 from pecker_fast.training.presets import method_options, preset
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 
 from .run import conditions, save
 
@@ -37,14 +37,8 @@ def run(method: str, seed: int, iterations: int, *, device: str, mixed_precision
     whose gradients the forget batch needs, and the averaged generator's evaluation."""
     network, schedule = load_network(NETWORK)
     request = ForgetRequest.of(network, [preset("digits").forget_class], preset("digits").cover_class)
-    setting = Setting(
-        teacher=network,
-        schedule=schedule,
-        request=request,
-        seed=seed,
-        device=torch.device(device),
-        mixed_precision=mixed_precision,
-    )
+    compute = Compute(seed=seed, device=torch.device(device), mixed_precision=mixed_precision)
+    setting = Setting(Problem(network, schedule, request), compute)
     kind = method_class(method)
     options = replace(method_options("digits", kind), max_train_steps=iterations, **changes)
     method_ = kind(setting, options)

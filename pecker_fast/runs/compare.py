@@ -111,7 +111,7 @@ def compare(
             )
     check_given(given, [several[0] for several in plan.values()])
     for args in (of[0] for of in plan.values()):
-        args.options.check(1000)
+        args.options.check()
     for several in plan.values():
         for args in several:
             ended(args)

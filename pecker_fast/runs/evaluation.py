@@ -76,13 +76,13 @@ class RunEvaluation:
         samples_per_class: int,
         reference: dict[str, Any],
     ) -> None:
-        request: ForgetRequest = setting.request
+        request: ForgetRequest = setting.problem.request
         if judge.num_classes != request.num_classes:
             raise ValueError(
                 f"the judge knows {judge.num_classes} classes, the pretrained network {request.num_classes}"
             )
         self.setting, self.method, self.judge = setting, method, judge
-        judge.model.to(setting.device)
+        judge.model.to(setting.compute.device)
         self.labels = torch.arange(request.num_classes).repeat_interleave(samples_per_class)
         self.evaluator = Evaluator(dataset, judge, request.forget_classes, request.cover_class)
         self.samples_per_class, self.reference = samples_per_class, reference
@@ -98,14 +98,14 @@ class RunEvaluation:
             **self.method.sampling(),
             "t_init": getattr(self.method.options, "t_init", None),
             "samples_per_class": self.samples_per_class,
-            "seed": self.setting.seed,
+            "seed": self.setting.compute.seed,
             "before": f"the pretrained network by {DDIM_STEPS} steps of DDIM, same seed",
         }
         return protocol_of(self.evaluator, samples, self.reference, self.retained)
 
     def samples(self, network: nn.Module) -> Tensor:
         """Images (N, C, H, W) on the CPU of the labels."""
-        return self.method.sample(network, self.labels, seed=self.setting.seed).float().cpu()
+        return self.method.sample(network, self.labels, seed=self.setting.compute.seed).float().cpu()
 
     def __call__(self, network: nn.Module, step: int) -> dict[str, Any]:
         """What goes into evaluation.jsonl."""
@@ -113,16 +113,15 @@ class RunEvaluation:
 
     def teacher_samples(self) -> Tensor:
         """Images (N, C, H, W) that the pretrained network draws of the labels by DDIM, on the CPU."""
-        with self.setting.autocast():
-            return sample_ddim(
-                self.setting.teacher, self.setting.schedule, self.labels, DDIM_STEPS, seed=self.setting.seed
-            ).cpu()
+        problem, compute = self.setting.problem, self.setting.compute
+        with compute.autocast():
+            return sample_ddim(problem.teacher, problem.schedule, self.labels, DDIM_STEPS, seed=compute.seed).cpu()
 
     def before(self, images: Tensor) -> dict[str, Any]:
         """How well the pretrained network drew, and above all what is to be forgotten."""
         measured = self.evaluator(images, self.labels)
         probabilities, _ = self.judge(images)
-        forgotten = torch.isin(self.labels, torch.tensor(self.setting.request.forget_classes))
+        forgotten = torch.isin(self.labels, torch.tensor(self.setting.problem.request.forget_classes))
         right = probabilities.argmax(1)[forgotten] == self.labels[forgotten]
         return {
             "before_forget_accuracy": 100 * right.double().mean().item(),

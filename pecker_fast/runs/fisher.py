@@ -59,7 +59,7 @@ def _fisher(args: UnlearnTextArguments, compute: ComputeArguments, processes: Wo
         args.loop,
         compute,
         processes,
-        loaded.setting.regions,
+        loaded.setting.compute.regions,
         request.report_to,
         request.progress_bar,
         words,

@@ -120,14 +120,13 @@ def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes
     schedule = NoiseSchedule.linear()
     phase = Pretraining(compute, network, schedule, dataset, args.options)
     folder = args.output_dir
-    loop_options = dataclasses.replace(args.loop, stop_at_nonfinite=compute_args.nonfinite == "stop")
-    loop_options.check()
+    args.loop.check()
     evaluator = None
     labels = torch.arange(args.unet.num_classes).repeat_interleave(args.request.samples_per_class)
 
     def begin() -> None:
         nonlocal evaluator
-        prepare_folder(folder, loop_options.resume_from_checkpoint, args.request.overwrite_output_dir)
+        prepare_folder(folder, args.loop.resume_from_checkpoint, args.request.overwrite_output_dir)
         judge_name = preset(args.preset).judge
         if args.request.evaluate and judge_name is not None:
             real = load_images(args.data, args.preset, "all", args.unet.sample_size)
@@ -160,8 +159,9 @@ def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes
         loop = Loop(
             [phase],
             folder,
-            loop_options,
+            args.loop,
             fingerprint,
+            stop_at_nonfinite=compute_args.nonfinite == "stop",
             evaluate=None if evaluator is None else evaluate,
             export=export,
             on_log=on_log,

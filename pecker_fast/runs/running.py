@@ -1,6 +1,5 @@
 """What the subcommands that train methods have in common: the loop over a method's phases, and stopping."""
 
-import dataclasses
 import shlex
 import signal
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..models import save_result
 from ..parallel import World, command_words
 from ..profiling import Regions
 from ..training.loop import Loop, LoopOptions, Progress
@@ -58,16 +58,17 @@ class Running:
         """
 
         def export(averaged: nn.Module, target: Path) -> None:
-            self.method.save(target, averaged)
+            schedule = self.method.setting.problem.schedule
+            save_result(target, averaged, schedule, getattr(self.method.options, "t_init", None))
 
-        options = dataclasses.replace(self.loop, stop_at_nonfinite=self.compute.nonfinite == "stop")
         profiler = profiler_of(self.compute, self.regions, self.folder, self.world)
         with tracker(self.report_to if self.world.is_main else "none", self.folder) as on_log:
             loop = Loop(
                 self.method.phases,
                 self.folder,
-                options,
+                self.loop,
                 fingerprint,
+                stop_at_nonfinite=self.compute.nonfinite == "stop",
                 evaluate=evaluate,
                 export=export if self.export else None,
                 on_log=on_log,

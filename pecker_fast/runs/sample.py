@@ -12,7 +12,7 @@ from ..diffusion import NoiseSchedule, OneStepGenerator, num_classes, sample_ddi
 from ..mask import SaliencyMask
 from ..report import save_grid
 from ..training.presets import preset
-from ..unlearning import ForgetRequest, Setting
+from ..unlearning import Compute, ForgetRequest, Problem, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
 from .options import PresetName, check_output, load_pretrained
 
@@ -184,7 +184,7 @@ def mask(
     options.check_saliency()
     network, schedule, _ = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
     request = ForgetRequest.of(network, forget_classes, "random")
-    setting = Setting(teacher=network, schedule=schedule, request=request, seed=seed)
+    setting = Setting(Problem(network, schedule, request), Compute(seed=seed))
     masker = Masker(setting, options, preset(preset_name).unlearning.get("t_init", 440) if t_init is None else t_init)
     masker.start(network)
     masker.refresh(0, network)

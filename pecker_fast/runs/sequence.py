@@ -102,7 +102,7 @@ def sequence(
     first = run_of("request", forget_classes)
     ForgetRequest.of(network, forget_classes, first.cover_of(first.request.cover_class))
     check_given(given, [first])
-    first.options.check(1000)
+    first.options.check()
     judging = Judge.load(judge) if judge else load_judge(preset_of(preset).judge)
     for args in (*plan, *([once] if once else [])):
         ended(args)

@@ -127,21 +127,21 @@ class TextPictures:
         self.rows = torch.arange(len(prompts)).repeat_interleave(per_prompt)
 
     def _images(self, latents: Tensor) -> Tensor:
-        images = self.model.decode(latents, self.method.setting.device, batch_size=1)
+        images = self.model.decode(latents, self.method.setting.compute.device, batch_size=1)
         factor = max(1, images.shape[-1] // SHOWN_PIXELS)
         return nn.functional.avg_pool2d(images, factor) if factor > 1 else images
 
     def before(self, guidance_scale: float, steps: int) -> Tensor:
         """Images of the pretrained model, by DDIM, which are kept in before.png."""
-        setting = self.method.setting
-        with setting.autocast():
+        problem, compute = self.method.setting.problem, self.method.setting.compute
+        with compute.autocast():
             latents = sample_ddim(
-                setting.teacher,
-                setting.schedule,
+                problem.teacher,
+                problem.schedule,
                 self.labels,
                 steps,
                 batch_size=1,
-                seed=setting.seed,
+                seed=compute.seed,
                 guidance_scale=guidance_scale,
                 clip_sample=False,
             )
@@ -151,7 +151,8 @@ class TextPictures:
 
     def after(self, network: nn.Module, name: str = "after") -> Tensor:
         """Images of a network of the run, which are kept under ``name``."""
-        images = self._images(self.method.sample(network, self.labels, seed=self.method.setting.seed, batch_size=1))
+        seed = self.method.setting.compute.seed
+        images = self._images(self.method.sample(network, self.labels, seed=seed, batch_size=1))
         self._save(name, images)
         return images
 

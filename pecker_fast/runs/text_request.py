@@ -1,6 +1,6 @@
 """What ``pecker-fast unlearn`` is told about a text-to-image model: arguments, and the prompts that they come to."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from ..data.prompts import (
     override,
 )
 from ..training.text_presets import TextPreset
-from ..unlearning import PromptRequest
+from ..unlearning import Placement, PromptRequest
 from ..unlearning.streams import derived_seed
 
 # Prompts of samples: what is to be forgotten, and what is to stay.
@@ -92,16 +92,10 @@ class MemoryArguments:
     score_lora_rank: int = 0
     """Train the score network as a low-rank change of this rank of its linear layers (needs peft); 0: all of it."""
 
-    def as_setting(self) -> dict:
-        """The arguments of ``Setting``."""
+    def placement(self) -> Placement:
+        """What a method is given of them."""
         dtypes = {name: getattr(torch, getattr(self, name)) for name in ("weights_dtype", "teacher_dtype")}
-        return {
-            **dtypes,
-            "master_weights": self.master_weights,
-            "gradient_checkpointing": self.gradient_checkpointing,
-            "fsdp": self.fsdp,
-            "score_lora_rank": self.score_lora_rank,
-        }
+        return Placement(**{**asdict(self), **dtypes})
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from ..diffusion import num_classes
 from ..files import read_lines, write_json
 from ..hashing import weights_hash
 from ..metrics import Judge, load_judge
-from ..models import load_network
+from ..models import load_network, save_result
 from ..parallel import World, world
 from ..profiling import Regions
 from ..report import save_before_after, save_grid
 from ..training.loop import LoopOptions, Progress
 from ..training.presets import method_loop, method_options, preset
-from ..unlearning import COVER_RANDOM, ForgetRequest, Method, Setting, method_class
+from ..unlearning import COVER_RANDOM, Compute, ForgetRequest, Method, Problem, Setting, method_class
 from .audit import record_result, record_weights
 from .evaluation import RunEvaluation, summary
 from .options import ComputeArguments, DataArguments, load_pretrained, network_folder, prepare_folder, report_profile
@@ -30,8 +30,6 @@ from .running import Running
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
-# T of the schedule that all presets are trained with.
-TIMESTEPS = 1000
 INITIAL = ("initial_generator", "initial_score")
 
 
@@ -142,7 +140,7 @@ def load_evaluation(args: UnlearnArguments, setting: Setting, method: Method) ->
         print(f"pecker-fast: no evaluation: the preset {args.preset} comes without a judge (--judge)", file=sys.stderr)
         return None
     judge = Judge.load(args.request.judge) if args.request.judge else load_judge(found.judge)
-    dataset = load_images(args.data, args.preset, found.reference_split, setting.teacher.config["sample_size"])
+    dataset = load_images(args.data, args.preset, found.reference_split, setting.problem.teacher.config["sample_size"])
     reference = {"dataset": args.data.dataset_name or found.dataset, "split": found.reference_split}
     return RunEvaluation(setting, method, dataset, judge, args.request.samples_per_class, reference)
 
@@ -185,18 +183,16 @@ def load_setting(args: UnlearnArguments, compute: ComputeArguments, processes: W
         args.request.pretrained_model_name_or_path, preset(args.preset).network, args.request.checkpoint_state
     )
     request = ForgetRequest.of(network, args.request.forget_classes, args.cover_of(args.request.cover_class))
-    setting = Setting(
-        teacher=network,
-        schedule=schedule,
-        request=request,
-        regions=Regions(compute.profile, compute.device),
-        world=processes,
+    problem = Problem(
+        network,
+        schedule,
+        request,
         training_images=load_training_images(args, network, processes),
         **{name: load_initial(name, getattr(args.request, name)) for name in INITIAL},
         **_forget_images(args, request, network.config["sample_size"]),
-        **compute.as_setting(),
     )
-    return setting, source
+    regions = Regions(compute.profile, compute.device)
+    return Setting(problem, Compute(regions=regions, world=processes, **compute.as_setting())), source
 
 
 def load_initial(name: str, path: str | None) -> nn.Module | None:
@@ -250,9 +246,10 @@ def _unlearn(
         # An earlier run of this process is not this run's.
         torch.cuda.reset_peak_memory_stats()
     setting, source = load_setting(args, compute, processes)
-    request, regions = setting.request, setting.regions
-    teacher_hash = weights_hash(setting.teacher)
-    initial = {name: getattr(setting, name) for name in INITIAL}
+    problem, regions = setting.problem, setting.compute.regions
+    request = problem.request
+    teacher_hash = weights_hash(problem.teacher)
+    initial = {name: getattr(problem, name) for name in INITIAL}
     method = method_class(args.method)(setting, args.options)
     args.loop.check()
     folder, evaluation = args.output_dir, None
@@ -269,7 +266,7 @@ def _unlearn(
         "options": dataclasses.asdict(args.options),
         "pretrained_sha256": teacher_hash,
         **initial_hashes,
-        **({} if setting.training_images is None else {"training_images": len(setting.training_images)}),
+        **({} if problem.training_images is None else {"training_images": len(problem.training_images)}),
         "forget_classes": list(request.forget_classes),
         "cover_class": request.cover_class,
         "seed": compute.seed,
@@ -279,7 +276,7 @@ def _unlearn(
     def describe() -> None:
         nonlocal before
         said = {**args.describe(), "pretrained_sha256": teacher_hash, **initial_hashes}
-        said |= {"training_images": len(setting.training_images or ()), "num_processes": processes.size}
+        said |= {"training_images": len(problem.training_images or ()), "num_processes": processes.size}
         write_json(folder / "config.json", said)
         if evaluation is not None and before is None:
             before = evaluation.teacher_samples()
@@ -316,12 +313,12 @@ def _finish(
     progress: Progress,
     source: str,
 ) -> dict[str, Any]:
-    folder, phase = args.output_dir, method.phases[-1]
+    folder, phase, problem = args.output_dir, method.phases[-1], setting.problem
     metrics: dict[str, Any] = {"method": args.method, "seed": args.compute.seed, "pretrained": source}
     metrics |= method.sampling()
     with phase.averaged() as averaged:
-        method.save(folder, averaged)
-        moved = record_weights(folder, averaged, setting.initial_generator or setting.teacher, phase.last_mask())
+        save_result(folder, averaged, problem.schedule, getattr(args.options, "t_init", None))
+        moved = record_weights(folder, averaged, problem.initial_generator or problem.teacher, phase.last_mask())
         if evaluation is not None:
             start = time.perf_counter()
             # They end up on the CPU, so that all of the device's work is in the time.
@@ -332,7 +329,7 @@ def _finish(
             _picture(folder, evaluation, before, after)
             metrics["protocol"] = evaluation.protocol()
     metrics |= moved
-    record_result(folder, metrics, args.options.ema_decay, progress, setting.device)
+    record_result(folder, metrics, args.options.ema_decay, progress, setting.compute.device)
     return metrics
 
 
@@ -340,7 +337,7 @@ def _picture(folder: Path, evaluation: RunEvaluation, before: torch.Tensor, afte
     per_class = len(evaluation.labels) // evaluation.setting.request.num_classes
     shown = (torch.arange(len(evaluation.labels)) % per_class) < PICTURED
     labels, names = evaluation.labels[shown], evaluation.judge.class_names
-    marked = evaluation.setting.request.forget_classes
+    marked = evaluation.setting.problem.request.forget_classes
     save_grid(folder / "samples" / "before.png", before[shown], labels, names, highlight=marked)
     save_grid(folder / "samples" / "after.png", after[shown], labels, names, highlight=marked)
     picture = folder / "samples" / "before_after.png"
@@ -350,7 +347,7 @@ def _picture(folder: Path, evaluation: RunEvaluation, before: torch.Tensor, afte
 def run_unlearn(args: UnlearnArguments) -> None:
     """The subcommand: prints the configuration, or runs and prints what came out."""
     if args.request.dry_run:
-        args.options.check(TIMESTEPS)
+        args.options.check()
         args.loop.check()
         print(json.dumps(args.describe(), indent=1))
         return

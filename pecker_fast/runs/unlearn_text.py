@@ -21,7 +21,7 @@ from ..training.loop import LoopOptions, Progress
 from ..training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
 from ..training.presets import method_loop, method_options, method_values
 from ..training.text_presets import text_preset
-from ..unlearning import Method, Setting, method_class
+from ..unlearning import Compute, Method, Problem, Setting, method_class
 from ..unlearning.options import ScoreForgettingOptions
 from ..unlearning.selective_amnesia import SelectiveAmnesiaOptions
 from .audit import record_result, record_weights
@@ -141,7 +141,7 @@ def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, pro
         torch.cuda.reset_peak_memory_stats()
     prompts = args.prompts()
     args.loop.check()
-    check_sharding(args, processes.size)
+    check_placement(args, processes.size)
     model, source = load_stable_diffusion(args.request.pretrained_model_name_or_path)
     args.options.check(model.schedule.num_train_timesteps)
     unet = model.load_unet()
@@ -157,25 +157,23 @@ def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, pro
     )
     embeddings = _embeddings(args, compute, processes, model, prompts)
     network = model.network(embeddings, args.request.resolution, unet)
-    setting = Setting(
-        teacher=network,
-        schedule=model.schedule,
-        request=prompts.request,
-        regions=Regions(compute.profile, compute.device),
-        world=processes,
+    problem = Problem(
+        network,
+        model.schedule,
+        prompts.request,
         fisher=fisher,
         **{name: on_network(model, found, network) for name, found in initial.items()},
-        **args.memory.as_setting(),
-        **compute.as_setting(),
     )
+    regions = Regions(compute.profile, compute.device)
+    given = Compute(regions=regions, world=processes, **compute.as_setting())
+    setting = Setting(problem, given, args.memory.placement())
     return Loaded(model, source, prompts, setting, _fingerprint(args, compute, prompts, hashes), hashes)
 
 
-def check_sharding(args: UnlearnTextArguments, processes: int) -> None:
-    """Raises ValueError where ``fsdp`` is set and cannot be."""
-    if args.memory.fsdp:
-        kind, rank = method_class(args.method), args.memory.score_lora_rank
-        kind.check_sharding(args.options, processes, args.compute.torch_compile, rank)
+def check_placement(args: UnlearnTextArguments, processes: int) -> None:
+    """ValueError if the method does not support the placement."""
+    kind, placement = method_class(args.method), args.memory.placement()
+    placement.check_method(kind, args.options, processes=processes, compile=args.compute.torch_compile)
 
 
 def _fisher(args: UnlearnTextArguments, unet: nn.Module, hashes: dict[str, str]) -> dict[str, torch.Tensor] | None:
@@ -212,7 +210,15 @@ def _unlearn(args: UnlearnTextArguments, compute: ComputeArguments, processes: W
     words += ["--pretrained_model_name_or_path", str(args.request.pretrained_model_name_or_path)]
     request = args.request
     running = Running(
-        method, folder, args.loop, compute, processes, setting.regions, request.report_to, request.progress_bar, words
+        method,
+        folder,
+        args.loop,
+        compute,
+        processes,
+        setting.compute.regions,
+        request.report_to,
+        request.progress_bar,
+        words,
     )
     progress, profiler = running.run(loaded.fingerprint, evaluate, describe)
     metrics: dict[str, Any] = {}
@@ -269,13 +275,13 @@ def _finish(
     folder, setting = args.output_dir, method.setting
     metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampling()}
     # The teacher may have been rounded since (teacher_dtype): how far weights moved is told from what was read.
-    start = setting.initial_generator
+    start = setting.problem.initial_generator
     start = model.load_unet() if start is None else start.unet
     pictures.both(before, pictures.after(averaged))
     save_text_pipeline(folder, averaged.unet, model, getattr(args.options, "t_init", None))
     metrics |= record_weights(folder, averaged, start, mask)
     write_text_card(folder, args.describe(), source)
-    record_result(folder, metrics, args.options.ema_decay, progress, setting.device)
+    record_result(folder, metrics, args.options.ema_decay, progress, setting.compute.device)
     return metrics
 
 
@@ -285,21 +291,32 @@ def estimate(args: UnlearnTextArguments) -> MemoryEstimate:
     compute, request = args.compute.resolved(), args.prompts().request
     if path is not None and Path(path).is_dir():
         model = StableDiffusion(Path(path))
-        known = (model.config("unet"), model.latent_size(resolution), model.schedule)
+        unet, latent_size, schedule = model.config("unet"), model.latent_size(resolution), model.schedule
     else:
         path = "Stable Diffusion 1.5"
-        known = (SD15, SD15["sample_size"] if resolution is None else resolution // 8, NoiseSchedule.linear())
+        unet, schedule = SD15, NoiseSchedule.linear()
+        latent_size = SD15["sample_size"] if resolution is None else resolution // 8
     low = compute.mixed_precision == "bf16" or args.memory.weights_dtype == "bfloat16"
-    memory = args.memory.as_setting()
-    known = (*known, request, args.method, args.options, memory, compute.mixed_precision, low, str(path))
-    return estimate_memory(*known, process_count())
+    return estimate_memory(
+        method_class(args.method),
+        args.options,
+        unet=unet,
+        latent_size=latent_size,
+        schedule=schedule,
+        request=request,
+        placement=args.memory.placement(),
+        mixed_precision=compute.mixed_precision,
+        low_embeddings=low,
+        model=str(path),
+        processes=process_count(),
+    )
 
 
 def run_unlearn_text(args: UnlearnTextArguments) -> None:
     """The subcommand: prints the configuration and an estimate of the memory, or runs."""
     if args.request.dry_run:
         args.loop.check()
-        check_sharding(args, process_count())
+        check_placement(args, process_count())
         if process_number() > 0:
             return
         print(json.dumps(args.describe(), indent=1))
