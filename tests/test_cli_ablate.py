@@ -10,7 +10,7 @@ import torch
 from pecker_fast.cli import main
 from pecker_fast.runs import ablate as command
 from pecker_fast.runs.studies import NOTHING_FORGOTTEN, STUDIES
-from pecker_fast.runs.unlearn import TIMESTEPS, UnlearnArguments
+from pecker_fast.runs.unlearn import UnlearnArguments
 from tests.test_cli_training import fails
 
 SETS = ["--set", "train_batch_size=2", "forget_batch_size=2", "saliency_batch_size=2"]
@@ -126,7 +126,7 @@ def test_studies_make_sense():
         plan = list(several)
         assert len({run.args.output_dir for run in plan}) == len(plan) <= 250
         for run in plan:
-            run.args.options.check(TIMESTEPS)
+            run.args.options.check()
             for name, value in run.condition.options.items():
                 assert getattr(run.args.options, name) == value
     assert len(list(command._plan(STUDIES["mask"], "digits", range(5), ((0, 1),), None, Path("x"), {}, 10))) <= 150

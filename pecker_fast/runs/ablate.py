@@ -25,7 +25,7 @@ from ..unlearning import Method, Setting, method_class
 from .options import prepare_folder
 from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .studies import NOTHING_FORGOTTEN, STUDIES, Condition, Study
-from .unlearn import TIMESTEPS, UnlearnArguments, load_images, load_setting
+from .unlearn import UnlearnArguments, load_images, load_setting
 
 # Between full evaluations the forgotten class alone is drawn and judged.
 UA_STEPS, FULL_STEPS = 2, 20
@@ -100,7 +100,7 @@ def ablate(
     # What a method of the study has, whichever of its conditions are asked for.
     check_given(given, [run.args for run in _plan(found, preset, range(1), found.pairs[:1], None, folder, given, 1)])
     for run in plan:
-        run.args.options.check(TIMESTEPS)
+        run.args.options.check()
         ended(run.args)
     if runs is not None:
         _report(found, study, folder, list(_from_file(Path(runs), found, preset, asked)))

@@ -191,7 +191,7 @@ def test_refusals():
     setting = prompt_setting(teacher_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"teacher_dtype is torch.bfloat16, but selective_amnesia holds on"):
         method_class("selective_amnesia")(setting, options())
-    teacher = prompt_setting().teacher
+    teacher = prompt_setting().problem.teacher
     for changed, said in (({}, "has no parameter w"), ({"w": torch.rand(2)}, "other names or shapes")):
         fisher = {name: value for name, value in random_fisher(teacher).items() if name != "w"} | changed
         with pytest.raises(ValueError, match=said):
