@@ -19,7 +19,6 @@ import tyro
 from .benchmarks import report, run
 from .benchmarks.registry import OPS
 from .environment import describe_environment, environment
-from .runs.ablate import ablate
 from .runs.audit import report as audit_report
 from .runs.compare import compare
 from .runs.compare_concepts import compare_concepts
@@ -122,7 +121,6 @@ COMMANDS = {
     "demo": demo,
     "unlearn": unlearn,
     "compare": compare,
-    "ablate": ablate,
     "evaluate": evaluate,
     "evaluate-concept": evaluate_concept,
     "robustness": robustness,

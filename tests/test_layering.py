@@ -62,8 +62,10 @@ ALLOWED = {
         *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics"),
     },
 }
-# Imported by nothing.
-TOPS = {"cli", "__main__", "runs"}
+# Imported by nothing below them.
+TOPS = {"cli", "__main__", "runs", "studies"}
+# Apart from the other benchmarks: they run the commands' library.
+STUDIES = ["benchmarks", "studies"]
 THIRD_PARTY = {"kernels": {"torch", "triton"}, "ops": {"torch"}, "adam": {"torch"}}
 
 
@@ -98,6 +100,8 @@ def imports(path: Path, parts: tuple[str, ...]):
                 yield None, name[0]
             elif len(name) == 1:
                 yield "__init__", "pecker_fast"
+            elif name[1:3] == STUDIES:
+                yield "studies", "pecker_fast"
             else:
                 known = (ROOT / "pecker_fast" / name[1]).exists() or (ROOT / "pecker_fast" / f"{name[1]}.py").exists()
                 yield (name[1] if known else "__init__"), "pecker_fast"
@@ -105,10 +109,12 @@ def imports(path: Path, parts: tuple[str, ...]):
 
 @pytest.mark.parametrize(("path", "parts"), [pytest.param(*m, id="/".join(m[1])) for m in modules()])
 def test_layers(path, parts):
-    part = parts[0]
+    part = "studies" if [*parts[:2]] == STUDIES else parts[0]
     for target, top in imports(path, parts):
         if target is not None:
             assert target not in TOPS or part in TOPS, f"{path} imports {target}, which nothing may import"
+            # Studies are not part of the wheel.
+            assert target != "studies" or part == "studies", f"{path} imports {target}"
             if part not in TOPS:
                 assert part in ALLOWED, f"{part} is new: say in {__file__} what it may import"
                 assert target in ALLOWED[part], f"{path} imports {target}: {part} may import {sorted(ALLOWED[part])}"

@@ -1,7 +1,5 @@
 """What a run looks like: pictures of samples, curves, and a report to read. A leaf."""
 
-from .ablation import AblationRun, read_ablation
-from .ablation_report import write_ablation
 from .across import read_across, text_table, write_across
 from .comparison import comparison_table, write_comparison
 from .concepts import concept_table, write_concepts
@@ -13,18 +11,15 @@ from .run_report import write_run_report
 from .sequence import write_sequence
 
 __all__ = [
-    "AblationRun",
     "Run",
     "comparison_table",
     "concept_table",
     "portable",
-    "read_ablation",
     "read_across",
     "save_before_after",
     "save_grid",
     "save_side_by_side",
     "text_table",
-    "write_ablation",
     "write_across",
     "write_comparison",
     "write_concepts",

@@ -1,4 +1,4 @@
-"""The studies of ``pecker-fast ablate``, as data: what is run, and what each is compared with."""
+"""The studies of the ablation, as data: their conditions, and what each is compared with."""
 
 from dataclasses import dataclass, field
 from typing import Any

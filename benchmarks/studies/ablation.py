@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import read_lines
-from .across import FORGOTTEN, images_to_forget
-from .files import Run
+from pecker_fast.files import read_lines
+from pecker_fast.report import Run
+from pecker_fast.report.across import FORGOTTEN, images_to_forget
+
 from .intervals import Frontier, Interval, interval, paired
 
 TIME = "images_to_forget"

@@ -1,29 +1,38 @@
-"""ablate: runs shared between workers and studies, gone on with, reported, and wrong input."""
+"""The ablation: workers and studies share runs, an interrupted study resumes, reports, and wrong input."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from pecker_fast.benchmarks.studies import ablate as command
+from pecker_fast.benchmarks.studies.ablate import main
+from pecker_fast.benchmarks.studies.conditions import NOTHING_FORGOTTEN, STUDIES
 
-from pecker_fast.cli import main
-from pecker_fast.runs import ablate as command
-from pecker_fast.runs.studies import NOTHING_FORGOTTEN, STUDIES
 from pecker_fast.runs.unlearn import UnlearnArguments
-from tests.test_cli_training import fails
 
 SETS = ["--set", "train_batch_size=2", "forget_batch_size=2", "saliency_batch_size=2"]
 
 
 def arguments(folder: Path, *more: str, study: str = "mask", steps: int = 2) -> list[str]:
     small = ["--seeds", "1", "--max-train-steps", str(steps), "--samples-per-class", "3", "--output-dir", str(folder)]
-    return ["ablate", "--study", study, *small, *SETS, *more]
+    return ["--study", study, *small, *SETS, *more]
+
+
+def fails(capsys, *arguments: str) -> str:
+    """Runs the command, which must end with status 2 and one line, and returns that line."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The runs that are made, in order."""
+    """Names of the runs that are made, in order."""
     real, names = command._run_one, []
 
     def watched(args):
@@ -42,7 +51,7 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     main(arguments(tmp_path, *some, "--worker", "1/2"))
     assert ran[1:] == ["pecker-seed0", "no-forgetting-seed0"]
     assert str(tmp_path / "mask" / "report.md") in capsys.readouterr().out
-    # Nothing is run twice, in the other study neither.
+    # Nothing runs twice, not even in the other study.
     main(arguments(tmp_path, *some))
     main(arguments(tmp_path, "--conditions", "sfd 0.1", "--pairs", "0-1", study="plus"))
     assert len(ran) == 3 and (tmp_path / "plus" / "report.md").is_file()
@@ -50,7 +59,7 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     assert [line["condition"] for line in lines] == ["pecker", "sfd 0.1", NOTHING_FORGOTTEN]
     folder = tmp_path / "0-1"
     found = {line["condition"]: line["figures"] for line in lines}
-    # Kept from: what the run without forgetting draws for the same noise.
+    # Drift is measured from what the run without forgetting draws from the same noise.
     images = {
         name: safetensors.torch.load_file(folder / f"{name}-seed0" / "retained.safetensors")["images"].double()
         for name in ("pecker", "no-forgetting")
@@ -61,19 +70,19 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     assert 0 < found["pecker"]["parameter_change"] < 10
     left = {path.name for path in (folder / "pecker-seed0").iterdir()}
     assert not left & {"checkpoints", "unet", "report.md"}
-    # From the runs' file alone, the same report.
+    # The runs' file alone gives the same report.
     other, several = tmp_path / "other", tmp_path / "several.jsonl"
     several.write_text((tmp_path / "plus" / "runs.jsonl").read_text() + "\n".join(json.dumps(x) for x in lines[::-2]))
-    main(["ablate", "--runs", str(tmp_path / "mask" / "runs.jsonl"), "--output-dir", str(other)])
+    main(["--runs", str(tmp_path / "mask" / "runs.jsonl"), "--output-dir", str(other)])
     assert (other / "mask" / "runs.csv").read_bytes() == (tmp_path / "mask" / "runs.csv").read_bytes()
-    # Whatever else there is in it, and in which order.
-    main(["ablate", "--runs", str(several), "--output-dir", str(other)])
+    # Other runs in it, and their order, do not matter.
+    main(["--runs", str(several), "--output-dir", str(other)])
     assert [run["factor"] for run in map(json.loads, (other / "mask" / "runs.jsonl").open())] == [
         line["factor"] for line in lines
     ]
 
 
-def test_it_goes_on_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):
+def test_it_resumes_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):
     some = ["--conditions", "pecker", "sfd 0.1"]
     watched = command._run_one
 
@@ -106,7 +115,7 @@ def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
     evaluation = command.SparseEvaluation(setting, method, command._evaluator("digits", 8, (0,), 1), 4)
     phase = method.phases[0]
     phase.start(None)
-    # As if half forgotten: another class is drawn for some of the noise.
+    # As if half forgotten: some of the noise gives another class.
     with torch.no_grad():
         for param in method.generator.parameters():
             param.add_(0.05 * torch.randn(param.shape, generator=torch.Generator().manual_seed(0)))
@@ -130,10 +139,10 @@ def test_studies_make_sense():
             for name, value in run.condition.options.items():
                 assert getattr(run.args.options, name) == value
     assert len(list(command._plan(STUDIES["mask"], "digits", range(5), ((0, 1),), None, Path("x"), {}, 10))) <= 150
-    # One factor at a time: what "pecker" is, but for what the condition says.
+    # One factor at a time: every condition departs from these defaults.
     base = UnlearnArguments.defaults("digits", "pecker").options
     assert (base.density, base.mask_refresh_steps, base.update, base.saliency_score) == (0.5, 10, "joint", "gradient")
-    # One name is one run, in every study.
+    # A name means the same run in every study.
     named = {}
     for study in STUDIES.values():
         for condition in study.of_pair(study.pairs[0]):
@@ -157,3 +166,12 @@ def test_wrong_inputs(capsys, tmp_path):
         capsys, *arguments(folder, "--pairs", "3-8", "--conditions", "pecker+ density 0.1", study="plus")
     )
     assert not folder.exists()
+
+
+def test_the_command_in_the_report_has_no_path_of_this_machine(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [command.__file__, "--study", "plus", "--output-dir", str(tmp_path / "a b")])
+    assert command._command("plus") == f"{command.PROGRAM} --study plus --output-dir 'a b'"
+    # The arguments of another program are not the study's.
+    monkeypatch.setattr(sys, "argv", ["pytest", "-q"])
+    assert command._command("mask") == f"{command.PROGRAM} --study mask"

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from pecker_fast.report.curves import COLOURS, mean_curve, new_figure, save_figure
+
 from .ablation import COST, TIME, Results
-from .curves import COLOURS, mean_curve, new_figure, save_figure
 
 MARKERS = "osD^vP*Xp<>h"
 

@@ -7,12 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pecker_fast.benchmarks.studies.ablation import (
+    COST,
+    FIGURES,
+    TIME,
+    AblationRun,
+    Results,
+    fluctuation,
+    pooled,
+    read_ablation,
+)
+from pecker_fast.benchmarks.studies.ablation_report import write_ablation
+from pecker_fast.benchmarks.studies.intervals import Frontier, interval, paired
 from PIL import Image
 from scipy import stats
 
-from pecker_fast.report import AblationRun, Run, read_ablation, write_ablation
-from pecker_fast.report.ablation import COST, FIGURES, TIME, Results, fluctuation, pooled
-from pecker_fast.report.intervals import Frontier, interval, paired
+from pecker_fast.report import Run
 from tests.report.test_render import check_page
 
 

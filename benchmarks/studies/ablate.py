@@ -1,33 +1,43 @@
-"""``pecker-fast ablate``: what the mask and the other parts of the method do, on digits, over seeds."""
+"""What the mask and the other parts of PECKER and PECKER+ contribute, on the digits, over seeds.
+
+``python -m pecker_fast.benchmarks.studies.ablate --study mask|plus``
+"""
 
 import dataclasses
 import functools
+import shlex
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+import tyro
 from torch import Tensor, nn
 
-from ..diffusion.networks import unwrap
-from ..files import read_lines, save_tensors, write_json
-from ..hashing import weights_hash
-from ..metrics import Evaluator, Judge, load_judge
-from ..metrics.drift import total, trained_percent, weight_drift
-from ..parallel import World, started_by_torchrun
-from ..report import AblationRun, read_ablation, write_ablation
-from ..training.loop import Loop, LoopOptions
-from ..training.presets import preset as preset_called
-from ..unlearning import Method, Setting, method_class
-from .options import prepare_folder
-from .several import assignment, check_given, command_line, ended, going_on, run_arguments
-from .studies import NOTHING_FORGOTTEN, STUDIES, Condition, Study
-from .unlearn import UnlearnArguments, load_images, load_setting
+from pecker_fast.diffusion.networks import unwrap
+from pecker_fast.files import read_lines, save_tensors, write_json
+from pecker_fast.hashing import weights_hash
+from pecker_fast.metrics import Evaluator, Judge, load_judge
+from pecker_fast.metrics.drift import total, trained_percent, weight_drift
+from pecker_fast.parallel import World, started_by_torchrun
+from pecker_fast.report import portable
+from pecker_fast.runs.options import prepare_folder
+from pecker_fast.runs.several import assignment, check_given, ended, going_on, run_arguments
+from pecker_fast.runs.unlearn import UnlearnArguments, load_images, load_setting
+from pecker_fast.training.loop import Loop, LoopOptions
+from pecker_fast.training.presets import preset as preset_called
+from pecker_fast.unlearning import Method, Setting, method_class
 
-# Between full evaluations the forgotten class alone is drawn and judged.
+from .ablation import AblationRun, read_ablation
+from .ablation_report import write_ablation
+from .conditions import NOTHING_FORGOTTEN, STUDIES, Condition, Study
+
+PROGRAM = "python -m pecker_fast.benchmarks.studies.ablate"
+# Every UA_STEPS iterations only the forgotten class is sampled and judged, every FULL_STEPS all classes.
 UA_STEPS, FULL_STEPS = 2, 20
 RETAINED = "retained.safetensors"
 
@@ -63,23 +73,23 @@ def ablate(
 ) -> None:
     """Runs a study, one factor at a time over paired seeds, and writes tables with confidence intervals and plots.
 
-    The same command again goes on where it was interrupted; runs that have ended are read, not repeated, and the
-    studies share those that they have in common. Conditions of a seed run one after the other before the next seed's,
-    so that whatever there is can be compared. Several processes can share the work: --worker 1/2 and --worker 2/2.
+    Running the same command again resumes an interrupted study. Finished runs are not repeated, and the two studies
+    share the runs that they have in common. All conditions of a seed run before the next seed begins, so a partial
+    study can already be compared. Several processes can share the work: --worker 1/2 and --worker 2/2.
 
     Args:
         study: mask (what the mask does) or plus (what PECKER+'s changes do).
         preset: digits or digits16, or another preset with a judge.
-        seeds: How many seeds each condition is run on.
-        first_seed: The first of them.
+        seeds: Number of seeds for each condition.
+        first_seed: The first seed.
         pairs: Forgotten class and cover class, as 0-1; the study's by default.
-        conditions: Names of conditions to run, of the study's; all by default.
+        conditions: Names of the study's conditions to run; all by default.
         output_dir: Folder of the study; runs/ablation-<preset> by default.
         max_train_steps: Iterations of each run; the learning rates fall over them.
         samples_per_class: Images of each class in an evaluation.
         worker: I/N: every N-th run, from the I-th.
-        report_only: Only report the runs that have ended.
-        runs: Report the runs of this file instead, runs.jsonl of an earlier report; nothing is run.
+        report_only: Only report the runs that have finished.
+        runs: Report the runs in this file, the runs.jsonl of an earlier report; nothing is run.
         set: Options for all methods that have them, as name=value, such as train_batch_size=24.
     """
     if started_by_torchrun():
@@ -88,45 +98,52 @@ def ablate(
         raise ValueError(f"study is {study!r}, expected one of {', '.join(STUDIES)}")
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}, expected at least 1")
-    found = STUDIES[study]
+    chosen = STUDIES[study]
     place, workers = _worker(worker)
     folder = Path(output_dir or f"runs/ablation-{preset}")
-    given = {**dict(assignment(item) for item in set), "max_train_steps": max_train_steps}
-    asked = found.pairs if pairs is None else tuple(_pair(text) for text in pairs)
-    several = range(first_seed, first_seed + seeds)
-    plan = list(_plan(found, preset, several, asked, conditions, folder, given, samples_per_class))
+    options = {**dict(assignment(item) for item in set), "max_train_steps": max_train_steps}
+    classes = chosen.pairs if pairs is None else tuple(_pair(text) for text in pairs)
+    every_seed = range(first_seed, first_seed + seeds)
+    plan = list(_plan(chosen, preset, every_seed, classes, conditions, folder, options, samples_per_class))
     if not plan:
-        raise ValueError(f"conditions {', '.join(conditions)} are of the pair {found.pairs[0]} alone")
-    # What a method of the study has, whichever of its conditions are asked for.
-    check_given(given, [run.args for run in _plan(found, preset, range(1), found.pairs[:1], None, folder, given, 1)])
+        raise ValueError(f"conditions {', '.join(conditions)} are of the pair {chosen.pairs[0]} alone")
+    # An option may belong to a method of the study whose conditions were not asked for.
+    whole = _plan(chosen, preset, range(1), chosen.pairs[:1], None, folder, options, 1)
+    check_given(options, [run.args for run in whole])
     for run in plan:
         run.args.options.check()
         ended(run.args)
     if runs is not None:
-        _report(found, study, folder, list(_from_file(Path(runs), found, preset, asked)))
+        _report(chosen, study, folder, list(_from_file(Path(runs), chosen, preset, classes)))
         return
     if not report_only:
         _run([run for i, run in enumerate(plan) if i % workers == place])
     missing = [run for run in plan if not ended(run.args)]
-    there = [run for run in plan if ended(run.args)]
+    finished = [run for run in plan if ended(run.args)]
     if missing and not report_only:
-        print(f"{len(missing)} of {len(plan)} runs are left to other workers; who ends last writes the report")
+        print(f"{len(missing)} of {len(plan)} runs are left to other workers; the last to finish writes the report")
         return
-    if not there:
-        raise ValueError(f"{folder} has no run of this study that has ended")
+    if not finished:
+        raise ValueError(f"{folder} has no run of this study that has finished")
     if missing:
         print(f"{len(missing)} of {len(plan)} runs are missing")
-    _report(found, study, folder, [_read(run, preset) for run in there])
+    _report(chosen, study, folder, [_read(run, preset) for run in finished])
 
 
 def _from_file(path: Path, study: Study, preset: str, pairs: tuple[tuple[int, int], ...]) -> Iterator[AblationRun]:
-    """The runs of a study in a file that may have others too, in the order of the study's tables."""
-    there = [run for run in read_ablation(path) if run.preset == preset]
+    """The runs of a study in a file that may hold others too, in the order of the study's tables."""
+    runs = [run for run in read_ablation(path) if run.preset == preset]
     for pair in pairs:
         for condition in study.of_pair(pair):
-            for run in there:
+            for run in runs:
                 if (run.pair, run.condition) == (f"{pair[0]}-{pair[1]}", condition.name):
                     yield dataclasses.replace(run, factor=condition.factor)
+
+
+def _command(name: str) -> str:
+    """The command of this process, without paths of this machine; the study's own if another program calls it."""
+    is_main = Path(sys.argv[0]).resolve() == Path(__file__).resolve()
+    return f"{PROGRAM} {shlex.join(portable(sys.argv[1:] if is_main else ['--study', name]))}"
 
 
 def _report(study: Study, name: str, folder: Path, runs: list[AblationRun]) -> None:
@@ -134,7 +151,7 @@ def _report(study: Study, name: str, folder: Path, runs: list[AblationRun]) -> N
         folder / name,
         runs,
         asked=study.asked,
-        command=command_line("ablate", "--study", name),
+        command=_command(name),
         default=study.default,
         frontier=study.frontier,
         reference=NOTHING_FORGOTTEN,
@@ -143,7 +160,7 @@ def _report(study: Study, name: str, folder: Path, runs: list[AblationRun]) -> N
 
 
 def _worker(text: str) -> tuple[int, int]:
-    """Place, from 0, and number of workers. ValueError for anything else than I/N with 1 <= I <= N."""
+    """Place, from 0, and number of workers. ValueError unless the text is I/N with 1 <= I <= N."""
     place, slash, count = text.partition("/")
     if not (slash and place.isdecimal() and count.isdecimal() and 1 <= int(place) <= int(count)):
         raise ValueError(f"worker is {text!r}, expected I/N with I from 1 to N, such as 1/2")
@@ -164,10 +181,10 @@ def _plan(
     pairs: tuple[tuple[int, int], ...],
     names: tuple[str, ...] | None,
     folder: Path,
-    given: dict[str, Any],
+    options: dict[str, Any],
     samples_per_class: int,
 ) -> Iterator[Planned]:
-    """All runs, seed by seed. ValueError for names that the study has not, and a preset without a judge."""
+    """All runs, seed by seed. ValueError for conditions that the study lacks, or a preset without a judge."""
     known = [condition.name for condition in study.of_pair(study.pairs[0])]
     unknown = [name for name in names or () if name not in known]
     if unknown:
@@ -187,7 +204,7 @@ def _plan(
                 name = f"{condition.name.replace(',', '').replace(' ', '-')}-seed{seed}"
                 target = folder / f"{forgotten}-{cover}" / name
                 args = run_arguments(
-                    preset, condition.method, seed, target, request, {**given, **condition.options}, False
+                    preset, condition.method, seed, target, request, {**options, **condition.options}, False
                 )
                 yield Planned(condition, pair, dataclasses.replace(args, loop=loop))
 
@@ -213,14 +230,14 @@ def _evaluator(preset: str, size: int, forgotten: tuple[int, ...], cover: int | 
 
 
 class SparseEvaluation:
-    """Often draws what is asked for the forgotten class, for UA alone; now and then all classes, for everything.
+    """Measures UA often, on images of the forgotten class alone, and everything now and then, on all classes.
 
-    Fixed labels and noise, the same for all conditions of a seed.
+    Labels and noise are fixed, and the same for all conditions of a seed.
     """
 
     def __init__(self, setting: Setting, method: Method, evaluator: Evaluator, samples_per_class: int) -> None:
         self.setting, self.method, self.evaluator = setting, method, evaluator
-        # The noise of an image depends on its place: the forgotten classes come first, the others after them.
+        # The noise of an image depends on its position, so the forgotten classes come first in both kinds.
         classes = (*setting.problem.request.forget_classes, *setting.problem.request.retained_classes)
         self.labels = torch.tensor(classes).repeat_interleave(samples_per_class)
         self.few = samples_per_class * len(setting.problem.request.forget_classes)
@@ -243,7 +260,7 @@ class SparseEvaluation:
 
 
 def _run_one(args: UnlearnArguments) -> None:
-    """A run without pictures, report, network or checkpoints left: what was measured, and the retained images."""
+    """Runs a method and keeps its figures and its retained images: no pictures, report, network or checkpoints."""
     compute = args.compute.resolved()
     setting, _ = load_setting(args, compute, World())
     method = method_class(args.method)(setting, args.options)
@@ -259,23 +276,23 @@ def _run_one(args: UnlearnArguments) -> None:
     write_json(folder / "config.json", args.describe())
     progress = loop.run()
     if progress.stopped_by is not None:
-        print("the same command again goes on here")
+        print("run the same command again to resume")
         raise SystemExit(128 + progress.stopped_by)
     with method.phases[-1].averaged() as network:
         images = evaluation.full(network)[1]
-        moved = total(weight_drift(unwrap(network), unwrap(setting.problem.teacher)).values()).relative
+        change = total(weight_drift(unwrap(network), unwrap(setting.problem.teacher)).values()).relative
         trained = trained_percent(network)
     save_tensors(folder / RETAINED, {"images": images.half().contiguous()})
     last = read_lines(folder / "evaluation.jsonl")[-1]
     measured = {name: value for name, value in last.items() if name not in ("step", "images", "seconds")}
-    metrics = {"method": args.method, "seed": compute.seed, **measured, "parameter_change": moved}
+    metrics = {"method": args.method, "seed": compute.seed, **measured, "parameter_change": change}
     metrics |= {"parameters_trained": trained}
     metrics |= {"images": progress.images, "iterations": progress.step, "seconds": progress.seconds}
     write_json(folder / "metrics.json", metrics)
 
 
 def _read(run: Planned, preset: str) -> AblationRun:
-    """A run as the report takes it, with the change of retained images against the seed's run without forgetting."""
+    """A run as the report takes it, with the change of its retained images against the run without forgetting."""
     folder = run.args.output_dir
     reference = folder.parent / f"{NOTHING_FORGOTTEN.replace(' ', '-')}-seed{run.args.compute.seed}" / RETAINED
     drift = None
@@ -290,3 +307,16 @@ def _read(run: Planned, preset: str) -> AblationRun:
         pair=f"{run.pair[0]}-{run.pair[1]}",
         drift=drift,
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command. Wrong input ends with one line on stderr and exit status 2."""
+    try:
+        tyro.cli(ablate, prog=PROGRAM, args=None if arguments is None else list(arguments))
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

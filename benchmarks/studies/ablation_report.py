@@ -1,4 +1,4 @@
-"""What ``pecker-fast ablate`` writes: tables with intervals, plots, and the figures of every run."""
+"""What the ablation writes: tables with intervals, plots, and the figures of every run."""
 
 import dataclasses
 import json
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json, write_text
+from pecker_fast.files import write_json, write_text
+from pecker_fast.report.blocks import Code, Picture, Section, Table, Text, figures_table
+from pecker_fast.report.files import write_csv
+from pecker_fast.report.render import write_document
+
 from .ablation import COST, FIGURES, TIME, AblationRun, Results, pooled
 from .ablation_plots import draw_curves, draw_frontier
-from .blocks import Code, Picture, Section, Table, Text, figures_table
-from .files import write_csv
 from .intervals import Interval, interval
-from .render import write_document
 
 
 def _text(found: Interval | None, form: str) -> str:
