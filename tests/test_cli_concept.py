@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from pecker_fast.cli import main
+from pecker_fast.diffusion import sampler as sampler_module
 from pecker_fast.metrics import FeatureStatistics, detectors
 from pecker_fast.models import StableDiffusion
 from pecker_fast.runs import evaluate_concept as command
@@ -123,8 +125,8 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     assert "clip_score" in capsys.readouterr().out
     # Drawn once: what is measured again is read, but for the pictures.
     drawn = []
-    real = text_sampling.sample_ddim
-    monkeypatch.setattr(text_sampling, "sample_ddim", lambda *a, **k: drawn.append(len(a[2])) or real(*a, **k))
+    real = sampler_module.sample_ddim
+    monkeypatch.setattr(sampler_module, "sample_ddim", lambda *a, **k: drawn.append(len(a[2])) or real(*a, **k))
     assert measured(*arguments) == found and sum(drawn) == 2 * 3 + 2 * 3
     next(folder.glob("chunk-00001*")).unlink()
     drawn.clear()
@@ -135,7 +137,7 @@ def test_the_images_are_the_pipelines(base, lists):
     """Plain DDIM at guidance 7.5 is what StableDiffusionPipeline draws from the same noise."""
     from diffusers import StableDiffusionPipeline
 
-    model = text_sampling.TextModel.read(str(base))
+    model = text_sampling.read_model(str(base))
     prompts = ["a dog", "a cat on a mat"]
     sampler = text_sampling.PromptSampler(model, text_sampling.SamplerOptions("ddim", num_inference_steps=5), prompts)
     drawn = sampler.drawing(prompts)
@@ -156,7 +158,7 @@ def test_the_images_are_the_pipelines(base, lists):
 
 
 def test_one_step_and_sld_and_their_settings(base, lists):
-    model = text_sampling.TextModel.read(str(base))
+    model = text_sampling.read_model(str(base))
     options = text_sampling.SamplerOptions
     drawn = {}
     for name, given in {
@@ -170,32 +172,35 @@ def test_one_step_and_sld_and_their_settings(base, lists):
     # Three steps are within the warm-up of "weak".
     assert (drawn["late"] - drawn["ddim"]).abs().max() <= 1
     assert (drawn["max"] - drawn["ddim"]).abs().max() > 1 and (drawn["one"] - drawn["ddim"]).abs().max() > 1
-    assert options("sld", safety_text="x").resolved(model)["sld"] == "max"
+    assert options("sld", safety_text="x").sampler_of(model).sld == "max"
     with pytest.raises(ValueError, match="t_init is not given"):
-        options("one_step").resolved(model)
+        options("one_step").sampler_of(model)
     with pytest.raises(ValueError, match="safety_text is not given"):
-        options("sld").resolved(model)
+        options("sld").sampler_of(model)
     with pytest.raises(ValueError, match="resolution is 17"):
-        options("ddim", resolution=17).resolved(model)
-    assert options("ddim", resolution=32).resolved(model)["latent_size"] == 16
+        text_sampling.PromptSampler(model, options("ddim", resolution=17), ["a dog"])
+    assert text_sampling.PromptSampler(model, options("ddim", resolution=32), []).settings["latent_size"] == 16
 
 
 def test_a_name_on_the_hub(base, monkeypatch):
-    asked = []
+    import huggingface_hub
 
-    def fetched(name):
-        asked.append(name)
-        return StableDiffusion(base), f"hub:{name}"
+    names = []
 
-    monkeypatch.setattr(text_sampling, "load_stable_diffusion", fetched)
-    model = text_sampling.TextModel.read("someone/tiny-sd")
-    assert model.source.folder == base and model.t_init is None and asked == ["someone/tiny-sd"]
+    def fetch(name, **options):
+        names.append(name)
+        return str(base)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    model = text_sampling.read_model("someone/tiny-sd")
+    assert model.parts.folder == base and model.source == "hub:someone/tiny-sd"
+    assert model.t_init is None and names == ["someone/tiny-sd"] * 2
     with pytest.raises(ValueError, match=r"model is '/no/such'.*by --base$"):
-        text_sampling.TextModel.read("/no/such")
+        text_sampling.read_model("/no/such")
 
 
 def test_kept_images_are_of_the_same_weights_prompts_and_settings(base):
-    model = text_sampling.TextModel.read(str(base))
+    model = text_sampling.read_model(str(base))
 
     def key(prompts, asked, **settings):
         sampler = text_sampling.PromptSampler(model, text_sampling.SamplerOptions("ddim", **settings), prompts)
@@ -205,8 +210,10 @@ def test_kept_images_are_of_the_same_weights_prompts_and_settings(base):
     # What else is asked for does not matter; all that the images depend on does.
     assert key(["a cat", "a dog"], ["a dog"]) == one
     assert key(["a dog", "a man"], ["a man"]) != one and key(["a dog"], ["a dog"], guidance_scale=2.0) != one
+    unet = model.load_unet()
     with torch.no_grad():
-        next(model.unet.parameters()).add_(1)
+        next(unet.parameters()).add_(1)
+    model = replace(model, unet=unet)
     assert key(["a dog"], ["a dog"])["unet_sha256"] != one["unet_sha256"]
 
 
@@ -233,13 +240,13 @@ def test_nudity_with_two_detectors(base, clip, lists, nudenet, capsys):
 def test_i2p_brings_seeds_and_guidance(base, lists, nudenet, monkeypatch, capsys):
     (lists / "i2p.csv").write_text("prompt,sd_seed,sd_guidance_scale\na,11,7.5\nb,11,3.0\nb,12,3.0\n")
     seen = []
-    real = text_sampling.sample_ddim
+    real = sampler_module.sample_ddim
 
     def watched(network, schedule, labels, steps, **options):
         seen.append((labels.tolist(), options["guidance_scale"], options["seed"]))
         return real(network, schedule, labels, steps, **options)
 
-    monkeypatch.setattr(text_sampling, "sample_ddim", watched)
+    monkeypatch.setattr(sampler_module, "sample_ddim", watched)
     found = measured(
         base, "--task", "nudity", "--protocol", "paper", "--prompts", lists / "i2p.csv", "--near",
         lists / "scenes.txt", "--images-per-prompt", "2", "--near-images-per-prompt", "1",

@@ -11,10 +11,10 @@ import torch
 from pecker_fast.cli import main
 from pecker_fast.data import load_digits_images
 from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.diffusion import sampler as drawing
 from pecker_fast.metrics import Uint8Images
 from pecker_fast.models import save_network
 from pecker_fast.runs import evaluate as command
-from pecker_fast.runs import sample as drawing
 from tests.diffusion.toy import tiny_unet
 from tests.metrics.inception import random_inception
 from tests.report.test_render import check_page

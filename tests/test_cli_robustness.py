@@ -8,9 +8,8 @@ from PIL import Image
 
 from pecker_fast.cli import main
 from pecker_fast.hashing import weights_hash
-from pecker_fast.models import save_network
+from pecker_fast.models import resolve, save_network
 from pecker_fast.robustness import ATTACKS
-from pecker_fast.runs.options import load_pretrained
 from tests.report.test_render import check_page
 from tests.test_cli_training import fails
 
@@ -87,7 +86,8 @@ def test_a_one_step_run(run, capsys):
 
 def test_a_many_step_network(tmp_path):
     folder = tmp_path / "run"
-    network, schedule, _ = load_pretrained(None, "digits")
+    model = resolve(None, shipped="digits")
+    network, schedule = model.network, model.schedule
     save_network(folder / "unet", network, schedule)
     config = {"method": "none", "preset": "digits", "seed": 0, "forget_classes": [0, 3], "cover_class": None}
     config |= {"options": {}, "pretrained_model_name_or_path": None, "pretrained_sha256": weights_hash(network)}

@@ -9,8 +9,7 @@ import torch
 from pecker_fast import SaliencyMask
 from pecker_fast.cli import main
 from pecker_fast.hashing import weights_hash
-from pecker_fast.models import StableDiffusion
-from pecker_fast.runs.text_models import load_stable_diffusion
+from pecker_fast.models import StableDiffusion, resolve_text
 from pecker_fast.runs.text_request import TextRequestArguments, resolve_prompts
 from pecker_fast.training.presets import method_options
 from pecker_fast.training.text_presets import text_preset
@@ -186,8 +185,8 @@ def test_names_on_the_hub(model, monkeypatch):
         return str(model)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    found, source = load_stable_diffusion("someone/tiny-sd")
-    assert found.folder == model and source == "hub:someone/tiny-sd"
+    found = resolve_text("someone/tiny-sd")
+    assert found.parts.folder == model and found.source == "hub:someone/tiny-sd"
     # What kind of model it is comes first; then its weights, of the same commit, and no others.
     (first, configs, none), (second, files, commit) = asked
     assert first == second == "someone/tiny-sd" and none is None and commit == model.name
@@ -198,10 +197,10 @@ def test_names_on_the_hub(model, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
     with pytest.raises(ValueError, match=r"'someone/other'.*no such model.*not in the cache$"):
-        load_stable_diffusion("someone/other")
+        resolve_text("someone/other")
     for name, said in ((None, "is not given"), ("/no/such/folder", "no such folder"), ("a/b.ckpt", "no such folder")):
         with pytest.raises(ValueError, match=said):
-            load_stable_diffusion(name)
+            resolve_text(name)
 
 
 def test_published_constants():

@@ -100,7 +100,7 @@ def test_weights_of_another_architecture(tmp_path):
 
 
 def test_networks_on_the_command_line(tmp_path, capsys):
-    from pecker_fast.runs.options import shipped_network
+    from pecker_fast.models import shipped_network
 
     base = shipped_network("digits")
     run = shutil.copytree(base, tmp_path / "run" / "unet")

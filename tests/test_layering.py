@@ -27,7 +27,7 @@ ALLOWED = {
     "metrics": {"checks", "files", "metrics", "data", "hashing"},
     "__init__": {"ops", "mask", "saliency", "optim"},
     "diffusion": {"checks", "diffusion"},
-    "models": {"checks", "files", "diffusion", "models"},
+    "models": {"checks", "files", "hashing", "diffusion", "models"},
     "profiling": {"profiling"},
     "parallel": {"parallel"},
     "report": {"files", "report", "hashing"},

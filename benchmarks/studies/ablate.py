@@ -243,7 +243,9 @@ class SparseEvaluation:
         self.few = samples_per_class * len(setting.problem.request.forget_classes)
 
     def draw(self, network: nn.Module, labels: Tensor) -> Tensor:
-        return self.method.sample(network, labels, seed=self.setting.compute.seed).float().cpu()
+        with self.setting.compute.autocast():
+            images = self.method.sampler.draw(network, self.setting.problem.schedule, labels, self.setting.compute.seed)
+        return images.float().cpu()
 
     def full(self, network: nn.Module) -> tuple[dict[str, Any], Tensor]:
         """All figures, and the images of retained classes."""

@@ -2,6 +2,7 @@
 
 from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
+from .sampler import Sampler
 from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from .text import PromptTable, TextConditioned, add_adapter, encode_prompts
@@ -20,6 +21,7 @@ __all__ = [
     "NoiseSchedule",
     "OneStepGenerator",
     "PromptTable",
+    "Sampler",
     "TextConditioned",
     "UNetConfig",
     "add_adapter",

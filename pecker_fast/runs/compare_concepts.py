@@ -10,6 +10,7 @@ import tyro
 
 from ..files import write_json
 from ..hashing import weights_hash
+from ..models import resolve_text
 from ..parallel import started_by_torchrun
 from ..report import Run, concept_table, portable, write_concepts
 from ..training.text_presets import text_preset
@@ -18,7 +19,6 @@ from .concept_arguments import DetectorArguments, MeasureArguments
 from .evaluate_concept import evaluate_concept, save_pictures_of_all
 from .fisher_file import load_fisher
 from .several import assignment, command_line, ended, going_on
-from .text_models import load_stable_diffusion
 from .unlearn_text import UnlearnTextArguments, unlearn_text
 
 # Rows that train nothing: how they draw.
@@ -130,7 +130,7 @@ def compare_concepts(
     unknown = [key for key in given if not any(_takes(of[0], key) for of in plan.values())]
     if unknown:
         raise ValueError(f"set has {unknown[0]}, which is an option of none of {', '.join(names)}")
-    model, source = load_stable_diffusion(pretrained_model_name_or_path)
+    model = resolve_text(pretrained_model_name_or_path)
     if fisher is not None:
         # It is read again when its turn comes, which may be days later.
         unet = model.load_unet()
@@ -138,12 +138,12 @@ def compare_concepts(
         del unet
     concept = concept or found.concept
     for several in plan.values():
-        several[0].options.check(model.schedule.num_train_timesteps)
+        several[0].options.check(model.parts.schedule.num_train_timesteps)
         several[0].prompts()
         for args in several:
             ended(args, MORE)
     asked, *_ = measure.asked(found.task, concept, None)
-    base = str(model.folder)
+    base = str(model.parts.folder)
     try:
         for name in names:
             for args in plan.get(name, ()):
@@ -163,7 +163,7 @@ def compare_concepts(
     report = write_concepts(
         folder,
         runs,
-        asked=f"Preset {preset}: forget {what}, of {portable(source)}; protocol {measure.protocol}.",
+        asked=f"Preset {preset}: forget {what}, of {portable(model.source)}; protocol {measure.protocol}.",
         command=command_line("compare"),
         facts={name: {"trained": "yes" if name in plan else "no"} for name in names},
         pictures=[

@@ -1,6 +1,5 @@
 """``pecker-fast convert``: a pickled U-Net, such as SiD-LSG's checkpoints, as a folder of safetensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ..diffusion.text import check_text_conditional
 from ..files import write_folder
+from ..models import resolve_config
 from ..models.pickled import Stub, config_of, read_pickle, state_of
 
 
@@ -54,10 +54,7 @@ def _config(found: Any, like: str | None, path: str) -> dict[str, Any]:
         if config is None:
             raise ValueError(f"{path} does not say its configuration: give --like, a model of the same architecture")
         return config
-    for file in (Path(like) / "unet" / "config.json", Path(like) / "config.json"):
-        if file.is_file():
-            return json.loads(file.read_text())
-    raise ValueError(f"like is {like!r}, no folder of a Stable Diffusion or of its U-Net")
+    return resolve_config(like, name="like")
 
 
 def build(config: dict[str, Any], state: Mapping[str, Tensor], path: str) -> nn.Module:

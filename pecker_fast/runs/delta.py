@@ -6,13 +6,12 @@ from typing import Literal
 
 import safetensors.torch
 import tyro
-from torch import Tensor
 
 from ..delta import apply_delta, save_delta
 from ..files import write_folder
-from .options import check_output, network_folder
-
-WEIGHTS = "diffusion_pytorch_model"
+from ..models import resolve_weights
+from ..models.folders import WEIGHTS
+from .options import check_output
 
 
 def delta(
@@ -45,9 +44,11 @@ def _save(base: str, changed: str | None, output: str) -> None:
     if not output.endswith(".safetensors"):
         raise ValueError(f"output is {output!r}, expected a file that ends with .safetensors")
     check_output(output)
-    found = save_delta(_weights("base", base)[1], _weights("changed", changed)[1], output)
-    share = f"{found.changed:,d} of {found.numel:,d} entries changed ({found.density:.1%})"
-    print(f"{share}, {found.bytes:,d} bytes: {output}")
+    _, before = resolve_weights(base, name="base")
+    _, after = resolve_weights(changed, name="changed")
+    result = save_delta(before, after, output)
+    share = f"{result.changed:,d} of {result.numel:,d} entries changed ({result.density:.1%})"
+    print(f"{share}, {result.bytes:,d} bytes: {output}")
 
 
 def _apply(base: str, path: str | None, output: str) -> None:
@@ -55,30 +56,14 @@ def _apply(base: str, path: str | None, output: str) -> None:
         raise ValueError("delta is not given: expected the file that delta save wrote")
     if Path(output).exists():
         raise ValueError(f"output is {output!r}, which is there already")
-    folder, weights = _weights("base", base)
-    made = apply_delta(weights, path)
+    folder, weights = resolve_weights(base, name="base")
+    changed = apply_delta(weights, path)
 
     def write(target: Path) -> None:
         shutil.copyfile(folder / "config.json", target / "config.json")
         if (folder / "scheduler").is_dir():
             shutil.copytree(folder / "scheduler", target / "scheduler")
-        safetensors.torch.save_file(made, target / f"{WEIGHTS}.safetensors", {"format": "pt"})
+        safetensors.torch.save_file(changed, target / f"{WEIGHTS}.safetensors", {"format": "pt"})
 
     write_folder(output, write)
     print(f"applied and verified: {output}")
-
-
-def _weights(name: str, path: str) -> tuple[Path, dict[str, Tensor]]:
-    """The folder of a network, and its weights as they are saved."""
-    folder = network_folder(path)
-    whole = folder / f"{WEIGHTS}.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))
-    if not (folder / "config.json").is_file() or not files:
-        raise ValueError(f"{name} is {path!r}, where there is no network (config.json and {whole.name})")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= safetensors.torch.load_file(file)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{name} is {path!r}, and {file.name} in it cannot be read: {error}") from error
-    return folder, weights

@@ -19,6 +19,7 @@ from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
 from ..metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, load_judge, to_uint8
+from ..models import resolve
 from ..report import portable
 from ..training.presets import preset
 from ..unlearning import ForgetRequest
@@ -30,11 +31,9 @@ from .options import (
     RunOrModel,
     check_output,
     device_of,
-    load_pretrained,
     run_config,
     run_or_model,
 )
-from .sample import Drawing
 from .samples import CHUNK, SampleCache
 from .unlearn import UnlearnArguments, load_images
 
@@ -94,7 +93,8 @@ def evaluate(
     config = run_config(folder, "forget_classes")
     preset_name = preset_name or config.get("preset", "digits")
     found = preset(preset_name)
-    network, schedule, source = load_pretrained(path, found.network)
+    model = resolve(path, shipped=found.network)
+    network = model.network
     classes = num_classes(network)
     forgotten = tuple(config.get("forget_classes", ()) if forget_classes is None else forget_classes)
     cover = config.get("cover_class") if cover_class is None else UnlearnArguments.cover_of(cover_class)
@@ -116,26 +116,26 @@ def evaluate(
     place = device_of(device)
     judging.model.to(place)
     evaluator = Evaluator(real, judging, forgotten, cover if forgotten else None)
-    drawing = Drawing.of(network, sampler, t_init, num_inference_steps)
+    drawn_by = model.sampler(sampler, t_init, num_inference_steps, batch_size)
     target = check_output(output or _result_of(folder))
     labels = torch.arange(classes).repeat_interleave(count)
     described = {
         "pretrained_sha256": weights_hash(network),
-        **drawing.describe(),
+        **drawn_by.describe(),
         "samples_per_class": count,
         "num_classes": classes,
         "null_label": null_label(network),
         "seed": seed,
         "chunk": CHUNK,
     }
-    network, schedule = network.to(place), schedule.to(place)
+    network, schedule = network.to(place), model.schedule.to(place)
 
     def draw(labels: Tensor, seed: int) -> Tensor:
-        return drawing(network, schedule, labels, seed, batch_size)
+        return drawn_by.draw(network, schedule, labels, seed)
 
     cache = SampleCache(target.parent / "evaluation", described, draw, CHUNK)
     images = cache.samples(labels, seed, progress_bar)
-    result: dict[str, Any] = {"pretrained": source, **evaluator(images, labels)}
+    result: dict[str, Any] = {"pretrained": model.source, **evaluator(images, labels)}
     retained = torch.isin(labels, torch.tensor(forgotten, dtype=torch.int64)).logical_not()
     result["frechet_real_split"] = real_split(evaluator, int(retained.sum()))
     reference = {"dataset": data.dataset_name or found.dataset, "split": found.reference_split}

@@ -22,7 +22,7 @@ from ..unlearning.streams import derived_seed
 from .concept_arguments import DetectorArguments, MeasureArguments, image_files
 from .options import check_output, device_of, run_config
 from .samples import SampleCache
-from .text_sampling import PromptSampler, SamplerOptions, TextModel
+from .text_sampling import PromptSampler, SamplerOptions, read_model
 
 # Images that are drawn, measured and kept at a time.
 CHUNK = 100
@@ -96,7 +96,7 @@ def evaluate_concept(
         resolution=measure.resolution,
     )
     drawing = {"device": place, "dtype": measure.dtype, "batch_size": measure.batch_size}
-    drawn = PromptSampler(TextModel.read(model, base), options, [*asked.prompts, *asked.near, *captions], **drawing)
+    drawn = PromptSampler(read_model(model, base), options, [*asked.prompts, *asked.near, *captions], **drawing)
     if not any(given.values()):
         print("pecker-fast: no detector is given: images are drawn and nothing is measured", file=sys.stderr)
     seed, folder = measure.sample_seed, target.parent
@@ -132,7 +132,7 @@ def evaluate_concept(
     first = None
     if before or base:
         settings = dataclasses.replace(options, sampler="ddim")
-        first = PromptSampler(TextModel.read(before or base), settings, _pictured(asked), **drawing)
+        first = PromptSampler(read_model(before or base), settings, _pictured(asked), **drawing)
     _pictures(folder, drawn, first, asked, seed)
     for name, value in result.items():
         if isinstance(value, float):

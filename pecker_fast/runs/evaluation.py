@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from ..data import LabelledImages
-from ..diffusion import sample_ddim
+from ..diffusion import Sampler
 from ..hashing import weights_hash
 from ..metrics import Evaluator, Judge
 from ..unlearning import ForgetRequest, Method, Setting
 
 DDIM_STEPS = 50
+# How the pretrained network is drawn from.
+TEACHER_SAMPLER = Sampler("ddim", num_inference_steps=DDIM_STEPS)
 # How the real images are split against each other.
 REAL_SPLIT = {"repeats": 8, "seed": 0}
 
@@ -95,7 +97,7 @@ class RunEvaluation:
     def protocol(self) -> dict[str, Any]:
         """For metrics.json: how the run was measured."""
         samples = {
-            **self.method.sampling(),
+            **self.method.sampler.summary(),
             "t_init": getattr(self.method.options, "t_init", None),
             "samples_per_class": self.samples_per_class,
             "seed": self.setting.compute.seed,
@@ -105,7 +107,11 @@ class RunEvaluation:
 
     def samples(self, network: nn.Module) -> Tensor:
         """Images (N, C, H, W) on the CPU of the labels."""
-        return self.method.sample(network, self.labels, seed=self.setting.compute.seed).float().cpu()
+        with self.setting.compute.autocast():
+            images = self.method.sampler.draw(
+                network, self.setting.problem.schedule, self.labels, self.setting.compute.seed
+            )
+        return images.float().cpu()
 
     def __call__(self, network: nn.Module, step: int) -> dict[str, Any]:
         """What goes into evaluation.jsonl."""
@@ -113,9 +119,11 @@ class RunEvaluation:
 
     def teacher_samples(self) -> Tensor:
         """Images (N, C, H, W) that the pretrained network draws of the labels by DDIM, on the CPU."""
-        problem, compute = self.setting.problem, self.setting.compute
-        with compute.autocast():
-            return sample_ddim(problem.teacher, problem.schedule, self.labels, DDIM_STEPS, seed=compute.seed).cpu()
+        with self.setting.compute.autocast():
+            images = TEACHER_SAMPLER.draw(
+                self.setting.problem.teacher, self.setting.problem.schedule, self.labels, self.setting.compute.seed
+            )
+        return images.cpu()
 
     def before(self, images: Tensor) -> dict[str, Any]:
         """How well the pretrained network drew, and above all what is to be forgotten."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet, sample_ddim
+from ..diffusion import NoiseSchedule, UNetConfig, build_unet
 from ..files import write_json
 from ..metrics import Evaluator, load_judge
 from ..models import save_network
@@ -23,7 +23,7 @@ from ..training.pretrain import Pretraining, PretrainOptions
 from ..training.tracking import tracker
 from ..unlearning import Compute
 from ..unlearning.streams import derived_seed
-from .evaluation import DDIM_STEPS, real_split
+from .evaluation import TEACHER_SAMPLER, real_split
 from .options import ComputeArguments, DataArguments, prepare_folder, profiler_of, report_profile
 from .running import say_how_to_resume
 from .unlearn import PICTURED, load_images
@@ -136,7 +136,7 @@ def _pretrain(args: PretrainArguments, compute_args: ComputeArguments, processes
 
     def draw(averaged: nn.Module) -> torch.Tensor:
         with compute.autocast():
-            return sample_ddim(averaged, phase.schedule, labels, DDIM_STEPS, seed=compute.seed).cpu()
+            return TEACHER_SAMPLER.draw(averaged, phase.schedule, labels, compute.seed).cpu()
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, Any]:
         measured = evaluator(draw(averaged), labels)

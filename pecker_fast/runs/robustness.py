@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from ..checks import check_int, check_number
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule
+from ..diffusion import NoiseSchedule, Sampler
 from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
 from ..metrics import FeatureStatistics, Judge, load_judge
-from ..models import load_network
+from ..models import resolve
 from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
@@ -28,7 +28,6 @@ from ..robustness import (
     LatentOptions,
     NearestImage,
     RelearnOptions,
-    Sampler,
     attacks_on,
     class_distances,
     guidance,
@@ -44,7 +43,7 @@ from ..training.presets import preset
 from ..unlearning import ForgetRequest
 from ..unlearning.streams import derived_seed
 from .audit import update_metrics
-from .options import DataArguments, device_of, load_pretrained, network_folder
+from .options import DataArguments, device_of
 from .unlearn import load_images
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")
@@ -84,20 +83,18 @@ class Subject:
             raise ValueError(f"run is {str(folder)!r}, which has no unet: the run has not ended")
         seed = config["seed"] if seed is None else seed
         check_int("seed", seed, 0)
-        network, schedule = load_network(folder / "unet")
-        teacher, _, _ = load_pretrained(
+        model = resolve(folder / "unet", name="run")
+        network, schedule = model.network, model.schedule
+        teacher = resolve(
             config["pretrained_model_name_or_path"],
-            preset(config["preset"]).network,
-            config.get("checkpoint_state", "auto"),
-        )
+            shipped=preset(config["preset"]).network,
+            state=config.get("checkpoint_state", "auto"),
+        ).network
         if weights_hash(teacher) != config["pretrained_sha256"]:
             raise ValueError(f"run is {str(folder)!r}, whose pretrained network is not what it was when the run began")
         networks = {"run": network, "pretrained": teacher, "scratch": _fresh(network, seed)}
         if control is not None:
-            try:
-                networks["control"] = load_network(network_folder(control))[0]
-            except ValueError as error:
-                raise ValueError(f"control is {control!r}: {error}") from error
+            networks["control"] = resolve(control, name="control").network
             if _shapes(networks["control"]) != _shapes(network):
                 raise ValueError(f"control is {control!r}, a network of another architecture than the run's")
         for found in networks.values():
@@ -184,7 +181,9 @@ def robustness(
     subject = Subject.read(folder, control, seed, place)
     seed, described = subject.seed, subject.config
     found = preset(described["preset"])
-    sampler = Sampler(subject.schedule, subject.t_init, num_inference_steps, batch_size)
+    sampler = Sampler.one_step_or_ddim(subject.t_init, num_inference_steps, batch_size)
+    sampler.check(subject.schedule.num_train_timesteps)
+    check_int("num_inference_steps", num_inference_steps, 1, subject.schedule.num_train_timesteps + 1)
     named = judge or described.get("judge")
     if named is None and found.judge is None:
         raise ValueError(f"judge is not given, and none comes with the preset {described['preset']}")
@@ -195,7 +194,7 @@ def robustness(
     relearning.check()
     if latents is None:
         # Many-step sampling is paid for in every step of the search.
-        latents = 16 if sampler.t_init is not None else 4
+        latents = 16 if sampler.kind == "one_step" else 4
     searching = LatentOptions(latents, search_steps, search_learning_rate)
     searching.check()
     plan = {data: attacks_on(sampler, data, chosen) for data in ("forgotten", "retained")}
@@ -203,7 +202,16 @@ def robustness(
     real = load_images(data, described["preset"], "all", subject.networks["run"].config["sample_size"])
     if retain_samples is None:
         retain_samples = max(1, forget_samples // 5)
-    examiner = Examiner(judging, subject.request, sampler, seed, forget_samples, retain_samples)
+    examiner = Examiner(
+        judging,
+        subject.request,
+        subject.schedule,
+        sampler,
+        num_inference_steps,
+        seed,
+        forget_samples,
+        retain_samples,
+    )
     examiner = replace(examiner, forgotten_real=_features(judging, real.of_classes(subject.request.forget_classes)))
     shown = {data: _adversary_images(real, subject.request, data, relearning.images, seed) for data in plan}
 
@@ -232,7 +240,7 @@ def robustness(
         if "relearn" in asked:
             # What the class looked like to begin with: how far a revival can go.
             protocol["relearn"]["pretrained"] = {
-                used.name: examiner.measure(subject.networks["pretrained"], used) for used in own_and_ddim(sampler)
+                used.name: examiner.measure(subject.networks["pretrained"], used) for used in own_and_ddim(examiner)
             }
             result["relearn"] = _relearn(subject, examiner, plan, shown, relearning, bar)
         if "latent" in asked:
@@ -245,7 +253,7 @@ def robustness(
                 for row in latent(subject.networks[name], examiner, nearest, searching, bar.update)
             ]
         if "neighbours" in asked:
-            before = examiner.confusion(subject.networks["pretrained"], sampler.by_ddim)
+            before = examiner.confusion(subject.networks["pretrained"], examiner.by_ddim)
             after = examiner.confusion(subject.networks["run"])
             result["neighbours"] = neighbours(before, after, class_distances(judging, real), subject.request)
             bar.update()
@@ -312,7 +320,7 @@ def _work(subject, examiner, asked, plan, relearning: RelearnOptions, searching:
         + ("latent" in asked) * searched * search_steps(examiner, searching)
         + ("neighbours" in asked)
         + ("guidance" in asked)
-        + ("paths" in asked) * 2 * len(samplers(examiner.sampler))
+        + ("paths" in asked) * 2 * len(samplers(examiner))
     )
 
 

@@ -59,7 +59,7 @@ class Running:
 
         def export(averaged: nn.Module, target: Path) -> None:
             schedule = self.method.setting.problem.schedule
-            save_result(target, averaged, schedule, getattr(self.method.options, "t_init", None))
+            save_result(target, averaged, schedule, self.method.sampler.t_init)
 
         profiler = profiler_of(self.compute, self.regions, self.folder, self.world)
         with tracker(self.report_to if self.world.is_main else "none", self.folder) as on_log:

@@ -1,23 +1,18 @@
 """``pecker-fast sample`` and ``pecker-fast mask``: draws images, and computes or shows a mask."""
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
-from ..diffusion import NoiseSchedule, OneStepGenerator, num_classes, sample_ddim, sample_ddpm, sample_one_step
+from ..diffusion import num_classes
 from ..mask import SaliencyMask
+from ..models import resolve
 from ..report import save_grid
 from ..training.presets import preset
 from ..unlearning import Compute, ForgetRequest, Problem, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
-from .options import PresetName, check_output, load_pretrained
-
-# Of DDIM and DDPM, where neither the command nor a run says it.
-STEPS = 50
+from .options import PresetName, check_output
 
 
 def sample(
@@ -49,90 +44,13 @@ def sample(
     if not output.endswith(".png"):
         raise ValueError(f"output is {output!r}, expected a file that ends with .png")
     check_output(output)
-    network, schedule, source = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
-    classes = num_classes(network)
+    model = resolve(pretrained_model_name_or_path, shipped=preset(preset_name).network)
+    classes = num_classes(model.network)
     chosen = torch.tensor(labels or range(classes)).repeat_interleave(images_per_class)
-    drawing = Drawing.of(network, sampler, t_init, num_inference_steps)
-    images = drawing(network, schedule, chosen, seed)
+    drawn_by = model.sampler(sampler, t_init, num_inference_steps)
+    images = drawn_by.draw(model.network, model.schedule, chosen, seed)
     save_grid(Path(output), images, chosen, tuple(map(str, range(classes))))
-    print(f"{len(images)} images of {source}, sampler {drawing.sampler}, seed {seed}: {output}")
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How images of a network are drawn.
-
-    Parameters
-    ----------
-    sampler: "one_step" (at ``t_init``), "ddim" or "ddpm" (in ``num_inference_steps``).
-    guidance: further arguments of the two: guidance_scale, clip_sample.
-    """
-
-    sampler: str
-    t_init: int | None = None
-    num_inference_steps: int | None = None
-    guidance: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, network: nn.Module, sampler: str, t_init: int | None, num_inference_steps: int | None) -> "Drawing":
-        """What was asked for, or what the run that the network is of says. ValueError for one step without t_init."""
-        options = options_of(network)
-        recorded = options.get("t_init")
-        if sampler == "auto" and t_init is None and recorded is None and "eval_sampler" in options:
-            guidance = {"guidance_scale": options["eval_guidance_scale"], "clip_sample": options["clip_sample"]}
-            steps = options["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-            return cls(options["eval_sampler"], None, steps, guidance)
-        t_init = recorded if t_init is None else t_init
-        if sampler == "auto":
-            sampler = "ddim" if t_init is None else "one_step"
-        if sampler != "one_step":
-            return cls(sampler, None, STEPS if num_inference_steps is None else num_inference_steps)
-        if t_init is None:
-            raise ValueError("t_init is not given, and the network is not of a run that says it")
-        return cls(sampler, t_init)
-
-    def __call__(
-        self, network: nn.Module, schedule: NoiseSchedule, labels: Tensor, seed: int, batch_size: int = 256
-    ) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1] of ``labels``."""
-        if self.sampler == "one_step":
-            generator = OneStepGenerator(schedule, self.t_init)
-            return sample_one_step(network, generator, labels, batch_size=batch_size, seed=seed)
-        draw = sample_ddim if self.sampler == "ddim" else sample_ddpm
-        return draw(
-            network, schedule, labels, self.num_inference_steps, batch_size=batch_size, seed=seed, **self.guidance
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """What settles the images beside network, labels and seed, as JSON."""
-        return {
-            "sampler": self.sampler,
-            "t_init": self.t_init,
-            "num_inference_steps": self.num_inference_steps,
-            **self.guidance,
-        }
-
-
-def options_of(network: nn.Module) -> dict[str, Any]:
-    """The options of the run, or the configuration of the pipeline, that the network was read from, local or of the
-    hub; empty where it was read from neither."""
-    # diffusers keeps the folder that it read.
-    path = network.config.get("_name_or_path")
-    return {} if path is None else recorded_options(Path(path))
-
-
-def recorded_options(path: Path) -> dict[str, Any]:
-    """The same for the folder of a network, a run or a pipeline."""
-    for folder in (path, path.parent):
-        for name in ("config.json", "model_index.json"):
-            try:
-                said = json.loads((folder / name).read_text())
-                found = said.get("options", said)
-                if "t_init" in found or "eval_sampler" in found:
-                    return found
-            except (OSError, ValueError, TypeError, AttributeError):
-                continue
-    return {}
+    print(f"{len(images)} images of {model.source}, sampler {drawn_by.kind}, seed {seed}: {output}")
 
 
 def mask(
@@ -182,9 +100,10 @@ def mask(
         saliency_samples=saliency_samples,
     )
     options.check_saliency()
-    network, schedule, _ = load_pretrained(pretrained_model_name_or_path, preset(preset_name).network)
+    model = resolve(pretrained_model_name_or_path, shipped=preset(preset_name).network)
+    network = model.network
     request = ForgetRequest.of(network, forget_classes, "random")
-    setting = Setting(Problem(network, schedule, request), Compute(seed=seed))
+    setting = Setting(Problem(network, model.schedule, request), Compute(seed=seed))
     masker = Masker(setting, options, preset(preset_name).unlearning.get("t_init", 440) if t_init is None else t_init)
     masker.start(network)
     masker.refresh(0, network)
@@ -194,9 +113,9 @@ def mask(
         print(f"saved: {output}")
 
 
-def _show(found: SaliencyMask) -> None:
-    print(found.summary())
-    if found.names is not None:
+def _show(mask: SaliencyMask) -> None:
+    print(mask.summary())
+    if mask.names is not None:
         print("\nby module")
-        for name, share in density_by_module(found).items():
+        for name, share in density_by_module(mask).items():
             print(f"{name:24}{share:8.1%}")

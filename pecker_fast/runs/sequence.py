@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import torch
 
+from ..diffusion import Sampler
 from ..environment import environment
 from ..files import write_json
 from ..metrics import Judge, load_judge
-from ..models import load_network, save_network
+from ..models import resolve, save_network
 from ..parallel import started_by_torchrun
 from ..report import Run, portable, write_sequence
-from ..robustness import Sampler, confusion_matrix
+from ..robustness import confusion_matrix
 from ..training.checkpoints import STATE, Checkpoints
 from ..training.presets import preset as preset_of
 from ..training.state import load_state
@@ -20,7 +21,6 @@ from ..unlearning import ForgetRequest, method_class
 from ..unlearning.distillation import ScoreForgetting
 from ..unlearning.streams import derived_seed
 from .evaluation import DDIM_STEPS
-from .options import load_pretrained
 from .several import assignment, check_given, command_line, ended, going_on, run_arguments
 from .unlearn import UnlearnArguments, unlearn
 
@@ -98,7 +98,7 @@ def sequence(
     if at_once and len(forget_classes) > 1:
         once = run_of("at-once-" + "-".join(map(str, forget_classes)), forget_classes)
     # What is wrong with the last of them is said before the first is run.
-    network, _, _ = load_pretrained(pretrained_model_name_or_path, preset_of(preset).network)
+    network = resolve(pretrained_model_name_or_path, shipped=preset_of(preset).network).network
     first = run_of("request", forget_classes)
     ForgetRequest.of(network, forget_classes, first.cover_of(first.request.cover_class))
     check_given(given, [first])
@@ -172,22 +172,22 @@ def _keep_score(folder: Path) -> None:
         raise ValueError(f"{folder} has neither a score network nor a checkpoint: begin anew, or take --score teacher")
     path = checkpoints.path(steps[-1])
     checkpoints.verify(path)
-    network, schedule = load_network(folder / "unet")
-    network.load_state_dict(load_state(path / STATE)["state"]["score"])
+    model = resolve(folder / "unet")
+    model.network.load_state_dict(load_state(path / STATE)["state"]["score"])
     temporary = folder / f".{SCORE}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    save_network(temporary, network, schedule)
+    save_network(temporary, model.network, model.schedule)
     temporary.rename(folder / SCORE)
 
 
 def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
     """What is reported after a request: forgetting by class, and what is kept."""
     run = Run.read(args.output_dir)
-    network, schedule = load_network(args.output_dir / "unet")
+    model = resolve(args.output_dir / "unet")
     count, classes = args.request.samples_per_class, judge.num_classes
     labels = torch.arange(classes).repeat_interleave(count)
-    sampler = Sampler(schedule, run.config["options"].get("t_init"), DDIM_STEPS)
-    images = sampler.draw(network.eval(), labels, derived_seed(args.compute.seed, "sequence"))
+    sampler = Sampler.one_step_or_ddim(run.config["options"].get("t_init"), DDIM_STEPS)
+    images = sampler.draw(model.network, model.schedule, labels, derived_seed(args.compute.seed, "sequence"))
     share = 100 * confusion_matrix(judge, images, labels).double() / count
     forgotten = list(args.request.forget_classes)
     kept = [c for c in range(classes) if c not in forgotten]

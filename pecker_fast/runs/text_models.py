@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors
@@ -11,62 +12,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import TextConditioned, sample_ddim
+from ..diffusion import Sampler, TextConditioned
 from ..files import save_tensors
-from ..hashing import file_sha256
-from ..models import StableDiffusion, load_text_unet
+from ..models import StableDiffusion
 from ..report import save_before_after, save_grid
 from ..unlearning import Method
-from .options import CHECKPOINTS, HUB_NAME, fetch_from_hub
 
-HUB_FILES = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "tokenizer/*",
-)
-HUB_WEIGHTS = (
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder/model.safetensors",
-)
 EMBEDDINGS = "prompts.safetensors"
 # Pictures show images of at most this height.
 SHOWN_PIXELS = 128
-
-
-def load_stable_diffusion(path: str | None) -> tuple[StableDiffusion, str]:
-    """The model, and where it came from: a folder or a name on the hub. ValueError where there is none."""
-    if path is None:
-        raise ValueError(
-            "pretrained_model_name_or_path is not given: expected the folder of a Stable Diffusion 1.x or 2.x, or its "
-            "name on the hub, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
-        )
-    try:
-        if Path(path).is_dir():
-            return StableDiffusion(Path(path)), str(path)
-        if not Path(path).exists() and HUB_NAME.fullmatch(path) and Path(path).suffix not in CHECKPOINTS:
-            root = fetch_from_hub(path, HUB_FILES)
-            # Before the weights are fetched, which are some gigabytes.
-            StableDiffusion(root)
-            # A snapshot's folder is named by its commit: nothing is mixed where the model changes meanwhile.
-            return StableDiffusion(fetch_from_hub(path, HUB_WEIGHTS, root.name)), f"hub:{path}"
-        raise ValueError("there is no such folder")
-    except ValueError as error:
-        raise ValueError(f"pretrained_model_name_or_path is {str(path)!r}: {error}") from error
-
-
-def load_initial_unet(name: str, path: str | None) -> nn.Module | None:
-    """The U-Net to start from that the argument ``name`` gives: a folder, or its ``unet``. ValueError otherwise."""
-    if path is None:
-        return None
-    try:
-        folder = Path(path)
-        return load_text_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
-    except ValueError as error:
-        raise ValueError(f"{name} is {path!r}: {error}") from error
 
 
 def encoded(
@@ -78,8 +32,8 @@ def encoded(
     """
     path = folder / EMBEDDINGS
     digest = hashlib.sha256(json.dumps([list(prompts), str(dtype)]).encode())
-    for file in sorted((model.folder / "text_encoder").glob("*.safetensors")):
-        digest.update(file_sha256(file).encode())
+    for text_encoder in model.text_encoder_hashes():
+        digest.update(text_encoder.encode())
     key = digest.hexdigest()
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -133,26 +87,20 @@ class TextPictures:
 
     def before(self, guidance_scale: float, steps: int) -> Tensor:
         """Images of the pretrained model, by DDIM, which are kept in before.png."""
-        problem, compute = self.method.setting.problem, self.method.setting.compute
-        with compute.autocast():
-            latents = sample_ddim(
-                problem.teacher,
-                problem.schedule,
-                self.labels,
-                steps,
-                batch_size=1,
-                seed=compute.seed,
-                guidance_scale=guidance_scale,
-                clip_sample=False,
-            )
+        setting = self.method.setting
+        with setting.compute.autocast():
+            sampler = Sampler("ddim", num_inference_steps=steps, guidance_scale=guidance_scale, batch_size=1)
+            latents = sampler.draw(setting.problem.teacher, setting.problem.schedule, self.labels, setting.compute.seed)
         images = self._images(latents)
         self._save("before", images)
         return images
 
     def after(self, network: nn.Module, name: str = "after") -> Tensor:
         """Images of a network of the run, which are kept under ``name``."""
-        seed = self.method.setting.compute.seed
-        images = self._images(self.method.sample(network, self.labels, seed=seed, batch_size=1))
+        setting, sampler = self.method.setting, replace(self.method.sampler, batch_size=1)
+        with setting.compute.autocast():
+            latents = sampler.draw(network, setting.problem.schedule, self.labels, setting.compute.seed)
+        images = self._images(latents)
         self._save(name, images)
         return images
 

@@ -16,7 +16,7 @@ from ..diffusion import num_classes
 from ..files import read_lines, write_json
 from ..hashing import weights_hash
 from ..metrics import Judge, load_judge
-from ..models import load_network, save_result
+from ..models import resolve, save_result
 from ..parallel import World, world
 from ..profiling import Regions
 from ..report import save_before_after, save_grid
@@ -25,7 +25,7 @@ from ..training.presets import method_loop, method_options, preset
 from ..unlearning import COVER_RANDOM, Compute, ForgetRequest, Method, Problem, Setting, method_class
 from .audit import record_result, record_weights
 from .evaluation import RunEvaluation, summary
-from .options import ComputeArguments, DataArguments, load_pretrained, network_folder, prepare_folder, report_profile
+from .options import ComputeArguments, DataArguments, prepare_folder, report_profile
 from .running import Running
 
 # Images of each class in the pictures of samples.
@@ -179,30 +179,29 @@ def load_training_images(args: UnlearnArguments, network: nn.Module, processes: 
 
 def load_setting(args: UnlearnArguments, compute: ComputeArguments, processes: World) -> tuple[Setting, str]:
     """What a run's method is given, and where the pretrained network came from. ValueError for wrong arguments."""
-    network, schedule, source = load_pretrained(
-        args.request.pretrained_model_name_or_path, preset(args.preset).network, args.request.checkpoint_state
+    model = resolve(
+        args.request.pretrained_model_name_or_path,
+        shipped=preset(args.preset).network,
+        state=args.request.checkpoint_state,
     )
+    network = model.network
     request = ForgetRequest.of(network, args.request.forget_classes, args.cover_of(args.request.cover_class))
     problem = Problem(
         network,
-        schedule,
+        model.schedule,
         request,
         training_images=load_training_images(args, network, processes),
-        **{name: load_initial(name, getattr(args.request, name)) for name in INITIAL},
+        **_initial(args),
         **_forget_images(args, request, network.config["sample_size"]),
     )
     regions = Regions(compute.profile, compute.device)
-    return Setting(problem, Compute(regions=regions, world=processes, **compute.as_setting())), source
+    return Setting(problem, Compute(regions=regions, world=processes, **compute.as_setting())), model.source
 
 
-def load_initial(name: str, path: str | None) -> nn.Module | None:
-    """The network to start from that the argument ``name`` gives. ValueError where there is none."""
-    if path is None:
-        return None
-    try:
-        return load_network(network_folder(path))[0]
-    except ValueError as error:
-        raise ValueError(f"{name} is {path!r}: {error}") from error
+def _initial(args: UnlearnArguments) -> dict[str, nn.Module | None]:
+    """The networks to start from, None for the pretrained one. ValueError if there is no such network."""
+    paths = {name: getattr(args.request, name) for name in INITIAL}
+    return {name: None if path is None else resolve(path, name=name).network for name, path in paths.items()}
 
 
 def _forget_images(args: UnlearnArguments, request: ForgetRequest, size: int) -> dict[str, torch.Tensor]:
@@ -246,10 +245,9 @@ def _unlearn(
         # An earlier run of this process is not this run's.
         torch.cuda.reset_peak_memory_stats()
     setting, source = load_setting(args, compute, processes)
-    problem, regions = setting.problem, setting.compute.regions
-    request = problem.request
-    teacher_hash = weights_hash(problem.teacher)
-    initial = {name: getattr(problem, name) for name in INITIAL}
+    request, regions = setting.problem.request, setting.compute.regions
+    teacher_hash = weights_hash(setting.problem.teacher)
+    initial = {name: getattr(setting.problem, name) for name in INITIAL}
     method = method_class(args.method)(setting, args.options)
     args.loop.check()
     folder, evaluation = args.output_dir, None
@@ -266,7 +264,9 @@ def _unlearn(
         "options": dataclasses.asdict(args.options),
         "pretrained_sha256": teacher_hash,
         **initial_hashes,
-        **({} if problem.training_images is None else {"training_images": len(problem.training_images)}),
+        **(
+            {} if setting.problem.training_images is None else {"training_images": len(setting.problem.training_images)}
+        ),
         "forget_classes": list(request.forget_classes),
         "cover_class": request.cover_class,
         "seed": compute.seed,
@@ -276,7 +276,7 @@ def _unlearn(
     def describe() -> None:
         nonlocal before
         said = {**args.describe(), "pretrained_sha256": teacher_hash, **initial_hashes}
-        said |= {"training_images": len(problem.training_images or ()), "num_processes": processes.size}
+        said |= {"training_images": len(setting.problem.training_images or ()), "num_processes": processes.size}
         write_json(folder / "config.json", said)
         if evaluation is not None and before is None:
             before = evaluation.teacher_samples()
@@ -315,9 +315,9 @@ def _finish(
 ) -> dict[str, Any]:
     folder, phase, problem = args.output_dir, method.phases[-1], setting.problem
     metrics: dict[str, Any] = {"method": args.method, "seed": args.compute.seed, "pretrained": source}
-    metrics |= method.sampling()
+    metrics |= method.sampler.summary()
     with phase.averaged() as averaged:
-        save_result(folder, averaged, problem.schedule, getattr(args.options, "t_init", None))
+        save_result(folder, averaged, problem.schedule, method.sampler.t_init)
         moved = record_weights(folder, averaged, problem.initial_generator or problem.teacher, phase.last_mask())
         if evaluation is not None:
             start = time.perf_counter()
@@ -334,7 +334,7 @@ def _finish(
 
 
 def _picture(folder: Path, evaluation: RunEvaluation, before: torch.Tensor, after: torch.Tensor) -> None:
-    per_class = len(evaluation.labels) // evaluation.setting.request.num_classes
+    per_class = len(evaluation.labels) // evaluation.setting.problem.request.num_classes
     shown = (torch.arange(len(evaluation.labels)) % per_class) < PICTURED
     labels, names = evaluation.labels[shown], evaluation.judge.class_names
     marked = evaluation.setting.problem.request.forget_classes

@@ -14,7 +14,7 @@ from ..diffusion import NoiseSchedule
 from ..files import write_json
 from ..hashing import file_sha256, weights_hash
 from ..mask import SaliencyMask
-from ..models import StableDiffusion, save_text_pipeline
+from ..models import StableDiffusion, resolve_text, resolve_text_unet, save_text_pipeline
 from ..parallel import World, process_count, process_number, world
 from ..profiling import Regions
 from ..training.loop import LoopOptions, Progress
@@ -29,7 +29,7 @@ from .fisher_file import load_fisher
 from .options import ComputeArguments, prepare_folder, report_profile
 from .running import Running
 from .text_card import write_text_card
-from .text_models import TextPictures, encoded, load_initial_unet, load_stable_diffusion, on_network
+from .text_models import TextPictures, encoded, on_network
 from .text_request import MemoryArguments, Prompts, TextRequestArguments, resolve_prompts
 
 # How a run is computed, and not which one it is.
@@ -142,12 +142,12 @@ def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, pro
     prompts = args.prompts()
     args.loop.check()
     check_placement(args, processes.size)
-    model, source = load_stable_diffusion(args.request.pretrained_model_name_or_path)
+    resolved = resolve_text(args.request.pretrained_model_name_or_path)
+    model = resolved.parts
     args.options.check(model.schedule.num_train_timesteps)
-    unet = model.load_unet()
-    initial = {
-        name: load_initial_unet(name, getattr(args.request, name)) for name in ("initial_generator", "initial_score")
-    }
+    unet = resolved.load_unet()
+    paths = {name: getattr(args.request, name) for name in ("initial_generator", "initial_score")}
+    initial = {name: None if path is None else resolve_text_unet(path, name=name) for name, path in paths.items()}
     hashes = {"pretrained_sha256": weights_hash(unet)}
     hashes |= {f"{name}_sha256": weights_hash(found) for name, found in initial.items() if found is not None}
     fisher = _fisher(args, unet, hashes)
@@ -165,9 +165,9 @@ def load_text_setting(args: UnlearnTextArguments, compute: ComputeArguments, pro
         **{name: on_network(model, found, network) for name, found in initial.items()},
     )
     regions = Regions(compute.profile, compute.device)
-    given = Compute(regions=regions, world=processes, **compute.as_setting())
-    setting = Setting(problem, given, args.memory.placement())
-    return Loaded(model, source, prompts, setting, _fingerprint(args, compute, prompts, hashes), hashes)
+    how = Compute(regions=regions, world=processes, **compute.as_setting())
+    setting = Setting(problem, how, args.memory.placement())
+    return Loaded(model, resolved.source, prompts, setting, _fingerprint(args, compute, prompts, hashes), hashes)
 
 
 def check_placement(args: UnlearnTextArguments, processes: int) -> None:
@@ -273,7 +273,7 @@ def _finish(
     source: str,
 ) -> dict[str, Any]:
     folder, setting = args.output_dir, method.setting
-    metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampling()}
+    metrics = {"method": args.method, "seed": args.compute.seed, "pretrained": source, **method.sampler.summary()}
     # The teacher may have been rounded since (teacher_dtype): how far weights moved is told from what was read.
     start = setting.problem.initial_generator
     start = model.load_unet() if start is None else start.unet
@@ -290,7 +290,7 @@ def estimate(args: UnlearnTextArguments) -> MemoryEstimate:
     path, resolution = args.request.pretrained_model_name_or_path, args.request.resolution
     compute, request = args.compute.resolved(), args.prompts().request
     if path is not None and Path(path).is_dir():
-        model = StableDiffusion(Path(path))
+        model = resolve_text(path).parts
         unet, latent_size, schedule = model.config("unet"), model.latent_size(resolution), model.schedule
     else:
         path = "Stable Diffusion 1.5"

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..diffusion import (
     OneStepGenerator,
+    Sampler,
     noise_prediction_loss,
     regression_loss,
-    sample_one_step,
     score_distillation_loss,
 )
 from ..mask import SaliencyMask
@@ -521,9 +521,6 @@ class ScoreForgetting(Method):
     def memory_plan(self) -> MemoryPlan:
         return self.phases[-1].memory_plan()
 
-    def sampling(self) -> dict[str, Any]:
-        return {"sampler": "one_step", "sampling_steps": 1}
-
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        with self.setting.compute.autocast():
-            return sample_one_step(network, self.one_step, labels, batch_size=batch_size, seed=seed)
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler("one_step", t_init=self.options.t_init)

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_int, check_number
-from ..diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, null_label, sample_ddim, sample_ddpm
+from ..diffusion import NUM_TRAIN_TIMESTEPS, Sampler, null_label
 from .conditions import ForgetRequest
 from .protocol import Method
 from .setting import Setting
 
 SamplerName: TypeAlias = Literal["ddpm", "ddim"]
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim}
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,6 @@ def check_guidance(network: nn.Module, name: str, scale: float) -> None:
         )
 
 
-def draw(
-    network: nn.Module,
-    schedule: NoiseSchedule,
-    labels: Tensor,
-    *,
-    sampler: SamplerName,
-    steps: int,
-    guidance_scale: float,
-    clip_sample: bool,
-    seed: int,
-    batch_size: int = 256,
-) -> Tensor:
-    """Images float32 (N, C, H, W) in [-1, 1] of ``labels``, on the network's device."""
-    options = {"guidance_scale": guidance_scale, "clip_sample": clip_sample, "seed": seed, "batch_size": batch_size}
-    return SAMPLERS[sampler](network, schedule, labels, steps, **options)
-
-
 class ManyStepMethod(Method):
     """Base of the methods that go on training a diffusion model. Their options derive from ``SamplingOptions``."""
 
@@ -79,25 +61,12 @@ class ManyStepMethod(Method):
         if self.needs_data(options) and problem.training_images is None:
             raise ValueError(f"{self.name} needs images of the training set, and there are none (training_images)")
 
-    def sampling(self) -> dict[str, Any]:
+    @property
+    def sampler(self) -> Sampler:
         o = self.options
-        return {
-            "sampler": o.eval_sampler,
-            "sampling_steps": o.num_inference_steps,
-            "guidance_scale": o.eval_guidance_scale,
-        }
-
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        o = self.options
-        with self.setting.compute.autocast():
-            return draw(
-                network,
-                self.setting.problem.schedule,
-                labels,
-                sampler=o.eval_sampler,
-                steps=o.num_inference_steps,
-                guidance_scale=o.eval_guidance_scale,
-                clip_sample=o.clip_sample,
-                seed=seed,
-                batch_size=batch_size,
-            )
+        return Sampler(
+            o.eval_sampler,
+            num_inference_steps=o.num_inference_steps,
+            guidance_scale=o.eval_guidance_scale,
+            clip_sample=o.clip_sample,
+        )

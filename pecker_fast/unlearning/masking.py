@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_literals, check_number
-from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, sample_ddim
+from ..diffusion import OneStepGenerator, Sampler, noise_prediction_loss, predict_eps
 from ..mask import SaliencyMask
 from ..saliency import saliency_mask
 from ..sharding import is_sharded, like, part_of
@@ -16,8 +16,8 @@ from .gradients import add_gradients
 from .setting import Setting
 from .streams import Streams, derived_seed
 
-# DDIM steps of samples that the teacher draws.
-TEACHER_STEPS = 50
+# Of the teacher's samples on which saliency is taken.
+TEACHER_SAMPLER = Sampler("ddim", num_inference_steps=50)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Masker:
             labels = streams.choose("labels", self.samples, self._forgotten)
             seed = derived_seed(self.compute.seed, "saliency teacher")
             with self.compute.autocast():
-                images = sample_ddim(self.problem.teacher, self.problem.schedule, labels, TEACHER_STEPS, seed=seed)
+                images = TEACHER_SAMPLER.draw(self.problem.teacher, self.problem.schedule, labels, seed)
             self._pool = images, labels
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..diffusion import Sampler
 from ..mask import SaliencyMask
 from ..optim import MaskedAdam
 from ..sharding import local
@@ -222,31 +223,7 @@ class Method(ABC):
         """What an estimate of memory needs. Methods with ``rehearsal_options`` have one."""
         raise NotImplementedError
 
+    @property
     @abstractmethod
-    def sampling(self) -> dict[str, Any]:
-        """How ``sample`` draws, for metrics.json.
-
-        "sampler" and "sampling_steps", its evaluations of the network for an image (each is of two with guidance), and
-        what else determines it.
-        """
-
-    @abstractmethod
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        """Draw images the way the method's networks are meant to be sampled.
-
-        Parameters
-        ----------
-        network : nn.Module
-            A network of ``Phase.averaged``.
-        labels : Tensor
-            Shape (N,), int64.
-        seed : int
-            The noise of sample i depends on seed and i alone.
-        batch_size : int
-            Samples in a call of the network.
-
-        Returns
-        -------
-        Tensor
-            Shape (N, C, H, W), in [-1, 1].
-        """
+    def sampler(self) -> Sampler:
+        """How the method's networks are meant to be sampled, under ``compute.autocast()``."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_number
-from ..diffusion import NUM_TRAIN_TIMESTEPS, null_label
+from ..diffusion import NUM_TRAIN_TIMESTEPS, Sampler, null_label
 from ..saliency import SaliencyAccumulator
-from .many_step import SamplerName, check_guidance, draw
+from .many_step import SamplerName, check_guidance
 from .protocol import Phase
 from .setting import Setting
 from .streams import derived_seed
@@ -145,24 +145,22 @@ class Drawing(Preparation):
         super().__init__(setting, network, pool)
         check_guidance(setting.problem.teacher, "replay_guidance_scale", options.replay_guidance_scale)
         self.options = options
+        self.sampler = Sampler(
+            options.replay_sampler,
+            num_inference_steps=options.replay_steps,
+            guidance_scale=options.replay_guidance_scale,
+            clip_sample=options.clip_sample,
+            batch_size=options.replay_batch_size,
+        )
         self.iterations = -(-len(pool) // options.replay_batch_size)
         self.images_per_iteration = min(len(pool), options.replay_batch_size)
 
     def step(self, iteration: int) -> dict[str, Tensor]:
-        o, problem, compute = self.options, self.setting.problem, self.setting.compute
-        rows = slice(iteration * o.replay_batch_size, (iteration + 1) * o.replay_batch_size)
+        problem, compute, count = self.setting.problem, self.setting.compute, self.options.replay_batch_size
+        rows = slice(iteration * count, (iteration + 1) * count)
+        seed = derived_seed(compute.seed, self.name, iteration)
         with compute.regions("sampling"), compute.autocast():
-            images = draw(
-                problem.teacher,
-                problem.schedule,
-                self.pool.teacher_labels[rows],
-                sampler=o.replay_sampler,
-                steps=o.replay_steps,
-                guidance_scale=o.replay_guidance_scale,
-                clip_sample=o.clip_sample,
-                seed=derived_seed(compute.seed, self.name, iteration),
-                batch_size=o.replay_batch_size,
-            )
+            images = self.sampler.draw(problem.teacher, problem.schedule, self.pool.teacher_labels[rows], seed)
         # The same bits on every process.
         compute.world.average_([images])
         self.pool.images[rows] = images.cpu()

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from pecker_fast.diffusion import Sampler
 from pecker_fast.unlearning import PromptRequest, method_class
 from pecker_fast.unlearning.selective_amnesia import FisherInformation
 from pecker_fast.unlearning.streams import Streams
@@ -101,25 +102,25 @@ def test_loss_and_gradient(reduction):
 
 
 def test_what_is_drawn_is_the_teachers(monkeypatch):
-    """Cover prompts and prompts to stay, by DDIM of so many steps with guidance, of the pretrained network."""
-    from pecker_fast.unlearning import replay
+    """Cover prompts and retained prompts, drawn by the pretrained network with DDIM and guidance."""
+    calls = []
 
-    asked = []
+    def watched(sampler, network, schedule, labels, seed):
+        calls.append((network, labels.clone(), sampler, seed))
+        return torch.full((len(labels), *SHAPE), float(len(calls)))
 
-    def watched(network, schedule, labels, **given):
-        asked.append((network, labels.clone(), given))
-        return torch.full((len(labels), *SHAPE), float(len(asked)))
-
-    monkeypatch.setattr(replay, "draw", watched)
+    monkeypatch.setattr(Sampler, "draw", watched)
     setting = prompt_setting(seed=3, teacher_dtype=torch.float32)
-    setting = prompt_setting(seed=3, fisher=random_fisher(setting.problem.teacher), teacher_dtype=torch.float32)
+    fisher = random_fisher(setting.problem.teacher)
+    setting = prompt_setting(seed=3, fisher=fisher, teacher_dtype=torch.float32)
     method = method_class("selective_amnesia")(setting, options())
     drawn(method)
     pool = method.phases[0].pool
-    assert torch.equal(torch.cat([labels for _, labels, _ in asked]), pool.teacher_labels)
-    assert all(network is setting.problem.teacher for network, *_ in asked)
-    (how,) = {(g["sampler"], g["steps"], g["guidance_scale"], g["clip_sample"]) for *_, g in asked}
-    assert how == ("ddim", 2, 2.0, False) and len({g["seed"] for *_, g in asked}) == 3
+    assert torch.equal(torch.cat([labels for _, labels, *_ in calls]), pool.teacher_labels)
+    assert all(network is setting.problem.teacher for network, *_ in calls)
+    (sampler,) = {sampler for *_, sampler, _ in calls}
+    assert sampler == Sampler("ddim", num_inference_steps=2, guidance_scale=2.0, clip_sample=False, batch_size=5)
+    assert len({seed for *_, seed in calls}) == 3
     assert pool.images[:, 0, 0, 0].tolist() == [1.0] * 5 + [2.0] * 5 + [3.0] * 3
 
 

@@ -97,9 +97,9 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
         assert not one.training
         averaged = weights(one)
         labels = torch.tensor([0, 1, 2, 1])
-        images = method.sample(one, labels, seed=3)
+        images = method.sampler.draw(one, method.setting.problem.schedule, labels, 3)
     assert images.shape == (4, 1, 8, 8) and images.abs().max() <= 1
-    assert method.sampling()["sampling_steps"] == (3 if hasattr(method, "network") else 1)
+    assert method.sampler.summary()["sampling_steps"] == (3 if hasattr(method, "network") else 1)
     # Again, but stopped after the third iteration of a phase, and gone on with by another object.
     for stopped in range(len(method.phases)):
         again, resumed = (build(name, teacher=teacher, **options) for _ in range(2))

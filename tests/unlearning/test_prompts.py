@@ -202,8 +202,8 @@ def test_every_method_runs_repeats_and_resumes_on_text(name, kind, options, sett
         not torch.equal(a, b.to(a.dtype)) for a, b in zip(weights(method.generator), weights(teacher), strict=True)
     ]
     assert sum(moved) > len(moved) / 2
-    with method.phases[-1].averaged() as network:
-        drawn = method.sample(network, torch.tensor([1, 4]), seed=0)
+    with method.phases[-1].averaged() as network, method.setting.compute.autocast():
+        drawn = method.sampler.draw(network, method.setting.problem.schedule, torch.tensor([1, 4]))
     assert drawn.shape == (2, LATENTS, SIZE, SIZE) and drawn.isfinite().all()
     if name != "sfd":
         # Masks have the U-Net's names: what is saved from them fits it.
