@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from pecker_fast.data import load_dataset
-from pecker_fast.diffusion import sample_one_step
 from pecker_fast.metrics import Evaluator, load_judge
 from pecker_fast.models import load_network
 from pecker_fast.training.presets import method_options, preset
@@ -52,7 +51,7 @@ def run(seed: int, iterations: int, *, device: str, mixed_precision: str, **chan
     labels = torch.arange(request.num_classes).repeat_interleave(SAMPLES_PER_CLASS)
     evaluator = Evaluator(load_dataset("digits", "all"), load_judge("digits"), request.forget_classes, 1)
     with phase.averaged() as averaged:
-        images = sample_one_step(averaged, method.one_step, labels, seed=seed).float().cpu()
+        images = method.sampler.draw(averaged, schedule, labels, seed).float().cpu()
     measured = evaluator(images, labels)
     return {
         "method": "pecker",

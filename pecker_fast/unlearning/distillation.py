@@ -504,7 +504,6 @@ class ScoreForgetting(Method):
         self.score = setting.trainable_score(problem.initial_score or problem.teacher)
         self.generator = setting.trainable(problem.initial_generator or problem.teacher)
         setting.lower_teacher()
-        self.one_step = OneStepGenerator(problem.schedule, options.t_init)
 
     @classmethod
     def rehearsal_options(cls, options: ScoreForgettingOptions, processes: int) -> ScoreForgettingOptions:
