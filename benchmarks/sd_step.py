@@ -18,8 +18,8 @@ import torch
 
 from pecker_fast.diffusion import NoiseSchedule, PromptTable, TextConditioned
 from pecker_fast.profiling import peak_memory_bytes
+from pecker_fast.runs.presets import method_options
 from pecker_fast.training.memory import SD15, TOKENS, estimate_memory
-from pecker_fast.training.presets import method_options
 from pecker_fast.unlearning import Compute, Phase, Placement, Problem, PromptRequest, Setting, method_class
 
 from .run import conditions

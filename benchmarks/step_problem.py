@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pecker_fast.diffusion import NoiseSchedule, UNetConfig, build_unet, register_classes
 from pecker_fast.profiling import Regions
-from pecker_fast.training.presets import method_options, preset
+from pecker_fast.runs.presets import class_preset, method_options
 from pecker_fast.unlearning import Compute, ForgetRequest, Method, Setting, method_class
 from pecker_fast.unlearning import Problem as UnlearningProblem
 
@@ -52,9 +52,9 @@ TINY = UNetConfig(
 )
 ARCHITECTURES = {
     "tiny": Architecture("cifar10", TINY, batch=4),
-    "digits": Architecture("digits", preset("digits").unet, batch=48),
-    "cifar10": Architecture("cifar10", preset("cifar10").unet, batch=128, time_embedding_dim=1024),
-    "stl10": Architecture("stl10", preset("stl10").unet, batch=64, time_embedding_dim=1024),
+    "digits": Architecture("digits", class_preset("digits").unet, batch=48),
+    "cifar10": Architecture("cifar10", class_preset("cifar10").unet, batch=128, time_embedding_dim=1024),
+    "stl10": Architecture("stl10", class_preset("stl10").unet, batch=64, time_embedding_dim=1024),
 }
 
 # Method of the package, and iterations between masks: 0 is once.

@@ -25,11 +25,13 @@ from pecker_fast.metrics import Evaluator, Judge, load_judge
 from pecker_fast.metrics.drift import total, trained_percent, weight_drift
 from pecker_fast.parallel import World, started_by_torchrun
 from pecker_fast.report import portable
-from pecker_fast.runs.options import prepare_folder
-from pecker_fast.runs.several import assignment, check_given, ended, going_on, run_arguments
-from pecker_fast.runs.unlearn import UnlearnArguments, load_images, load_setting
+from pecker_fast.runs.arguments import DataArguments, UnlearnArguments
+from pecker_fast.runs.classes.data import load_images
+from pecker_fast.runs.classes.task import ClassTask
+from pecker_fast.runs.folder import prepare_folder
+from pecker_fast.runs.presets import class_preset
+from pecker_fast.runs.several import assignment, check_shared, ended, resumed, run_arguments
 from pecker_fast.training.loop import Loop, LoopOptions
-from pecker_fast.training.presets import preset as preset_called
 from pecker_fast.unlearning import Method, Setting, method_class
 
 from .ablation import AblationRun, read_ablation
@@ -109,9 +111,9 @@ def ablate(
         raise ValueError(f"conditions {', '.join(conditions)} are of the pair {chosen.pairs[0]} alone")
     # An option may belong to a method of the study whose conditions were not asked for.
     whole = _plan(chosen, preset, range(1), chosen.pairs[:1], None, folder, options, 1)
-    check_given(options, [run.args for run in whole])
+    check_shared(options, [run.args for run in whole])
     for run in plan:
-        run.args.options.check()
+        ClassTask.check(run.args)
         ended(run.args)
     if runs is not None:
         _report(chosen, study, folder, list(_from_file(Path(runs), chosen, preset, classes)))
@@ -189,7 +191,7 @@ def _plan(
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise ValueError(f"conditions has {unknown[0]!r}, expected some of {', '.join(known)}")
-    if preset_called(preset).judge is None:
+    if class_preset(preset).judge is None:
         raise ValueError(f"preset is {preset!r}, which comes without a judge; expected digits or digits16")
     loop = LoopOptions(logging_steps=10, checkpointing_steps=10**6, checkpoints_total_limit=1)
     loop = dataclasses.replace(loop, validation_steps=UA_STEPS)
@@ -199,13 +201,11 @@ def _plan(
                 if names is not None and condition.name not in names:
                     continue
                 forgotten, cover = pair
-                request = {"forget_classes": (forgotten,), "cover_class": str(cover)}
+                request = {"forget_classes": (forgotten,), "cover_class": str(cover), "progress_bar": False}
                 request["samples_per_class"] = samples_per_class
                 name = f"{condition.name.replace(',', '').replace(' ', '-')}-seed{seed}"
                 target = folder / f"{forgotten}-{cover}" / name
-                args = run_arguments(
-                    preset, condition.method, seed, target, request, {**options, **condition.options}, False
-                )
+                args = run_arguments(preset, condition.method, seed, target, request, {**options, **condition.options})
                 yield Planned(condition, pair, dataclasses.replace(args, loop=loop))
 
 
@@ -214,8 +214,8 @@ def _run(plan: list[Planned]) -> None:
         if ended(run.args):
             continue
         print(f"[{i} of {len(plan)}] {run.title}", flush=True)
-        _run_one(going_on(run.args))
-        shutil.rmtree(run.args.output_dir / "checkpoints", ignore_errors=True)
+        _run_one(resumed(run.args))
+        shutil.rmtree(run.args.folder / "checkpoints", ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=8)
@@ -225,8 +225,8 @@ def _judge(name: str) -> Judge:
 
 @functools.lru_cache(maxsize=8)
 def _evaluator(preset: str, size: int, forgotten: tuple[int, ...], cover: int | None) -> Evaluator:
-    dataset = load_images(UnlearnArguments.defaults(preset, "sfd").data, preset, "all", size)
-    return Evaluator(dataset, _judge(preset_called(preset).judge), forgotten, cover)
+    dataset = load_images(DataArguments(), preset, "all", size)
+    return Evaluator(dataset, _judge(class_preset(preset).judge), forgotten, cover)
 
 
 class SparseEvaluation:
@@ -264,18 +264,18 @@ class SparseEvaluation:
 def _run_one(args: UnlearnArguments) -> None:
     """Runs a method and keeps its figures and its retained images: no pictures, report, network or checkpoints."""
     compute = args.compute.resolved()
-    setting, _ = load_setting(args, compute, World())
+    setting = ClassTask(args, compute, World()).setting
     method = method_class(args.method)(setting, args.options)
-    request, folder = setting.problem.request, args.output_dir
+    request, folder = setting.problem.request, args.folder
     size = setting.problem.teacher.config["sample_size"]
     evaluator = _evaluator(args.preset, size, request.forget_classes, request.cover_class)
     evaluation = SparseEvaluation(setting, method, evaluator, args.request.samples_per_class)
-    prepare_folder(folder, args.loop.resume_from_checkpoint, args.request.overwrite_output_dir)
+    prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
     fingerprint = {"method": args.method, "options": dataclasses.asdict(args.options), "seed": compute.seed}
     fingerprint["pretrained_sha256"] = weights_hash(setting.problem.teacher)
     loop = Loop(method.phases, folder, args.loop, fingerprint, evaluate=evaluation, show_progress=False)
     loop.prepare()
-    write_json(folder / "config.json", args.describe())
+    write_json(folder / "config.json", ClassTask.describe(args))
     progress = loop.run()
     if progress.stopped_by is not None:
         print("run the same command again to resume")
@@ -295,7 +295,7 @@ def _run_one(args: UnlearnArguments) -> None:
 
 def _read(run: Planned, preset: str) -> AblationRun:
     """A run as the report takes it, with the change of its retained images against the run without forgetting."""
-    folder = run.args.output_dir
+    folder = run.args.folder
     reference = folder.parent / f"{NOTHING_FORGOTTEN.replace(' ', '-')}-seed{run.args.compute.seed}" / RETAINED
     drift = None
     if reference.is_file():

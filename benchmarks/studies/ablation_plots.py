@@ -1,23 +1,24 @@
-"""Plots of a study: what lies off the frontier, and curves by factor."""
+"""Plots of a study: distances from the frontier, and curves by factor."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from pecker_fast.figures import figure
 from pecker_fast.report.curves import COLOURS, mean_curve, new_figure, save_figure
 
-from .ablation import COST, TIME, Results
+from .ablation import COST, FIGURES, TIME, Results
 
 MARKERS = "osD^vP*Xp<>h"
 
 
 def draw_frontier(several: Mapping[str, Results], path: Path) -> None:
-    """A panel a pair of classes: images to UA 98 against the retained Fréchet distance, means with 95 % intervals.
+    """Images to UA 98 against the retained Fréchet distance, means with 95 % intervals, a panel a pair of classes.
 
-    The frontier's settings are joined. Conditions of which a seed never stayed at UA 98 are drawn hollow, at the mean
-    that their length gives: a lower bound.
+    A line joins the frontier's settings. If the UA of a seed never stayed at 98 %, the condition is drawn hollow, at a
+    lower bound.
     """
-    figure, axes = new_figure(1, len(several))
+    canvas, axes = new_figure(1, len(several))
     names = list(dict.fromkeys(name for of in several.values() for name in of.by_condition))
     others = [name for name in names if not any(name in of.frontier for of in several.values())]
     styles = {name: (COLOURS[1 + i % 6], MARKERS[i // 6 % len(MARKERS)]) for i, name in enumerate(others)}
@@ -46,26 +47,26 @@ def draw_frontier(several: Mapping[str, Results], path: Path) -> None:
         if base is not None:
             panel.axhline(base.mean, color="0.6", linestyle=":", label=of.reference)
         panel.set_title(title, size=10)
-        panel.set_xlabel("images to UA 98 % that stays")
-        panel.set_ylabel("Fréchet distance, retained classes")
+        panel.set_xlabel(FIGURES[TIME].axis)
+        panel.set_ylabel(FIGURES[COST].axis)
         panel.grid(alpha=0.3)
     handles = {}
     for panel in axes[0]:
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     if handles:
         columns = 3 * len(several)
-        figure.set_figheight(4.6 + 0.22 * (len(handles) // columns))
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=7)
-    save_figure(figure, path)
+        canvas.set_figheight(4.6 + 0.22 * (len(handles) // columns))
+        canvas.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=7)
+    save_figure(canvas, path)
 
 
 def draw_curves(results: Results, path: Path) -> None:
-    """A column a factor, with the default in each: UA and the retained Fréchet distance, means over the seeds."""
+    """UA and the retained Fréchet distance over the training, means over the seeds, a column for each factor."""
     factors: dict[str, list[str]] = {}
     for name, several in results.by_condition.items():
         if name not in (results.default, results.reference):
             factors.setdefault(next(iter(several.values())).factor, []).append(name)
-    figure, axes = new_figure(2, max(1, len(factors)))
+    canvas, axes = new_figure(2, max(1, len(factors)))
     for column, (factor, names) in enumerate(factors.items()):
         shown = [name for name in (results.default, *names) if name in results.by_condition]
         for i, name in enumerate(shown):
@@ -78,8 +79,8 @@ def draw_curves(results: Results, path: Path) -> None:
                 panel.plot(*zip(*mean, strict=True), color=colour, marker=marker, label=name)
         axes[0][column].set_title(factor, size=10)
         axes[0][column].legend(fontsize=7)
-        for panel, label in ((axes[0][column], "unlearning accuracy (%)"), (axes[1][column], "Fréchet, retained")):
-            panel.set_xlabel("images seen")
-            panel.set_ylabel(label)
+        for panel, key in ((axes[0][column], "ua"), (axes[1][column], COST)):
+            panel.set_xlabel(figure("images").axis)
+            panel.set_ylabel(FIGURES[key].axis)
             panel.grid(alpha=0.3)
-    save_figure(figure, path)
+    save_figure(canvas, path)

@@ -6,68 +6,77 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pecker_fast.figures import Figure
 from pecker_fast.files import write_json, write_text
 from pecker_fast.report.blocks import Code, Picture, Section, Table, Text, figures_table
 from pecker_fast.report.files import write_csv
 from pecker_fast.report.render import write_document
+from pecker_fast.report.tables import meanings_table
 
 from .ablation import COST, FIGURES, TIME, AblationRun, Results, pooled
 from .ablation_plots import draw_curves, draw_frontier
 from .intervals import Interval, interval
 
 
-def _text(found: Interval | None, form: str) -> str:
-    return "-" if found is None else found.text(form)
+def _mean(value: Interval | None, column: Figure) -> str:
+    return "-" if value is None else value.text(column.number)
 
 
-def _judged(found: Interval | None, form: str) -> str:
-    """A difference, and whether its interval leaves 0 out."""
-    return _text(found, form) + ("" if found is None or not found.side else " *")
+def _difference(value: Interval | None, column: Figure) -> str:
+    """A difference, with a star if its interval leaves 0 out."""
+    if value is None:
+        return "-"
+    return value.text(lambda x: column.number(x, signed=True)) + (" *" if value.side else "")
+
+
+def _titles(keys: Sequence[str]) -> list[str]:
+    return [FIGURES[key].title for key in keys]
 
 
 def _means(results: Results, keys: Sequence[str]) -> Table:
-    shown = [figure for figure in FIGURES if figure[0] in keys]
-    rows = [["condition", "seeds", *(title for _, title, *_ in shown)]]
+    rows = [["condition", "seeds", *_titles(keys)]]
     for name, several in results.by_condition.items():
         cells = []
-        for key, _, form, _ in shown:
-            found = results.mean(name, key)
-            never = f"; {found.censored} never" if key == TIME and found is not None and found.censored else ""
-            cells.append(_text(found, form) + never)
+        for key in keys:
+            mean = results.mean(name, key)
+            never = f"; {mean.censored} never" if key == TIME and mean is not None and mean.censored else ""
+            cells.append(_mean(mean, FIGURES[key]) + never)
         rows.append([name, str(len(several)), *cells])
     return figures_table(rows)
 
 
 def _differences(results: Results) -> Table:
     keys = (TIME, "ua_fluctuation", "retain_accuracy", COST, "drift", "cover_frechet_distance")
-    shown = [figure for figure in FIGURES if figure[0] in keys]
-    rows = [["condition", *(title for _, title, *_ in shown), f"Fréchet less {results.reference}'s"]]
-    rows[0] += ["Fréchet over the frontier", "drift over it", "sooner than all"]
+    rows = [["condition", *_titles(keys), f"Fréchet minus {results.reference}'s"]]
+    rows[0] += ["Fréchet over the frontier", "image drift over it", "sooner than all"]
     for name in results.by_condition:
         if name == results.reference:
             continue
         cells = [
-            "-" if name == results.default else _judged(results.against_default(name, k), f) for k, _, f, _ in shown
+            "-" if name == results.default else _difference(results.against_default(name, key), FIGURES[key])
+            for key in keys
         ]
-        cells.append(_judged(results.against_reference(name), "{:+.3f}"))
-        over = [_judged(interval(list(results.excess_of_seeds(name, k).values())), "{:+.3f}") for k in (COST, "drift")]
+        cells.append(_difference(results.against_reference(name), FIGURES[COST]))
+        for key in (COST, "drift"):
+            cells.append(_difference(interval(list(results.excess_of_seeds(name, key).values())), FIGURES[key]))
         count = len(results.by_condition[name])
-        rows.append([name, *cells, *over, f"{results.faster_than_frontier(name)} of {count}"])
-    return figures_table(rows, f"less {results.default} on the same seed")
+        rows.append([name, *cells, f"{results.faster_than_frontier(name)} of {count}"])
+    return figures_table(rows, f"minus {results.default} on the same seed")
 
 
 def _pooled(several: Sequence[Results], default: str) -> Table:
     common = [name for name in several[0].by_condition if all(name in of.by_condition for of in several)]
     keys = (TIME, COST, "drift", "cover_frechet_distance")
-    shown = [figure for figure in FIGURES if figure[0] in keys]
-    rows = [["condition", "runs", *(title for _, title, *_ in shown), "Fréchet over the frontier", "drift over it"]]
+    rows = [["condition", "runs", *_titles(keys), "Fréchet over the frontier", "image drift over it"]]
     for name in common:
         if name == several[0].reference:
             continue
-        cells = ["-" if name == default else _judged(pooled(several, name, default, k), f) for k, _, f, _ in shown]
+        cells = [
+            "-" if name == default else _difference(pooled(several, name, default, key), FIGURES[key]) for key in keys
+        ]
         for key in (COST, "drift"):
             values = [value for of in several for value in of.excess_of_seeds(name, key).values()]
-            cells.append(_judged(interval(values), "{:+.3f}"))
+            cells.append(_difference(interval(values), FIGURES[key]))
         rows.append([name, str(sum(len(of.by_condition[name]) for of in several)), *cells])
     return figures_table(rows)
 
@@ -82,14 +91,26 @@ def write_ablation(
     frontier: Sequence[str],
     reference: str,
 ) -> Path:
-    """report.md, report.html, frontier.png, curves.png, runs.csv, runs.jsonl (which ``read_ablation`` reads) and
-    summary.json; returns report.md's path.
+    """Writes report.md, report.html, frontier.png, curves.png, summary.json, runs.csv and runs.jsonl.
+
+    ``read_ablation`` reads runs.jsonl.
 
     Parameters
     ----------
-    runs: that have ended, in the order of the tables.
-    asked: the question. command: that makes these runs.
-    default, frontier, reference: see ``Results``.
+    folder : Path
+    runs : sequence of AblationRun
+        In the order of the tables.
+    asked : str
+        The question.
+    command : str
+        The command that makes these runs.
+    default, frontier, reference
+        See ``Results``.
+
+    Returns
+    -------
+    Path
+        Of report.md.
     """
     if not runs:
         raise ValueError("runs is empty, expected at least one run that has ended")
@@ -116,11 +137,11 @@ def write_ablation(
     draw_curves(first, folder / "curves.png")
     question = [
         Text(asked),
-        Text("Made by"),
+        Text("Command:"),
         Code(command),
         Text(
-            "Means with 95 % t intervals over seeds. In differences * marks intervals that leave 0 out; of many such "
-            "intervals one in twenty does so by chance."
+            "Means with 95 % t intervals over the seeds. A star marks differences whose interval leaves 0 out; one "
+            "interval in twenty does so by chance."
         ),
     ]
     sections = [Section("Question", question)]
@@ -135,18 +156,18 @@ def write_ablation(
         sections.append(Section(f"{preset}, {pair.replace('-', ' forgotten, with cover ')}", tables))
     if len(results) > 1:
         pairs = _pooled(list(results.values()), default)
-        sections.append(Section(f"All pairs together, less {default}", [pairs]))
-    meanings = [(title, meaning) for _, title, _, meaning in FIGURES]
-    over = (
-        f"Frontier: of {', '.join(frontier)} on the same seed; over the frontier: the figure less the frontier's at "
-        "the same images to UA 98, linear between those of its points that none is better than in both, level beyond "
-        "them. Below 0 is better than the frontier."
+        sections.append(Section(f"All pairs together, minus {default}", [pairs]))
+    notes = (
+        f"{FIGURES[TIME].label}: ≥ if the UA of some seeds never stayed there; the length of their run counts.",
+        f"The frontier is that of {', '.join(frontier)} on the same seed. Over the frontier: the figure minus the "
+        "frontier's after the same number of images to UA 98. The frontier is linear between the points that no other "
+        "point beats in both figures, and constant beyond them. Below 0 is better than the frontier.",
+        "Sooner than all: seeds on which UA 98 comes before every setting of the frontier.",
     )
-    sooner = "Sooner than all: seeds on which UA 98 comes before every setting of the frontier."
-    sections.append(Section("Columns", [Table(("column", "what it says"), meanings, "ll"), Text(over), Text(sooner)]))
+    sections.append(Section("Columns", [meanings_table(FIGURES.values()), *map(Text, notes)]))
     pictures = [
-        Picture("frontier.png", "Images to UA 98 against the retained Fréchet distance, means with intervals"),
-        Picture("curves.png", "UA and the retained Fréchet distance against images seen, a column a factor"),
+        Picture("frontier.png", "Images to UA 98 against the Fréchet distance of the retained classes"),
+        Picture("curves.png", "UA and Fréchet distance of the retained classes over the training, a column a factor"),
     ]
     return write_document(folder, "Ablation", [*sections, Section("Pictures", pictures)])
 
@@ -154,10 +175,9 @@ def write_ablation(
 def _write_runs(folder: Path, runs: Sequence[AblationRun]) -> None:
     lines = "".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in runs)
     write_text(folder / "runs.jsonl", lines)
-    keys = [key for key, *_ in FIGURES]
-    table: list[list[Any]] = [["preset", "pair", "condition", "seed", *keys]]
+    table: list[list[Any]] = [["preset", "pair", "condition", "seed", *FIGURES]]
     for run in runs:
-        cells = (run.figures.get(key) for key in keys)
+        cells = (run.figures.get(key) for key in FIGURES)
         cells = (None if cell is None else f"{cell:.6g}" for cell in cells)
         table.append([run.preset, run.pair, run.condition, run.seed, *cells])
     write_csv(folder / "runs.csv", table)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-# Retained classes only, otherwise the same: what is kept where nothing is forgotten.
+# The reference: the same training on retained classes only.
 NOTHING_FORGOTTEN = "no forgetting"
 
 
@@ -13,10 +13,13 @@ class Condition:
 
     Parameters
     ----------
-    name: in tables, and in the folders of its runs; the same name means the same run in every study.
-    method: name of the method.
-    options: what differs from the method's own on the preset.
-    factor: which factor it varies.
+    name : str
+        In tables and in the names of its runs' folders. The same name means the same run in every study.
+    method : str
+    options : dict
+        Options that differ from the method's defaults for the preset.
+    factor : str
+        The factor that it varies.
     """
 
     name: str
@@ -27,15 +30,22 @@ class Condition:
 
 @dataclass(frozen=True)
 class Study:
-    """Conditions, of which one is the default that the others are compared with.
+    """Conditions, one of which is the default that the others are compared with.
 
     Parameters
     ----------
-    asked: the question.
-    conditions: in the order of the tables, run on every pair. first_pair: further ones, on the first pair alone.
-    default: name of the condition that the others differ from.
-    frontier: names of those that make the frontier that all are held against.
-    pairs: forgotten class and cover class.
+    asked : str
+        The question.
+    conditions : tuple of Condition
+        Run on every pair, in the order of the tables.
+    default : str
+        Name of the condition that the others differ from.
+    frontier : tuple of str
+        Names of the conditions that make the frontier, with which all are compared.
+    pairs : tuple of (int, int)
+        Forgotten class and cover class.
+    first_pair : tuple of Condition
+        Further conditions, run on the first pair alone.
     """
 
     asked: str
@@ -46,7 +56,7 @@ class Study:
     first_pair: tuple[Condition, ...] = ()
 
     def of_pair(self, pair: tuple[int, int]) -> tuple[Condition, ...]:
-        """The conditions that are run on a pair."""
+        """The conditions of a pair."""
         return (*self.conditions, *(self.first_pair if pair == self.pairs[0] else ()))
 
 
@@ -67,7 +77,7 @@ def _both(weight: float) -> dict[str, float]:
 
 
 REFERENCE = Condition(NOTHING_FORGOTTEN, "sfd", _both(0.0), "reference")
-# What PECKER+ is made of, on top of PECKER: see unlearning/pecker_plus.py.
+# The two changes that PECKER+ makes to PECKER: see unlearning/pecker_plus.py.
 DECOUPLED = {"generator_forget_weight": 0.1, "score_forget_weight": 0.02}
 RETAIN_VARIANCE = {"variance": "retain", "max_update": 4.0}
 

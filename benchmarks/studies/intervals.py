@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
@@ -10,9 +10,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``count`` values with its confidence interval, None of fewer than two values.
+    """A mean over ``count`` values with its confidence interval, None for fewer than two values.
 
-    ``censored``: how many of the values are lower bounds only; the mean is a lower bound then, too.
+    ``censored`` of the values are lower bounds only; if there are any, so is the mean.
     """
 
     mean: float
@@ -23,21 +23,21 @@ class Interval:
 
     @property
     def side(self) -> int:
-        """-1 where the whole interval is below 0, 1 where it is above, 0 where it holds 0 or there is none."""
+        """-1 if the whole interval is below 0, 1 if it is above 0, otherwise 0."""
         if self.low is None:
             return 0
         return (self.low > 0) - (self.high < 0)
 
-    def text(self, form: str) -> str:
-        """Mean and interval, such as "1.0 (0.5 to 1.5)"; "≥" marks a lower bound."""
-        mean = ("≥ " if self.censored else "") + form.format(self.mean)
-        return mean if self.low is None else f"{mean} ({form.format(self.low)} to {form.format(self.high)})"
+    def text(self, number: Callable[[float], str]) -> str:
+        """Mean and interval, such as "1.0 (0.5 to 1.5)"; "≥" marks a lower bound. ``number`` formats a value."""
+        mean = ("≥ " if self.censored else "") + number(self.mean)
+        return mean if self.low is None else f"{mean} ({number(self.low)} to {number(self.high)})"
 
 
 def interval(values: Sequence[float], censored: int = 0, level: float = LEVEL) -> Interval | None:
-    """Student's t interval of the mean; None of no values. The values are taken to be independent and about normal.
+    """Student's t interval of the mean; None for no values.
 
-    Raises ImportError where scipy is missing.
+    The values are assumed to be independent and about normal. ImportError if scipy is missing.
     """
     if not values:
         return None
@@ -54,21 +54,22 @@ def interval(values: Sequence[float], censored: int = 0, level: float = LEVEL) -
 
 
 def paired(values: Mapping, others: Mapping) -> Interval | None:
-    """Interval of value minus other over the keys (seeds) that both have; None entries count as missing."""
+    """Interval of value minus other over the keys (seeds) that both have; None counts as missing."""
     both = [key for key in values if values[key] is not None and others.get(key) is not None]
     return interval([values[key] - others[key] for key in both])
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """The frontier that one method's settings make in the plane of time (x) and cost (y), both better if lower.
+    """The frontier of one method's settings in the plane of time (x) and cost (y), both better if lower.
 
-    Of the settings only those count that no other is at least as good as in both. Between two of them the cost is
-    interpolated linearly; beyond the ends it is that of the end. Taking the best of noisy points flatters the frontier.
+    Only settings count for which no other is at least as good in both. Between two of them the cost is interpolated
+    linearly; beyond the ends it is constant. Taking the best of noisy points flatters the frontier.
 
     Parameters
     ----------
-    xs, ys: ascending x, and its falling cost.
+    xs, ys : tuple of float
+        Ascending times, and their descending costs.
     """
 
     xs: tuple[float, ...]
@@ -76,7 +77,7 @@ class Frontier:
 
     @classmethod
     def of(cls, points: Sequence[tuple[float | None, float | None]]) -> "Frontier | None":
-        """Of (x, y) of each setting; those with a None are left out. None where nothing is left."""
+        """From (x, y) of each setting, without those that have a None. None if no setting is left."""
         best: list[tuple[float, float]] = []
         for x, y in sorted((x, y) for x, y in points if x is not None and y is not None):
             if not best or y < best[-1][1]:

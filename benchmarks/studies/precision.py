@@ -20,7 +20,7 @@ import torch
 from pecker_fast.data import load_dataset
 from pecker_fast.metrics import Evaluator, load_judge
 from pecker_fast.models import load_network
-from pecker_fast.training.presets import method_options, preset
+from pecker_fast.runs.presets import class_preset, method_options
 from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 
 from ..run import conditions, save
@@ -37,7 +37,7 @@ def run(seed: int, iterations: int, *, device: str, mixed_precision: str, **chan
     Returns the losses of every iteration and what the evaluation measured of the averaged generator.
     """
     network, schedule = load_network(NETWORK)
-    request = ForgetRequest.of(network, [preset("digits").forget_class], preset("digits").cover_class)
+    request = ForgetRequest.of(network, [class_preset("digits").forget_class], class_preset("digits").cover_class)
     compute = Compute(seed=seed, device=torch.device(device), mixed_precision=mixed_precision)
     setting = Setting(Problem(network, schedule, request), compute)
     kind = method_class("pecker")

@@ -1,8 +1,8 @@
-"""What a run looks like: pictures of samples, curves, and a report to read. A leaf."""
+"""Pictures, curves and reports of runs. Only runs and commands import it."""
 
-from .across import read_across, text_table, write_across
+from .across import CLASSES, PROMPTS, Comparison, read_across, text_table, write_across
+from .card import card_note
 from .comparison import comparison_table, write_comparison
-from .concepts import concept_table, write_concepts
 from .files import Run
 from .grids import save_before_after, save_grid, save_side_by_side
 from .places import portable
@@ -11,9 +11,12 @@ from .run_report import write_run_report
 from .sequence import write_sequence
 
 __all__ = [
+    "CLASSES",
+    "PROMPTS",
+    "Comparison",
     "Run",
+    "card_note",
     "comparison_table",
-    "concept_table",
     "portable",
     "read_across",
     "save_before_after",
@@ -22,7 +25,6 @@ __all__ = [
     "text_table",
     "write_across",
     "write_comparison",
-    "write_concepts",
     "write_robustness_report",
     "write_run_report",
     "write_sequence",

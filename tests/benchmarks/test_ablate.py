@@ -11,7 +11,8 @@ from pecker_fast.benchmarks.studies import ablate as command
 from pecker_fast.benchmarks.studies.ablate import main
 from pecker_fast.benchmarks.studies.conditions import NOTHING_FORGOTTEN, STUDIES
 
-from pecker_fast.runs.unlearn import UnlearnArguments
+from pecker_fast.runs.classes.task import TIMESTEPS
+from pecker_fast.runs.task import unlearn_arguments
 
 SETS = ["--set", "train_batch_size=2", "forget_batch_size=2", "saliency_batch_size=2"]
 
@@ -36,7 +37,7 @@ def ran(monkeypatch):
     real, names = command._run_one, []
 
     def watched(args):
-        names.append(args.output_dir.name)
+        names.append(args.folder.name)
         real(args)
 
     monkeypatch.setattr(command, "_run_one", watched)
@@ -135,12 +136,12 @@ def test_studies_make_sense():
         plan = list(several)
         assert len({run.args.output_dir for run in plan}) == len(plan) <= 250
         for run in plan:
-            run.args.options.check()
+            run.args.options.check(TIMESTEPS)
             for name, value in run.condition.options.items():
                 assert getattr(run.args.options, name) == value
     assert len(list(command._plan(STUDIES["mask"], "digits", range(5), ((0, 1),), None, Path("x"), {}, 10))) <= 150
     # One factor at a time: every condition departs from these defaults.
-    base = UnlearnArguments.defaults("digits", "pecker").options
+    base = unlearn_arguments("digits", "pecker").options
     assert (base.density, base.mask_refresh_steps, base.update, base.saliency_score) == (0.5, 10, "joint", "gradient")
     # A name means the same run in every study.
     named = {}

@@ -27,7 +27,7 @@ from tests.report.test_render import check_page
 
 
 def a_run(condition: str, seed: int, time: float | None, cost: float, pair: str = "0-1", factor: str = "f", **more):
-    figures = {key: None for key, *_ in FIGURES} | {TIME: time, COST: cost} | more
+    figures = {key: None for key in FIGURES} | {TIME: time, COST: cost} | more
     curves = {"ua": [[10, 50.0], [20, 99.0]], COST: [[20, cost]], "retain_accuracy": [], "cover_frechet_distance": []}
     return AblationRun("digits", pair, condition, factor, seed, 100, figures, curves)
 
@@ -41,8 +41,8 @@ def test_intervals_are_students():
     assert interval([2.0]).low is None and interval([2.0]).side == 0
     assert interval([1.0, 1.1, 0.9]).side == 1 and interval([-1.0, 0.5]).side == 0
     assert interval([-1.0, -1.1, -0.9]).side == -1
-    assert interval([1.0, 3.0], censored=1).text("{:.0f}").startswith("≥ 2 (")
-    assert interval([1.0]).text("{:.1f}") == "1.0"
+    assert interval([1.0, 3.0], censored=1).text("{:.0f}".format).startswith("≥ 2 (")
+    assert interval([1.0]).text("{:.1f}".format) == "1.0"
 
 
 def test_paired_differences_are_those_of_a_paired_t_test():
@@ -117,13 +117,13 @@ def test_the_files_of_a_report(tmp_path):
     text = report.read_text()
     assert "\npecker-fast ablate\n" in text and "What?" in text
     assert "## digits, 0 forgotten, with cover 1" in text and "## All pairs together" in text
-    # Of a condition that one seed never forgot with: said, in the mean and beside it.
+    # A seed that never forgot is marked in the mean and beside it.
     row = next(line for line in text.splitlines() if line.startswith("| m | 3 |"))
     assert "≥ 48 (" in row and "1 never" in row
     # A star marks a difference whose interval leaves 0 out; in Markdown it is escaped.
     page = check_page((report.parent / "report.html").read_text())
-    assert len(page.pictures) == 2 and "-0.500 (-0.500 to -0.500) *" in page.text and "\\*" in text
-    assert "less m on the same seed:" in text and "drift over it" in page.text
+    assert len(page.pictures) == 2 and "-0.50 (-0.50 to -0.50) *" in page.text and "\\*" in text
+    assert "minus m on the same seed:" in text and "drift over it" in page.text
     for name in ("frontier.png", "curves.png"):
         assert min(Image.open(report.parent / name).size) > 300
     assert read_ablation(report.parent / "runs.jsonl") == runs

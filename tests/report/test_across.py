@@ -1,4 +1,4 @@
-"""Several methods over several seeds: means, spreads, and what is said where something is missing."""
+"""Several methods over several seeds: means, spreads, and missing figures."""
 
 import csv
 import json
@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pecker_fast.report import Run, across, read_across, text_table, write_across
-from pecker_fast.report.across import figures, images_to_forget, mean_and_spread
+from pecker_fast.report.across import figures, mean_and_spread
+from pecker_fast.report.files import images_to_forget
 
 
 def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> Run:
@@ -45,14 +46,16 @@ def test_the_table_and_the_files(tmp_path):
     table = text_table(runs)
     head, first, second = table.splitlines()
     assert "2.00 ± 1.41" in first and "95.0 ± 7.1" in first
-    # Of one seed in two: said, and not passed off as the method's mean.
+    # A figure of one seed in two is marked: it is not the method's mean.
     assert "20 (1 of 2)" in first and "2.00 (1 of 2)" in first
-    assert "2.00 ± 0.00" in second and "retained %" not in head
+    assert "2.00 ± 0.00" in second and "retained (%)" not in head and "UA (%)" in head
     facts = {"a": {"data-free": "yes"}, "b": {"data-free": "no"}}
     report = write_across(tmp_path, runs, asked="Forget 0.", command="pecker-fast compare", facts=facts)
     text = report.read_text()
     assert "| a | yes |" in text and "seeds 0, 1" in text and "\npecker-fast compare\n" in text
     assert "FID" not in text
+    # Every column is explained, with its unit and which way is better.
+    assert "| UA (%) | Unlearning accuracy | higher |" in text and "| time (s) | Training time | lower |" in text
     with open(tmp_path / "compare.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["method"], line["seed"]) for line in lines] == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")]
@@ -107,9 +110,9 @@ def test_without_what_the_clock_says(tmp_path, monkeypatch):
     runs = {"a": [run(tmp_path, [50.0, 100.0], 1.0)]}
     assert len(draw(monkeypatch, runs).axes) == 8 and len(draw(monkeypatch, runs, seconds=False).axes) == 4
     monkeypatch.undo()
-    assert "| seconds |" in write_across(tmp_path, runs, asked="", command="").read_text()
-    assert "seconds" not in write_across(tmp_path, runs, asked="", command="", seconds=False).read_text()
-    assert "seconds" in text_table(runs) and "seconds" not in text_table(runs, seconds=False)
+    assert "| time (s) |" in write_across(tmp_path, runs, asked="", command="").read_text()
+    assert "time (s)" not in write_across(tmp_path, runs, asked="", command="", seconds=False).read_text()
+    assert "time (s)" in text_table(runs) and "time (s)" not in text_table(runs, seconds=False)
     assert json.loads((tmp_path / "compare.json").read_text())["methods"]["a"][0]["seconds"] == 7
 
 

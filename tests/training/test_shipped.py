@@ -6,12 +6,12 @@ import torch
 from pecker_fast.diffusion import sample_ddim
 from pecker_fast.metrics import load_judge
 from pecker_fast.models import resolve
-from pecker_fast.training.presets import preset
+from pecker_fast.runs.presets import class_preset
 
 
 @pytest.mark.parametrize("name", ["digits", "digits16"])
 def test_a_shipped_network_draws_what_is_asked(name):
-    found = preset(name)
+    found = class_preset(name)
     model = resolve(None, shipped=found.network)
     network, schedule, source = model.network, model.schedule, model.source
     assert source == f"shipped:{name}"

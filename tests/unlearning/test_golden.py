@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pecker_fast.models import resolve
-from pecker_fast.training.presets import method_options
+from pecker_fast.runs.presets import method_options
 from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 
 TOLERANCE = 2e-3
