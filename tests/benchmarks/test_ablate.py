@@ -111,7 +111,7 @@ def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
     )
     (run,) = planned
     compute = run.args.compute.resolved()
-    setting, _ = command.load_setting(run.args, compute, command.World())
+    setting = command.ClassTask(run.args, compute, command.World()).setting
     method = command.method_class("sfd")(setting, run.args.options)
     evaluation = command.SparseEvaluation(setting, method, command._evaluator("digits", 8, (0,), 1), 4)
     phase = method.phases[0]

@@ -22,7 +22,7 @@ from pecker_fast.benchmarks.studies.intervals import Frontier, interval, paired
 from PIL import Image
 from scipy import stats
 
-from pecker_fast.report import Run
+from pecker_fast.report import RunRecord
 from tests.report.test_render import check_page
 
 
@@ -161,7 +161,7 @@ def test_a_run_as_it_is_read(tmp_path):
     masks = [{**mask, "mask_density_by_module": {}} for mask in masks]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in masks))
     run = AblationRun.read(tmp_path, condition="c", factor="f", preset="digits", pair="0-1", drift=0.25)
-    assert Run.read(tmp_path).metrics["seed"] == run.seed == 4
+    assert RunRecord.read(tmp_path).metrics["seed"] == run.seed == 4
     assert run.figures[TIME] == 20 and run.figures["ua_fluctuation"] == 0.5 and run.figures["drift"] == 0.25
     assert run.figures["mask_iou"] == pytest.approx(0.6) and run.figures["reached"] == pytest.approx(60)
     assert run.figures["parameter_change"] == pytest.approx(2) and run.figures["diversity"] is None

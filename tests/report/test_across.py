@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pecker_fast.report import Run, across, read_across, text_table, write_across
+from pecker_fast.report import RunRecord, across, read_across, text_table, write_across
 from pecker_fast.report.across import figures, mean_and_spread
 from pecker_fast.report.files import images_to_forget
 
 
-def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> Run:
+def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> RunRecord:
     evaluations = [
         {"step": i, "images": 10 * i, "seconds": i / 2, "ua": value, "retain_accuracy": 90.0, "frechet_distance": 2 / i}
         for i, value in enumerate(ua, 1)
     ]
     metrics = {"seed": seed, "ua": ua[-1], "frechet_distance": distance, "seconds": 7.0, "feature_extractor": "small"}
-    return Run(path, {"method": "m"}, {**metrics, **more}, [], evaluations)
+    return RunRecord(path, {"method": "m"}, {**metrics, **more}, [], evaluations)
 
 
 def test_forgetting_has_to_last():
@@ -66,7 +66,8 @@ def test_the_table_and_the_files(tmp_path):
 
 
 def test_figures_of_a_masked_run(tmp_path):
-    masked = Run(tmp_path, {}, {"peak_memory_bytes": 2**30}, [{"mask_density": 0.5, "mask_touched_ever": 0.75}], [])
+    log = [{"mask_density": 0.5, "mask_touched_ever": 0.75}]
+    masked = RunRecord(tmp_path, {}, {"peak_memory_bytes": 2**30}, log, [])
     found = figures(masked)
     assert found["reached"] == 75 and found["peak_memory_gib"] == 1 and found["ua"] is None
     # Without a mask: what is trained, as far as that was recorded.
@@ -88,10 +89,10 @@ def lines_of(panel, label: str) -> list[list[float]]:
 
 
 def test_curves_are_averaged_where_runs_saw_as_many_images(monkeypatch):
-    def measured(seconds: float, **ua: float) -> Run:
+    def measured(seconds: float, **ua: float) -> RunRecord:
         places = {int(name[1:]): value for name, value in ua.items()}
         lines = [{"images": n, "seconds": seconds * n, "ua": value} for n, value in places.items()]
-        return Run(Path("r"), {}, {}, [], lines)
+        return RunRecord(Path("r"), {}, {}, [], lines)
 
     # One of them was measured half way too, the other one twice as often near its end.
     runs = {"a": [measured(1, n50=40.0, n100=90.0), measured(3, n90=0.0, n100=100.0, n110=math.nan)]}

@@ -5,11 +5,11 @@ import json
 
 from PIL import Image
 
-from pecker_fast.report import PROMPTS, Run, read_across, text_table, write_across
+from pecker_fast.report import PROMPTS, RunRecord, read_across, text_table, write_across
 
 
-def run(folder, **metrics) -> Run:
-    return Run(folder, {}, metrics, [], [])
+def run(folder, **metrics) -> RunRecord:
+    return RunRecord(folder, {}, metrics, [], [])
 
 
 def test_rows_of_trained_and_of_sampled_models(tmp_path):

@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pecker_fast.report import Run, comparison_table, save_before_after, save_grid, write_comparison, write_run_report
+from pecker_fast.report import (
+    RunRecord,
+    comparison_table,
+    save_before_after,
+    save_grid,
+    write_comparison,
+    write_run_report,
+)
 from pecker_fast.report.grids import GAP, LABEL_WIDTH, MARKED
 from pecker_fast.report.run_report import sections
 from tests.report.test_render import check_page
@@ -163,7 +170,7 @@ def test_report_of_everything(tmp_path):
     assert "| conv_in.x | 1,234 | - | 25.0% | 50.0% |" in markdown
     # The same sections in both.
     titles = [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
-    assert titles == [s.title for s in sections(Run.read(folder))] and page.tags.count("h2") == len(titles)
+    assert titles == [s.title for s in sections(RunRecord.read(folder))] and page.tags.count("h2") == len(titles)
 
 
 def make_prompt_run(folder, **metrics):
