@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pecker_fast.diffusion import NoiseSchedule, UNetConfig, build_unet, register_classes
 from pecker_fast.profiling import Regions
 from pecker_fast.runs.presets import class_preset, method_options
-from pecker_fast.unlearning import ForgetRequest, Method, Setting, method_class
+from pecker_fast.unlearning import Compute, ForgetRequest, Method, Setting, method_class
+from pecker_fast.unlearning import Problem as UnlearningProblem
 
 SEED = 0
 CLASSES = 10
@@ -127,18 +128,15 @@ class Problem:
 
     def ours(self, name: str, precision: str, *, compile: bool = False, regions: Regions | None = None, **changes: Any):
         """An ``Iteration`` of the package's method; ``changes``: of its options."""
-        autocast = PRECISIONS[precision][0]
-        setting = Setting(
-            teacher=copy.deepcopy(self.teacher),
-            schedule=self.schedule,
-            request=self.request,
+        compute = Compute(
             seed=SEED,
             device=self.device,
-            mixed_precision=autocast,
+            mixed_precision=PRECISIONS[precision][0],
             channels_last=self.device.type == "cuda",
             compile=compile,
             regions=regions or Regions(),
         )
+        setting = Setting(UnlearningProblem(copy.deepcopy(self.teacher), self.schedule, self.request), compute)
         return Iteration(method_class(METHODS[name][0])(setting, self.options(name, **changes)))
 
 

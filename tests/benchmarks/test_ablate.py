@@ -11,7 +11,6 @@ from pecker_fast.benchmarks.studies import ablate as command
 from pecker_fast.benchmarks.studies.ablate import main
 from pecker_fast.benchmarks.studies.conditions import NOTHING_FORGOTTEN, STUDIES
 
-from pecker_fast.runs.classes.task import TIMESTEPS
 from pecker_fast.runs.task import unlearn_arguments
 
 SETS = ["--set", "train_batch_size=2", "forget_batch_size=2", "saliency_batch_size=2"]
@@ -136,7 +135,7 @@ def test_studies_make_sense():
         plan = list(several)
         assert len({run.args.folder for run in plan}) == len(plan) <= 250
         for run in plan:
-            run.args.options.check(TIMESTEPS)
+            run.args.options.check()
             for name, value in run.condition.options.items():
                 assert getattr(run.args.options, name) == value
     assert len(list(command._plan(STUDIES["mask"], "digits", range(5), ((0, 1),), None, Path("x"), {}, 10))) <= 150

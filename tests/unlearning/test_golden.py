@@ -12,7 +12,7 @@ import torch
 
 from pecker_fast.models import resolve
 from pecker_fast.runs.presets import method_options
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 
 TOLERANCE = 2e-3
 # Losses of the last of five iterations, and the length of the averaged generator's way from the teacher.
@@ -43,8 +43,8 @@ GOLDEN = {
 
 def measure(name: str) -> dict[str, float]:
     model = resolve(None, shipped="digits")
-    network, schedule = model.network, model.schedule
-    setting = Setting(teacher=network, schedule=schedule, request=ForgetRequest.of(network, [0], 1), seed=11)
+    network = model.network
+    setting = Setting(Problem(network, model.schedule, ForgetRequest.of(network, [0], 1)), Compute(seed=11))
     kind = method_class(name)
     options = dataclasses.replace(method_options("digits", kind), max_train_steps=5)
     method = kind(setting, options)
