@@ -134,7 +134,7 @@ def test_wrong_input_writes_nothing(run, capsys, tmp_path):
     assert "seed" in refused(folder, "--seed", "-1")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "pretrained_sha256": "0"}))
-    assert "is not what it was" in refused(folder)
+    assert "has changed since the run started" in refused(folder)
     (other / "config.json").write_text(json.dumps({**config, "options": {}}))
     assert "'matching', which needs a network that draws in one step" in refused(folder, "--attacks", "matching")
     (other / "config.json").write_text(json.dumps({"method": "pretrain"}))
