@@ -1,10 +1,10 @@
-"""Iterations of unlearning on a U-Net of Stable Diffusion's size with random weights: seconds, images per second, peak
-memory beside its estimate.
+"""Iterations of unlearning on a U-Net of Stable Diffusion's size with random weights: seconds, images per second, and
+peak memory beside its estimate.
 
     python -m pecker_fast.benchmarks.sd_step --batch 1 2 4 8 --json benchmarks/results/sd15-step.json
 
-The time of an iteration does not depend on what the weights are. A batch here is a micro-batch: as many retained and as
-many forgotten prompts, for both networks.
+The time of an iteration does not depend on the weights. A batch is a micro-batch here: that many retained and that many
+forgotten prompts, for both networks.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pecker_fast.unlearning import Compute, Phase, Placement, Problem, PromptReq
 
 from .run import conditions
 
-# For trying the script where there is no GPU.
+# For trying the script without a GPU.
 TINY = {
     **SD15,
     "sample_size": 8,
@@ -43,7 +43,7 @@ REQUEST = PromptRequest(("a dog", "a cat"), ("a photo of somebody",), ("a photo 
 def build(
     config: dict[str, Any], options: Any, method: str, device: torch.device, placement: Placement, precision: str
 ) -> Phase:
-    """The method on a network with random weights, ready for its first iteration."""
+    """The last phase of a method on a network with random weights, ready for its first iteration."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def build(
 
 
 def measure(phase: Phase, device: torch.device, iterations: int) -> dict[str, Any]:
-    """Seconds of each iteration after a first one, which warms up, and the peak of all."""
+    """Seconds of each iteration after a warm-up iteration, and the peak memory of all."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     phase.step(0)
     seconds = []
@@ -72,7 +72,7 @@ def measure(phase: Phase, device: torch.device, iterations: int) -> dict[str, An
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All rows, with the conditions that they were measured under."""
+    """Measure all rows; returns them with the conditions."""
     device = torch.device(args.device)
     placement = Placement(
         weights_dtype=getattr(torch, args.weights_dtype),
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A row as a line."""
+    """A row as a line of text."""
     if "error" in row:
         return f"{row['method']}, micro-batch {row['batch']}: {row['error']}"
     median = row["seconds"][len(row["seconds"]) // 2]

@@ -60,8 +60,8 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
     kills = early = 0
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
-        found = list(Path(folder, "checkpoints").glob("checkpoint-*"))
-        process = child(network, folder, method, "latest" if found else None)
+        checkpoints = list(Path(folder, "checkpoints").glob("checkpoint-*"))
+        process = child(network, folder, method, "latest" if checkpoints else None)
         # Longer each time, so that it ends, on a busy machine too.
         wait = moments.uniform(0.1, 0.4 * 1.3**kills) if kill == "1" else 400
         end = time.monotonic() + wait
@@ -76,7 +76,7 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             kills += 1
-            early += not found
+            early += not checkpoints
             continue
         print(json.dumps({"kills": kills, "early": early, "status": os.waitstatus_to_exitcode(status)}))
         return

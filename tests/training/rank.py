@@ -33,9 +33,9 @@ def measured(network: nn.Module, step: int) -> dict[str, float]:
     return {"size": sum(float(param.double().square().sum()) for param in network.parameters())}
 
 
-def main(folder: str, name: str, iterations: str, *given: str) -> None:
+def main(folder: str, name: str, iterations: str, *assignments: str) -> None:
     torch.set_num_threads(1)
-    values = dict(item.split("=") for item in given)
+    values = dict(item.split("=") for item in assignments)
     resume, slow, killed = (values.pop(key, None) for key in ("resume", "slow", "signal"))
     kind = method_class(name)
     known = {item.name for item in fields(kind.Options)}

@@ -49,8 +49,8 @@ def finish(processes: list[subprocess.Popen], seconds: float = 400) -> list[tupl
     """Exit status, stdout and stderr of each; none is left running."""
     try:
         end = time.monotonic() + seconds
-        said = [process.communicate(timeout=max(1, end - time.monotonic())) for process in processes]
-        return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+        outputs = [process.communicate(timeout=max(1, end - time.monotonic())) for process in processes]
+        return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
     finally:
         for process in processes:
             process.kill()

@@ -131,8 +131,8 @@ def test_non_finite_losses_stop_the_run(tmp_path):
     with pytest.raises(NonFiniteError, match=r"loss became inf or NaN by step 12.*checkpoint-9 is the last good"):
         loop.run()
     assert loop.checkpoints.steps() == [3, 6, 9]
-    kept = make(tmp_path / "on", Walk("a", 20, lambda i: math.nan if i == 10 else 1.0), stop_at_nonfinite=False)
-    assert kept.run().step == 20
+    loop = make(tmp_path / "on", Walk("a", 20, lambda i: math.nan if i == 10 else 1.0), stop_at_nonfinite=False)
+    assert loop.run().step == 20
     assert [line["loss"] for line in read_lines(tmp_path / "on" / "train.jsonl")].count(None) == 1
 
 

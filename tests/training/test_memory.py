@@ -1,4 +1,4 @@
-"""The estimate of memory against what the allocator was asked for."""
+"""The estimate of memory against the allocator's log."""
 
 import dataclasses
 import json
@@ -35,12 +35,12 @@ TOLERANCE = 0.1
 
 
 def measured_peak(work) -> int:
-    """The most bytes that the CPU's allocator had given out within ``work``."""
+    """The most bytes that were allocated on the CPU within ``work``."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         work()
-    found = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
-    for event in sorted(found, key=lambda event: event.start_ns()):
+    for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
     return peak
@@ -112,23 +112,23 @@ def estimate_of(name: str, options, memory: dict, processes: int = 1) -> MemoryE
 
 
 def measured(name: str, options: dict, memory: dict, world: World | None = None) -> dict[str, int]:
-    """Bytes of two iterations, and of what is held after them, in this process."""
-    kept = []
+    """Bytes of two iterations, and of what is alive after them, in this process."""
+    methods = []
 
     def work():
         table = PromptTable(torch.randn(len(REQUEST.prompts), 77, 16))
         teacher = TextConditioned(tiny_unet(**CONFIG), table, tiny_schedule())
-        given = {**MEMORY, **memory, "world": world or World()}
+        values = {**MEMORY, **memory, "world": world or World()}
         method = method_class(name)(
-            setting_of(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **given), options_of(name, options)
+            setting_of(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **values), options_of(name, options)
         )
-        kept.append(method)
+        methods.append(method)
         phase = method.phases[-1]
         phase.start(None)
         for i in range(2):
             phase.step(i)
 
-    peak, method = measured_peak(work), kept[0]
+    peak, method = measured_peak(work), methods[0]
     optimizers = (method.phases[-1].score_optimizer, method.phases[-1].generator_optimizer)
     states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     teacher = method.setting.problem.teacher
@@ -161,8 +161,8 @@ def test_estimate_is_what_a_run_takes(name, options, memory):
         "weights": pytest.approx(estimate.weights, rel=0.02),
         "parameters": estimate.parameters,
     }
-    said = describe_memory(estimate)
-    assert "most at a time" in said and ("saliency" in said) == (name != "sfd")
+    table = describe_memory(estimate)
+    assert "most at a time" in table and ("saliency" in table) == (name != "sfd")
 
 
 SHARED = (
@@ -176,8 +176,8 @@ def one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        found = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD))
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+        sizes = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD))
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(sizes))
     finally:
         dist.destroy_process_group()
 
@@ -187,11 +187,11 @@ def test_estimate_of_shared_out_networks(tmp_path, monkeypatch):
     estimate = estimated(*SHARED, processes=2)
     mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found["peak"] == pytest.approx(estimate.peak, rel=TOLERANCE)
+        sizes = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert sizes["peak"] == pytest.approx(estimate.peak, rel=TOLERANCE)
         # Parts of a parameter whose rows two processes cannot share out evenly differ.
-        assert found["optimizers"] == pytest.approx(estimate.optimizers, rel=0.02)
-        assert found["weights"] == pytest.approx(estimate.weights, rel=0.05)
+        assert sizes["optimizers"] == pytest.approx(estimate.optimizers, rel=0.02)
+        assert sizes["weights"] == pytest.approx(estimate.weights, rel=0.05)
     assert "in each of 2 processes" in describe_memory(estimate)
     with pytest.raises(ValueError, match="train_batch_size is 4, expected a multiple of 3"):
         estimated(*SHARED, processes=3)

@@ -81,22 +81,22 @@ def test_loss_and_gradient(reduction):
     texts = [[request.prompts[i] for i in labels] for labels in (pool.labels, pool.teacher_labels)]
     assert texts[0][:7] == (list(REQUEST["forget"]) * 3)[:7] and texts[1][:7] == (list(REQUEST["cover"]) * 3)[:7]
     assert texts[0][7:] == texts[1][7:] == ["a dog", "a cat"] * 3
-    found = {}
+    terms = {}
     for name, batches in (("forget", phase.surrogates), ("retain", phase.replayed)):
         rows = batches.indices(2)
         assert set(rows.tolist()) <= (set(range(7)) if name == "forget" else set(range(7, 13)))
         eps = streams.normal(f"{name} eps", 5, SHAPE)
-        found[name] = score_loss(network, pool.images[rows].double(), eps, t, pool.labels[rows]) / divisor
+        terms[name] = score_loss(network, pool.images[rows].double(), eps, t, pool.labels[rows]) / divisor
     pairs = ((network.w, teacher.w, "w"), (network.u, teacher.u, "u"))
     pairs += ((network.v, teacher.v, "class_embedding.weight"),)
     assert {name for *_, name in pairs} == set(fisher)
-    found["ewc"] = sum((fisher[name].double() * (a - b.detach()).square()).sum() for a, b, name in pairs)
-    for name, value in found.items():
+    terms["ewc"] = sum((fisher[name].double() * (a - b.detach()).square()).sum() for a, b, name in pairs)
+    for name, value in terms.items():
         assert losses[f"loss_{name}"].item() == pytest.approx(value.item(), rel=1e-3), name
-    total = found["forget"] + 0.7 * found["retain"] + 50.0 * found["ewc"]
+    total = terms["forget"] + 0.7 * terms["retain"] + 50.0 * terms["ewc"]
     assert_grads(steps[0]["grads"], network.grads(total))
     # Each part is seen: a wrong factor of any would show.
-    parts = (found["forget"], found["retain"], 50.0 * found["ewc"])
+    parts = (terms["forget"], terms["retain"], 50.0 * terms["ewc"])
     sizes = [max(float(g.abs().max()) for g in network.grads(part).values()) for part in parts]
     assert max(sizes) < 3000 * min(sizes)
 
@@ -150,9 +150,10 @@ def tiny(seed: int = 0, trained: str = "all", fisher: bool = True, **changes):
     request = PromptRequest(**REQUEST)
     torch.manual_seed(0)
     network = tiny_text_network(len(request.prompts))
-    given = random_fisher(network) if fisher else None
-    made = {"schedule": network.schedule, "request": request, "seed": seed, "fisher": given, **changes}
-    setting = setting_of(teacher=network, teacher_dtype=torch.float32, **made)
+    values = {"fisher": random_fisher(network) if fisher else None, "seed": seed, **changes}
+    setting = setting_of(
+        teacher=network, teacher_dtype=torch.float32, schedule=network.schedule, request=request, **values
+    )
     few = {"train_batch_size": 2, "learning_rate": 1e-3, "surrogate_images": 3, "replay_images": 3}
     return method_class("selective_amnesia")(setting, options(trained=trained, **few))
 
@@ -164,14 +165,14 @@ def test_what_is_frozen_stays_and_a_resumed_run_has_the_same_bits(trained):
     table = method.setting.problem.teacher.table.embeddings.clone()
     drawn(method)
     phase = method.phases[-1]
-    held = None
+    state = None
     for i in range(3):
         if i == 1:
-            held = copy.deepcopy(phase.state_dict())
+            state = copy.deepcopy(phase.state_dict())
         losses = phase.step(i)
-    assert held["fisher"] is None and all(loss.isfinite() for loss in losses.values())
+    assert state["fisher"] is None and all(loss.isfinite() for loss in losses.values())
     resumed = tiny(trained=trained, gradient_checkpointing=True)
-    resumed.phases[-1].load_state_dict(held)
+    resumed.phases[-1].load_state_dict(state)
     for i in (1, 2):
         resumed.phases[-1].step(i)
     for (name, a), b in zip(method.network.named_parameters(), resumed.network.parameters(), strict=True):
@@ -193,9 +194,9 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"teacher_dtype is torch.bfloat16, but selective_amnesia holds on"):
         method_class("selective_amnesia")(setting, options())
     teacher = prompt_setting().problem.teacher
-    for changed, said in (({}, "has no parameter w"), ({"w": torch.rand(2)}, "other names or shapes")):
+    for changed, message in (({}, "has no parameter w"), ({"w": torch.rand(2)}, "other names or shapes")):
         fisher = {name: value for name, value in random_fisher(teacher).items() if name != "w"} | changed
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             method_class("selective_amnesia")(prompt_setting(fisher=fisher), options())
     for name, value in (("loss_reduction", "max"), ("trained", "y"), ("surrogate_images", 0), ("replay_images", 0)):
         with pytest.raises(ValueError, match=f"{name} is"):

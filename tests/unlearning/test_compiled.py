@@ -35,19 +35,19 @@ def test_a_run_compiles_once_without_breaks_and_computes_the_same(traced):
         phases.append(kind(setting, kind.Options(**options)).phases[0])
         phases[-1].start(None)
     eager, compiled = phases
-    made = []
+    graphs = []
     for number in range(4):
-        losses, found = eager.step(number), compiled.step(number)
-        assert all(same_bits(loss, found[name]) for name, loss in losses.items())
-        made.append(traced["stats"]["unique_graphs"])
+        losses, compiled_losses = eager.step(number), compiled.step(number)
+        assert all(same_bits(loss, compiled_losses[name]) for name, loss in losses.items())
+        graphs.append(traced["stats"]["unique_graphs"])
     # Sizes 3, 5, 6 and 8; with and without gradients, of weights or not, in train mode and in eval mode.
-    assert 0 < made[0] <= 6 and made[1:] == [made[0]] * 3
+    assert 0 < graphs[0] <= 6 and graphs[1:] == [graphs[0]] * 3
     assert not traced["graph_break"]
     with compiled.averaged() as network:
         for count in (7, 9, 4, 12):
             sample_one_step(network, compiled.one_step, torch.zeros(count, dtype=torch.int64), batch_size=8, seed=0)
     # At most one more for a batch of one, and one past a bound that diffusers' upsampling has.
-    assert traced["stats"]["unique_graphs"] <= made[0] + 2 <= torch._dynamo.config.recompile_limit
+    assert traced["stats"]["unique_graphs"] <= graphs[0] + 2 <= torch._dynamo.config.recompile_limit
     assert torch._dynamo.config.recompile_limit >= 64
 
 

@@ -65,10 +65,10 @@ def draws(setting, phase, iteration: int, micro: int = 0):
     return batch, parts
 
 
-def assert_grads(found: dict, expected: dict) -> None:
+def assert_grads(grads: dict, expected: dict) -> None:
     scale = max(float(value.abs().max()) for value in expected.values())
     for name, value in expected.items():
-        actual = torch.zeros_like(value) if found[name] is None else found[name].double()
+        actual = torch.zeros_like(value) if grads[name] is None else grads[name].double()
         assert (actual - value).abs().max() <= 2e-4 * scale, (name, actual, value)
     assert scale > 1e-3
 
@@ -147,8 +147,8 @@ def test_alternate_update_takes_the_forget_gradient_first_and_masked():
 
 def test_regression_loss_adds_its_gradient():
     setting = make_setting(seed=3)
-    kept = {"generator_retain_weight": 0.0, "generator_forget_weight": 0.0, "regression_weight": 0.7}
-    _, phase, _, steps = build("sfd", setting, **kept)
+    weights = {"generator_retain_weight": 0.0, "generator_forget_weight": 0.0, "regression_weight": 0.7}
+    _, phase, _, steps = build("sfd", setting, **weights)
     generator = Oracle(phase.generator)
     phase.step(0)
     batch, parts = draws(setting, phase, 0)
@@ -178,8 +178,8 @@ def test_saliency_gradient(which):
     eps, t = streams.normal("eps", 12, SHAPE), streams.timesteps("t", 12, 0, 999)
     error = eps.double() - network.eps(noised(images, eps, t), t, labels)
     loss = error.square().sum((1, 2, 3)).mean()
-    found = masker.scores(Streams(setting.compute.device, setting.compute.seed, "saliency", 7), generator)
-    assert_grads(found, network.grads(loss))
+    grads = masker.scores(Streams(setting.compute.device, setting.compute.seed, "saliency", 7), generator)
+    assert_grads(grads, network.grads(loss))
     assert all(p.grad is None for n in (generator, setting.problem.teacher) for p in n.parameters())
     assert not any(p.requires_grad for p in setting.problem.teacher.parameters())
     assert all(p.requires_grad for p in generator.parameters())

@@ -41,11 +41,11 @@ def test_loss_and_gradient(kind):
         for param in method.network.parameters():
             param.add_(0.1 * torch.randn(param.shape))
     network, teacher = Oracle(method.network), Oracle(setting.problem.teacher)
-    kept = setting.problem.schedule._exact
+    alphas = setting.problem.schedule._exact
     losses = phase.step(2)
     streams = Streams(torch.device("cpu"), 3, "forget", 2)
-    found = setting.problem.request.conditions("cpu")
-    pairs = streams.choose("forget labels", 4, torch.stack([found.forgotten, found.covers], 1))
+    conditions = setting.problem.request.conditions("cpu")
+    pairs = streams.choose("forget labels", 4, torch.stack([conditions.forgotten, conditions.covers], 1))
     until, within = streams.timesteps("step", 4, 0, 7), streams.timesteps("t", 4, 0, 124)
     walker, drawn = network if kind == "current" else teacher, []
     for z, last, label in zip(streams.normal("z", 4, SHAPE), until, pairs[:, 0], strict=True):
@@ -55,12 +55,12 @@ def test_loss_and_gradient(kind):
             t, following = torch.tensor([step * 125 + 1]), torch.tensor([step * 125 - 124])
             none = walker.eps(x, t, null)
             eps = none + 3.0 * (walker.eps(x, t, label[None]) - none)
-            x0 = (x - (1 - kept[t]).sqrt() * eps) / kept[t].sqrt()
-            x = kept[following].sqrt() * x0 + (1 - kept[following]).sqrt() * eps
+            x0 = (x - (1 - alphas[t]).sqrt() * eps) / alphas[t].sqrt()
+            x = alphas[following].sqrt() * x0 + (1 - alphas[following]).sqrt() * eps
         drawn.append(x[0].detach())
     x_t, t = torch.stack(drawn), until * 125 + within
-    none, asked = teacher.eps(x_t, t, torch.zeros_like(t)), teacher.eps(x_t, t, pairs[:, 0])
-    target = (none - 1.5 * (asked - none)).detach()
+    none, conditional = teacher.eps(x_t, t, torch.zeros_like(t)), teacher.eps(x_t, t, pairs[:, 0])
+    target = (none - 1.5 * (conditional - none)).detach()
     loss = (network.eps(x_t, t, pairs[:, 0]) - target).square().mean()
     assert losses["loss_forget"].item() == pytest.approx(loss.item(), rel=1e-3)
     assert_grads(steps[0]["grads"], network.grads(loss))
@@ -139,9 +139,9 @@ def test_a_run(tmp_path, capsys):
     changed = {name for name, value in pipe.unet.state_dict().items() if not torch.equal(value, old[name])}
     assert changed and all(".attn2." in name for name in changed)
     drift = json.loads((run / "drift.json").read_text())
-    still = {name for name, said in drift["layers"].items() if said["changed"] == 0}
+    still = {name for name, change in drift["layers"].items() if change["changed"] == 0}
     assert still and not any(".attn2." in name for name in still) and not (run / "mask.safetensors").exists()
-    assert {name for name, said in drift["layers"].items() if said["changed"]} == {
+    assert {name for name, change in drift["layers"].items() if change["changed"]} == {
         n.rpartition(".")[0] for n in changed
     }
     card = (run / "README.md").read_text()

@@ -60,5 +60,5 @@ def measure(name: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_numbers(name):
-    found = measure(name)
-    assert found == {key: pytest.approx(value, rel=TOLERANCE) for key, value in GOLDEN[name].items()}
+    measured = measure(name)
+    assert measured == {key: pytest.approx(value, rel=TOLERANCE) for key, value in GOLDEN[name].items()}

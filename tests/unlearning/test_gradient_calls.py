@@ -28,16 +28,16 @@ def played(monkeypatch) -> list[int]:
     def capture(work, pool):
         work()
         results = work()
-        held, number = tensors_of(results), len(replays)
+        outputs, number = tensors_of(results), len(replays)
         replays.append(0)
 
         def replay() -> None:
             replays[number] += 1
-            for own, new in zip(held, tensors_of(work()), strict=True):
+            for own, new in zip(outputs, tensors_of(work()), strict=True):
                 own.copy_(new)
 
         # A capture computes nothing.
-        for tensor in held:
+        for tensor in outputs:
             tensor.fill_(torch.nan)
         return replay, results
 
@@ -63,11 +63,11 @@ def test_captured_steps_are_the_same_bits(name, options, captured, played):
     teacher = tiny_unet(dropout=0.1)
     eager, graphed = (build(name, teacher=teacher, cuda_graphs=graph, **options) for graph in (False, True))
     losses = run(eager, until=3)
-    found = run(graphed, until=3)
+    others = run(graphed, until=3)
     assert len(played) == captured and min(played) >= 3
-    assert losses.keys() == found.keys()
+    assert losses.keys() == others.keys()
     for key, loss in losses.items():
-        assert loss.isfinite() and same_bits(loss, found[key]), key
+        assert loss.isfinite() and same_bits(loss, others[key]), key
     for network in ("score", "generator"):
         pairs = zip(weights(getattr(eager, network)), weights(getattr(graphed, network)), strict=True)
         assert all(same_bits(a, b) for a, b in pairs)
@@ -79,9 +79,9 @@ def test_losses_of_a_replay_stay_what_they_were(played):
     phase = method.phases[0]
     phase.start(None)
     losses = phase.step(0)
-    kept = copy.deepcopy(losses)
+    copies = copy.deepcopy(losses)
     phase.step(1)
-    assert all(same_bits(losses[key], kept[key]) for key in losses)
+    assert all(same_bits(losses[key], copies[key]) for key in losses)
 
 
 def test_a_resumed_run_captures_anew(played):
@@ -117,13 +117,13 @@ def test_split_batches_take_the_same_step(name, options):
     options = {"adam_epsilon": 1.0, **options}
     whole, split = (build(name, teacher=teacher, split_batches=apart, **options) for apart in (False, True))
     sizes = []
-    split.generator.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    losses, found = run(whole, until=1), run(split, until=1)
-    assert losses.keys() == found.keys()
+    split.generator.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    losses, others = run(whole, until=1), run(split, until=1)
+    assert losses.keys() == others.keys()
     for key, loss in losses.items():
         # loss_forget sums terms of both signs and may be near zero: loss_distill has terms of the same size.
         size = max(abs(loss.item()), losses["loss_distill"].item() if key == "loss_forget" else 0.0)
-        assert found[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
+        assert others[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
     assert set(sizes) - {5} == {3, 4}
     for kind in ("score_optimizer", "generator_optimizer"):
         # Adam's second moment is the square of the gradient; in the largest one's measure, since some are zero but for

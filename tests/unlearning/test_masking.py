@@ -31,15 +31,15 @@ def test_magnitude_keeps_the_largest_parameters(which):
     masker.refresh(0, generator)
     sizes = torch.cat([p.detach().abs().flatten() for p in network.parameters()])
     k = int(0.3 * len(sizes))
-    kept = chosen(masker, generator)
-    assert int(kept.sum()) == k and sizes[kept].min() >= sizes[~kept].max()
+    salient = chosen(masker, generator)
+    assert int(salient.sum()) == k and sizes[salient].min() >= sizes[~salient].max()
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     # Another mask once the parameters have moved.
     with torch.no_grad():
         for param in network.parameters():
             param.copy_(torch.randn(param.shape))
     masker.refresh(2, generator)
-    assert not torch.equal(kept, chosen(masker, generator))
+    assert not torch.equal(salient, chosen(masker, generator))
 
 
 def test_random_masks_are_new_at_every_refresh_and_the_same_for_a_seed():

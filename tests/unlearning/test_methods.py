@@ -32,9 +32,10 @@ def training_images(classes: int = 3, each: int = 4) -> Pool:
 def build(name: str, *, cover: int | None = 1, seed: int = 0, teacher=None, forget_images=None, **options):
     unet = copy.deepcopy(teacher) if teacher is not None else tiny_unet()
     request = ForgetRequest.of(unet, [0], cover)
-    given = {} if forget_images is None else dict(zip(("forget_images", "forget_labels"), forget_images, strict=True))
-    given.setdefault("training_images", training_images())
-    setting = setting_of(teacher=unet, schedule=NoiseSchedule.linear(), request=request, seed=seed, **given)
+    data = {"training_images": training_images()}
+    if forget_images is not None:
+        data |= dict(zip(("forget_images", "forget_labels"), forget_images, strict=True))
+    setting = setting_of(teacher=unet, schedule=NoiseSchedule.linear(), request=request, seed=seed, **data)
     kind = method_class(name)
     known = {item.name for item in fields(kind.Options)}
     common = {key: value for key, value in {**SMALL, **FAST}.items() if key in known}
@@ -88,7 +89,7 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_runs_repeat_and_resume_bit_for_bit(name, options):
     teacher = tiny_unet(dropout=0.1, null_label=True)
-    given = weights(teacher)
+    pretrained = weights(teacher)
     method = build(name, teacher=teacher, **options)
     start = trained(method)
     losses = run(method)
@@ -100,7 +101,7 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
         images = method.sampler.draw(one, method.setting.problem.schedule, labels, 3)
     assert images.shape == (4, 1, 8, 8) and images.abs().max() <= 1
     assert method.sampler.summary()["sampling_steps"] == (3 if hasattr(method, "network") else 1)
-    # Again, but stopped after the third iteration of a phase, and gone on with by another object.
+    # Again, but stopped after the third iteration of a phase and resumed by another object.
     for stopped in range(len(method.phases)):
         again, resumed = (build(name, teacher=teacher, **options) for _ in range(2))
         previous = None
@@ -122,7 +123,7 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
         with resumed.phases[-1].averaged() as two:
             assert all(same_bits(a, b) for a, b in zip(averaged, weights(two), strict=True))
         assert method.phases[-1].describe() == resumed.phases[-1].describe()
-    assert all(same_bits(a, b) for a, b in zip(given, weights(method.setting.problem.teacher), strict=True))
+    assert all(same_bits(a, b) for a, b in zip(pretrained, weights(method.setting.problem.teacher), strict=True))
     moved = [not torch.equal(a, b) for a, b in zip(start, trained(method), strict=True)]
     # ESD-x trains a few parameters only.
     assert any(moved) if options.get("trained") == "x" else sum(moved) > len(moved) / 2
@@ -134,12 +135,13 @@ def test_it_starts_from_a_network_of_its_own():
     common = {"teacher": teacher, "schedule": NoiseSchedule.linear(), "request": request}
     setting = setting_of(initial_generator=generator, initial_score=score, **common)
     method = kind(setting, kind.Options(train_batch_size=4, forget_batch_size=3, t_init=250))
-    for made, given in ((method.generator, generator), (method.score, score), (setting.problem.teacher, teacher)):
-        assert all(same_bits(a, b) for a, b in zip(weights(made), weights(given), strict=True))
-    kept = weights(generator)
+    starts = ((method.generator, generator), (method.score, score), (setting.problem.teacher, teacher))
+    for network, start in starts:
+        assert all(same_bits(a, b) for a, b in zip(weights(network), weights(start), strict=True))
+    before = weights(generator)
     run(method, until=1)
-    assert not same_bits(weights(method.generator)[0], kept[0])
-    assert all(same_bits(a, b) for a, b in zip(kept, weights(generator), strict=True))
+    assert not same_bits(weights(method.generator)[0], before[0])
+    assert all(same_bits(a, b) for a, b in zip(before, weights(generator), strict=True))
     with pytest.raises(ValueError, match="initial_score is a network of another architecture"):
         setting_of(initial_score=torch.nn.Linear(2, 2), **common)
 
@@ -200,12 +202,12 @@ def test_masks_are_refreshed_when_they_are_due_and_logged():
         phase.step(i)
         seen.append(phase.masker.mask)
     assert seen[0] is seen[1] is seen[2] and seen[3] is seen[5] and seen[0] is not seen[3]
-    said = phase.describe()
-    assert said["mask_iou"] == seen[0].iou(seen[3]) and said["mask_density"] == pytest.approx(0.5, abs=0.01)
-    assert said["mask_touched_ever"] == (seen[0] | seen[3]).density
+    record = phase.describe()
+    assert record["mask_iou"] == seen[0].iou(seen[3]) and record["mask_density"] == pytest.approx(0.5, abs=0.01)
+    assert record["mask_touched_ever"] == (seen[0] | seen[3]).density
     salient = sum(int(seen[3][name].sum()) for name in seen[3].names if name.startswith("down_blocks.0."))
     entries = sum(p.numel() for name, p in method.generator.named_parameters() if name.startswith("down_blocks.0."))
-    assert said["mask_density_by_module"]["down_blocks.0"] == pytest.approx(salient / entries)
+    assert record["mask_density_by_module"]["down_blocks.0"] == pytest.approx(salient / entries)
 
 
 def test_two_stages_hand_over_the_average_and_keep_the_teacher():
@@ -243,7 +245,7 @@ def test_cover_classes():
 
 
 @pytest.mark.parametrize(
-    ("forget", "cover", "said"),
+    ("forget", "cover", "message"),
     [
         ([], 1, "forget_classes"),
         ([3], 1, "forget_classes is 3"),
@@ -253,8 +255,8 @@ def test_cover_classes():
         ([0], 9, "cover_class is 9"),
     ],
 )
-def test_wrong_requests(forget, cover, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_requests(forget, cover, message):
+    with pytest.raises(ValueError, match=message):
         ForgetRequest.of(tiny_unet(), forget, cover)
 
 

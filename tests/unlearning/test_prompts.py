@@ -37,24 +37,25 @@ def prompt_setting(negative: str | None = "bad", **options) -> Setting:
 def test_labels_of_a_request():
     request = PromptRequest(**REQUEST, negative="bad")
     assert request.prompts[0] == "" and len(set(request.prompts)) == len(request.prompts) == 8
-    found = request.conditions("cpu")
+    conditions = request.conditions("cpu")
     texts = lambda labels: tuple(request.prompts[i] for i in labels)  # noqa: E731
-    assert texts(found.retained) == REQUEST["retain"] and texts(found.forgotten) == REQUEST["forget"]
-    assert texts(found.covers) == REQUEST["cover"] and request.prompts[found.negative] == "bad" and found.paired
-    assert texts(found.everything) == REQUEST["retain"] + REQUEST["forget"]
+    assert texts(conditions.retained) == REQUEST["retain"] and texts(conditions.forgotten) == REQUEST["forget"]
+    assert texts(conditions.covers) == REQUEST["cover"] and conditions.paired
+    assert request.prompts[conditions.negative] == "bad"
+    assert texts(conditions.everything) == REQUEST["retain"] + REQUEST["forget"]
     assert PromptRequest(**REQUEST).conditions("cpu").negative is None
 
 
 def test_covers_are_paired_with_what_is_forgotten():
-    found = Conditions(*(torch.tensor(v) for v in ([0], [1, 2, 3], [11, 12, 13], [0])), paired=True)
-    forgotten, covers = found.draw_forgotten(Streams(torch.device("cpu"), 1), 300)
+    conditions = Conditions(*(torch.tensor(v) for v in ([0], [1, 2, 3], [11, 12, 13], [0])), paired=True)
+    forgotten, covers = conditions.draw_forgotten(Streams(torch.device("cpu"), 1), 300)
     assert torch.equal(forgotten + 10, covers) and set(forgotten.tolist()) == {1, 2, 3}
     # A pair is drawn as often as another.
     assert torch.bincount(forgotten).min() == 0 and torch.bincount(forgotten)[1:].min() > 60
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"retain": ()}, ValueError, "retain is empty"),
         ({"cover": ("a man",)}, ValueError, "cover has 1 prompts, expected 3"),
@@ -64,8 +65,8 @@ def test_covers_are_paired_with_what_is_forgotten():
         ({"negative": 3}, TypeError, "negative is 3"),
     ],
 )
-def test_wrong_requests(changes, error, said):
-    with pytest.raises(error, match=said):
+def test_wrong_requests(changes, error, message):
+    with pytest.raises(error, match=message):
         PromptRequest(**{**REQUEST, **changes})
 
 
@@ -81,7 +82,7 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     streams = Streams(setting.compute.device, setting.compute.seed, phase.name, 0, 0)
     batch = phase._draw(streams)
     r, labels, covers, count = batch.retained, batch.labels, batch.teacher_labels, len(batch.labels)
-    told = covers if sees_cover else labels
+    score_labels = covers if sees_cover else labels
     negative = setting.problem.request.labels(["bad"])[0]
     nulls = [torch.tensor([0] * r + [negative if role else 0] * (count - r)) for role in roles]
     parts = slice(r), slice(r, None)
@@ -101,8 +102,8 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     dropped = streams.uniform("score condition dropout", count) < 0.4
     assert dropped.any() and not dropped.all()
     x = one_step(generator, z, 250, labels).detach()
-    kept, without = told.masked_fill(dropped, 0), nulls[0].masked_fill(dropped, 0)
-    losses = [score_loss(Guided(score, kept[s], without[s], 2.5), x[s], eps[s], t[s], None) for s in parts]
+    seen, without = score_labels.masked_fill(dropped, 0), nulls[0].masked_fill(dropped, 0)
+    losses = [score_loss(Guided(score, seen[s], without[s], 2.5), x[s], eps[s], t[s], None) for s in parts]
     (score_step,), (generator_step,) = score_steps, generator_steps
     assert_grads(score_step["grads"], score.grads(0.8 * losses[0] + 0.3 * losses[1]))
     z, eps = (streams.normal(f"generator {name}", count, SHAPE) for name in ("z", "eps"))
@@ -111,7 +112,7 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     losses = [
         generator_loss(
             Guided(teacher, covers[s], nulls[2][s], 4.5),
-            Guided(score, told[s], nulls[1][s], 1.5),
+            Guided(score, score_labels[s], nulls[1][s], 1.5),
             x[s],
             eps[s],
             t[s],
@@ -148,7 +149,7 @@ def run_text(name: str, teacher, iterations: int = 4, setting: dict | None = Non
 
 def make_text(name: str, teacher, setting: dict | None = None, **options):
     request = PromptRequest(**REQUEST, negative="bad")
-    given = setting_of(teacher=copy.deepcopy(teacher), schedule=tiny_schedule(), request=request, **(setting or {}))
+    whole = setting_of(teacher=copy.deepcopy(teacher), schedule=tiny_schedule(), request=request, **(setting or {}))
     kind = method_class(name)
     values = {
         "max_train_steps": 4,
@@ -165,7 +166,7 @@ def make_text(name: str, teacher, setting: dict | None = None, **options):
         **options,
     }
     known = kind.Options.__dataclass_fields__
-    return kind(given, kind.Options(**{key: value for key, value in values.items() if key in known}))
+    return kind(whole, kind.Options(**{key: value for key, value in values.items() if key in known}))
 
 
 def weights(network) -> list[torch.Tensor]:
