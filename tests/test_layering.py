@@ -65,12 +65,12 @@ ALLOWED = {
         *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics", "runs"),
     },
     "runs": {
-        *("checks", "files", "hashing", "parallel", "profiling", "environment", "mask", "delta", "diffusion", "models"),
-        *("data", "metrics", "unlearning", "training", "robustness", "report", "runs"),
+        *("checks", "figures", "files", "hashing", "parallel", "profiling", "environment", "mask", "delta"),
+        *("diffusion", "models", "data", "metrics", "unlearning", "training", "robustness", "report", "runs"),
     },
     "parsing": {"parsing"},
     # No command imports a command.
-    "commands": {"parsing", "runs", "parallel", "environment", "mask", "benchmarks"},
+    "commands": {"parsing", "figures", "runs", "parallel", "environment", "mask", "benchmarks"},
     "cli": {"commands", "__init__"},
 }
 # Imported by nothing below them.

@@ -35,7 +35,7 @@ def test_a_one_step_run(run, capsys):
     arguments = ["robustness", str(run), *SMALL, "--control", str(run)]
     main(arguments)
     said = capsys.readouterr().out
-    assert "relearn_forget_ua_2" in said and str(run / "robustness.md") in said
+    assert "UA after relearning, 2 steps" in said and str(run / "robustness.md") in said
     assert told(run)["protocol"]["control"] == run.name and str(run) not in (run / "robustness.json").read_text()
     found, metrics = told(run), json.loads((run / "metrics.json").read_text())
     assert {key: metrics[key] for key in before} == before

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...data import load_dataset
+from ...data import LabelledImages, load_dataset
 from ...files import read_lines
 from ...hashing import weights_hash
 from ...models import resolve, save_result
@@ -124,7 +124,7 @@ class ClassTask(Task):
         self.evaluation: RunEvaluation | None = None
         self.before: Tensor | None = None
 
-    def _training_images(self, network: nn.Module, world: World):
+    def _training_images(self, network: nn.Module, world: World) -> LabelledImages | None:
         """The images that the network was trained on; None if the method needs none."""
         if not method_class(self.args.method).needs_data(self.args.options):
             return None

@@ -189,9 +189,8 @@ class PromptTask(Task):
         return self.model.load_unet() if initial is None else initial.unet
 
     def finish(self, network: nn.Module, progress: Progress) -> dict[str, Any]:
-        folder = self.args.folder
         self.pictures.both(self.before, self.pictures.after(network))
-        save_text_pipeline(folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
+        save_text_pipeline(self.args.folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
         return {}
 
 
