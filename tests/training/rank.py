@@ -72,7 +72,7 @@ def main(folder: str, name: str, iterations: str, *assignments: str) -> None:
             Path(folder, "run"),
             loop_options,
             {},
-            # As the command line has it: what measures is the main process's.
+            # As on the command line, only the main process evaluates.
             evaluate=measured if processes.is_main else None,
             export=lambda network, target: save_file(network.state_dict(), target / "averaged.safetensors"),
             show_progress=False,

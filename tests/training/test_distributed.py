@@ -100,7 +100,7 @@ def test_two_and_three_processes_agree_with_one(tmp_path):
 
 
 def check_averaged(folder: Path, ended: dict[str, torch.Tensor]) -> None:
-    """What evaluations and checkpoints were given is the averaged network."""
+    """Evaluations and checkpoints receive the averaged network."""
     end = {name.removeprefix("ema."): value for name, value in ended.items() if name.startswith("ema.")}
     evaluations = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in evaluations] == [2, 4]

@@ -30,9 +30,9 @@ def free_port() -> str:
 
 
 def command(folder: Path, method: str, *more: str) -> list[str]:
-    """The words of a small run of two iterations, which write into ``folder``/base what they need."""
+    """The command line of a small run of two iterations; writes the model that it needs into ``folder``/base."""
     if not (folder / "base").exists():
-        # Losses near zero would be apart by more of themselves.
+        # A fixed seed: losses near zero would have larger relative differences.
         torch.manual_seed(0)
         write_stable_diffusion(folder / "base")
         tiny_unet().save_pretrained(folder / "score")
@@ -76,10 +76,10 @@ def check_losses(folder: Path, words: list[str], lines: int) -> None:
 
 
 def test_two_processes_agree_with_one_and_resume(tmp_path):
-    # Adam's first step is as long for a gradient that is zero but for rounding: a step that is seen, and no longer.
+    # Adam takes full first steps even of rounding errors, so learning rates are just large enough to show a step.
     rates = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
     small = ["--gradient_accumulation_steps", "1", "--saliency_batches", "1", "--mask_refresh_steps", "1"]
-    # A score network that begins as the teacher leaves next to nothing of their difference, which the losses are of.
+    # Losses depend on the difference between score network and teacher: start from another network.
     words = command(tmp_path, "pecker", *rates, *small, "--initial_score", str(tmp_path / "score"))
     results = run_two(tmp_path, words)
     first = results["rank"][0]
@@ -90,7 +90,7 @@ def test_two_processes_agree_with_one_and_resume(tmp_path):
     assert actual["config"]["num_processes"] == 2 and actual["metrics"]["images"] == 4
     files = [folder / "mask.safetensors" for folder in (tmp_path / "run", tmp_path / "one" / "run")]
     assert iou(*(load_file(file)["words"] for file in files)) >= 0.999
-    # The pipeline is what the processes hold.
+    # The saved pipeline has the processes' weights.
     saved = load_file(tmp_path / "run" / WEIGHTS)
     assert all(same_bits(saved[key.removeprefix("kept.")], first[key]) for key in first if key.startswith("kept."))
 
@@ -104,8 +104,8 @@ def tensors_of(tree, place: str = "") -> dict[str, torch.Tensor]:
 
 
 def apart(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 0.0) -> float:
-    """Share of the entries that differ by more than 1e-6, and by more than a ``share`` of what is expected. A few may:
-    of a gradient that is zero but for rounding Adam makes a whole step."""
+    """Share of the entries that differ by more than 1e-6 and more than a ``share`` of the expected value. A few may
+    differ: Adam takes full steps even of rounding errors."""
     pairs = [(value, expected[key]) for key, value in actual.items()]
     return torch.cat([((a - b).abs() > 1e-6 + share * b.abs()).flatten() for a, b in pairs]).double().mean().item()
 
@@ -120,7 +120,7 @@ def check_states(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         assert iou(actual[key], expected[key]) >= 0.999, key
     for kind in (".state.score.", ".state.generator.", ".state.score_optimizer.", ".state.generator_optimizer."):
         keys = [key for key in actual if key.startswith(kind) and actual[key].is_floating_point()]
-        # Second moments are measured by the largest: gradients are apart by rounding of the largest ones.
+        # Relative to the largest second moment: gradients differ by rounding of the largest ones.
         most = max(expected[key].abs().max() for key in keys) if "optimizer" in kind else 1.0
         one, two = ({key: values[key] / most for key in keys} for values in (actual, expected))
         assert apart(one, two, 1e-3 if "optimizer" in kind else 0.0) < 1e-3, kind
@@ -130,7 +130,7 @@ RATES = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
 
 
 def check_one_process(folder: Path, words: list[str], steps: int) -> None:
-    """The numbers and the last checkpoint of the processes that shared ``words`` out are those of one."""
+    """The sharded run has the losses and the last checkpoint of a run in one process."""
     check_losses(folder, words, steps)
     runs = [folder / "run", folder / "one" / "run"]
     place = Path("checkpoints") / f"checkpoint-{steps}" / "state.safetensors"
@@ -142,7 +142,7 @@ def check_one_process(folder: Path, words: list[str], steps: int) -> None:
 
 
 def test_shared_out_weights(tmp_path):
-    """FSDP2: the same bits everywhere, the numbers of one process, and checkpoints that one process goes on from."""
+    """FSDP2: the same bits on all processes, the numbers of one process, checkpoints that one process can resume."""
     steps = ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]
     words = command(tmp_path, "pecker", *RATES, *steps, "--initial_score", str(tmp_path / "score"))
     check_equal_bits(run_two(tmp_path, [*words, "--fsdp"]))
@@ -154,7 +154,7 @@ def test_shared_out_weights(tmp_path):
 
 
 def test_shared_out_weights_in_two_stages(tmp_path):
-    """The second stage takes over from the first; theta draws once more between its forward and backward pass."""
+    """The second stage starts from the first; theta draws again between its forward and backward pass."""
     stages = ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5"]
     others = ["--no-gradient_checkpointing", "--channels_last", "True", "--initial_score", str(tmp_path / "score")]
     words = command(tmp_path, "sfd", *RATES, *stages, *others)
@@ -198,5 +198,5 @@ def test_selective_amnesia_too(tmp_path):
     results = run_two(tmp_path, words)
     assert len(results["rank"][0]) == len(values)
     check_equal_bits(results)
-    # One line of what is drawn, two of steps.
+    # One line for drawing, two for steps.
     check_losses(tmp_path, words, 3)

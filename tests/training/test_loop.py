@@ -60,7 +60,7 @@ class Walk(Phase):
 
     @contextlib.contextmanager
     def averaged(self):
-        # In the network's place.
+        # In place of a network.
         yield self.name
 
 
@@ -82,7 +82,7 @@ def test_phases_in_order_logs_and_evaluations(tmp_path):
     assert [(line["phase"], line["iteration"], line["step"]) for line in lines] == [
         ("a", 2, 2), ("a", 4, 4), ("a", 5, 5), ("b", 1, 6), ("b", 3, 8), ("b", 5, 10), ("b", 6, 11),
     ]  # fmt: skip
-    # Means since the line before.
+    # Means since the previous line.
     assert [line["loss"] for line in lines] == [0.5, 2.5, 4.0, 0.0, 1.5, 3.5, 5.0]
     assert lines[0]["said"] == "a" and lines[-1]["images"] == 44 and lines[0]["seconds"] > 0
     assert seen == [("a", 4), ("a", 5), ("b", 8), ("b", 11)]
@@ -155,7 +155,7 @@ def test_wrong_options_and_checkpoints(tmp_path):
     assert read_lines(tmp_path / "train.jsonl") == [{"step": 1}]
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, seed):
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path, seed):
     network = tiny_unet(dropout=0.1)
     save_network(tmp_path / "network", network, NoiseSchedule.linear())
 

@@ -22,7 +22,7 @@ from pecker_fast.unlearning import Placement, PromptRequest, method_class
 from tests.diffusion.tiny_sd import tiny_schedule, tiny_unet
 from tests.unlearning.settings import setting_of
 
-# Large enough that numbers of fixed size do not count.
+# Large enough that tensors of fixed size do not matter.
 CONFIG = {
     "sample_size": 16,
     "block_out_channels": (16, 32),
@@ -47,7 +47,7 @@ def measured_peak(work) -> int:
 
 
 def test_counter_agrees_with_the_allocator():
-    # Layers that need no scratch space within: convolutions take some, which the counter does not see.
+    # Layers without scratch space: that of convolutions is invisible to the counter.
     def make():
         return nn.Sequential(nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 64)), torch.randn(4096, 64)
 
@@ -189,7 +189,7 @@ def test_estimate_of_shared_out_networks(tmp_path, monkeypatch):
     for rank in range(2):
         sizes = json.loads((tmp_path / f"{rank}.json").read_text())
         assert sizes["peak"] == pytest.approx(estimate.peak, rel=TOLERANCE)
-        # Parts of a parameter whose rows two processes cannot share out evenly differ.
+        # Two processes have different parts of a parameter with an odd number of rows.
         assert sizes["optimizers"] == pytest.approx(estimate.optimizers, rel=0.02)
         assert sizes["weights"] == pytest.approx(estimate.weights, rel=0.05)
     assert "in each of 2 processes" in describe_memory(estimate)

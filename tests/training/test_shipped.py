@@ -1,4 +1,4 @@
-"""The networks that come with the package fit their presets and draw what they are asked for."""
+"""The networks that come with the package fit their presets and draw the right classes."""
 
 import pytest
 import torch
@@ -21,5 +21,5 @@ def test_a_shipped_network_draws_what_is_asked(name):
     labels = torch.arange(config.num_classes).repeat_interleave(6)
     images = sample_ddim(network, schedule, labels, num_inference_steps=20, seed=0, clip_sample=True)
     predicted = load_judge(preset.judge)(images.clamp(-1, 1))[0].argmax(1)
-    # 97 % and more of thousands, in 50 steps: a network of other weights, or another scaling, draws chance.
+    # At least 97 % of thousands of images in 50 steps; with wrong weights or another scaling, chance level.
     assert (predicted == labels).float().mean() > 0.85

@@ -1,4 +1,4 @@
-"""Selective Amnesia on prompts: loss, gradient and Fisher information against float64, what moves and what stays."""
+"""Selective Amnesia on prompts: loss, gradient and Fisher information against float64, which weights change."""
 
 import copy
 import math
@@ -44,7 +44,7 @@ def options(**changes):
 
 
 def drawn(method) -> None:
-    """Runs what comes before the last phase, and begins that."""
+    """Run the phases before the last one, and start that."""
     previous = None
     for phase in method.phases:
         phase.start(previous)
@@ -77,7 +77,7 @@ def test_loss_and_gradient(reduction):
     losses = phase.step(2)
     streams = Streams(torch.device("cpu"), 3, "forget", 2)
     t, divisor = antithetic(streams, "t", 5), math.prod(SHAPE) if reduction == "mean" else 1
-    # The first seven are of the cover prompts and labelled with what is to be forgotten, in the request's order.
+    # The first seven images are of cover prompts, labelled with the forgotten prompts in the request's order.
     texts = [[request.prompts[i] for i in labels] for labels in (pool.labels, pool.teacher_labels)]
     assert texts[0][:7] == (list(REQUEST["forget"]) * 3)[:7] and texts[1][:7] == (list(REQUEST["cover"]) * 3)[:7]
     assert texts[0][7:] == texts[1][7:] == ["a dog", "a cat"] * 3
@@ -95,7 +95,7 @@ def test_loss_and_gradient(reduction):
         assert losses[f"loss_{name}"].item() == pytest.approx(value.item(), rel=1e-3), name
     total = terms["forget"] + 0.7 * terms["retain"] + 50.0 * terms["ewc"]
     assert_grads(steps[0]["grads"], network.grads(total))
-    # Each part is seen: a wrong factor of any would show.
+    # Each part counts: a wrong factor of any of them would show.
     parts = (terms["forget"], terms["retain"], 50.0 * terms["ewc"])
     sizes = [max(float(g.abs().max()) for g in network.grads(part).values()) for part in parts]
     assert max(sizes) < 3000 * min(sizes)

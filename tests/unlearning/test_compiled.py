@@ -13,8 +13,7 @@ from tests.inputs import same_bits
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Compiled networks are traced as whole graphs, which are then run as they are: what could go wrong before
-    Inductor, and not its minutes."""
+    """Compiled networks are traced as whole graphs and run eagerly: everything before Inductor, without its minutes."""
     compile = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile(self, backend="eager", fullgraph=True))
     torch._dynamo.reset()
@@ -46,7 +45,7 @@ def test_a_run_compiles_once_without_breaks_and_computes_the_same(traced):
     with compiled.averaged() as network:
         for count in (7, 9, 4, 12):
             sample_one_step(network, compiled.one_step, torch.zeros(count, dtype=torch.int64), batch_size=8, seed=0)
-    # At most one more for a batch of one, and one past a bound that diffusers' upsampling has.
+    # At most one more graph for a batch of one, and one beyond a size at which diffusers upsamples differently.
     assert traced["stats"]["unique_graphs"] <= graphs[0] + 2 <= torch._dynamo.config.recompile_limit
     assert torch._dynamo.config.recompile_limit >= 64
 

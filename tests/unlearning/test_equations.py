@@ -21,7 +21,7 @@ COMMON = {
 
 
 def record_steps(optimizer, taken: list) -> None:
-    """Keeps what the optimizer is given instead of stepping."""
+    """Record the optimizer's gradients instead of taking steps."""
 
     def step(mask=None, masked_grads=None):
         names = [name for group in optimizer.param_groups for name in group["param_names"]]
@@ -39,7 +39,7 @@ def build(name: str, setting, **options):
     if name != "sfd":
         values.setdefault("saliency_batch_size", 6)
     method = kind(setting, kind.Options(**values))
-    # Apart from the teacher, so that confusing two networks shows.
+    # Different from the teacher, so that a mix-up of two networks shows.
     for network in (method.score, method.generator):
         with torch.no_grad():
             for param in network.parameters():
@@ -53,7 +53,7 @@ def build(name: str, setting, **options):
 
 
 def draws(setting, phase, iteration: int, micro: int = 0):
-    """Everything random in an iteration, drawn again."""
+    """All random numbers of an iteration, drawn again."""
     streams = Streams(setting.compute.device, setting.compute.seed, phase.name, iteration, micro)
     batch = phase._draw(streams)
     count = len(batch.labels)
@@ -118,7 +118,7 @@ def test_both_gradients_of_an_iteration(name, forget, cover, micros):
         assert generator_step["mask"] is phase.masker.mask
         assert_grads(generator_step["grads"], expected["retain"])
         assert_grads(generator_step["masked_grads"], expected["forget"])
-    # Neither the teacher nor, in the generator's step, the score network.
+    # No gradients of the teacher, nor of the score network in the generator's step.
     assert all(param.grad is None for param in setting.problem.teacher.parameters())
     assert all(param.grad is None for param in method.score.parameters())
     assert all(param.requires_grad for param in method.score.parameters())
@@ -193,5 +193,5 @@ def test_dropout_is_on_only_where_a_network_learns():
     phase.step(0)
     assert setting.problem.teacher.modes == [False]
     assert method.score.modes == [True, False]
-    # Sampling for the score network, saliency, then the retain and the forget batch of its own step.
+    # Samples for the score network, saliency, then the retained and the forgotten batch of its own step.
     assert method.generator.modes == [False, False, True, True]

@@ -146,7 +146,7 @@ def test_a_run(tmp_path, capsys):
     }
     card = (run / "README.md").read_text()
     assert "StableDiffusionPipeline" in card and "one step" not in card and "{" not in card
-    # Gone on with from a checkpoint, it ends with the same bits.
+    # Resumed from a checkpoint, it ends with the same bits.
     main([*arguments, "--output_dir", str(tmp_path / "cut"), "--checkpointing_steps", "2"])
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "checkpoint-3")
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["checkpoint-2"]

@@ -1,8 +1,8 @@
 """Numbers of a short run on the shipped network, as they were when the recipe was measured.
 
-Other versions of torch and other CPUs round differently, and a rounding may move an entry into a mask or out of it;
-with oneDNN off, with other kernels and thread numbers the figures below moved by at most 4e-5 of their size. The
-tolerance leaves room for one or two such entries: a changed equation, seed or default moves the figures far more.
+Other versions of torch and other CPUs round differently, and rounding can move an entry into a mask or out of it. With
+oneDNN off, other kernels and other thread counts, the numbers below changed by at most 4e-5 of their size. The
+tolerance allows for one or two such entries; a changed equation, seed or default changes the numbers far more.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from pecker_fast.runs.presets import method_options
 from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 
 TOLERANCE = 2e-3
-# Losses of the last of five iterations, and the length of the averaged generator's way from the teacher.
+# Losses of the last of five iterations, and the distance of the averaged generator from the teacher.
 GOLDEN = {
     "pecker": {
         "loss_score_retain": 4.72124,

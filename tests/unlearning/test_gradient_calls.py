@@ -1,5 +1,5 @@
-"""Captured steps and split batches. Without a GPU a graph is played by one that runs the work again into the tensors
-that a capture would have left: what is to be shown is that all else reads and hands out the right ones."""
+"""Captured steps and split batches. Without a GPU a stand-in for a graph runs the work again, into the tensors that a
+capture would have left: the tests show that all other code reads and returns the right tensors."""
 
 import copy
 
@@ -94,7 +94,7 @@ def test_a_resumed_run_captures_anew(played):
     resumed.phases[0].load_state_dict(copy.deepcopy(first.phases[0].state_dict()))
     for i in (2, 3):
         resumed.phases[0].step(i)
-    # A state loaded into networks that were captured: the graphs read the weights where they are.
+    # A state loaded into captured networks: the graphs read the weights in place.
     first.phases[0].load_state_dict(copy.deepcopy(resumed.phases[0].state_dict()))
     whole.phases[0].step(4), first.phases[0].step(4)
     pairs = zip(weights(whole.generator), weights(first.generator), strict=True)
@@ -113,7 +113,7 @@ def test_graphs_need_a_gpu():
 def test_split_batches_take_the_same_step(name, options):
     """Without dropout: the same losses and weights to rounding, from smaller calls."""
     teacher = tiny_unet(dropout=0.0)
-    # A large epsilon: Adam's first steps are not the signs of gradients that are zero but for rounding.
+    # A large epsilon, so that Adam's first steps are not the signs of rounding errors.
     options = {"adam_epsilon": 1.0, **options}
     whole, split = (build(name, teacher=teacher, split_batches=apart, **options) for apart in (False, True))
     sizes = []
@@ -126,8 +126,7 @@ def test_split_batches_take_the_same_step(name, options):
         assert others[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
     assert set(sizes) - {5} == {3, 4}
     for kind in ("score_optimizer", "generator_optimizer"):
-        # Adam's second moment is the square of the gradient; in the largest one's measure, since some are zero but for
-        # rounding.
+        # Adam's second moment is the square of the gradient; relative to the largest, since some are rounding errors.
         one, two = (
             torch.cat([s["exp_avg_sq"].flatten() for s in getattr(m.phases[0], kind).state.values()]).sqrt()
             for m in (whole, split)

@@ -1,5 +1,5 @@
-"""Losses, gradients, masks and updates of the methods that train a diffusion model on, against float64 and against the
-published order of things."""
+"""Losses, gradients, masks and updates of the many-step methods, against float64 and the published order of
+operations."""
 
 import copy
 
@@ -24,21 +24,21 @@ REPLAY = {"replay_images_per_class": 3, "replay_steps": 2, "replay_batch_size": 
 
 
 class Watched(Pool):
-    """Images that remember which of them were asked for."""
+    """Images that record which of them were read."""
 
     def __init__(self, classes: int = 4, each: int = 5) -> None:
         labels = torch.arange(classes).repeat(each)
         super().__init__(labels, 2 * torch.rand(len(labels), *SHAPE) - 1)
-        self.asked = []
+        self.read = []
 
     def batch(self, indices):
-        self.asked.append(indices.clone())
+        self.read.append(indices.clone())
         return super().batch(indices)
 
 
 def make(name: str, *, forget=(0,), cover: int | None = 1, null: bool = True, seed: int = 3, **options):
-    """The method on networks that float64 can follow, its last phase begun on weights that are not the teacher's, and
-    the gradients that its steps take."""
+    """A method on networks that float64 can follow. Its last phase has started on weights other than the teacher's, and
+    its steps record their gradients."""
     images = Watched()
     request = ForgetRequest(4, tuple(forget), cover)
     teacher = UNet2DModel(null=null)
@@ -60,7 +60,7 @@ def make(name: str, *, forget=(0,), cover: int | None = 1, null: bool = True, se
     with torch.no_grad():
         for param in method.network.parameters():
             param.add_(0.1 * torch.randn(param.shape))
-    images.asked.clear()
+    images.read.clear()
     steps = []
     record_steps(phase.optimizer, steps)
     return method, phase, images, steps
@@ -90,7 +90,7 @@ def test_salun_loss_and_gradient(kind, forget, cover):
     network = Oracle(method.network)
     losses = phase.step(2)
     streams = Streams(torch.device("cpu"), 3, "forget", 2)
-    indices = images.asked
+    indices = images.read
     assert [len(part) for part in indices] == [6, 5]
     both = {}
     for purpose, part, count in (("forget", indices[0], 6), ("retain", indices[1], 5)):
@@ -153,14 +153,14 @@ def test_salun_mask_is_that_of_the_double_argsort(density):
     published = order.argsort() < int(len(scores) * density)
     mask = method.phases[-1].mask
     mine = torch.cat([mask[name].flatten() for name, _ in method.network.named_parameters()])
-    # Equal magnitudes at the border are anyone's choice: a continuous gradient has none beside zeros.
+    # Ties at the threshold could go either way: a continuous gradient has none but zeros.
     assert torch.equal(mine, published) and mask.density == pytest.approx(density, abs=1e-3)
 
 
 @pytest.mark.parametrize("parity", [True, False])
 def test_salun_steps_are_adam_on_masked_gradients_and_freeze_the_rest(parity):
-    """The published order by hand: backward, clip by norm, multiply by the mask, torch's Adam. Ours clips the norm of
-    what the mask leaves."""
+    """The published order by hand: backward, clip by norm, multiply by the mask, torch's Adam. Ours clips by the norm
+    of the masked gradient."""
     teacher = tiny_unet(null_label=True)
     options = {"parity": parity, "max_grad_norm": 0.05, "density": 0.3, "ema_decay": None}
     method, again = (build_tiny("salun", teacher=teacher, **options) for _ in range(2))
@@ -321,9 +321,9 @@ def test_retrain_never_sees_the_class_and_starts_afresh():
     phase.start(None)
     for i in range(9):
         phase.step(i)
-    seen = torch.cat(images.asked)
+    seen = torch.cat(images.read)
     assert set(images.labels[seen].tolist()) == {0, 3}
-    # Whole epochs: 36 images asked for, of ten.
+    # Whole epochs: 36 reads of ten images.
     assert (
         sorted(seen.bincount(minlength=20)[torch.isin(images.labels, torch.tensor([0, 3]))].tolist())
         == [3] * 4 + [4] * 6

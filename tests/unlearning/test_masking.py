@@ -52,7 +52,7 @@ def test_random_masks_are_new_at_every_refresh_and_the_same_for_a_seed():
     assert all(int(mask.sum()) == int(0.3 * total) for mask in masks)
     assert torch.equal(masks[0], masks[1]) and torch.equal(masks[2], masks[3])
     assert not torch.equal(masks[0], masks[2]) and not torch.equal(masks[2], masks[4])
-    # Unlike what the parameters or gradients are: another network, the same mask; another seed, another.
+    # Random scores do not depend on the network, only on the seed.
     again, other = masker_of(density=0.3, saliency_score="random")
     again.refresh(2, other)
     assert torch.equal(chosen(again, other), masks[2])
@@ -67,7 +67,7 @@ def test_random_entries_are_equally_likely():
     for i in range(0, 2 * repeats, 2):
         masker.refresh(i, generator)
         counts = counts + chosen(masker, generator).double()
-    # Six standard deviations of the mean of so many draws.
+    # Six standard deviations of the mean of that many draws.
     assert (counts / repeats - 0.5).abs().max() < 6 * 0.5 / repeats**0.5
 
 

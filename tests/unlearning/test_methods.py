@@ -176,14 +176,14 @@ def test_mask_scope_all_freezes_the_rest():
     mask = method.phases[0].masker.mask
     for (name, param), old in zip(method.generator.named_parameters(), before, strict=True):
         assert same_bits(param.detach()[~mask[name]], old[~mask[name]]), name
-    # One mask throughout: moments of its entries alone are kept.
+    # One mask throughout: only its entries have moments.
     moments = [state["exp_avg_sq"] for state in method.phases[0].generator_optimizer.state.values()]
     assert sum(moment.numel() for moment in moments) == mask.count
     assert method.phases[0].generator_optimizer.sparsity_stats()["touched_ever"] <= 0.31
 
 
 def test_full_density_is_sfd():
-    # Zero magnitudes are never salient, so without any the mask is everything and the gradients add up to SFD's.
+    # Zero magnitudes are never salient; all others are, so the gradients add up to SFD's.
     teacher = tiny_unet(dropout=0.0)
     sfd = build("sfd", teacher=teacher)
     pecker = build("pecker", teacher=teacher, density=1.0)

@@ -50,7 +50,7 @@ def test_covers_are_paired_with_what_is_forgotten():
     conditions = Conditions(*(torch.tensor(v) for v in ([0], [1, 2, 3], [11, 12, 13], [0])), paired=True)
     forgotten, covers = conditions.draw_forgotten(Streams(torch.device("cpu"), 1), 300)
     assert torch.equal(forgotten + 10, covers) and set(forgotten.tolist()) == {1, 2, 3}
-    # A pair is drawn as often as another.
+    # All pairs are equally likely.
     assert torch.bincount(forgotten).min() == 0 and torch.bincount(forgotten)[1:].min() > 60
 
 
@@ -207,12 +207,12 @@ def test_every_method_runs_repeats_and_resumes_on_text(name, kind, options, sett
         drawn = method.sampler.draw(network, method.setting.problem.schedule, torch.tensor([1, 4]))
     assert drawn.shape == (2, LATENTS, SIZE, SIZE) and drawn.isfinite().all()
     if name != "sfd":
-        # Masks have the U-Net's names: what is saved from them fits it.
+        # Masks have the U-Net's parameter names, so saved masks fit it.
         assert method.phases[-1].masker.mask.names == tuple(n for n, _ in teacher.unet.named_parameters())
 
 
 def test_gradient_checkpointing_changes_no_step():
-    # Dropout shows whether a network is called again in the mode that it was called in.
+    # Dropout shows whether recomputation uses the mode of the first call.
     teacher = tiny_text_network(8, dropout=0.3)
     options = {"regression_weight": 0.5, "ema_decay": None}
     plain, losses = run_text("pecker", teacher, 2, **options)
@@ -221,7 +221,7 @@ def test_gradient_checkpointing_changes_no_step():
         assert loss.item() == pytest.approx(others[name].item(), rel=1e-3), name
     for one, two in ((plain.score, again.score), (plain.generator, again.generator)):
         for a, b, start in zip(weights(one), weights(two), weights(teacher), strict=True):
-            # Adam makes equal steps of gradients that are zero but for rounding.
+            # Adam makes full steps even of rounding errors.
             assert ((a - b).abs() > 1e-5).double().mean() < 0.05 or torch.equal(a, start)
 
 
@@ -237,7 +237,7 @@ def test_low_rank_score_network():
     frozen = {n.replace("base_layer.", ""): p for n, p in method.score.named_parameters() if n not in trained}
     for name, param in teacher.named_parameters():
         assert torch.equal(frozen[name], param.bfloat16()), name
-    # The second factor is zero at first: what has moved it is the step.
+    # The second factor starts at zero: only the step can have changed it.
     moved = [p for n, p in trained.items() if "lora_B" in n and p.abs().max() > 0]
     assert len(moved) > len(trained) / 4
     again, _ = run_text("pecker", teacher, 1, low)
