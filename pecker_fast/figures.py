@@ -392,8 +392,16 @@ def derived(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
-    """The figures of ``metrics`` for a terminal: a line each with label, value and unit, in their order."""
-    known = [(find(key), value) for key, value in metrics.items() if value is not None]
-    rows = [(row, value) for row, value in known if row is not None]
-    width = max((len(row.label) for row, _ in rows), default=0)
-    return "\n".join(f"{row.label:{width}}  {row.text(value):>10}" for row, value in rows)
+    """Figures for a terminal: a line each with label, value and unit, in the order of ``metrics``.
+
+    Numbers that the catalogue lacks, such as standard deviations, appear with their key; words that it lacks do not.
+    """
+    rows = []
+    for key, value in metrics.items():
+        row = find(key)
+        if row is not None and value is not None:
+            rows.append((row.label, row.text(value)))
+        elif isinstance(value, float):
+            rows.append((key.replace("_", " "), f"{value:.4g}"))
+    width = max((len(label) for label, _ in rows), default=0)
+    return "\n".join(f"{label:{width}}  {text:>10}" for label, text in rows)

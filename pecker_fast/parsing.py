@@ -62,7 +62,7 @@ def parse_options(
     titles : dict, optional
         Group to its title in the help. Default: its name.
     aliases : dict, optional
-        Option to a second name, such as "--preset-name".
+        Option to a second name, such as "--preset_name".
 
     Returns
     -------
@@ -187,12 +187,14 @@ def _parameters(document: docstring_parser.Docstring) -> dict[str, str]:
 
 
 def _one_line(text: str) -> str:
-    """What tyro says about wrong arguments: the first section of its box, without the box."""
-    lines = []
+    """The message of tyro about wrong arguments: without its title, its box, and the hints below it."""
+    sections: list[list[str]] = [[]]
     for line in text.splitlines():
-        inner = line.strip().strip("│").strip()
-        if inner and not inner.strip("─"):
-            break
-        if inner and not inner.startswith(("╭", "╰")):
-            lines.append(inner)
-    return " ".join(lines) or "wrong arguments"
+        words = line.strip().strip("│").strip()
+        if words and not words.strip("─-"):
+            sections.append([])
+        elif words and not words.startswith(("╭", "╰")):
+            sections[-1].append(words)
+    # In ASCII the title is a section of its own; otherwise it is in the border.
+    message = sections[0] if "╭" in text else sections[min(1, len(sections) - 1)]
+    return " ".join(message) or "wrong arguments"

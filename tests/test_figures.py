@@ -58,9 +58,10 @@ def test_derived_figures():
 
 
 def test_a_terminal_shows_labels_and_units():
-    lines = describe({"ua": 98.75, "weights": "ema", "fid": None, "seconds": 2.0}).splitlines()
+    lines = describe({"ua": 98.75, "weights": "ema", "fid": None, "seconds": 2.0, "kid_std": 0.5}).splitlines()
     assert [line.split() for line in lines] == [
         ["Unlearning", "accuracy", "98.8", "%"],
         ["Training", "time", "2.0", "s"],
+        ["kid", "std", "0.5"],
     ]
     assert describe({}) == ""

@@ -238,13 +238,13 @@ class SparseEvaluation:
     def __init__(self, setting: Setting, method: Method, evaluator: Evaluator, samples_per_class: int) -> None:
         self.setting, self.method, self.evaluator = setting, method, evaluator
         # The noise of an image depends on its position, so the forgotten classes come first in both kinds.
-        classes = (*setting.request.forget_classes, *setting.request.retained_classes)
+        classes = (*setting.problem.request.forget_classes, *setting.problem.request.retained_classes)
         self.labels = torch.tensor(classes).repeat_interleave(samples_per_class)
-        self.few = samples_per_class * len(setting.request.forget_classes)
+        self.few = samples_per_class * len(setting.problem.request.forget_classes)
 
     def draw(self, network: nn.Module, labels: Tensor) -> Tensor:
-        with self.setting.autocast():
-            images = self.method.sampler.draw(network, self.setting.schedule, labels, self.setting.seed)
+        with self.setting.compute.autocast():
+            images = self.method.sampler.draw(network, self.setting.problem.schedule, labels, self.setting.compute.seed)
         return images.float().cpu()
 
     def full(self, network: nn.Module) -> tuple[dict[str, Any], Tensor]:
@@ -258,7 +258,7 @@ class SparseEvaluation:
         images = self.draw(network, self.labels[: self.few])
         predictions = self.evaluator.judge(images.clamp(-1, 1))[0].argmax(1)
         confusion = confusion_counts(self.labels[: self.few], predictions, self.evaluator.judge.num_classes)
-        return {"ua": unlearning_accuracy(confusion, self.setting.request.forget_classes)}
+        return {"ua": unlearning_accuracy(confusion, self.setting.problem.request.forget_classes)}
 
 
 def _run_one(args: UnlearnArguments) -> None:
@@ -266,13 +266,13 @@ def _run_one(args: UnlearnArguments) -> None:
     compute = args.compute.resolved()
     setting = ClassTask(args, compute, World()).setting
     method = method_class(args.method)(setting, args.options)
-    request, folder = setting.request, args.folder
-    size = setting.teacher.config["sample_size"]
+    request, folder = setting.problem.request, args.folder
+    size = setting.problem.teacher.config["sample_size"]
     evaluator = _evaluator(args.preset, size, request.forget_classes, request.cover_class)
     evaluation = SparseEvaluation(setting, method, evaluator, args.request.samples_per_class)
     prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
     fingerprint = {"method": args.method, "options": dataclasses.asdict(args.options), "seed": compute.seed}
-    fingerprint["pretrained_sha256"] = weights_hash(setting.teacher)
+    fingerprint["pretrained_sha256"] = weights_hash(setting.problem.teacher)
     loop = Loop(method.phases, folder, args.loop, fingerprint, evaluate=evaluation, show_progress=False)
     loop.prepare()
     write_json(folder / "config.json", ClassTask.describe(args))
@@ -282,7 +282,7 @@ def _run_one(args: UnlearnArguments) -> None:
         raise SystemExit(128 + progress.stopped_by)
     with method.phases[-1].averaged() as network:
         images = evaluation.full(network)[1]
-        change = total(weight_drift(unwrap(network), unwrap(setting.teacher)).values()).relative
+        change = total(weight_drift(unwrap(network), unwrap(setting.problem.teacher)).values()).relative
         trained = trained_percent(network)
     save_tensors(folder / RETAINED, {"images": images.half().contiguous()})
     last = read_lines(folder / "evaluation.jsonl")[-1]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pecker_fast.figures import FORGOTTEN, Figure, figure
 from pecker_fast.files import read_lines
-from pecker_fast.report import Run
+from pecker_fast.report import RunRecord
 from pecker_fast.report.files import images_to_forget
 
 from .intervals import Frontier, Interval, interval, paired
@@ -78,7 +78,7 @@ class AblationRun:
         cls, folder: Path, *, condition: str, factor: str, preset: str, pair: str, drift: float | None
     ) -> "AblationRun":
         """Reads the folder of a run. ValueError if the run has not ended."""
-        run = Run.read(folder)
+        run = RunRecord.read(folder)
         ious = [line["mask_iou"] for line in run.log if line.get("mask_iou") is not None]
         change = run.metrics.get("parameter_change")
         figures = {key: run.metrics.get(key) for key in FIGURES} | {

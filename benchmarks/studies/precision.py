@@ -18,11 +18,10 @@ from typing import Any
 import torch
 
 from pecker_fast.data import load_dataset
-from pecker_fast.diffusion import sample_one_step
 from pecker_fast.metrics import Evaluator, load_judge
 from pecker_fast.models import load_network
 from pecker_fast.runs.presets import class_preset, method_options
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 
 from ..run import conditions, save
 
@@ -39,14 +38,8 @@ def run(seed: int, iterations: int, *, device: str, mixed_precision: str, **chan
     """
     network, schedule = load_network(NETWORK)
     request = ForgetRequest.of(network, [class_preset("digits").forget_class], class_preset("digits").cover_class)
-    setting = Setting(
-        teacher=network,
-        schedule=schedule,
-        request=request,
-        seed=seed,
-        device=torch.device(device),
-        mixed_precision=mixed_precision,
-    )
+    compute = Compute(seed=seed, device=torch.device(device), mixed_precision=mixed_precision)
+    setting = Setting(Problem(network, schedule, request), compute)
     kind = method_class("pecker")
     method = kind(setting, replace(method_options("digits", kind), max_train_steps=iterations, **changes))
     phase = method.phases[-1]
@@ -58,7 +51,7 @@ def run(seed: int, iterations: int, *, device: str, mixed_precision: str, **chan
     labels = torch.arange(request.num_classes).repeat_interleave(SAMPLES_PER_CLASS)
     evaluator = Evaluator(load_dataset("digits", "all"), load_judge("digits"), request.forget_classes, 1)
     with phase.averaged() as averaged:
-        images = sample_one_step(averaged, method.one_step, labels, seed=seed).float().cpu()
+        images = method.sampler.draw(averaged, schedule, labels, seed).float().cpu()
     measured = evaluator(images, labels)
     return {
         "method": "pecker",

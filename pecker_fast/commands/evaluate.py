@@ -14,7 +14,7 @@ RUN --help."""
 def parse(words: Sequence[str]) -> Callable[[], None]:
     preset = early_option(words, "preset") or early_option(words, "preset_name")
     kind = evaluation_class(paths_of(words), preset, option_names(words))
-    args = parse_options(kind(), words, "evaluate", DESCRIPTION, positional="run", aliases={"preset": "--preset-name"})
+    args = parse_options(kind(), words, "evaluate", DESCRIPTION, positional="run", aliases={"preset": "--preset_name"})
     return lambda: run(args)
 
 

@@ -12,7 +12,7 @@ evaluation continues. You provide the detectors: nothing is downloaded."""
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    aliases = {"preset": "--preset-name"}
+    aliases = {"preset": "--preset_name"}
     args = parse_options(PromptEvaluation(), words, "evaluate-concept", DESCRIPTION, positional="run", aliases=aliases)
     return lambda: run(args)
 

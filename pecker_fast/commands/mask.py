@@ -11,7 +11,7 @@ from ..runs.masks import compute_mask, describe_mask
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    return parse_call(mask, words, "mask", aliases={"preset": "--preset-name"})
+    return parse_call(mask, words, "mask", aliases={"preset": "--preset_name"})
 
 
 def mask(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from ..figures import describe
 from ..parsing import parse_options
 from ..runs.robustness import RobustnessArguments, robustness
 
@@ -21,6 +22,4 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
 def run(args: RobustnessArguments) -> None:
     """Attack, and print the main figures."""
     result = robustness(args)
-    for name, value in result.figures.items():
-        print(f"{name:36}{value:8.1f}{'' if 'frechet' in name else ' %'}")
-    print(f"report: {result.report}")
+    print(f"{describe(result.figures)}\nreport: {result.report}")

@@ -7,5 +7,5 @@ from ..runs.sample import sample
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    call = parse_call(sample, words, "sample", aliases={"preset": "--preset-name"})
+    call = parse_call(sample, words, "sample", aliases={"preset": "--preset_name"})
     return lambda: print(call())

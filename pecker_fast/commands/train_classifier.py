@@ -7,7 +7,7 @@ from ..runs.train_classifier import train_classifier
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    call = parse_call(train_classifier, words, "train-classifier", aliases={"preset": "--preset-name"})
+    call = parse_call(train_classifier, words, "train-classifier", aliases={"preset": "--preset_name"})
 
     def run() -> None:
         judge, path = call()

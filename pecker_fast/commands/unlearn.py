@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 
+from ..figures import describe as figure_lines
 from ..parallel import process_number
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
@@ -42,5 +43,5 @@ def run(args: UnlearnArguments) -> None:
         return
     metrics = unlearn(args).metrics
     if metrics:
-        print("  ".join(f"{name} {metrics[name]:.4g}" for name in FIGURES if metrics.get(name) is not None))
+        print(figure_lines({name: metrics.get(name) for name in FIGURES}))
         print(f"report: {args.folder / 'report.md'}")

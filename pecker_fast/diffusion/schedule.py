@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..checks import check_batch, check_indices, check_int, check_like, check_number, check_timesteps
 
+# T of the schedules that networks are trained with here and in the public code.
+NUM_TRAIN_TIMESTEPS = 1000
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
@@ -62,7 +65,7 @@ class NoiseSchedule:
 
     @classmethod
     def linear(
-        cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
+        cls, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS, beta_start: float = 1e-4, beta_end: float = 2e-2
     ) -> "NoiseSchedule":
         """Build DDPM's schedule: beta_t linear from ``beta_start`` to ``beta_end``, alphas_cumprod_t = prod (1 - beta).
 

@@ -15,6 +15,7 @@ from .resolve import (
     resolve_weights,
     shipped_network,
 )
+from .saving import save_result
 from .schedules import read_schedule, schedule_from_config
 from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
 
@@ -38,6 +39,7 @@ __all__ = [
     "resolve_weights",
     "save_network",
     "save_one_step_pipeline",
+    "save_result",
     "save_text_network",
     "save_text_pipeline",
     "schedule_from_config",

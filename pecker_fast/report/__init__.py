@@ -1,9 +1,9 @@
 """Pictures, curves and reports of runs. Only runs and commands import it."""
 
-from .across import CLASSES, PROMPTS, Comparison, read_across, text_table, write_across
+from .across import CLASSES, PROMPTS, Layout, read_across, text_table, write_across
 from .card import card_note
 from .comparison import comparison_table, write_comparison
-from .files import Run
+from .files import RunRecord
 from .grids import save_before_after, save_grid, save_side_by_side
 from .places import portable
 from .robustness import write_robustness_report
@@ -13,8 +13,8 @@ from .sequence import write_sequence
 __all__ = [
     "CLASSES",
     "PROMPTS",
-    "Comparison",
-    "Run",
+    "Layout",
+    "RunRecord",
     "card_note",
     "comparison_table",
     "portable",

@@ -13,7 +13,7 @@ from ..figures import Figure, figure
 from ..files import write_json
 from .blocks import Block, Code, Link, Picture, Section, Text, figures_table
 from .curves import COLOURS, mean_curve, new_figure, points_of, save_figure
-from .files import Run, write_csv
+from .files import RunRecord, write_csv
 from .places import portable
 from .render import write_document
 from .tables import meanings_table, text_table_of
@@ -23,7 +23,7 @@ TIMED = ("seconds", "seconds_per_image")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Layout:
     """What a comparison of methods shows.
 
     Parameters
@@ -50,7 +50,7 @@ class Comparison:
     facts_in_csv: bool
 
 
-CLASSES = Comparison(
+CLASSES = Layout(
     title="Methods compared",
     columns=(
         *("ua", "ua_last_half_min", "retain_accuracy", "frechet_distance", "frechet_over_real"),
@@ -76,7 +76,7 @@ _CONCEPT_COLUMNS = (
     *("inappropriate_probability", "max_expected_inappropriateness", "near_inappropriate_probability"),
     *("clip_score", "near_clip_score", "coco_clip_score", "fid", "sampling_steps", "images", "seconds"),
 )
-PROMPTS = Comparison(
+PROMPTS = Layout(
     title="Concept forgotten",
     columns=_CONCEPT_COLUMNS,
     main=_CONCEPT_COLUMNS,
@@ -89,7 +89,7 @@ PROMPTS = Comparison(
 )
 
 
-def figures(run: Run, columns: Sequence[str] = CLASSES.columns) -> dict[str, Any]:
+def figures(run: RunRecord, columns: Sequence[str] = CLASSES.columns) -> dict[str, Any]:
     """The columns of one run; None for figures that it lacks."""
     measured = run.figures
     return {key: measured.get(key) for key in columns}
@@ -118,7 +118,7 @@ def _cell(values: Sequence[float | None], column: Figure) -> str:
 
 
 def _table(
-    runs: Mapping[str, Sequence[Run]],
+    runs: Mapping[str, Sequence[RunRecord]],
     facts: Mapping[str, Mapping[str, str]],
     columns: Sequence[str],
     seconds: bool,
@@ -141,12 +141,12 @@ def _table(
     return table, keys
 
 
-def text_table(runs: Mapping[str, Sequence[Run]], seconds: bool = True, shown: Comparison = CLASSES) -> str:
+def text_table(runs: Mapping[str, Sequence[RunRecord]], seconds: bool = True, shown: Layout = CLASSES) -> str:
     """The main columns for a terminal. Arguments as for ``write_across``."""
     return text_table_of(_table(runs, {}, shown.main, seconds)[0])
 
 
-def _curves(panel, name: str, runs: Sequence[Run], colour: str, key: str, x: str) -> None:
+def _curves(panel, name: str, runs: Sequence[RunRecord], colour: str, key: str, x: str) -> None:
     """Each run as a thin line, and the mean over the runs at every number of images at which all were measured."""
     curves = [points_of(run.evaluations, x, key) for run in runs]
     for curve in filter(None, curves):
@@ -157,7 +157,7 @@ def _curves(panel, name: str, runs: Sequence[Run], colour: str, key: str, x: str
 
 
 def draw_across(
-    runs: Mapping[str, Sequence[Run]], path: Path, seconds: bool = True, keys: Sequence[str] = CLASSES.curves
+    runs: Mapping[str, Sequence[RunRecord]], path: Path, seconds: bool = True, keys: Sequence[str] = CLASSES.curves
 ) -> None:
     """Draws figures of the evaluations against images seen and, with ``seconds``, against the training time."""
     places = ("images", "seconds") if seconds else ("images",)
@@ -182,12 +182,12 @@ def draw_across(
     save_figure(canvas, path)
 
 
-def _evaluations(run: Run, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _evaluations(run: RunRecord, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The part of a run's evaluations that the curves and the figures need."""
     return [{key: line[key] for key in ("images", "seconds", *keys) if key in line} for line in run.evaluations]
 
 
-def read_across(path: Path) -> tuple[dict[str, list[Run]], dict[str, Any]]:
+def read_across(path: Path) -> tuple[dict[str, list[RunRecord]], dict[str, Any]]:
     """The runs of a compare.json, and the arguments "asked", "command" and "facts" of ``write_across``.
 
     Raises
@@ -201,7 +201,7 @@ def read_across(path: Path) -> tuple[dict[str, list[Run]], dict[str, Any]]:
         arguments = {key: compared[key] for key in ("asked", "command", "facts")}
         runs = {
             name: [
-                Run(path.parent / f"{name}-seed{metrics['seed']}", {}, metrics, [], metrics.pop("evaluations"))
+                RunRecord(path.parent / f"{name}-seed{metrics['seed']}", {}, metrics, [], metrics.pop("evaluations"))
                 for metrics in several
             ]
             for name, several in compared["methods"].items()
@@ -213,14 +213,14 @@ def read_across(path: Path) -> tuple[dict[str, list[Run]], dict[str, Any]]:
 
 def write_across(
     folder: Path,
-    runs: Mapping[str, Sequence[Run]],
+    runs: Mapping[str, Sequence[RunRecord]],
     *,
     asked: str,
     command: str,
     facts: Mapping[str, Mapping[str, str]] | None = None,
     seconds: bool = True,
     pictures: Sequence[tuple[str, str]] = (),
-    shown: Comparison = CLASSES,
+    shown: Layout = CLASSES,
 ) -> Path:
     """Writes the report of a comparison, and its figures as data.
 
@@ -230,7 +230,7 @@ def write_across(
     Parameters
     ----------
     folder : Path
-    runs : mapping of str to sequence of Run
+    runs : mapping of str to sequence of RunRecord
         The runs of each method, one a seed.
     asked : str
         The request, as a sentence.
@@ -242,7 +242,7 @@ def write_across(
         Whether to show figures that depend on the machine's speed; compare.csv and compare.json always hold them.
     pictures : sequence of (str, str)
         Files in the folder, and what they show.
-    shown : Comparison
+    shown : Layout
         ``CLASSES`` or ``PROMPTS``.
 
     Returns
@@ -296,7 +296,7 @@ def write_across(
 
 
 def _write_csv(
-    path: Path, runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, str]], shown: Comparison
+    path: Path, runs: Mapping[str, Sequence[RunRecord]], facts: Mapping[str, Mapping[str, str]], shown: Layout
 ) -> None:
     titles = list(next(iter(facts.values()), {})) if shown.facts_in_csv else []
     extractor = ["feature_extractor"] if shown.facts_in_csv else []
@@ -310,7 +310,7 @@ def _write_csv(
     write_csv(path, lines)
 
 
-def _own_reports(folder: Path, runs: Mapping[str, Sequence[Run]]) -> list[Section]:
+def _own_reports(folder: Path, runs: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
     """A section with links to the runs' reports below ``folder``; none if there are no such reports."""
     links = [
         Link(f"{name}, seed {run.metrics.get('seed')}", f"{run.folder.relative_to(folder).as_posix()}/report")

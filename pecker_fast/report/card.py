@@ -10,7 +10,7 @@ from ..figures import FIGURES, figure
 from ..files import write_text
 from .across import PROMPTS
 from .blocks import Block, Code, Link, Picture, Section, Text
-from .files import Run
+from .files import RunRecord
 from .places import portable
 from .render import to_markdown
 from .tables import metrics_table
@@ -40,7 +40,7 @@ pipe = StableDiffusionPipeline.from_pretrained("{folder}")
 images = pipe({request}, generator=torch.Generator().manual_seed(0)).images"""
 
 
-def write_card(run: Run) -> Path | None:
+def write_card(run: RunRecord) -> Path | None:
     """Writes README.md beside a pipeline (model_index.json) and returns its path.
 
     Writes nothing and returns None if there is no pipeline, or if the README.md in the folder is the user's own, has
@@ -82,7 +82,7 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def card_text(run: Run) -> str:
+def card_text(run: RunRecord) -> str:
     """The card: metadata for the hub, then the sections for its reader."""
     # A dependency of diffusers, without which there is no pipeline.
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -121,17 +121,17 @@ def card_text(run: Run) -> str:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{to_markdown(name, _sections(run, name), run.folder)}"))
 
 
-def _measured(run: Run) -> tuple[str, ...]:
+def _measured(run: RunRecord) -> tuple[str, ...]:
     """Keys of the figures that a card has, if they were measured."""
     return PROMPTS.columns[: PROMPTS.columns.index("sampling_steps")] if run.of_prompts else CLASS_FIGURES
 
 
-def _one_step(run: Run) -> bool:
+def _one_step(run: RunRecord) -> bool:
     # Networks of classes have a pipeline for one-step generators only.
     return not run.of_prompts or "t_init" in run.config.get("options", {})
 
 
-def _sections(run: Run, name: str) -> list[Section]:
+def _sections(run: RunRecord, name: str) -> list[Section]:
     measured = _measured(run)
     keys = [key for key in FIGURES if key in measured and run.metrics.get(key) is not None]
     figures: list[Block] = [metrics_table(keys, {"value": run.metrics})] if keys else [Text(_nothing_measured(run))]
@@ -158,11 +158,11 @@ def _sections(run: Run, name: str) -> list[Section]:
     ]
 
 
-def _nothing_measured(run: Run) -> str:
+def _nothing_measured(run: RunRecord) -> str:
     return "Nothing was measured" + (": pecker-fast evaluate-concept does that." if run.of_prompts else ".")
 
 
-def _of_classes(run: Run) -> tuple[list[Block], str]:
+def _of_classes(run: RunRecord) -> tuple[list[Block], str]:
     """What a model of classes is, and the arguments of its pipeline."""
     forgotten = run.config.get("forget_classes", [])
     text = (
@@ -173,7 +173,7 @@ def _of_classes(run: Run) -> tuple[list[Block], str]:
     return [Text(text)], f"class_labels=[{', '.join(retained)}]"
 
 
-def _of_prompts(run: Run) -> tuple[list[Block], str]:
+def _of_prompts(run: RunRecord) -> tuple[list[Block], str]:
     """What a text-to-image model is, and the arguments of its pipeline."""
     config: dict[str, Any] = run.config
     concept, cover, prompts = config.get("concept"), config.get("cover"), config["prompts"]

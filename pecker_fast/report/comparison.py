@@ -8,7 +8,7 @@ from ..figures import derived, figure
 from ..files import write_json
 from .blocks import Block, Link, Picture, Section, Text
 from .curves import draw_comparison
-from .files import Run
+from .files import RunRecord
 from .places import portable
 from .render import write_document
 from .run_report import GRIDS, mask_blocks
@@ -44,7 +44,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
         Of report.md.
     """
     folder = Path(folder)
-    read = {name: Run.read(path) for name, path in runs.items()}
+    read = {name: RunRecord.read(path) for name, path in runs.items()}
     draw_comparison(read, folder / "report.png")
     first = next(iter(read.values()))
     compared = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..figures import figure
 from ..files import replacing
-from .files import Run
+from .files import RunRecord
 from .words import unmasked
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart too.
@@ -50,7 +50,7 @@ def _series(records: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _panel(axes, runs: Mapping[str, Run], key: str, x: str = "iterations") -> None:
+def _panel(axes, runs: Mapping[str, RunRecord], key: str, x: str = "iterations") -> None:
     for colour, (name, run) in zip(_cycle(len(runs)), runs.items(), strict=True):
         points = _series(run.evaluations, "step" if x == "iterations" else x, key)
         axes.plot(*points, color=colour, marker="o", markersize=3, label=name)
@@ -74,7 +74,7 @@ def save_figure(canvas, path: Path) -> None:
         canvas.savefig(temporary, format="png", dpi=110)
 
 
-def draw_run(run: Run, path: Path) -> None:
+def draw_run(run: RunRecord, path: Path) -> None:
     """The curves of one run: forgetting, retained classes, losses, and the mask's density by part of the network."""
     canvas, axes = new_figure(2, 3)
     for panel, key in zip(axes.flat, PANELS, strict=False):
@@ -93,7 +93,7 @@ def draw_run(run: Run, path: Path) -> None:
     save_figure(canvas, path)
 
 
-def _mask_panel(axes, runs: Mapping[str, Run]) -> None:
+def _mask_panel(axes, runs: Mapping[str, RunRecord]) -> None:
     masked = {name: run.mask for name, run in runs.items() if run.mask}
     if not masked:
         axes.set_axis_off()
@@ -116,7 +116,7 @@ def _mask_panel(axes, runs: Mapping[str, Run]) -> None:
     axes.set_xlabel("Salient entries of the last mask (%)")
 
 
-def draw_comparison(runs: Mapping[str, Run], path: Path) -> None:
+def draw_comparison(runs: Mapping[str, RunRecord], path: Path) -> None:
     """The curves of several runs, with the same colour for a method in all panels."""
     canvas, axes = new_figure(2, 4)
     for panel, key in zip(axes.flat, PANELS, strict=False):

@@ -12,7 +12,7 @@ from ..files import read_lines, replacing
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """The contents of a run's folder; missing files are empty.
 
     Parameters
@@ -31,7 +31,7 @@ class Run:
     evaluations: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, folder: Path) -> "Run":
+    def read(cls, folder: Path) -> "RunRecord":
         """Reads a folder. ValueError if it has no metrics.json: the run has not ended."""
         folder = Path(folder)
         if not (folder / "metrics.json").is_file():

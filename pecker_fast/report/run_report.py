@@ -8,7 +8,7 @@ from ..figures import figure, find
 from .blocks import Block, Link, Picture, Section, Table, Text, blocks_of
 from .card import card_note, write_card
 from .curves import draw_run
-from .files import Run
+from .files import RunRecord
 from .places import portable
 from .render import json_code, write_document
 from .tables import metrics_table
@@ -45,13 +45,13 @@ def write_run_report(folder: Path, changed: Collection[str] = ()) -> Path:
     ImportError
         If matplotlib is missing.
     """
-    run = Run.read(folder)
+    run = RunRecord.read(folder)
     draw_run(run, run.folder / "report.png")
     write_card(run)
     return write_document(run.folder, f"Unlearning with {run.metrics.get('method', '?')}", sections(run, changed))
 
 
-def sections(run: Run, changed: Collection[str] = ()) -> list[Section]:
+def sections(run: RunRecord, changed: Collection[str] = ()) -> list[Section]:
     """The sections of the report, in order."""
     return [
         Section("Request", _request(run)),
@@ -69,7 +69,7 @@ def sections(run: Run, changed: Collection[str] = ()) -> list[Section]:
     ]
 
 
-def _request(run: Run) -> list[Block]:
+def _request(run: RunRecord) -> list[Block]:
     config = portable(run.config)
     blocks: list[Block] = [Text(asked(config))]
     if config:
@@ -105,12 +105,12 @@ def _forgotten(config: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _data_words(run: Run) -> str:
+def _data_words(run: RunRecord) -> str:
     needed = run.config.get("training_images")
     return "unknown" if needed is None else "none: the method is data-free" if needed == 0 else f"{needed:,d}"
 
 
-def _result(run: Run) -> list[Block]:
+def _result(run: RunRecord) -> list[Block]:
     blocks: list[Block] = [metrics_table(shown_figures(run), {"value": run.metrics})]
     if run.of_prompts and "concept" not in (run.metrics.get("protocol") or {}):
         blocks.append(Text("The images have not been measured: pecker-fast evaluate-concept does that."))
@@ -120,7 +120,7 @@ def _result(run: Run) -> list[Block]:
     return [*blocks, Text(caution(run))]
 
 
-def _protocol(run: Run) -> list[Block]:
+def _protocol(run: RunRecord) -> list[Block]:
     blocks: list[Block] = []
     own = dict(run.metrics.get("protocol") or {})
     later = {"evaluate": own.pop("evaluation", None), "evaluate-concept": own.pop("concept", None)}
@@ -141,7 +141,7 @@ def _label(key: str) -> str:
     return key if known is None else known.label
 
 
-def _samples(run: Run) -> list[Block]:
+def _samples(run: RunRecord) -> list[Block]:
     blocks: list[Block] = [Picture(GRIDS, _grid_words(run))]
     if (run.folder / GRIDS).is_file():
         after = drawn(run.metrics)
@@ -150,14 +150,14 @@ def _samples(run: Run) -> list[Block]:
     return blocks
 
 
-def _grid_words(run: Run) -> str:
+def _grid_words(run: RunRecord) -> str:
     if run.of_prompts:
         return "Samples of prompts to forget and to preserve, before and after unlearning, a row a prompt"
     classes = ", ".join(map(str, run.config.get("forget_classes", [])))
     return f"Samples of every class before and after forgetting class {classes}, a row a class"
 
 
-def _curves(run: Run) -> list[Block]:
+def _curves(run: RunRecord) -> list[Block]:
     words = "Curves of unlearning accuracy, retained accuracy, Fréchet distance, diversity and losses, and bars of the "
     blocks: list[Block] = [Picture("report.png", words + "mask's density by part of the network")]
     if not run.evaluations:
@@ -165,7 +165,7 @@ def _curves(run: Run) -> list[Block]:
     return blocks
 
 
-def mask_blocks(run: Run) -> list[Block]:
+def mask_blocks(run: RunRecord) -> list[Block]:
     """The density and overlap of a run's masks."""
     mask = run.mask
     if not mask:
@@ -180,7 +180,7 @@ def mask_blocks(run: Run) -> list[Block]:
     return [Text(text + "."), Table(("part of the network", "salient"), rows, "lr")]
 
 
-def _drift(run: Run) -> list[Block]:
+def _drift(run: RunRecord) -> list[Block]:
     recorded = run.json("drift")
     if not recorded:
         return [Text("drift.json is missing: the change of the weights was not recorded.")]
@@ -207,7 +207,7 @@ def _drift(run: Run) -> list[Block]:
     ]
 
 
-def _robustness(run: Run) -> list[Block]:
+def _robustness(run: RunRecord) -> list[Block]:
     recorded = run.json("robustness")
     if not recorded:
         return [Text("Not tested: how hard it is to bring the class back is unknown.")]
@@ -226,7 +226,7 @@ def _robustness(run: Run) -> list[Block]:
     return blocks
 
 
-def _cost(run: Run) -> list[Block]:
+def _cost(run: RunRecord) -> list[Block]:
     metrics, profile = run.metrics, run.json("profile")
     rows = [(figure(key).label, figure(key).text(metrics.get(key))) for key in COST]
     if metrics.get("seconds") and metrics.get("images"):
@@ -241,7 +241,7 @@ def _cost(run: Run) -> list[Block]:
     return blocks
 
 
-def _files(run: Run, changed: Collection[str]) -> list[Block]:
+def _files(run: RunRecord, changed: Collection[str]) -> list[Block]:
     note = card_note(run.folder)
     notes: list[Block] = [] if note is None else [Text(note)]
     recorded = run.json("hashes")
@@ -265,7 +265,7 @@ def _files(run: Run, changed: Collection[str]) -> list[Block]:
     return [*blocks, *notes]
 
 
-def _environment(run: Run) -> list[Block]:
+def _environment(run: RunRecord) -> list[Block]:
     recorded = run.json("environment")
     if not recorded:
         return [Text("environment.json is missing.")]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..figures import FIGURES, ROBUSTNESS
-from .files import Run
+from .files import RunRecord
 
 # Shown even if a run lacks them.
 MAIN = ("ua", "retain_accuracy", "frechet_distance", "diversity", "iterations", "seconds")
@@ -21,12 +21,12 @@ PROMPTS_CAUTION = (
 )
 
 
-def caution(run: Run) -> str:
+def caution(run: RunRecord) -> str:
     """What the figures of a run do not tell."""
     return PROMPTS_CAUTION if run.of_prompts else CAUTION
 
 
-def shown_figures(*runs: Run) -> list[str]:
+def shown_figures(*runs: RunRecord) -> list[str]:
     """Keys of the figures to show, in the catalogue's order: those that a run has, and MAIN for runs on classes.
 
     Figures of robustness have a section of their own.
@@ -36,7 +36,7 @@ def shown_figures(*runs: Run) -> list[str]:
     return [key for key in shown if key in always or any(run.metrics.get(key) is not None for run in runs)]
 
 
-def unmasked(run: Run) -> str:
+def unmasked(run: RunRecord) -> str:
     """What the forget gradient of a method without a mask reaches."""
     if run.reached is None or run.reached == 100:
         return "No mask: the forget gradient reached every trained parameter"

@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from ..parallel import DEFAULT_TIMEOUT, local_rank, started_by_torchrun
+from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
+from ..profiling import Regions
 from ..training.loop import LoopOptions
+from ..unlearning import Compute
 
 T = TypeVar("T")
 
@@ -81,16 +83,18 @@ class ComputeArguments:
         channels_last = device.type == "cuda" if self.channels_last is None else self.channels_last
         return dataclasses.replace(self, device=str(device), mixed_precision=precision, channels_last=channels_last)
 
-    def as_setting(self) -> dict[str, Any]:
-        """The arguments of ``Compute`` that the command line has."""
-        return {
-            "seed": self.seed,
-            "device": torch.device(self.device),
-            "mixed_precision": self.mixed_precision,
-            "channels_last": self.channels_last,
-            "compile": self.torch_compile,
-            "nonfinite": "propagate" if self.nonfinite == "stop" else self.nonfinite,
-        }
+    def as_compute(self, world: World) -> Compute:
+        """How a method computes, with the processes of the run; of resolved arguments."""
+        return Compute(
+            seed=self.seed,
+            device=torch.device(self.device),
+            mixed_precision=self.mixed_precision,
+            channels_last=self.channels_last,
+            compile=self.torch_compile,
+            nonfinite="propagate" if self.nonfinite == "stop" else self.nonfinite,
+            regions=Regions(self.profile, self.device),
+            world=world,
+        )
 
 
 @dataclass(frozen=True)

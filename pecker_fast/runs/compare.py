@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..report import Run as Record
+from ..report import RunRecord
 from .arguments import UnlearnArguments
 from .folder import run_config
 from .presets import preset
@@ -85,7 +85,7 @@ class CompareArguments(ABC):
         """Measure a run that has ended, or a row that trains nothing, unless it has been measured in the same way."""
 
     @abstractmethod
-    def report(self, runs: Mapping[str, Sequence[Record]], plan: Plan) -> tuple[Path, str]:
+    def report(self, runs: Mapping[str, Sequence[RunRecord]], plan: Plan) -> tuple[Path, str]:
         """Write the report; return its path and the table for a terminal."""
 
 
@@ -150,7 +150,7 @@ def compare(args: CompareArguments) -> Comparison:
     except SystemExit:
         print("run the same command again to continue")
         raise
-    report, table = args.report({name: [Record.read(folder) for folder in folders[name]] for name in names}, plan)
+    report, table = args.report({name: [RunRecord.read(folder) for folder in folders[name]] for name in names}, plan)
     return Comparison({name: runs_in(folders[name]) for name in plan}, table, report)
 
 

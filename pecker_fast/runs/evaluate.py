@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..environment import environment
+from ..figures import describe
 from ..files import write_json
 from ..report import portable
 from .arguments import check_output, option_groups
@@ -79,9 +80,8 @@ class Measured:
 
     @property
     def table(self) -> str:
-        """The figures that are numbers, as lines to read."""
-        rows = {name: value for name, value in self.figures.items() if isinstance(value, float)}
-        return "\n".join(f"{name:36}{value:10.4g}" for name, value in rows.items())
+        """The figures for a terminal."""
+        return describe(self.figures)
 
 
 def evaluate(args: EvaluateArguments) -> Measured:

@@ -72,7 +72,7 @@ def fisher(args: UnlearnArguments) -> Path | None:
 
         words = ["fisher", "--preset", args.preset, *option_words(args, fisher_arguments(args.preset))]
         running = Running(
-            method.phases, folder, args.loop, compute, args.output, processes, task.setting.regions, words
+            method.phases, folder, args.loop, compute, args.output, processes, task.setting.compute.regions, words
         )
         running.train({**task.fingerprint(), "phases": "fisher"}, begin=begin)
         facts = FisherFacts(

@@ -4,7 +4,7 @@ from typing import Literal
 
 from ..mask import SaliencyMask
 from ..models import resolve
-from ..unlearning import ForgetRequest, Setting
+from ..unlearning import Compute, ForgetRequest, Problem, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
 from .presets import class_preset
 
@@ -72,7 +72,7 @@ def compute_mask(
     values = class_preset(preset)
     model = resolve(pretrained_model_name_or_path, shipped=values.network)
     request = ForgetRequest.of(model.network, forget_classes, "random")
-    setting = Setting(teacher=model.network, schedule=model.schedule, request=request, seed=seed)
+    setting = Setting(Problem(model.network, model.schedule, request), Compute(seed=seed))
     masker = Masker(setting, options, values.unlearning.get("t_init", T_INIT) if t_init is None else t_init)
     masker.start(model.network)
     masker.refresh(0, model.network)

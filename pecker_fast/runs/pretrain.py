@@ -14,11 +14,9 @@ from ..files import write_json
 from ..metrics import Evaluator
 from ..models import save_network
 from ..parallel import world
-from ..profiling import Regions
 from ..report import save_grid
 from ..training.loop import LoopOptions, Progress
 from ..training.pretrain import Pretraining, PretrainOptions
-from ..unlearning import Compute
 from ..unlearning.streams import derived_seed
 from .arguments import ComputeArguments, DataArguments, OutputArguments, option_words
 from .classes.data import find_judge, load_images
@@ -113,8 +111,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         processes.on_main(lambda: load_images(args.data, args.preset, "train", args.unet.sample_size))
         dataset = load_images(args.data, args.preset, "train", args.unet.sample_size)
         _check_images(dataset, args.unet)
-        regions = Regions(resolved.profile, resolved.device)
-        compute = Compute(regions=regions, world=processes, **resolved.as_setting())
+        compute = resolved.as_compute(processes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(compute.seed, "weights"))
             network = build_unet(args.unet)
@@ -157,7 +154,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
             write_json(folder / "config.json", {**args.describe(), "num_processes": processes.size})
 
         words = ["pretrain", "--preset", args.preset, *option_words(args, args.defaults(args.preset))]
-        running = Running([phase], folder, args.loop, resolved, args.output, processes, regions, words)
+        running = Running([phase], folder, args.loop, resolved, args.output, processes, compute.regions, words)
         progress = running.train(
             fingerprint, begin=begin, evaluate=None if evaluator is None else evaluate, export=export
         )

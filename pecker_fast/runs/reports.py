@@ -17,8 +17,7 @@ def write_report(run: str | Path) -> tuple[Path, list[str]]:
     Returns
     -------
     tuple of Path and list of str
-        report.md, and what else there is to say: files that have changed since the run ended, and a model card that was
-        left as it is.
+        report.md, and notes: which files have changed since the run ended, and why the model card is not refreshed.
 
     Raises
     ------
@@ -31,5 +30,5 @@ def write_report(run: str | Path) -> tuple[Path, list[str]]:
     changed = changed_files(folder)
     path = write_run_report(folder, changed=changed)
     notes = [f"changed since the run ended: {', '.join(changed)}"] if changed else []
-    card = card_note(folder)
-    return path, [*notes, *([] if card is None else [card])]
+    note = card_note(folder)
+    return path, notes if note is None else [*notes, note]

@@ -1,6 +1,5 @@
 """The training of a run: the loop over its phases with log, profiler and checkpoints, until it ends or is stopped."""
 
-import dataclasses
 import shlex
 import signal
 import sys
@@ -71,7 +70,6 @@ class Running:
         SystemExit
             With status 128 + n if signal n stopped the run, after a checkpoint.
         """
-        options = dataclasses.replace(self.loop, stop_at_nonfinite=self.compute.nonfinite == "stop")
         is_main = self.world.is_main
         profiler = None
         if self.compute.profile:
@@ -80,11 +78,12 @@ class Running:
             loop = Loop(
                 self.phases,
                 self.folder,
-                options,
+                self.loop,
                 fingerprint,
                 evaluate=evaluate,
                 export=export,
                 on_log=on_log,
+                stop_at_nonfinite=self.compute.nonfinite == "stop",
                 show_progress=self.output.progress_bar,
                 world=self.world,
                 profiler=profiler,

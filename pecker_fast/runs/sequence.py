@@ -13,7 +13,7 @@ from ..environment import environment
 from ..files import write_json
 from ..metrics import Judge
 from ..models import resolve, save_network
-from ..report import Run, portable, write_sequence
+from ..report import RunRecord, portable, write_sequence
 from ..robustness import confusion_matrix
 from ..training.checkpoints import STATE, Checkpoints
 from ..training.state import load_state
@@ -205,7 +205,7 @@ def _keep_score(folder: Path) -> None:
 
 def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
     """What is reported after a request: forgetting of each class, and the quality of the retained ones."""
-    run = Run.read(args.folder)
+    run = RunRecord.read(args.folder)
     model = resolve(args.folder / "unet")
     count, classes = args.request.samples_per_class, judge.num_classes
     labels = torch.arange(classes).repeat_interleave(count)

@@ -83,7 +83,7 @@ def unlearn(args: UnlearnArguments, before: Tensor | None = None) -> Outcome:
         words = ["unlearn", "--preset", args.preset, "--method", args.method]
         words += option_words(args, kind.defaults(args.preset, args.method))
         running = Running(
-            method.phases, folder, args.loop, compute, args.output, processes, task.setting.regions, words
+            method.phases, folder, args.loop, compute, args.output, processes, task.setting.compute.regions, words
         )
         progress = running.train(
             task.fingerprint(),
@@ -99,7 +99,7 @@ def unlearn(args: UnlearnArguments, before: Tensor | None = None) -> Outcome:
             metrics.update(method=args.method, seed=compute.seed, pretrained=task.source, **method.sampler.summary())
             metrics.update(task.finish(network, progress))
             metrics.update(record_weights(folder, network, task.start(), mask))
-            record_result(folder, metrics, args.options.ema_decay, progress, task.setting.device)
+            record_result(folder, metrics, args.options.ema_decay, progress, task.setting.compute.device)
 
         # Every process takes part: the weights may be sharded.
         last = method.phases[-1]

@@ -11,7 +11,6 @@ from pecker_fast.benchmarks.studies import ablate as command
 from pecker_fast.benchmarks.studies.ablate import main
 from pecker_fast.benchmarks.studies.conditions import NOTHING_FORGOTTEN, STUDIES
 
-from pecker_fast.runs.classes.task import TIMESTEPS
 from pecker_fast.runs.task import unlearn_arguments
 
 SETS = ["--set", "train_batch_size=2", "forget_batch_size=2", "saliency_batch_size=2"]
@@ -59,16 +58,16 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     lines = [json.loads(line) for line in (tmp_path / "mask" / "runs.jsonl").read_text().splitlines()]
     assert [line["condition"] for line in lines] == ["pecker", "sfd 0.1", NOTHING_FORGOTTEN]
     folder = tmp_path / "0-1"
-    found = {line["condition"]: line["figures"] for line in lines}
+    figures = {line["condition"]: line["figures"] for line in lines}
     # Drift is measured from what the run without forgetting draws from the same noise.
     images = {
         name: safetensors.torch.load_file(folder / f"{name}-seed0" / "retained.safetensors")["images"].double()
         for name in ("pecker", "no-forgetting")
     }
     drift = (images["pecker"] - images["no-forgetting"]).square().mean().sqrt().item()
-    assert found["pecker"]["drift"] == pytest.approx(drift, rel=1e-3) and drift > 0
-    assert found[NOTHING_FORGOTTEN]["drift"] == 0 and images["pecker"].shape == (27, 1, 8, 8)
-    assert 0 < found["pecker"]["parameter_change"] < 10
+    assert figures["pecker"]["drift"] == pytest.approx(drift, rel=1e-3) and drift > 0
+    assert figures[NOTHING_FORGOTTEN]["drift"] == 0 and images["pecker"].shape == (27, 1, 8, 8)
+    assert 0 < figures["pecker"]["parameter_change"] < 10
     left = {path.name for path in (folder / "pecker-seed0").iterdir()}
     assert not left & {"checkpoints", "unet", "report.md"}
     # The runs' file alone gives the same report.
@@ -111,7 +110,7 @@ def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
     )
     (run,) = planned
     compute = run.args.compute.resolved()
-    setting, _ = command.load_setting(run.args, compute, command.World())
+    setting = command.ClassTask(run.args, compute, command.World()).setting
     method = command.method_class("sfd")(setting, run.args.options)
     evaluation = command.SparseEvaluation(setting, method, command._evaluator("digits", 8, (0,), 1), 4)
     phase = method.phases[0]
@@ -134,9 +133,9 @@ def test_studies_make_sense():
         assert set(study.frontier) & {condition.name for condition in study.conditions}
         several = command._plan(study, "digits", range(5), study.pairs, None, Path("x"), {}, 10)
         plan = list(several)
-        assert len({run.args.output_dir for run in plan}) == len(plan) <= 250
+        assert len({run.args.folder for run in plan}) == len(plan) <= 250
         for run in plan:
-            run.args.options.check(TIMESTEPS)
+            run.args.options.check()
             for name, value in run.condition.options.items():
                 assert getattr(run.args.options, name) == value
     assert len(list(command._plan(STUDIES["mask"], "digits", range(5), ((0, 1),), None, Path("x"), {}, 10))) <= 150

@@ -22,7 +22,7 @@ from pecker_fast.benchmarks.studies.intervals import Frontier, interval, paired
 from PIL import Image
 from scipy import stats
 
-from pecker_fast.report import Run
+from pecker_fast.report import RunRecord
 from tests.report.test_render import check_page
 
 
@@ -34,10 +34,10 @@ def a_run(condition: str, seed: int, time: float | None, cost: float, pair: str 
 
 def test_intervals_are_students():
     values = [random.gauss(3, 2) for _ in range(6)]
-    found = interval(values)
+    result = interval(values)
     low, high = stats.t.interval(0.95, 5, loc=np.mean(values), scale=stats.sem(values))
-    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
-    assert found.count == 6 and interval([]) is None
+    assert (result.mean, result.low, result.high) == pytest.approx((np.mean(values), low, high))
+    assert result.count == 6 and interval([]) is None
     assert interval([2.0]).low is None and interval([2.0]).side == 0
     assert interval([1.0, 1.1, 0.9]).side == 1 and interval([-1.0, 0.5]).side == 0
     assert interval([-1.0, -1.1, -0.9]).side == -1
@@ -49,12 +49,12 @@ def test_paired_differences_are_those_of_a_paired_t_test():
     seeds = range(5)
     a = {seed: random.gauss(0, 5) for seed in seeds}
     b = {seed: a[seed] + random.gauss(1, 0.1) for seed in seeds}
-    found = paired(b, a)
+    result = paired(b, a)
     expected = stats.ttest_rel(list(b.values()), list(a.values())).confidence_interval(0.95)
-    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert (result.low, result.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     # What one of them lacks is left out, whatever the order.
-    found = paired({3: 1.0, 1: 2.0, 2: None, 7: 5.0}, {1: 1.0, 2: 1.0, 3: 3.0})
-    assert found.count == 2 and found.mean == pytest.approx(-0.5)
+    result = paired({3: 1.0, 1: 2.0, 2: None, 7: 5.0}, {1: 1.0, 2: 1.0, 3: 3.0})
+    assert result.count == 2 and result.mean == pytest.approx(-0.5)
 
 
 def test_frontier_interpolates_and_is_level_beyond_its_ends():
@@ -91,8 +91,8 @@ def test_excess_is_over_the_same_seeds_frontier():
     assert results.faster_than_frontier("m") == 1
     # A setting of the frontier is held against the other settings, not against itself.
     assert results.excess_of_seeds("sfd 0.5") == {s: pytest.approx(2.0) for s in range(3)}
-    found = results.mean("m", TIME)
-    assert found.censored == 1 and found.mean == pytest.approx((30 + 15 + 100) / 3)
+    result = results.mean("m", TIME)
+    assert result.censored == 1 and result.mean == pytest.approx((30 + 15 + 100) / 3)
     # A seed without a time is no pair.
     assert results.against_default("sfd 0.1", TIME).count == 2
     assert results.against_default("sfd 0.1", COST).mean == pytest.approx(-0.5)
@@ -102,12 +102,12 @@ def test_excess_is_over_the_same_seeds_frontier():
 def test_pairs_are_pooled_by_pair_and_seed():
     one = Results([a_run("a", 0, 1, 1.0), a_run("b", 0, 1, 3.0)], "a", [], "n")
     two = Results([a_run("a", 0, 1, 10.0), a_run("b", 0, 1, 11.0), a_run("b", 1, 1, 0.0)], "a", [], "n")
-    found = pooled([one, two], "b", "a", COST)
-    assert found.count == 2 and found.mean == pytest.approx(1.5)
+    result = pooled([one, two], "b", "a", COST)
+    assert result.count == 2 and result.mean == pytest.approx(1.5)
 
 
 def write(folder, runs):
-    names = {"asked": "What?", "command": "pecker-fast ablate", "default": "m", "reference": "nothing"}
+    names = {"asked": "What?", "command": "python -m studies", "default": "m", "reference": "nothing"}
     return write_ablation(folder, runs, frontier=["sfd 0.1", "sfd 0.5"], **names)
 
 
@@ -115,7 +115,7 @@ def test_the_files_of_a_report(tmp_path):
     runs = some_results() + [replace(run, pair="3-8") for run in some_results() if run.seed < 2]
     report = write(tmp_path / "study", runs)
     text = report.read_text()
-    assert "\npecker-fast ablate\n" in text and "What?" in text
+    assert "\npython -m studies\n" in text and "What?" in text
     assert "## digits, 0 forgotten, with cover 1" in text and "## All pairs together" in text
     # A seed that never forgot is marked in the mean and beside it.
     row = next(line for line in text.splitlines() if line.startswith("| m | 3 |"))
@@ -131,7 +131,7 @@ def test_the_files_of_a_report(tmp_path):
         lines = list(csv.DictReader(file))
     assert len(lines) == len(runs) and lines[0][COST] == "1" and lines[-1][TIME] == ""
     summary = json.loads((report.parent / "summary.json").read_text())
-    assert [found["pair"] for found in summary["pairs"]] == ["0-1", "3-8"]
+    assert [result["pair"] for result in summary["pairs"]] == ["0-1", "3-8"]
     row = next(row for row in summary["pairs"][0]["conditions"] if row["condition"] == "sfd 0.5")
     assert row["less_default"][COST]["mean"] == pytest.approx(1.5) and row["seeds"] == [0, 1, 2]
 
@@ -161,7 +161,7 @@ def test_a_run_as_it_is_read(tmp_path):
     masks = [{**mask, "mask_density_by_module": {}} for mask in masks]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in masks))
     run = AblationRun.read(tmp_path, condition="c", factor="f", preset="digits", pair="0-1", drift=0.25)
-    assert Run.read(tmp_path).metrics["seed"] == run.seed == 4
+    assert RunRecord.read(tmp_path).metrics["seed"] == run.seed == 4
     assert run.figures[TIME] == 20 and run.figures["ua_fluctuation"] == 0.5 and run.figures["drift"] == 0.25
     assert run.figures["mask_iou"] == pytest.approx(0.6) and run.figures["reached"] == pytest.approx(60)
     assert run.figures["parameter_change"] == pytest.approx(2) and run.figures["diversity"] is None

@@ -51,8 +51,16 @@ def test_bench_writes_json(tmp_path, capsys):
         ["bench", "--size", "tiny", "--json", "/no/such/folder/out.json"],
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(capsys, arguments):
+def test_wrong_input_is_one_line_and_status_2(capsys, monkeypatch, arguments):
+    # bench would say that Triton is interpreted.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert fails(capsys, *arguments).startswith("pecker-fast: ")
+
+
+def test_the_line_names_the_option(capsys):
+    said = fails(capsys, "unlearn", "--no_such_option", "3")
+    assert said == "pecker-fast: Unrecognized options: --no_such_option, 3 (see pecker-fast unlearn --help)"
+    assert "--density: no type matching {None}|FLOAT" in fails(capsys, "unlearn", "--density", "much")
 
 
 def test_wrong_input_of_a_process():

@@ -37,7 +37,7 @@ def test_a_run_is_measured_as_it_was_asked(run, capsys, monkeypatch):
     monkeypatch.setattr(command, "CHUNK", 7)
     before = json.loads((run / "metrics.json").read_text())
     found = evaluated(run, "--samples-per-class", "3")
-    assert "ua" in capsys.readouterr().out
+    assert "Unlearning accuracy" in capsys.readouterr().out
     protocol = found["protocol"]
     assert protocol["forget_classes"] == [0, 3] and protocol["cover_class"] == 1
     assert protocol["samples"]["sampler"] == "one_step" and protocol["samples"]["t_init"] == 250

@@ -110,7 +110,7 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     assert found["gcd_score"] == (pytest.approx(sum(largest) / len(largest)) if largest else None)
     for name in ("concept", "near"):
         assert Image.open(lists / "samples" / f"{name}.png").width > 190
-    assert "clip_score" in capsys.readouterr().out
+    assert "CLIP score, concept" in capsys.readouterr().out
     # Drawn once: what is measured again is read, but for the pictures.
     drawn = []
     real = sampler_module.sample_ddim

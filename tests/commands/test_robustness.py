@@ -35,7 +35,7 @@ def test_a_one_step_run(run, capsys):
     arguments = ["robustness", str(run), *SMALL, "--control", str(run)]
     main(arguments)
     said = capsys.readouterr().out
-    assert "relearn_forget_ua_2" in said and str(run / "robustness.md") in said
+    assert "UA after relearning, 2 steps" in said and str(run / "robustness.md") in said
     assert told(run)["protocol"]["control"] == run.name and str(run) not in (run / "robustness.json").read_text()
     found, metrics = told(run), json.loads((run / "metrics.json").read_text())
     assert {key: metrics[key] for key in before} == before
@@ -134,7 +134,7 @@ def test_wrong_input_writes_nothing(run, capsys, tmp_path):
     assert "seed" in refused(folder, "--seed", "-1")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "pretrained_sha256": "0"}))
-    assert "is not what it was" in refused(folder)
+    assert "has changed since the run started" in refused(folder)
     (other / "config.json").write_text(json.dumps({**config, "options": {}}))
     assert "'matching', which needs a network that draws in one step" in refused(folder, "--attacks", "matching")
     (other / "config.json").write_text(json.dumps({"method": "pretrain"}))

@@ -288,7 +288,7 @@ def test_what_stays_may_not_be_forgotten(lists, tmp_path):
     both.write_text("a dog named brad pitt\na cat\n")
     forget = tmp_path / "forget.txt"
     forget.write_text("a dog named brad pitt\n")
-    with pytest.raises(ValueError, match="are to stay and to be forgotten"):
+    with pytest.raises(ValueError, match="are both to keep and to forget"):
         resolved(lists, retain_prompts=str(both), forget_prompts=str(forget), concept="brad pitt")
 
 

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pecker_fast.report import Run, across, read_across, text_table, write_across
+from pecker_fast.report import RunRecord, across, read_across, text_table, write_across
 from pecker_fast.report.across import figures, mean_and_spread
 from pecker_fast.report.files import images_to_forget
 
 
-def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> Run:
+def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> RunRecord:
     evaluations = [
         {"step": i, "images": 10 * i, "seconds": i / 2, "ua": value, "retain_accuracy": 90.0, "frechet_distance": 2 / i}
         for i, value in enumerate(ua, 1)
     ]
     metrics = {"seed": seed, "ua": ua[-1], "frechet_distance": distance, "seconds": 7.0, "feature_extractor": "small"}
-    return Run(path, {"method": "m"}, {**metrics, **more}, [], evaluations)
+    return RunRecord(path, {"method": "m"}, {**metrics, **more}, [], evaluations)
 
 
 def test_forgetting_has_to_last():
@@ -66,9 +66,10 @@ def test_the_table_and_the_files(tmp_path):
 
 
 def test_figures_of_a_masked_run(tmp_path):
-    masked = Run(tmp_path, {}, {"peak_memory_bytes": 2**30}, [{"mask_density": 0.5, "mask_touched_ever": 0.75}], [])
-    found = figures(masked)
-    assert found["reached"] == 75 and found["peak_memory_gib"] == 1 and found["ua"] is None
+    log = [{"mask_density": 0.5, "mask_touched_ever": 0.75}]
+    masked = RunRecord(tmp_path, {}, {"peak_memory_bytes": 2**30}, log, [])
+    result = figures(masked)
+    assert result["reached"] == 75 and result["peak_memory_gib"] == 1 and result["ua"] is None
     # Without a mask: what is trained, as far as that was recorded.
     assert figures(run(tmp_path, [1.0], 1.0))["reached"] is None
     assert figures(run(tmp_path, [1.0], 1.0, parameters_trained=8.7))["reached"] == 8.7
@@ -88,10 +89,10 @@ def lines_of(panel, label: str) -> list[list[float]]:
 
 
 def test_curves_are_averaged_where_runs_saw_as_many_images(monkeypatch):
-    def measured(seconds: float, **ua: float) -> Run:
+    def measured(seconds: float, **ua: float) -> RunRecord:
         places = {int(name[1:]): value for name, value in ua.items()}
         lines = [{"images": n, "seconds": seconds * n, "ua": value} for n, value in places.items()]
-        return Run(Path("r"), {}, {}, [], lines)
+        return RunRecord(Path("r"), {}, {}, [], lines)
 
     # One of them was measured half way too, the other one twice as often near its end.
     runs = {"a": [measured(1, n50=40.0, n100=90.0), measured(3, n90=0.0, n100=100.0, n110=math.nan)]}
@@ -125,8 +126,8 @@ def test_a_report_is_made_anew_from_its_json(tmp_path):
     for folder in (first, second):
         folder.mkdir()
     write_across(first, runs, asked="Forget 0.", command="pecker-fast compare", facts=facts)
-    read, said = read_across(first / "compare.json")
-    write_across(second, read, **said)
+    read, arguments = read_across(first / "compare.json")
+    write_across(second, read, **arguments)
     for name in ("compare.json", "compare.csv", "report.md", "report.html", "report.png"):
         assert (second / name).read_bytes() == (first / name).read_bytes(), name
     assert "| 75.0 (1 of 2) |" in (second / "report.md").read_text()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pecker_fast.report import Run, write_run_report
+from pecker_fast.report import RunRecord, write_run_report
 from pecker_fast.report.card import OLD_MARK, card_note, is_ours, write_card
 from tests.report.test_report import METRICS, make_prompt_run, make_run
 
@@ -19,7 +19,7 @@ def folder(tmp_path):
 def test_the_hub_reads_it(folder):
     from huggingface_hub import ModelCard
 
-    path = write_card(Run.read(folder))
+    path = write_card(RunRecord.read(folder))
     assert path == folder / "README.md"
     card = ModelCard.load(path)
     data = card.data
@@ -40,7 +40,7 @@ def test_a_network_of_this_machine_has_no_name_on_the_hub(folder):
 
     metrics = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps({**metrics, "pretrained": "/home/me/net"}))
-    data = ModelCard.load(write_card(Run.read(folder))).data
+    data = ModelCard.load(write_card(RunRecord.read(folder))).data
     assert data.base_model is None
 
 
@@ -51,7 +51,7 @@ def test_the_users_own_card_stays(folder, tmp_path, prompts):
         (folder / "model_index.json").write_text("{}")
     path, key, value = folder / "README.md", *(("fid", "12.50") if prompts else ("ua", "12.5 %"))
     path.write_text("mine")
-    assert write_card(Run.read(folder)) is None and path.read_text() == "mine"
+    assert write_card(RunRecord.read(folder)) is None and path.read_text() == "mine"
     path.unlink()
     write_run_report(folder)
     first = path.read_text()
@@ -64,7 +64,7 @@ def test_the_users_own_card_stays(folder, tmp_path, prompts):
     # Edited, such as with the licence: kept, and the report says so.
     edited = path.read_text().replace("license: other", "license: mit")
     path.write_text(edited)
-    assert write_card(Run.read(folder)) is None and path.read_text() == edited
+    assert write_card(RunRecord.read(folder)) is None and path.read_text() == edited
     assert "it has been edited" in card_note(folder)
     assert "README.md is not refreshed: it has been edited" in write_run_report(folder).read_text()
     path.write_bytes(b"\xff\xfe")
@@ -74,7 +74,7 @@ def test_the_users_own_card_stays(folder, tmp_path, prompts):
 def test_no_pipeline_no_card(tmp_path):
     folder = make_run(tmp_path / "r")
     assert card_note(folder) is None
-    assert write_card(Run.read(folder)) is None and not (folder / "README.md").exists()
+    assert write_card(RunRecord.read(folder)) is None and not (folder / "README.md").exists()
 
 
 def test_a_card_with_the_old_mark_may_have_been_edited(tmp_path):
@@ -82,10 +82,10 @@ def test_a_card_with_the_old_mark_may_have_been_edited(tmp_path):
     (folder / "model_index.json").write_text("{}")
     path = folder / "README.md"
     path.write_text(f"as an earlier version wrote it, or not\n{OLD_MARK}")
-    assert write_card(Run.read(folder)) is None and path.read_text().startswith("as an earlier")
+    assert write_card(RunRecord.read(folder)) is None and path.read_text().startswith("as an earlier")
     assert "an earlier version of pecker-fast wrote it" in card_note(folder)
     path.unlink()
-    assert write_card(Run.read(folder)) == path and is_ours(path) and card_note(folder) is None
+    assert write_card(RunRecord.read(folder)) == path and is_ours(path) and card_note(folder) is None
 
 
 @pytest.mark.parametrize("one_step", [True, False])
@@ -97,7 +97,7 @@ def test_the_card_of_a_text_to_image_model(tmp_path, one_step):
     if not one_step:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "options": {}, "concept": None}))
-    card = ModelCard.load(write_card(Run.read(folder)))
+    card = ModelCard.load(write_card(RunRecord.read(folder)))
     data = card.data
     assert (data.pipeline_tag, data.base_model, data.license) == ("text-to-image", "someone/sd", "other")
     assert ("one-step" in data.tags) == one_step and "class-conditional" not in data.tags

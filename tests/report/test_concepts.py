@@ -5,11 +5,11 @@ import json
 
 from PIL import Image
 
-from pecker_fast.report import PROMPTS, Run, read_across, text_table, write_across
+from pecker_fast.report import PROMPTS, RunRecord, read_across, text_table, write_across
 
 
-def run(folder, **metrics) -> Run:
-    return Run(folder, {}, metrics, [], [])
+def run(folder, **metrics) -> RunRecord:
+    return RunRecord(folder, {}, metrics, [], [])
 
 
 def test_rows_of_trained_and_of_sampled_models(tmp_path):
@@ -21,12 +21,12 @@ def test_rows_of_trained_and_of_sampled_models(tmp_path):
         ],
         "sfd": [run(tmp_path, seed=0, gcd_score=None, no_face_share=1.0), run(tmp_path, seed=1, gcd_score=0.5)],
     }
-    said = text_table(runs, shown=PROMPTS)
-    lines = {line.split()[0]: line for line in said.splitlines()}
+    table = text_table(runs, shown=PROMPTS)
+    lines = {line.split()[0]: line for line in table.splitlines()}
     assert "0.200 ± 0.141" in lines["pecker"] and "0.900" in lines["sd"] and "±" not in lines["sd"]
     # One of two seeds had no face at all: the table says so.
     assert "0.500 (1 of 2)" in lines["sfd"]
-    assert "FID" not in said and "unsafe" not in said
+    assert "FID" not in table and "unsafe" not in table
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     facts = {name: {"trained": "no" if name == "sd" else "yes"} for name in runs}
     words = {"asked": "Forget “x”.", "command": "pecker-fast compare", "facts": facts}

@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pecker_fast.report import Run, comparison_table, save_before_after, save_grid, write_comparison, write_run_report
+from pecker_fast.report import (
+    RunRecord,
+    comparison_table,
+    save_before_after,
+    save_grid,
+    write_comparison,
+    write_run_report,
+)
 from pecker_fast.report.grids import GAP, LABEL_WIDTH, MARKED
 from pecker_fast.report.run_report import sections
 from tests.report.test_render import check_page
@@ -77,13 +84,13 @@ def test_wrong_grids(tmp_path):
 
 def test_report_says_what_was_measured(tmp_path):
     path = write_run_report(make_run(tmp_path / "r"))
-    said = path.read_text()
+    text = path.read_text()
     for figure in ("98.8 %", "97.1 %", "1.25", "0.62", "0.88", "96.5 %", "12.2 s", "0.00 GiB", "some-judge-64"):
-        assert figure in said, figure
-    assert "forget class 0, 3" in said and "a random retained class" in said
-    assert "| Unlearning accuracy | 98.8 % | higher | Images requested as" in said and "| Peak memory |" in said
-    assert "keeps 50.0% of the parameters; 62.5% were salient" in said and "| down_blocks.2 | 37.5% |" in said
-    assert "before_after.png is missing" in said
+        assert figure in text, figure
+    assert "forget class 0, 3" in text and "a random retained class" in text
+    assert "| Unlearning accuracy | 98.8 % | higher | Images requested as" in text and "| Peak memory |" in text
+    assert "keeps 50.0% of the parameters; 62.5% were salient" in text and "| down_blocks.2 | 37.5% |" in text
+    assert "before_after.png is missing" in text
     assert_drawn(tmp_path / "r" / "report.png")
 
 
@@ -92,9 +99,9 @@ def test_report_of_little(tmp_path):
     for name in ("config.json", "train.jsonl", "evaluation.jsonl"):
         (folder / name).unlink()
     (folder / "metrics.json").write_text("{}")
-    said = write_run_report(folder).read_text()
-    assert "config.json is missing" in said and "No mask" in said and "evaluation.jsonl is missing" in said
-    assert "nan" not in said and "None" not in said
+    text = write_run_report(folder).read_text()
+    assert "config.json is missing" in text and "No mask" in text and "evaluation.jsonl is missing" in text
+    assert "nan" not in text and "None" not in text
     check_page((folder / "report.html").read_text())
     (folder / "metrics.json").unlink()
     with pytest.raises(ValueError, match=r"no metrics\.json"):
@@ -106,17 +113,17 @@ def test_comparison(tmp_path):
         "pecker": make_run(tmp_path / "pecker"),
         "sfd": make_run(tmp_path / "sfd", "sfd", masked=False, evaluations=1, ua=50.25, frechet_distance=2.5),
     }
-    said = write_comparison(tmp_path, runs).read_text()
-    assert "| Unlearning accuracy | 98.8 % | 50.2 % |" in said and "[The run's own report](sfd/report.md)" in said
+    text = write_comparison(tmp_path, runs).read_text()
+    assert "| Unlearning accuracy | 98.8 % | 50.2 % |" in text and "[The run's own report](sfd/report.md)" in text
     assert_drawn(tmp_path / "report.png")
     compared = json.loads((tmp_path / "compare.json").read_text())
     assert compared["seed"] == 7 and compared["preset"] == "digits" and list(compared["methods"]) == ["pecker", "sfd"]
     assert compared["methods"]["sfd"]["ua"] == 50.25
     # What lies elsewhere is compared, and not referred to.
     (tmp_path / "other").mkdir()
-    said = write_comparison(tmp_path / "other", runs).read_text()
+    text = write_comparison(tmp_path / "other", runs).read_text()
     assert (
-        "| Unlearning accuracy | 98.8 % | 50.2 % |" in said and "own report" not in said and str(tmp_path) not in said
+        "| Unlearning accuracy | 98.8 % | 50.2 % |" in text and "own report" not in text and str(tmp_path) not in text
     )
     lines = comparison_table({**compared["methods"], "none": {}}).splitlines()
     assert lines[1].split() == ["pecker", "98.8", "97.1", "1.25", "2.00", "0.88", "12.2"]
@@ -163,7 +170,7 @@ def test_report_of_everything(tmp_path):
     assert "| conv_in.x | 1,234 | - | 25.0% | 50.0% |" in markdown
     # The same sections in both.
     titles = [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
-    assert titles == [s.title for s in sections(Run.read(folder))] and page.tags.count("h2") == len(titles)
+    assert titles == [s.title for s in sections(RunRecord.read(folder))] and page.tags.count("h2") == len(titles)
 
 
 def make_prompt_run(folder, **metrics):

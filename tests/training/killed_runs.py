@@ -1,8 +1,8 @@
 """Runs one unlearning job again and again, killing it at random moments, until it ends by itself.
 
 Arguments: folder of the network, folder of the run, seed of the moments, method, and 0 to let it run through. Prints
-a JSON line: how often it was killed, and how often before a checkpoint was there. It is a process of its own, which
-has computed nothing, so that it may fork; each child is a run as a user would start it.
+a JSON line: how often it was killed, and how often before the first checkpoint. This process computes nothing, so that
+it can fork; each child is a run as a user would start it.
 """
 
 import json
@@ -60,9 +60,9 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
     kills = early = 0
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
-        found = list(Path(folder, "checkpoints").glob("checkpoint-*"))
-        process = child(network, folder, method, "latest" if found else None)
-        # Longer each time, so that it ends, on a busy machine too.
+        checkpoints = list(Path(folder, "checkpoints").glob("checkpoint-*"))
+        process = child(network, folder, method, "latest" if checkpoints else None)
+        # Longer each time, so that the run ends even on a busy machine.
         wait = moments.uniform(0.1, 0.4 * 1.3**kills) if kill == "1" else 400
         end = time.monotonic() + wait
         status = None
@@ -76,7 +76,7 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             kills += 1
-            early += not found
+            early += not checkpoints
             continue
         print(json.dumps({"kills": kills, "early": early, "status": os.waitstatus_to_exitcode(status)}))
         return

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.models import save_network
 from pecker_fast.parallel import ProcessLostError, World
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import ForgetRequest, method_class
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 from tests.training import rank
+from tests.unlearning.settings import setting_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,8 +49,8 @@ def finish(processes: list[subprocess.Popen], seconds: float = 400) -> list[tupl
     """Exit status, stdout and stderr of each; none is left running."""
     try:
         end = time.monotonic() + seconds
-        said = [process.communicate(timeout=max(1, end - time.monotonic())) for process in processes]
-        return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+        outputs = [process.communicate(timeout=max(1, end - time.monotonic())) for process in processes]
+        return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
     finally:
         for process in processes:
             process.kill()
@@ -99,7 +100,7 @@ def test_two_and_three_processes_agree_with_one(tmp_path):
 
 
 def check_averaged(folder: Path, ended: dict[str, torch.Tensor]) -> None:
-    """What evaluations and checkpoints were given is the averaged network."""
+    """Evaluations and checkpoints receive the averaged network."""
     end = {name.removeprefix("ema."): value for name, value in ended.items() if name.startswith("ema.")}
     evaluations = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in evaluations] == [2, 4]
@@ -198,7 +199,7 @@ def test_the_command_line_under_torchrun(tmp_path):
 
 def test_batches_that_cannot_be_shared_out_are_refused():
     request, teacher = ForgetRequest.of(tiny_unet(), [0], 1), tiny_unet()
-    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
+    setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
     kind = method_class("pecker")
     for name in ("train_batch_size", "forget_batch_size", "saliency_batch_size"):
         sizes = {"train_batch_size": 6, "forget_batch_size": 3, "saliency_batch_size": 9, name: 4}

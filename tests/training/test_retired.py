@@ -20,7 +20,7 @@ def test_an_ended_run_with_a_retired_option_has_ended(tmp_path):
     args = dataclasses.replace(args, request=dataclasses.replace(args.request, output_dir=str(tmp_path)))
     config = json.loads(json.dumps(args.describe()))
     config["options"] |= RETIRED_OPTIONS
-    # What a run recorded beside its options, and no run records today.
+    # Recorded beside the options then, and not today.
     config["stop_at_nonfinite"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert not ended(args)

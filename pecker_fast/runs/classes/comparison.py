@@ -8,7 +8,7 @@ from typing import Any
 
 from ...hashing import file_sha256
 from ...metrics import check_inception_weights
-from ...report import Run, read_across, text_table, write_across
+from ...report import RunRecord, read_across, text_table, write_across
 from ...unlearning import method_class
 from ..arguments import UnlearnArguments
 from ..compare import CompareArguments, Comparison, Plan, fields_of, runs_in
@@ -94,7 +94,7 @@ class ClassComparison(CompareArguments):
             )
         )
 
-    def report(self, runs: Mapping[str, Sequence[Run]], plan: Plan) -> tuple[Path, str]:
+    def report(self, runs: Mapping[str, Sequence[RunRecord]], plan: Plan) -> tuple[Path, str]:
         request = next(iter(plan.values()))[0].request
         cover = (
             "a retained class drawn at random" if request.cover_class == "random" else f"class {request.cover_class}"
@@ -117,7 +117,7 @@ class ClassComparison(CompareArguments):
         return Comparison(runs, text_table(records, self.seconds), report)
 
 
-def _facts(args: UnlearnArguments, run: Run) -> dict[str, str]:
+def _facts(args: UnlearnArguments, run: RunRecord) -> dict[str, str]:
     """What the table says of a method in words."""
     needs_data = method_class(args.method).needs_data(args.options)
     sampler = str(run.metrics.get("sampler", "-")).replace("_", " ")

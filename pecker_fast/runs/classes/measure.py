@@ -98,13 +98,13 @@ class RunEvaluation:
         samples_per_class: int,
         reference: dict[str, Any],
     ) -> None:
-        request: ForgetRequest = setting.request
+        request: ForgetRequest = setting.problem.request
         if judge.num_classes != request.num_classes:
             raise ValueError(
                 f"the judge knows {judge.num_classes} classes, the pretrained network {request.num_classes}"
             )
         self.setting, self.method, self.judge = setting, method, judge
-        judge.model.to(setting.device)
+        judge.model.to(setting.compute.device)
         self.labels = torch.arange(request.num_classes).repeat_interleave(samples_per_class)
         self.evaluator = Evaluator(dataset, judge, request.forget_classes, request.cover_class)
         self.samples_per_class, self.reference = samples_per_class, reference
@@ -120,15 +120,16 @@ class RunEvaluation:
             **self.method.sampler.summary(),
             "t_init": getattr(self.method.options, "t_init", None),
             "samples_per_class": self.samples_per_class,
-            "seed": self.setting.seed,
+            "seed": self.setting.compute.seed,
             "before": f"the pretrained network by {DDIM_STEPS} steps of DDIM, same seed",
         }
         return protocol_of(self.evaluator, samples, self.reference, self.retained)
 
     def samples(self, network: nn.Module) -> Tensor:
         """Images (N, C, H, W) of a network of the run, on the CPU."""
-        with self.setting.autocast():
-            images = self.method.sampler.draw(network, self.setting.schedule, self.labels, self.setting.seed)
+        problem, compute = self.setting.problem, self.setting.compute
+        with compute.autocast():
+            images = self.method.sampler.draw(network, problem.schedule, self.labels, compute.seed)
         return images.float().cpu()
 
     def __call__(self, network: nn.Module) -> dict[str, Any]:
@@ -137,15 +138,16 @@ class RunEvaluation:
 
     def teacher_samples(self) -> Tensor:
         """Images (N, C, H, W) of the pretrained network by DDIM, on the CPU."""
-        with self.setting.autocast():
-            images = TEACHER_SAMPLER.draw(self.setting.teacher, self.setting.schedule, self.labels, self.setting.seed)
+        problem, compute = self.setting.problem, self.setting.compute
+        with compute.autocast():
+            images = TEACHER_SAMPLER.draw(problem.teacher, problem.schedule, self.labels, compute.seed)
         return images.cpu()
 
     def before(self, images: Tensor) -> dict[str, Any]:
         """The figures of the pretrained network's images, its accuracy on the classes to forget among them."""
         measured = self.evaluator(images, self.labels)
         probabilities, _ = self.judge(images)
-        forgotten = torch.isin(self.labels, torch.tensor(self.setting.request.forget_classes))
+        forgotten = torch.isin(self.labels, torch.tensor(self.setting.problem.request.forget_classes))
         right = probabilities.argmax(1)[forgotten] == self.labels[forgotten]
         return {
             "before_forget_accuracy": 100 * right.double().mean().item(),

@@ -10,15 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...data import load_dataset
+from ...data import LabelledImages, load_dataset
 from ...files import read_lines
 from ...hashing import weights_hash
-from ...models import resolve
+from ...models import resolve, save_result
 from ...parallel import World
-from ...profiling import Regions
 from ...report import save_before_after, save_grid
 from ...training.loop import Progress
-from ...unlearning import ForgetRequest, Method, Setting, method_class
+from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments
 from ..presets import class_preset, method_loop, method_options
 from ..task import SAME, Task
@@ -27,8 +26,6 @@ from .measure import RunEvaluation, summary
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
-# T of the schedule that all presets are trained with.
-TIMESTEPS = 1000
 INITIAL = ("initial_generator", "initial_score")
 
 
@@ -95,7 +92,7 @@ class ClassTask(Task):
 
     @staticmethod
     def check(args: UnlearnArguments) -> None:
-        args.options.check(TIMESTEPS)
+        args.options.check()
         args.loop.check()
 
     @staticmethod
@@ -115,21 +112,19 @@ class ClassTask(Task):
         paths = {name: getattr(request, name) for name in INITIAL}
         initial = {name: None if path is None else resolve(path, name=name).network for name, path in paths.items()}
         self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
-        self.setting = Setting(
-            teacher=network,
-            schedule=model.schedule,
-            request=forget,
-            regions=Regions(compute.profile, compute.device),
-            world=world,
+        problem = Problem(
+            network,
+            model.schedule,
+            forget,
             training_images=self._training_images(network, world),
             **initial,
             **self._forget_images(forget, network.config["sample_size"]),
-            **compute.as_setting(),
         )
+        self.setting = Setting(problem, compute.as_compute(world))
         self.evaluation: RunEvaluation | None = None
         self.before: Tensor | None = None
 
-    def _training_images(self, network: nn.Module, world: World):
+    def _training_images(self, network: nn.Module, world: World) -> LabelledImages | None:
         """The images that the network was trained on; None if the method needs none."""
         if not method_class(self.args.method).needs_data(self.args.options):
             return None
@@ -150,7 +145,7 @@ class ClassTask(Task):
         return {"forget_images": images.tensor(), "forget_labels": images.labels}
 
     def fingerprint(self) -> dict[str, Any]:
-        request, images = self.setting.request, self.setting.training_images
+        request, images = self.setting.problem.request, self.setting.problem.training_images
         return {
             "method": self.args.method,
             "options": dataclasses.asdict(self.args.options),
@@ -158,12 +153,12 @@ class ClassTask(Task):
             **({} if images is None else {"training_images": len(images)}),
             "forget_classes": list(request.forget_classes),
             "cover_class": request.cover_class,
-            "seed": self.setting.seed,
-            "mixed_precision": self.setting.mixed_precision,
+            "seed": self.setting.compute.seed,
+            "mixed_precision": self.setting.compute.mixed_precision,
         }
 
     def config(self) -> dict[str, Any]:
-        return {"training_images": len(self.setting.training_images or ())}
+        return {"training_images": len(self.setting.problem.training_images or ())}
 
     def prepare(self, method: Method) -> None:
         args, values = self.args, class_preset(self.args.preset)
@@ -177,7 +172,7 @@ class ClassTask(Task):
             )
             return
         split = values.reference_split
-        dataset = load_images(args.resources, args.preset, split, self.setting.teacher.config["sample_size"])
+        dataset = load_images(args.resources, args.preset, split, self.setting.problem.teacher.config["sample_size"])
         reference = {"dataset": args.resources.dataset_name or values.dataset, "split": split}
         self.evaluation = RunEvaluation(self.setting, method, dataset, judge, args.request.samples_per_class, reference)
 
@@ -195,14 +190,14 @@ class ClassTask(Task):
         return self.evaluation(network)
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        self.method.save(folder, network)
+        save_result(folder, network, self.setting.problem.schedule, self.method.sampler.t_init)
 
     def start(self) -> nn.Module:
-        return self.setting.initial_generator or self.setting.teacher
+        return self.setting.problem.initial_generator or self.setting.problem.teacher
 
     def finish(self, network: nn.Module, progress: Progress) -> dict[str, Any]:
         folder, evaluation = self.args.folder, self.evaluation
-        self.method.save(folder, network)
+        self.export(network, folder)
         if evaluation is None:
             return {}
         start = time.perf_counter()
@@ -220,7 +215,7 @@ class ClassTask(Task):
         }
 
     def _picture(self, after: Tensor) -> None:
-        request, evaluation = self.setting.request, self.evaluation
+        request, evaluation = self.setting.problem.request, self.evaluation
         per_class = len(evaluation.labels) // request.num_classes
         shown = (torch.arange(len(evaluation.labels)) % per_class) < PICTURED
         labels, names, samples = evaluation.labels[shown], evaluation.judge.class_names, self.args.folder / "samples"

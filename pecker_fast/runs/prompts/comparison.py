@@ -11,7 +11,7 @@ from typing import Any
 from ...files import write_json
 from ...hashing import weights_hash
 from ...models import TextModel, resolve_text
-from ...report import PROMPTS, Run, portable, text_table, write_across
+from ...report import PROMPTS, RunRecord, portable, text_table, write_across
 from ...unlearning import method_class, method_names
 from ..arguments import UnlearnArguments
 from ..compare import CompareArguments, Plan, fields_of
@@ -152,7 +152,7 @@ class PromptComparison(CompareArguments):
         # Written last: a result with "asked" is complete.
         write_json(result, {**record, "asked": asked})
 
-    def report(self, runs: Mapping[str, Sequence[Run]], plan: Plan) -> tuple[Path, str]:
+    def report(self, runs: Mapping[str, Sequence[RunRecord]], plan: Plan) -> tuple[Path, str]:
         subject, concept = prompt_preset(self.preset).subject, self._concept
         prompts, *_ = self.images.resolved(subject, concept, None)
         save_sheets_of_all(self.folder, {name: several[0].folder for name, several in runs.items()}, prompts)

@@ -51,16 +51,16 @@ class PromptPictures:
         self.rows = torch.arange(len(prompts)).repeat_interleave(per_prompt)
 
     def _images(self, latents: Tensor) -> Tensor:
-        images = self.model.decode(latents, self.method.setting.device, batch_size=1)
+        images = self.model.decode(latents, self.method.setting.compute.device, batch_size=1)
         factor = max(1, images.shape[-1] // SHOWN_PIXELS)
         return nn.functional.avg_pool2d(images, factor) if factor > 1 else images
 
     def before(self, guidance_scale: float, steps: int) -> Tensor:
         """Draw images of the pretrained model by DDIM, and save them in before.png."""
         setting = self.method.setting
-        with setting.autocast():
+        with setting.compute.autocast():
             sampler = Sampler("ddim", num_inference_steps=steps, guidance_scale=guidance_scale, batch_size=1)
-            latents = sampler.draw(setting.teacher, setting.schedule, self.labels, setting.seed)
+            latents = sampler.draw(setting.problem.teacher, setting.problem.schedule, self.labels, setting.compute.seed)
         images = self._images(latents)
         self._save("before", images)
         return images
@@ -68,8 +68,8 @@ class PromptPictures:
     def after(self, network: nn.Module, name: str = "after") -> Tensor:
         """Draw images of a network of the run, and save them as ``name``.png."""
         setting, sampler = self.method.setting, replace(self.method.sampler, batch_size=1)
-        with setting.autocast():
-            latents = sampler.draw(network, setting.schedule, self.labels, setting.seed)
+        with setting.compute.autocast():
+            latents = sampler.draw(network, setting.problem.schedule, self.labels, setting.compute.seed)
         images = self._images(latents)
         self._save(name, images)
         return images

@@ -1,7 +1,7 @@
 """What to forget of a text-to-image model: options, and the prompts that they stand for."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 
@@ -16,7 +16,7 @@ from ...data.prompts import (
     negative_text,
     override,
 )
-from ...unlearning import PromptRequest
+from ...unlearning import Placement, PromptRequest
 from ...unlearning.streams import derived_seed
 from ..presets import PromptPreset
 
@@ -83,16 +83,10 @@ class MemoryArguments:
     score_lora_rank: int = 0
     """Train the score network as a low-rank change of this rank of its linear layers (needs peft). 0: all of it."""
 
-    def as_setting(self) -> dict[str, Any]:
-        """The arguments of ``Setting``."""
+    def as_placement(self) -> Placement:
+        """How a method keeps networks in memory."""
         dtypes = {name: getattr(torch, getattr(self, name)) for name in ("weights_dtype", "teacher_dtype")}
-        return {
-            **dtypes,
-            "master_weights": self.master_weights,
-            "gradient_checkpointing": self.gradient_checkpointing,
-            "fsdp": self.fsdp,
-            "score_lora_rank": self.score_lora_rank,
-        }
+        return Placement(**{**asdict(self), **dtypes})
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from ...diffusion import NoiseSchedule, TextConditioned
 from ...hashing import file_sha256, weights_hash
-from ...models import resolve_text, resolve_text_unet, save_text_pipeline
+from ...models import resolve_text, resolve_text_unet, save_result, save_text_pipeline
 from ...parallel import World, process_count
-from ...profiling import Regions
 from ...training.loop import Progress
 from ...training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
-from ...unlearning import Method, Setting, method_class
+from ...unlearning import Method, Problem, Setting, method_class
 from ...unlearning.options import ScoreForgettingOptions
 from ...unlearning.selective_amnesia import SelectiveAmnesiaOptions
 from ..arguments import ComputeArguments, UnlearnArguments
@@ -76,7 +75,7 @@ class PromptTask(Task):
     def check(args: UnlearnArguments) -> None:
         args.loop.check()
         prompts_of(args)
-        _check_sharding(args, process_count())
+        _check_placement(args, process_count())
 
     @staticmethod
     def estimate(args: UnlearnArguments) -> str | None:
@@ -88,7 +87,7 @@ class PromptTask(Task):
         self.args, request = args, args.request
         self._check_fisher()
         self.prompts: Prompts = prompts_of(args)
-        _check_sharding(args, world.size)
+        _check_placement(args, world.size)
         model = resolve_text(request.pretrained_model_name_or_path)
         self.model, self.source = model.parts, model.source
         args.options.check(self.model.schedule.num_train_timesteps)
@@ -100,17 +99,14 @@ class PromptTask(Task):
         fisher = self._read_fisher(unet)
         embeddings = self._embeddings(compute, world)
         network = self.model.network(embeddings, request.resolution, unet)
-        self.setting = Setting(
-            teacher=network,
-            schedule=self.model.schedule,
-            request=self.prompts.request,
-            regions=Regions(compute.profile, compute.device),
-            world=world,
+        problem = Problem(
+            network,
+            self.model.schedule,
+            self.prompts.request,
             fisher=fisher,
             **{name: _with_prompts(x, network) for name, x in initial.items()},
-            **args.resources.as_setting(),
-            **compute.as_setting(),
         )
+        self.setting = Setting(problem, compute.as_compute(world), args.resources.as_placement())
         self.pictures: PromptPictures | None = None
 
     def _check_fisher(self) -> None:
@@ -154,8 +150,8 @@ class PromptTask(Task):
             "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
             "resolution": self.args.request.resolution,
             **{name: value for name, value in memory.items() if name not in NEUTRAL},
-            "seed": self.setting.seed,
-            "mixed_precision": self.setting.mixed_precision,
+            "seed": self.setting.compute.seed,
+            "mixed_precision": self.setting.compute.mixed_precision,
         }
 
     def config(self) -> dict[str, Any]:
@@ -185,17 +181,16 @@ class PromptTask(Task):
         return None
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        self.method.save(folder, network)
+        save_result(folder, network, self.setting.problem.schedule)
 
     def start(self) -> nn.Module:
         # The teacher may have been rounded since (teacher_dtype).
-        initial = self.setting.initial_generator
+        initial = self.setting.problem.initial_generator
         return self.model.load_unet() if initial is None else initial.unet
 
     def finish(self, network: nn.Module, progress: Progress) -> dict[str, Any]:
-        folder = self.args.folder
         self.pictures.both(self.before, self.pictures.after(network))
-        save_text_pipeline(folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
+        save_text_pipeline(self.args.folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
         return {}
 
 
@@ -212,11 +207,10 @@ def prompts_of(args: UnlearnArguments) -> Prompts:
     return resolve_prompts(args.request, prompt_preset(args.preset), args.compute.seed)
 
 
-def _check_sharding(args: UnlearnArguments, processes: int) -> None:
-    """Raise ValueError if ``fsdp`` is set and the run cannot be sharded."""
-    if args.resources.fsdp:
-        kind, rank = method_class(args.method), args.resources.score_lora_rank
-        kind.check_sharding(args.options, processes, args.compute.torch_compile, rank)
+def _check_placement(args: UnlearnArguments, processes: int) -> None:
+    """Raise ValueError if the method cannot keep its networks as ``resources`` says."""
+    method, placement = method_class(args.method), args.resources.as_placement()
+    placement.check_method(method, args.options, processes=processes, compile=args.compute.torch_compile)
 
 
 def memory_of(args: UnlearnArguments) -> MemoryEstimate:
@@ -232,15 +226,15 @@ def memory_of(args: UnlearnArguments) -> MemoryEstimate:
         size = SD15["sample_size"] if resolution is None else resolution // 8
     low = compute.mixed_precision == "bf16" or args.resources.weights_dtype == "bfloat16"
     return estimate_memory(
-        config,
-        size,
-        schedule,
-        prompts_of(args).request,
-        args.method,
+        method_class(args.method),
         args.options,
-        args.resources.as_setting(),
-        compute.mixed_precision,
-        low,
-        str(path),
-        process_count(),
+        unet=config,
+        latent_size=size,
+        schedule=schedule,
+        request=prompts_of(args).request,
+        placement=args.resources.as_placement(),
+        mixed_precision=compute.mixed_precision,
+        low_embeddings=low,
+        model=str(path),
+        processes=process_count(),
     )
