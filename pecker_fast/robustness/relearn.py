@@ -72,7 +72,7 @@ class RelearnOptions:
         for step in self.steps:
             check_int("relearn_steps", step, 1)
         if list(self.steps) != sorted(set(self.steps)):
-            raise ValueError(f"relearn_steps is {list(self.steps)}, expected increasing numbers")
+            raise ValueError(f"relearn_steps is {list(self.steps)}, expected ascending numbers")
 
 
 def attacks_on(sampler: Sampler, data: str, chosen: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -136,7 +136,7 @@ def test_wrong_input_writes_nothing(run, capsys, tmp_path):
     (other / "config.json").write_text(json.dumps({**config, "pretrained_sha256": "0"}))
     assert "has changed since the run started" in refused(folder)
     (other / "config.json").write_text(json.dumps({**config, "options": {}}))
-    assert "'matching', which needs a network that draws in one step" in refused(folder, "--attacks", "matching")
+    assert "'matching', which needs a one-step generator" in refused(folder, "--attacks", "matching")
     (other / "config.json").write_text(json.dumps({"method": "pretrain"}))
     assert "not that of a run of unlearning" in refused(folder)
     (other / "config.json").write_text(json.dumps(config))

@@ -122,7 +122,7 @@ def test_applicable_attacks():
     for changes, name in (
         ({"images": 0}, "relearn_images"),
         ({"steps": ()}, "relearn_steps is empty"),
-        ({"steps": (5, 2)}, "increasing"),
+        ({"steps": (5, 2)}, "ascending"),
         ({"steps": (0, 2)}, "relearn_steps is 0"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"embedding_learning_rate": -1.0}, "embedding_learning_rate"),
