@@ -7,6 +7,7 @@ run.
 
 import os
 import random
+import tempfile
 import warnings
 import zlib
 
@@ -16,6 +17,10 @@ import torch
 
 from pecker_fast import ops
 from pecker_fast.ops.dispatch import BACKENDS
+
+# Diffusers copies the code of local pipelines here: not into the user's cache, nor over another worker's copy.
+_modules = tempfile.TemporaryDirectory(prefix="pecker-fast-modules-")
+os.environ["HF_MODULES_CACHE"] = _modules.name
 
 if not torch.cuda.is_available():
     # Read by triton when it is imported: its kernels then run in the interpreter, on CPU tensors.

@@ -1,21 +1,15 @@
 """The command line as a user meets it."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import processes
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    # Without the interpreter that the other tests ask for, as a user runs it.
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "pecker_fast", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    return processes.run(["-m", "pecker_fast", *arguments])
 
 
 def test_env_tells_versions_and_reasons():

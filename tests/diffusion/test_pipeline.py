@@ -1,9 +1,6 @@
 """OneStepPipeline: what it draws, its folder, and its use where this package is not."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from pecker_fast.diffusion import NoiseSchedule, OneStepGenerator, sample_one_st
 from pecker_fast.diffusion.pipeline import OneStepPipeline
 from pecker_fast.diffusion.sampling import _Noise
 from pecker_fast.models import load_network, save_one_step_pipeline
+from tests import processes
 from tests.diffusion.toy import tiny_unet
 
 T_INIT = 250
@@ -69,10 +67,7 @@ images = pipe([2, 0, 1], latents=z, output_type="np").images
 numpy.save({str(tmp_path / "images.npy")!r}, images)
 """
     # Not from this folder, where the package could be imported.
-    where = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=where, capture_output=True, text=True, timeout=120
-    )
+    done = processes.run(["-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     images = np.load(tmp_path / "images.npy").transpose(0, 3, 1, 2)
     assert np.abs(images - expected(unet, z, torch.tensor([2, 0, 1])).numpy()).max() < 1e-6

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
@@ -20,6 +19,7 @@ from pecker_fast.sharding import local
 from pecker_fast.training.memory import MEASURED, MemoryEstimate, describe_memory, estimate_memory
 from pecker_fast.unlearning import PromptRequest, Setting, method_class
 from tests.diffusion.tiny_sd import tiny_schedule, tiny_unet
+from tests.processes import spawn
 
 # Large enough that numbers of fixed size do not count.
 CONFIG = {
@@ -168,7 +168,7 @@ def one_of_two(rank: int, folder: str) -> None:
 def test_estimate_of_shared_out_networks(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
     estimate = estimated(*SHARED, processes=2)
-    mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["peak"] == pytest.approx(estimate.peak, rel=TOLERANCE)
