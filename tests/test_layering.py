@@ -25,7 +25,7 @@ ALLOWED = {
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
     "delta": {"files", "delta", "hashing", "ops"},
     "figures": {"figures"},
-    "data": {"data"},
+    "data": {"checks", "data"},
     "hashing": {"hashing"},
     "metrics": {"checks", "files", "metrics", "data", "hashing"},
     # Names of runs are imported when they are asked for.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pecker_fast.diffusion.networks import unwrap
 from pecker_fast.files import read_lines, save_tensors, write_json
 from pecker_fast.hashing import weights_hash
-from pecker_fast.metrics import Evaluator, Judge, load_judge
+from pecker_fast.metrics import Evaluator, Judge, confusion_counts, load_judge, unlearning_accuracy
 from pecker_fast.metrics.drift import total, trained_percent, weight_drift
 from pecker_fast.parallel import World, started_by_torchrun
 from pecker_fast.report import portable
@@ -257,8 +257,8 @@ class SparseEvaluation:
             return self.full(network)[0]
         images = self.draw(network, self.labels[: self.few])
         predictions = self.evaluator.judge(images.clamp(-1, 1))[0].argmax(1)
-        still = torch.isin(predictions, torch.tensor(self.setting.problem.request.forget_classes))
-        return {"ua": 100 - 100 * int(still.sum()) / len(still)}
+        confusion = confusion_counts(self.labels[: self.few], predictions, self.evaluator.judge.num_classes)
+        return {"ua": unlearning_accuracy(confusion, self.setting.problem.request.forget_classes)}
 
 
 def _run_one(args: UnlearnArguments) -> None:

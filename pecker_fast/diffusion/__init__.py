@@ -1,4 +1,4 @@
-"""Diffusion, conditional on classes or text: schedule, networks, one-step generator, samplers, losses of unlearning."""
+"""Diffusion conditional on classes or text: schedule, networks, one-step generator, samplers, losses of unlearning."""
 
 from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss

@@ -14,14 +14,14 @@ from .schedule import NoiseSchedule
 from .sld import sample_sld, sld_config
 
 Kind = Literal["one_step", "ddim", "ddpm", "sld"]
-# Which options a kind needs, and which it takes beside those that all kinds take.
-_NEEDED = {
+# Options that a kind requires, and options that it allows besides those that all kinds allow.
+_REQUIRED = {
     "one_step": ("t_init",),
     "ddim": ("num_inference_steps",),
     "ddpm": (),
     "sld": ("num_inference_steps", "sld", "safety_text"),
 }
-_TAKEN = {
+_ALLOWED = {
     "one_step": ("num_inference_steps",),
     "ddim": ("clip_sample",),
     "ddpm": ("num_inference_steps", "clip_sample"),
@@ -76,9 +76,9 @@ class Sampler:
         check_choice("sampler", self.kind, get_args(Kind))
         for name in ("t_init", "num_inference_steps", "clip_sample", "sld", "safety_text", "safety_label"):
             value = getattr(self, name)
-            if value is None and name in _NEEDED[self.kind]:
+            if value is None and name in _REQUIRED[self.kind]:
                 raise ValueError(f"{name} is not given: the sampler {self.kind} needs it")
-            if value is not None and name not in _NEEDED[self.kind] + _TAKEN[self.kind]:
+            if value is not None and name not in _REQUIRED[self.kind] + _ALLOWED[self.kind]:
                 raise ValueError(f"{name} is {value!r}, but the sampler {self.kind} has none: expected None")
         if self.t_init is not None:
             check_int("t_init", self.t_init, 0)
@@ -112,7 +112,7 @@ class Sampler:
 
     @property
     def name(self) -> str:
-        """What a report calls it, such as "DDIM, 50 steps"."""
+        """Its name in reports, such as "DDIM, 50 steps"."""
         if self.kind == "one_step":
             return f"one step at {self.t_init}"
         steps = "all" if self.num_inference_steps is None else self.num_inference_steps
@@ -205,25 +205,28 @@ class Sampler:
                 guidance_scale=guidance,
                 clip_sample=self.clip_sample,
             )
-        raise ValueError(f"sampler is {self.kind!r}, expected one_step or ddim: noise is added by the others")
+        raise ValueError(f"sampler is {self.kind!r}, expected one_step or ddim: the others add noise")
 
     def describe(self) -> dict[str, Any]:
-        """Everything that settles the images beside network, labels and seed, as JSON.
+        """Describe, as JSON, everything that determines the images besides network, labels and seed.
 
         Folders of samples are named by a hash of it, so its keys are fixed: "sampler", "t_init" and
         "num_inference_steps" always, "guidance_scale", "clip_sample", "sld" and "safety_text" if they are set.
         """
-        further = ("guidance_scale", "clip_sample", "sld", "safety_text")
+        optional = ("guidance_scale", "clip_sample", "sld", "safety_text")
         return {
             "sampler": self.kind,
             "t_init": self.t_init,
             "num_inference_steps": self.num_inference_steps,
-            **{name: getattr(self, name) for name in further if getattr(self, name) is not None},
+            **{name: getattr(self, name) for name in optional if getattr(self, name) is not None},
         }
 
     def summary(self) -> dict[str, Any]:
-        """What metrics.json of a run says of it: "sampler"; "sampling_steps", evaluations of the network for an image
-        (each is two with guidance); and "guidance_scale" if it is set."""
+        """Return what a run's metrics.json has of it.
+
+        "sampler"; "sampling_steps", evaluations of the network per image (each is two with guidance); and
+        "guidance_scale" if it is set.
+        """
         steps = 1 if self.kind == "one_step" else self.num_inference_steps
         guidance = {} if self.guidance_scale is None else {"guidance_scale": self.guidance_scale}
         return {"sampler": self.kind, "sampling_steps": steps, **guidance}

@@ -1,4 +1,4 @@
-"""Where networks come from and how they are saved: folders, the hub, objects in memory, checkpoints of public code."""
+"""Loading and saving networks: folders, the hub, objects in memory, checkpoints of public code."""
 
 from .ancestors import load_ancestor
 from .folders import check_network_folder, load_network, network_folder, save_network, save_one_step_pipeline

@@ -1,4 +1,4 @@
-"""Networks and generators as folders that diffusers reads."""
+"""Networks and generators in folders that diffusers reads."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from .schedules import SCHEDULER_CONFIG, read_schedule
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-# Name of the files of weights, without their ending.
+# Name of weight files without the suffix.
 WEIGHTS = "diffusion_pytorch_model"
 
 
 def network_folder(path: str | os.PathLike) -> Path:
-    """The folder of a U-Net: ``unet`` in the folder of a run or a pipeline, otherwise ``path`` itself."""
+    """Return the folder of a U-Net: ``unet`` in the folder of a run or pipeline, otherwise ``path`` itself."""
     path = Path(path)
     return path / "unet" if (path / "unet").is_dir() else path
 
@@ -34,7 +34,12 @@ def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedu
     """Write a network to ``path/config.json``, ``path/diffusion_pytorch_model.safetensors`` and ``path/scheduler/``.
 
     ``UNet2DModel.from_pretrained(path)`` and ``DDPMScheduler.from_pretrained(path, subfolder="scheduler")`` read it. If
-    the folder exists, its files of these names are replaced, each at once, and others are left.
+    the folder exists, files of these names are replaced, each atomically, and others stay.
+
+    Raises
+    ------
+    ValueError
+        If the network is not class-conditional, or ``path`` is a file.
     """
     from diffusers import DDPMScheduler
 
@@ -52,8 +57,13 @@ def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: N
 
     The folder has ``unet/`` as ``save_network`` writes it, ``scheduler/``, ``model_index.json`` and ``pipeline.py``.
     ``OneStepPipeline.from_pretrained(path)`` reads it, and so does ``DiffusionPipeline.from_pretrained(path,
-    custom_pipeline=path, trust_remote_code=True)`` where this package is not installed. Files that exist are replaced
-    as by ``save_network``.
+    custom_pipeline=path, trust_remote_code=True)`` if this package is not installed. Existing files are replaced as by
+    ``save_network``.
+
+    Raises
+    ------
+    ValueError
+        If the network is not class-conditional, ``t_init`` is out of range, or ``path`` is a file.
     """
     from diffusers import DDPMScheduler
 
@@ -65,14 +75,14 @@ def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: N
     def write(folder: Path) -> None:
         scheduler = schedule.to_scheduler(DDPMScheduler)
         pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init).save_pretrained(folder)
-        # Again, so that unet/ is the folder of a network by itself.
+        # A second copy, so that unet/ alone can be loaded as a network.
         scheduler.save_pretrained(folder / "unet" / "scheduler")
 
     write_folder(path, write)
 
 
 def check_network_folder(path: str | os.PathLike) -> Path:
-    """Check all of a network's folder but its weights, which may be yet to come.
+    """Check the folder of a network except its weights, which may not be downloaded yet.
 
     Returns
     -------
@@ -82,7 +92,7 @@ def check_network_folder(path: str | os.PathLike) -> Path:
     Raises
     ------
     ValueError
-        If ``path`` is not such a folder, has no schedule, or holds another architecture or a network without class
+        If ``path`` is not such a folder, has no schedule, or has a network of another architecture or without class
         labels.
     """
     path = Path(path)
@@ -97,9 +107,9 @@ def check_network_folder(path: str | os.PathLike) -> Path:
         )
     config = json.loads((path / "config.json").read_text())
     if config.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"path {path} holds a {config.get('_class_name')}, expected a UNet2DModel")
+        raise ValueError(f"path {path} has a {config.get('_class_name')}, expected a UNet2DModel")
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is None:
-        raise ValueError(f"path {path} holds a network without class labels, expected num_class_embeds")
+        raise ValueError(f"path {path} has a network without class labels, expected num_class_embeds")
     return schedule_folder
 
 
@@ -111,7 +121,7 @@ def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]
     UNet2DModel
         float32 on the CPU in eval mode.
     NoiseSchedule
-        The schedule that it was trained on; see ``check_network_folder`` for where it may be.
+        The schedule that the network was trained on, from one of the places in ``check_network_folder``.
 
     Raises
     ------
@@ -126,8 +136,10 @@ def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]
 
 
 def load_unet(kind: type, folder: str | os.PathLike, **options: Any) -> Any:
-    """The U-Net of diffusers' class ``kind`` in a folder, float32 on the CPU in eval mode. ValueError if the weights
-    cannot be read or do not fit."""
+    """Read a U-Net of diffusers' class ``kind``, float32 on the CPU in eval mode.
+
+    ValueError if the weights cannot be read or do not fit.
+    """
     try:
         unet, info = kind.from_pretrained(
             folder,
@@ -142,7 +154,7 @@ def load_unet(kind: type, folder: str | os.PathLike, **options: Any) -> Any:
         raise ValueError(f"{folder} has no safetensors weights that can be read: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"{folder} has weights that do not fit its configuration: {error}") from error
-    # diffusers fills what is missing with random numbers.
+    # diffusers initialises missing weights at random.
     wrong = {name: keys for name, keys in info.items() if keys}
     if wrong:
         raise ValueError(f"{folder} has weights that do not fit its configuration: {wrong}")
@@ -150,8 +162,10 @@ def load_unet(kind: type, folder: str | os.PathLike, **options: Any) -> Any:
 
 
 def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights in the folder of a U-Net as they are saved, in one file or several. ValueError if there are none, or
-    they cannot be read."""
+    """Read the weights in the folder of a U-Net in their saved dtype, from one file or several.
+
+    ValueError if there are none, or they cannot be read.
+    """
     folder = Path(folder)
     whole = folder / f"{WEIGHTS}.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))

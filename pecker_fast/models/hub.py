@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, fetched or from its cache: first what kind of model it is, then its weights."""
+"""Models of the Hugging Face hub or its cache. Configurations are checked before weights are downloaded."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from .stable_diffusion import StableDiffusion
 
 # owner/model.
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# Files that look like names on the hub.
+# Suffixes of files whose paths look like names on the hub.
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 _PLACES = ("", "unet/", "scheduler/", "unet/scheduler/")
@@ -37,12 +37,21 @@ def is_hub_name(path: str) -> bool:
 
 
 def fetch(name: str, patterns: Iterable[str], revision: str | None = None) -> Path:
-    """Fetch the files of a model that match ``patterns``, or find them in the hub's cache.
+    """Fetch the files of a model that match ``patterns``, from the hub or its cache.
+
+    Parameters
+    ----------
+    name : str
+        owner/model.
+    patterns : iterable of str
+        Glob patterns of files.
+    revision : str, optional
+        Commit; the newest one by default.
 
     Returns
     -------
     Path
-        Folder of the snapshot, named by its commit.
+        Folder of the snapshot, whose name is the commit.
 
     Raises
     ------
@@ -55,38 +64,37 @@ def fetch(name: str, patterns: Iterable[str], revision: str | None = None) -> Pa
     offline = constants.HF_HUB_OFFLINE
     options: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
     if offline and revision is not None:
-        # Some clients (1.33) ask the hub for the files of a commit, and fail, although its snapshot is in the cache.
+        # Some clients (1.33) try to ask the hub for the files of a commit although its snapshot is in the cache.
         options["local_files_only"] = True
     try:
         return Path(huggingface_hub.snapshot_download(name, **options))
     except Exception as error:
-        # The exception for an unknown name, or without a network, differs between versions of the client.
-        why = " (HF_HUB_OFFLINE is set)" if offline else ""
+        # Versions of the client raise different exceptions for unknown names and without a network.
+        mode = " (HF_HUB_OFFLINE is set)" if offline else ""
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"there is no such file or folder, and the hub gives no such model{why}: {reason}") from error
+        raise ValueError(f"there is no such file or folder, and the hub gives no such model{mode}: {reason}") from error
 
 
 def fetch_configs(name: str) -> Path:
-    """The folder of a network, pipeline or Stable Diffusion with its configurations alone. ValueError if there is no
-    such model."""
+    """Fetch the configurations of a network, pipeline or Stable Diffusion. ValueError if there is no such model."""
     return fetch(name, [f"{place}{file}" for place in _PLACES for file in _CONFIGS])
 
 
 def fetch_network(name: str) -> Path:
-    """The folder of a class-conditional network. ValueError if there is none."""
+    """Fetch a class-conditional network and return its folder. ValueError if there is none."""
     root = fetch_configs(name)
     folder = network_folder(root)
-    # Before the weights are fetched, which may be many gigabytes.
+    # Before downloading the weights, which may be many gigabytes.
     check_network_folder(folder)
     place = "" if folder == root else "unet/"
-    # A snapshot's folder is named by its commit: nothing is mixed if the model changes meanwhile.
+    # The commit of the configurations, in case the model changes in between.
     fetch(name, [f"{place}{file}" for file in _WEIGHTS], root.name)
     return folder
 
 
 def fetch_stable_diffusion(name: str) -> StableDiffusion:
-    """A Stable Diffusion. ValueError if there is none."""
+    """Fetch a Stable Diffusion. ValueError if there is none."""
     root = fetch(name, _TEXT_CONFIGS)
-    # As above: the weights are some gigabytes.
+    # Checks the configurations before the weights are downloaded.
     StableDiffusion(root)
     return StableDiffusion(fetch(name, _TEXT_WEIGHTS, root.name))

@@ -1,4 +1,4 @@
-"""Networks and pipelines that are in memory: copied, so that the user's own stay as they are."""
+"""Networks and pipelines in memory. They are copied, so that the user's objects are not changed."""
 
 import copy
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy of a network in memory, float32 on the CPU in eval mode, all of which requires grad.
+    """Copy a network in memory: float32 on the CPU in eval mode, with every parameter requiring grad.
 
     ValueError if the network has adapters, or weights that are not in memory.
     """

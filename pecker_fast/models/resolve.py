@@ -1,7 +1,7 @@
-"""From what a user gives to weights and their schedule: a name, a path, or an object in memory.
+"""From a path, a name or an object in memory to a network's weights and schedule.
 
-Every reader of networks stands behind this module. What cannot be read with its schedule and all of its weights is
-refused, and configurations are checked before weights are read or fetched.
+All networks are read through this module. A model without its schedule or with missing weights is refused, and
+configurations are checked before weights are read or downloaded.
 """
 
 import json
@@ -28,17 +28,17 @@ from .stable_diffusion import StableDiffusion, load_text_unet
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-# What a user may give: a path, a name on the hub, a network, or a pipeline of diffusers.
+# A path, a name on the hub, a network, or a pipeline of diffusers.
 Source = Union[str, os.PathLike, nn.Module, "DiffusionPipeline"]
-# The argument that errors name.
+# Name of the argument in error messages.
 NAME = "pretrained_model_name_or_path"
-# Steps of DDIM and DDPM if neither the user nor a run says how many.
+# Steps of DDIM and DDPM if neither the user nor a run sets them.
 STEPS = 50
 
 
 @dataclass(frozen=True, eq=False)
 class ClassModel:
-    """A class-conditional network and what is known of it.
+    """A class-conditional network with its schedule and metadata.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class ClassModel:
     source : str
         Where it came from: the path, "shipped:<name>", "hub:<name>" or "memory:<class>".
     metadata : dict
-        Options of the run of unlearning, or configuration of the pipeline, that it is of; empty if it is of neither.
+        Options of its unlearning run or configuration of its pipeline; empty if it has neither.
     """
 
     network: nn.Module
@@ -64,7 +64,7 @@ class ClassModel:
         num_inference_steps: int | None = None,
         batch_size: int = 256,
     ) -> Sampler:
-        """How the network is sampled: as the arguments say, otherwise as its run or pipeline does.
+        """Return how the network is sampled: by the arguments, otherwise as in its run or pipeline.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class ClassModel:
         Raises
         ------
         ValueError
-            If "one_step" is asked for and ``t_init`` is unknown, or a value is out of range.
+            If ``kind`` is "one_step" and ``t_init`` is unknown, or a value is out of range.
         """
         options, guidance, steps = self.metadata, {}, STEPS
         t_init = options.get("t_init") if t_init is None else t_init
@@ -91,7 +91,7 @@ class ClassModel:
             kind = "ddim" if t_init is None else "one_step"
         if kind == "one_step":
             if t_init is None:
-                raise ValueError("t_init is not given, and the network is not of a run that says it")
+                raise ValueError("t_init is not given, and the network's metadata does not have it")
             sampler = Sampler(kind, t_init=t_init, batch_size=batch_size)
         else:
             steps = steps if num_inference_steps is None else num_inference_steps
@@ -156,7 +156,7 @@ def resolve(
     state : {"auto", "ema", "model", "score"}
         Which weights of a checkpoint file; see ``load_ancestor``.
     name : str
-        The argument that errors name.
+        Name of the argument in error messages.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def resolve(
     path = None if model is None or _is_object(model) else str(model)
     if state != "auto" and (path is None or not Path(path).is_file()):
         raise ValueError(
-            f"checkpoint_state is {state!r}, but only the checkpoint file of an earlier code has several: expected auto"
+            f"checkpoint_state is {state!r}, expected auto: only checkpoint files of the public DDPM code have several"
         )
     if model is None:
         if shipped is None:
@@ -201,7 +201,7 @@ def resolve_text(model: Source | None, *, base: Source | None = None, name: str 
     base : str, PathLike or DiffusionPipeline, optional
         The Stable Diffusion that the other parts come from if the model is a U-Net alone.
     name : str
-        The argument that errors name.
+        Name of the argument in error messages.
 
     Returns
     -------
@@ -249,7 +249,7 @@ def resolve_text_unet(model: Source, *, name: str = NAME) -> nn.Module:
         Folder of the U-Net, of a run or of a Stable Diffusion; a ``UNet2DConditionModel`` or a pipeline of diffusers,
         which is copied.
     name : str
-        The argument that errors name.
+        Name of the argument in error messages.
 
     Returns
     -------
@@ -272,7 +272,7 @@ def resolve_text_unet(model: Source, *, name: str = NAME) -> nn.Module:
 
 
 def resolve_weights(path: str | os.PathLike, *, name: str = NAME) -> tuple[Path, dict[str, Tensor]]:
-    """Find the folder of a U-Net of either kind, and its weights as they are saved. ValueError if there are none."""
+    """Find the folder of a U-Net of either kind, and its weights in their saved dtype. ValueError if there are none."""
     folder = network_folder(path)
     try:
         return folder, read_weights(folder)
@@ -289,7 +289,7 @@ def resolve_config(path: str | os.PathLike, *, name: str = NAME) -> dict[str, An
 
 
 def conditioning_of(model: Source | None, *, name: str = NAME) -> Literal["classes", "prompts"]:
-    """Whether a model is conditional on classes or on prompts. Reads configurations alone.
+    """Determine whether a model is conditional on classes or on prompts, from its configuration.
 
     Raises
     ------
@@ -315,7 +315,7 @@ def conditioning_of(model: Source | None, *, name: str = NAME) -> Literal["class
 
 
 def shipped_network(name: str) -> Path:
-    """Folder of a pretrained network that comes with the package. ValueError if it is not installed."""
+    """Return the folder of a pretrained network that comes with the package. ValueError if it is not installed."""
     folder = Path(str(resources.files("pecker_fast").joinpath("assets", name, "unet")))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not installed: pecker-fast pretrain --preset {name} makes this network")
@@ -323,9 +323,9 @@ def shipped_network(name: str) -> Path:
 
 
 def recorded_options(path: str | os.PathLike) -> dict[str, Any]:
-    """The options of the run, or the configuration of the pipeline, that a folder is of; empty if it is of neither.
+    """Read the options of a run or the configuration of a pipeline; empty if the folder is neither.
 
-    ``path`` is the folder itself, or that of the network in it.
+    ``path`` is its folder, or that of the network in it.
     """
     for folder in (Path(path), Path(path).parent):
         for file in ("config.json", "model_index.json"):
@@ -351,7 +351,7 @@ def _loaded_class_model(model: Any, scheduler: Any) -> ClassModel:
     check_class_conditional(unet)
     scheduler = getattr(model, "scheduler", None) if scheduler is None else scheduler
     if scheduler is None:
-        raise ValueError("its schedule is not given: expected a pipeline, or a scheduler beside the network")
+        raise ValueError("its schedule is not given: expected a pipeline, or a network and its scheduler")
     schedule = scheduler if isinstance(scheduler, NoiseSchedule) else schedule_from_config(scheduler.config)
     return ClassModel(copied(unet), schedule.to("cpu"), _memory(model), _pipeline_options(model))
 
@@ -361,7 +361,7 @@ def _is_object(model: Any) -> bool:
 
 
 def _unet_of(model: Any) -> nn.Module:
-    """The U-Net that a network or a pipeline is or has."""
+    """The network itself, or the U-Net of a pipeline."""
     unet = model if isinstance(model, nn.Module) else getattr(model, "unet", None)
     if not isinstance(unet, nn.Module):
         raise ValueError("it has no U-Net: expected a path, a name, a U-Net or a pipeline of diffusers")
@@ -369,7 +369,7 @@ def _unet_of(model: Any) -> nn.Module:
 
 
 def _pipeline_options(model: Any) -> dict[str, Any]:
-    """What a pipeline records of how it draws, as ``recorded_options`` of its folder."""
+    """Options of a pipeline in memory, as ``recorded_options`` reads them from a folder."""
     t_init = None if isinstance(model, nn.Module) else model.config.get("t_init")
     return {} if t_init is None else {"t_init": t_init}
 

@@ -1,4 +1,4 @@
-"""How the network of a run is saved: by what it is, in the layout that diffusers reads."""
+"""Saving the network of a run in a format of diffusers."""
 
 import os
 from pathlib import Path
@@ -13,16 +13,16 @@ from .stable_diffusion import save_text_network
 def save_result(
     folder: str | os.PathLike, network: nn.Module, schedule: NoiseSchedule, t_init: int | None = None
 ) -> None:
-    """Write the network that a method made.
+    """Write the network of a run or checkpoint.
 
     Parameters
     ----------
-    folder : path
+    folder : str or os.PathLike
         Folder of a run or of a checkpoint. The U-Net goes into ``folder/unet``.
     network : nn.Module
         A class-conditional U-Net, or a ``TextConditioned`` one.
     schedule : NoiseSchedule
-        The schedule that it was trained with.
+        The schedule that it was trained on.
     t_init : int, optional
         Timestep of a class-conditional one-step generator, which is saved as a pipeline. None if the network draws in
         many steps.
@@ -30,7 +30,7 @@ def save_result(
     Raises
     ------
     ValueError
-        If the network is of another kind.
+        If the network is of another architecture, or ``t_init`` is out of range.
     """
     folder = Path(folder)
     if isinstance(network, TextConditioned):

@@ -1,4 +1,4 @@
-"""The noise schedule of a model: the one place where a scheduler's configuration becomes noise levels."""
+"""The noise schedule of a model, from the configuration of its scheduler."""
 
 import inspect
 import json
@@ -13,12 +13,12 @@ SCHEDULER_CONFIG = "scheduler_config.json"
 
 
 def schedule_from_config(config: Mapping[str, Any], prediction_types: Sequence[str] = ("epsilon",)) -> NoiseSchedule:
-    """The noise levels that a network was trained on, from the configuration of a scheduler of diffusers.
+    """Return the noise levels that a network was trained on, from the configuration of a scheduler of diffusers.
 
     Parameters
     ----------
     config : Mapping
-        Configuration of any scheduler that DDPM's parameters describe, whichever class it names.
+        Configuration of any scheduler that has DDPM's parameters; its class is ignored.
     prediction_types : sequence of str
         What the network may predict: "epsilon", "v_prediction".
 
@@ -40,6 +40,6 @@ def schedule_from_config(config: Mapping[str, Any], prediction_types: Sequence[s
 
 
 def read_schedule(folder: str | os.PathLike, prediction_types: Sequence[str] = ("epsilon",)) -> NoiseSchedule:
-    """``schedule_from_config`` of the ``scheduler_config.json`` in a folder."""
+    """Apply ``schedule_from_config`` to the ``scheduler_config.json`` in a folder."""
     config = json.loads((Path(folder) / SCHEDULER_CONFIG).read_text())
     return schedule_from_config(config, prediction_types)

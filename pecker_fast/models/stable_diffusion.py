@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x as a folder that diffusers reads: its U-Net, prompts and images, one part at a time."""
+"""Stable Diffusion 1.x and 2.x in a folder that diffusers reads. Its parts are loaded one at a time."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from .schedules import SCHEDULER_CONFIG, schedule_from_config
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-# The parts, and what each has in its folder.
+# Its parts, and the file that each must have.
 PARTS = {
     "unet": "config.json",
     "vae": "config.json",
@@ -51,7 +51,7 @@ def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
         raise ValueError(f"{folder} is not the folder of a U-Net: there is no config.json")
     kind = json.loads((folder / "config.json").read_text()).get("_class_name")
     if kind != "UNet2DConditionModel":
-        raise ValueError(f"{folder} holds a {kind}, expected a UNet2DConditionModel")
+        raise ValueError(f"{folder} has a {kind}, expected a UNet2DConditionModel")
     files = list(folder.glob(f"{WEIGHTS}*.safetensors"))
     variant = "fp16" if files == [folder / f"{WEIGHTS}.fp16.safetensors"] else None
     unet = load_unet(UNet2DConditionModel, folder, variant=variant)
@@ -62,8 +62,8 @@ def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
 class StableDiffusion:
     """A Stable Diffusion in a folder, as ``StableDiffusionPipeline`` and the one-step pipeline save it.
 
-    Its parts are read on request and held by the caller alone: neither the text encoder nor the VAE stays in memory
-    while the U-Net is trained.
+    Parts are read on request and not cached: neither the text encoder nor the VAE stays in memory while the U-Net is
+    trained.
 
     Parameters
     ----------
@@ -97,16 +97,21 @@ class StableDiffusion:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise levels that it was trained on, whichever scheduler it comes with."""
+        """The noise levels that the U-Net was trained on."""
         return schedule_from_config(self.config("scheduler"), PREDICTION_TYPES)
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels for a latent, along each side."""
+        """Pixels per latent along each side."""
         return 2 ** (len(self.config("vae")["block_out_channels"]) - 1)
 
     def latent_size(self, resolution: int | None) -> int:
-        """Height and width of latents of images of ``resolution`` pixels; None: what the U-Net was trained for.
+        """Return the height and width of latents for images of ``resolution`` pixels.
+
+        Parameters
+        ----------
+        resolution : int or None
+            Height and width of images; None for the size that the U-Net was trained for.
 
         Raises
         ------
@@ -117,7 +122,7 @@ class StableDiffusion:
         if resolution is None:
             size = unet["sample_size"]
             if not isinstance(size, int):
-                raise ValueError(f"the U-Net is for latents of {size}, expected squares: give a resolution")
+                raise ValueError(f"the U-Net's sample_size is {size}, expected one number: give a resolution")
             return size
         check_int("resolution", resolution, 1)
         factor = self.vae_scale_factor * 2 ** (len(unet["block_out_channels"]) - 1)
@@ -126,11 +131,11 @@ class StableDiffusion:
         return resolution // self.vae_scale_factor
 
     def load_unet(self) -> "UNet2DConditionModel":
-        """The U-Net, float32 on the CPU in eval mode. ValueError as by ``load_text_unet``."""
+        """Load the U-Net, float32 on the CPU in eval mode. ValueError as by ``load_text_unet``."""
         return load_text_unet(self.folder / "unet")
 
     def load_vae(self) -> nn.Module:
-        """The autoencoder, float32 on the CPU in eval mode, without gradients. ValueError if it cannot be read."""
+        """Load the autoencoder, float32 on the CPU in eval mode, without gradients. ValueError if it cannot be read."""
         from diffusers import AutoencoderKL
 
         try:
@@ -142,8 +147,10 @@ class StableDiffusion:
         return vae.eval().requires_grad_(False)
 
     def load_text_parts(self) -> tuple[Any, nn.Module]:
-        """Tokenizer and text encoder, float32 on the CPU in eval mode, without gradients. ValueError if transformers is
-        not installed or one of them cannot be read."""
+        """Load the tokenizer and the text encoder, float32 on the CPU in eval mode, without gradients.
+
+        ValueError if transformers is not installed, or one of them cannot be read.
+        """
         try:
             from transformers import CLIPTextModel, CLIPTokenizer
         except ImportError as error:
@@ -158,27 +165,27 @@ class StableDiffusion:
         return tokenizer, encoder.eval().requires_grad_(False)
 
     def load_scheduler(self) -> Any:
-        """The scheduler, of the class that it was saved as."""
+        """Load the scheduler with the class in its configuration."""
         import diffusers
 
         kind = getattr(diffusers, self.config("scheduler").get("_class_name", ""), diffusers.DDPMScheduler)
         return kind.from_pretrained(self.folder / "scheduler", local_files_only=True)
 
     def text_encoder_hashes(self) -> list[str]:
-        """sha256 of the text encoder's files: embeddings that are kept are of the same one."""
+        """sha256 of the text encoder's files, by which stored embeddings are matched to it."""
         return [file_sha256(file) for file in sorted((self.folder / "text_encoder").glob("*.safetensors"))]
 
     def encode(
         self, prompts: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, list[str]]:
-        """Encode prompts in float32 on ``device``; nothing is left there.
+        """Encode prompts in float32 on ``device``, which holds nothing afterwards.
 
         Returns
         -------
-        Tensor
+        embeddings : Tensor
             (N, tokens, width) of ``dtype`` on the CPU.
-        list of str
-            The prompts that were truncated.
+        truncated : list of str
+            Prompts with more tokens than the encoder takes.
 
         Raises
         ------
@@ -186,13 +193,13 @@ class StableDiffusion:
             As by ``load_text_parts``.
         """
         tokenizer, encoder = self.load_text_parts()
-        embeddings, cut = encode_prompts(tokenizer, encoder.to(device), prompts)
-        return embeddings.to(dtype), cut
+        embeddings, truncated = encode_prompts(tokenizer, encoder.to(device), prompts)
+        return embeddings.to(dtype), truncated
 
     def network(
         self, embeddings: Tensor, resolution: int | None = None, unet: nn.Module | None = None
     ) -> TextConditioned:
-        """The network of a U-Net, by default this model's, and embeddings of prompts, the first of which is ""."""
+        """Combine a U-Net, by default this model's, with embeddings of prompts, the first of which is ""."""
         return TextConditioned(
             self.load_unet() if unet is None else unet,
             PromptTable(embeddings),
@@ -209,10 +216,23 @@ class StableDiffusion:
         batch_size: int = 4,
         vae: nn.Module | None = None,
     ) -> Tensor:
-        """Decode latents (N, C, h, w), scaled as the U-Net draws them.
+        """Decode latents to images.
 
-        ``vae`` is the autoencoder if the caller has it on ``device`` already. Returns float32 (N, 3, H, W) in [-1, 1]
-        on the CPU.
+        Parameters
+        ----------
+        latents : Tensor
+            (N, C, h, w), with the U-Net's scale.
+        device : torch.device or str
+            Where to compute.
+        batch_size : int
+            Images at a time.
+        vae : nn.Module, optional
+            The autoencoder on ``device``; loaded by default.
+
+        Returns
+        -------
+        Tensor
+            float32 (N, 3, H, W) in [-1, 1] on the CPU.
         """
         vae = self.load_vae().to(device) if vae is None else vae
         scale = vae.config.scaling_factor
@@ -221,16 +241,16 @@ class StableDiffusion:
 
 
 def save_text_network(path: str | os.PathLike, network: nn.Module) -> None:
-    """Write the U-Net of a ``TextConditioned`` network in diffusers' layout, all or nothing."""
+    """Write the U-Net of a ``TextConditioned`` network as a folder of diffusers, atomically."""
     unet = unwrap(network).unet
     write_folder(path, lambda folder: unet.save_pretrained(folder, safe_serialization=True))
 
 
 def save_text_pipeline(path: str | os.PathLike, unet: nn.Module, source: StableDiffusion, t_init: int | None) -> None:
-    """Write a U-Net as a pipeline, with the other parts of ``source``, all or nothing.
+    """Write a U-Net as a pipeline with the other parts of ``source``, atomically.
 
     ``DiffusionPipeline.from_pretrained(path, custom_pipeline=path, trust_remote_code=True)`` reads a one-step generator
-    where this package is not installed; ``StableDiffusionPipeline`` takes its U-Net.
+    without this package; ``StableDiffusionPipeline`` can use its U-Net.
 
     Parameters
     ----------
@@ -239,10 +259,15 @@ def save_text_pipeline(path: str | os.PathLike, unet: nn.Module, source: StableD
     unet : nn.Module
         A ``UNet2DConditionModel``.
     source : StableDiffusion
-        Where text encoder, tokenizer, VAE and scheduler come from.
+        Provides text encoder, tokenizer, VAE and scheduler.
     t_init : int or None
         Timestep at which a one-step generator is fed noise; None for a model that draws in many steps, which becomes a
         ``StableDiffusionPipeline``.
+
+    Raises
+    ------
+    ValueError
+        If ``t_init`` is out of range, or a part of ``source`` cannot be read.
     """
     from diffusers import StableDiffusionPipeline
 

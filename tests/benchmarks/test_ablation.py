@@ -107,7 +107,7 @@ def test_pairs_are_pooled_by_pair_and_seed():
 
 
 def write(folder, runs):
-    names = {"asked": "What?", "command": "pecker-fast ablate", "default": "m", "reference": "nothing"}
+    names = {"asked": "What?", "command": "python -m studies", "default": "m", "reference": "nothing"}
     return write_ablation(folder, runs, frontier=["sfd 0.1", "sfd 0.5"], **names)
 
 
@@ -115,7 +115,7 @@ def test_the_files_of_a_report(tmp_path):
     runs = some_results() + [replace(run, pair="3-8") for run in some_results() if run.seed < 2]
     report = write(tmp_path / "study", runs)
     text = report.read_text()
-    assert "\npecker-fast ablate\n" in text and "What?" in text
+    assert "\npython -m studies\n" in text and "What?" in text
     assert "## digits, 0 forgotten, with cover 1" in text and "## All pairs together" in text
     # A seed that never forgot is marked in the mean and beside it.
     row = next(line for line in text.splitlines() if line.startswith("| m | 3 |"))

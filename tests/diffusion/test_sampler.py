@@ -1,4 +1,4 @@
-"""Sampler: the functions' samples bit for bit, gradients of z, what files say of it, and what it refuses."""
+"""Sampler: samples bit-identical to the functions', gradients of z, its description in files, invalid options."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ SLD = {"num_inference_steps": 6, "sld": "medium", "safety_text": "a weapon"}
 
 
 @pytest.mark.parametrize(("guidance_scale", "seed"), [(None, 7), (1.0, 7), (2.5, [5, 3, 5, 9, 0])])
-def test_draws_as_the_functions_do(guidance_scale, seed):
+def test_draws_the_samples_of_the_functions(guidance_scale, seed):
     network = tiny_unet(null_label=True)
     guided = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     common = {"seed": seed, "batch_size": 2, **guided}
@@ -40,8 +40,8 @@ def test_draws_as_the_functions_do(guidance_scale, seed):
             sampler = Sampler(kind, num_inference_steps=4, clip_sample=clip_sample, batch_size=2, **guided)
             expected = draw(network, SCHEDULE, LABELS, 4, clip_sample=clip_sample, **common)
             assert torch.equal(sampler.draw(network, SCHEDULE, LABELS, seed), expected), (kind, clip_sample)
-    every = Sampler("ddpm", batch_size=2, **guided).draw(network, NoiseSchedule.linear(5), LABELS, seed)
-    assert torch.equal(every, sample_ddpm(network, NoiseSchedule.linear(5), LABELS, **common))
+    samples = Sampler("ddpm", batch_size=2, **guided).draw(network, NoiseSchedule.linear(5), LABELS, seed)
+    assert torch.equal(samples, sample_ddpm(network, NoiseSchedule.linear(5), LABELS, **common))
 
 
 @pytest.mark.parametrize("guidance_scale", [None, 3.0])
@@ -68,7 +68,7 @@ def test_through():
     assert torch.equal(images, expected)
     ddim = Sampler("ddim", num_inference_steps=4)
     assert torch.equal(ddim.through(network, SCHEDULE, z, labels), ddim_through(network, SCHEDULE, z, labels, 4))
-    # From the noise that ``draw`` starts from it draws the same, guided and not clipped too.
+    # From the initial noise of ``draw`` it draws the same samples, also with guidance and without clipping.
     generator = torch.Generator().manual_seed(5)
     torch.randint(2**32, (), generator=generator)
     z = torch.stack([torch.randn(1, 8, 8, generator=generator) for _ in labels]).requires_grad_()
@@ -81,8 +81,8 @@ def test_through():
             sampler.through(network, SCHEDULE, z, labels)
 
 
-def test_what_files_say():
-    """Sample caches are named by a hash of ``describe``: a key more or less would lose those of earlier versions."""
+def test_description_in_files():
+    """Sample caches are named by a hash of ``describe``: another key would lose those of earlier versions."""
     one_step, ddim = Sampler("one_step", t_init=250), Sampler("ddim", num_inference_steps=50)
     many = Sampler("ddpm", num_inference_steps=1000, guidance_scale=1.0, clip_sample=False)
     steered = Sampler("sld", guidance_scale=7.5, safety_label=3, **SLD)
@@ -126,12 +126,12 @@ def test_what_files_say():
         ({"kind": "sld", **SLD, "safety_text": None}, "safety_text is not given"),
     ],
 )
-def test_refuses(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(ValueError, match=message):
         Sampler(**options)
 
 
-def test_check_knows_the_schedule():
+def test_check_against_the_schedule():
     Sampler("one_step", t_init=99).check(100)
     Sampler("ddim", num_inference_steps=100).check(100)
     Sampler("ddpm").check(100)

@@ -1,4 +1,4 @@
-"""resolve: every kind of source gives the same network and schedule, and says where it came from."""
+"""resolve: every kind of source gives the same network and schedule, and records its origin."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ def same(model, unet, schedule=SCHEDULE) -> bool:
     assert not network.training and {p.dtype for p in network.parameters()} == {torch.float32}
     assert all(p.requires_grad for p in network.parameters())
     assert network is not unet and network.config["_num_classes"] == unet.config["_num_classes"]
-    # Through float32 betas in a file.
+    # The file has float32 betas.
     torch.testing.assert_close(model.schedule.alphas_cumprod, schedule.alphas_cumprod, rtol=2e-7, atol=0)
     return weights_hash(network) == weights_hash(unet)
 
@@ -98,7 +98,7 @@ def test_networks_and_pipelines_in_memory(tmp_path):
         assert resolved.source == f"memory:{kind}" and conditioning_of(model) == "classes"
         with torch.no_grad():
             next(resolved.network.parameters()).add_(1)
-        # The user's own is left as it was.
+        # The user's network is unchanged.
         assert unet.training and all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
     half = resolve(copy.deepcopy(unet).half(), scheduler=scheduler).network
     assert half.dtype == torch.float32
@@ -114,7 +114,7 @@ def test_networks_and_pipelines_in_memory(tmp_path):
         resolve(unet, scheduler=tiny_scheduler("v_prediction"))
 
 
-def test_how_a_model_is_sampled(tmp_path):
+def test_sampler_of_a_model(tmp_path):
     unet = tiny_unet(null_label=True)
     save_network(tmp_path / "unet", unet, SCHEDULE)
 
@@ -131,9 +131,9 @@ def test_how_a_model_is_sampled(tmp_path):
     own = Sampler("ddpm", num_inference_steps=7, guidance_scale=2.0, clip_sample=False, batch_size=2)
     assert many.sampler(batch_size=2) == own
     assert many.sampler(num_inference_steps=4, batch_size=2).num_inference_steps == 4
-    # Asked for by name, it is none of the run's.
+    # A sampler chosen by name does not take the run's options.
     assert many.sampler("ddpm") == Sampler("ddpm", num_inference_steps=50)
-    with pytest.raises(ValueError, match="t_init is not given, and the network is not of a run that says it"):
+    with pytest.raises(ValueError, match="t_init is not given, and the network's metadata does not have it"):
         many.sampler("one_step")
     with pytest.raises(ValueError, match="t_init is 1000"):
         plain.sampler(t_init=1000)
@@ -141,7 +141,7 @@ def test_how_a_model_is_sampled(tmp_path):
         plain.sampler(num_inference_steps=1001)
 
 
-def test_one_reader_of_schedules():
+def test_schedule_from_config():
     from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -156,7 +156,7 @@ def test_one_reader_of_schedules():
         schedule_from_config({"rescale_betas_zero_snr": True})
 
 
-def test_stable_diffusion_in_memory_is_that_in_the_folder(base, pipe, tmp_path):
+def test_stable_diffusion_in_memory_equals_the_folder(base, pipe, tmp_path):
     folder, memory = resolve_text(base), resolve_text(pipe)
     assert folder.source == str(base) and memory.source == "memory:StableDiffusionPipeline"
     assert isinstance(folder.parts, StableDiffusion) and isinstance(memory.parts, LoadedStableDiffusion)
@@ -177,9 +177,9 @@ def test_stable_diffusion_in_memory_is_that_in_the_folder(base, pipe, tmp_path):
     assert all(p.requires_grad for p in memory.load_unet().parameters())
     sampler = Sampler("ddim", num_inference_steps=3, guidance_scale=2.0)
     networks = [model.parts.network(embeddings) for model, embeddings in ((folder, a), (memory, b))]
-    drawn = [sampler.draw(network, one.schedule, [1, 2], 5) for network in networks]
-    assert torch.equal(*drawn)
-    # Trained and saved it is a pipeline like the folder's; the user's own is left as it was.
+    samples = [sampler.draw(network, one.schedule, [1, 2], 5) for network in networks]
+    assert torch.equal(*samples)
+    # Trained and saved, it is a pipeline like the folder's, and the user's pipeline is unchanged.
     unet = memory.load_unet()
     with torch.no_grad():
         unet.conv_in.bias.add_(1)
@@ -193,7 +193,7 @@ def test_stable_diffusion_in_memory_is_that_in_the_folder(base, pipe, tmp_path):
     assert before == {name: weights_hash(getattr(pipe, name)) for name in before}
 
 
-def test_text_encoders_are_told_apart(base, pipe, tmp_path):
+def test_hashes_of_text_encoders(base, pipe, tmp_path):
     one, again = LoadedStableDiffusion(pipe), StableDiffusion(shutil.copytree(base, tmp_path / "copy"))
     assert StableDiffusion(base).text_encoder_hashes() == again.text_encoder_hashes()
     before = one.text_encoder_hashes()
@@ -205,15 +205,15 @@ def test_text_encoders_are_told_apart(base, pipe, tmp_path):
     assert LoadedStableDiffusion(other).text_encoder_hashes() != before
 
 
-def test_u_nets_by_themselves(base, pipe, tmp_path):
+def test_unets_alone(base, pipe, tmp_path):
     unet = pipe.unet
     unet.save_pretrained(tmp_path / "alone")
     (tmp_path / "run").mkdir()
     shutil.copytree(tmp_path / "alone", tmp_path / "run" / "unet")
     (tmp_path / "run" / "config.json").write_text(json.dumps({"options": {"t_init": 625}}))
     for source in (base, base / "unet", tmp_path / "alone", tmp_path / "run", unet, pipe):
-        found = resolve_text_unet(source)
-        assert found is not unet and weights_hash(found) == weights_hash(unet) and not found.training
+        resolved = resolve_text_unet(source)
+        assert resolved is not unet and weights_hash(resolved) == weights_hash(unet) and not resolved.training
     for source, t_init in ((tmp_path / "alone", None), (tmp_path / "run", 625), (unet, None)):
         for other in (base, pipe):
             model = resolve_text(source, base=other)
@@ -231,7 +231,7 @@ def test_u_nets_by_themselves(base, pipe, tmp_path):
         resolve_text_unet(tiny_unet())
 
 
-def test_refuses_what_it_cannot_copy_or_read(base, pipe, tmp_path):
+def test_sources_that_cannot_be_copied_or_read(base, pipe, tmp_path):
     adapted = copy.deepcopy(pipe.unet)
     adapted._hf_peft_config_loaded = True
     with pytest.raises(ValueError, match="has adapters"):
@@ -258,7 +258,7 @@ def test_refuses_what_it_cannot_copy_or_read(base, pipe, tmp_path):
 
 
 def test_names_on_the_hub(base, tmp_path, monkeypatch):
-    """Configurations are fetched and checked before the weights, and what a pipeline records is read."""
+    """Configurations are fetched and checked before the weights, and the pipeline's metadata is read."""
     import huggingface_hub
 
     unet, calls = tiny_unet(), []
@@ -281,7 +281,7 @@ def test_names_on_the_hub(base, tmp_path, monkeypatch):
     assert conditioning_of("someone/digits") == "classes" and conditioning_of("someone/sd") == "prompts"
     assert not any(weights for _, weights, _ in calls)
     calls.clear()
-    with pytest.raises(ValueError, match="holds a UNet2DConditionModel"):
+    with pytest.raises(ValueError, match="has a UNet2DConditionModel"):
         resolve("someone/sd")
     with pytest.raises(ValueError, match="is not the folder of a Stable Diffusion: it has no vae, text_encoder"):
         resolve_text("someone/digits")
