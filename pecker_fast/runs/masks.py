@@ -1,18 +1,21 @@
 """The mask that PECKER starts with, computed for a pretrained network."""
 
+from pathlib import Path
 from typing import Literal
 
 from ..mask import SaliencyMask
 from ..models import resolve
 from ..unlearning import Compute, ForgetRequest, Problem, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
+from .arguments import check_output
 from .presets import class_preset
 
 # Timestep of the one-step generator if the preset does not say it.
 T_INIT = 440
 
 
-def compute_mask(
+def mask(
+    inspect: str | None = None,
     pretrained_model_name_or_path: str | None = None,
     preset: str = "digits",
     forget_classes: tuple[int, ...] = (0,),
@@ -22,12 +25,15 @@ def compute_mask(
     saliency_batches: int = 1,
     saliency_samples: Literal["initial", "teacher"] = "initial",
     t_init: int | None = None,
+    output: str | None = None,
     seed: int = 0,
 ) -> SaliencyMask:
-    """Compute PECKER's mask for a pretrained network.
+    """Compute PECKER's mask for a pretrained network, or read one from a file.
 
     Parameters
     ----------
+    inspect : str, optional
+        Read this mask instead of computing one.
     pretrained_model_name_or_path : str, optional
         Folder of the network. Default: the preset's network.
     preset : str
@@ -46,6 +52,8 @@ def compute_mask(
         initial: samples of the one-step generator that training starts from; teacher: by DDIM.
     t_init : int, optional
         Timestep at which the generator is fed noise. Default: the preset's.
+    output : str, optional
+        File to save the mask to.
     seed : int
         Seed of the samples.
 
@@ -59,6 +67,12 @@ def compute_mask(
     ValueError, TypeError
         If an option is wrong.
     """
+    if inspect is not None:
+        if not Path(inspect).is_file():
+            raise ValueError(f"inspect is {inspect!r}, no such file")
+        return SaliencyMask.load(inspect)
+    if output is not None:
+        check_output(output)
     if density is None and threshold is None:
         density = 0.5
     options = SaliencyOptions(
@@ -76,6 +90,8 @@ def compute_mask(
     masker = Masker(setting, options, values.unlearning.get("t_init", T_INIT) if t_init is None else t_init)
     masker.start(model.network)
     masker.refresh(0, model.network)
+    if output is not None:
+        masker.mask.save(output)
     return masker.mask
 
 

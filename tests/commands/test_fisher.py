@@ -176,7 +176,7 @@ def test_wrong_inputs_end_with_one_line_and_write_nothing(place, tmp_path, capsy
     assert "esd takes none" in fails(capsys, *arguments, "--fisher", str(path))
     making = ["fisher", *words(place, "sd15-celebrity"), "--output_dir", str(output)]
     assert "trained is 'u'" in fails(capsys, *making, "--trained", "u")
-    assert "what is to be made" in fails(capsys, *making, "--fisher", str(path))
+    assert "this command makes the file" in fails(capsys, *making, "--fisher", str(path))
     assert "fisher_chunks is 9" in fails(capsys, *making, "--fisher_chunks", "9")
     assert not output.exists()
 

@@ -70,7 +70,7 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
     evaluations = [json.loads(line)["step"] for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert evaluations == [metrics["iterations"]]
     said = (folder / "report.md").read_text()
-    assert "DDIM, 3 steps" in said and "| sampler | ddim |" in said
+    assert "DDIM, 3 steps" in said and "| Sampler | ddim |" in said
     network, _ = load_network(folder / "unet")
     start, _ = load_network(ASSETS / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
@@ -114,7 +114,7 @@ def test_one_table_of_both_kinds(capsys, tmp_path):
         "--samples-per-class", "3", "--no-progress-bar", "--set", "train_batch_size=3", "forget_batch_size=2",
         "num_inference_steps=2",
     ])  # fmt: skip
-    assert "s / image" in capsys.readouterr().out
+    assert "time / image" in capsys.readouterr().out
     lines = (folder / "report.md").read_text().splitlines()
     assert any(line.startswith("| salun | no | ddim |") for line in lines)
     assert any(line.startswith("| sfd | yes | one step |") for line in lines)

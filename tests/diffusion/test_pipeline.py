@@ -1,9 +1,6 @@
 """OneStepPipeline: its images, its folder, and its use without this package."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from pecker_fast.diffusion import NoiseSchedule, OneStepGenerator, sample_one_st
 from pecker_fast.diffusion.pipeline import OneStepPipeline
 from pecker_fast.diffusion.sampling import _Noise
 from pecker_fast.models import load_network, save_one_step_pipeline
+from tests import processes
 from tests.diffusion.toy import tiny_unet
 
 T_INIT = 250
@@ -72,10 +70,7 @@ images = pipe([2, 0, 1], latents=z, output_type="np").images
 numpy.save({str(tmp_path / "images.npy")!r}, images)
 """
     # In another working directory, so that the package cannot be imported.
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    process = processes.run(["-c", code], cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     images = np.load(tmp_path / "images.npy").transpose(0, 3, 1, 2)
     assert np.abs(images - expected(unet, z, torch.tensor([2, 0, 1])).numpy()).max() < 1e-6

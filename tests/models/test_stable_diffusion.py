@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from pecker_fast.diffusion import OneStepGenerator
 from pecker_fast.models import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
+from tests import processes
 from tests.diffusion.tiny_sd import LATENTS, SIZE, WIDTH, write_stable_diffusion
 
 
@@ -61,9 +60,7 @@ def test_pipeline_without_this_package(folders, tmp_path):
         "print(len(pipe(['a dog', 'a man']).images), 'pecker_fast' in sys.modules)\n"
     )
     # In another working directory, so that the package cannot be imported.
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", code, str(tmp_path / "run")], capture_output=True, text=True, cwd=tmp_path
-    )
+    process = processes.run(["-c", code, str(tmp_path / "run")], cwd=tmp_path)
     assert process.stdout.split()[-2:] == ["2", "False"], process.stderr
 
 

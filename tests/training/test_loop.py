@@ -5,9 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +16,10 @@ from pecker_fast.training.checkpoints import STATE, CheckpointError
 from pecker_fast.training.loop import Loop, LoopOptions, NonFiniteError
 from pecker_fast.training.state import load_state
 from pecker_fast.unlearning import Phase
+from tests import processes
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 from tests.training.test_state import assert_equal_trees
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Walk(Phase):
@@ -160,13 +156,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path, seed):
     save_network(tmp_path / "network", network, NoiseSchedule.linear())
 
     def run(folder: str, moments: int, killed: bool) -> dict:
-        script = [sys.executable, str(Path(__file__).with_name("killed_runs.py"))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        environment.pop("TRITON_INTERPRET", None)
-        done = subprocess.run(
-            [*script, str(tmp_path / "network"), str(tmp_path / folder), str(moments), "pecker", *["0"] * (not killed)],
-            env=environment, capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+        script = ["-m", "tests.training.killed_runs", str(tmp_path / "network"), str(tmp_path / folder), str(moments)]
+        done = processes.run(
+            [*script, "pecker", *["0"] * (not killed)], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
