@@ -1,12 +1,11 @@
 """Runs from before an option was retired are still the runs they were."""
 
-import dataclasses
 import json
 
 import pytest
 
 from pecker_fast.runs.several import ended
-from pecker_fast.runs.unlearn import UnlearnArguments
+from pecker_fast.runs.task import task_class, unlearn_arguments
 from pecker_fast.training.retired import RETIRED_OPTIONS, without_retired
 
 
@@ -16,9 +15,8 @@ def test_records_without_retired_options_stay(record):
 
 
 def test_an_ended_run_with_a_retired_option_has_ended(tmp_path):
-    args = UnlearnArguments.defaults("digits", "pecker")
-    args = dataclasses.replace(args, request=dataclasses.replace(args.request, output_dir=str(tmp_path)))
-    config = json.loads(json.dumps(args.describe()))
+    args = unlearn_arguments("digits", "pecker", {"output_dir": str(tmp_path)})
+    config = json.loads(json.dumps(task_class("digits").describe(args)))
     config["options"] |= RETIRED_OPTIONS
     # Recorded beside the options then, and not today.
     config["stop_at_nonfinite"] = True
