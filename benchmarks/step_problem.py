@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pecker_fast.diffusion import NoiseSchedule, UNetConfig, build_unet, register_classes
 from pecker_fast.profiling import Regions
-from pecker_fast.training.presets import method_options, preset
-from pecker_fast.unlearning import ForgetRequest, Method, Setting, method_class
+from pecker_fast.runs.presets import class_preset, method_options
+from pecker_fast.unlearning import Compute, ForgetRequest, Method, Setting, method_class
+from pecker_fast.unlearning import Problem as UnlearningProblem
 
 SEED = 0
 CLASSES = 10
@@ -51,9 +52,9 @@ TINY = UNetConfig(
 )
 ARCHITECTURES = {
     "tiny": Architecture("cifar10", TINY, batch=4),
-    "digits": Architecture("digits", preset("digits").unet, batch=48),
-    "cifar10": Architecture("cifar10", preset("cifar10").unet, batch=128, time_embedding_dim=1024),
-    "stl10": Architecture("stl10", preset("stl10").unet, batch=64, time_embedding_dim=1024),
+    "digits": Architecture("digits", class_preset("digits").unet, batch=48),
+    "cifar10": Architecture("cifar10", class_preset("cifar10").unet, batch=128, time_embedding_dim=1024),
+    "stl10": Architecture("stl10", class_preset("stl10").unet, batch=64, time_embedding_dim=1024),
 }
 
 # Method of the package, and iterations between masks: 0 is once.
@@ -127,18 +128,15 @@ class Problem:
 
     def ours(self, name: str, precision: str, *, compile: bool = False, regions: Regions | None = None, **changes: Any):
         """An ``Iteration`` of the package's method; ``changes``: of its options."""
-        autocast = PRECISIONS[precision][0]
-        setting = Setting(
-            teacher=copy.deepcopy(self.teacher),
-            schedule=self.schedule,
-            request=self.request,
+        compute = Compute(
             seed=SEED,
             device=self.device,
-            mixed_precision=autocast,
+            mixed_precision=PRECISIONS[precision][0],
             channels_last=self.device.type == "cuda",
             compile=compile,
             regions=regions or Regions(),
         )
+        setting = Setting(UnlearningProblem(copy.deepcopy(self.teacher), self.schedule, self.request), compute)
         return Iteration(method_class(METHODS[name][0])(setting, self.options(name, **changes)))
 
 

@@ -44,18 +44,16 @@ class Variant:
     compile: bool = False
     cuda_graphs: bool = False
     split_batches: bool = False
-    granularity: str = "entry"
 
     @property
     def name(self) -> str:
-        words = [self.precision, self.compile and "compile", self.cuda_graphs and "graphs"]
-        words += [self.split_batches and "split", self.granularity != "entry" and f"masks of {self.granularity}s"]
-        return " ".join(filter(None, words))
+        switches = {"compile": self.compile, "graphs": self.cuda_graphs, "split": self.split_batches}
+        return " ".join([self.precision, *(word for word, on in switches.items() if on)])
 
     def options(self, method: str, density: float = 0.5) -> dict[str, Any]:
         """Those of the method that it sets."""
-        said: dict[str, Any] = {"cuda_graphs": self.cuda_graphs, "split_batches": self.split_batches}
-        return said if method == "sfd" else {**said, "granularity": self.granularity, "density": density}
+        options: dict[str, Any] = {"cuda_graphs": self.cuda_graphs, "split_batches": self.split_batches}
+        return options if method == "sfd" else {**options, "density": density}
 
 
 def blocks(iteration: Callable[[], dict[str, Tensor]], count: int) -> Callable[[], None]:
@@ -134,7 +132,6 @@ def measure(
         options = variant.options(method, density)
         return lambda: problem.ours(method, variant.precision, compile=variant.compile, regions=own, **options)
 
-    # The rival knows masks of entries only.
     other = {} if name == "sfd" else {"density": density}
     rival, rival_bytes = measured_memory(device, lambda: start(lambda: Rival(problem, name, **other), rival_kind))
     iteration, bytes_ = measured_memory(device, lambda: start(ours(name, regions), variant.precision))
@@ -244,13 +241,9 @@ def run(
         problem = Problem.make(arch, batch, where)
         for name in methods:
             rival_flops = iteration_flops(arch, name, problem.batch, where, rival=True)
-            by_granularity: dict[str, float] = {}
+            masked = {} if name == "sfd" else {"density": density}
+            flops = iteration_flops(arch, name, problem.batch, where, **masked)
             for variant in variants:
-                kind = variant.granularity if name != "sfd" else "entry"
-                if kind not in by_granularity:
-                    own = {} if name == "sfd" else {"granularity": kind, "density": density}
-                    by_granularity[kind] = iteration_flops(arch, name, problem.batch, where, **own)
-                flops = by_granularity[kind]
                 label = {"arch": arch, "numel": problem.numel, "batch": problem.batch, "method": name}
                 label |= {"device": where.type, "variant": variant.name, "precision": variant.precision}
                 label |= {"compile": variant.compile, **variant.options(name, density)}
@@ -287,7 +280,6 @@ SWITCHES = {
     "compile": ["off"],
     "cuda_graphs": ["off"],
     "split": ["off"],
-    "granularity": ["entry"],
 }
 
 
@@ -298,9 +290,9 @@ def variants_of(given: argparse.Namespace) -> Sequence[Variant]:
         standard = QUICK if given.quick else STANDARD
         return standard if given.device.startswith("cuda") else [v for v in standard if not v.cuda_graphs]
     values = [asked[name] or default for name, default in SWITCHES.items()]
-    kinds, compiled, graphs, split, granularities = values
+    kinds, compiled, graphs, split = values
     on = lambda words: [word == "on" for word in words]  # noqa: E731
-    ways = itertools.product(kinds, on(compiled), on(graphs), on(split), granularities)
+    ways = itertools.product(kinds, on(compiled), on(graphs), on(split))
     return [Variant(*way) for way in ways]
 
 
@@ -313,7 +305,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compile", help="torch.compile", **switch)
     made.add_argument("--cuda-graphs", help="CUDA graphs of the gradients", **switch)
     made.add_argument("--split", help="retained and forgotten samples one after the other", **switch)
-    made.add_argument("--granularity", nargs="+", choices=["entry", "row", "tensor"], help="of masks")
     made.add_argument("--density", type=float, default=0.5, help="of masks")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--batch", type=int, help="retained samples; the published number by default")

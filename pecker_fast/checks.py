@@ -1,8 +1,9 @@
 """Argument checks shared by the package. Each raises before anything is computed and names the argument."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -46,6 +47,21 @@ def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf
         raise ValueError(
             f"{name} is {value}, expected a number {bound}{'' if high == math.inf else f', at most {high:g}'}"
         )
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}")
+
+
+def check_literals(options: Any) -> None:
+    """Every field of a dataclass that is annotated ``Literal[...]`` has one of the values named there."""
+    hints = get_type_hints(type(options))
+    for item in fields(options):
+        if get_origin(hints[item.name]) is Literal:
+            check_choice(item.name, getattr(options, item.name), get_args(hints[item.name]))
 
 
 def check_indices(name: str, value: Tensor, size: int | None) -> None:

@@ -48,6 +48,8 @@ def test_wheel_holds_the_package_alone(wheel):
     ):
         assert f"pecker_fast/{module}" in names
     assert not [name for name in names if name.endswith(".so")]
+    # Studies run from a checkout.
+    assert not [name for name in names if name.startswith("pecker_fast/benchmarks/studies")]
 
 
 def test_without_a_compiler_it_runs_and_says_so(wheel, tmp_path):

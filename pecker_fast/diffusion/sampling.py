@@ -201,17 +201,32 @@ def sample_ddim(
 
 
 def ddim_through(
-    network: nn.Module, schedule: NoiseSchedule, z: Tensor, labels: Tensor, num_inference_steps: int = 50
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    z: Tensor,
+    labels: Tensor,
+    num_inference_steps: int = 50,
+    *,
+    guidance_scale: float = 1.0,
+    clip_sample: bool | None = None,
 ) -> Tensor:
-    """The DDIM samples that start from ``z``, not clamped at the end, with the gradient of ``z``.
+    """Draw the DDIM samples that start from ``z``, not clamped at the end, with the gradient of ``z``.
 
-    ``z``: standard normal noise, (B, C, H, W). Returns float32 (B, C, H, W). Other arguments and errors: as of
-    ``sample_ddim``. Memory grows with the number of steps where gradients are recorded.
+    Memory grows with the number of steps if gradients are recorded.
+
+    Parameters
+    ----------
+    z : Tensor
+        Standard normal noise, (B, C, H, W).
+
+    Returns
+    -------
+    Tensor
+        float32 (B, C, H, W). Other arguments and errors are those of ``sample_ddim``.
     """
-    from diffusers import DDIMScheduler
-
-    scheduler = schedule.to_scheduler(DDIMScheduler, clip_sample=True)
-    return _iterate(network, scheduler, num_inference_steps, {}, ancestral=False)(z, labels, [])
+    scheduler = ddim_scheduler(network, schedule, clip_sample)
+    guidance = {"guidance_scale": guidance_scale}
+    return _iterate(network, scheduler, num_inference_steps, guidance, ancestral=False)(z, labels, [])
 
 
 def sample_ddpm(

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..checks import check_batch, check_indices, check_int, check_like, check_timesteps
 
+# T of the schedules that networks are trained with here and in the public code.
+NUM_TRAIN_TIMESTEPS = 1000
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
@@ -53,7 +56,7 @@ class NoiseSchedule:
 
     @classmethod
     def linear(
-        cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
+        cls, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS, beta_start: float = 1e-4, beta_end: float = 2e-2
     ) -> "NoiseSchedule":
         """beta_t linear from ``beta_start`` to ``beta_end`` (DDPM's schedule), alphas_cumprod_t = prod (1 - beta)."""
         check_int("num_train_timesteps", num_train_timesteps, 1)

@@ -6,63 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int
-from ..diffusion import NoiseSchedule, OneStepGenerator, ddim_through, sample_ddim, sample_one_step
+from ..diffusion import NoiseSchedule, Sampler
 from ..metrics import FeatureStatistics, Judge, frechet_distance
 from ..unlearning import ForgetRequest
 from ..unlearning.streams import derived_seed
-
-
-@dataclass(frozen=True, eq=False)
-class Sampler:
-    """How a network is sampled: in one step, or by DDIM.
-
-    Parameters
-    ----------
-    schedule: of the networks, on their device.
-    t_init: timestep at which a one-step generator is fed noise; None: by DDIM.
-    num_inference_steps: of DDIM.
-    batch_size: samples in a call of the network.
-    """
-
-    schedule: NoiseSchedule
-    t_init: int | None
-    num_inference_steps: int = 50
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        steps = self.schedule.num_train_timesteps
-        if self.t_init is not None:
-            check_int("t_init", self.t_init, 0, steps)
-        check_int("num_inference_steps", self.num_inference_steps, 1, steps + 1)
-        check_int("batch_size", self.batch_size, 1)
-
-    @property
-    def name(self) -> str:
-        return f"DDIM, {self.num_inference_steps} steps" if self.t_init is None else f"one step at {self.t_init}"
-
-    @property
-    def by_ddim(self) -> "Sampler":
-        """DDIM on the same schedule."""
-        return Sampler(self.schedule, None, self.num_inference_steps, self.batch_size)
-
-    def at(self, t_init: int) -> "Sampler":
-        """One step at another timestep."""
-        return Sampler(self.schedule, t_init, self.num_inference_steps, self.batch_size)
-
-    def draw(self, network: nn.Module, labels: Tensor, seed: int, guidance_scale: float = 1.0) -> Tensor:
-        """Images float32 (N, C, H, W) in [-1, 1] on the CPU. The noise of sample i depends on seed and i alone."""
-        options = {"batch_size": self.batch_size, "seed": seed, "guidance_scale": guidance_scale}
-        if self.t_init is not None:
-            images = sample_one_step(network, OneStepGenerator(self.schedule, self.t_init), labels, **options)
-        else:
-            images = sample_ddim(network, self.schedule, labels, self.num_inference_steps, **options)
-        return images.cpu()
-
-    def through(self, network: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
-        """Images float32, the shape of ``z``, not clamped, with the gradients of ``z`` and of the weights."""
-        if self.t_init is not None:
-            return OneStepGenerator(self.schedule, self.t_init).through(network, z, labels)
-        return ddim_through(network, self.schedule, z, labels, self.num_inference_steps)
 
 
 def confusion_matrix(judge: Judge, images: Tensor, labels: Tensor) -> Tensor:
@@ -95,23 +42,37 @@ class Examiner:
 
     Parameters
     ----------
-    judge: on the networks' device.
-    request: what was to be forgotten.
-    sampler: of the network under examination.
-    seed: of everything random.
-    forget_samples, retain_samples: images of each forgotten and of each retained class.
-    forgotten_real: the judge's features of real images of the forgotten classes, where there are any.
+    judge : Judge
+        On the networks' device.
+    request : ForgetRequest
+        What was to be forgotten.
+    schedule : NoiseSchedule
+        The networks' schedule, on their device.
+    sampler : Sampler
+        How the network under examination is meant to be sampled: in one step or by DDIM.
+    num_inference_steps : int
+        Steps of DDIM if a one-step generator is sampled by it too.
+    seed : int
+        Seed of everything random.
+    forget_samples, retain_samples : int
+        Images of each forgotten and of each retained class.
+    forgotten_real : FeatureStatistics, optional
+        The judge's features of real images of the forgotten classes.
     """
 
     judge: Judge
     request: ForgetRequest
+    schedule: NoiseSchedule
     sampler: Sampler
+    num_inference_steps: int = 50
     seed: int = 0
     forget_samples: int = 100
     retain_samples: int = 20
     forgotten_real: FeatureStatistics | None = None
 
     def __post_init__(self) -> None:
+        self.sampler.check(self.schedule.num_train_timesteps)
+        self.by_ddim.check(self.schedule.num_train_timesteps)
         check_int("seed", self.seed, 0)
         check_int("forget_samples", self.forget_samples, 1)
         check_int("retain_samples", self.retain_samples, 1)
@@ -132,13 +93,24 @@ class Examiner:
         ]
         return torch.cat(parts)
 
-    def confusion(self, network: nn.Module, sampler: Sampler | None = None, guidance_scale: float = 1.0) -> Tensor:
-        """``confusion_matrix`` of a network in eval mode, drawn by its own sampler or another one."""
-        return confusion_matrix(self.judge, self._images(network, sampler, guidance_scale), self.labels)
+    @property
+    def by_ddim(self) -> Sampler:
+        """DDIM for the same network."""
+        if self.sampler.kind == "ddim":
+            return self.sampler
+        steps, batch_size = self.num_inference_steps, self.sampler.batch_size
+        return Sampler("ddim", num_inference_steps=steps, batch_size=batch_size)
 
-    def _images(self, network: nn.Module, sampler: Sampler | None, guidance_scale: float = 1.0) -> Tensor:
-        seed = derived_seed(self.seed, "examiner")
-        return (sampler or self.sampler).draw(network, self.labels, seed, guidance_scale)
+    def draw(self, network: nn.Module, labels: Tensor, seed: int, sampler: Sampler | None = None) -> Tensor:
+        """Images float32 (N, C, H, W) in [-1, 1] on the CPU. The noise of sample i depends on ``seed`` and i alone."""
+        return (sampler or self.sampler).draw(network, self.schedule, labels, seed).cpu()
+
+    def confusion(self, network: nn.Module, sampler: Sampler | None = None) -> Tensor:
+        """``confusion_matrix`` of a network in eval mode, drawn by its own sampler or by another one."""
+        return confusion_matrix(self.judge, self._images(network, sampler), self.labels)
+
+    def _images(self, network: nn.Module, sampler: Sampler | None) -> Tensor:
+        return self.draw(network, self.labels, derived_seed(self.seed, "examiner"), sampler)
 
     def measure(self, network: nn.Module, sampler: Sampler | None = None) -> dict[str, float | None]:
         """``accuracies``, and "forget_frechet": Fréchet distance of the images asked for forgotten classes from real

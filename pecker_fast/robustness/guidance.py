@@ -1,5 +1,6 @@
 """Guidance: a network with a label for "no condition" has another way to a class, through eps_u + w (eps_c - eps_u)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ def guidance(network: nn.Module, examiner: Examiner, scales: tuple[float, ...]) 
         return []
     rows = []
     for scale in scales:
-        found = examiner.accuracies(examiner.confusion(network, guidance_scale=scale))
+        guided = replace(examiner.sampler, guidance_scale=scale)
+        found = examiner.accuracies(examiner.confusion(network, guided))
         # At scale 0 nothing of the label is left.
         kept = None if scale == 0 else found["retain_accuracy"]
         rows.append({"scale": scale, "still": 100 - found["ua"], "retain_accuracy": kept})
     count = examiner.forget_samples * len(examiner.request.forget_classes)
     labels = torch.full((count,), null)
-    images = examiner.sampler.draw(network, labels, derived_seed(examiner.seed, "examiner"))
+    images = examiner.draw(network, labels, derived_seed(examiner.seed, "examiner"))
     drawn = confusion_matrix(examiner.judge, images, torch.zeros(count, dtype=torch.int64)).sum(0)
     still = 100 * int(drawn[list(examiner.request.forget_classes)].sum()) / count
     return [*rows, {"scale": None, "still": still, "retain_accuracy": None}]

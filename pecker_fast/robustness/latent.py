@@ -67,7 +67,7 @@ def on_sphere(z: Tensor) -> Tensor:
 
 def log_probability(network: nn.Module, examiner: Examiner, z: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     """The judge's log-probability of ``targets``, (N,), with the gradient of z."""
-    images = examiner.sampler.through(network, z, labels)
+    images = examiner.sampler.through(network, examiner.schedule, z, labels)
     # What is judged is clamped; the gradient passes as if it were not, or saturated pixels could never change.
     images = images + (images.clamp(-1, 1) - images).detach()
     return examiner.judge.model(images).log_softmax(1).gather(1, targets[:, None])[:, 0]
@@ -164,7 +164,8 @@ def _judged(
     network: nn.Module, examiner: Examiner, nearest: NearestImage, z: Tensor, targets: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
     parts = zip(*(x.split(examiner.sampler.batch_size) for x in (z, labels)), strict=True)
-    images = torch.cat([examiner.sampler.through(network, *part).clamp(-1, 1).cpu() for part in parts])
+    through = examiner.sampler.through
+    images = torch.cat([through(network, examiner.schedule, *part).clamp(-1, 1).cpu() for part in parts])
     probabilities, _ = examiner.judge(images)
     targets = targets.cpu()
     found = probabilities.argmax(1) == targets

@@ -4,11 +4,13 @@ A one-step generator is trained at one timestep; its weights at the others may s
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from .examiner import Examiner, Sampler
+from ..diffusion import Sampler
+from .examiner import Examiner
 
 # Timesteps of one step, in parts of the generator's own.
 FRACTIONS = (0.5, 1.5, 2.0)
@@ -16,21 +18,21 @@ FRACTIONS = (0.5, 1.5, 2.0)
 DDIM_STEPS = (5, 10, 50)
 
 
-def samplers(sampler: Sampler) -> list[Sampler]:
-    """The sampler itself, and others for the same network."""
-    if sampler.t_init is None:
-        counts = [n for n in DDIM_STEPS if n != sampler.num_inference_steps]
-        return [sampler, *(Sampler(sampler.schedule, None, n, sampler.batch_size) for n in counts)]
-    last = sampler.schedule.num_train_timesteps - 1
-    timesteps = sorted({min(last, round(sampler.t_init * part)) for part in FRACTIONS} - {sampler.t_init})
-    return [sampler, sampler.by_ddim, *(sampler.at(t) for t in timesteps)]
+def samplers(examiner: Examiner) -> list[Sampler]:
+    """The sampler of the network under examination, and others for the same network."""
+    own = examiner.sampler
+    if own.kind == "ddim":
+        return [own, *(replace(own, num_inference_steps=n) for n in DDIM_STEPS if n != own.num_inference_steps)]
+    last = examiner.schedule.num_train_timesteps - 1
+    timesteps = sorted({min(last, round(own.t_init * part)) for part in FRACTIONS} - {own.t_init})
+    return [own, examiner.by_ddim, *(own.at(t) for t in timesteps)]
 
 
 def paths(network: nn.Module, examiner: Examiner, tick: Callable[[], Any] = lambda: None) -> list[dict[str, Any]]:
     """A row for each sampler: "sampler", "still" (of the images asked for a forgotten class, the percentage that the
     judge puts in one) and "retain_accuracy", without which a low "still" says little."""
     rows = []
-    for used in samplers(examiner.sampler):
+    for used in samplers(examiner):
         found = examiner.accuracies(examiner.confusion(network, used))
         rows.append({"sampler": used.name, "still": 100 - found["ua"], "retain_accuracy": found["retain_accuracy"]})
         tick()

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_number
-from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, regression_loss
+from ..diffusion import OneStepGenerator, Sampler, noise_prediction_loss, predict_eps, regression_loss
 from ..diffusion.networks import unwrap
 from ..unlearning.streams import Streams
-from .examiner import Examiner, Sampler
+from .examiner import Examiner
 
 ATTACKS = ("regression", "matching", "denoising", "inversion")
 # Those that need a network to draw in one step.
@@ -76,25 +76,27 @@ def attacks_on(sampler: Sampler, data: str, chosen: Sequence[str] | None = None)
     ``chosen``: those among which to choose; ValueError where one of them needs a network that draws in one step.
     """
     for name in chosen or ():
-        if name in ONE_STEP and sampler.t_init is None:
+        if name in ONE_STEP and sampler.kind != "one_step":
             raise ValueError(f"attacks has {name!r}, which needs a network that draws in one step")
-    left_out = () if sampler.t_init is not None else ONE_STEP
+    left_out = () if sampler.kind == "one_step" else ONE_STEP
     if data == "retained":
         # The embedding of a forgotten class takes no part in them.
         left_out = (*left_out, "inversion")
     return tuple(name for name in (chosen or ATTACKS) if name not in left_out)
 
 
-def own_and_ddim(sampler: Sampler) -> list[Sampler]:
-    """The sampler, and DDIM for a generator that draws in one step."""
-    return [sampler] if sampler.t_init is None else [sampler, sampler.by_ddim]
+def own_and_ddim(examiner: Examiner) -> list[Sampler]:
+    """The sampler of the network under examination, and DDIM for a generator that draws in one step."""
+    own = examiner.sampler
+    return [own, examiner.by_ddim] if own.kind == "one_step" else [own]
 
 
-def _regression(adversary: nn.Module, sampler: Sampler, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+def _regression(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
     # The place of the latents has no step in it: they are the same in every one.
     fixed = Streams(streams.device, *streams.place[:-1])
     z = fixed.normal("regression z", len(images), images.shape[1:])
-    return regression_loss(OneStepGenerator(sampler.schedule, sampler.t_init)(adversary, z, labels), images)
+    one_step = OneStepGenerator(examiner.schedule, examiner.sampler.t_init)
+    return regression_loss(one_step(adversary, z, labels), images)
 
 
 def matching_loss(
@@ -112,23 +114,24 @@ def matching_loss(
     return regression_loss(one_step(adversary, chosen, labels), images)
 
 
-def _denoising(adversary: nn.Module, sampler: Sampler, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-    t = streams.timesteps("denoising t", len(images), 0, sampler.schedule.num_train_timesteps - 1)
+def _denoising(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+    schedule = examiner.schedule
+    t = streams.timesteps("denoising t", len(images), 0, schedule.num_train_timesteps - 1)
     eps = streams.normal("denoising eps", len(images), images.shape[1:])
-    x_t = sampler.schedule.add_noise(images, eps, t)
+    x_t = schedule.add_noise(images, eps, t)
     return noise_prediction_loss(eps, predict_eps(adversary, x_t, t, labels))
 
 
-def _loss_of(attack: str, sampler: Sampler, options: RelearnOptions) -> Callable[..., Tensor]:
+def _loss_of(attack: str, examiner: Examiner, options: RelearnOptions) -> Callable[..., Tensor]:
     if attack == "matching":
-        one_step = OneStepGenerator(sampler.schedule, sampler.t_init)
+        one_step = OneStepGenerator(examiner.schedule, examiner.sampler.t_init)
 
-        def loss(adversary: nn.Module, sampler: Sampler, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+        def loss(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
             z = streams.normal("matching z", len(images) * options.pool, images.shape[1:])
             return matching_loss(adversary, one_step, images, labels, z.unflatten(0, (len(images), options.pool)))
 
         return loss
-    by_regression = attack == "regression" or (attack == "inversion" and sampler.t_init is not None)
+    by_regression = attack == "regression" or (attack == "inversion" and examiner.sampler.kind == "one_step")
     return _regression if by_regression else _denoising
 
 
@@ -157,17 +160,16 @@ def relearn(
     since the row before; None at step 0), and what ``Examiner.measure`` gives.
     """
     options.check()
-    sampler = examiner.sampler
     if attack not in ATTACKS:
         raise ValueError(f"attacks has {attack!r}, expected some of {', '.join(ATTACKS)}")
-    attacks_on(sampler, "forgotten", (attack,))
+    attacks_on(examiner.sampler, "forgotten", (attack,))
     adversary = copy.deepcopy(unwrap(network)).eval().requires_grad_(False)
     trained = adversary.class_embedding if attack == "inversion" else adversary
     trained.requires_grad_(True)
     rate = options.embedding_learning_rate if attack == "inversion" else options.learning_rate
     optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
-    loss_of = _loss_of(attack, sampler, options)
-    samplers = own_and_ddim(sampler) if attack == "denoising" else [sampler]
+    loss_of = _loss_of(attack, examiner, options)
+    samplers = own_and_ddim(examiner) if attack == "denoising" else [examiner.sampler]
     rows, losses = [], []
 
     def measure(step: int) -> None:
@@ -180,7 +182,7 @@ def relearn(
     measure(0)
     for step in range(1, options.steps[-1] + 1):
         streams = Streams(images.device, examiner.seed, "relearn", step)
-        loss = loss_of(adversary, sampler, images, labels, streams)
+        loss = loss_of(adversary, examiner, images, labels, streams)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

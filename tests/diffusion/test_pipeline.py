@@ -26,9 +26,12 @@ def expected(unet, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def test_it_draws_what_the_generator_draws(tmp_path):
     unet = tiny_unet()
-    save_one_step_pipeline(tmp_path / "p", unet, NoiseSchedule.linear(), T_INIT, ["a", "b", "c"])
+    names = {"0": "a", "1": "b", "2": "c"}
+    save_one_step_pipeline(tmp_path / "p", unet, NoiseSchedule.linear(), T_INIT)
+    scheduler = OneStepPipeline.from_pretrained(tmp_path / "p").scheduler
+    OneStepPipeline(unet, scheduler, T_INIT, names).save_pretrained(tmp_path / "p")
     pipe = OneStepPipeline.from_pretrained(tmp_path / "p")
-    assert pipe.config.t_init == T_INIT and pipe.config.id2label == {"0": "a", "1": "b", "2": "c"}
+    assert pipe.config.t_init == T_INIT and pipe.config.id2label == names
     # On the hub, diffusers takes every list for a module.
     index = json.loads((tmp_path / "p" / "model_index.json").read_text())
     assert {name for name, value in index.items() if isinstance(value, list)} == {"unet", "scheduler"}

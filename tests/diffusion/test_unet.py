@@ -164,7 +164,7 @@ def test_load_refuses(tmp_path):
     save_file(tensors, weights, metadata={"format": "pt"})
     load_with()
     weights.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="no weights that can be read"):
+    with pytest.raises(ValueError, match="no safetensors weights that can be read"):
         load_with()
     (tmp_path / "elsewhere").rename(weights)
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()

@@ -7,7 +7,7 @@ import torchvision
 from pecker_fast.cli import main
 from pecker_fast.data import LabelledImages
 from pecker_fast.metrics import Judge, ResNetClassifier, train_resnet
-from tests.test_cli_training import fails, image_folder
+from tests.commands.case import fails, image_folder
 
 SMALL = {"layers": (1, 1, 1, 1), "resize": 32, "progress": False, "batch_size": 8}
 

@@ -42,7 +42,7 @@ def test_the_command_line(tmp_path, monkeypatch):
     said = "pecker-fast compare --judge 'my judge.st' --output-dir=runs/c --set density=0.5 'judge=my judge.st'"
     assert command_line("compare") == said
     # From Python, or another command.
-    assert command_line("ablate", "--study", "mask") == "pecker-fast ablate --study mask"
+    assert command_line("sequence", "--seed", "1") == "pecker-fast sequence --seed 1"
 
 
 def test_the_kept_results_have_no_absolute_paths():

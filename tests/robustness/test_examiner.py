@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.diffusion import Sampler
 from pecker_fast.metrics import FeatureStatistics
-from pecker_fast.robustness import Sampler, confusion_matrix, paths, retained_accuracy, samplers, unlearning_accuracy
+from pecker_fast.robustness import confusion_matrix, paths, retained_accuracy, samplers, unlearning_accuracy
 from tests.robustness.toy import MeanJudge, affine, examiner, generated
 
 
@@ -48,9 +48,10 @@ def test_it_judges_what_the_network_draws():
 
 def test_other_samplers():
     found = examiner()
-    names = [sampler.name for sampler in samplers(found.sampler)]
+    names = [sampler.name for sampler in samplers(found)]
     assert names == ["one step at 25", "DDIM, 5 steps", "one step at 12", "one step at 38", "one step at 49"]
-    assert [s.name for s in samplers(found.sampler.by_ddim)] == ["DDIM, 5 steps", "DDIM, 10 steps", "DDIM, 50 steps"]
+    assert [s.name for s in samplers(examiner(None))] == ["DDIM, 5 steps", "DDIM, 10 steps", "DDIM, 50 steps"]
+    assert found.by_ddim == examiner(None).sampler == examiner(None).by_ddim
     # An embedding that is right for one step at 25 is not for other ways to sample; the rows say so.
     rows = paths(affine(0.2, (2.0, 0.0, -2.0)), found)
     assert [row["sampler"] for row in rows] == names
@@ -60,28 +61,27 @@ def test_other_samplers():
 
 
 def test_wrong_inputs():
-    schedule = NoiseSchedule.linear(50)
-    with pytest.raises(ValueError, match="t_init is 50"):
-        Sampler(schedule, 50)
-    with pytest.raises(ValueError, match="num_inference_steps is 0"):
-        Sampler(schedule, None, 0)
-    with pytest.raises(ValueError, match="batch_size"):
-        Sampler(schedule, 1, batch_size=0)
+    with pytest.raises(ValueError, match="t_init is 50, expected from 0 to 49"):
+        examiner(50)
+    for steps in (0, 51):
+        with pytest.raises(ValueError, match=f"num_inference_steps is {steps}"):
+            examiner(num_inference_steps=steps)
+    with pytest.raises(ValueError, match="num_inference_steps is 51"):
+        replace(examiner(), sampler=Sampler("ddim", num_inference_steps=51))
     for name in ("forget_samples", "retain_samples"):
         with pytest.raises(ValueError, match=name):
             examiner(**{name: 0})
     with pytest.raises(ValueError, match="knows 3 classes, the network 4"):
-        from pecker_fast.robustness import Examiner
         from pecker_fast.unlearning import ForgetRequest
 
-        Examiner(MeanJudge(), ForgetRequest(4, (0,), 1), Sampler(schedule, 3))
+        replace(examiner(), request=ForgetRequest(4, (0,), 1))
 
 
 def test_measure_has_the_distance_from_the_real_class():
     network = affine(0.2, (2.0, 0.0, -2.0))
     assert examiner().measure(network)["forget_frechet"] is None
     found = examiner(forget_samples=300)
-    images = found.sampler.draw(network, torch.zeros(400, dtype=torch.int64), 11)
+    images = found.draw(network, torch.zeros(400, dtype=torch.int64), 11)
     real = FeatureStatistics.of(MeanJudge()(images)[1])
     with_real = replace(found, forgotten_real=real)
     measured = with_real.measure(network)

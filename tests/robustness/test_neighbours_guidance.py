@@ -1,13 +1,15 @@
 """Collateral damage from given confusions; guidance with and without a null label."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pecker_fast.data import LabelledImages
-from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.diffusion import NoiseSchedule, Sampler
 from pecker_fast.metrics import Judge, SmallClassifier
-from pecker_fast.robustness import Examiner, Sampler, class_distances, guidance, neighbours
+from pecker_fast.robustness import Examiner, class_distances, guidance, neighbours
 from pecker_fast.unlearning import ForgetRequest
 from tests.diffusion.toy import tiny_unet
 
@@ -49,15 +51,15 @@ def test_class_distances():
 
 
 def test_guidance():
-    sampler = Sampler(NoiseSchedule.linear(50), 25, 3, batch_size=16)
-    examiner = Examiner(judge(3), ForgetRequest(3, (1,), 0), sampler, 1, 9, 4)
+    schedule, sampler = NoiseSchedule.linear(50), Sampler("one_step", t_init=25, batch_size=16)
+    examiner = Examiner(judge(3), ForgetRequest(3, (1,), 0), schedule, sampler, 3, 1, 9, 4)
     assert guidance(tiny_unet(), examiner, (0.0, 1.0)) == []
     network = tiny_unet(null_label=True)
     with torch.no_grad():
         # The null label's row must matter.
         network.class_embedding.weight.mul_(30)
-    for used in (sampler, sampler.by_ddim):
-        examiner = Examiner(examiner.judge, examiner.request, used, 1, 9, 4)
+    for used in (sampler, examiner.by_ddim):
+        examiner = replace(examiner, sampler=used)
         rows = guidance(network, examiner, (0.0, 1.0, 3.0))
         assert [row["scale"] for row in rows] == [0.0, 1.0, 3.0, None]
         assert [row["retain_accuracy"] is None for row in rows] == [True, False, False, True]
@@ -66,6 +68,9 @@ def test_guidance():
         assert rows[1]["retain_accuracy"] == usual["retain_accuracy"]
         # Nothing of the label is left at scale 0.
         assert rows[0]["still"] == rows[3]["still"]
-        images = [used.draw(network, torch.full((4,), c), 5, scale) for c, scale in ((1, 0.0), (3, 1.0), (1, 1.0))]
+        images = [
+            examiner.draw(network, torch.full((4,), c), 5, replace(used, guidance_scale=scale))
+            for c, scale in ((1, 0.0), (3, 1.0), (1, 1.0))
+        ]
         torch.testing.assert_close(images[0], images[1], rtol=1e-4, atol=1e-4)
         assert (images[0] - images[2]).abs().max() > 1e-3

@@ -68,6 +68,7 @@ class Spy:
     def __init__(self, t_init=T_INIT) -> None:
         self.real, self.seen = examiner(t_init), []
         self.sampler, self.seed = self.real.sampler, self.real.seed
+        self.schedule, self.by_ddim = self.real.schedule, self.real.by_ddim
 
     def measure(self, network, sampler):
         self.seen.append((sampler.name, copy.deepcopy(network.state_dict())))

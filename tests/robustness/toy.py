@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.robustness import Examiner, Sampler
+from pecker_fast.diffusion import NoiseSchedule, Sampler
+from pecker_fast.robustness import Examiner
 from pecker_fast.unlearning import ForgetRequest
 from tests.diffusion.toy import AffineNetwork
 
@@ -58,9 +58,9 @@ class MeanJudge:
 
 def examiner(t_init: int | None = T_INIT, **changes) -> Examiner:
     """Class 0 of three was to be forgotten, with 1 as cover; T = 50."""
-    sampler = Sampler(NoiseSchedule.linear(50), t_init, 5, batch_size=7)
-    given = {"seed": 3, "forget_samples": 12, "retain_samples": 6, **changes}
-    return Examiner(MeanJudge(), ForgetRequest(3, (0,), 1), sampler, **given)
+    sampler = Sampler.one_step_or_ddim(t_init, 5, batch_size=7)
+    options = {"num_inference_steps": 5, "seed": 3, "forget_samples": 12, "retain_samples": 6, **changes}
+    return Examiner(MeanJudge(), ForgetRequest(3, (0,), 1), NoiseSchedule.linear(50), sampler, **options)
 
 
 def generated(network: Affine, z: Tensor, labels: Tensor) -> np.ndarray:

@@ -5,7 +5,6 @@ a JSON line: how often it was killed, and how often before a checkpoint was ther
 has computed nothing, so that it may fork; each child is a run as a user would start it.
 """
 
-import dataclasses
 import json
 import os
 import random
@@ -14,28 +13,32 @@ import sys
 import time
 from pathlib import Path
 
-import diffusers  # noqa: F401  (imported once, before the children)
+# Both are imported once, before the children.
+import diffusers  # noqa: F401
 import torch
 
-from pecker_fast.runs.unlearn import RequestArguments, UnlearnArguments, unlearn
-from pecker_fast.training.loop import LoopOptions
+import pecker_fast.runs.classes.task  # noqa: F401
+from pecker_fast.runs.arguments import UnlearnArguments
+from pecker_fast.runs.task import unlearn_arguments
+from pecker_fast.runs.unlearn import unlearn
 
 
 def arguments(network: str, folder: str, method: str, resume: str | None) -> UnlearnArguments:
-    base = UnlearnArguments.defaults("digits", method)
     small = {"max_train_steps": 12, "train_batch_size": 3, "forget_batch_size": 2}
     if method != "sfd":
         small |= {"mask_refresh_steps": 3, "saliency_batch_size": 4}
-    request = RequestArguments(
-        pretrained_model_name_or_path=network,
-        output_dir=folder,
-        overwrite_output_dir=resume is None,
-        evaluate=False,
-        progress_bar=False,
-    )
-    loop = LoopOptions(logging_steps=3, checkpointing_steps=2, checkpoints_total_limit=3, resume_from_checkpoint=resume)
-    options = dataclasses.replace(base.options, **small)
-    return dataclasses.replace(base, request=request, loop=loop, options=options)
+    options = {
+        "pretrained_model_name_or_path": network,
+        "output_dir": folder,
+        "overwrite_output_dir": resume is None,
+        "evaluate": False,
+        "progress_bar": False,
+        "logging_steps": 3,
+        "checkpointing_steps": 2,
+        "checkpoints_total_limit": 3,
+        "resume_from_checkpoint": resume,
+    }
+    return unlearn_arguments("digits", method, {**options, **small})
 
 
 def child(network: str, folder: str, method: str, resume: str | None) -> int:

@@ -21,7 +21,7 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.models import load_network
 from pecker_fast.parallel import world
 from pecker_fast.training.loop import Loop, LoopOptions
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 from tests.unlearning.test_methods import training_images
 
 SMALL = {"train_batch_size": 12, "forget_batch_size": 6, "t_init": 250, "ema_decay": 0.5}
@@ -46,7 +46,8 @@ def main(folder: str, name: str, iterations: str, *given: str) -> None:
         assert isinstance(schedule, NoiseSchedule)
         request = ForgetRequest.of(network, [0], "random")
         images = training_images(each=8)
-        setting = Setting(teacher=network, schedule=schedule, request=request, world=processes, training_images=images)
+        problem = Problem(network, schedule, request, training_images=images)
+        setting = Setting(problem, Compute(world=processes))
         method = kind(setting, kind.Options(**{**options, **kind.defaults}))
         phase = method.phases[-1]
         step = phase.step

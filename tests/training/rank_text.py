@@ -20,27 +20,27 @@ from pecker_fast.sharding import whole
 
 def keep(path: Path) -> None:
     """From here on a run leaves what this process holds at its end in ``path``."""
-    run = keep.run
+    train = keep.train
 
-    def watched(self: Running, *given):
-        found = run(self, *given)
-        phase = self.method.phases[-1]
+    def watched(self: Running, *args, **options):
+        progress = train(self, *args, **options)
+        phase = self.phases[-1]
         with phase.averaged() as averaged:
             tensors = {
                 f"kept.{key}": value.clone(memory_format=torch.contiguous_format)
                 for key, value in averaged.state_dict().items()
             }
-        if hasattr(self.method, "score"):
-            tensors |= {f"score.{key}": whole(value).clone() for key, value in self.method.score.state_dict().items()}
+        if hasattr(phase, "score"):
+            tensors |= {f"score.{key}": whole(value).clone() for key, value in phase.score.state_dict().items()}
         if phase.last_mask() is not None:
             tensors["mask"] = phase.last_mask().words
         save_file(tensors, path)
-        return found
+        return progress
 
-    Running.run = watched
+    Running.train = watched
 
 
-keep.run = Running.run
+keep.train = Running.train
 
 
 def both(folder: str, port: str, *words: str) -> None:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.models import save_network
 from pecker_fast.parallel import ProcessLostError, World
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import ForgetRequest, method_class
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 from tests.training import rank
+from tests.unlearning.settings import setting_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,7 +199,7 @@ def test_the_command_line_under_torchrun(tmp_path):
 
 def test_batches_that_cannot_be_shared_out_are_refused():
     request, teacher = ForgetRequest.of(tiny_unet(), [0], 1), tiny_unet()
-    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
+    setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
     kind = method_class("pecker")
     for name in ("train_batch_size", "forget_batch_size", "saliency_batch_size"):
         sizes = {"train_batch_size": 6, "forget_batch_size": 3, "saliency_batch_size": 9, name: 4}

@@ -15,7 +15,7 @@ from pecker_fast.hashing import weights_hash
 from pecker_fast.models import StableDiffusion
 from pecker_fast.runs.fisher_file import FisherFacts, save_fisher
 from pecker_fast.training.state import load_state
-from pecker_fast.unlearning import method_class
+from pecker_fast.unlearning import Placement, method_class
 from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion
 from tests.inputs import same_bits
 from tests.training.test_distributed import finish, iou, losses, start
@@ -176,15 +176,15 @@ def test_what_cannot_be_shared_out(tmp_path, capsys):
             main(words)
         assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
     kind, options = method_class("pecker"), method_class("pecker").Options()
-    kind.check_sharding(options, 2, False, 0)
-    for given, said in (
-        ((options, 2, True, 0), "torch_compile: expected one of them"),
-        ((options, 2, False, 4), "score_lora_rank"),
-        ((replace(options, cuda_graphs=True), 2, False, 0), "cuda_graphs"),
-        ((replace(options, granularity="row"), 2, False, 0), "granularity is 'row'"),
+    Placement(fsdp=True).check_method(kind, options, processes=2, compile=False)
+    for placement, changes, compile, message in (
+        ({}, {}, True, "torch_compile: expected one of them"),
+        ({"score_lora_rank": 4}, {}, False, "score_lora_rank"),
+        ({}, {"cuda_graphs": True}, False, "cuda_graphs"),
     ):
-        with pytest.raises(ValueError, match=said):
-            kind.check_sharding(*given)
+        with pytest.raises(ValueError, match=message):
+            changed = replace(options, **changes)
+            Placement(fsdp=True, **placement).check_method(kind, changed, processes=2, compile=compile)
 
 
 def test_selective_amnesia_too(tmp_path):

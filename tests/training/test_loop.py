@@ -64,11 +64,12 @@ class Walk(Phase):
         yield self.name
 
 
-def make(folder, *phases, resume=None, evaluate=None, **options) -> Loop:
+def make(folder, *phases, resume=None, evaluate=None, stop_at_nonfinite=True, **options) -> Loop:
     folder.mkdir(exist_ok=True)
     options = {"logging_steps": 2, "checkpointing_steps": 3, "validation_steps": 4, **options}
     options = LoopOptions(resume_from_checkpoint=resume, **options)
-    return Loop(phases, folder, options, {"run": 1}, evaluate=evaluate, show_progress=False)
+    how = {"evaluate": evaluate, "stop_at_nonfinite": stop_at_nonfinite, "show_progress": False}
+    return Loop(phases, folder, options, {"run": 1}, **how)
 
 
 def test_phases_in_order_logs_and_evaluations(tmp_path):

@@ -18,8 +18,9 @@ from pecker_fast.parallel import World
 from pecker_fast.profiling import AllocationCounter
 from pecker_fast.sharding import local
 from pecker_fast.training.memory import MEASURED, MemoryEstimate, describe_memory, estimate_memory
-from pecker_fast.unlearning import PromptRequest, Setting, method_class
+from pecker_fast.unlearning import Placement, PromptRequest, method_class
 from tests.diffusion.tiny_sd import tiny_schedule, tiny_unet
+from tests.unlearning.settings import setting_of
 
 # Large enough that numbers of fixed size do not count.
 CONFIG = {
@@ -91,8 +92,23 @@ def options_of(name: str, options: dict):
 
 
 def estimated(name: str, options: dict, memory: dict, processes: int = 1) -> MemoryEstimate:
-    config, options, memory = dict(tiny_unet(**CONFIG).config), options_of(name, options), {**MEMORY, **memory}
-    return estimate_memory(config, 16, tiny_schedule(), REQUEST, name, options, memory, "no", False, "tiny", processes)
+    return estimate_of(name, options_of(name, options), memory, processes)
+
+
+def estimate_of(name: str, options, memory: dict, processes: int = 1) -> MemoryEstimate:
+    return estimate_memory(
+        method_class(name),
+        options,
+        unet=dict(tiny_unet(**CONFIG).config),
+        latent_size=16,
+        schedule=tiny_schedule(),
+        request=REQUEST,
+        placement=Placement(**{**MEMORY, **memory}),
+        mixed_precision="no",
+        low_embeddings=False,
+        model="tiny",
+        processes=processes,
+    )
 
 
 def measured(name: str, options: dict, memory: dict, world: World | None = None) -> dict[str, int]:
@@ -104,7 +120,7 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
         teacher = TextConditioned(tiny_unet(**CONFIG), table, tiny_schedule())
         given = {**MEMORY, **memory, "world": world or World()}
         method = method_class(name)(
-            Setting(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **given), options_of(name, options)
+            setting_of(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **given), options_of(name, options)
         )
         kept.append(method)
         phase = method.phases[-1]
@@ -115,12 +131,13 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
     peak, method = measured_peak(work), kept[0]
     optimizers = (method.phases[-1].score_optimizer, method.phases[-1].generator_optimizer)
     states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-    params = [p for network in (method.setting.teacher, method.score, method.generator) for p in network.parameters()]
+    teacher = method.setting.problem.teacher
+    params = [p for network in (teacher, method.score, method.generator) for p in network.parameters()]
     return {
         "peak": peak,
         "optimizers": sum(local(state).nbytes for state in states),
-        "weights": method.setting.teacher.table.embeddings.nbytes + sum(local(p).nbytes for p in params),
-        "parameters": sum(p.numel() for p in method.setting.teacher.parameters()),
+        "weights": teacher.table.embeddings.nbytes + sum(local(p).nbytes for p in params),
+        "parameters": sum(p.numel() for p in teacher.parameters()),
     }
 
 
@@ -185,11 +202,7 @@ def test_options_that_save_memory_do():
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)
 
     def peak(memory: dict | None = None, **changes) -> int:
-        given = dataclasses.replace(options, **changes)
-        config = dict(tiny_unet(**CONFIG).config)
-        return estimate_memory(
-            config, 16, tiny_schedule(), REQUEST, "pecker", given, {**MEMORY, **(memory or {})}, "no", False, "tiny"
-        ).peak
+        return estimate_of("pecker", dataclasses.replace(options, **changes), memory or {}).peak
 
     plain = peak()
     assert peak({"gradient_checkpointing": True}) < plain and peak({"weights_dtype": torch.bfloat16}) < plain

@@ -5,14 +5,15 @@ import torch
 
 from pecker_fast.diffusion import sample_ddim
 from pecker_fast.metrics import load_judge
-from pecker_fast.runs.options import load_pretrained
-from pecker_fast.training.presets import preset
+from pecker_fast.models import resolve
+from pecker_fast.runs.presets import class_preset
 
 
 @pytest.mark.parametrize("name", ["digits", "digits16"])
 def test_a_shipped_network_draws_what_is_asked(name):
-    found = preset(name)
-    network, schedule, source = load_pretrained(None, found.network)
+    found = class_preset(name)
+    model = resolve(None, shipped=found.network)
+    network, schedule, source = model.network, model.schedule, model.source
     assert source == f"shipped:{name}"
     config = found.unet
     assert network.config["sample_size"] == config.sample_size

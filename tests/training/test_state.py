@@ -170,6 +170,23 @@ def test_foreign_checkpoints_are_refused(tmp_path):
         make(tmp_path, fingerprint=other).load(3)
 
 
+def test_retired_options_do_not_make_a_checkpoint_foreign(tmp_path):
+    """Fingerprints from when methods had the option ``granularity``."""
+
+    def before(value: str) -> dict:
+        return {**PRINT, "options": {**PRINT["options"], "granularity": value}}
+
+    make(tmp_path, fingerprint=before("entry")).save(3, {"a": 1})
+    current = make(tmp_path)
+    assert current.load("latest") == (3, {"a": 1})
+    # It is the run's own: it is kept.
+    current.save(3, {"b": 2})
+    assert current.load(3) == (3, {"a": 1})
+    make(tmp_path, fingerprint=before("row")).save(4, {})
+    with pytest.raises(CheckpointError, match=r"options\.granularity is 'row' there and None here"):
+        current.load(4)
+
+
 def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     kept = make(tmp_path, limit=1)
     kept.save(1, {"a": 1})

@@ -9,6 +9,7 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.diffusion.unet import NUM_CLASSES
 from pecker_fast.unlearning import ForgetRequest, Setting
 from tests.diffusion.toy import AffineNetwork
+from tests.unlearning.settings import setting_of
 
 SHAPE = (2, 3, 3)
 
@@ -39,7 +40,7 @@ class UNet2DModel(Affine):
 
 def make_setting(forget=(0,), cover: int | None = 1, classes: int = 4, dropout: float = 0.0, **options) -> Setting:
     request = ForgetRequest(classes, tuple(forget), cover)
-    return Setting(teacher=Affine(classes, dropout), schedule=NoiseSchedule.linear(), request=request, **options)
+    return setting_of(teacher=Affine(classes, dropout), schedule=NoiseSchedule.linear(), request=request, **options)
 
 
 class Oracle:

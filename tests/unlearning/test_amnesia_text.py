@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 
-from pecker_fast.unlearning import PromptRequest, Setting, method_class
+from pecker_fast.diffusion import Sampler
+from pecker_fast.unlearning import PromptRequest, method_class
 from pecker_fast.unlearning.selective_amnesia import FisherInformation
 from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.tiny_sd import tiny_text_network
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Oracle, score_loss
+from tests.unlearning.settings import setting_of
 from tests.unlearning.test_equations import assert_grads, record_steps
 from tests.unlearning.test_many_step_equations import antithetic
 from tests.unlearning.test_prompts import REQUEST, prompt_setting
@@ -59,24 +61,24 @@ def random_fisher(network) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_loss_and_gradient(reduction):
     setting = prompt_setting(seed=3)
-    fisher = random_fisher(setting.teacher)
+    fisher = random_fisher(setting.problem.teacher)
     setting = prompt_setting(seed=3, fisher=fisher, teacher_dtype=torch.float32)
     kind = method_class("selective_amnesia")
     method = kind(setting, options(loss_reduction=reduction, replay_weight=0.7, ewc_weight=50.0))
     assert [phase.name for phase in method.phases] == ["replay", "forget"]
     drawn(method)
     phase, pool = method.phases[-1], method.phases[0].pool
-    request, steps = setting.request, []
+    request, steps = setting.problem.request, []
     record_steps(phase.optimizer, steps)
     with torch.no_grad():
         for param in method.network.parameters():
             param.add_(0.1 * torch.randn(param.shape))
-    network, teacher = Oracle(method.network), Oracle(setting.teacher)
+    network, teacher = Oracle(method.network), Oracle(setting.problem.teacher)
     losses = phase.step(2)
     streams = Streams(torch.device("cpu"), 3, "forget", 2)
     t, divisor = antithetic(streams, "t", 5), math.prod(SHAPE) if reduction == "mean" else 1
     # The first seven are of the cover prompts and labelled with what is to be forgotten, in the request's order.
-    texts = [[request.prompts[i] for i in labels] for labels in (pool.labels, pool.asked)]
+    texts = [[request.prompts[i] for i in labels] for labels in (pool.labels, pool.teacher_labels)]
     assert texts[0][:7] == (list(REQUEST["forget"]) * 3)[:7] and texts[1][:7] == (list(REQUEST["cover"]) * 3)[:7]
     assert texts[0][7:] == texts[1][7:] == ["a dog", "a cat"] * 3
     found = {}
@@ -100,25 +102,25 @@ def test_loss_and_gradient(reduction):
 
 
 def test_what_is_drawn_is_the_teachers(monkeypatch):
-    """Cover prompts and prompts to stay, by DDIM of so many steps with guidance, of the pretrained network."""
-    from pecker_fast.unlearning import replay
+    """Cover prompts and retained prompts, drawn by the pretrained network with DDIM and guidance."""
+    calls = []
 
-    asked = []
+    def watched(sampler, network, schedule, labels, seed):
+        calls.append((network, labels.clone(), sampler, seed))
+        return torch.full((len(labels), *SHAPE), float(len(calls)))
 
-    def watched(network, schedule, labels, **given):
-        asked.append((network, labels.clone(), given))
-        return torch.full((len(labels), *SHAPE), float(len(asked)))
-
-    monkeypatch.setattr(replay, "draw", watched)
+    monkeypatch.setattr(Sampler, "draw", watched)
     setting = prompt_setting(seed=3, teacher_dtype=torch.float32)
-    setting = prompt_setting(seed=3, fisher=random_fisher(setting.teacher), teacher_dtype=torch.float32)
+    fisher = random_fisher(setting.problem.teacher)
+    setting = prompt_setting(seed=3, fisher=fisher, teacher_dtype=torch.float32)
     method = method_class("selective_amnesia")(setting, options())
     drawn(method)
     pool = method.phases[0].pool
-    assert torch.equal(torch.cat([labels for _, labels, _ in asked]), pool.asked)
-    assert all(network is setting.teacher for network, *_ in asked)
-    (how,) = {(g["sampler"], g["steps"], g["guidance_scale"], g["clip_sample"]) for *_, g in asked}
-    assert how == ("ddim", 2, 2.0, False) and len({g["seed"] for *_, g in asked}) == 3
+    assert torch.equal(torch.cat([labels for _, labels, *_ in calls]), pool.teacher_labels)
+    assert all(network is setting.problem.teacher for network, *_ in calls)
+    (sampler,) = {sampler for *_, sampler, _ in calls}
+    assert sampler == Sampler("ddim", num_inference_steps=2, guidance_scale=2.0, clip_sample=False, batch_size=5)
+    assert len({seed for *_, seed in calls}) == 3
     assert pool.images[:, 0, 0, 0].tolist() == [1.0] * 5 + [2.0] * 5 + [3.0] * 3
 
 
@@ -130,8 +132,8 @@ def test_fisher_information_against_float64(reduction):
     fisher_pass, pool = method.phases[-1], method.phases[0].pool
     for i in range(fisher_pass.iterations):
         fisher_pass.step(i)
-    assert [setting.request.prompts[i] for i in pool.labels] == ["a dog", "a cat"] * 3
-    teacher, total = Oracle(setting.teacher), None
+    assert [setting.problem.request.prompts[i] for i in pool.labels] == ["a dog", "a cat"] * 3
+    teacher, total = Oracle(setting.problem.teacher), None
     for sample in range(6):
         streams = Streams(torch.device("cpu"), 3, "fisher", sample)
         within = torch.rand(8, generator=streams.generator("t"), dtype=torch.float64)
@@ -150,7 +152,7 @@ def tiny(seed: int = 0, trained: str = "all", fisher: bool = True, **changes):
     network = tiny_text_network(len(request.prompts))
     given = random_fisher(network) if fisher else None
     made = {"schedule": network.schedule, "request": request, "seed": seed, "fisher": given, **changes}
-    setting = Setting(teacher=network, teacher_dtype=torch.float32, **made)
+    setting = setting_of(teacher=network, teacher_dtype=torch.float32, **made)
     few = {"train_batch_size": 2, "learning_rate": 1e-3, "surrogate_images": 3, "replay_images": 3}
     return method_class("selective_amnesia")(setting, options(trained=trained, **few))
 
@@ -158,8 +160,8 @@ def tiny(seed: int = 0, trained: str = "all", fisher: bool = True, **changes):
 @pytest.mark.parametrize("trained", ["all", "u"])
 def test_what_is_frozen_stays_and_a_resumed_run_has_the_same_bits(trained):
     method = tiny(trained=trained, gradient_checkpointing=True)
-    started = {name: param.detach().clone() for name, param in method.setting.teacher.named_parameters()}
-    table = method.setting.teacher.table.embeddings.clone()
+    started = {name: param.detach().clone() for name, param in method.setting.problem.teacher.named_parameters()}
+    table = method.setting.problem.teacher.table.embeddings.clone()
     drawn(method)
     phase = method.phases[-1]
     held = None
@@ -178,9 +180,9 @@ def test_what_is_frozen_stays_and_a_resumed_run_has_the_same_bits(trained):
             ".attn2." in name or name.startswith(("time_embedding", "conv_norm_out", "conv_out"))
         )
         assert a.requires_grad == (not frozen) and same_bits(a.detach(), started[name]) == frozen, name
-    for name, param in method.setting.teacher.named_parameters():
+    for name, param in method.setting.problem.teacher.named_parameters():
         assert same_bits(param, started[name]) and param.grad is None
-    assert same_bits(method.setting.teacher.table.embeddings, table)
+    assert same_bits(method.setting.problem.teacher.table.embeddings, table)
     assert phase._fisher.keys() == {name for name, p in method.network.named_parameters() if p.requires_grad}
 
 
@@ -190,7 +192,7 @@ def test_refusals():
     setting = prompt_setting(teacher_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"teacher_dtype is torch.bfloat16, but selective_amnesia holds on"):
         method_class("selective_amnesia")(setting, options())
-    teacher = prompt_setting().teacher
+    teacher = prompt_setting().problem.teacher
     for changed, said in (({}, "has no parameter w"), ({"w": torch.rand(2)}, "other names or shapes")):
         fisher = {name: value for name, value in random_fisher(teacher).items() if name != "w"} | changed
         with pytest.raises(ValueError, match=said):

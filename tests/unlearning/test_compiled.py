@@ -6,7 +6,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from pecker_fast.diffusion import NoiseSchedule, sample_one_step
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 
@@ -27,12 +27,9 @@ def test_a_run_compiles_once_without_breaks_and_computes_the_same(traced):
     teacher = tiny_unet(dropout=0.1)
     phases = []
     for compile in (False, True):
-        setting = Setting(
-            teacher=teacher if compile else tiny_unet_like(teacher),
-            schedule=NoiseSchedule.linear(),
-            request=ForgetRequest.of(teacher, [0], 1),
-            compile=compile,
-        )
+        network = teacher if compile else tiny_unet_like(teacher)
+        problem = Problem(network, NoiseSchedule.linear(), ForgetRequest.of(teacher, [0], 1))
+        setting = Setting(problem, Compute(compile=compile))
         kind = method_class("pecker")
         options = {"train_batch_size": 5, "forget_batch_size": 3, "saliency_batch_size": 6, "mask_refresh_steps": 2}
         phases.append(kind(setting, kind.Options(**options)).phases[0])

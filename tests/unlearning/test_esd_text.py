@@ -10,11 +10,12 @@ import torch
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.unlearning import PromptRequest, Setting, method_class
-from pecker_fast.unlearning.esd import is_trained
 from pecker_fast.unlearning.streams import Streams
+from pecker_fast.unlearning.trained import is_trained
 from tests.diffusion.tiny_sd import tiny_text_network, write_stable_diffusion
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Oracle
+from tests.unlearning.settings import setting_of
 from tests.unlearning.test_equations import assert_grads, record_steps
 from tests.unlearning.test_prompts import REQUEST, Prompted, prompt_setting
 
@@ -39,11 +40,11 @@ def test_loss_and_gradient(kind):
     with torch.no_grad():
         for param in method.network.parameters():
             param.add_(0.1 * torch.randn(param.shape))
-    network, teacher = Oracle(method.network), Oracle(setting.teacher)
-    kept = setting.schedule._exact
+    network, teacher = Oracle(method.network), Oracle(setting.problem.teacher)
+    kept = setting.problem.schedule._exact
     losses = phase.step(2)
     streams = Streams(torch.device("cpu"), 3, "forget", 2)
-    found = setting.request.conditions("cpu")
+    found = setting.problem.request.conditions("cpu")
     pairs = streams.choose("forget labels", 4, torch.stack([found.forgotten, found.covers], 1))
     until, within = streams.timesteps("step", 4, 0, 7), streams.timesteps("t", 4, 0, 124)
     walker, drawn = network if kind == "current" else teacher, []
@@ -68,7 +69,7 @@ def test_loss_and_gradient(kind):
 def tiny_setting(**options) -> Setting:
     request = PromptRequest(**REQUEST)
     network = tiny_text_network(len(request.prompts))
-    return Setting(teacher=network, schedule=network.schedule, request=request, **options)
+    return setting_of(teacher=network, schedule=network.schedule, request=request, **options)
 
 
 @pytest.mark.parametrize("kind", ["x", "x-strict", "u", "all"])
@@ -92,7 +93,7 @@ def test_the_parameters_that_it_says_are_trained(kind):
         inside = id(param) in cross
         member = inside if kind.startswith("x") else (kind == "all" or id(param) not in cross | outside)
         assert param.requires_grad == member and same_bits(param.detach(), before[name]) == (not member), name
-    assert same_bits(next(setting.teacher.parameters()), next(iter(before.values())))
+    assert same_bits(next(setting.problem.teacher.parameters()), next(iter(before.values())))
 
 
 def test_names_of_class_networks_are_not_those_of_text():
@@ -113,7 +114,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="no such parameters"):
         network = Prompted(classes=8)
         request = PromptRequest(**REQUEST, negative="bad")
-        make(Setting(teacher=network, schedule=NoiseSchedule.linear(), request=request), trained="x")
+        make(setting_of(teacher=network, schedule=NoiseSchedule.linear(), request=request), trained="x")
 
 
 def test_a_run(tmp_path, capsys):

@@ -10,9 +10,9 @@ import dataclasses
 import pytest
 import torch
 
-from pecker_fast.runs.options import load_pretrained
-from pecker_fast.training.presets import method_options
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.models import resolve
+from pecker_fast.runs.presets import method_options
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 
 TOLERANCE = 2e-3
 # Losses of the last of five iterations, and the length of the averaged generator's way from the teacher.
@@ -42,8 +42,9 @@ GOLDEN = {
 
 
 def measure(name: str) -> dict[str, float]:
-    network, schedule, _ = load_pretrained(None, "digits")
-    setting = Setting(teacher=network, schedule=schedule, request=ForgetRequest.of(network, [0], 1), seed=11)
+    model = resolve(None, shipped="digits")
+    network = model.network
+    setting = Setting(Problem(network, model.schedule, ForgetRequest.of(network, [0], 1)), Compute(seed=11))
     kind = method_class(name)
     options = dataclasses.replace(method_options("digits", kind), max_train_steps=5)
     method = kind(setting, options)

@@ -54,7 +54,7 @@ VARIANTS = [
     ("pecker", {"gradient_accumulation_steps": 3, "split_batches": True}, 4),
     ("pecker", {"update": "alternate"}, 3),
     ("pecker", {"mask_scope": "all", "split_batches": True, "max_grad_value": None}, 4),
-    ("pecker+", {"granularity": "tensor"}, 2),
+    ("pecker+", {}, 2),
 ]
 
 

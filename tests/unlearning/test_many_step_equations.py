@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import ForgetRequest, method_class
 from pecker_fast.unlearning.replay import Pool
 from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Oracle, UNet2DModel, levels, noised, score_loss
+from tests.unlearning.settings import setting_of
 from tests.unlearning.test_equations import assert_grads, record_steps
 from tests.unlearning.test_methods import build as build_tiny
 from tests.unlearning.test_methods import run, weights
@@ -41,7 +42,7 @@ def make(name: str, *, forget=(0,), cover: int | None = 1, null: bool = True, se
     images = Watched()
     request = ForgetRequest(4, tuple(forget), cover)
     teacher = UNet2DModel(null=null)
-    setting = Setting(
+    setting = setting_of(
         teacher=teacher, schedule=NoiseSchedule.linear(), request=request, seed=seed, training_images=images
     )
     kind = method_class(name)
@@ -122,7 +123,7 @@ def test_salun_saliency_is_the_sum_of_clipped_guided_gradients(limit):
         "salun", saliency_batch_size=4, saliency_guidance_scale=2.5, saliency_max_grad_norm=limit, density=0.5
     )
     found = method.phases[0].accumulator.scores
-    teacher = Oracle(method.setting.teacher)
+    teacher = Oracle(method.setting.problem.teacher)
     members = (images.labels == 0).nonzero().flatten()
     total, norms = None, []
     # Five images in batches of four: the last one alone is the mean of its batch.
@@ -195,7 +196,7 @@ def test_selective_amnesia_loss_and_gradient():
         "selective_amnesia", forget=(0, 2), cover=None, replay_weight=0.7, ewc_weight=1e-6, fisher_timesteps=7,
         fisher_chunks=2, **REPLAY,
     )  # fmt: skip
-    network, teacher = Oracle(method.network), Oracle(method.setting.teacher)
+    network, teacher = Oracle(method.network), Oracle(method.setting.problem.teacher)
     fisher = {name: value.double() for name, value in method.phases[1].fisher().items()}
     assert min(float(value.max()) for value in fisher.values()) > 0
     losses = phase.step(1)
@@ -230,7 +231,7 @@ def test_fisher_is_the_square_of_the_gradient_of_the_sum_over_timesteps(timestep
         "selective_amnesia", fisher_samples=6, fisher_batch_size=2, fisher_timesteps=timesteps, fisher_chunks=chunks,
         fisher_condition_dropout=0.2, **REPLAY,
     )  # fmt: skip
-    teacher, pool = Oracle(method.setting.teacher), method.phases[0].pool
+    teacher, pool = Oracle(method.setting.problem.teacher), method.phases[0].pool
     total = None
     for sample in range(6):
         streams = Streams(torch.device("cpu"), 3, "fisher", sample)
@@ -256,7 +257,7 @@ def test_esd_loss_and_gradient(kind, empty):
         trajectory_guidance_scale=2.0, negative_guidance=1.5, trained="all", null=empty == "null",
         eval_guidance_scale=1.0,
     )  # fmt: skip
-    network, teacher = Oracle(method.network), Oracle(method.setting.teacher)
+    network, teacher = Oracle(method.network), Oracle(method.setting.problem.teacher)
     losses = phase.step(4)
     streams = Streams(torch.device("cpu"), 3, "forget", 4)
     labels = streams.choose("forget labels", 5, torch.tensor([0, 2]))
@@ -308,7 +309,7 @@ def test_retrain_never_sees_the_class_and_starts_afresh():
     images.images = images.images[:, :1].repeat(1, 1, 3, 3)[:, :, :8, :8]
     teacher = tiny_unet(num_classes=4, null_label=True)
     request = ForgetRequest.of(teacher, [1, 2], None)
-    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, training_images=images)
+    setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, training_images=images)
     kind = method_class("retrain")
     method = kind(setting, kind.Options(max_train_steps=9, train_batch_size=4, condition_dropout=0.0))
     start = copy.deepcopy(method.network)

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.unlearning import ForgetRequest, Setting
+from pecker_fast.unlearning import ForgetRequest
 from pecker_fast.unlearning.masking import Masker, SaliencyOptions
 from tests.diffusion.toy import tiny_unet
+from tests.unlearning.settings import setting_of
 
 
 def masker_of(seed: int = 0, **options) -> tuple[Masker, torch.nn.Module]:
     teacher, generator = tiny_unet(), tiny_unet()
     request = ForgetRequest.of(teacher, [0], 1)
-    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, seed=seed)
+    setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, seed=seed)
     masker = Masker(setting, SaliencyOptions(mask_refresh_steps=2, **options), t_init=250)
     masker.start(generator)
     return masker, generator
@@ -25,7 +26,7 @@ def chosen(masker: Masker, generator) -> torch.Tensor:
 @pytest.mark.parametrize("which", ["current", "initial"])
 def test_magnitude_keeps_the_largest_parameters(which):
     masker, generator = masker_of(density=0.3, saliency_score="magnitude", saliency_network=which)
-    network = generator if which == "current" else masker.setting.teacher
+    network = generator if which == "current" else masker.problem.teacher
     before = [p.clone() for p in network.parameters()]
     masker.refresh(0, generator)
     sizes = torch.cat([p.detach().abs().flatten() for p in network.parameters()])

@@ -12,6 +12,7 @@ from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.tiny_sd import LATENTS, SIZE, tiny_schedule, tiny_text_network
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Affine, Oracle, generator_loss, one_step, score_loss
+from tests.unlearning.settings import setting_of
 from tests.unlearning.test_equations import assert_grads, build
 
 REQUEST = {
@@ -30,7 +31,7 @@ class Prompted(Affine):
 def prompt_setting(negative: str | None = "bad", **options) -> Setting:
     request = PromptRequest(**REQUEST, negative=negative)
     network = Prompted(classes=len(request.prompts))
-    return Setting(teacher=network, schedule=NoiseSchedule.linear(), request=request, **options)
+    return setting_of(teacher=network, schedule=NoiseSchedule.linear(), request=request, **options)
 
 
 def test_labels_of_a_request():
@@ -75,13 +76,13 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     scales = {"score_guidance_scale": 2.5, "score_eval_guidance_scale": 1.5, "teacher_guidance_scale": 4.5}
     text = {"negative_roles": roles, "score_sees_cover": sees_cover, "condition_dropout": 0.4}
     method, phase, score_steps, generator_steps = build("pecker", setting, **scales, **text)
-    teacher, score, generator = (Oracle(n) for n in (setting.teacher, method.score, method.generator))
+    teacher, score, generator = (Oracle(n) for n in (setting.problem.teacher, method.score, method.generator))
     phase.step(0)
-    streams = Streams(setting.device, setting.seed, phase.name, 0, 0)
+    streams = Streams(setting.compute.device, setting.compute.seed, phase.name, 0, 0)
     batch = phase._draw(streams)
     r, labels, covers, count = batch.retained, batch.labels, batch.teacher_labels, len(batch.labels)
     told = covers if sees_cover else labels
-    negative = setting.request.labels(["bad"])[0]
+    negative = setting.problem.request.labels(["bad"])[0]
     nulls = [torch.tensor([0] * r + [negative if role else 0] * (count - r)) for role in roles]
     parts = slice(r), slice(r, None)
 
@@ -147,7 +148,7 @@ def run_text(name: str, teacher, iterations: int = 4, setting: dict | None = Non
 
 def make_text(name: str, teacher, setting: dict | None = None, **options):
     request = PromptRequest(**REQUEST, negative="bad")
-    given = Setting(teacher=copy.deepcopy(teacher), schedule=tiny_schedule(), request=request, **(setting or {}))
+    given = setting_of(teacher=copy.deepcopy(teacher), schedule=tiny_schedule(), request=request, **(setting or {}))
     kind = method_class(name)
     values = {
         "max_train_steps": 4,
@@ -195,13 +196,14 @@ def test_every_method_runs_repeats_and_resumes_on_text(name, kind, options, sett
         assert all(same_bits(a, b) for a, b in zip(weights(one), weights(two), strict=True))
     wanted = setting.get("weights_dtype", torch.float32)
     assert {p.dtype for p in method.generator.parameters()} == {wanted}
-    assert {p.dtype for p in method.setting.teacher.parameters()} == {setting.get("teacher_dtype", torch.float32)}
+    teacher_dtype = setting.get("teacher_dtype", torch.float32)
+    assert {p.dtype for p in method.setting.problem.teacher.parameters()} == {teacher_dtype}
     moved = [
         not torch.equal(a, b.to(a.dtype)) for a, b in zip(weights(method.generator), weights(teacher), strict=True)
     ]
     assert sum(moved) > len(moved) / 2
-    with method.phases[-1].averaged() as network:
-        drawn = method.sample(network, torch.tensor([1, 4]), seed=0)
+    with method.phases[-1].averaged() as network, method.setting.compute.autocast():
+        drawn = method.sampler.draw(network, method.setting.problem.schedule, torch.tensor([1, 4]))
     assert drawn.shape == (2, LATENTS, SIZE, SIZE) and drawn.isfinite().all()
     if name != "sfd":
         # Masks have the U-Net's names: what is saved from them fits it.
