@@ -12,8 +12,8 @@ from . import ops
 from .flat import FlatView, contiguous_grads, describe
 from .mask import SaliencyMask
 from .ops.checks import SCORE_DTYPES
-from .ops.layout import INF_KEY, RADIX_BITS
-from .ops.radix_select import ALL_TIES, radix_select
+from .ops.layout import ALL_TIES, INF_KEY, RADIX_BITS
+from .ops.radix_select import radix_select
 from .sharding import local, shard_group
 
 Scores = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pecker_fast.ops import reference
-from pecker_fast.ops.layout import INF_KEY, RADIX_BITS, radix_shift
+from pecker_fast.ops.layout import INF_KEY, PACK_BLOCK, RADIX_BITS, WORD_BITS, radix_shift
 
 from .emulation import library, selection
 from .emulation.selection import BRACKET, DIRECT, FALLBACK, Tuning
@@ -27,6 +27,10 @@ def order():
     chosen = random.choice(("forward", "reverse", "shuffled"))
     selection.set_order(chosen)
     return chosen
+
+
+def test_constants_are_those_of_python():
+    assert selection.layout_constants() == [WORD_BITS, PACK_BLOCK, INF_KEY, *RADIX_BITS]
 
 
 def split(flat: torch.Tensor, sizes=SIZES, dtypes=(torch.float32,), misaligned: bool = False) -> list[torch.Tensor]:

@@ -6,12 +6,13 @@
 // and tail: accessed entry by entry); all others are vectors.
 #pragma once
 
+#include "common/bit_words.h"
 #include "vectors.h"
 
 namespace pecker_fast {
 
-// PACK_BLOCK of pecker_fast/ops/layout.py.
-constexpr int kChunk = 16384;
+// Packed offsets are looked up by chunk.
+constexpr int kChunk = static_cast<int>(kPackBlock);
 constexpr int kGroup = 4;
 
 // Codes of element types in a table.
@@ -24,7 +25,7 @@ struct Chunk {
 struct TensorInfo {
   std::int64_t numel;
   std::int64_t first_word;   // of its mask, in entries of `words`
-  std::int64_t first_block;  // number of PACK_BLOCK blocks of the tensors before it
+  std::int64_t first_block;  // number of blocks of kPackBlock entries of the tensors before it
   std::int64_t first_chunk;
   std::int32_t shift;
   std::int32_t type;
@@ -39,9 +40,6 @@ inline std::int32_t group_shift(const void* address, int element_size) {
 inline std::int64_t num_chunks(std::int64_t numel, std::int32_t shift) {
   return numel == 0 ? 0 : (numel + shift + kChunk - 1) / kChunk;
 }
-
-inline std::int64_t num_words(std::int64_t numel) { return (numel + 31) / 32; }
-inline std::int64_t num_blocks(std::int64_t numel) { return (numel + kChunk - 1) / kChunk; }
 
 // The table of one call, a kernel argument; everything it points to is on the device.
 struct MultiTensor {

@@ -155,7 +155,7 @@ void block_counts(const MultiTensor& table, const std::uint32_t* words, std::int
 }
 
 void block_offsets(const std::uint32_t* words, std::int64_t numel, std::int64_t* offsets, cudaStream_t stream) {
-  const std::int64_t blocks = num_blocks(numel);
+  const std::int64_t blocks = block_count(numel);
   if (blocks > 0) {
     PF_LAUNCH(tensor_block_counts_kernel, static_cast<unsigned>(blocks), kChunkThreads, 0, stream, words, numel,
               offsets);
@@ -168,7 +168,7 @@ void pack(const void* dense, int element_size, const std::uint32_t* words, std::
   if (numel == 0) return;
   for_size(element_size, [&](auto zero) {
     using P = decltype(zero);
-    PF_LAUNCH(pack_kernel<P>, static_cast<unsigned>(num_blocks(numel)), kChunkThreads, 0, stream,
+    PF_LAUNCH(pack_kernel<P>, static_cast<unsigned>(block_count(numel)), kChunkThreads, 0, stream,
               static_cast<const P*>(dense), words, numel, offsets, static_cast<P*>(packed), count);
   });
 }
@@ -178,7 +178,7 @@ void unpack(const void* packed, int element_size, std::int64_t count, const std:
   if (numel == 0) return;
   for_size(element_size, [&](auto zero) {
     using P = decltype(zero);
-    PF_LAUNCH(unpack_kernel<P>, static_cast<unsigned>(num_blocks(numel)), kChunkThreads, 0, stream,
+    PF_LAUNCH(unpack_kernel<P>, static_cast<unsigned>(block_count(numel)), kChunkThreads, 0, stream,
               static_cast<const P*>(packed), count, words, numel, offsets, static_cast<P*>(dense));
   });
 }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "common/bit_words.h"
 #include "launch.h"
 
 namespace pecker_fast {
@@ -44,7 +45,7 @@ inline bool append_score(Scores& scores, const void* data, std::int64_t numel, s
   *row = {data, numel, scores.num_words, scores.num_chunks, type};
   scores.num_tensors += 1;
   scores.num_chunks += (numel + kSelectChunk - 1) / kSelectChunk;
-  scores.num_words += (numel + 31) / 32;
+  scores.num_words += word_count(numel);
   scores.numel += numel;
   return true;
 }

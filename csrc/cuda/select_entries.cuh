@@ -5,11 +5,12 @@
 // larger key and, at equal keys, for a smaller position. Composites are all different, whatever the data.
 #pragma once
 
+#include "common/bit_words.h"
+#include "common/radix_key.h"
 #include "select.h"
 
 namespace pecker_fast {
 
-constexpr u32 kInfKey = 0x7f800000u;
 constexpr int kPositionBits = 33;
 // One past the last position.
 constexpr u64 kEndPosition = 1ull << kPositionBits;
@@ -37,19 +38,6 @@ __device__ __forceinline__ u64 composite(const Bound& bound) {
 
 __device__ __forceinline__ u32 float_key(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
-__device__ __forceinline__ float half_to_float(u32 bits) {
-#if defined(__CUDA_ARCH__)
-  float x;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(static_cast<unsigned short>(bits)));
-  return x;
-#else
-  const u32 sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, mantissa = bits & 0x3ffu;
-  if (exponent == 0) return __uint_as_float(__float_as_uint(static_cast<float>(mantissa) * 0x1p-24f) | sign);
-  if (exponent == 31) return __uint_as_float(sign | kInfKey | mantissa << 13);
-  return __uint_as_float(sign | (exponent + 112u) << 23 | mantissa << 13);
-#endif
-}
-
 // Reads of the scores leave the caches to the words and tables: each entry is read once in a pass.
 __device__ __forceinline__ uint4 load_streaming(const uint4* p) {
 #if defined(__CUDA_ARCH__)
@@ -62,6 +50,9 @@ __device__ __forceinline__ uint4 load_streaming(const uint4* p) {
   return *p;
 #endif
 }
+
+// The low half of a word.
+__device__ __forceinline__ float widen_half(u32 word) { return widen(fp16{static_cast<std::uint16_t>(word)}); }
 
 struct FloatScore {
   using Storage = float;
@@ -92,14 +83,14 @@ struct BFloat16Score {
 
 struct HalfScore {
   using Storage = unsigned short;
-  static __device__ __forceinline__ float widen(Storage x) { return half_to_float(x); }
+  static __device__ __forceinline__ float widen(Storage x) { return widen_half(x); }
   static constexpr int kVector = 8;
   static __device__ __forceinline__ void widen(const uint4& v, float* x) {
     const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      x[2 * i] = half_to_float(words[i] & 0xffffu);
-      x[2 * i + 1] = half_to_float(words[i] >> 16);
+      x[2 * i] = widen_half(words[i]);
+      x[2 * i + 1] = widen_half(words[i] >> 16);
     }
   }
 };

@@ -11,8 +11,11 @@ constexpr int kCopies = 4;
 // Not the end of the positions but beyond it, however many entries there are.
 constexpr u64 kAnyPosition = 1ull << 62;
 
-constexpr int level_bits(int level) { return level == 0 ? 11 : 10; }
-constexpr int level_shift(int level) { return 20 - 10 * level; }
+// Device code has no arrays of the host's, but their entries as constants.
+template <int kLevel>
+struct Level {
+  static constexpr int kBits = kRadixBits[kLevel], kShift = kRadixShift[kLevel];
+};
 
 // Whole warp: one count of a lane's bin. Equal bins are counted together where they are those of the first lane, so
 // that scores with few different values do not queue up at one counter.
@@ -32,7 +35,7 @@ __device__ __forceinline__ void count_bin(u32* bins, u32 bin, bool counted, int 
 // Counts the keys that begin with `prefix` by their next digit, and adds the counts to `histogram`.
 template <int kLevel>
 __device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u64* histogram) {
-  constexpr int kBins = 1 << level_bits(kLevel), kShift = level_shift(kLevel);
+  constexpr int kBins = 1 << Level<kLevel>::kBits, kShift = Level<kLevel>::kShift;
   __shared__ u32 bins[kCopies][kBins];
   for (int bin = threadIdx.x; bin < kCopies * kBins; bin += kSelectThreads) bins[0][bin] = 0;
   __syncthreads();
@@ -44,7 +47,7 @@ __device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u
       const u32 key = float_key(x[i]);
       // Neither 0, which the entries past the end are too, nor NaN.
       bool counted = key - 1 < kInfKey;
-      if (kLevel > 0) counted = counted && key >> (kShift + level_bits(kLevel)) == prefix;
+      if (kLevel > 0) counted = counted && key >> (kShift + Level<kLevel>::kBits) == prefix;
       count_bin(own, key >> kShift & (kBins - 1), counted, lane);
     }
   };
@@ -62,14 +65,14 @@ template <int kLevel>
 __global__ void __launch_bounds__(kSelectThreads, 4)
     histogram_kernel(Scores scores, const std::int32_t* prefixes, u64* histograms) {
   const u32 prefix = kLevel > 0 ? static_cast<u32>(prefixes[blockIdx.y]) : 0;
-  count_digits<kLevel>(scores, prefix, histograms + (static_cast<std::int64_t>(blockIdx.y) << level_bits(kLevel)));
+  count_digits<kLevel>(scores, prefix, histograms + (static_cast<std::int64_t>(blockIdx.y) << Level<kLevel>::kBits));
 }
 
 template <int kLevel>
 __global__ void __launch_bounds__(kSelectThreads, 4)
     radix_kernel(Scores scores, const std::int64_t* k, bool ties_all, bool always, RowState* state, u64* histogram) {
   if ((!always && !state->fallback) || state->radix.done) return;
-  constexpr int kBins = 1 << level_bits(kLevel);
+  constexpr int kBins = 1 << Level<kLevel>::kBits;
   count_digits<kLevel>(scores, static_cast<u32>(state->radix.prefix), histogram);
   if (!is_last_block(&state->tickets[7 + kLevel], gridDim.x)) return;
   u64 rank = state->radix.rank;
@@ -89,7 +92,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
   for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) histogram[bin] = 0;
   if (threadIdx.x != 0) return;
   rank -= found.above;
-  state->radix.prefix = (state->radix.prefix << level_bits(kLevel)) | static_cast<u64>(found.bin);
+  state->radix.prefix = (state->radix.prefix << Level<kLevel>::kBits) | static_cast<u64>(found.bin);
   state->radix.rank = rank;
   if (kLevel == 2) {
     state->radix.done = true;
@@ -182,7 +185,7 @@ void launch_histogram(const Scores& scores, const std::int32_t* prefixes, std::i
   constexpr std::int64_t kMaxRows = 65535;
   for (std::int64_t row = 0; row < rows; row += kMaxRows) {
     const std::int64_t many = rows - row < kMaxRows ? rows - row : kMaxRows;
-    u64* histograms = reinterpret_cast<u64*>(counts) + (row << level_bits(kLevel));
+    u64* histograms = reinterpret_cast<u64*>(counts) + (row << Level<kLevel>::kBits);
     const std::int32_t* first = prefixes + row;
     PF_LAUNCH(histogram_kernel<kLevel>, dim3(score_grid(scores, blocks), static_cast<unsigned>(many)), kSelectThreads,
               0, stream, scores, first, histograms);
@@ -214,7 +217,7 @@ void locate_ties(const Scores& scores, int blocks, bool always, RowState* state,
 
 void launch_radix_histogram(const Scores& scores, const std::int32_t* prefixes, std::int64_t rows, int level,
                             std::int64_t* counts, int blocks, cudaStream_t stream) {
-  const std::size_t bytes = static_cast<std::size_t>(rows) * sizeof(std::int64_t) << level_bits(level);
+  const std::size_t bytes = static_cast<std::size_t>(rows) * sizeof(std::int64_t) << kRadixBits[level];
   check_cuda(cudaMemsetAsync(counts, 0, bytes, stream), "radix_histogram");
   if (level == 0) {
     launch_histogram<0>(scores, prefixes, rows, counts, blocks, stream);

@@ -27,7 +27,7 @@ constexpr int kSampleLevels = kSampleBits / kDigitBits;
 static_assert(kSampleBits % kDigitBits == 0);
 constexpr u32 kNoSample = 0xffffffffu;
 
-constexpr int kRadixBins = 2048;
+constexpr int kRadixBins = 1 << kRadixBits[0];
 
 // All bits zero at the start.
 struct RowState {

@@ -1,7 +1,9 @@
 // C functions around the launchers of the selection, for tests/emulation/selection.py.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <iterator>
 #include <vector>
 
 #include "cuda/select.h"
@@ -80,6 +82,12 @@ int emulated_threshold_mask(int n, const std::int64_t* pointers, const std::int6
     launch_threshold_mask(table.scores, keys, tie_limits, rows, {words, thresholds, counts, nan_count}, plan,
                           memory.data(), nullptr);
   });
+}
+
+// WORD_BITS, PACK_BLOCK, INF_KEY and RADIX_BITS of pecker_fast/ops/layout.py.
+void layout_constants(std::int64_t* out) {
+  const std::int64_t values[] = {kWordBits, kPackBlock, kInfKey, kRadixBits[0], kRadixBits[1], kRadixBits[2]};
+  std::copy(std::begin(values), std::end(values), out);
 }
 
 int emulated_radix_histogram(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,

@@ -89,6 +89,13 @@ def _outputs(scores: Sequence[Tensor], rows: int) -> tuple[Tensor, Tensor, Tenso
     )
 
 
+def layout_constants() -> list[int]:
+    """WORD_BITS, PACK_BLOCK, INF_KEY and RADIX_BITS as C++ has them."""
+    values = (ctypes.c_int64 * 6)()
+    _library().layout_constants(values)
+    return list(values)
+
+
 def select(scores, ks, ties_all=False, tuning: Tuning | None = None):
     """The four results, and for each row how it was selected."""
     out = _outputs(scores, len(ks))

@@ -97,7 +97,7 @@ int emulated_block_counts(int n, const std::int64_t* numels, const std::int64_t*
 int emulated_pack(const void* dense, int size, const std::uint32_t* words, std::int64_t numel, void* packed,
                   std::int64_t count) {
   return guarded([&] {
-    std::vector<std::int64_t> offsets(num_blocks(numel) + 1, -1);
+    std::vector<std::int64_t> offsets(block_count(numel) + 1, -1);
     block_offsets(words, numel, offsets.data(), nullptr);
     pack(dense, size, words, numel, offsets.data(), packed, count, nullptr);
   });
@@ -106,7 +106,7 @@ int emulated_pack(const void* dense, int size, const std::uint32_t* words, std::
 int emulated_unpack(const void* packed, int size, std::int64_t count, const std::uint32_t* words, std::int64_t numel,
                     void* dense) {
   return guarded([&] {
-    std::vector<std::int64_t> offsets(num_blocks(numel) + 1, -1);
+    std::vector<std::int64_t> offsets(block_count(numel) + 1, -1);
     block_offsets(words, numel, offsets.data(), nullptr);
     unpack(packed, size, count, words, numel, offsets.data(), dense, nullptr);
   });
