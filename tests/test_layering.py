@@ -1,6 +1,7 @@
 """Who may import whom, read off the sources; and what importing the package brings along."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Part of the package -> the parts it may import. Every part may import torch, numpy and the standard library.
 ALLOWED = {
-    "kernels": {"kernels"},
+    # Of ops the layout alone: see test_kernels_import_only_the_layout_of_ops.
+    "kernels": {"kernels", "ops"},
     "ops": {"ops", "kernels"},
     "flat": {"flat"},
     "files": {"files"},
@@ -133,6 +135,33 @@ def test_layers(path, parts):
                 assert target in ALLOWED[part], f"{path} imports {target}: {part} may import {sorted(ALLOWED[part])}"
         elif part in THIRD_PARTY and top not in sys.stdlib_module_names:
             assert top in THIRD_PARTY[part], f"{path} imports {top}"
+
+
+def test_kernels_import_only_the_layout_of_ops():
+    for path in (ROOT / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level > 1:
+                assert node.module == "ops.layout", f"{path} imports {node.module}"
+
+
+# What defines a constant, and the files that may.
+OWNERS = {
+    r"(PACK_BLOCK|kPackBlock|kChunk|kAdamChunk) = \d": {"csrc/common/bit_words.h", "pecker_fast/ops/layout.py"},
+    r"(?i)\b0x7f800000u?\b": {"csrc/common/radix_key.h", "csrc/common/adam_math.h", "pecker_fast/ops/layout.py"},
+    r"\b11, 10, 10\b": {"csrc/common/radix_key.h", "pecker_fast/ops/layout.py"},
+}
+
+
+@pytest.mark.parametrize("pattern", OWNERS)
+def test_constants_have_one_owner_a_language(pattern):
+    sources = [path for _, path in sorted((str(p), p) for p in (ROOT / "csrc").rglob("*") if p.is_file())]
+    sources += [path for path, parts in modules() if parts[0] in ("kernels", "ops", "adam", "mask", "saliency")]
+    found = set()
+    for path in sources:
+        code = "\n".join(line.split("//")[0].split("#")[0] for line in path.read_text().splitlines())
+        if re.search(pattern, code):
+            found.add(str(path.relative_to(ROOT)))
+    assert found == OWNERS[pattern]
 
 
 def test_subcommands_are_small_and_all_named():

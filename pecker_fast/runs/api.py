@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A preset, a folder or a name on the hub; or an object in memory.
 Model = Union[str, os.PathLike, nn.Module, "DiffusionPipeline"]
-# Folder, in that of the run, of a model that was given as an object.
+# Subfolder of the run for a model that was an object in memory.
 PRETRAINED = "pretrained"
 
 

@@ -45,7 +45,7 @@ def demo(
     from_scratch : bool
         Pretrain the network first.
     profile : bool
-        Print where the time of an iteration goes.
+        Print the time of each part of an iteration.
 
     Returns
     -------

@@ -140,7 +140,7 @@ def _add_to_run(folder: Path, args: EvaluateArguments, figures: dict[str, Any], 
 def evaluation_class(
     paths: Sequence[str] = (), preset_name: str | None = None, options: Iterable[str] = ()
 ) -> type[EvaluateArguments]:
-    """The kind of evaluation for what is to be measured.
+    """The kind of evaluation for a run or a model.
 
     Parameters
     ----------

@@ -84,7 +84,7 @@ def load_fisher(
     path = Path(path)
     what = f"fisher is {str(path)!r}"
     if not path.is_file():
-        raise ValueError(f"{what}, where there is no file: {MAKE}")
+        raise ValueError(f"{what}, but there is no such file: {MAKE}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get(KEY, "{}"))

@@ -59,7 +59,7 @@ class Subject:
     schedule, request
         Its noise schedule, and what it has forgotten.
     networks : dict
-        "run", "pretrained", "control" if one was given, and "scratch": the architecture with fresh weights.
+        "run", "pretrained", "control" if there is one, and "scratch": the architecture with fresh weights.
     seed : int
         Of the attacks.
     """
@@ -335,8 +335,9 @@ def _run_tests(attack: Attack, protocol: dict[str, Any], bar: tqdm) -> dict[str,
     return result
 
 
-def _names(name: str, given: Sequence[str], known: Sequence[str]) -> list[str]:
-    names = [part for item in given for part in item.split(",") if part]
+def _names(name: str, items: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The names in ``items``, separated by commas, too. ValueError for one that is not known."""
+    names = [part for item in items for part in item.split(",") if part]
     unknown = [part for part in names if part not in known]
     if unknown or not names:
         raise ValueError(f"{name} is {', '.join(unknown) or 'empty'}, expected some of {', '.join(known)}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run of unlearning: everything is read from its folder when it is asked for.
+    """A run of unlearning. Everything is read from its folder on access.
 
     Parameters
     ----------

@@ -54,7 +54,7 @@ class Running:
         evaluate: Callable[[nn.Module, int], dict[str, Any] | None] | None = None,
         export: Callable[[nn.Module, Path], None] | None = None,
     ) -> Progress:
-        """Run all phases and return where the run ended.
+        """Run all phases, and return the progress at the end.
 
         Parameters
         ----------

@@ -39,7 +39,7 @@ class SequenceArguments:
     """Options of a sequence of requests."""
 
     forget_classes: tuple[int, ...] = (0, 3, 7)
-    """Classes, in the order in which they are to be forgotten."""
+    """Classes to forget, in this order."""
     method: str = "pecker"
     """Name of a method."""
     preset: str = "digits"

@@ -161,7 +161,7 @@ def test_wrong_files(place, tmp_path, change, facts, said):
 
 def test_wrong_inputs_end_with_one_line_and_write_nothing(place, tmp_path, capsys):
     output, path = tmp_path / "run", tmp_path / "some.safetensors"
-    assert "where there is no file: make it with" in fails(capsys, *unlearn(place, output, fisher=path))
+    assert "there is no such file: make it with" in fails(capsys, *unlearn(place, output, fisher=path))
     safetensors.torch.save_file({"a": torch.rand(3)}, path)
     assert "holds no Fisher information" in fails(capsys, *unlearn(place, output, fisher=path))
     whole = (place / "fisher" / "fisher.safetensors").read_bytes()

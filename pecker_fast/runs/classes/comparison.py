@@ -101,9 +101,9 @@ class ClassComparison(CompareArguments):
         )
         classes = ", ".join(map(str, request.forget_classes))
         facts = {name: _facts(plan[name][0], runs[name][0]) for name in runs}
-        asked = f"Preset {self.preset}: forget class {classes}, with {cover} as cover."
+        request_line = f"Preset {self.preset}: forget class {classes}, with {cover} as cover."
         command = command_line("compare")
-        report = write_across(self.folder, runs, seconds=self.seconds, asked=asked, command=command, facts=facts)
+        report = write_across(self.folder, runs, seconds=self.seconds, asked=request_line, command=command, facts=facts)
         return report, text_table(runs, self.seconds)
 
     def report_again(self) -> Comparison | None:

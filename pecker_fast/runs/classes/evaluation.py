@@ -33,7 +33,7 @@ class ClassEvaluation(EvaluateArguments):
     forget_classes: tuple[int, ...] | None = None
     """Forgotten classes. Default: those of the run, otherwise none."""
     cover_class: str | None = None
-    """What is to be drawn in their place, or "random". Default: that of the run."""
+    """Class drawn in their place, or "random". Default: that of the run."""
     samples_per_class: int | None = None
     """Images of each class. Default: as published (cifar10 5000, stl10 1300), digits 100."""
     sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto"
@@ -121,8 +121,8 @@ class ClassEvaluation(EvaluateArguments):
     def _quality(
         self, images: Tensor, real: LabelledImages, judge: Judge, device: torch.device, features: Path
     ) -> dict[str, Any] | None:
-        """``image_quality`` of images of the retained classes, in Inception's features if its weights are given,
-        otherwise in the judge's; None without torch-fidelity, if Inception was not asked for."""
+        """``image_quality`` of images of the retained classes, in Inception's features if its weights are given and
+        otherwise in the judge's. None if torch-fidelity is missing and only the judge's features were wanted."""
         extractor: dict[str, Any] = {"weights": self.inception_weights}
         if self.inception_weights is None:
             if find_spec("torch_fidelity") is None:

@@ -128,10 +128,10 @@ class ClassTask(Task):
         """The images that the network was trained on; None if the method needs none."""
         if not method_class(self.args.method).needs_data(self.args.options):
             return None
-        given = (self.args.resources, self.args.preset, "train", network.config["sample_size"])
+        arguments = (self.args.resources, self.args.preset, "train", network.config["sample_size"])
         # One process downloads what is missing.
-        world.on_main(lambda: load_images(*given))
-        images = load_images(*given)
+        world.on_main(lambda: load_images(*arguments))
+        images = load_images(*arguments)
         check_images(images, network)
         return images
 

@@ -125,9 +125,9 @@ class PromptComparison(CompareArguments):
         if name == "sid-lsg":
             model, how["base"] = self.sid_lsg, base
         result = folder / "evaluation.json"
-        asked = {**dataclasses.asdict(self.images), **dataclasses.asdict(self.detectors), **how}
-        asked |= {"model": model, "concept": self._concept}
-        if result.is_file() and json.loads(result.read_text()).get("asked") == json.loads(json.dumps(asked)):
+        settings = {**dataclasses.asdict(self.images), **dataclasses.asdict(self.detectors), **how}
+        settings |= {"model": model, "concept": self._concept}
+        if result.is_file() and json.loads(result.read_text()).get("asked") == json.loads(json.dumps(settings)):
             return
         print(f"measuring: {folder.name}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ class PromptComparison(CompareArguments):
             row = {"method": name, "seed": None, "sampling_steps": steps, **record}
             write_json(folder / "metrics.json", {**row, "protocol": {"concept": record["protocol"]}})
         # Written last: a result with "asked" is complete.
-        write_json(result, {**record, "asked": asked})
+        write_json(result, {**record, "asked": settings})
 
     def report(self, runs: Mapping[str, Sequence[RunRecord]], plan: Plan) -> tuple[Path, str]:
         subject, concept = prompt_preset(self.preset).subject, self._concept

@@ -1,4 +1,4 @@
-"""The text embeddings of a run's prompts, which are computed once and kept in its folder."""
+"""The text embeddings of a run's prompts, which are computed once and saved in its folder."""
 
 import hashlib
 import json
