@@ -1,4 +1,4 @@
-"""What only a GPU shows: steps and selections neither wait nor allocate, run from a CUDA graph, and are right at size."""
+"""What only a GPU shows: steps and selections that neither wait nor allocate, CUDA graphs, and large inputs."""
 
 import pytest
 import torch
