@@ -187,10 +187,12 @@ def test_estimate_of_shared_out_networks(tmp_path):
 def test_options_that_save_memory_do():
     kind = method_class("pecker")
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)
+    # Of one block: each estimate goes through all of the network's layers.
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    config = dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
 
     def peak(memory: dict | None = None, **changes) -> int:
         given = dataclasses.replace(options, **changes)
-        config = dict(tiny_unet(**CONFIG).config)
         return estimate_memory(
             config, 16, tiny_schedule(), REQUEST, "pecker", given, {**MEMORY, **(memory or {})}, "no", False, "tiny"
         ).peak
