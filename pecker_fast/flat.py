@@ -22,22 +22,37 @@ class FlatView:
         self.is_dense = tensor.permute(self.order).is_contiguous()
 
     def matches(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` lies in memory as this one does."""
-        return tensor.shape == self.shape and (
-            tensor.stride() == self.stride or (self.is_contiguous and tensor.is_contiguous())
-        )
+        """Whether ``flatten`` of ``tensor`` is a view."""
+        return tensor.shape == self.shape and tensor.permute(self.order).is_contiguous() and not has_lazy_values(tensor)
 
     def flatten(self, tensor: Tensor) -> Tensor:
-        """One-dimensional, in this view's storage order: a view where ``tensor`` lies so, a copy elsewhere."""
+        """One-dimensional, in this view's storage order: a view if ``tensor`` lies so, otherwise a copy."""
+        tensor = plain_values(tensor)
         if self.is_contiguous and tensor.is_contiguous():
             return tensor.view(-1)
         # An expanded tensor is viewed as one dimension without becoming contiguous.
         return tensor.permute(self.order).reshape(-1).contiguous()
 
 
+def has_lazy_values(tensor: Tensor) -> bool:
+    """Whether the memory of ``tensor`` holds its values' negatives or conjugates, as that of ``torch.imag(z.conj())``
+    does."""
+    return tensor.is_neg() or tensor.is_conj()
+
+
+def plain_values(tensor: Tensor) -> Tensor:
+    """``tensor`` itself if its memory holds its values, otherwise a copy."""
+    return tensor.resolve_neg().resolve_conj() if has_lazy_values(tensor) else tensor
+
+
+def row_major(tensor: Tensor) -> Tensor:
+    """``tensor`` itself if its memory holds its values in row-major order, otherwise a copy."""
+    return plain_values(tensor).contiguous()
+
+
 def contiguous_grads(grads: Sequence[Tensor]) -> list[Tensor]:
     """Row-major versions of the gradients: themselves where they are, copies elsewhere."""
-    return [grad if grad.is_contiguous() else grad.contiguous() for grad in grads]
+    return [row_major(grad) for grad in grads]
 
 
 def describe(tensor: Tensor) -> str:
