@@ -1,4 +1,4 @@
-"""Tensors as flat memory: the operators work on contiguous memory, whatever the strides of a tensor."""
+"""Tensors as flat memory. The operators work on contiguous memory, whatever the strides of a tensor."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class FlatView:
-    """How a tensor of one shape and stride is seen as contiguous memory.
+    """View of tensors with a given shape and strides as contiguous memory.
 
     A tensor is *dense* if its entries fill a block of memory without gaps or overlaps, in any order of dimensions
     (contiguous, channels_last, transposed). ``flatten`` of a dense tensor is a one-dimensional view in storage order.
@@ -26,7 +26,7 @@ class FlatView:
         return tensor.shape == self.shape and tensor.permute(self.order).is_contiguous() and not has_lazy_values(tensor)
 
     def flatten(self, tensor: Tensor) -> Tensor:
-        """One-dimensional, in this view's storage order: a view if ``tensor`` lies so, otherwise a copy."""
+        """One-dimensional, in this view's storage order: a view if ``tensor`` has that layout, otherwise a copy."""
         tensor = plain_values(tensor)
         if self.is_contiguous and tensor.is_contiguous():
             return tensor.view(-1)
@@ -35,8 +35,7 @@ class FlatView:
 
 
 def has_lazy_values(tensor: Tensor) -> bool:
-    """Whether the memory of ``tensor`` holds its values' negatives or conjugates, as that of ``torch.imag(z.conj())``
-    does."""
+    """Whether memory holds the negatives or conjugates of the values, as that of ``torch.imag(z.conj())`` does."""
     return tensor.is_neg() or tensor.is_conj()
 
 
@@ -51,11 +50,11 @@ def row_major(tensor: Tensor) -> Tensor:
 
 
 def contiguous_grads(grads: Sequence[Tensor]) -> list[Tensor]:
-    """Row-major versions of the gradients: themselves where they are, copies elsewhere."""
+    """Row-major gradients: the tensors themselves if they are contiguous, otherwise copies."""
     return [row_major(grad) for grad in grads]
 
 
 def describe(tensor: Tensor) -> str:
-    """For error messages: dtype, layout and shape."""
+    """Describes dtype, layout and shape for error messages."""
     layout = "" if tensor.layout is torch.strided else f" {str(tensor.layout).removeprefix('torch.')}"
     return f"{str(tensor.dtype).removeprefix('torch.')}{layout} tensor of shape {tuple(tensor.shape)}"

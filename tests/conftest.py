@@ -7,8 +7,10 @@ run.
 
 import os
 import random
+import tempfile
 import warnings
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,10 +18,17 @@ import torch
 
 from pecker_fast import ops
 from pecker_fast.ops.dispatch import BACKENDS
+from tests import triton_interpreter
+
+# Diffusers copies the code of local pipelines here: not into the user's cache, nor over another worker's copy.
+_modules = tempfile.TemporaryDirectory(prefix="pecker-fast-modules-")
+os.environ["HF_MODULES_CACHE"] = _modules.name
 
 if not torch.cuda.is_available():
     # Read by triton when it is imported: its kernels then run in the interpreter, on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if find_spec("triton"):
+        triton_interpreter.speed_up()
 
 SEED_VARIABLE = "PECKER_FAST_TEST_SEED"
 _session_seed = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little"))

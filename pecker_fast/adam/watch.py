@@ -83,7 +83,7 @@ class PythonWatch:
 
 def runs_natively(device: torch.device, backend: str | None) -> bool:
     """Whether steps on ``device`` run in compiled kernels. RuntimeError if ``backend`` cannot run there."""
-    return resolve("masked_adam_", device, (), backend) is op_overload("masked_adam_")
+    return resolve("masked_adam_", device, backend) is op_overload("masked_adam_")
 
 
 def compiled(name: str):
