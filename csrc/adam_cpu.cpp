@@ -68,7 +68,6 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 
-std::int64_t count_blocks(std::int64_t numel) { return (numel + kAdamChunk - 1) / kAdamChunk; }
 
 template <typename T>
 AdamScalars<T> make_scalars(const AdamOptions& options, T lr, const std::optional<Tensor>& grad_scale) {

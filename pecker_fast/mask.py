@@ -1,5 +1,6 @@
 """SaliencyMask: which entries of a list of tensors are salient, one bit each."""
 
+import hashlib
 import json
 import math
 import os
@@ -439,7 +440,9 @@ class SaliencyMask:
             "threshold": json.dumps(None if self._threshold is None else self._threshold.tolist()),
             "nan_count": str(self.nan_count),
         }
-        save_tensors(path, {"words": self._words.cpu()}, metadata)
+        words = self._words.cpu()
+        metadata["sha256"] = _sha256(metadata["names"], metadata["shapes"], words)
+        save_tensors(path, {"words": words}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "SaliencyMask":
@@ -471,6 +474,9 @@ class SaliencyMask:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged saliency mask: {error}") from error
+        # Files of older versions have no hash.
+        if "sha256" in metadata and metadata["sha256"] != _sha256(metadata["names"], metadata["shapes"], words):
+            raise ValueError(f"{path} is a damaged saliency mask: names, shapes or words are not those that were saved")
         if mask.count != count or metadata.get("density") != repr(mask.density) or not mask.equal(~~mask):
             raise ValueError(
                 f"{path} is a damaged saliency mask: it has {mask.count} salient entries, {count} were saved"
@@ -480,6 +486,13 @@ class SaliencyMask:
     def __getstate__(self) -> dict:
         # Weak references can neither be pickled nor be right in a copy: names or order align those.
         return {**self.__dict__, "_params": None}
+
+
+def _sha256(names: str, shapes: str, words: Tensor) -> str:
+    """Of the names and shapes, as JSON, and the words."""
+    digest = hashlib.sha256(f"{names}\n{shapes}\n".encode())
+    digest.update(words.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _percent(count: int, numel: int) -> str:

@@ -203,7 +203,7 @@ class MaskedAdam(Optimizer):
         self._mask, self._masked_grads = mask, masked_grads
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
+    def step(
         self,
         closure: Callable[[], Any] | None = None,
         *,
@@ -264,7 +264,7 @@ class MaskedAdam(Optimizer):
     @property
     def nonfinite_count(self) -> int:
         """inf and NaN gradient entries seen by all steps so far; 0 with nonfinite="propagate", which does not count."""
-        total = self._runtime and self._runtime.nonfinite
+        total = self._runtime.nonfinite if self._runtime is not None else None
         return 0 if total is None else int(total)
 
     # ---- EMA

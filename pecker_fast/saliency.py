@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 import torch
@@ -16,7 +17,19 @@ from .ops.layout import ALL_TIES, INF_KEY, RADIX_BITS
 from .ops.radix_select import radix_select
 from .sharding import local, shard_group
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Scores = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
+
+
+class MaskOptions(TypedDict, total=False):
+    """The arguments of ``saliency_mask`` that its result's type does not depend on."""
+
+    scope: Literal["global", "tensor"]
+    ties: Literal["lowest_index", "all"]
+    group: dist.ProcessGroup | None
+    backend: str | None
 
 
 class _Scores:
@@ -30,6 +43,11 @@ class _Scores:
             self.names = [name for name, _ in named]
             self.params = [param for _, param in named]
             values = [param.grad for param in self.params]
+            if self.params and all(value is None for value in values):
+                raise ValueError(
+                    f"none of the model's {len(self.params)} parameters that require grad has a gradient: "
+                    "call loss.backward() first, or pass the scores themselves"
+                )
             fallback = self.params[0].device if self.params else torch.device("cpu")
         elif isinstance(scores, Tensor):
             raise TypeError(
@@ -85,6 +103,34 @@ class _Scores:
         )
 
 
+@overload
+def saliency_mask(scores: Scores, *, density: float, **options: "Unpack[MaskOptions]") -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores, *, density: Sequence[float], **options: "Unpack[MaskOptions]"
+) -> list[SaliencyMask]: ...
+
+
+@overload
+def saliency_mask(scores: Scores, *, k: int, **options: "Unpack[MaskOptions]") -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(scores: Scores, *, k: Sequence[int], **options: "Unpack[MaskOptions]") -> list[SaliencyMask]: ...
+
+
+@overload
+def saliency_mask(scores: Scores, *, threshold: float, **options: "Unpack[MaskOptions]") -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores, *, threshold: Sequence[float], **options: "Unpack[MaskOptions]"
+) -> list[SaliencyMask]: ...
+
+
 def saliency_mask(
     scores: Scores,
     *,
@@ -93,7 +139,7 @@ def saliency_mask(
     threshold: float | Sequence[float] | None = None,
     scope: str = "global",
     ties: str = "lowest_index",
-    group: "dist.ProcessGroup | None" = None,
+    group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> SaliencyMask | list[SaliencyMask]:
     """The mask m = 1(|score| >= gamma) of PECKER (its equation 10) and SalUn, over all tensors at once.
@@ -287,7 +333,13 @@ class SaliencyAccumulator:
     Use: ``loss.backward(); acc.add(); model.zero_grad()`` for each batch, then ``acc.mask(density=0.5)``.
     """
 
-    def __init__(self, model: nn.Module | Iterable, reduce: str = "sum", *, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        reduce: Literal["sum", "abs_sum", "sq_sum"] = "sum",
+        *,
+        backend: str | None = None,
+    ) -> None:
         if reduce not in ("sum", "abs_sum", "sq_sum"):
             raise ValueError(f'reduce is {reduce!r}, expected "sum", "abs_sum" or "sq_sum"')
         items = model.named_parameters() if isinstance(model, nn.Module) else model
@@ -332,7 +384,25 @@ class SaliencyAccumulator:
             score.zero_()
         self.batches = 0
 
-    def mask(self, **options) -> SaliencyMask | list[SaliencyMask]:
+    @overload
+    def mask(self, *, density: float, **options: "Unpack[MaskOptions]") -> SaliencyMask: ...
+
+    @overload
+    def mask(self, *, density: Sequence[float], **options: "Unpack[MaskOptions]") -> list[SaliencyMask]: ...
+
+    @overload
+    def mask(self, *, k: int, **options: "Unpack[MaskOptions]") -> SaliencyMask: ...
+
+    @overload
+    def mask(self, *, k: Sequence[int], **options: "Unpack[MaskOptions]") -> list[SaliencyMask]: ...
+
+    @overload
+    def mask(self, *, threshold: float, **options: "Unpack[MaskOptions]") -> SaliencyMask: ...
+
+    @overload
+    def mask(self, *, threshold: Sequence[float], **options: "Unpack[MaskOptions]") -> list[SaliencyMask]: ...
+
+    def mask(self, **options: Any) -> SaliencyMask | list[SaliencyMask]:
         """``saliency_mask`` of the accumulated scores; takes its keyword arguments.
 
         With reduce="sq_sum" a threshold, given or found, refers to the summed squares.

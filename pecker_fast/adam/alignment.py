@@ -48,7 +48,7 @@ def align_masked_grads(
     return [None if position is None else masked_grads[keys[position]] for position in positions]
 
 
-def has_dispatch(tensor: Tensor) -> bool:
+def _has_dispatch(tensor: Tensor) -> bool:
     """Whether this is a tensor subclass that handles operators itself, so that it may have no memory of its own."""
     return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
@@ -59,7 +59,7 @@ def fits(grad: Tensor, param: Tensor) -> bool:
         isinstance(grad, Tensor)
         and grad.layout is torch.strided
         and (grad.shape, grad.dtype, grad.device) == (param.shape, param.dtype, param.device)
-        and not has_dispatch(grad)
+        and (not _has_dispatch(grad) or _has_dispatch(param))
     )
 
 
@@ -73,7 +73,7 @@ def check_grad(what: str, grad: Tensor, slot: Slot) -> None:
             f"{what} of parameter {slot.label} is sparse: MaskedAdam does not support sparse gradients, "
             "make them dense with grad.to_dense()"
         )
-    if has_dispatch(grad):
+    if _has_dispatch(grad) and not _has_dispatch(param):
         raise TypeError(f"{what} of parameter {slot.label} is a {type(grad).__name__}, expected a plain tensor")
     if not fits(grad, param):
         raise ValueError(

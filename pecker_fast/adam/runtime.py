@@ -140,7 +140,10 @@ class Runtime:
                 raise FloatingPointError(
                     f"{count} gradient entries are inf or NaN (nonfinite='raise'); nothing was changed"
                 )
-        self.nonfinite = total if self.nonfinite is None else self.nonfinite + total
+        if self.nonfinite is None:
+            self.nonfinite = torch.zeros_like(total)
+        # In place: a replayed CUDA graph counts too.
+        self.nonfinite.add_(total)
         if policy == "skip":
             own = (total > 0).to(torch.float32)
             found_inf = own if found_inf is None else torch.maximum(own, found_inf.to(own))
