@@ -9,13 +9,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test bench lint install clean
+.PHONY: demo test test-random bench lint install clean
 
 demo: $(STAMP)
 	$(BIN)/pecker-fast demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# The same random inputs in every run; fresh ones in each run of test-random.
+test-random: export PECKER_FAST_TEST_SEED = random
+test test-random: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 bench: $(STAMP)
 	$(BIN)/pecker-fast bench

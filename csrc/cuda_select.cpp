@@ -4,9 +4,11 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <tuple>
 #include <vector>
 
+#include "common/radix_key.h"
 #include "cuda/select.h"
 #include "cuda_checks.h"
 
@@ -69,10 +71,11 @@ MaskTensors mask_rows(ScoreTable& scores, const Tensor& rows, bool may_sample, c
   Tensor words = at::empty({m, scores.view().num_words}, options.dtype(at::kInt));
   Tensor thresholds = at::empty({m}, options.dtype(at::kFloat));
   Tensor counts = at::empty({m}, options.dtype(at::kLong)), nan_count = at::empty({}, options.dtype(at::kLong));
-  SelectPlan plan = plan_select(scores.view(), default_tuning(multiprocessors(rows.device())));
-  plan.sampled = plan.sampled && may_sample;
+  SelectTuning tuning = default_tuning(multiprocessors(rows.device()));
+  if (!may_sample) tuning.min_sampled_bytes = std::numeric_limits<std::int64_t>::max();
+  const SelectPlan plan = plan_select(scores.view(), tuning, m);
   // From the caching allocator, which gives the same memory to every call alike.
-  Tensor workspace = at::empty({select_workspace_bytes(scores.view(), plan, m)}, options.dtype(at::kByte));
+  Tensor workspace = at::empty({select_workspace_bytes(scores.view(), plan)}, options.dtype(at::kByte));
   scores.upload(options, stream);
   const MaskRows out = {words.mutable_data_ptr<std::int32_t>(), thresholds.mutable_data_ptr<float>(),
                         counts.mutable_data_ptr<std::int64_t>(), nan_count.mutable_data_ptr<std::int64_t>()};
@@ -111,7 +114,7 @@ Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int6
   const c10::DeviceGuard guard(prefixes.device());
   const auto options = prefixes.options();
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const std::int64_t bins = level == 0 ? 2048 : 1024;
+  const std::int64_t bins = std::int64_t{1} << kRadixBits[level];
   Tensor counts = at::empty({prefixes.numel(), bins}, options.dtype(at::kLong));
   if (counts.numel() == 0) return counts;
   table.upload(options, stream);

@@ -1,14 +1,17 @@
 """Seeds, back ends and poisoned memory for all tests.
 
-Every run draws fresh random inputs. The seed is in the header and with every failure; ``PECKER_FAST_TEST_SEED`` sets
-it. ``PECKER_FAST_TEST_BACKENDS`` (names with commas between) replaces the back ends found by those named, which must
-run.
+Random inputs are the same in every run. ``PECKER_FAST_TEST_SEED`` sets another seed, or a fresh one if it is
+``random`` (``make test-random``); the seed is in the header and with every failure. ``PECKER_FAST_TEST_BACKENDS``
+(names separated by commas) replaces the back ends that were found; those named must run.
 """
 
 import os
 import random
+import sys
+import tempfile
 import warnings
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,14 +19,22 @@ import torch
 
 from pecker_fast import ops
 from pecker_fast.ops.dispatch import BACKENDS
+from tests import triton_interpreter
+
+# Diffusers copies the code of local pipelines here: not into the user's cache, nor over another worker's copy.
+_modules = tempfile.TemporaryDirectory(prefix="pecker-fast-modules-")
+os.environ["HF_MODULES_CACHE"] = _modules.name
 
 if not torch.cuda.is_available():
     # Read by triton when it is imported: its kernels then run in the interpreter, on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if find_spec("triton"):
+        triton_interpreter.speed_up()
 
 SEED_VARIABLE = "PECKER_FAST_TEST_SEED"
-_session_seed = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little"))
-# pytest-xdist's workers, which inherit it, have to draw the same: they collect the same tests by it.
+_wanted_seed = os.environ.get(SEED_VARIABLE) or "1"
+_session_seed = int.from_bytes(os.urandom(4), "little") if _wanted_seed == "random" else int(_wanted_seed)
+# Inherited by pytest-xdist's workers, which have to collect the same tests.
 os.environ[SEED_VARIABLE] = str(_session_seed)
 
 
@@ -74,6 +85,18 @@ def device(backend) -> str:
     return _device(backend)
 
 
+@pytest.fixture(autouse=True)
+def default_device(request):
+    """The back end's device is where tensors are made, in tests that do not place them themselves (by ``device``)."""
+    names = request.fixturenames
+    device = _device(request.getfixturevalue("backend")) if "backend" in names and "device" not in names else "cpu"
+    if device == "cpu":
+        yield
+    else:
+        with torch.device(device):
+            yield
+
+
 @pytest.fixture
 def small(backend) -> bool:
     """Whether inputs have to be small: Triton's interpreter runs one program after another in Python."""
@@ -101,6 +124,14 @@ def poisoned_memory():
     assert torch.empty(3).isnan().all() and (torch.empty(3, dtype=torch.int32) == 2**31 - 1).all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def plain_layout(request, monkeypatch):
+    """Curves are drawn without the search for the best margins, which takes as long as a small run; in the tests of
+    reports it is made."""
+    if "report" not in request.path.parts and "matplotlib" in sys.modules:
+        monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
 
 
 @pytest.hookimpl(hookwrapper=True)

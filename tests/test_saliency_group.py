@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import pecker_fast as pf
 from tests import oracle
 from tests.inputs import FLOATS, scores
+from tests.processes import spawn
 
 CALLS = [
     {"density": 0.3},
@@ -96,7 +96,7 @@ def test_equals_the_mask_of_all_shards(tmp_path, monkeypatch):
         shards[-1].append(scores("ties", 1400))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
-    mp.spawn(work, args=(str(tmp_path), inputs), nprocs=3)
+    spawn(work, args=(str(tmp_path), inputs), nprocs=3)
     by_rank = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
     assert [len(errors) for _, errors in by_rank] == [1, 2, 2]
     assert all("k is 1000000000" in error for _, errors in by_rank for error in errors)

@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -16,6 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 import pecker_fast as pf
 from pecker_fast.sharding import local, part_of, shard_group
 from pecker_fast.sharding import whole as whole_tensor
+from tests.processes import spawn
 
 OPTIONS = [
     {},
@@ -238,7 +238,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
 def test_sharded_equals_whole(tmp_path, monkeypatch, ranks):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
-    mp.spawn(work, args=(ranks, str(tmp_path)), nprocs=ranks)
+    spawn(work, args=(ranks, str(tmp_path)), nprocs=ranks)
     for options, found in zip(OPTIONS, torch.load(tmp_path / f"{ranks}.pt"), strict=True):
         _, expected = trained(network(), options)
         assert expected.keys() == found.keys()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import backend_reasons, resolve, set_backend
+from .extension import why_missing
 from .layout import PACK_BLOCK, WORD_BITS, num_blocks, num_words, word_offsets
 from .reference import bias_table, compute_dtype, pack_bits, unpack_bits
 
@@ -23,6 +24,7 @@ __all__ = [
     "block_counts",
     "compute_dtype",
     "count_nonfinite",
+    "l2_fetch_granularity",
     "masked_adam_",
     "num_blocks",
     "num_words",
@@ -40,13 +42,9 @@ __all__ = [
 MaskRows = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _dtypes(tensors: Sequence[Tensor | None]) -> set[torch.dtype]:
-    return {t.dtype for t in tensors if t is not None}
-
-
 def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int, *, backend: str | None = None) -> Tensor:
     """Counts of one level of a radix selection: int64 [m, bins] for int32 ``prefixes`` [m]. See ``schemas.py``."""
-    return resolve("radix_histogram", prefixes.device, _dtypes(scores), backend)(scores, prefixes, level)
+    return resolve("radix_histogram", prefixes.device, backend)(scores, prefixes, level)
 
 
 def threshold_mask(
@@ -56,7 +54,7 @@ def threshold_mask(
 
     Returns words int32 [m, W], thresholds float32 [m], counts int64 [m], nan_count int64 [].
     """
-    return resolve("threshold_mask", keys.device, _dtypes(scores), backend)(scores, keys, tie_limits)
+    return resolve("threshold_mask", keys.device, backend)(scores, keys, tie_limits)
 
 
 def select(scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, backend: str | None = None) -> MaskRows:
@@ -64,31 +62,31 @@ def select(scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, back
 
     Returns words int32 [m, W], thresholds float32 [m], counts int64 [m], nan_count int64 [].
     """
-    return resolve("select", ks.device, _dtypes(scores), backend)(scores, ks, ties_all)
+    return resolve("select", ks.device, backend)(scores, ks, ties_all)
 
 
 def block_counts(
     words: Tensor, word_offsets: Sequence[int], numels: Sequence[int], *, backend: str | None = None
 ) -> Tensor:
     """Set bits in each block of ``PACK_BLOCK`` entries, tensors in order: int64."""
-    return resolve("block_counts", words.device, (), backend)(words, word_offsets, numels)
+    return resolve("block_counts", words.device, backend)(words, word_offsets, numels)
 
 
 def pack(dense: Tensor, words: Tensor, count: int, *, backend: str | None = None) -> Tensor:
     """The ``count`` entries of ``dense`` whose bit is set, in order: [count]."""
-    return resolve("pack", dense.device, {dense.dtype}, backend)(dense, words, count)
+    return resolve("pack", dense.device, backend)(dense, words, count)
 
 
 def unpack(packed: Tensor, words: Tensor, numel: int, *, backend: str | None = None) -> Tensor:
     """``packed`` spread over ``numel`` entries where the mask is set, zero elsewhere: [numel]."""
-    return resolve("unpack", packed.device, {packed.dtype}, backend)(packed, words, numel)
+    return resolve("unpack", packed.device, backend)(packed, words, numel)
 
 
 def apply_mask_(
     tensors: Sequence[Tensor], words: Tensor, word_offsets: Sequence[int], *, backend: str | None = None
 ) -> None:
     """Sets the entries of ``tensors`` outside the mask to 0, in place."""
-    resolve("apply_mask_", words.device, _dtypes(tensors), backend)(tensors, words, word_offsets)
+    resolve("apply_mask_", words.device, backend)(tensors, words, word_offsets)
 
 
 def accumulate_(
@@ -96,7 +94,7 @@ def accumulate_(
 ) -> None:
     """Adds each gradient ("sum"), its magnitude ("abs_sum") or its square ("sq_sum") to its accumulator, in place."""
     if accumulators:
-        resolve("accumulate_", accumulators[0].device, _dtypes(grads), backend)(accumulators, grads, reduce)
+        resolve("accumulate_", accumulators[0].device, backend)(accumulators, grads, reduce)
 
 
 def count_nonfinite(
@@ -110,11 +108,26 @@ def count_nonfinite(
 ) -> Tensor:
     """Number of inf and NaN among the gradients that ``masked_adam_`` would use: int64 []."""
     tensors = [t for t in [*grads, *masked_grads, words] if t is not None]
-    run = resolve("count_nonfinite", tensors[0].device, _dtypes([*grads, *masked_grads]), backend)
+    run = resolve("count_nonfinite", tensors[0].device, backend)
     return run(grads, masked_grads, words, word_offsets, grad_scale)
+
+
+def l2_fetch_granularity(device: torch.device, size: int | None = None) -> int:
+    """Bytes that the CUDA ``device`` reads from DRAM at a time at most, after setting it to ``size`` (32, 64 or 128).
+
+    It holds for the whole process. With 32 a masked step of low density fetches less that it does not need; the
+    benchmark ``fetch_granularity`` tells whether that is faster. Needs the compiled CUDA kernels.
+    """
+    if size not in (None, 32, 64, 128):
+        raise ValueError(f"size is {size}, expected 32, 64 or 128")
+    reason = why_missing("cuda")
+    if reason is not None:
+        raise RuntimeError(f"l2_fetch_granularity needs the compiled CUDA kernels: {reason}")
+    with torch.cuda.device(device):
+        return torch.ops.pecker_fast.l2_fetch_granularity(size or 0)
 
 
 def masked_adam_(params: Sequence[Tensor], *args, backend: str | None = None, **kwargs) -> None:
     """One plain, masked or joint Adam step, in place. Arguments and equations: ``reference.masked_adam_``."""
     if params:
-        resolve("masked_adam_", params[0].device, _dtypes(params), backend)(params, *args, **kwargs)
+        resolve("masked_adam_", params[0].device, backend)(params, *args, **kwargs)

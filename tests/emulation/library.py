@@ -45,7 +45,7 @@ def _build(sources: Sequence[Path], target: Path) -> None:
                     raise RuntimeError(f"{' '.join(process.args)} failed:\n{errors}")
         library = Path(folder) / target.name
         subprocess.run([compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
-        # Whole or not at all: another test process may be building the same file.
+        # Whole or not at all.
         library.replace(target)
 
 
@@ -57,6 +57,11 @@ def load(name: str, kernels: tuple[str, ...]) -> ctypes.CDLL:
     folder = Path(tempfile.gettempdir()) / f"pecker_fast_emulation_{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"{name}_{_digest([*sources, *headers, EMULATION / 'cuda_emulator.h'])}.so"
-    if not target.exists():
-        _build(sources, target)
+    import fcntl  # where there is a compiler, there is POSIX
+
+    # One test process builds, the others wait for it.
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _build(sources, target)
     return ctypes.CDLL(str(target))

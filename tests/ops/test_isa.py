@@ -1,14 +1,13 @@
 """The CPU kernels with the other instruction sets of this machine. One process has one, so pytest runs in a child."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from pecker_fast.ops.extension import cpu_isa
+from tests import processes
 from tests.conftest import SEED_VARIABLE, available_backends
 
 HERE = Path(__file__).parent
@@ -18,14 +17,8 @@ FILES = ["test_select.py", "test_adam.py", "test_packing.py", "test_pointwise.py
 def isa_in_a_child(wanted: str) -> str:
     """The instruction set that a process runs with that asks for ``wanted``: the best one there is, at most that."""
     program = "from pecker_fast.ops.extension import cpu_isa; print(cpu_isa())"
-    child = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PECKER_FAST_CPU_ISA": wanted},
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=HERE.parents[1],
-    )
+    child = processes.run(["-c", program], env={**os.environ, "PECKER_FAST_CPU_ISA": wanted})
+    assert child.returncode == 0, child.stderr
     return child.stdout.strip()
 
 
@@ -44,11 +37,6 @@ def test_other_instruction_sets(isa, seed):
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         SEED_VARIABLE: str(seed),
     }
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *(str(HERE / name) for name in FILES)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=HERE.parents[1],
-    )
+    command = ["-m", "pytest", "-x", "-p", "no:cacheprovider", *(str(HERE / name) for name in FILES)]
+    child = processes.run(command, env=environment)
     assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]

@@ -1,15 +1,11 @@
 """The CPU kernels run on torch's threads. Counted as threads of a fresh process: a time would prove nothing."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import available_backends
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # The tensors come from numpy: torch would start its threads to fill them.
 PROGRAM = """
@@ -38,13 +34,7 @@ def test_kernels_start_torchs_threads(op):
         pytest.skip("the CPU kernels are not tested here")
     started = {}
     for threads in (1, 2):
-        child = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(threads), op],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=ROOT,
-        )
+        child = processes.run(["-c", PROGRAM, str(threads), op])
+        assert child.returncode == 0, child.stderr
         started[threads] = int(child.stdout)
     assert started[2] == started[1] + 1

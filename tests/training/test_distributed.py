@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,51 +15,42 @@ from safetensors.torch import load_file
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.models import save_network
 from pecker_fast.parallel import ProcessLostError, World
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import ForgetRequest, method_class
+from tests import processes
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
+from tests.processes import Process
 from tests.training import rank
+from tests.unlearning.settings import setting_of
 
-ROOT = Path(__file__).parents[2]
 
-
-def start(command: list[str], count: int) -> list[subprocess.Popen]:
+def start(command: list[str], count: int) -> list[Process]:
     """``count`` processes with the variables that torchrun sets."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
+    return [Process(command, {**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(count)]
 
 
-def finish(processes: list[subprocess.Popen], seconds: float = 400) -> list[tuple[int, str, str]]:
+def finish(started: list[Process], seconds: float = 400) -> list[tuple[int, str, str]]:
     """Exit status, stdout and stderr of each; none is left running."""
     try:
         end = time.monotonic() + seconds
-        said = [process.communicate(timeout=max(1, end - time.monotonic())) for process in processes]
-        return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+        outputs = [process.communicate(timeout=max(1, end - time.monotonic())) for process in started]
+        return [(process.returncode, *texts) for process, texts in zip(started, outputs, strict=True)]
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 def run(folder: Path, count: int, *arguments: str) -> list[dict[str, torch.Tensor]]:
     if count == 1:
         rank.main(str(folder), *arguments)
         return [load_file(folder / "rank-0.safetensors")]
-    processes = start(["-m", "tests.training.rank", str(folder), *arguments], count)
-    for status, _, errors in finish(processes):
+    started = start(["-m", "tests.training.rank", str(folder), *arguments], count)
+    for status, _, errors in finish(started):
         assert status == 0, errors
     return [load_file(folder / f"rank-{i}.safetensors") for i in range(count)]
 
@@ -99,7 +88,7 @@ def test_two_and_three_processes_agree_with_one(tmp_path):
 
 
 def check_averaged(folder: Path, ended: dict[str, torch.Tensor]) -> None:
-    """What evaluations and checkpoints were given is the averaged network."""
+    """Evaluations and checkpoints receive the averaged network."""
     end = {name.removeprefix("ema."): value for name, value in ended.items() if name.startswith("ema.")}
     evaluations = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in evaluations] == [2, 4]
@@ -161,14 +150,14 @@ def test_what_collectives_of_others_raise_is_told_from_faults():
 
 def test_the_loss_of_a_process_ends_the_others_with_a_message(tmp_path):
     folder = folder_with_network(tmp_path)
-    processes = start(["-m", "tests.training.rank", str(folder), "pecker", "1000", "slow=1"], 3)
+    started = start(["-m", "tests.training.rank", str(folder), "pecker", "1000", "slow=1"], 3)
     log = folder / "run" / "train.jsonl"
     deadline = time.monotonic() + 90
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
-    processes[1].kill()
+    started[1].kill()
     begin = time.monotonic()
-    ended = finish(processes, 60)
+    ended = finish(started, 60)
     assert time.monotonic() - begin < 40
     assert ended[1][0] == -signal.SIGKILL
     for status, _, errors in (ended[0], ended[2]):
@@ -184,7 +173,7 @@ def test_the_command_line_under_torchrun(tmp_path):
         "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2", "--train_batch_size", "4",
         "--forget_batch_size", "2", "--saliency_batch_size", "4", "--no-evaluate", "--no-progress_bar",
     ]  # fmt: skip
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = processes.run(command, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report:") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -192,13 +181,13 @@ def test_the_command_line_under_torchrun(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["num_processes"] == 2
     command[command.index("--train_batch_size") + 1] = "5"
     command.append("--overwrite_output_dir")
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode != 0 and "train_batch_size is 5, expected a multiple of 2" in done.stderr
+    for status, _, errors in finish(start(command[command.index("pecker_fast") - 1 :], 2)):
+        assert status == 2 and "train_batch_size is 5, expected a multiple of 2" in errors
 
 
 def test_batches_that_cannot_be_shared_out_are_refused():
     request, teacher = ForgetRequest.of(tiny_unet(), [0], 1), tiny_unet()
-    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
+    setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
     kind = method_class("pecker")
     for name in ("train_batch_size", "forget_batch_size", "saliency_batch_size"):
         sizes = {"train_batch_size": 6, "forget_batch_size": 3, "saliency_batch_size": 9, name: 4}
