@@ -9,8 +9,8 @@ namespace pecker_fast {
   std::int64_t scan_range(const ScanRange&, const Quantization*, ScanRow*, int, OpenEntries*);                       \
   std::int64_t keep_range(const ScanRange&, KeepRow*, int);                                                         \
   void read_keys(const ScanRange&, std::uint32_t*);                                                                 \
-  std::int64_t collect_keys(const std::uint32_t*, std::int64_t, std::uint32_t, std::uint32_t, std::uint32_t*,       \
-                            std::uint32_t*);                                                                        \
+  std::int64_t collect_keys(const std::uint32_t*, std::int64_t, std::uint32_t, std::uint32_t, std::uint32_t,        \
+                            std::uint32_t*, std::uint32_t*);                                                        \
   std::int64_t count_above(const std::uint32_t*, std::int64_t, std::uint32_t);                                      \
   std::int64_t count_bits(const std::uint32_t*, std::int64_t);                                                      \
   }
@@ -42,8 +42,8 @@ std::int64_t keep_range(const ScanRange& range, KeepRow* rows, int count) { PF_C
 void read_keys(const ScanRange& range, std::uint32_t* keys) { PF_CALL(read_keys, range, keys) }
 
 std::int64_t collect_keys(const std::uint32_t* keys, std::int64_t size, std::uint32_t low, std::uint32_t high,
-                          std::uint32_t* inside, std::uint32_t* indices) {
-  PF_CALL(collect_keys, keys, size, low, high, inside, indices)
+                          std::uint32_t base, std::uint32_t* inside, std::uint32_t* indices) {
+  PF_CALL(collect_keys, keys, size, low, high, base, inside, indices)
 }
 
 std::int64_t count_above(const std::uint32_t* keys, std::int64_t size, std::uint32_t bound) {

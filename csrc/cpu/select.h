@@ -65,11 +65,11 @@ std::int64_t keep_range(const ScanRange& range, KeepRow* rows, int count);
 // Keys of the entries of a range; 0 for NaN.
 void read_keys(const ScanRange& range, std::uint32_t* keys);
 
-// Writes those of `size` keys that are in [low, high] to `inside`, in order, and their indices to `indices` unless that
-// is null; returns how many. Both have room for kCollectSlack more.
+// Writes those of `size` keys that are in [low, high] to `inside`, in order, and returns how many. Unless `indices` is
+// null, it receives their indices, counted from `base`. Both have room for kCollectSlack more.
 constexpr std::int64_t kCollectSlack = 16;
 std::int64_t collect_keys(const std::uint32_t* keys, std::int64_t size, std::uint32_t low, std::uint32_t high,
-                          std::uint32_t* inside, std::uint32_t* indices);
+                          std::uint32_t base, std::uint32_t* inside, std::uint32_t* indices);
 
 // Number of keys above `bound`.
 std::int64_t count_above(const std::uint32_t* keys, std::int64_t size, std::uint32_t bound);

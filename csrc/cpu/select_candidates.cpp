@@ -9,19 +9,32 @@
 namespace pecker_fast {
 namespace {
 
+// Plain arrays: a vector would write zeros over memory that is about to be written.
+template <typename T>
+void grow(std::int64_t size, std::int64_t room, std::unique_ptr<T[]>* array) {
+  std::unique_ptr<T[]> grown(new T[room]);
+  std::copy_n(array->get(), size, grown.get());
+  *array = std::move(grown);
+}
+
 // The candidates with low <= key <= high.
 Unsettled collect(const std::vector<Candidates>& parts, std::uint32_t low, std::uint32_t high) {
-  std::int64_t room = kCollectSlack;
-  for (const Candidates& part : parts) room += part.size();
+  constexpr std::int64_t kPart = 16384;
   Unsettled result;
-  result.keys.reset(new std::uint32_t[room]);
-  result.indices.reset(new std::uint32_t[room]);
+  std::int64_t size = 0, room = 0;
   result.begin.push_back(0);
   for (const Candidates& part : parts) {
-    const std::int64_t size = result.size();
-    const std::int64_t more = collect_keys(part.keys(), part.size(), low, high, result.keys.get() + size,
-                                           result.indices.get() + size);
-    result.begin.push_back(size + more);
+    for (std::int64_t first = 0; first < part.size(); first += kPart) {
+      const std::int64_t count = std::min(kPart, part.size() - first);
+      if (size + count + kCollectSlack > room) {
+        room = 2 * room + 4 * kPart;
+        grow(size, room, &result.keys);
+        grow(size, room, &result.indices);
+      }
+      size += collect_keys(part.keys() + first, count, low, high, static_cast<std::uint32_t>(first),
+                           result.keys.get() + size, result.indices.get() + size);
+    }
+    result.begin.push_back(size);
   }
   return result;
 }
@@ -36,14 +49,9 @@ Candidates::Candidates(std::int64_t expected, std::int64_t tasks) : limit_(expec
 
 void Candidates::reserve(std::int64_t wanted) {
   if (wanted <= room_) return;
-  const std::int64_t room = std::max(wanted, room_ * 3 / 2);
-  std::unique_ptr<std::uint32_t[]> keys(new std::uint32_t[room]);
-  std::unique_ptr<std::uint16_t[]> offsets(new std::uint16_t[room]);
-  std::copy_n(keys_.get(), size_, keys.get());
-  std::copy_n(offsets_.get(), size_, offsets.get());
-  keys_ = std::move(keys);
-  offsets_ = std::move(offsets);
-  room_ = room;
+  room_ = std::max(wanted, room_ * 3 / 2);
+  grow(size_, room_, &keys_);
+  grow(size_, room_, &offsets_);
 }
 
 std::int64_t Candidates::scan(const ScanRange& range, std::int64_t offset, const Quantization* quantization,
@@ -56,26 +64,38 @@ std::int64_t Candidates::scan(const ScanRange& range, std::int64_t offset, const
   return nan;
 }
 
-void Candidates::settle(const std::uint32_t* indices, std::int64_t size, std::uint32_t key, std::int64_t ties,
-                        const Pieces& pieces, std::int64_t first_piece, std::uint32_t* words) const {
+void Candidates::settle(const Choice& choice, std::size_t task, std::int64_t ties, const Pieces& pieces,
+                        std::uint32_t* words) const {
   // The words have left the cache since they were written, so they are fetched ahead.
+  struct Change {
+    std::uint32_t* word;
+    std::uint32_t bit;
+    bool keep;
+  };
   constexpr std::int64_t kAhead = 16;
-  std::uint32_t* ahead[kAhead];
-  std::size_t p = 0;
-  for (std::int64_t i = 0; i < size + kAhead; ++i) {
-    if (i >= kAhead) {
-      const std::uint32_t index = indices[i - kAhead], shift = offsets_[index] % kWordBits;
-      const bool tie = keys_[index] == key;
-      const std::uint32_t keep = keys_[index] > key || (tie && ties > 0);
-      ties -= tie;
-      std::uint32_t& word = *ahead[i % kAhead];
-      word = (word & ~(std::uint32_t{1} << shift)) | keep << shift;
-    }
-    if (i >= size) continue;
-    while (p + 1 < piece_begin_.size() && piece_begin_[p + 1] <= indices[i]) ++p;
-    ahead[i % kAhead] = words + pieces[first_piece + static_cast<std::int64_t>(p)].word + offsets_[indices[i]] / kWordBits;
-    prefetch_read(ahead[i % kAhead]);
+  Change ahead[kAhead];
+  const auto apply = [](const Change& change) {
+    *change.word = change.keep ? *change.word | change.bit : *change.word & ~change.bit;
+  };
+  const std::uint32_t* const indices = choice.unsettled.indices.get();
+  std::int64_t changes = 0, piece = 0;
+  const std::int64_t pieces_in_task = static_cast<std::int64_t>(piece_begin_.size());
+  for (std::int64_t i = choice.unsettled.begin[task]; i < choice.unsettled.begin[task + 1]; ++i) {
+    const std::uint32_t index = indices[i], key = keys_[index];
+    if (key < choice.first || key > choice.last) continue;
+    while (piece + 1 < pieces_in_task && piece_begin_[piece + 1] <= index) ++piece;
+    const bool tie = key == choice.key, keep = key > choice.key || (tie && ties > 0);
+    ties -= tie;
+    Change& change = ahead[changes % kAhead];
+    if (changes >= kAhead) apply(change);
+    const std::uint16_t offset = offsets_[index];
+    change.word = words + pieces[pieces.begin(static_cast<std::int64_t>(task)) + piece].word + offset / kWordBits;
+    change.bit = std::uint32_t{1} << (offset % kWordBits);
+    change.keep = keep;
+    prefetch_read(change.word);
+    ++changes;
   }
+  for (std::int64_t j = std::max<std::int64_t>(0, changes - kAhead); j < changes; ++j) apply(ahead[j % kAhead]);
 }
 
 Choice choose(const std::vector<Candidates>& parts, const Bracket& bracket, std::int64_t kept, std::int64_t k,
@@ -110,6 +130,8 @@ Choice choose(const std::vector<Candidates>& parts, const Bracket& bracket, std:
   const KeyInterval interval = KeyHistogram(choice.unsettled.keys.get(), size, first, last).locate(wanted - 1, 0);
   choice.kind = Choice::Kind::decided;
   choice.key = interval.low;
+  choice.first = more ? choice.key : first;
+  choice.last = more ? last : choice.key;
   choice.ties = ties_all ? kAllTies : wanted - interval.larger;
   choice.count = ties_all ? k - wanted + interval.larger + interval.count : k;
   return choice;

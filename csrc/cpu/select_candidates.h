@@ -14,6 +14,26 @@ constexpr std::int64_t kAllTies = INT64_MAX;
 // Bytes that a candidate takes.
 constexpr std::int64_t kCandidateBytes = 6;
 
+// Candidates near the k-th largest entry of a row, of all tasks: their keys, and their indices in the task's.
+struct Unsettled {
+  std::unique_ptr<std::uint32_t[]> keys, indices;
+  std::vector<std::int64_t> begin;  // of each task, and the end
+
+  std::int64_t size() const { return begin.back(); }
+};
+
+// How a row ends: the k-th largest entry is outside its bracket, or beyond the candidates' room; every entry that is
+// neither zero nor NaN is kept; or the key of the k-th largest entry is decided.
+struct Choice {
+  enum class Kind { missed, everything, decided } kind = Kind::missed;
+  std::uint32_t key = 1;
+  std::int64_t ties = 0;   // how many candidates with this key are kept
+  std::int64_t count = 0;  // entries kept in all
+  // Candidates with keys from `first` to `last` change sides; they are among the unsettled.
+  std::uint32_t first = 0, last = 0;
+  Unsettled unsettled;
+};
+
 // The candidates that one task has met, in the order of the entries; those of several rows together.
 class Candidates {
  public:
@@ -29,38 +49,18 @@ class Candidates {
   // Whether there was no room for some; then the keys are incomplete.
   bool overflow() const { return overflow_; }
   const std::uint32_t* keys() const { return keys_.get(); }
-  // Sets or clears the bits of candidates, which `indices` name in order, in the words of a row: those with keys above
-  // `key` are kept, and the first `ties` at it. The pieces are those from `first_piece` on.
-  void settle(const std::uint32_t* indices, std::int64_t size, std::uint32_t key, std::int64_t ties,
-              const Pieces& pieces, std::int64_t first_piece, std::uint32_t* words) const;
+  // Sets or clears the bits of a choice's candidates in the words of its row, `ties` of those at its key.
+  void settle(const Choice& choice, std::size_t task, std::int64_t ties, const Pieces& pieces,
+              std::uint32_t* words) const;
 
  private:
   void reserve(std::int64_t wanted);
 
-  // Plain arrays: a vector would write zeros over memory that is about to be written.
   std::unique_ptr<std::uint32_t[]> keys_;
   std::unique_ptr<std::uint16_t[]> offsets_;  // in the piece
   std::vector<std::int64_t> piece_begin_;
   std::int64_t size_ = 0, room_ = 0, limit_;
   bool overflow_ = false;
-};
-
-// The candidates of a row that are not settled yet, of all tasks.
-struct Unsettled {
-  std::unique_ptr<std::uint32_t[]> keys, indices;
-  std::vector<std::int64_t> begin;  // of each task, and the end
-
-  std::int64_t size() const { return begin.back(); }
-};
-
-// How a row ends: the k-th largest entry is outside its bracket, or beyond the candidates' room; every entry that is
-// neither zero nor NaN is kept; or the key of the k-th largest entry is decided, how many candidates with this key are
-// kept, and how many entries in all.
-struct Choice {
-  enum class Kind { missed, everything, decided } kind = Kind::missed;
-  std::uint32_t key = 1;
-  std::int64_t ties = 0, count = 0;
-  Unsettled unsettled;
 };
 
 // `kept`: entries that the scan has kept, all with keys >= bracket.pivot_key().

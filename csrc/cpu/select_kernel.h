@@ -292,7 +292,7 @@ void read_keys(const ScanRange& range, std::uint32_t* keys) {
 
 template <bool kIndices>
 std::int64_t collect(const std::uint32_t* keys, std::int64_t size, std::uint32_t low, std::uint32_t high,
-                     std::uint32_t* inside, std::uint32_t* indices) {
+                     std::uint32_t base, std::uint32_t* inside, std::uint32_t* indices) {
   std::int64_t i = 0, collected = 0;
 #if PF_SIMD_LEVEL == 1
   const __m256i low_lanes = _mm256_set1_epi32(static_cast<int>(low));
@@ -305,7 +305,7 @@ std::int64_t collect(const std::uint32_t* keys, std::int64_t size, std::uint32_t
         _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kCompressTable.rows[bits])));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(inside + collected), _mm256_permutevar8x32_epi32(key, lanes));
     if (kIndices) {
-      const __m256i index = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(i)), lanes);
+      const __m256i index = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(base + i)), lanes);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(indices + collected), index);
     }
     collected += _mm_popcnt_u32(bits);
@@ -319,7 +319,7 @@ std::int64_t collect(const std::uint32_t* keys, std::int64_t size, std::uint32_t
     const __mmask16 in = _mm512_mask_cmpge_epu32_mask(_mm512_cmple_epu32_mask(key, high_lanes), key, low_lanes);
     _mm512_storeu_si512(inside + collected, _mm512_maskz_compress_epi32(in, key));
     if (kIndices) {
-      const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), lanes);
+      const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(base + i)), lanes);
       _mm512_storeu_si512(indices + collected, _mm512_maskz_compress_epi32(in, index));
     }
     collected += _mm_popcnt_u32(in);
@@ -327,16 +327,16 @@ std::int64_t collect(const std::uint32_t* keys, std::int64_t size, std::uint32_t
 #endif
   for (; i < size; ++i) {
     inside[collected] = keys[i];
-    if (kIndices) indices[collected] = static_cast<std::uint32_t>(i);
+    if (kIndices) indices[collected] = static_cast<std::uint32_t>(base + i);
     collected += keys[i] >= low && keys[i] <= high;
   }
   return collected;
 }
 
 std::int64_t collect_keys(const std::uint32_t* keys, std::int64_t size, std::uint32_t low, std::uint32_t high,
-                          std::uint32_t* inside, std::uint32_t* indices) {
-  return indices ? collect<true>(keys, size, low, high, inside, indices)
-                 : collect<false>(keys, size, low, high, inside, nullptr);
+                          std::uint32_t base, std::uint32_t* inside, std::uint32_t* indices) {
+  return indices ? collect<true>(keys, size, low, high, base, inside, indices)
+                 : collect<false>(keys, size, low, high, base, inside, nullptr);
 }
 
 std::int64_t count_above(const std::uint32_t* keys, std::int64_t size, std::uint32_t bound) {

@@ -29,7 +29,7 @@ KeyInterval KeyHistogram::locate(std::int64_t rank, std::int64_t tolerance) cons
   if (interval.one_key() || interval.count <= tolerance) return interval;
 
   std::unique_ptr<std::uint32_t[]> inside(new std::uint32_t[interval.count + kCollectSlack]);
-  collect_keys(keys_, size_, low, high, inside.get(), nullptr);
+  collect_keys(keys_, size_, low, high, 0, inside.get(), nullptr);
   KeyInterval result = KeyHistogram(inside.get(), interval.count, low, high).locate(rank - larger, tolerance);
   result.larger += larger;
   return result;

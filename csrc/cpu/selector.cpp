@@ -186,32 +186,37 @@ std::int64_t Selector::scan_piece(const Piece& piece, std::int64_t task, Group* 
 void Selector::finish(const std::vector<Group>& groups, bool ties_all, std::vector<Row>* missed) const {
   struct Item {
     const Group* group;
-    std::size_t row;
-    Choice choice;
+    const Row* row;
+    std::int64_t kept;
+    Choice::Kind kind;
+    std::uint32_t key;  // all entries with this key are still to be kept; 0 if none
   };
   std::vector<Item> items;
   for (const Group& group : groups) {
-    for (std::size_t r = 0; r < group.rows.size(); ++r) items.push_back({&group, r, Choice()});
+    for (std::size_t r = 0; r < group.rows.size(); ++r) {
+      std::int64_t kept = 0;
+      for (const std::vector<std::int64_t>& part : group.kept) kept += part[r];
+      items.push_back({&group, &group.rows[r], kept, Choice::Kind::missed, 0});
+    }
   }
   pieces_.parallel()(static_cast<std::int64_t>(items.size()), [&](std::int64_t i) {
-    const Group& group = *items[i].group;
-    std::int64_t kept = 0;
-    for (const std::vector<std::int64_t>& part : group.kept) kept += part[items[i].row];
-    const Row& row = group.rows[items[i].row];
-    items[i].choice = choose(group.parts, row.bracket, kept, row.k, ties_all);
+    Item& item = items[i];
+    const Bracket& bracket = item.row->bracket;
+    const Choice choice = choose(item.group->parts, bracket, item.kept, item.row->k, ties_all);
+    item.kind = choice.kind;
+    if (choice.kind != Choice::Kind::decided) return;
+    if (ties_all && choice.key == bracket.low.key && bracket.low.index != kNoIndex) {
+      // Entries with this key that the lower bound has cut off are no candidates.
+      item.kind = Choice::Kind::everything;
+      item.key = choice.key;
+    } else {
+      settle(*item.group, *item.row, choice);
+    }
   });
   for (const Item& item : items) {
-    const Row& row = item.group->rows[item.row];
-    const Choice& choice = item.choice;
-    const Bound& low = row.bracket.low;
-    const bool decided = choice.kind == Choice::Kind::decided;
-    if (choice.kind == Choice::Kind::missed) {
-      missed->push_back(row);
-    } else if (!decided || (ties_all && choice.key == low.key && low.index != kNoIndex)) {
-      // Everything is kept, or all entries with a key that the bracket's lower bound has cut.
-      keep({{choice.key, kAllTies, row.words, row.result}});
-    } else {
-      settle(*item.group, row, choice);
+    if (item.kind == Choice::Kind::missed) missed->push_back(*item.row);
+    if (item.kind == Choice::Kind::everything) {
+      keep({{std::max(item.key, std::uint32_t{1}), kAllTies, item.row->words, item.row->result}});
     }
   }
 }
@@ -226,9 +231,7 @@ void Selector::settle(const Group& group, const Row& row, const Choice& choice) 
     ties[t] = ties[t - 1] - std::count(keys + unsettled.begin[t - 1], keys + unsettled.begin[t], choice.key);
   }
   pieces_.for_tasks([&](std::int64_t t) {
-    const std::int64_t begin = unsettled.begin[t], size = unsettled.begin[t + 1] - begin;
-    group.parts[t].settle(unsettled.indices.get() + begin, size, choice.key, ties[t], pieces_, pieces_.begin(t),
-                          row.words);
+    group.parts[t].settle(choice, static_cast<std::size_t>(t), ties[t], pieces_, row.words);
   });
   row.result->smallest_key = choice.key;
   row.result->count = choice.count;
