@@ -44,7 +44,7 @@ Unsettled collect(const std::vector<Candidates>& parts, std::uint32_t low, std::
 // Tasks differ in how many candidates they meet, so each starts with its share and may grow to what was expected of all
 // together.
 Candidates::Candidates(std::int64_t expected, std::int64_t tasks) : limit_(expected * 5 / 4 + 4096) {
-  reserve(expected / tasks * 9 / 8 + 1024);
+  reserve(expected / tasks * 9 / 8 + 1024 + kScanPiece + kOpenSlack);
 }
 
 void Candidates::reserve(std::int64_t wanted) {
