@@ -22,7 +22,7 @@ constexpr double kTolerance = 1.0 / 16;
 }  // namespace
 
 Sample::Sample(const Pieces& pieces)
-    : pieces_(pieces), keys_(new std::uint32_t[kGroups * kGroup]), group_begin_(kGroups + 1), group_first_(kGroups) {
+    : pieces_(pieces), keys_(make_large_array<std::uint32_t>(kGroups * kGroup)), group_begin_(kGroups + 1), group_first_(kGroups) {
   const std::int64_t tasks = pieces.tasks(), entries = pieces.entries();
   pieces.for_tasks([&](std::int64_t task) {
     const std::int64_t begin = kGroups * task / tasks, end = kGroups * (task + 1) / tasks;
@@ -135,7 +135,7 @@ Bracket Sample::bracket(std::int64_t k, double sigmas) const {
   // That of groups whose entries are all alike.
   const double widest = sigmas * std::sqrt(kGroup * share * (1 - share) * total) + kGuard;
   const Neighbourhood near = neighbourhood(rank, widest);
-  const KeyHistogram histogram(near.keys.get(), near.size, near.low, near.high);
+  const KeyHistogram histogram({{near.keys.get(), near.size}}, near.low, near.high);
   const auto locate = [&](double at, double tolerance) {
     const std::int64_t wanted = std::clamp<std::int64_t>(static_cast<std::int64_t>(at), 0, size() - 1);
     KeyInterval interval = histogram.locate(wanted - near.larger, static_cast<std::int64_t>(tolerance));
