@@ -200,7 +200,7 @@ def test_many_entries_more_rows_than_a_pass_takes(cpu):
 
 def sampled_entries(numel: int) -> np.ndarray:
     """Which entries of one tensor csrc/cpu/select_sample.cpp samples, as a bool array."""
-    groups, group = 16384, 32
+    groups, group = 8192, 64
     g = np.arange(groups, dtype=np.uint64)
     x = g * np.uint64(0x9E3779B9) & np.uint64(0xFFFFFFFF)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
