@@ -119,7 +119,7 @@ def saliency_mask(problem: Problem) -> Case:
         "torch.sum": flat.sum,
     }
     bar = partial(fp32_only, problem)
-    figures = [Figure("saliency_mask / torch.sum", OURS, "torch.sum", bar(3.0), bar(2.2))]
+    figures = [Figure("saliency_mask / torch.sum", OURS, "torch.sum", bar(1.7), bar(1.4))]
     bars = {"numpy.partition": 10.0, "torch.kthvalue": 30.0, "argsort of argsort": 300.0}
     gpu_bars = {"torch.topk": 10.0, "torch.kthvalue": 20.0, "argsort of argsort": 100.0}
     if problem.device.type == "cuda":
@@ -156,12 +156,25 @@ def saliency_mask_densities(problem: Problem) -> Case:
     functions = {
         OURS: lambda: pf.saliency_mask(named, density=densities, backend=problem.backend),
         "one call each": one_by_one,
+        "one density": lambda: pf.saliency_mask(named, density=0.5, backend=problem.backend),
     }
-    return Case(
-        functions,
-        [Figure("five densities, one call / five calls", OURS, "one call each")],
-        {OURS: problem.itemsize + 0.625},
-    )
+    figures = [
+        Figure("five densities, one call / five calls", OURS, "one call each"),
+        Figure("five densities / one", OURS, "one density", fp32_only(problem, 1.6)),
+    ]
+    return Case(functions, figures, {OURS: problem.itemsize + 0.625, "one density": problem.itemsize + 0.125})
+
+
+@register("saliency_mask_threshold", "mask of a threshold that is given", buffers=8)
+def saliency_mask_threshold(problem: Problem) -> Case:
+    named = problem.gradients()
+    threshold = pf.saliency_mask(named, density=0.5, backend=problem.backend).threshold
+    functions = {
+        OURS: lambda: pf.saliency_mask(named, threshold=threshold, backend=problem.backend),
+        "density": lambda: pf.saliency_mask(named, density=0.5, backend=problem.backend),
+    }
+    figures = [Figure("threshold / density", OURS, "density", fp32_only(problem, 1.0))]
+    return Case(functions, figures, dict.fromkeys(functions, problem.itemsize + 0.125))
 
 
 @register("saliency_mask_memory", "peak memory of a selection beyond the gradients and the mask", buffers=0)

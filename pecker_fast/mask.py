@@ -114,7 +114,7 @@ class SaliencyMask:
         nan_count: Tensor | None = None,
         params: Sequence[Tensor] | None = None,
     ) -> None:
-        self.shapes = tuple(torch.Size(shape) for shape in shapes)
+        self.shapes = tuple(shape if isinstance(shape, torch.Size) else torch.Size(shape) for shape in shapes)
         self.names = None if names is None else tuple(names)
         self.numels = tuple(math.prod(shape) for shape in self.shapes)
         self.word_offsets = tuple(ops.word_offsets(self.numels))
@@ -240,9 +240,15 @@ class SaliencyMask:
 
     # ---- set algebra
 
-    def _with_words(self, words: Tensor) -> "SaliencyMask":
-        mask = SaliencyMask(words, self.shapes, self.names)
-        mask._params = self._params
+    def _with_words(
+        self, words: Tensor, threshold: Tensor | None = None, nan_count: Tensor | None = None
+    ) -> "SaliencyMask":
+        """Another mask of the same tensors."""
+        # Not copy.copy, which leaves the parameters out as pickle does.
+        mask = object.__new__(SaliencyMask)
+        mask.__dict__.update(self.__dict__)
+        mask._words, mask._threshold, mask._nan_count = words.contiguous(), threshold, nan_count
+        mask._count = mask._tensor_counts = None
         return mask
 
     def _require_same_layout(self, other: "SaliencyMask") -> None:

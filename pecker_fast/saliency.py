@@ -79,7 +79,7 @@ class _Scores:
         self.device = given[0].device if given else fallback
         self.numels = [math.prod(shape) for shape in self.shapes]
         self.numel = sum(self.numels)
-        self.tensors = contiguous_grads([value.detach() for value in given])
+        self.tensors = contiguous_grads([value.detach() if value.requires_grad else value for value in given])
 
     def _label(self, i: int) -> str:
         return repr(self.names[i]) if self.names is not None else f"[{i}]"
@@ -97,10 +97,13 @@ class _Scores:
             start += width
         return full
 
-    def mask(self, words: Tensor, threshold: Tensor, nan_count: Tensor) -> SaliencyMask:
-        return SaliencyMask(
-            words, self.shapes, self.names, threshold=threshold, nan_count=nan_count, params=self.params
+    def masks(self, words: Tensor, thresholds: Tensor, nan_count: Tensor) -> list[SaliencyMask]:
+        """One mask for each row of words [m, W] and thresholds [m, ...]; they share what describes the tensors."""
+        first = SaliencyMask(
+            words[0], self.shapes, self.names, threshold=thresholds[0], nan_count=nan_count, params=self.params
         )
+        others = zip(words[1:], thresholds[1:], strict=True)
+        return [first, *(first._with_words(row, threshold, nan_count) for row, threshold in others)]
 
 
 @overload
@@ -194,8 +197,7 @@ def saliency_mask(
             else:
                 results = _select(values.tensors, values.numel, values.device, rows, ties == "all", backend)
             words, thresholds, _, nan_count = results
-            words = values.all_words(words)
-            masks = [values.mask(words[j], thresholds[j], nan_count) for j in range(len(rows.values))]
+            masks = values.masks(values.all_words(words), thresholds, nan_count)
     return masks if rows.several else masks[0]
 
 
@@ -283,7 +285,7 @@ def _select_per_tensor(values: _Scores, rows: _Rows, ties_all: bool, backend) ->
         words.append(row_words)
         nan_count += nans
     full = values.all_words(torch.cat(words, dim=1))
-    return [values.mask(full[j], thresholds[:, j].contiguous(), nan_count) for j in range(m)]
+    return values.masks(full, thresholds.T.contiguous(), nan_count)
 
 
 def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backend):

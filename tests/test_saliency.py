@@ -109,6 +109,10 @@ def test_module_mapping_and_iterable_agree(backend):
     assert from_list.names is None and from_mapping.names == tuple(named)
     assert not from_module["1.weight"].any()
     assert from_module.align(list(named.values())[::-1]) == list(range(len(named)))[::-1]
+    # Each of several masks knows the parameters too, without names, and so do masks made from them.
+    several = pf.saliency_mask(net, k=[3, k], backend=backend)
+    for mask in (*several, several[0] | several[1]):
+        assert mask.align(list(named.values())[::-1]) == list(range(len(named)))[::-1]
 
 
 def test_missing_grads_count_as_zeros():

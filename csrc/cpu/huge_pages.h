@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -22,6 +24,23 @@ inline void advise_huge_pages(void* block, std::size_t bytes) {
   static_cast<void>(block);
   static_cast<void>(bytes);
 #endif
+}
+
+struct FreeLarge {
+  void operator()(void* block) const { ::operator delete(block, std::align_val_t{kHugePage}); }
+};
+// An array without initial values, of integers.
+template <typename T>
+using LargeArray = std::unique_ptr<T[], FreeLarge>;
+
+template <typename T>
+LargeArray<T> make_large_array(std::int64_t size) {
+  std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
+  // The last large page may be half empty.
+  if (bytes % kHugePage >= kHugePage / 2) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* const block = ::operator new(bytes, std::align_val_t{kHugePage});
+  advise_huge_pages(block, bytes);
+  return LargeArray<T>(static_cast<T*>(block));
 }
 
 }  // namespace pecker_fast

@@ -9,34 +9,11 @@
 namespace pecker_fast {
 namespace {
 
-// Plain arrays: a vector would write zeros over memory that is about to be written.
 template <typename T>
-void grow(std::int64_t size, std::int64_t room, std::unique_ptr<T[]>* array) {
-  std::unique_ptr<T[]> grown(new T[room]);
+void grow(std::int64_t size, std::int64_t room, LargeArray<T>* array) {
+  LargeArray<T> grown = make_large_array<T>(room);
   std::copy_n(array->get(), size, grown.get());
   *array = std::move(grown);
-}
-
-// The candidates with low <= key <= high.
-Unsettled collect(const std::vector<Candidates>& parts, std::uint32_t low, std::uint32_t high) {
-  constexpr std::int64_t kPart = 16384;
-  Unsettled result;
-  std::int64_t size = 0, room = 0;
-  result.begin.push_back(0);
-  for (const Candidates& part : parts) {
-    for (std::int64_t first = 0; first < part.size(); first += kPart) {
-      const std::int64_t count = std::min(kPart, part.size() - first);
-      if (size + count + kCollectSlack > room) {
-        room = 2 * room + 4 * kPart;
-        grow(size, room, &result.keys);
-        grow(size, room, &result.indices);
-      }
-      size += collect_keys(part.keys() + first, count, low, high, static_cast<std::uint32_t>(first),
-                           result.keys.get() + size, result.indices.get() + size);
-    }
-    result.begin.push_back(size);
-  }
-  return result;
 }
 
 }  // namespace
@@ -44,7 +21,7 @@ Unsettled collect(const std::vector<Candidates>& parts, std::uint32_t low, std::
 // Tasks differ in how many candidates they meet, so each starts with its share and may grow to what was expected of all
 // together.
 Candidates::Candidates(std::int64_t expected, std::int64_t tasks) : limit_(expected * 5 / 4 + 4096) {
-  reserve(expected / tasks * 9 / 8 + 1024);
+  reserve(expected / tasks * 9 / 8 + 1024 + kScanPiece + kOpenSlack);
 }
 
 void Candidates::reserve(std::int64_t wanted) {
@@ -64,77 +41,97 @@ std::int64_t Candidates::scan(const ScanRange& range, std::int64_t offset, const
   return nan;
 }
 
-void Candidates::settle(const Choice& choice, std::size_t task, std::int64_t ties, const Pieces& pieces,
-                        std::uint32_t* words) const {
+void Candidates::collect(const std::vector<Window>& windows) const {
+  // A part stays in the cache for all windows.
+  constexpr std::int64_t kPart = 4096;
+  for (const Window& window : windows) window.unsettled->size = 0;
+  for (std::int64_t first = 0; first < size_; first += kPart) {
+    const std::int64_t count = std::min(kPart, size_ - first);
+    for (const Window& window : windows) {
+      Unsettled& unsettled = *window.unsettled;
+      if (unsettled.size + count + kCollectSlack > unsettled.room) {
+        unsettled.room = 2 * unsettled.room + 4 * kPart;
+        unsettled.keys.resize(static_cast<std::size_t>(unsettled.room));
+        unsettled.indices.resize(static_cast<std::size_t>(unsettled.room));
+      }
+      unsettled.size += collect_keys(keys_.get() + first, count, window.first, window.last,
+                                     static_cast<std::uint32_t>(first), unsettled.keys.data() + unsettled.size,
+                                     unsettled.indices.data() + unsettled.size);
+    }
+  }
+}
+
+void Candidates::settle(const Unsettled& unsettled, const Decision& decision, const Pieces& pieces,
+                        std::int64_t first_piece, std::uint32_t* words) const {
   // The words have left the cache since they were written, so they are fetched ahead.
   struct Change {
     std::uint32_t* word;
     std::uint32_t bit;
     bool keep;
   };
-  constexpr std::int64_t kAhead = 16;
+  constexpr std::int64_t kAhead = 48;
   Change ahead[kAhead];
   const auto apply = [](const Change& change) {
     *change.word = change.keep ? *change.word | change.bit : *change.word & ~change.bit;
   };
-  const std::uint32_t* const indices = choice.unsettled.indices.get();
-  std::int64_t changes = 0, piece = 0;
-  const std::int64_t pieces_in_task = static_cast<std::int64_t>(piece_begin_.size());
-  for (std::int64_t i = choice.unsettled.begin[task]; i < choice.unsettled.begin[task + 1]; ++i) {
-    const std::uint32_t index = indices[i], key = keys_[index];
-    if (key < choice.first || key > choice.last) continue;
-    while (piece + 1 < pieces_in_task && piece_begin_[piece + 1] <= index) ++piece;
-    const bool tie = key == choice.key, keep = key > choice.key || (tie && ties > 0);
+  std::int64_t changes = 0, piece = 0, ties = decision.ties;
+  const std::int64_t piece_count = static_cast<std::int64_t>(piece_begin_.size());
+  for (std::int64_t i = 0; i < unsettled.size; ++i) {
+    const std::uint32_t key = unsettled.keys[i], index = unsettled.indices[i];
+    if (key < decision.first || key > decision.last) continue;
+    while (piece + 1 < piece_count && piece_begin_[piece + 1] <= index) ++piece;
+    const bool tie = key == decision.key, keep = key > decision.key || (tie && ties > 0);
     ties -= tie;
     Change& change = ahead[changes % kAhead];
     if (changes >= kAhead) apply(change);
     const std::uint16_t offset = offsets_[index];
-    change.word = words + pieces[pieces.begin(static_cast<std::int64_t>(task)) + piece].word + offset / kWordBits;
-    change.bit = std::uint32_t{1} << (offset % kWordBits);
-    change.keep = keep;
+    change = {words + pieces[first_piece + piece].word + offset / kWordBits, std::uint32_t{1} << (offset % kWordBits), keep};
     prefetch_read(change.word);
     ++changes;
   }
   for (std::int64_t j = std::max<std::int64_t>(0, changes - kAhead); j < changes; ++j) apply(ahead[j % kAhead]);
 }
 
-Choice choose(const std::vector<Candidates>& parts, const Bracket& bracket, std::int64_t kept, std::int64_t k,
-              bool ties_all) {
-  Choice choice;
-  for (const Candidates& part : parts) {
-    if (part.overflow()) return choice;
-  }
-  // Either more candidates are to be kept, the largest below the pivot, or fewer, all but the smallest from it on. They
-  // are near the pivot, so an interval next to it is tried before the bracket's half.
+Search::Search(const Bracket& bracket, std::int64_t kept, std::int64_t k, std::int64_t tasks)
+    : bracket_(bracket), k_(k), missing_(k - kept), unsettled_(static_cast<std::size_t>(tasks)) {
   const std::uint32_t low = bracket.low.key, pivot = bracket.pivot_key(), end = bracket.largest() + 1;
-  const std::int64_t missing = k - kept;
-  const bool more = missing > 0;
-  const double share = std::abs(static_cast<double>(missing)) / static_cast<double>(bracket.expected + 1);
-  const std::uint32_t half = more ? pivot - low : end - pivot;
-  const std::uint32_t near = static_cast<std::uint32_t>(std::min(1.0, 1.5 * share + 0.03) * (end - low));
-  std::uint32_t first = 0, last = 0;
-  bool contains = false;
-  for (const std::uint32_t width : {std::min(half, near), half}) {
-    if (width == 0) continue;
-    first = more ? pivot - width : pivot;
-    last = more ? pivot - 1 : pivot + width - 1;
-    choice.unsettled = collect(parts, first, last);
-    contains = more ? missing <= choice.unsettled.size() : -missing < choice.unsettled.size();
-    if (contains || width == half) break;
+  const double share = std::abs(static_cast<double>(missing_)) / static_cast<double>(bracket.expected + 1);
+  half_ = more() ? pivot - low : end - pivot;
+  near_ = std::min(half_, static_cast<std::uint32_t>(std::min(1.0, 1.5 * share + 0.03) * (end - low)));
+}
+
+bool Search::advance() {
+  if (found_ || width_ == half_) return false;
+  width_ = width_ == 0 && near_ > 0 ? near_ : half_;
+  const std::uint32_t pivot = bracket_.pivot_key();
+  first_ = more() ? pivot - width_ : pivot;
+  last_ = more() ? pivot - 1 : pivot + width_ - 1;
+  return true;
+}
+
+void Search::look(bool ties_all) {
+  std::vector<KeyRun> runs;
+  std::int64_t size = 0;
+  for (const Unsettled& unsettled : unsettled_) {
+    runs.push_back({unsettled.keys.data(), unsettled.size});
+    size += unsettled.size;
   }
-  if (!contains) {
-    if (more && bracket.reaches_the_end()) choice.kind = Choice::Kind::everything;
-    return choice;
+  found_ = more() ? missing_ <= size : -missing_ < size;
+  if (!found_) return;
+  const std::int64_t wanted = more() ? missing_ : size + missing_;
+  const KeyInterval interval = KeyHistogram(runs, first_, last_).locate(wanted - 1, 0);
+  key_ = interval.low;
+  ties_ = ties_all ? kAllTies : wanted - interval.larger;
+  count_ = ties_all ? k_ - wanted + interval.larger + interval.count : k_;
+}
+
+Decision Search::decision(std::int64_t task) const {
+  std::int64_t ties = ties_;
+  // Without the ties that earlier tasks have met.
+  for (std::int64_t t = 0; t < task && ties_ != kAllTies; ++t) {
+    ties -= std::count(unsettled_[t].keys.data(), unsettled_[t].keys.data() + unsettled_[t].size, key_);
   }
-  const std::int64_t size = choice.unsettled.size(), wanted = more ? missing : size + missing;
-  const KeyInterval interval = KeyHistogram(choice.unsettled.keys.get(), size, first, last).locate(wanted - 1, 0);
-  choice.kind = Choice::Kind::decided;
-  choice.key = interval.low;
-  choice.first = more ? choice.key : first;
-  choice.last = more ? last : choice.key;
-  choice.ties = ties_all ? kAllTies : wanted - interval.larger;
-  choice.count = ties_all ? k - wanted + interval.larger + interval.count : k;
-  return choice;
+  return {more() ? key_ : first_, more() ? last_ : key_, key_, ties};
 }
 
 }  // namespace pecker_fast

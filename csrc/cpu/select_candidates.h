@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "cpu/select_pieces.h"
 #include "cpu/select_sample.h"
 
@@ -14,24 +14,22 @@ constexpr std::int64_t kAllTies = INT64_MAX;
 // Bytes that a candidate takes.
 constexpr std::int64_t kCandidateBytes = 6;
 
-// Candidates near the k-th largest entry of a row, of all tasks: their keys, and their indices in the task's.
+// Candidates of one task with keys in an interval: their keys, and their indices among the task's, in order.
 struct Unsettled {
-  std::unique_ptr<std::uint32_t[]> keys, indices;
-  std::vector<std::int64_t> begin;  // of each task, and the end
-
-  std::int64_t size() const { return begin.back(); }
+  std::vector<std::uint32_t> keys, indices;  // with room for more
+  std::int64_t size = 0, room = 0;
 };
 
-// How a row ends: the k-th largest entry is outside its bracket, or beyond the candidates' room; every entry that is
-// neither zero nor NaN is kept; or the key of the k-th largest entry is decided.
-struct Choice {
-  enum class Kind { missed, everything, decided } kind = Kind::missed;
-  std::uint32_t key = 1;
-  std::int64_t ties = 0;   // how many candidates with this key are kept
-  std::int64_t count = 0;  // entries kept in all
-  // Candidates with keys from `first` to `last` change sides; they are among the unsettled.
-  std::uint32_t first = 0, last = 0;
-  Unsettled unsettled;
+struct Window {
+  std::uint32_t first, last;  // keys
+  Unsettled* unsettled;
+};
+
+// Candidates with keys from `first` to `last` change sides: those with keys above `key` are kept, and `ties` of those at
+// it.
+struct Decision {
+  std::uint32_t first, last, key;
+  std::int64_t ties;
 };
 
 // The candidates that one task has met, in the order of the entries; those of several rows together.
@@ -45,26 +43,56 @@ class Candidates {
   std::int64_t scan(const ScanRange& range, std::int64_t offset, const Quantization* quantization, ScanRow* rows,
                     int count);
 
-  std::int64_t size() const { return size_; }
-  // Whether there was no room for some; then the keys are incomplete.
+  // Whether there was no room for some; then the others are incomplete.
   bool overflow() const { return overflow_; }
-  const std::uint32_t* keys() const { return keys_.get(); }
-  // Sets or clears the bits of a choice's candidates in the words of its row, `ties` of those at its key.
-  void settle(const Choice& choice, std::size_t task, std::int64_t ties, const Pieces& pieces,
+  void collect(const std::vector<Window>& windows) const;
+  // Applies a decision about unsettled candidates to the words of a row. The pieces are those from `first_piece` on.
+  void settle(const Unsettled& unsettled, const Decision& decision, const Pieces& pieces, std::int64_t first_piece,
               std::uint32_t* words) const;
 
  private:
   void reserve(std::int64_t wanted);
 
-  std::unique_ptr<std::uint32_t[]> keys_;
-  std::unique_ptr<std::uint16_t[]> offsets_;  // in the piece
+  LargeArray<std::uint32_t> keys_;
+  LargeArray<std::uint16_t> offsets_;  // in the piece
   std::vector<std::int64_t> piece_begin_;
   std::int64_t size_ = 0, room_ = 0, limit_;
   bool overflow_ = false;
 };
 
-// `kept`: entries that the scan has kept, all with keys >= bracket.pivot_key().
-Choice choose(const std::vector<Candidates>& parts, const Bracket& bracket, std::int64_t kept, std::int64_t k,
-              bool ties_all);
+// The search for the k-th largest entry of a row among its candidates. Either more of them are to be kept than the scan
+// has kept, the largest below the pivot, or fewer, all but the smallest from it on. They are near the pivot, so an
+// interval next to it is tried before the bracket's half.
+class Search {
+ public:
+  // `kept`: entries that the scan has kept, all with keys >= bracket.pivot_key().
+  Search(const Bracket& bracket, std::int64_t kept, std::int64_t k, std::int64_t tasks);
+
+  // The next interval to collect; false if there is none, or the entry is found.
+  bool advance();
+  Window window(std::int64_t task) { return {first_, last_, &unsettled_[task]}; }
+  // Looks for the entry in what was collected.
+  void look(bool ties_all);
+
+  bool found() const { return found_; }
+  // If it was not found: whether every entry that is neither zero nor NaN is kept. Otherwise the bracket has missed.
+  bool keeps_everything() const { return more() && bracket_.reaches_the_end(); }
+  std::uint32_t key() const { return key_; }
+  // Entries kept in all.
+  std::int64_t count() const { return count_; }
+  const Unsettled& unsettled(std::int64_t task) const { return unsettled_[task]; }
+  Decision decision(std::int64_t task) const;
+
+ private:
+  bool more() const { return missing_ > 0; }
+
+  Bracket bracket_;
+  std::int64_t k_, missing_;  // entries still to be kept; negative: to be left out
+  std::uint32_t half_, near_; // widths
+  std::uint32_t width_ = 0, first_ = 0, last_ = 0, key_ = 0;
+  std::int64_t ties_ = 0, count_ = 0;
+  bool found_ = false;
+  std::vector<Unsettled> unsettled_;  // by task
+};
 
 }  // namespace pecker_fast

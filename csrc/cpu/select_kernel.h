@@ -74,12 +74,29 @@ struct QuantizedKeys {
   }
 };
 
-inline void store_words(std::uint64_t bits, std::uint32_t* words) {
+// Writes a block's bits; `streamed`: past the cache, which spares reading lines that are written as a whole. One row
+// alone gains nothing by it.
+inline void store_words(std::uint64_t bits, bool two_words, bool streamed, std::uint32_t* words) {
+  if (!two_words) {
+    words[0] = static_cast<std::uint32_t>(bits);
+    return;
+  }
 #if PF_SIMD_LEVEL > 0
-  std::memcpy(words, &bits, sizeof(bits));
+  if (streamed) {
+    _mm_stream_si64(reinterpret_cast<long long*>(words), static_cast<long long>(bits));
+  } else {
+    std::memcpy(words, &bits, sizeof(bits));
+  }
 #else
   words[0] = static_cast<std::uint32_t>(bits);
   words[1] = static_cast<std::uint32_t>(bits >> 32);
+#endif
+}
+
+// Makes streamed words visible before whatever other threads are told next.
+inline void finish_stores() {
+#if PF_SIMD_LEVEL > 0
+  _mm_sfence();
 #endif
 }
 
@@ -140,11 +157,7 @@ PF_NOINLINE bool scan_blocks(const Keys& reader, const typename Keys::Entry* dat
     open_none(&open);
     for (int r = 0; r < count; ++r) {
       const std::uint64_t bits = at_least_and_open(block_keys, bounds[r], &open);
-      if (two_words) {
-        store_words(bits, rows[r].words + 2 * block);
-      } else {
-        rows[r].words[2 * block] = static_cast<std::uint32_t>(bits);
-      }
+      store_words(bits, two_words, kRows != 1, rows[r].words + 2 * block);
       kept[r] += count_bits(bits);
     }
     // Most blocks have at most two open entries: the first and the last are written without a branch to mispredict, and
@@ -163,6 +176,7 @@ PF_NOINLINE bool scan_blocks(const Keys& reader, const typename Keys::Entry* dat
     }
     listed += more;
   });
+  if (kRows != 1) finish_stores();
   for (int r = 0; r < count; ++r) rows[r].kept = kept[r];
   if (!std::is_same_v<P, float>) {
     for (std::int64_t j = 0; j < listed; ++j) keys[j] = key_of_magnitude(keys[j], P{});
@@ -190,14 +204,11 @@ PF_NOINLINE bool keep_blocks(const P* data, std::int64_t length, KeepRow* rows, 
     for (int r = 0; r < count; ++r) {
       const std::uint64_t bits = at_least(keys, bounds[r]);
       track_nearest(keys, bounds[r], &nearest[r]);
-      if (two_words) {
-        store_words(bits, rows[r].words + 2 * block);
-      } else {
-        rows[r].words[2 * block] = static_cast<std::uint32_t>(bits);
-      }
+      store_words(bits, two_words, kRows != 1, rows[r].words + 2 * block);
       kept[r] += count_bits(bits);
     }
   });
+  if (kRows != 1) finish_stores();
   for (int r = 0; r < count; ++r) {
     rows[r].kept = kept[r];
     rows[r].smallest = kInfKey;

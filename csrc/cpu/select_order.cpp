@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "cpu/select.h"
 
@@ -12,11 +13,13 @@ constexpr std::uint32_t kBins = 2048;
 
 }  // namespace
 
-KeyHistogram::KeyHistogram(const std::uint32_t* keys, std::int64_t size, std::uint32_t low, std::uint32_t high)
-    : keys_(keys), size_(size), low_(low), high_(high) {
+KeyHistogram::KeyHistogram(std::vector<KeyRun> runs, std::uint32_t low, std::uint32_t high)
+    : runs_(std::move(runs)), low_(low), high_(high) {
   while ((high - low) >> shift_ >= kBins) ++shift_;
   bins_.resize(((high - low) >> shift_) + 1);
-  for (std::int64_t i = 0; i < size; ++i) ++bins_[(keys[i] - low) >> shift_];
+  for (const KeyRun& run : runs_) {
+    for (std::int64_t i = 0; i < run.size; ++i) ++bins_[(run.keys[i] - low) >> shift_];
+  }
 }
 
 KeyInterval KeyHistogram::locate(std::int64_t rank, std::int64_t tolerance) const {
@@ -29,8 +32,11 @@ KeyInterval KeyHistogram::locate(std::int64_t rank, std::int64_t tolerance) cons
   if (interval.one_key() || interval.count <= tolerance) return interval;
 
   std::unique_ptr<std::uint32_t[]> inside(new std::uint32_t[interval.count + kCollectSlack]);
-  collect_keys(keys_, size_, low, high, 0, inside.get(), nullptr);
-  KeyInterval result = KeyHistogram(inside.get(), interval.count, low, high).locate(rank - larger, tolerance);
+  std::int64_t size = 0;
+  for (const KeyRun& run : runs_) {
+    size += collect_keys(run.keys, run.size, low, high, 0, inside.get() + size, nullptr);
+  }
+  KeyInterval result = KeyHistogram({{inside.get(), size}}, low, high).locate(rank - larger, tolerance);
   result.larger += larger;
   return result;
 }

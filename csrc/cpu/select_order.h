@@ -14,17 +14,21 @@ struct KeyInterval {
   bool one_key() const { return low == high; }
 };
 
+struct KeyRun {
+  const std::uint32_t* keys;
+  std::int64_t size;
+};
+
 // Histogram of keys, all in [low, high], with bins of equal width. The keys have to outlive it.
 class KeyHistogram {
  public:
-  KeyHistogram(const std::uint32_t* keys, std::int64_t size, std::uint32_t low, std::uint32_t high);
+  KeyHistogram(std::vector<KeyRun> runs, std::uint32_t low, std::uint32_t high);
 
   // The interval of the key at `rank`, 0 for the largest. It is one key, or at most `tolerance` keys of the histogram.
   KeyInterval locate(std::int64_t rank, std::int64_t tolerance) const;
 
  private:
-  const std::uint32_t* keys_;
-  std::int64_t size_;
+  std::vector<KeyRun> runs_;
   std::uint32_t low_, high_;
   int shift_ = 0;  // a bin's width is 2 ** shift
   std::vector<std::int64_t> bins_;

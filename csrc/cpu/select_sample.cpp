@@ -9,11 +9,12 @@
 namespace pecker_fast {
 namespace {
 
-// Groups in the sample, and entries in a group. Two cache lines of floats: the second costs no wait of its own.
-constexpr std::int64_t kGroups = 16384;
-constexpr std::int64_t kGroup = 32;
+// Groups in the sample, and entries in a group: more groups would say more of data whose neighbours are alike, but the
+// wait for a group costs as much as its entries.
+constexpr std::int64_t kGroups = 8192;
+constexpr std::int64_t kGroup = 64;
 // A pivot comes from every so many groups.
-constexpr std::int64_t kGroupsPerPivot = 8;
+constexpr std::int64_t kGroupsPerPivot = 4;
 // The bracket is wider by so many entries of the sample, because the deviation may be underestimated.
 constexpr double kGuard = 96.0;
 // Bounds may be off by this share of the half-width, outwards.
@@ -22,7 +23,7 @@ constexpr double kTolerance = 1.0 / 16;
 }  // namespace
 
 Sample::Sample(const Pieces& pieces)
-    : pieces_(pieces), keys_(new std::uint32_t[kGroups * kGroup]), group_begin_(kGroups + 1), group_first_(kGroups) {
+    : pieces_(pieces), keys_(make_large_array<std::uint32_t>(kGroups * kGroup)), group_begin_(kGroups + 1), group_first_(kGroups) {
   const std::int64_t tasks = pieces.tasks(), entries = pieces.entries();
   pieces.for_tasks([&](std::int64_t task) {
     const std::int64_t begin = kGroups * task / tasks, end = kGroups * (task + 1) / tasks;
@@ -43,8 +44,7 @@ Sample::Sample(const Pieces& pieces)
       const std::int64_t last = std::max<std::int64_t>(0, piece.length - kGroup);
       const std::int64_t offset = std::min(last, (at - piece.first) / kGroup * kGroup);
       const ScanRange range = piece.range(offset, std::min(kGroup, piece.length - offset));
-      prefetch_read(range.data);
-      prefetch_read(static_cast<const char*>(range.data) + 64);
+      for (std::int64_t i = 0; i < kGroup; i += 16) prefetch_read(static_cast<const float*>(range.data) + i);
       ahead[g % kAhead] = range;
       group_first_[g] = piece.first + offset;
       group_begin_[g] = range.length;
@@ -113,7 +113,7 @@ std::int64_t Sample::index_of(std::int64_t slot) const {
 // slowly, which the parts of equal size take care of.
 double Sample::variance_above(std::uint32_t key, std::int64_t slot) const {
   // Some of the pairs say enough.
-  constexpr std::int64_t kStep = 8;
+  constexpr std::int64_t kStep = 4;
   const auto above = [&](std::int64_t g) {
     const std::uint32_t threshold = key + (group_begin_[g] >= slot ? 1 : 0);
     std::int32_t count = 0;
@@ -135,7 +135,7 @@ Bracket Sample::bracket(std::int64_t k, double sigmas) const {
   // That of groups whose entries are all alike.
   const double widest = sigmas * std::sqrt(kGroup * share * (1 - share) * total) + kGuard;
   const Neighbourhood near = neighbourhood(rank, widest);
-  const KeyHistogram histogram(near.keys.get(), near.size, near.low, near.high);
+  const KeyHistogram histogram({{near.keys.get(), near.size}}, near.low, near.high);
   const auto locate = [&](double at, double tolerance) {
     const std::int64_t wanted = std::clamp<std::int64_t>(static_cast<std::int64_t>(at), 0, size() - 1);
     KeyInterval interval = histogram.locate(wanted - near.larger, static_cast<std::int64_t>(tolerance));

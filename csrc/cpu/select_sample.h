@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "cpu/select_order.h"
 #include "cpu/select_pieces.h"
 
@@ -72,7 +73,7 @@ class Sample {
   double variance_above(std::uint32_t key, std::int64_t slot) const;
 
   const Pieces& pieces_;
-  std::unique_ptr<std::uint32_t[]> keys_;  // group after group; 0 for NaN
+  LargeArray<std::uint32_t> keys_;         // group after group; 0 for NaN
   std::vector<std::int64_t> group_begin_;  // in `keys_`, and the end
   std::vector<std::int64_t> group_first_;  // index of a group's first entry among all entries
   Pivots pivots_;

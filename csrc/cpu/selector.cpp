@@ -108,7 +108,8 @@ std::vector<Selector::Group> Selector::make_groups(const Pivots& pivots, const s
     const double share = pivots.share(bracket.low.key, row.bracket.low.key) +
                          pivots.share(row.bracket.high.key, bracket.high.key);
     const std::int64_t more = static_cast<std::int64_t>(share * static_cast<double>(pieces_.entries()));
-    if (fits(row) && more <= bracket.expected / 4) {
+    // Keys on the grid are int32.
+    if (fits(row) && more <= bracket.expected / 4 && bracket.high.key <= INT32_MAX) {
       groups[0].rows.push_back(row);
       groups[0].rows.back().bracket = bracket;
       groups[0].rows.back().bracket.expected += more;
@@ -184,57 +185,65 @@ std::int64_t Selector::scan_piece(const Piece& piece, std::int64_t task, Group* 
 
 // Completes the rows from their candidates, but for those whose bracket has missed.
 void Selector::finish(const std::vector<Group>& groups, bool ties_all, std::vector<Row>* missed) const {
-  struct Item {
-    const Group* group;
-    const Row* row;
-    std::int64_t kept;
-    Choice::Kind kind;
-    std::uint32_t key;  // all entries with this key are still to be kept; 0 if none
-  };
-  std::vector<Item> items;
+  const std::int64_t tasks = pieces_.tasks();
+  std::vector<std::vector<Search>> searches;
   for (const Group& group : groups) {
+    searches.emplace_back();
     for (std::size_t r = 0; r < group.rows.size(); ++r) {
       std::int64_t kept = 0;
       for (const std::vector<std::int64_t>& part : group.kept) kept += part[r];
-      items.push_back({&group, &group.rows[r], kept, Choice::Kind::missed, 0});
+      searches.back().emplace_back(group.rows[r].bracket, kept, group.rows[r].k, tasks);
     }
   }
-  pieces_.parallel()(static_cast<std::int64_t>(items.size()), [&](std::int64_t i) {
-    Item& item = items[i];
-    const Bracket& bracket = item.row->bracket;
-    const Choice choice = choose(item.group->parts, bracket, item.kept, item.row->k, ties_all);
-    item.kind = choice.kind;
-    if (choice.kind != Choice::Kind::decided) return;
-    if (ties_all && choice.key == bracket.low.key && bracket.low.index != kNoIndex) {
-      // Entries with this key that the lower bound has cut off are no candidates.
-      item.kind = Choice::Kind::everything;
-      item.key = choice.key;
-    } else {
-      settle(*item.group, *item.row, choice);
+  for (;;) {
+    std::vector<std::vector<Search*>> active(groups.size());
+    std::vector<Search*> all;
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      if (groups[g].overflow()) continue;
+      for (Search& search : searches[g]) {
+        if (search.advance()) active[g].push_back(&search);
+      }
+      all.insert(all.end(), active[g].begin(), active[g].end());
+    }
+    if (all.empty()) break;
+    pieces_.for_tasks([&](std::int64_t task) {
+      for (std::size_t g = 0; g < groups.size(); ++g) {
+        std::vector<Window> windows;
+        for (Search* search : active[g]) windows.push_back(search->window(task));
+        if (!windows.empty()) groups[g].parts[task].collect(windows);
+      }
+    });
+    pieces_.parallel()(static_cast<std::int64_t>(all.size()), [&](std::int64_t i) { all[i]->look(ties_all); });
+  }
+  // Entries at the key that the bracket's lower bound has cut off are no candidates.
+  const auto cuts_ties = [&](const Row& row, const Search& search) {
+    return ties_all && search.key() == row.bracket.low.key && row.bracket.low.index != kNoIndex;
+  };
+  pieces_.for_tasks([&](std::int64_t task) {
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      for (std::size_t r = 0; r < searches[g].size(); ++r) {
+        const Search& search = searches[g][r];
+        const Row& row = groups[g].rows[r];
+        if (!search.found() || cuts_ties(row, search)) continue;
+        groups[g].parts[task].settle(search.unsettled(task), search.decision(task), pieces_, pieces_.begin(task),
+                                     row.words);
+      }
     }
   });
-  for (const Item& item : items) {
-    if (item.kind == Choice::Kind::missed) missed->push_back(*item.row);
-    if (item.kind == Choice::Kind::everything) {
-      keep({{std::max(item.key, std::uint32_t{1}), kAllTies, item.row->words, item.row->result}});
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    for (std::size_t r = 0; r < searches[g].size(); ++r) {
+      const Search& search = searches[g][r];
+      const Row& row = groups[g].rows[r];
+      if (search.found() ? cuts_ties(row, search) : !groups[g].overflow() && search.keeps_everything()) {
+        keep({{search.found() ? search.key() : 1, kAllTies, row.words, row.result}});
+      } else if (search.found()) {
+        row.result->smallest_key = search.key();
+        row.result->count = search.count();
+      } else {
+        missed->push_back(row);
+      }
     }
   }
-}
-
-// Applies the choice to the words of a row.
-void Selector::settle(const Group& group, const Row& row, const Choice& choice) const {
-  const Unsettled& unsettled = choice.unsettled;
-  std::vector<std::int64_t> ties(group.parts.size(), choice.ties);
-  // Without the ties that earlier tasks have met.
-  for (std::size_t t = 1; t < ties.size() && choice.ties != kAllTies; ++t) {
-    const std::uint32_t* const keys = unsettled.keys.get();
-    ties[t] = ties[t - 1] - std::count(keys + unsettled.begin[t - 1], keys + unsettled.begin[t], choice.key);
-  }
-  pieces_.for_tasks([&](std::int64_t t) {
-    group.parts[t].settle(choice, static_cast<std::size_t>(t), ties[t], pieces_, row.words);
-  });
-  row.result->smallest_key = choice.key;
-  row.result->count = choice.count;
 }
 
 void Selector::select_by_radix(const std::vector<Row>& rows, bool ties_all) const {

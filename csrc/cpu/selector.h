@@ -1,6 +1,7 @@
 // Exact selection over many tensors on the CPU. Raw pointers only; the caller lends the threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -47,6 +48,10 @@ class Selector {
     Quantization quantization{};
     std::vector<Candidates> parts;                // one a task
     std::vector<std::vector<std::int64_t>> kept;  // by task and row
+
+    bool overflow() const {
+      return std::any_of(parts.begin(), parts.end(), [](const Candidates& part) { return part.overflow(); });
+    }
   };
   // A row whose threshold is known.
   struct KnownRow {
@@ -62,7 +67,6 @@ class Selector {
   void scan_groups(std::vector<Group>* groups) const;
   std::int64_t scan_piece(const Piece& piece, std::int64_t task, Group* group) const;
   void finish(const std::vector<Group>& groups, bool ties_all, std::vector<Row>* missed) const;
-  void settle(const Group& group, const Row& row, const Choice& choice) const;
   void keep_known(const std::vector<KnownRow>& rows) const;
   void keep(const std::vector<KnownRow>& rows) const;
   void keep_first_ties(const std::vector<KnownRow>& rows) const;

@@ -8,6 +8,7 @@ import torch
 
 from pecker_fast import ops
 from tests import oracle
+from tests.conftest import available_backends
 from tests.inputs import FLOATS, SCORE_KINDS, same_bits, scores
 
 SIZES = [0, 1, 31, 32, 33, 1023]
@@ -135,11 +136,14 @@ def test_views_with_a_storage_offset(backend, device):
     check_rows(result, [oracle.select([t.cpu() for t in tensors], 400)])
 
 
-def test_same_bits_with_any_number_of_threads(backend, device):
+# The second is large enough for a sample on the CPU.
+@pytest.mark.parametrize("numels", [(100_003, 31, 70_001, 5), (200_003, 31, 70_001, 5)])
+@pytest.mark.parametrize("kind", ["ties", "special"])
+def test_same_bits_with_any_number_of_threads(kind, numels, backend, device):
     if device != "cpu" or backend == "triton":
         pytest.skip("no threads to set")
-    tensors = [scores("ties", n, FLOATS[i % 3]) for i, n in enumerate((100_003, 31, 70_001, 5))]
-    ks = torch.tensor([60_000, 17])
+    tensors = [scores(kind, n, FLOATS[i % 3]) for i, n in enumerate(numels)]
+    ks = torch.tensor([60_000, 17, 1_500])
     threads = torch.get_num_threads()
     try:
         results = []
@@ -151,3 +155,76 @@ def test_same_bits_with_any_number_of_threads(backend, device):
     check_rows(results[0], [oracle.select(tensors, k) for k in ks.tolist()])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+# ---- many entries on the CPU: a sample, brackets around the thresholds, and one pass for several rows
+
+# Fewer are selected by histograms alone.
+MANY = 263_000
+
+
+@pytest.fixture
+def cpu():
+    if "cpu" not in available_backends():
+        pytest.skip("the CPU kernels are not tested here")
+
+
+def many_scores(kind: str, dtypes) -> list[torch.Tensor]:
+    return [scores(kind, n, dtypes[i % len(dtypes)]) for i, n in enumerate((100_001, 33, MANY - 110_001, 0, 9_967, 1))]
+
+
+@pytest.mark.parametrize("kind", SCORE_KINDS)
+def test_many_entries_several_rows(kind, cpu):
+    for dtypes in ([torch.float32], FLOATS):
+        tensors = many_scores(kind, dtypes)
+        ks = [MANY // 2, 1, int(np.random.randint(1, MANY)), MANY // 10, MANY]
+        check_select(tensors, ks, False, "cpu", "cpu")
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "two_valued", "special"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_entries_all_ties(kind, dtype, cpu):
+    tensors = many_scores(kind, [dtype])
+    check_select(tensors, [MANY // 3, MANY // 100], True, "cpu", "cpu")
+
+
+def test_many_entries_more_rows_than_a_pass_takes(cpu):
+    tensors = many_scores("normal", [torch.float32])
+    # Neighbouring rows have brackets in common.
+    ks = [50_000 + 40 * i for i in range(6)] + [10, 1_000, 20_000, 130_000, 131_000, 250_000]
+    check_select(tensors, ks, False, "cpu", "cpu")
+    thresholds = torch.linspace(0.01, 3.0, 11)
+    result = ops.threshold_mask(tensors, thresholds.view(torch.int32), torch.full((11,), 2**63 - 1), backend="cpu")
+    check_rows(result, [oracle.keep_at_least(tensors, float(t)) for t in thresholds])
+
+
+def sampled_entries(numel: int) -> np.ndarray:
+    """Which entries of one tensor csrc/cpu/select_sample.cpp samples, as a bool array."""
+    groups, group = 8192, 64
+    g = np.arange(groups, dtype=np.uint64)
+    x = g * np.uint64(0x9E3779B9) & np.uint64(0xFFFFFFFF)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ x >> np.uint64(shift)) * np.uint64(factor) & np.uint64(0xFFFFFFFF)
+    u = (x ^ x >> np.uint64(16)) / 2.0**32
+    at = ((g + u) * (numel / groups)).astype(np.int64)
+    piece = at // 16384 * 16384
+    offset = np.minimum((at - piece) // group * group, np.minimum(16384, numel - piece) - group)
+    chosen = np.zeros(numel, dtype=bool)
+    for i in range(group):
+        chosen[piece + offset + i] = True
+    return chosen
+
+
+@pytest.mark.parametrize("unlike", ["smaller", "larger", "tied"])
+def test_many_entries_that_the_sample_does_not_show(unlike, cpu):
+    # The brackets miss, or hold far more entries than expected: then histograms of all entries decide.
+    n = 2_000_003
+    x = scores("normal", n)
+    sampled = torch.from_numpy(sampled_entries(n))
+    assert 0.1 < sampled.double().mean() < 0.5
+    x = {
+        "smaller": torch.where(sampled, x, x * 2.0**-40),
+        "larger": torch.where(sampled, x, x * 2.0**40),
+        "tied": torch.where(sampled, x, torch.tensor(float(x.abs().median()))),
+    }[unlike]
+    check_select([x], [n // 2, n // 10], False, "cpu", "cpu")
