@@ -8,7 +8,7 @@ a bracket is narrow whatever the data: a constant tensor is no harder than a ran
 2. The bracket around rank k is +- ``sigmas`` standard deviations of the sample's rank, plus ``spare`` for small k.
    Strata only lower the variance below the binomial one.
 3. One pass writes the words of the entries above the bracket and gathers those inside it, the candidates, into a
-   buffer. A tile reserves its places with one atomic; their order does not matter.
+   buffer. A tile that has some reserves their places with one atomic; their order does not matter.
 4. The candidates' exact threshold is found by radix passes over the buffer, and their bits are added.
 5. A row is flagged whose bracket missed or whose buffer was too small. The composition, enqueued behind this, does the
    flagged rows anew and leaves at once for all others.
@@ -43,6 +43,9 @@ from .tiles import (
 )
 
 _BLOCK = 1024
+MAX_PROGRAMS = 2048
+"""Programs of a kernel that walks over tiles: enough to fill a GPU several times over."""
+
 _CANDIDATE_PROGRAMS = 512
 _INF_KEY = tl.constexpr(INF_KEY)
 # Rank keys of entries that can be kept are at least this one: key 1 at the very last place.
@@ -103,7 +106,7 @@ def sample_kernel(
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rank key of a random entry of each stratum; 0 where the place is padding or the entry can never be kept."""
+    """Rank key of a random entry of each stratum; 0 if the place is padding or the entry can never be kept."""
     stratum = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     begin = stratum * places // samples
     size = (stratum + 1) * places // samples - begin
@@ -188,46 +191,54 @@ def mark_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The one read: words and number of the entries above the bracket, and the candidates' rank keys."""
+    """The one read: words and number of the entries above the bracket, and the candidates' rank keys.
+
+    A program goes through several tiles and adds its counts up once.
+    """
     row = tl.program_id(0) % rows
-    chunk = tl.program_id(0) // rows
-    tensor = tl.load(chunk_table + chunk)
-    start = tl.load(chunk_table + n_chunks + chunk)
-    numel = tl.load(numels + tensor)
-    keys = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
     low, high = load_bracket(brackets, row, TIES_ALL)
-    first_word = tl.load(word_offsets + tensor) + start // 32
-    first_place = first_word * 32
-    offsets = tile_offsets(BLOCK)
     # Rank keys are compared in their halves: int32, and half the registers.
-    number = keys <= _INF_KEY
     high_key = (high >> 32).to(tl.int32)
-    high_cut = entries_to(high, first_place, False, BLOCK)
-    above = number & ((keys > high_key) | ((keys == high_key) & (offsets < high_cut)))
-    target = words + row.to(tl.int64) * width + first_word
-    above_words = words_of(above)
-    store_words(target, above_words, tile_length(start, numel, BLOCK), BLOCK // 32)
-    count = tl.sum(popcount(above_words), axis=0)
-    if count > 0:
-        tl.atomic_add(sure + row, count.to(tl.int64), sem="relaxed")
-        least = tl.min(tl.min(tl.where(above, keys, _INF_KEY), axis=1), axis=0)
-        tl.atomic_min(smallest + row, least, sem="relaxed")
     low_key = (low >> 32).to(tl.int32)
-    low_cut = entries_to(low, first_place, True, BLOCK)
-    not_below = (keys > low_key) | ((keys == low_key) & (offsets < low_cut))
-    inside_words = words_of(number & not_below & (above == 0))
-    found = tl.sum(popcount(inside_words), axis=0)
-    if found > 0:
-        first = tl.atomic_add(gathered + row, found.to(tl.int64), sem="relaxed")
-        slots = exclusive_ranks(inside_words)
-        # What does not fit is not lost: the count tells, and the row is done anew.
-        room = tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32)
-        fits = (tile_bits(inside_words) != 0) & (slots < room)
-        ranked = rank_keys(keys, first_place + offsets)
-        tl.store(candidates + row.to(tl.int64) * capacity + first + slots, ranked, mask=fits)
-    nans = tl.sum(tl.sum((keys > _INF_KEY).to(tl.int32), axis=1), axis=0)
-    if (nans > 0) & (row == 0):
-        tl.atomic_add(nan_count, nans.to(tl.int64), sem="relaxed")
+    offsets = tile_offsets(BLOCK)
+    # Of each row of a tile, which is one mask word: entries above the bracket, the least of them, and NaN.
+    counts = tl.zeros((BLOCK // 32,), tl.int32)
+    least = tl.full((BLOCK // 32,), _INF_KEY, tl.int32)
+    nans = tl.zeros((BLOCK // 32,), tl.int32)
+    # Programs of a row stay with it: their stride over (chunk, row) is a multiple of the rows.
+    for chunk in range(tl.program_id(0) // rows, n_chunks, tl.num_programs(0) // rows):
+        tensor = tl.load(chunk_table + chunk)
+        start = tl.load(chunk_table + n_chunks + chunk)
+        numel = tl.load(numels + tensor)
+        keys = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
+        first_word = tl.load(word_offsets + tensor) + start // 32
+        first_place = first_word * 32
+        number = keys <= _INF_KEY
+        high_cut = entries_to(high, first_place, False, BLOCK)
+        above = number & ((keys > high_key) | ((keys == high_key) & (offsets < high_cut)))
+        target = words + row.to(tl.int64) * width + first_word
+        above_words = words_of(above)
+        store_words(target, above_words, tile_length(start, numel, BLOCK), BLOCK // 32)
+        counts += popcount(above_words)
+        least = tl.minimum(least, tl.min(tl.where(above, keys, _INF_KEY), axis=1))
+        nans += tl.sum((keys > _INF_KEY).to(tl.int32), axis=1)
+        low_cut = entries_to(low, first_place, True, BLOCK)
+        not_below = (keys > low_key) | ((keys == low_key) & (offsets < low_cut))
+        inside_words = words_of(number & not_below & (above == 0))
+        inside = tl.sum(popcount(inside_words), axis=0)
+        if inside > 0:
+            first = tl.atomic_add(gathered + row, inside.to(tl.int64), sem="relaxed")
+            slots = exclusive_ranks(inside_words)
+            # What does not fit is not lost: the count tells, and the row is done anew.
+            room = tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32)
+            fits = (tile_bits(inside_words) != 0) & (slots < room)
+            ranked = rank_keys(keys, first_place + offsets)
+            tl.store(candidates + row.to(tl.int64) * capacity + first + slots, ranked, mask=fits)
+    tl.atomic_add(sure + row, tl.sum(counts, axis=0).to(tl.int64), sem="relaxed")
+    tl.atomic_min(smallest + row, tl.min(least, axis=0), sem="relaxed")
+    nan_total = tl.sum(nans, axis=0)
+    if (nan_total > 0) & (row == 0):
+        tl.atomic_add(nan_count, nan_total.to(tl.int64), sem="relaxed")
 
 
 @triton.jit
@@ -319,7 +330,7 @@ def patch_kernel(
     n_sure = tl.load(sure + row)
     n = tl.load(gathered + row)
     low, _ = load_bracket(brackets, row, TIES_ALL)
-    # Fewer than k are fine where the bracket reaches to the last entry that can be kept.
+    # Fewer than k are fine if the bracket reaches to the last entry that can be kept.
     missed = (n_sure > k) | (n > capacity) | ((n_sure + n < k) & (low > _BOTTOM))
     if tl.program_id(0) < rows:
         tl.store(flags + row, missed.to(tl.int32))
@@ -369,7 +380,7 @@ def _draw(tables, sampling: Sampling) -> Tensor:
 
 
 def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling) -> Tensor:
-    """Fills ``masks`` and returns flags, int32 [rows]: not 0 where a row has to be done anew.
+    """Fill ``masks`` and return flags, int32 [rows]: not 0 if a row has to be done anew.
 
     tables, masks: ``Scores`` and fresh ``Masks`` of ``select.py``.
     """
@@ -391,7 +402,7 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
     tables.launch(
         mark_kernel,
         rows,
-        tables.chunks * rows,
+        max(MAX_PROGRAMS // rows, 1) * rows,
         brackets,
         masks.words,
         tables.words,
@@ -403,7 +414,7 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
         masks.nan_count,
         TIES_ALL=ties_all,
     )
-    # Where all ties are kept, the place of an entry decides nothing.
+    # If all ties are kept, the place of an entry decides nothing.
     levels = _LEVEL_BITS[:_MAGNITUDE_LEVELS] if ties_all else _LEVEL_BITS
     starts = [sum(1 << bits for bits in levels[:level]) for level in range(len(levels) + 1)]
     shifts = [sum(_LEVEL_BITS[level + 1 :]) for level in range(len(levels))]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ Scores = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 
 
 class _Scores:
-    """The scores of a call: names, shapes, and the tensors that are there (a missing gradient counts as zeros)."""
+    """The scores of a call: names, shapes and tensors. A gradient that is missing counts as zeros."""
 
     def __init__(self, scores: Scores) -> None:
         self.params = None
@@ -50,24 +51,24 @@ class _Scores:
         values = [None if value is None else local(value) for value in values]
         self.shapes = [local(param).shape for param in self.params or ()] or [value.shape for value in values]
         self.present = [i for i, value in enumerate(values) if value is not None]
-        given = [values[i] for i in self.present]
-        for i, value in zip(self.present, given, strict=True):
+        tensors = [values[i] for i in self.present]
+        for i, value in zip(self.present, tensors, strict=True):
             if value.layout is not torch.strided or value.dtype not in SCORE_DTYPES:
                 raise TypeError(
                     f"scores {self._label(i)} is a {describe(value)}, expected dense float32, bfloat16 or float16"
                 )
-            if value.device != given[0].device:
-                raise ValueError(f"scores {self._label(i)} is on {value.device}, others are on {given[0].device}")
-        self.device = given[0].device if given else fallback
+            if value.device != tensors[0].device:
+                raise ValueError(f"scores {self._label(i)} is on {value.device}, others are on {tensors[0].device}")
+        self.device = tensors[0].device if tensors else fallback
         self.numels = [math.prod(shape) for shape in self.shapes]
         self.numel = sum(self.numels)
-        self.tensors = contiguous_grads([value.detach() for value in given])
+        self.tensors = contiguous_grads([value.detach() for value in tensors])
 
     def _label(self, i: int) -> str:
         return repr(self.names[i]) if self.names is not None else f"[{i}]"
 
     def all_words(self, words: Tensor) -> Tensor:
-        """Mask rows of the tensors present, [m, w], widened to all tensors, [m, W]."""
+        """Mask rows of all tensors, [m, W], from those of the tensors present, [m, w]."""
         if len(self.present) == len(self.shapes):
             return words
         offsets = ops.word_offsets(self.numels)
@@ -85,6 +86,34 @@ class _Scores:
         )
 
 
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    density: float | None = None,
+    k: int | None = None,
+    threshold: float | None = None,
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    density: Sequence[float] | None = None,
+    k: Sequence[int] | None = None,
+    threshold: Sequence[float] | None = None,
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> list[SaliencyMask]: ...
+
+
 def saliency_mask(
     scores: Scores,
     *,
@@ -96,35 +125,46 @@ def saliency_mask(
     group: "dist.ProcessGroup | None" = None,
     backend: str | None = None,
 ) -> SaliencyMask | list[SaliencyMask]:
-    """The mask m = 1(|score| >= gamma) of PECKER (its equation 10) and SalUn, over all tensors at once.
+    """Mark the entries of largest magnitude over all tensors together: m = 1(|score| >= gamma).
 
-    gamma is given, or is the k-th largest magnitude, found exactly: without concatenating or sorting the scores.
+    This is the mask of PECKER (its equation 10) and SalUn. gamma is given, or it is the k-th largest magnitude. That is
+    exact; the scores are neither concatenated nor sorted.
 
     Parameters
     ----------
-    scores: a module (the .grad of its ``named_parameters()`` that require grad; a None grad counts as zeros), a mapping
-        of named tensors, or tensors. float32, bfloat16 and float16 in any mixture (compared as float32), any shape and
-        strides, on one device. They are only read. Tensors that are not contiguous are copied for the call.
-    density: share of entries to keep, in (0, 1]: k = max(1, int(density * N)) of all N entries.
-    k: entries to keep, from 1 to N.
-    threshold: keep every entry of at least this magnitude, >= 0.
-        Exactly one of the three. A sequence gives a list of masks, found in one go.
-    scope: "global": over all tensors together; "tensor": density, k or threshold holds within each tensor.
-    ties: of entries as large as the k-th, "lowest_index" keeps the first ones (tensors in order, then row-major index),
-        so that exactly k are kept; "all" keeps every one.
-    group: a process group whose ranks each hold a part of the scores: the k largest of all ranks together, ties by
-        (rank, index). Each rank gets the mask of its own part; its threshold is that of the whole. Collective. Scores
-        that are DTensors (FSDP2) bring their group along; the mask is of the local parts.
-    backend: "cuda", "triton", "cpu", "reference", or None: the best one for the device.
+    scores : module, mapping of tensors, or iterable of tensors
+        Of a module the ``.grad`` of its ``named_parameters()`` that require grad; a missing one counts as zeros.
+        float32, bfloat16 and float16 in any mixture (compared as float32), of any shape and strides, on one device.
+        They are only read; tensors that are not contiguous are copied for the call.
+    density : float or sequence of float, optional
+        Share of entries to keep, in (0, 1]: k = max(1, int(density * N)) of all N entries.
+    k : int or sequence of int, optional
+        Number of entries to keep, from 1 to N.
+    threshold : float or sequence of float, optional
+        Keep every entry of at least this magnitude, >= 0.
+    scope : {"global", "tensor"}
+        "tensor": density, k or threshold holds within each tensor.
+    ties : {"lowest_index", "all"}
+        Of the entries as large as the k-th, keep the first ones (tensors in order, then row-major index), so that
+        exactly k are kept; or keep all of them.
+    group : ProcessGroup, optional
+        Ranks that each hold a part of the scores: the k largest of all ranks together are kept, ties by (rank, index).
+        Each rank gets the mask of its own part; the threshold is that of the whole. Collective. Scores that are
+        DTensors (FSDP2) bring their group along; the mask is of the local parts.
+    backend : {"cuda", "triton", "cpu", "reference"}, optional
+        None: the best one for the device.
 
     Returns
     -------
-    SaliencyMask, or a list of them. Entries that are zero or NaN are never salient, so fewer than k may be kept; NaN
-    are counted in ``mask.nan_count``. inf is the largest magnitude. The masks of all back ends are bit-identical.
+    SaliencyMask or list of SaliencyMask
+        A list if density, k or threshold is a sequence; exactly one of the three is required. Entries that are zero or
+        NaN are never salient, so fewer than k may be kept; NaN are counted in ``mask.nan_count``. inf is the largest
+        magnitude. The masks of all back ends are bit-identical. Nothing waits for a GPU.
 
     Raises
     ------
-    ValueError, TypeError: the argument that is wrong, and what is allowed.
+    ValueError, TypeError
+        If an argument is wrong.
     """
     rows = _Rows(density, k, threshold)
     if scope not in ("global", "tensor"):
@@ -157,11 +197,11 @@ class _Rows:
     """The densities, ks or thresholds of a call, checked; one mask for each."""
 
     def __init__(self, density, k, threshold) -> None:
-        given = {"density": density, "k": k, "threshold": threshold}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of density, k and threshold, got {', '.join(given) or 'none'}")
-        ((self.kind, value),) = given.items()
+        options = {"density": density, "k": k, "threshold": threshold}
+        options = {name: value for name, value in options.items() if value is not None}
+        if len(options) != 1:
+            raise ValueError(f"give exactly one of density, k and threshold, got {', '.join(options) or 'none'}")
+        ((self.kind, value),) = options.items()
         self.several = isinstance(value, Sequence) and not isinstance(value, str)
         self.values = list(value) if self.several else [value]
         if not self.values:
@@ -241,7 +281,7 @@ def _select_per_tensor(values: _Scores, rows: _Rows, ties_all: bool, backend) ->
 
 
 def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backend):
-    """Selection over the ranks of ``group``: histograms are summed, ties are dealt out in the order of the ranks."""
+    """Selection over the ranks of ``group``: histograms are summed, ties go to the lowest ranks first."""
     device = values.device
 
     def total(tensor: Tensor, op=dist.ReduceOp.SUM) -> Tensor:
@@ -275,19 +315,35 @@ def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backen
 
 
 class SaliencyAccumulator:
-    """Scores summed over several backward passes, in float32, one tensor for each parameter.
+    """Sum scores over several backward passes, in float32, one tensor for each parameter.
 
     Parameters
     ----------
-    model: a module (its parameters that require grad), or an iterable of parameters or (name, parameter) pairs.
-    reduce: "sum": of signed gradients (the saliency of SalUn and PECKER is the magnitude of it); "abs_sum": of
-        magnitudes; "sq_sum": of squares (the diagonal of the empirical Fisher information, up to the factor 1 / n).
-    backend: as in ``saliency_mask``.
+    model : module or iterable
+        A module (its parameters that require grad), or parameters or (name, parameter) pairs.
+    reduce : {"sum", "abs_sum", "sq_sum"}
+        Sum of the signed gradients (SalUn's and PECKER's saliency is its magnitude), of their magnitudes, or of their
+        squares (the diagonal of the empirical Fisher information, up to the factor 1 / n).
+    backend : str, optional
+        As in ``saliency_mask``.
 
-    Use: ``loss.backward(); acc.add(); model.zero_grad()`` for each batch, then ``acc.mask(density=0.5)``.
+    Examples
+    --------
+    >>> accumulator = SaliencyAccumulator(model)
+    >>> for batch in batches:
+    ...     loss(batch).backward()
+    ...     accumulator.add()
+    ...     model.zero_grad()
+    >>> mask = accumulator.mask(density=0.5)
     """
 
-    def __init__(self, model: nn.Module | Iterable, reduce: str = "sum", *, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]],
+        reduce: str = "sum",
+        *,
+        backend: str | None = None,
+    ) -> None:
         if reduce not in ("sum", "abs_sum", "sq_sum"):
             raise ValueError(f'reduce is {reduce!r}, expected "sum", "abs_sum" or "sq_sum"')
         items = model.named_parameters() if isinstance(model, nn.Module) else model
@@ -310,7 +366,7 @@ class SaliencyAccumulator:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Adds the present ``.grad`` of every parameter and leaves it as it is. None adds nothing."""
+        """Add the ``.grad`` of every parameter, which stays as it is. None adds nothing."""
         by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
         for name, param in self._params.items():
             if param.grad is None:
@@ -327,17 +383,17 @@ class SaliencyAccumulator:
         self.batches += 1
 
     def reset(self) -> None:
-        """Back to zeros."""
+        """Set all scores to zero."""
         for score in self.scores.values():
             score.zero_()
         self.batches = 0
 
-    def mask(self, **options) -> SaliencyMask | list[SaliencyMask]:
-        """``saliency_mask`` of the accumulated scores; takes its keyword arguments.
+    def mask(self, **options: Any) -> SaliencyMask | list[SaliencyMask]:
+        """Call ``saliency_mask`` on the accumulated scores with these keyword arguments.
 
-        With reduce="sq_sum" a threshold, given or found, refers to the summed squares.
+        With reduce="sq_sum" thresholds, arguments and results, are sums of squares.
         """
-        made = saliency_mask(self.scores, **{"backend": self.backend, **options})
-        for mask in made if isinstance(made, list) else [made]:
+        masks = saliency_mask(self.scores, **{"backend": self.backend, **options})
+        for mask in masks if isinstance(masks, list) else [masks]:
             mask.bind(list(self._params.values()))
-        return made
+        return masks
