@@ -90,9 +90,7 @@ class _Scores:
 def saliency_mask(
     scores: Scores,
     *,
-    density: float | None = None,
-    k: int | None = None,
-    threshold: float | None = None,
+    density: float,
     scope: Literal["global", "tensor"] = "global",
     ties: Literal["lowest_index", "all"] = "lowest_index",
     group: "dist.ProcessGroup | None" = None,
@@ -104,9 +102,55 @@ def saliency_mask(
 def saliency_mask(
     scores: Scores,
     *,
-    density: Sequence[float] | None = None,
-    k: Sequence[int] | None = None,
-    threshold: Sequence[float] | None = None,
+    k: int,
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    threshold: float,
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    density: Sequence[float],
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> list[SaliencyMask]: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    k: Sequence[int],
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> list[SaliencyMask]: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    threshold: Sequence[float],
     scope: Literal["global", "tensor"] = "global",
     ties: Literal["lowest_index", "all"] = "lowest_index",
     group: "dist.ProcessGroup | None" = None,
@@ -120,51 +164,57 @@ def saliency_mask(
     density: float | Sequence[float] | None = None,
     k: int | Sequence[int] | None = None,
     threshold: float | Sequence[float] | None = None,
-    scope: str = "global",
-    ties: str = "lowest_index",
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
     group: "dist.ProcessGroup | None" = None,
     backend: str | None = None,
 ) -> SaliencyMask | list[SaliencyMask]:
     """Mark the entries of largest magnitude over all tensors together: m = 1(|score| >= gamma).
 
-    This is the mask of PECKER (its equation 10) and SalUn. gamma is given, or it is the k-th largest magnitude. That is
-    exact; the scores are neither concatenated nor sorted.
+    This is the mask of PECKER (its equation 10) and SalUn. gamma is given, or is the k-th largest magnitude, found
+    exactly, without concatenating or sorting the scores.
 
     Parameters
     ----------
-    scores : module, mapping of tensors, or iterable of tensors
-        Of a module the ``.grad`` of its ``named_parameters()`` that require grad; a missing one counts as zeros.
-        float32, bfloat16 and float16 in any mixture (compared as float32), of any shape and strides, on one device.
-        They are only read; tensors that are not contiguous are copied for the call.
-    density : float or sequence of float, optional
+    scores : nn.Module, mapping of str to Tensor, or sequence of Tensor
+        A module stands for the .grad of its ``named_parameters()`` that require grad; a None grad counts as zeros.
+        float32, bfloat16 and float16 in any mixture (compared as float32), any shape and strides, on one device. They
+        are only read. Tensors that are not contiguous are copied for the call.
+    density : float or sequence of float
         Share of entries to keep, in (0, 1]: k = max(1, int(density * N)) of all N entries.
-    k : int or sequence of int, optional
+    k : int or sequence of int
         Number of entries to keep, from 1 to N.
-    threshold : float or sequence of float, optional
-        Keep every entry of at least this magnitude, >= 0.
+    threshold : float or sequence of float
+        Keep every entry of at least this magnitude, >= 0. Exactly one of density, k and threshold must be given. A
+        sequence gives a list of masks, found in one call.
     scope : {"global", "tensor"}
-        "tensor": density, k or threshold holds within each tensor.
+        Whether density, k or threshold holds over all tensors together, or within each tensor.
     ties : {"lowest_index", "all"}
-        Of the entries as large as the k-th, keep the first ones (tensors in order, then row-major index), so that
-        exactly k are kept; or keep all of them.
+        Of entries as large as the k-th, keep the first ones (tensors in order, then row-major index), so that exactly k
+        are kept; or keep all of them.
     group : ProcessGroup, optional
-        Ranks that each hold a part of the scores: the k largest of all ranks together are kept, ties by (rank, index).
-        Each rank gets the mask of its own part; the threshold is that of the whole. Collective. Scores that are
-        DTensors (FSDP2) bring their group along; the mask is of the local parts.
+        Its ranks each hold a part of the scores: selects the k largest over all ranks, ties by (rank, index). Each rank
+        gets the mask of its own part with the threshold of the whole. Collective. Scores that are DTensors (FSDP2)
+        bring their group along; the mask covers the local shards.
     backend : {"cuda", "triton", "cpu", "reference"}, optional
-        None: the best one for the device.
+        By default the best one for the device.
 
     Returns
     -------
     SaliencyMask or list of SaliencyMask
-        A list if density, k or threshold is a sequence; exactly one of the three is required. Entries that are zero or
-        NaN are never salient, so fewer than k may be kept; NaN are counted in ``mask.nan_count``. inf is the largest
-        magnitude. The masks of all back ends are bit-identical. Nothing waits for a GPU.
+        Entries that are zero or NaN are never salient, so fewer than k may be kept; NaN are counted in
+        ``mask.nan_count``. inf is the largest magnitude. The masks of all back ends are bit-identical.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument is wrong.
+        If an argument is wrong; the message names it and what is allowed.
+
+    Examples
+    --------
+    >>> loss.backward()
+    >>> mask = saliency_mask(model, density=0.1)
+    >>> sparse, dense = saliency_mask(model, density=(0.01, 0.5))
     """
     rows = _Rows(density, k, threshold)
     if scope not in ("global", "tensor"):
@@ -319,11 +369,11 @@ class SaliencyAccumulator:
 
     Parameters
     ----------
-    model : module or iterable
-        A module (its parameters that require grad), or parameters or (name, parameter) pairs.
+    model : nn.Module or iterable
+        A module, whose parameters that require grad are taken, or parameters or (name, parameter) pairs.
     reduce : {"sum", "abs_sum", "sq_sum"}
-        Sum of the signed gradients (SalUn's and PECKER's saliency is its magnitude), of their magnitudes, or of their
-        squares (the diagonal of the empirical Fisher information, up to the factor 1 / n).
+        "sum" adds signed gradients (the saliency of SalUn and PECKER is its magnitude), "abs_sum" magnitudes,
+        "sq_sum" squares (the diagonal of the empirical Fisher information, up to the factor 1 / n).
     backend : str, optional
         As in ``saliency_mask``.
 
@@ -331,19 +381,13 @@ class SaliencyAccumulator:
     --------
     >>> accumulator = SaliencyAccumulator(model)
     >>> for batch in batches:
-    ...     loss(batch).backward()
+    ...     loss(model, batch).backward()
     ...     accumulator.add()
     ...     model.zero_grad()
     >>> mask = accumulator.mask(density=0.5)
     """
 
-    def __init__(
-        self,
-        model: nn.Module | Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]],
-        reduce: str = "sum",
-        *,
-        backend: str | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module | Iterable, reduce: str = "sum", *, backend: str | None = None) -> None:
         if reduce not in ("sum", "abs_sum", "sq_sum"):
             raise ValueError(f'reduce is {reduce!r}, expected "sum", "abs_sum" or "sq_sum"')
         items = model.named_parameters() if isinstance(model, nn.Module) else model
