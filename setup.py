@@ -96,7 +96,7 @@ def cuda_home(guess: str | None) -> str | None:
 def cpu_extension():
     from torch.utils.cpp_extension import CppExtension
 
-    sources = [CSRC / "module.cpp", *CSRC.glob("*_cpu.cpp"), *(CSRC / "cpu").glob("*.cpp")]
+    sources = [CSRC / "module.cpp", CSRC / "adam_plan.cpp", *CSRC.glob("*_cpu.cpp"), *(CSRC / "cpu").glob("*.cpp")]
     # No -ffast-math: NaN, inf and signed zeros are part of the contract. Contraction into FMA is chosen by the kernels.
     flags = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
     link_flags = []

@@ -15,7 +15,7 @@ from pecker_fast import ops
 from pecker_fast.environment import environment
 from pecker_fast.ops.dispatch import BACKENDS
 
-from . import gpu_figures  # noqa: F401 -- joins the registry
+from . import gpu_figures, step_overhead  # noqa: F401 -- they join the registry
 from .inputs import DTYPES, Problem
 from .registry import OPS, OURS, Case, Figure
 from .shapes import SIZES

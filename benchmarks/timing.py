@@ -158,6 +158,23 @@ def launch_seconds(function: Callable[[], object], device: torch.device, repeats
     return statistics.median(seconds)
 
 
+def cpu_seconds(
+    functions: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = 60, calls: int = 20
+) -> dict[str, float]:
+    """Processor seconds of one call of each function: the least of many, taken in turns. What else the machine does
+    costs it nothing, but for the caches that they share."""
+    best = dict.fromkeys(functions, float("inf"))
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.process_time()
+            for _ in range(calls):
+                function()
+            best[name] = min(best[name], (time.process_time() - start) / calls)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+    return best
+
+
 def launches(function: Callable[[], object]) -> int:
     """Kernels, copies and fills that a call puts on the GPU."""
     function()

@@ -1,4 +1,6 @@
-// masked_adam_ on the CPU: argument checks, the chunk table, and one parallel region over all tensors.
+// masked_adam_ on the CPU: argument checks, the table of chunks, and one parallel region over all tensors.
+#include "adam_cpu.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
@@ -9,6 +11,7 @@
 #include <limits>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu/adam.h"
@@ -19,17 +22,6 @@ namespace {
 using at::Tensor;
 using at::TensorList;
 using OptionalTensors = c10::List<std::optional<Tensor>>;
-
-// Arguments of masked_adam_ that are not per tensor.
-struct Options {
-  double beta1, beta2, eps, weight_decay;
-  bool decoupled_weight_decay, maximize;
-  std::optional<double> clip_value, max_update;
-  bool retain_variance, zero_nonfinite;
-  std::optional<double> ema_decay;
-  bool ema_frozen, stochastic_rounding;
-  std::int64_t seed;
-};
 
 ParamType param_type(at::ScalarType type) {
   switch (type) {
@@ -76,10 +68,9 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 
-std::int64_t count_blocks(std::int64_t numel) { return (numel + kAdamChunk - 1) / kAdamChunk; }
 
 template <typename T>
-AdamScalars<T> make_scalars(const Options& options, T lr, const std::optional<Tensor>& grad_scale) {
+AdamScalars<T> make_scalars(const AdamOptions& options, T lr, const std::optional<Tensor>& grad_scale) {
   constexpr T kInf = std::numeric_limits<T>::infinity();
   const T inv_scale = grad_scale ? T(1) / static_cast<T>(*data<float>(*grad_scale)) : T(1);
   AdamScalars<T> s;
@@ -97,50 +88,6 @@ AdamScalars<T> make_scalars(const Options& options, T lr, const std::optional<Te
   return s;
 }
 
-// Chunks of every tensor that has work to do. In a masked step they carry the numbers of their salient entries, which
-// packed_offsets and the sizes of packed state are checked against.
-template <typename T>
-std::vector<AdamChunk> make_chunks(const std::vector<AdamTensor<T>>& tensors, const AdamStep<T>& step,
-                                   const std::vector<std::int64_t>& first_blocks,
-                                   const std::optional<Tensor>& packed_offsets, TensorList exp_avg_sqs) {
-  std::vector<AdamChunk> chunks;
-  std::vector<std::int64_t> first_chunks;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    first_chunks.push_back(static_cast<std::int64_t>(chunks.size()));
-    if (tensors[i].param == nullptr) continue;
-    for (std::int64_t begin = 0; begin < tensors[i].numel; begin += kAdamChunk) {
-      const std::int64_t length = std::min(kAdamChunk, tensors[i].numel - begin);
-      chunks.push_back({static_cast<std::int64_t>(i), begin, length, length, begin});
-    }
-  }
-  if (!step.masked) return chunks;
-  std::vector<std::int64_t> counts(chunks.size());
-  at::parallel_for(0, static_cast<std::int64_t>(chunks.size()), 256, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t c = first; c < last; ++c) {
-      const AdamChunk& chunk = chunks[c];
-      count_salient(tensors[chunk.tensor].words + chunk.begin / 32, chunk.length, &counts[c]);
-    }
-  });
-  std::int64_t seen = 0;
-  for (std::size_t c = 0; c < chunks.size(); ++c) {
-    AdamChunk& chunk = chunks[c];
-    const std::int64_t i = chunk.tensor;
-    if (chunk.begin == 0) seen = 0;
-    chunk.salient = counts[c];
-    if (!step.packed) continue;
-    const std::int64_t block = chunk.begin / kAdamChunk;
-    chunk.state = data<std::int64_t>(*packed_offsets)[first_blocks[i] + block];
-    TORCH_CHECK_VALUE(chunk.state == seen, "masked_adam_: packed_offsets[", first_blocks[i] + block, "] must be ", seen,
-                      ", the salient entries of tensor ", i, " before block ", block, ", got ", chunk.state);
-    seen += chunk.salient;
-    if (chunk.begin + chunk.length == tensors[i].numel) {
-      TORCH_CHECK_VALUE(exp_avg_sqs[i].numel() == seen, "masked_adam_: exp_avg_sqs[", i, "] must have ", seen,
-                        " entries, as many as are salient, got ", exp_avg_sqs[i].numel());
-    }
-  }
-  return chunks;
-}
-
 void run(ParamType type, const AdamStep<float>& step, const AdamTensor<float>* tensors, const AdamChunk* chunks,
          std::int64_t count) {
   adam_chunks(type, step, tensors, chunks, count);
@@ -151,106 +98,230 @@ void run(ParamType, const AdamStep<double>& step, const AdamTensor<double>* tens
   adam_chunks(step, tensors, chunks, count);
 }
 
-// Splits the chunks evenly by work, not by number: small tensors and chunks with few salient entries are cheap.
+// Gradients, step counts, lr and grad_scale are those of a step; all else is in the table.
 template <typename T>
-void run_parallel(ParamType type, const AdamStep<T>& step, const std::vector<AdamTensor<T>>& tensors,
-                  const std::vector<AdamChunk>& chunks) {
-  std::vector<std::int64_t> cost_before(chunks.size() + 1, 0);
-  for (std::size_t c = 0; c < chunks.size(); ++c) {
-    const AdamChunk& chunk = chunks[c];
-    const std::int64_t entries = step.masked ? std::min(chunk.length, chunk.length / 16 + 8 * chunk.salient)
-                                             : chunk.length;
-    cost_before[c + 1] = cost_before[c] + 64 + entries;
-  }
-  const auto chunk_at = [&](std::int64_t cost) {
-    return std::lower_bound(cost_before.begin(), cost_before.end(), cost) - cost_before.begin();
-  };
-  at::parallel_for(0, cost_before.back(), 2 * kAdamChunk, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t first = chunk_at(begin), last = chunk_at(end);
-    run(type, step, tensors.data(), chunks.data() + first, last - first);
-  });
-}
-
-template <typename T>
-void masked_adam(TensorList params, const OptionalTensors& grads, const OptionalTensors& masked_grads,
-                 TensorList exp_avgs, TensorList exp_avg_sqs, TensorList max_exp_avg_sqs, TensorList masters,
-                 TensorList emas, TensorList counts, const Tensor& steps, const Tensor& lr,
-                 const std::optional<Tensor>& bias_table, const std::optional<Tensor>& words,
-                 at::IntArrayRef word_offsets, const std::optional<Tensor>& packed_offsets,
-                 const std::optional<Tensor>& grad_scale, const Options& options) {
-  constexpr at::ScalarType kCompute = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
-  const at::ScalarType dtype = params[0].scalar_type();
-  const bool joint = !masked_grads.empty();
-  AdamStep<T> step{};
-  step.lr = static_cast<T>(*data<double>(lr));
-  step.scalars = make_scalars<T>(options, step.lr, grad_scale);
-  step.masked = words.has_value() && !joint;
-  step.packed = packed_offsets.has_value();
-  step.retain_variance = options.retain_variance;
-  step.ema_frozen = options.ema_frozen;
-  step.stochastic_rounding =
-      options.stochastic_rounding && masters.empty() && (dtype == at::kBFloat16 || dtype == at::kHalf);
-  step.has_exp_avg = !exp_avgs.empty();
-  step.has_max_exp_avg_sq = !max_exp_avg_sqs.empty();
-  step.has_counts = !counts.empty();
-  step.has_master = !masters.empty();
-  if (step.has_counts) {
-    step.bias_table = data<const T>(*bias_table);
-    step.last_bias_row = bias_table->size(0) - 1;
-    step.counts_are_16_bit = counts[0].scalar_type() == at::kShort;
+class TypedTable : public AdamTable {
+ public:
+  TypedTable(const AdamLists& lists, const AdamOptions& options, bool joint)
+      : type_(param_type(lists.params[0].scalar_type())), options_(options), joint_(joint),
+        words_(lists.words), bias_table_(lists.bias_table) {
+    const at::ScalarType dtype = lists.params[0].scalar_type();
+    step_.masked = lists.words.has_value() && !joint;
+    step_.packed = lists.packed_offsets.has_value();
+    step_.retain_variance = options.retain_variance;
+    step_.ema_everywhere = options.ema_everywhere;
+    step_.stochastic_rounding =
+        options.stochastic_rounding && lists.masters.empty() && (dtype == at::kBFloat16 || dtype == at::kHalf);
+    step_.has_exp_avg = !lists.exp_avgs.empty();
+    step_.has_max_exp_avg_sq = !lists.max_exp_avg_sqs.empty();
+    step_.has_counts = !lists.counts.empty();
+    step_.has_master = !lists.masters.empty();
+    if (step_.has_counts) {
+      step_.bias_table = data<const T>(*bias_table_);
+      step_.last_bias_row = bias_table_->size(0) - 1;
+      step_.counts_are_16_bit = lists.counts[0].scalar_type() == at::kShort;
+    }
+    for (std::size_t i = 0; i < lists.params.size(); ++i) add_tensor(lists, i);
+    if (step_.masked) count_chunks();
+    if (step_.packed) check_packed(lists);
+    add_costs();
   }
 
-  std::vector<AdamTensor<T>> tensors(params.size());
-  std::vector<std::int64_t> first_blocks;
-  std::int64_t blocks = 0;
-  for (std::size_t i = 0; i < params.size(); ++i) {
-    const Tensor& param = params[i];
+  void step(const AdamGradients& gradients, const Tensor& steps, const Tensor& lr,
+            const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) override {
+    check_single(lr, "lr", at::kDouble);
+    if (grad_scale) check_single(*grad_scale, "grad_scale", at::kFloat);
+    if (found_inf) check_single(*found_inf, "found_inf", at::kFloat);
+    check_tensor(steps, "steps", 0, at::kFloat, static_cast<std::int64_t>(tensors_.size()));
+    if (found_inf && *data<float>(*found_inf) != 0) return;
+    step_.lr = static_cast<T>(*data<double>(lr));
+    step_.scalars = make_scalars<T>(options_, step_.lr, grad_scale);
+    const float* const counts = data<float>(steps);
+    AdamCorrection<T> correction{};
+    double corrected_count = -1;
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      AdamTensor<T>& t = tensors_[i];
+      t.grad = gradients.grads[i];
+      t.masked_grad = joint_ ? gradients.masked_grads[i] : nullptr;
+      // Nearly always all tensors have the same count.
+      if (counts[i] != corrected_count) {
+        corrected_count = counts[i];
+        correction = {step_.lr * static_cast<T>(1 / (1 - std::pow(options_.beta1, corrected_count))),
+                      static_cast<T>(1 / std::sqrt(1 - std::pow(options_.beta2, corrected_count)))};
+      }
+      t.correction = correction;
+      if (step_.stochastic_rounding) {
+        t.random_state = random_state(options_.seed, static_cast<std::int64_t>(counts[i]), i);
+      }
+    }
+    if (!chunks_.empty()) run_parallel();
+  }
+
+ private:
+  static constexpr at::ScalarType kCompute = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
+
+  void add_tensor(const AdamLists& lists, std::size_t i) {
+    const Tensor& param = lists.params[i];
     const std::int64_t numel = param.numel();
-    check_tensor(param, "params", i, dtype, numel);
-    first_blocks.push_back(blocks);
-    blocks += count_blocks(numel);
-    const std::optional<Tensor> grad = grads.get(i);
-    const std::optional<Tensor> forget = joint ? masked_grads.get(i) : std::nullopt;
-    if (grad) check_tensor(*grad, "grads", i, dtype, numel);
-    if (forget) check_tensor(*forget, "masked_grads", i, dtype, numel);
-    if (numel == 0 || (!grad && !forget)) continue;
-    const std::int64_t state_numel = step.packed ? exp_avg_sqs[i].numel() : numel;
-    AdamTensor<T>& t = tensors[i];
+    check_tensor(param, "params", i, lists.params[0].scalar_type(), numel);
+    const std::int64_t state_numel = step_.packed ? lists.exp_avg_sqs[i].numel() : numel;
+    AdamTensor<T> t{};
     const auto state = [&](TensorList list, const char* name, std::int64_t size) -> T* {
       if (list.empty()) return nullptr;
       check_tensor(list[i], name, i, kCompute, size);
       return data<T>(list[i]);
     };
-    t.exp_avg_sq = state(exp_avg_sqs, "exp_avg_sqs", state_numel);
-    t.exp_avg = state(exp_avgs, "exp_avgs", state_numel);
-    t.max_exp_avg_sq = state(max_exp_avg_sqs, "max_exp_avg_sqs", state_numel);
-    t.master = state(masters, "masters", numel);
-    t.ema = state(emas, "emas", numel);
-    if (!counts.empty()) {
-      check_tensor(counts[i], "counts", i, counts[0].scalar_type(), state_numel);
-      t.counts = counts[i].data_ptr();
+    t.exp_avg_sq = state(lists.exp_avg_sqs, "exp_avg_sqs", state_numel);
+    t.exp_avg = state(lists.exp_avgs, "exp_avgs", state_numel);
+    t.max_exp_avg_sq = state(lists.max_exp_avg_sqs, "max_exp_avg_sqs", state_numel);
+    t.master = state(lists.masters, "masters", numel);
+    t.ema = state(lists.emas, "emas", numel);
+    if (!lists.counts.empty()) {
+      check_tensor(lists.counts[i], "counts", i, lists.counts[0].scalar_type(), state_numel);
+      t.counts = lists.counts[i].data_ptr();
     }
-    if (words) {
-      const std::int64_t last = word_offsets[i] + (numel + 31) / 32;
-      TORCH_CHECK_VALUE(word_offsets[i] >= 0 && last <= words->numel(), "masked_adam_: tensor ", i, " needs words ",
-                        word_offsets[i], " to ", last, " of the mask, which has ", words->numel());
-      t.words = reinterpret_cast<const std::uint32_t*>(data<std::int32_t>(*words)) + word_offsets[i];
+    if (words_) {
+      const std::int64_t first = lists.word_offsets[i], last = first + (numel + 31) / 32;
+      TORCH_CHECK_VALUE(first >= 0 && last <= words_->numel(), "masked_adam_: tensor ", i, " needs words ", first,
+                        " to ", last, " of the mask, which has ", words_->numel());
+      t.words = reinterpret_cast<const std::uint32_t*>(data<std::int32_t>(*words_)) + first;
     }
-    t.grad = grad ? grad->data_ptr() : nullptr;
-    t.masked_grad = forget ? forget->data_ptr() : nullptr;
     t.param = param.data_ptr();
     t.numel = numel;
-    const double count = data<float>(steps)[i];
-    t.correction = {step.lr * static_cast<T>(1 / (1 - std::pow(options.beta1, count))),
-                    static_cast<T>(1 / std::sqrt(1 - std::pow(options.beta2, count)))};
-    t.random_state = random_state(options.seed, static_cast<std::int64_t>(count), i);
+    for (std::int64_t begin = 0; begin < numel; begin += kAdamChunk) {
+      const std::int64_t length = std::min(kAdamChunk, numel - begin);
+      chunks_.push_back({static_cast<std::int64_t>(i), begin, length, length, begin});
+    }
+    tensors_.push_back(t);
   }
-  if (step.packed) {
-    TORCH_CHECK_VALUE(packed_offsets->numel() == blocks, "masked_adam_: packed_offsets must have ", blocks,
-                      " entries, one per block of every tensor, got ", packed_offsets->numel());
+
+  void count_chunks() {
+    at::parallel_for(0, static_cast<std::int64_t>(chunks_.size()), 256, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t c = first; c < last; ++c) {
+        AdamChunk& chunk = chunks_[c];
+        count_salient(tensors_[chunk.tensor].words + chunk.begin / 32, chunk.length, &chunk.salient);
+      }
+    });
   }
-  const std::vector<AdamChunk> chunks = make_chunks(tensors, step, first_blocks, packed_offsets, exp_avg_sqs);
-  if (!chunks.empty()) run_parallel(param_type(dtype), step, tensors, chunks);
+
+  // Where each chunk starts in packed state, which packed_offsets and the sizes of the state are checked against.
+  void check_packed(const AdamLists& lists) {
+    const Tensor& offsets = *lists.packed_offsets;
+    TORCH_CHECK_VALUE(offsets.numel() == static_cast<std::int64_t>(chunks_.size()),
+                      "masked_adam_: packed_offsets must have ", chunks_.size(),
+                      " entries, one per block of every tensor, got ", offsets.numel());
+    const std::int64_t* const given = data<std::int64_t>(offsets);
+    std::int64_t salient = 0;
+    for (std::size_t c = 0; c < chunks_.size(); ++c) {
+      AdamChunk& chunk = chunks_[c];
+      const std::int64_t i = chunk.tensor;
+      if (chunk.begin == 0) salient = 0;
+      TORCH_CHECK_VALUE(given[c] == salient, "masked_adam_: packed_offsets[", c, "] must be ", salient,
+                        ", the salient entries of tensor ", i, " before block ", chunk.begin / kAdamChunk, ", got ",
+                        given[c]);
+      chunk.state = salient;
+      salient += chunk.salient;
+      if (chunk.begin + chunk.length == tensors_[i].numel) {
+        TORCH_CHECK_VALUE(lists.exp_avg_sqs[i].numel() == salient, "masked_adam_: exp_avg_sqs[", i, "] must have ",
+                          salient, " entries, as many as are salient, got ", lists.exp_avg_sqs[i].numel());
+      }
+    }
+  }
+
+  // Chunks are shared out evenly by work, not by number: small tensors and chunks with few salient entries are cheap.
+  void add_costs() {
+    cost_before_.assign(chunks_.size() + 1, 0);
+    for (std::size_t c = 0; c < chunks_.size(); ++c) {
+      const AdamChunk& chunk = chunks_[c];
+      const std::int64_t entries =
+          step_.masked ? std::min(chunk.length, chunk.length / 16 + 8 * chunk.salient) : chunk.length;
+      cost_before_[c + 1] = cost_before_[c] + 64 + entries;
+    }
+  }
+
+  void run_parallel() const {
+    const auto chunk_at = [&](std::int64_t cost) {
+      return std::lower_bound(cost_before_.begin(), cost_before_.end(), cost) - cost_before_.begin();
+    };
+    at::parallel_for(0, cost_before_.back(), 2 * kAdamChunk, [&](std::int64_t begin, std::int64_t end) {
+      const std::int64_t first = chunk_at(begin), last = chunk_at(end);
+      run(type_, step_, tensors_.data(), chunks_.data() + first, last - first);
+    });
+  }
+
+  ParamType type_;
+  AdamOptions options_;
+  bool joint_;
+  std::optional<Tensor> words_, bias_table_;
+  AdamStep<T> step_{};
+  std::vector<AdamTensor<T>> tensors_;
+  std::vector<AdamChunk> chunks_;
+  std::vector<std::int64_t> cost_before_;
+};
+
+}  // namespace
+
+std::unique_ptr<AdamTable> AdamTable::make(const AdamLists& lists, const AdamOptions& options, bool joint) {
+  const std::size_t n = lists.params.size();
+  TORCH_CHECK_VALUE(n > 0, "masked_adam_: a table needs params");
+  check_length(lists.exp_avgs.size(), n, true, "exp_avgs");
+  check_length(lists.exp_avg_sqs.size(), n, false, "exp_avg_sqs");
+  check_length(lists.max_exp_avg_sqs.size(), n, true, "max_exp_avg_sqs");
+  check_length(lists.masters.size(), n, true, "masters");
+  check_length(lists.emas.size(), n, true, "emas");
+  check_length(lists.counts.size(), n, true, "counts");
+  check_range(options.beta1 >= 0 && options.beta1 < 1, "beta1", options.beta1, "in [0, 1)");
+  check_range(options.beta2 >= 0 && options.beta2 < 1, "beta2", options.beta2, "in [0, 1)");
+  check_range(options.eps >= 0, "eps", options.eps, "at least 0");
+  check_range(!options.clip_value || *options.clip_value >= 0, "clip_value", options.clip_value.value_or(0),
+              "at least 0");
+  check_range(!options.max_update || *options.max_update >= 0, "max_update", options.max_update.value_or(0),
+              "at least 0");
+  TORCH_CHECK_VALUE(lists.exp_avgs.empty() == (options.beta1 == 0),
+                    "masked_adam_: exp_avgs must be given exactly when beta1 is not 0, beta1 is ", options.beta1);
+  TORCH_CHECK_VALUE(lists.emas.empty() == !options.ema_decay,
+                    "masked_adam_: emas and ema_decay must be given together");
+  if (lists.words) {
+    check_tensor(*lists.words, "words", 0, at::kInt, lists.words->numel());
+    TORCH_CHECK_VALUE(lists.word_offsets.size() >= n, "masked_adam_: word_offsets must have an entry for each of ", n,
+                      " params, got ", lists.word_offsets.size());
+  }
+  if (lists.packed_offsets) {
+    TORCH_CHECK_VALUE(lists.words && !joint,
+                      "masked_adam_: packed_offsets need words and no masked_grads: packed state is for masked steps");
+    check_tensor(*lists.packed_offsets, "packed_offsets", 0, at::kLong, lists.packed_offsets->numel());
+  }
+  const at::ScalarType dtype = lists.params[0].scalar_type();
+  const bool wide = dtype == at::kDouble;
+  param_type(dtype);
+  TORCH_CHECK_TYPE(lists.masters.empty() || dtype == at::kBFloat16 || dtype == at::kHalf,
+                   "masked_adam_: masters are for bfloat16 and float16 parameters, params are ", dtype);
+  if (!lists.counts.empty()) {
+    const at::ScalarType type = lists.counts[0].scalar_type();
+    TORCH_CHECK_TYPE(type == at::kShort || type == at::kInt, "masked_adam_: counts must be int16 or int32, got ",
+                     type);
+    TORCH_CHECK_VALUE(lists.bias_table, "masked_adam_: bias_table is required with counts");
+    const Tensor& table = *lists.bias_table;
+    check_tensor(table, "bias_table", 0, wide ? at::kDouble : at::kFloat, table.numel());
+    TORCH_CHECK_VALUE(table.dim() == 2 && table.size(0) >= 2 && table.size(1) == 2,
+                      "masked_adam_: bias_table must be [M + 1, 2] with M >= 1, got ", table.sizes());
+  }
+  if (wide) return std::make_unique<TypedTable<double>>(lists, options, joint);
+  return std::make_unique<TypedTable<float>>(lists, options, joint);
+}
+
+namespace {
+
+// The gradients' memory, null where there is none.
+std::vector<const void*> pointers(const OptionalTensors& tensors, const char* name, TensorList params) {
+  std::vector<const void*> result(tensors.size(), nullptr);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::optional<Tensor> tensor = tensors.get(i);
+    if (!tensor) continue;
+    check_tensor(*tensor, name, i, params[0].scalar_type(), params[i].numel());
+    result[i] = tensor->const_data_ptr();
+  }
+  return result;
 }
 
 void masked_adam_cpu(TensorList params, const OptionalTensors& grads, const OptionalTensors& masked_grads,
@@ -261,62 +332,19 @@ void masked_adam_cpu(TensorList params, const OptionalTensors& grads, const Opti
                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf, double beta1,
                      double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
                      std::optional<double> clip_value, std::optional<double> max_update, bool retain_variance,
-                     bool zero_nonfinite, std::optional<double> ema_decay, bool ema_frozen, bool stochastic_rounding,
-                     std::int64_t seed) {
-  const std::size_t n = params.size();
-  check_length(grads.size(), n, false, "grads");
-  check_length(masked_grads.size(), n, true, "masked_grads");
-  check_length(exp_avgs.size(), n, true, "exp_avgs");
-  check_length(exp_avg_sqs.size(), n, false, "exp_avg_sqs");
-  check_length(max_exp_avg_sqs.size(), n, true, "max_exp_avg_sqs");
-  check_length(masters.size(), n, true, "masters");
-  check_length(emas.size(), n, true, "emas");
-  check_length(counts.size(), n, true, "counts");
-  check_range(beta1 >= 0 && beta1 < 1, "beta1", beta1, "in [0, 1)");
-  check_range(beta2 >= 0 && beta2 < 1, "beta2", beta2, "in [0, 1)");
-  check_range(eps >= 0, "eps", eps, "at least 0");
-  check_range(!clip_value || *clip_value >= 0, "clip_value", clip_value.value_or(0), "at least 0");
-  check_range(!max_update || *max_update >= 0, "max_update", max_update.value_or(0), "at least 0");
-  check_single(lr, "lr", at::kDouble);
-  if (grad_scale) check_single(*grad_scale, "grad_scale", at::kFloat);
-  if (found_inf) check_single(*found_inf, "found_inf", at::kFloat);
-  if (n == 0) return;
-  check_tensor(steps, "steps", 0, at::kFloat, static_cast<std::int64_t>(n));
-  TORCH_CHECK_VALUE(exp_avgs.empty() == (beta1 == 0),
-                    "masked_adam_: exp_avgs must be given exactly when beta1 is not 0, beta1 is ", beta1);
-  TORCH_CHECK_VALUE(emas.empty() == !ema_decay, "masked_adam_: emas and ema_decay must be given together");
-  if (words) {
-    check_tensor(*words, "words", 0, at::kInt, words->numel());
-    TORCH_CHECK_VALUE(word_offsets.size() >= n, "masked_adam_: word_offsets must have an entry for each of ", n,
-                      " params, got ", word_offsets.size());
-  }
-  if (packed_offsets) {
-    TORCH_CHECK_VALUE(words && masked_grads.empty(),
-                      "masked_adam_: packed_offsets need words and no masked_grads: packed state is for masked steps");
-    check_tensor(*packed_offsets, "packed_offsets", 0, at::kLong, packed_offsets->numel());
-  }
-  const bool wide = params[0].scalar_type() == at::kDouble;
-  param_type(params[0].scalar_type());
-  const bool low_precision = params[0].scalar_type() == at::kBFloat16 || params[0].scalar_type() == at::kHalf;
-  TORCH_CHECK_TYPE(masters.empty() || low_precision,
-                   "masked_adam_: masters are for bfloat16 and float16 parameters, params are ",
-                   params[0].scalar_type());
-  if (!counts.empty()) {
-    const at::ScalarType type = counts[0].scalar_type();
-    TORCH_CHECK_TYPE(type == at::kShort || type == at::kInt, "masked_adam_: counts must be int16 or int32, got ",
-                     type);
-    TORCH_CHECK_VALUE(bias_table, "masked_adam_: bias_table is required with counts");
-    check_tensor(*bias_table, "bias_table", 0, wide ? at::kDouble : at::kFloat, bias_table->numel());
-    TORCH_CHECK_VALUE(bias_table->dim() == 2 && bias_table->size(0) >= 2 && bias_table->size(1) == 2,
-                      "masked_adam_: bias_table must be [M + 1, 2] with M >= 1, got ", bias_table->sizes());
-  }
-  if (found_inf && *data<float>(*found_inf) != 0) return;
-  const Options options{beta1,        beta2,           eps,           weight_decay,        decoupled_weight_decay,
-                        maximize,     clip_value,      max_update,    retain_variance,     zero_nonfinite,
-                        ema_decay,    ema_frozen,      stochastic_rounding, seed};
-  const auto step = wide ? masked_adam<double> : masked_adam<float>;
-  step(params, grads, masked_grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts, steps, lr,
-       bias_table, words, word_offsets, packed_offsets, grad_scale, options);
+                     bool zero_nonfinite, std::optional<double> ema_decay, bool ema_everywhere,
+                     bool stochastic_rounding, std::int64_t seed) {
+  check_length(grads.size(), params.size(), false, "grads");
+  check_length(masked_grads.size(), params.size(), true, "masked_grads");
+  if (params.empty()) return;
+  const AdamLists lists{params, exp_avgs,   exp_avg_sqs, max_exp_avg_sqs, masters,       emas,
+                        counts, bias_table, words,       word_offsets,    packed_offsets};
+  const AdamOptions options{beta1,      beta2,      eps,        weight_decay,    decoupled_weight_decay,
+                            maximize,   clip_value, max_update, retain_variance, zero_nonfinite,
+                            ema_decay,  ema_everywhere, stochastic_rounding, seed};
+  const auto table = AdamTable::make(lists, options, !masked_grads.empty());
+  table->step({pointers(grads, "grads", params), pointers(masked_grads, "masked_grads", params)}, steps, lr,
+              grad_scale, found_inf);
 }
 
 TORCH_LIBRARY_IMPL(pecker_fast, CPU, m) { m.impl("masked_adam_", &masked_adam_cpu); }

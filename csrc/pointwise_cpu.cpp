@@ -192,7 +192,7 @@ Tensor count_nonfinite_cpu(const OptionalTensors& grads, const OptionalTensors& 
     scale = *static_cast<const float*>(grad_scale->data_ptr());
   }
   struct Source {
-    std::optional<Tensor> grad, forget;
+    std::optional<Tensor> grad, masked_grad;
     ParamType type;
     const std::uint32_t* words;
   };
@@ -201,17 +201,17 @@ Tensor count_nonfinite_cpu(const OptionalTensors& grads, const OptionalTensors& 
   for (std::size_t i = 0; i < grads.size(); ++i) {
     Source& s = sources[i];
     s.grad = grads.get(i);
-    if (joint) s.forget = masked_grads.get(i);
-    if (!s.grad && !s.forget) continue;
-    const Tensor& like = s.grad ? *s.grad : *s.forget;
+    if (joint) s.masked_grad = masked_grads.get(i);
+    if (!s.grad && !s.masked_grad) continue;
+    const Tensor& like = s.grad ? *s.grad : *s.masked_grad;
     check_plain(like, kOp, "grads");
     s.type = float_type(like, kOp, "grads");
-    if (s.grad && s.forget) {
-      check_plain(*s.forget, kOp, "masked_grads");
-      TORCH_CHECK_TYPE(s.forget->scalar_type() == like.scalar_type(), kOp, ": masked_grads[", i, "] must be ",
-                       like.scalar_type(), ", got ", s.forget->scalar_type());
-      TORCH_CHECK_VALUE(s.forget->numel() == like.numel(), kOp, ": masked_grads[", i, "] must have ", like.numel(),
-                        " entries, got ", s.forget->numel());
+    if (s.grad && s.masked_grad) {
+      check_plain(*s.masked_grad, kOp, "masked_grads");
+      TORCH_CHECK_TYPE(s.masked_grad->scalar_type() == like.scalar_type(), kOp, ": masked_grads[", i, "] must be ",
+                       like.scalar_type(), ", got ", s.masked_grad->scalar_type());
+      TORCH_CHECK_VALUE(s.masked_grad->numel() == like.numel(), kOp, ": masked_grads[", i, "] must have ", like.numel(),
+                        " entries, got ", s.masked_grad->numel());
     }
     numels[i] = like.numel();
     s.words = words ? check_words(*words, word_offsets[i], numels[i], kOp) : nullptr;
@@ -221,7 +221,7 @@ Tensor count_nonfinite_cpu(const OptionalTensors& grads, const OptionalTensors& 
     const Source& s = sources[piece.tensor];
     const double inv_scale = s.type == ParamType::f64 ? 1.0 / scale : static_cast<double>(1.0f / scale);
     total += count_nonfinite(s.type, s.grad ? entry(*s.grad, piece.begin) : nullptr,
-                             s.forget ? entry(*s.forget, piece.begin) : nullptr,
+                             s.masked_grad ? entry(*s.masked_grad, piece.begin) : nullptr,
                              s.words != nullptr ? s.words + piece.begin / 32 : nullptr,
                              words.has_value() && !joint, inv_scale, piece.length);
   });

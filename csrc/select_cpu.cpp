@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/bit_words.h"
+#include "cpu/huge_pages.h"
 #include "cpu/selector.h"
 
 namespace pecker_fast {
@@ -62,6 +63,7 @@ MaskRows run(const Selector& selector, std::int64_t rows,
   Tensor words = at::empty({rows, selector.words()}, at::TensorOptions().dtype(at::kInt));
   Tensor thresholds = at::empty({rows}, at::TensorOptions().dtype(at::kFloat));
   Tensor counts = at::empty({rows}, integers), nan_count = at::empty({}, integers);
+  advise_huge_pages(words.mutable_data_ptr(), words.nbytes());
   std::vector<RowResult> results(static_cast<std::size_t>(rows));
   fill(reinterpret_cast<std::uint32_t*>(words.mutable_data_ptr<std::int32_t>()), results.data());
   std::int64_t nan = 0;

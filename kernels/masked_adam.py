@@ -184,7 +184,7 @@ def _step_tile(
     MAX_UPDATE: tl.constexpr,
     RETAIN: tl.constexpr,
     ZERO_NONFINITE: tl.constexpr,
-    EMA_FROZEN: tl.constexpr,
+    EMA_EVERYWHERE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     FULL: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -212,7 +212,7 @@ def _step_tile(
     # All loads of the tile come before its arithmetic and its stores: they wait for memory together.
     param = pointer_at(param_address, start, DTYPE, ALIGNED) + offsets
     read = touched
-    if EMA_FROZEN:
+    if EMA_EVERYWHERE:
         read = inside
     master = param
     if HAS_MASTER:
@@ -306,7 +306,7 @@ def _step_tile(
         target = x
         if not HAS_MASTER:
             target = widen(stored, DTYPE, COMPUTE)
-        if EMA_FROZEN:
+        if EMA_EVERYWHERE:
             target = tl.where(touched, target, old)
         tl.store(ema, average + tl.load(hyper + _EMA_RATE).to(COMPUTE) * (target - average), mask=read)
 
@@ -360,7 +360,7 @@ def masked_adam_kernel(
     MAX_UPDATE: tl.constexpr,
     RETAIN: tl.constexpr,
     ZERO_NONFINITE: tl.constexpr,
-    EMA_FROZEN: tl.constexpr,
+    EMA_EVERYWHERE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
     PACK_BLOCK: tl.constexpr,
@@ -385,7 +385,7 @@ def masked_adam_kernel(
     if HAS_WORDS:
         tensor_words = words + tl.load(word_offsets + tensor)
         tile_words = load_words(tensor_words + start // 32, length, BLOCK // 32)
-        if MASKED and not EMA_FROZEN:
+        if MASKED and not EMA_EVERYWHERE:
             if tl.max((tile_words != 0).to(tl.int32), axis=0) == 0:
                 return
         if PACKED:
@@ -404,7 +404,7 @@ def masked_adam_kernel(
             packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
-            EMA_FROZEN, STOCHASTIC, False, False, BLOCK,
+            EMA_EVERYWHERE, STOCHASTIC, False, False, BLOCK,
         )  # fmt: skip
     elif length == BLOCK:
         _step_tile(
@@ -412,7 +412,7 @@ def masked_adam_kernel(
             packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
-            EMA_FROZEN, STOCHASTIC, True, ALIGNED, BLOCK,
+            EMA_EVERYWHERE, STOCHASTIC, True, ALIGNED, BLOCK,
         )  # fmt: skip
     else:
         _step_tile(
@@ -420,7 +420,7 @@ def masked_adam_kernel(
             packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
-            EMA_FROZEN, STOCHASTIC, False, ALIGNED, BLOCK,
+            EMA_EVERYWHERE, STOCHASTIC, False, ALIGNED, BLOCK,
         )  # fmt: skip
 
 
@@ -469,7 +469,7 @@ def masked_adam_(
     retain_variance: bool = False,
     zero_nonfinite: bool = False,
     ema_decay: float | None = None,
-    ema_frozen: bool = False,
+    ema_everywhere: bool = False,
     stochastic_rounding: bool = False,
     seed: int = 0,
     block: int = BLOCK,
@@ -553,7 +553,7 @@ def masked_adam_(
             MAX_UPDATE=max_update is not None,
             RETAIN=retain_variance,
             ZERO_NONFINITE=zero_nonfinite,
-            EMA_FROZEN=masked and ema_frozen,
+            EMA_EVERYWHERE=masked and ema_everywhere,
             STOCHASTIC=stochastic_rounding and not masters and dtype in (torch.bfloat16, torch.float16),
             ALIGNED=all(table.aligned for table in (param_table, *tables)),
             PACK_BLOCK=PACK_BLOCK,

@@ -21,17 +21,37 @@ class FlatView:
         self.order = sorted(range(tensor.dim()), key=lambda d: (-self.stride[d], d))
         self.is_dense = tensor.permute(self.order).is_contiguous()
 
+    def matches(self, tensor: Tensor) -> bool:
+        """Whether ``flatten`` of ``tensor`` is a view."""
+        return tensor.shape == self.shape and tensor.permute(self.order).is_contiguous() and not has_lazy_values(tensor)
+
     def flatten(self, tensor: Tensor) -> Tensor:
         """One-dimensional, in this view's storage order: a view if ``tensor`` has that layout, otherwise a copy."""
+        tensor = plain_values(tensor)
         if self.is_contiguous and tensor.is_contiguous():
             return tensor.view(-1)
         # An expanded tensor is viewed as one dimension without becoming contiguous.
         return tensor.permute(self.order).reshape(-1).contiguous()
 
 
+def has_lazy_values(tensor: Tensor) -> bool:
+    """Whether memory holds the negatives or conjugates of the values, as that of ``torch.imag(z.conj())`` does."""
+    return tensor.is_neg() or tensor.is_conj()
+
+
+def plain_values(tensor: Tensor) -> Tensor:
+    """``tensor`` itself if its memory holds its values, otherwise a copy."""
+    return tensor.resolve_neg().resolve_conj() if has_lazy_values(tensor) else tensor
+
+
+def row_major(tensor: Tensor) -> Tensor:
+    """``tensor`` itself if its memory holds its values in row-major order, otherwise a copy."""
+    return plain_values(tensor).contiguous()
+
+
 def contiguous_grads(grads: Sequence[Tensor]) -> list[Tensor]:
     """Row-major gradients: the tensors themselves if they are contiguous, otherwise copies."""
-    return [grad if grad.is_contiguous() else grad.contiguous() for grad in grads]
+    return [row_major(grad) for grad in grads]
 
 
 def describe(tensor: Tensor) -> str:

@@ -1,10 +1,12 @@
 """SaliencyMask: which entries of a list of tensors are salient, one bit each."""
 
+import hashlib
 import json
 import math
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +19,62 @@ from .sharding import add_over, like, local, part_of, whole
 FORMAT = "pecker_fast.saliency_mask"
 FORMAT_VERSION = "1"
 
+# What DataParallel, DDP and torch.compile put in front of every name of a module.
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name without the prefixes that DataParallel, DDP and torch.compile put in front."""
+def _plain_name(name: str) -> str:
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     return name
+
+
+def _unwrapped(names: list[str]) -> Iterator[list[str]]:
+    """The names as they are, then without each prefix that all of them have."""
+    yield names
+    while names:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            return
+        names = [name.removeprefix(prefix) for name in names]
+        yield names
+
+
+def match_names(wanted: Sequence[str], available: Sequence[str]) -> list[int | None]:
+    """For each of the wanted names the position among ``available`` of the parameter it means; None if there is none.
+
+    Names as they are come first: a child may be called "module". Then the prefixes of wrappers are taken off all names
+    of one side or the other, and last off single names that have no partner yet.
+
+    Raises
+    ------
+    ValueError
+        If a name without its prefixes could mean several.
+    """
+    pairs = [
+        (i + j, names, others)
+        for i, names in enumerate(_unwrapped(list(wanted)))
+        for j, others in enumerate(_unwrapped(list(available)))
+    ]
+    for _, names, others in sorted(pairs, key=lambda pair: pair[0]):
+        if set(names) <= set(others) or set(others) <= set(names):
+            index = {name: i for i, name in enumerate(others)}
+            return [index.get(name) for name in names]
+    index = {name: i for i, name in enumerate(available)}
+    positions = [index.get(name) for name in wanted]
+    free: dict[str, list[int]] = {}
+    for i in set(index.values()).difference(positions):
+        free.setdefault(_plain_name(available[i]), []).append(i)
+    for w, name in enumerate(wanted):
+        if positions[w] is None and (partners := free.get(_plain_name(name))):
+            if len(partners) > 1:
+                raise ValueError(f"{name} could be {' or '.join(available[i] for i in sorted(partners))}")
+            positions[w] = partners[0]
+    for i, count in Counter(position for position in positions if position is not None).items():
+        if count > 1:
+            names = [name for name, position in zip(wanted, positions, strict=True) if position == i]
+            raise ValueError(f"{available[i]} could be {' or '.join(names)}")
+    return positions
 
 
 class SaliencyMask:
@@ -286,14 +336,14 @@ class SaliencyMask:
         return None if any(position is None for position in found) else found
 
     def _align_by_name(self, names: Sequence[str]) -> list[int]:
-        index = {plain_name(name): i for i, name in enumerate(self.names)}
-        missing = [name for name in names if plain_name(name) not in index]
+        positions = match_names(names, self.names)
+        missing = [name for name, position in zip(names, positions, strict=True) if position is None]
         if missing:
             raise ValueError(
                 f"mask has no tensor for parameter {missing[0]} ({len(missing)} of {len(names)} missing): "
                 "it was made for another model"
             )
-        return [index[plain_name(name)] for name in names]
+        return positions
 
     def apply_(self, tensors: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> None:
         """Sets the entries outside the mask to 0, in place (NaN too). Tensors may be any part of those of the mask.
@@ -401,7 +451,9 @@ class SaliencyMask:
             "threshold": json.dumps(None if self._threshold is None else self._threshold.tolist()),
             "nan_count": str(self.nan_count),
         }
-        save_tensors(path, {"words": self._words.cpu()}, metadata)
+        words = self._words.cpu()
+        metadata["sha256"] = _sha256(metadata["names"], metadata["shapes"], words)
+        save_tensors(path, {"words": words}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "SaliencyMask":
@@ -433,6 +485,9 @@ class SaliencyMask:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged saliency mask: {error}") from error
+        # Files of older versions have no hash.
+        if "sha256" in metadata and metadata["sha256"] != _sha256(metadata["names"], metadata["shapes"], words):
+            raise ValueError(f"{path} is a damaged saliency mask: names, shapes or words are not those that were saved")
         if mask.count != count or metadata.get("density") != repr(mask.density) or not mask.equal(~~mask):
             raise ValueError(
                 f"{path} is a damaged saliency mask: it has {mask.count} salient entries, {count} were saved"
@@ -442,6 +497,13 @@ class SaliencyMask:
     def __getstate__(self) -> dict:
         # Weak references can neither be pickled nor be right in a copy: names or order align those.
         return {**self.__dict__, "_params": None}
+
+
+def _sha256(names: str, shapes: str, words: Tensor) -> str:
+    """Of the names and shapes, as JSON, and the words."""
+    digest = hashlib.sha256(f"{names}\n{shapes}\n".encode())
+    digest.update(words.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _percent(count: int, numel: int) -> str:

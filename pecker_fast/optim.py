@@ -1,24 +1,25 @@
 """MaskedAdam: Adam whose steps can be confined to the salient entries of the parameters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import ops
-from .adam.alignment import MaskedGrads, align_masked_grads, check_grad
+from .adam import averages
+from .adam.alignment import MaskedGrads
 from .adam.checkpoint import restore_state, sharded_state, torch_groups, torch_state
 from .adam.history import History
-from .adam.nonfinite import count_nonfinite
-from .adam.options import SHARED_OPTIONS, check_betas, check_group, check_options
-from .adam.slots import Binding, Bucket, Slot
+from .adam.options import SHARED_OPTIONS, check_group, check_options, fill_options
+from .adam.runtime import Runtime
+from .adam.slots import Slot
 from .adam.statistics import sparsity_stats
-from .flat import FlatView
 from .mask import SaliencyMask
-from .sharding import add_over, like, local
+from .sharding import is_sharded, like
+
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
 class MaskedAdam(Optimizer):
@@ -35,48 +36,53 @@ class MaskedAdam(Optimizer):
     are in ``pecker_fast.ops.reference.masked_adam_``. Arithmetic and moments are float32 (float64 for float64
     parameters), whatever the parameters' dtype. A parameter is skipped if it has neither gradient.
 
-    Masks are aligned with the parameters by identity, by name, or by order (``SaliencyMask.align``). The entries of a
-    parameter share a step count until steps treat them differently; then it is kept per entry, so that an entry first
-    updated late takes a first step of Adam's usual size.
-
-    Sharded parameters (DTensor, as created by FSDP2) are updated in place: each process works on its shard, with the
-    masks of local shards that ``saliency_mask`` returns. Only the non-finite policies communicate.
-
     Parameters
     ----------
     params : iterable
         Parameters, (name, parameter) pairs, or groups of them. Names let masks made elsewhere be aligned.
     lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay, maximize
-        As in torch. lr may be a tensor. With ``betas[0] == 0`` no first moment is stored, read or written, and
-        betas[0] cannot be changed later. A masked step decays salient entries only.
+        As in torch. lr may be a tensor. With ``betas[0] == 0`` no first moment is stored, read or written, and it may
+        not be changed to another value later. A masked step decays salient entries only.
     capturable : bool
-        Accepted as in torch. Step count, lr and scaling are always read on the device.
+        Accepted as in torch. The step count, lr and scaling are always read on the device.
     clip_value : float, optional
-        Clamp every entry of the gradient to +- clip_value, like ``clip_grad_value_``.
+        Clamp every entry of the gradient to +- clip_value, as ``clip_grad_value_`` does.
     ema_decay : float, optional
-        Keep an EMA of the parameters in float32: ema += (1 - ema_decay) (p - ema) in each step.
+        Keep an EMA of the parameters in float32: ema += (1 - ema_decay) (p - ema), each step. It starts at the
+        parameters as they are when the optimizer gets them.
     packed : bool
-        Store moments for the entries of the mask only. Accepts masked steps only. A new mask repacks them: entries that
-        stay keep moments and step count, entries that leave lose them.
+        Store moments for the mask's entries only. Accepts masked steps only. A new mask re-packs: entries that stay
+        keep moments and count, those that leave lose them.
     master_weights : bool
-        Keep float32 copies of bfloat16 and float16 parameters, which take the updates first.
+        Keep float32 copies of bfloat16 and float16 parameters, which updates go to first. An entry of a parameter that
+        somebody else writes to becomes its master's value; a write through ``.data`` passes unnoticed.
     stochastic_rounding : bool
-        Without master weights: round bfloat16 and float16 parameters up or down at random, without bias, as a function
-        of ``seed``, step, parameter and entry only.
-    seed : int
-        Seed of stochastic rounding.
+        Without master weights: round bfloat16 and float16 parameters up or down at random, right in expectation; a
+        function of ``seed``, step, parameter and entry only.
     nonfinite : {"propagate", "skip", "zero", "raise"}
-        For gradients with inf or NaN: torch's behaviour; skip the whole step; set these entries to zero; or raise
-        FloatingPointError before anything is changed, which waits for the device. All but the first count them in
+        For gradients with inf or NaN: do as torch does, skip the whole step, zero these entries, or raise
+        FloatingPointError before anything is changed (waits for the device). All but the first count them:
         ``nonfinite_count``.
     variance : {"combined", "retain"}
-        "retain": in joint steps the second moment sees only p.grad.
+        "retain": in joint steps the second moment sees p.grad's part only.
     max_update : float, optional
         Clamp each entry's update to +- max_update * lr.
     backend : {"cuda", "triton", "cpu", "reference"}, optional
-        By default the best one for the device.
+        None: the best one for the device.
     foreach, fused, differentiable
-        Arguments of torch. The first two change nothing, the last is refused.
+        torch's arguments. The first two change nothing, the last is refused.
+
+    Notes
+    -----
+    ``param_groups`` and ``state`` may be edited as those of a torch optimizer, and parameters may be moved, cast or get
+    another memory format: the next step notices.
+
+    Sharded parameters (DTensor, as FSDP2 makes them) are updated where they are: each process works on its part, with
+    masks of the local parts, as ``saliency_mask`` gives them; only the non-finite policies talk to other processes.
+
+    Masks are aligned with the parameters by identity, by name, or by order (``SaliencyMask.align``). Step counts are
+    shared by a parameter's entries until steps treat them differently, then kept per entry, so that an entry first
+    touched late takes a first step of Adam's usual size.
 
     Raises
     ------
@@ -87,9 +93,13 @@ class MaskedAdam(Optimizer):
     # GradScaler hands over its scale and found_inf, as attributes, instead of waiting for the device itself.
     _step_supports_amp_scaling = True
 
+    # Not part of what is copied or pickled: see set_mask.
+    _mask: SaliencyMask | None = None
+    _masked_grads: MaskedGrads | None = None
+
     def __init__(
         self,
-        params,
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -105,8 +115,8 @@ class MaskedAdam(Optimizer):
         master_weights: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
-        nonfinite: str = "propagate",
-        variance: str = "combined",
+        nonfinite: Literal["propagate", "skip", "zero", "raise"] = "propagate",
+        variance: Literal["combined", "retain"] = "combined",
         max_update: float | None = None,
         backend: str | None = None,
         foreach: bool | None = None,
@@ -137,25 +147,9 @@ class MaskedAdam(Optimizer):
             "backend": backend,
         }
         check_options(defaults)
-        self._forget_runtime()
-        super().__init__(params, defaults)
-
-    def _forget_runtime(self) -> None:
-        """Drops everything that is derived from parameters and state; it is made again when needed."""
-        self._slots: list[Slot] | None = None
-        self._sharded = False
-        self._owners: tuple[int, ...] = ()
-        self._kinds: list[tuple[torch.dtype, torch.layout]] = []
-        self._shapes: list[torch.Size] = []
-        self._devices: list[torch.device] = []
-        self._steps: dict[torch.device, Tensor] = {}
-        self._buckets: list[Bucket] = []
-        self._bucket_key: list[int] | None = None
-        self._moments_checked: list[tuple[bool, bool]] | None = None
-        self._bindings: dict[int, Binding] = {}
-        self._past: History | None = None
-        self._nonfinite: Tensor | None = None
         self._swapped = False
+        self._runtime: Runtime | None = None
+        super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; options that hold for the whole optimizer may not differ. The EMA starts at the parameters."""
@@ -166,58 +160,47 @@ class MaskedAdam(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        self._slots = None
         if group["ema_decay"] is not None:
-            for slot in self._all_slots():
-                if slot.group is group:
-                    slot.start_ema()
-                    if slot.owner is not slot.param and not slot.packed:
-                        # Distributed checkpoints load what is there, and take any state for all of it.
-                        slot.init_state(None)
-                        slot.state["step"] = torch.zeros((), device=slot.param.device)
+            self._renewed_runtime().start_averages(group)
 
     # ---- parameters
 
-    def _all_slots(self) -> list[Slot]:
-        if self._slots is None:
-            self._slots, self._buckets, self._bucket_key, self._steps, self._bindings = [], [], None, {}, {}
-            for group in self.param_groups:
-                names = group.get("param_names") or [None] * len(group["params"])
-                for param, name in zip(group["params"], names, strict=True):
-                    part = local(param)
-                    view = FlatView(part)
-                    copied = not view.is_contiguous and (group["packed"] or not view.is_dense)
-                    state = self.state[param]
-                    self._slots.append(Slot(part, param, name, group, state, len(self._slots), view, copied))
-            self._sharded = any(slot.owner is not slot.param for slot in self._slots)
-            self._owners = tuple(id(slot.owner) for slot in self._slots)
-            self._kinds = [(slot.param.dtype, torch.strided) for slot in self._slots]
-            self._shapes = [slot.param.shape for slot in self._slots]
-            self._devices = [slot.param.device for slot in self._slots]
-        return self._slots
+    def _renewed_runtime(self) -> Runtime:
+        self._runtime = Runtime(self, self._runtime)
+        return self._runtime
+
+    def _current_runtime(self) -> Runtime:
+        """What is derived from groups and state as they are now. Their parameters' memory is not looked at."""
+        if self._runtime is None or not self._runtime.is_current(self):
+            return self._renewed_runtime()
+        return self._runtime
+
+    def _slots(self) -> list[Slot]:
+        """The parameters as they are now."""
+        runtime = self._current_runtime()
+        return (self._renewed_runtime() if runtime.roster.has_other_params() else runtime).slots
 
     def _history(self) -> History:
-        if self._past is None:
-            self._past = History(self._all_slots())
-        return self._past
-
-    def _bind(self, mask: SaliencyMask, slots: list[Slot], active: list[Slot]) -> Binding:
-        if not isinstance(mask, SaliencyMask):
-            raise TypeError(f"mask is {type(mask).__name__}, expected a SaliencyMask (made by saliency_mask)")
-        wanted, owners = slots, self._owners
-        if len(active) < len(slots):
-            needed = {slot.position for slot in active}
-            wanted = [slot for slot in slots if slot.owner.requires_grad or slot.position in needed]
-            owners = tuple(id(slot.owner) for slot in wanted)
-        binding = self._bindings.get(id(mask))
-        if binding is None or binding.params != owners:
-            binding = Binding.make(mask, wanted)
-            # The last two: alternating between two masks stays cheap, old masks are let go.
-            self._bindings = {id(b.mask): b for b in list(self._bindings.values())[-1:]}
-            self._bindings[id(mask)] = binding
-        return binding
+        return self._current_runtime().history
 
     # ---- the step
+
+    def set_mask(self, mask: SaliencyMask | None, *, masked_grads: MaskedGrads | None = None) -> None:
+        """Sets what ``step()`` without ``mask`` and ``masked_grads`` takes for them.
+
+        For code that calls ``step()`` itself, such as the optimizers that ``accelerate`` prepares: keep the MaskedAdam
+        that you gave to ``prepare``, and set the mask on it before ``prepared.step()``.
+
+        Parameters
+        ----------
+        mask : SaliencyMask or None
+            For all steps from now on; None: no mask any more.
+        masked_grads : optional
+            For the next step only; see ``step``.
+        """
+        if mask is not None and not isinstance(mask, SaliencyMask):
+            raise TypeError(f"mask is {type(mask).__name__}, expected a SaliencyMask (made by saliency_mask)")
+        self._mask, self._masked_grads = mask, masked_grads
 
     @torch.no_grad()
     def step(
@@ -227,10 +210,27 @@ class MaskedAdam(Optimizer):
         mask: SaliencyMask | None = None,
         masked_grads: MaskedGrads | None = None,
     ) -> Any:
-        """Performs a plain, masked (``mask``) or joint (``masked_grads``) step; returns the closure's loss.
+        """Performs a plain, masked (``mask``) or joint (``masked_grads``) step.
 
-        ``masked_grads``: for each parameter a gradient or None, in the order of the parameters, or by name, or by
-        parameter; of the parameter's shape and dtype, with the same loss scale as ``.grad``. Only read.
+        Parameters
+        ----------
+        closure : callable, optional
+            Computes the loss and the gradients again, as in torch.
+        mask : SaliencyMask, optional
+            The entries to update, or to add ``masked_grads`` at.
+        masked_grads : optional
+            For each parameter a gradient or None: in the order of the parameters, or a mapping by name or by parameter;
+            of the parameter's shape and dtype, with the same loss scale as ``.grad``. Only read.
+
+        Returns
+        -------
+        Any
+            What the closure returned.
+
+        Raises
+        ------
+        ValueError, TypeError, RuntimeError
+            If mask, gradients, options or state do not fit; nothing is changed then.
         """
         if self._swapped:
             raise RuntimeError("step() within swapped_ema(): the parameters are the EMA's at present")
@@ -238,217 +238,51 @@ class MaskedAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Renamed in torch 2.14.
-        getattr(self, "_accelerator_graph_capture_health_check", self._cuda_graph_capture_health_check)()
-        joint = masked_grads is not None
-        if self.defaults["packed"] and (mask is None or joint):
+        if mask is None and masked_grads is None:
+            mask, masked_grads = self._mask, self._masked_grads
+        kind = "joint" if masked_grads is not None else "plain" if mask is None else "masked"
+        if self.defaults["packed"] and kind != "masked":
             raise ValueError("packed=True holds moments of salient entries only: it takes masked steps, step(mask=...)")
-        # FSDP may replace the local parts of parameters, in the first forward pass after loading a state for instance.
-        sharded = self._slots or () if self._sharded else ()
-        replaced = any(local(slot.owner).data_ptr() != slot.param.data_ptr() for slot in sharded)
-        if replaced or not all(bucket.is_current() for bucket in self._buckets):
-            self._slots = None
-        slots = self._all_slots()
-        grads = [slot.owner.grad for slot in slots]
-        forget = align_masked_grads(masked_grads, slots) if joint else []
-        if self._sharded:
-            grads, forget = ([g if g is None else local(g) for g in found] for found in (grads, forget))
-        active = self._check_grads(slots, grads, forget)
-        for group in self.param_groups:
-            group["betas"] = check_betas(group["betas"])
-        self._check_moments(active)
-        binding = None if mask is None else self._bind(mask, slots, active)
-        if not active:
-            return loss
-        kind = "masked" if mask is not None and not joint else "joint" if joint else "plain"
-        found_inf = self._found_inf(active, grads, forget, binding, joint)
-        if self._known_found_inf(found_inf, binding):
-            return loss
-        history = self._history()
-        if history.enter(kind, binding, slots, self.defaults["backend"]):
-            self._bucket_key = None
-        buckets = self._current_buckets(active, binding if kind == "masked" else None)
-        for bucket in buckets:
-            bucket.count_step(found_inf)
-            self._run(bucket, grads, forget, binding, kind, found_inf)
-        if self.defaults["ema_decay"] is not None and len(active) < len(slots):
-            self._follow([slot for slot in slots if slot not in active], found_inf)
-        history.record(kind, mask)
+        if isinstance(masked_grads, Iterator):
+            # They may be looked at twice.
+            masked_grads = list(masked_grads)
+        runtime = self._current_runtime()
+        if not runtime.collect(masked_grads):
+            runtime = self._renewed_runtime()
+            if not runtime.collect(masked_grads):
+                raise RuntimeError("the parameters changed during step()")
+        if runtime.roster.may_be_captured:
+            # Renamed in torch 2.14.
+            getattr(self, "_accelerator_graph_capture_health_check", self._cuda_graph_capture_health_check)()
+        try:
+            runtime.step(self, kind, mask)
+        finally:
+            runtime.roster.release()
+        self._masked_grads = None
         return loss
-
-    def _check_grads(self, slots: list[Slot], grads: list[Tensor | None], forget: list[Tensor | None]) -> list[Slot]:
-        """The parameters with a gradient. Raises if one does not fit its parameter."""
-        # All at once where nothing is missing, as nearly always: a step has no time for work on each of many tensors.
-        # (torch holds .grad to the parameter's shape and device when it is assigned.)
-        complete = all(grad is not None for grad in grads)
-        fits = complete and [(g.dtype, g.layout) for g in grads] == self._kinds
-        if fits and forget:
-            fits = all(isinstance(f, Tensor) for f in forget) and [f.shape for f in forget] == self._shapes
-            fits = fits and [(f.dtype, f.layout) for f in forget] == self._kinds
-            fits = fits and [f.device for f in forget] == self._devices
-        if not fits:
-            for what, tensors in (("the gradient", grads), ("masked_grads", forget)):
-                for slot, grad in zip(slots, tensors, strict=False):
-                    if grad is not None:
-                        check_grad(what, grad, slot)
-        if complete:
-            return slots
-        return [s for s in slots if grads[s.position] is not None or (forget and forget[s.position] is not None)]
-
-    def _check_moments(self, active: list[Slot]) -> None:
-        """Raises if the groups' options ask for moments that the state does not have."""
-        wanted = [(group["betas"][0] != 0, group["amsgrad"]) for group in self.param_groups]
-        if wanted != self._moments_checked:
-            for slot in active:
-                if "step" in slot.state:
-                    slot.require_moments()
-            self._bucket_key = None
-            self._moments_checked = wanted
-
-    def _known_found_inf(self, found_inf: Tensor | None, binding: Binding | None) -> bool:
-        """Whether this step is to change nothing, where that can be told now: on the CPU, and where packed state is
-        about to move to another mask, which waits for the device anyway."""
-        if found_inf is None:
-            return False
-        repacks = self.defaults["packed"] and self._history().is_repacked_by(binding)
-        return bool(found_inf != 0) if repacks or not found_inf.is_cuda else False
-
-    def _found_inf(self, active, grads, forget, binding, joint) -> Tensor | None:
-        """GradScaler's found_inf together with the optimizer's own policy; applies and reports that policy."""
-        found_inf = getattr(self, "found_inf", None)
-        policy = self.defaults["nonfinite"]
-        if policy == "propagate":
-            return found_inf
-        scale, backend = getattr(self, "grad_scale", None), self.defaults["backend"]
-        total = count_nonfinite(active, grads, forget if joint else None, binding, scale, backend)
-        if self._sharded:
-            # One decision for all parts.
-            total = add_over(total, [slot.owner for slot in active])
-        if policy == "raise":
-            count = int(total)
-            if count and not (found_inf is not None and bool(found_inf)):
-                raise FloatingPointError(
-                    f"{count} gradient entries are inf or NaN (nonfinite='raise'); nothing was changed"
-                )
-        self._nonfinite = total if self._nonfinite is None else self._nonfinite + total
-        if policy == "skip":
-            own = (total > 0).to(torch.float32)
-            found_inf = own if found_inf is None else torch.maximum(own, found_inf.to(own))
-        return found_inf
 
     @property
     def nonfinite_count(self) -> int:
         """inf and NaN gradient entries seen by all steps so far; 0 with nonfinite="propagate", which does not count."""
-        return 0 if self._nonfinite is None else int(self._nonfinite)
-
-    def _current_buckets(self, active: list[Slot], binding: Binding | None) -> list[Bucket]:
-        """The lists for the kernel, made anew when parameters, state or the parameters with gradients changed."""
-        key = [slot.position for slot in active]
-        if key == self._bucket_key:
-            return self._buckets
-        if not self._steps:
-            self._make_step_counters()
-        counts = binding.mask.tensor_counts() if self.defaults["packed"] else None
-        by_kind: dict[tuple, list[Slot]] = {}
-        for slot in active:
-            device = slot.param.device
-            if "step" not in slot.state:
-                slot.init_state(None if counts is None else counts[binding.positions[slot.position]])
-                slot.state["step"] = self._steps[device][slot.position]
-                if self._history().regime == "mixed":
-                    slot.start_counts(None)
-                if binding is not None and (self.defaults["packed"] or self._history().regime == "mask"):
-                    slot.state["mask_words"] = binding.tensor_words(slot)
-            elif slot.state["step"].untyped_storage().data_ptr() != self._steps[device].untyped_storage().data_ptr():
-                # Somebody put another tensor there: its value counts.
-                self._adopt_step(slot)
-            by_kind.setdefault((id(slot.group), slot.param.device, slot.param.dtype), []).append(slot)
-        self._buckets = [Bucket(slots, self._steps[slots[0].param.device]) for slots in by_kind.values()]
-        self._bucket_key = key
-        return self._buckets
-
-    def _make_step_counters(self) -> None:
-        """One vector of step counts a device; ``state[p]["step"]`` are its elements, so that one add advances all."""
-        slots = self._all_slots()
-        for device in {slot.param.device for slot in slots}:
-            self._steps[device] = torch.zeros(len(slots), dtype=torch.float32, device=device)
-        for slot in slots:
-            if "step" in slot.state:
-                self._adopt_step(slot)
-
-    def _adopt_step(self, slot: Slot) -> None:
-        counter = self._steps[slot.param.device][slot.position]
-        counter.copy_(torch.as_tensor(slot.state["step"]))
-        slot.state["step"] = counter
-
-    def _run(self, bucket: Bucket, grads, forget, binding: Binding | None, kind: str, found_inf: Tensor | None) -> None:
-        group = bucket.group
-        masked = kind == "masked"
-        if masked and group["ema_decay"] is not None and bucket.moved_outside():
-            self._history().ema_follows = False
-        if bucket.copied:
-            bucket.gather_copied()
-        scale = getattr(self, "grad_scale", None)
-        history, lists = self._history(), bucket.lists
-        ops.masked_adam_(
-            bucket.params,
-            bucket.flat(grads),
-            bucket.flat(forget) if kind == "joint" else [],
-            lists["exp_avg"],
-            lists["exp_avg_sq"],
-            lists["max_exp_avg_sq"],
-            lists["master_param"],
-            lists["ema"],
-            lists["counts"],
-            bucket.steps if bucket.whole else bucket.steps[bucket.index],
-            bucket.learning_rate(),
-            bucket.bias_table(),
-            None if binding is None else binding.words,
-            [] if binding is None else bucket.word_offsets(binding),
-            bucket.block_offsets(binding, self.defaults["backend"]) if self.defaults["packed"] else None,
-            None if scale is None else scale.to(bucket.device, torch.float32),
-            None if found_inf is None else found_inf.to(bucket.device, torch.float32),
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            decoupled_weight_decay=group["decoupled_weight_decay"],
-            maximize=group["maximize"],
-            clip_value=group["clip_value"],
-            max_update=group["max_update"],
-            retain_variance=group["variance"] == "retain" and kind == "joint",
-            zero_nonfinite=self.defaults["nonfinite"] == "zero",
-            ema_decay=group["ema_decay"],
-            ema_frozen=masked and not (history.regime == "mask" and history.ema_follows),
-            stochastic_rounding=self.defaults["stochastic_rounding"],
-            seed=self.defaults["seed"],
-            backend=self.defaults["backend"],
-        )
-        if bucket.copied:
-            bucket.scatter_copied()
-        bucket.record_versions()
+        total = self._runtime.nonfinite if self._runtime is not None else None
+        return 0 if total is None else int(total)
 
     # ---- EMA
-
-    @staticmethod
-    def _follow(idle: list[Slot], found_inf: Tensor | None) -> None:
-        """Moves the EMA of parameters that have no gradient in this step: it may still be behind them."""
-        for slot in idle:
-            ema, source = slot.state["ema"], slot.state.get("master_param", slot.param.detach())
-            change = (1 - slot.group["ema_decay"]) * (source.to(ema.dtype) - ema)
-            if found_inf is not None:
-                change = torch.where(found_inf.to(ema.device) == 0, change, 0)
-            ema.add_(change)
 
     def _require_ema(self) -> None:
         if self.defaults["ema_decay"] is None:
             raise RuntimeError("this optimizer keeps no EMA: construct it with ema_decay")
 
     def ema_parameters(self) -> list[Tensor]:
-        """The EMA of every parameter, in order: float32 (float64 for float64 parameters), not copies, sharded as the
-        parameters are."""
+        """The EMA of every parameter, in order.
+
+        Returns
+        -------
+        list of Tensor
+            float32 (float64 for float64 parameters), not copies, sharded as the parameters are.
+        """
         self._require_ema()
-        return [like(slot.state["ema"], slot.owner) for slot in self._all_slots()]
+        return [like(slot.state["ema"], slot.owner) for slot in self._slots()]
 
     @contextmanager
     @torch.no_grad()
@@ -457,21 +291,15 @@ class MaskedAdam(Optimizer):
         self._require_ema()
         if self._swapped:
             raise RuntimeError("swapped_ema() within swapped_ema()")
-        slots = self._all_slots()
-        if any(bucket.moved_outside() for bucket in self._buckets):
-            self._history().ema_follows = False
-        own = [slot.param.detach().clone() for slot in slots]
+        slots = self._slots()
+        runtime = self._current_runtime()
+        runtime.notice_writes()
         self._swapped = True
         try:
-            for slot in slots:
-                slot.param.detach().copy_(slot.state["ema"])
-            yield
+            with averages.swapped(slots):
+                yield
         finally:
-            for slot, value in zip(slots, own, strict=True):
-                slot.param.detach().copy_(value)
-            for bucket in self._buckets:
-                if bucket.versions is not None:
-                    bucket.versions = [slot.param._version for slot in bucket.slots]
+            runtime.roster.record()
             self._swapped = False
 
     # ---- bookkeeping
@@ -479,9 +307,12 @@ class MaskedAdam(Optimizer):
     def sparsity_stats(self) -> dict[str, Any]:
         """Which entries the steps touched. Waits for the device.
 
-        Returns a dict: "touched_last" and "touched_ever" (shares of all entries, by any update), "mean_update_count",
-        "mask_density" (of the last mask, also of a joint step), "mask_iou" (last two different masks; None before
-        there are two), "nonfinite" (entries counted), and "tensors": the first three for each parameter.
+        Returns
+        -------
+        dict
+            "touched_last" and "touched_ever" (shares of all entries, by any update), "mean_update_count",
+            "mask_density" (of the last mask, also of a joint step), "mask_iou" (last two different masks; None before
+            there are two), "nonfinite" (entries counted), and "tensors": the first three for each parameter.
         """
         return sparsity_stats(self)
 
@@ -494,28 +325,32 @@ class MaskedAdam(Optimizer):
         State of sharded parameters (DTensor) that has their shape is sharded like them, as distributed checkpoints want
         it. Words, and moments with packed=True, are this process's own: save them process by process.
         """
-        found = super().state_dict()
-        if not any(slot.owner is not slot.param for slot in self._all_slots()):
-            return found
-        ids = [i for group in found["param_groups"] for i in group["params"]]
-        for i, slot in zip(ids, self._all_slots(), strict=True):
-            if i in found["state"]:
-                found["state"][i] = sharded_state(slot)
-        return found
+        slots = self._slots()
+        result = super().state_dict()
+        if any(is_sharded(slot.owner) for slot in slots):
+            ids = [i for group in result["param_groups"] for i in group["params"]]
+            for i, slot in zip(ids, slots, strict=True):
+                if i in result["state"]:
+                    result["state"][i] = sharded_state(slot)
+        return result
 
     def to_torch_state_dict(self) -> dict[str, Any]:
         """A state dict that ``torch.optim.Adam`` loads and goes on from: packed moments unpacked, zeros for the first
         moment where betas[0] == 0.
 
-        Raises ValueError if entries of one parameter have had different numbers of updates.
+        Raises
+        ------
+        ValueError
+            If entries of one parameter have had different numbers of updates.
         """
-        packed = super().state_dict()
+        slots = self._slots()
+        own = super().state_dict()
         uniform = self._history().regime != "mixed"
-        ids = [i for group in packed["param_groups"] for i in group["params"]]
-        states = {i: torch_state(slot, uniform) for i, slot in zip(ids, self._all_slots(), strict=True)}
+        ids = [i for group in own["param_groups"] for i in group["params"]]
+        states = {i: torch_state(slot, uniform) for i, slot in zip(ids, slots, strict=True)}
         return {
             "state": {i: state for i, state in states.items() if state},
-            "param_groups": torch_groups(packed["param_groups"]),
+            "param_groups": torch_groups(own["param_groups"]),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -525,7 +360,7 @@ class MaskedAdam(Optimizer):
         """
         loaded: dict[str, Any] = {}
         # Runs after the user's hooks and sees what they made of the dict.
-        handle = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+        handle = self.register_load_state_dict_pre_hook(lambda _, state: loaded.update(state))
         before = dict(self.__dict__)
         self._loading = loaded
         try:
@@ -540,10 +375,9 @@ class MaskedAdam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self.__dict__.get("_loading")
         super().__setstate__(state)
-        self._forget_runtime()
+        self._runtime, self._swapped = None, False
         for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            fill_options(group, self.defaults)
             for name in SHARED_OPTIONS:
                 group[name] = self.defaults[name]
             group["foreach"], group["fused"], group["differentiable"] = None, None, False
@@ -554,13 +388,16 @@ class MaskedAdam(Optimizer):
         if loading is None:
             return
         # super() has cast the state as if all of it had the parameter's dtype; take it from the loaded dict instead.
-        slots = self._all_slots()
+        self.state.clear()
+        runtime = self._renewed_runtime()
         ids = [i for group in loading["param_groups"] for i in group["params"]]
-        for i, slot in zip(ids, slots, strict=True):
-            saved = loading["state"].get(i, {})
-            slot.state.clear()
-            slot.state.update(restore_state(slot, saved))
+        for i, slot in zip(ids, runtime.slots, strict=True):
+            slot.state.update(restore_state(slot, loading["state"].get(i, {})))
             if self.defaults["ema_decay"] is not None and "ema" not in slot.state:
                 slot.start_ema()
             if "step" in slot.state and "master_param" not in slot.state:
                 slot.start_master()
+            if slot.state:
+                runtime.roster.register(slot)
+        # The history of steps is read off the state.
+        self._runtime = None

@@ -34,7 +34,7 @@ class AdamCase:
     emas: list[Tensor] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)
     packed: bool = False
-    ema_frozen: bool = False
+    ema_everywhere: bool = False
     found_inf: float | None = None
     stochastic_rounding: bool = False
     seed: int = 0
@@ -51,7 +51,7 @@ class AdamCase:
         return (
             f"{self.kind} {self.dtype} numels={self.numels} packed={self.packed} masters={bool(self.masters)} "
             f"counts={[c.dtype for c in self.counts[:1]]} amsgrad={bool(self.max_exp_avg_sqs)} "
-            f"ema_frozen={self.ema_frozen} steps={self.steps} {self.options}"
+            f"ema_everywhere={self.ema_everywhere} steps={self.steps} {self.options}"
         )
 
     def run(self, backend: str | None, device: str = "cpu") -> dict[str, list[Tensor]]:
@@ -92,7 +92,7 @@ class AdamCase:
             retain_variance=o.retain_variance,
             zero_nonfinite=o.zero_nonfinite,
             ema_decay=o.ema_decay,
-            ema_frozen=self.ema_frozen,
+            ema_everywhere=self.ema_everywhere,
             stochastic_rounding=self.stochastic_rounding,
             seed=self.seed,
             backend=backend,
@@ -183,7 +183,7 @@ class AdamCase:
     def check_ema(self, result, i, updated, truth_type, plain_type, errors) -> None:
         target = oracle.to_numpy(result["masters" if self.masters else "params"][i]).reshape(-1)
         old = oracle.to_numpy(self.emas[i]).reshape(-1)
-        everywhere = np.ones_like(updated) if self.kind != "masked" or self.ema_frozen else updated
+        everywhere = np.ones_like(updated) if self.kind != "masked" or self.ema_everywhere else updated
         self.check_frozen("emas", result["emas"][i], self.emas[i], everywhere)
         decay = self.options.ema_decay
         exact, rough = (oracle.ema_step(old, target, decay, kind) for kind in (truth_type, plain_type))
@@ -270,10 +270,10 @@ def random_case(
         kind_of_count = torch.int16 if np.random.rand() < 0.5 else torch.int32
         case.counts = [torch.randint(0, 50, (n,), dtype=kind_of_count) for n in numels]
     if drawn.ema_decay is not None:
-        case.ema_frozen = bool(np.random.rand() < 0.5)
+        case.ema_everywhere = bool(np.random.rand() < 0.5)
         own = case.masters or params
         case.emas = [t.to(compute) + 0.1 * torch.randn(t.shape, dtype=compute) for t in own]
-        if masked and not case.ema_frozen:
+        if masked and not case.ema_everywhere:
             # Leaving the EMA of frozen entries alone is right only where it equals the parameter.
             kept = [torch.from_numpy(mask) for mask in masks]
             case.emas = [torch.where(k, e, t.to(compute)) for k, e, t in zip(kept, case.emas, own, strict=True)]

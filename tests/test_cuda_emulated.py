@@ -131,7 +131,7 @@ def frozen_entries(arguments: list, options: dict, name: str, i: int) -> torch.T
     size = arguments[4][i].numel() if packed else numel
     if idle or (found_inf is not None and bool(found_inf)):
         return torch.ones(size, dtype=torch.bool)
-    everywhere = words is None or masked_grads or packed or (name == "emas" and options["ema_frozen"])
+    everywhere = words is None or masked_grads or packed or (name == "emas" and options["ema_everywhere"])
     if everywhere:
         return torch.zeros(size, dtype=torch.bool)
     return ~reference.unpack_bits(words[offsets[i] : offsets[i] + num_words(numel)], numel)
@@ -301,7 +301,7 @@ def adam_arguments(dtype, kind: str, features: dict):
         "retain_variance": features.get("retain_variance", False),
         "zero_nonfinite": random.random() < 0.5,
         "ema_decay": 0.99 if emas else None,
-        "ema_frozen": features.get("ema_frozen", False),
+        "ema_everywhere": features.get("ema_everywhere", False),
         "stochastic_rounding": features.get("stochastic_rounding", False),
         "seed": random.randint(-(2**62), 2**62),
     }
@@ -370,8 +370,8 @@ def test_adam_common_features(kind, dtype, rare):
         {"counts": torch.int32, "no_first_moment": True},
         {"retain_variance": True, "weight_decay": 0.1},
         {"stochastic_rounding": True, "ema": True},
-        {"ema": True, "ema_frozen": True},
-        {"ema": True, "ema_frozen": True, "masters": True, "amsgrad": True, "counts": torch.int32, "spoil": True},
+        {"ema": True, "ema_everywhere": True},
+        {"ema": True, "ema_everywhere": True, "masters": True, "amsgrad": True, "counts": torch.int32, "spoil": True},
     ],
     ids=lambda feature: "+".join(feature),
 )
@@ -383,7 +383,7 @@ def test_adam_rare_features(kind, feature):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adam_changes_nothing_where_found_inf_is_set(kind):
-    arguments, options = adam_arguments(torch.float32, kind, {"ema": True, "ema_frozen": True})
+    arguments, options = adam_arguments(torch.float32, kind, {"ema": True, "ema_everywhere": True})
     arguments[16] = torch.tensor(1.0)
     actual = run_both(arguments, options)
     assert_all_same(actual[0], arguments[0], "params")

@@ -303,3 +303,33 @@ def test_from_bool_of_other_memory_orders():
     mask = pf.SaliencyMask.from_bool([bools, bools.permute(3, 2, 1, 0)])
     assert torch.equal(mask[0], bools) and torch.equal(mask[1], bools.permute(3, 2, 1, 0))
     assert (mask.words.numpy() == oracle.all_words([np.asarray(mask[i]) for i in (0, 1)])).all()
+
+
+def test_files_whose_names_or_shapes_were_changed(tmp_path):
+    path, bad = tmp_path / "m.safetensors", tmp_path / "bad.safetensors"
+    mask = pf.saliency_mask({"a": torch.randn(8, 4), "b": torch.randn(8, 4)}, density=0.5)
+    mask.save(path)
+    words = load_file(path)["words"]
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    for change in (
+        {"shapes": "[[4, 8], [8, 4]]"},
+        {"names": "null"},
+        {"names": '["b", "a"]'},
+        {"sha256": "0" * 64},
+    ):
+        save_file({"words": words}, bad, metadata={**metadata, **change})
+        with pytest.raises(ValueError, match=r"bad.safetensors is a damaged saliency mask"):
+            pf.SaliencyMask.load(bad)
+    # As many salient entries, but others.
+    swapped = words.flip(0)
+    if not torch.equal(swapped, words):
+        save_file({"words": swapped}, bad, metadata=metadata)
+        with pytest.raises(ValueError, match="damaged"):
+            pf.SaliencyMask.load(bad)
+    # Files of older versions have no hash.
+    old = {key: value for key, value in metadata.items() if key != "sha256"}
+    save_file({"words": words}, bad, metadata=old)
+    assert pf.SaliencyMask.load(bad).equal(mask) and pf.SaliencyMask.load(bad).names == mask.names

@@ -43,6 +43,7 @@ def test_wheel_holds_the_package_alone(wheel):
         "benchmarks/registry.py",
         "ops/schemas.py",
         "adam/slots.py",
+        "py.typed",
         "commands/unlearn.py",
         "runs/classes/task.py",
         "runs/presets/classes.py",

@@ -279,3 +279,11 @@ def test_accumulator_errors():
     with pytest.raises(TypeError, match=r"weight.*sparse"):
         accumulator.add()
     assert not accumulator.scores["weight"].any() and accumulator.batches == 0
+
+
+def test_a_model_without_gradients_is_refused():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=r"none of the model's 4 parameters .* call loss.backward\(\) first"):
+        pf.saliency_mask(model, density=0.5)
+    model[0](torch.randn(1, 3)).sum().backward()
+    assert pf.saliency_mask(model, density=1.0).count <= 8

@@ -133,7 +133,7 @@ def _calls() -> Iterator[tuple[str, Callable[[], object], bool]]:
         yield f"masked step {dtype}", lambda t=dtype, r=rounding: step(t, masked=True, counts=True, **r), both
         yield (
             f"masked step, everything {dtype}",
-            lambda t=dtype: step(t, masked=True, amsgrad=True, ema=True, ema_frozen=True, everything=True),
+            lambda t=dtype: step(t, masked=True, amsgrad=True, ema=True, ema_everywhere=True, everything=True),
             False,
         )
         packed = torch.zeros(3, dtype=torch.int64)

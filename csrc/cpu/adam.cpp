@@ -8,12 +8,13 @@ void adam_chunk(const AdamStep<double>& step, const AdamTensor<double>& t, const
   const AdamScalars<double>& s = step.scalars;
   double* param = static_cast<double*>(t.param);
   const double* grad = static_cast<const double*>(t.grad);
-  const double* forget = static_cast<const double*>(t.masked_grad);
+  const double* masked_grad = static_cast<const double*>(t.masked_grad);
+  if (grad == nullptr && masked_grad == nullptr) return;
   std::int64_t state = chunk.state;
   for (std::int64_t i = chunk.begin; i < chunk.begin + chunk.length; ++i) {
     const bool salient = t.words == nullptr || is_salient(t.words, i);
     if (step.masked && !salient) {
-      if (t.ema != nullptr && step.ema_frozen) {
+      if (t.ema != nullptr && step.ema_everywhere) {
         const double target = t.master != nullptr ? t.master[i] : param[i];
         t.ema[i] += s.ema_weight * (target - t.ema[i]);
       }
@@ -23,9 +24,9 @@ void adam_chunk(const AdamStep<double>& step, const AdamTensor<double>& t, const
     double* x = t.master != nullptr ? t.master + i : param + i;
     double g = grad != nullptr ? grad[i] * s.grad_factor : 0.0;
     double h = g;
-    if (forget != nullptr && salient) g += forget[i] * s.grad_factor;
+    if (masked_grad != nullptr && salient) g += masked_grad[i] * s.grad_factor;
     g = condition_grad(s, g, *x);
-    h = step.retain_variance && forget != nullptr ? condition_grad(s, h, *x) : g;
+    h = step.retain_variance && masked_grad != nullptr ? condition_grad(s, h, *x) : g;
     const AdamCorrection<double> correction =
         t.counts != nullptr ? count_update(step, t.counts, k) : t.correction;
     const double u = adam_update(s, correction, g, h, t.exp_avg != nullptr ? t.exp_avg + k : nullptr,

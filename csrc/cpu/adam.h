@@ -43,7 +43,7 @@ struct AdamStep {
   bool masked;  // only salient entries are updated
   bool packed;  // moments and counts hold the salient entries only
   bool retain_variance;
-  bool ema_frozen;
+  bool ema_everywhere;
   bool stochastic_rounding;
 };
 

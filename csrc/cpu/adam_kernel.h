@@ -98,18 +98,19 @@ class AdamRunner {
     t_ = &tensor;
     param_ = static_cast<P*>(tensor.param);
     grad_ = static_cast<const P*>(tensor.grad);
-    forget_ = static_cast<const P*>(tensor.masked_grad);
+    masked_grad_ = static_cast<const P*>(tensor.masked_grad);
+    if (grad_ == nullptr && masked_grad_ == nullptr) return;
     k_.step_size = set(tensor.correction.step_size);
     k_.inv_sqrt_bc2 = set(tensor.correction.inv_sqrt_bc2);
     const std::int64_t begin = chunk.begin, end = begin + chunk.length, body = end - chunk.length % 32;
     if (!step_.masked) {
-      forget_ != nullptr ? sweep<true, false>(begin, body) : sweep<false, false>(begin, body);
+      masked_grad_ != nullptr ? sweep<true, false>(begin, body) : sweep<false, false>(begin, body);
       if (body < end) gather(body, end, body);
       return;
     }
     if (static_cast<double>(chunk.salient) < kGatherDensity * static_cast<double>(chunk.length)) {
       if (chunk.salient > 0) gather(begin, end, chunk.state, 64 * chunk.salient < chunk.length);
-      if (tensor.ema != nullptr && step_.ema_frozen) average(begin, end);
+      if (tensor.ema != nullptr && step_.ema_everywhere) average(begin, end);
       return;
     }
     std::int64_t state = chunk.state;
@@ -122,39 +123,39 @@ class AdamRunner {
     }
     if (body == end) return;
     gather(body, end, state);
-    if (tensor.ema != nullptr && step_.ema_frozen) average(body, end);
+    if (tensor.ema != nullptr && step_.ema_everywhere) average(body, end);
   }
 
  private:
   using Raw = typename Io<P>::Raw;
 
   // Entries [begin, end), a multiple of 32. kPredicated: only salient ones are updated; state is dense.
-  template <bool kForget, bool kPredicated>
+  template <bool kJoint, bool kPredicated>
   void sweep(std::int64_t begin, std::int64_t end) {
-    if (kLean || t_->counts == nullptr) return sweep_tile<kForget, kPredicated>(begin, end);
+    if (kLean || t_->counts == nullptr) return sweep_tile<kJoint, kPredicated>(begin, end);
     for (std::int64_t i = begin; i < end; i += kTile) {
       const std::int64_t stop = end - i < kTile ? end : i + kTile;
       for (std::int64_t j = i; j < stop; ++j) {
         if (!kPredicated || is_salient(t_->words, j)) correct(j - i, j);
       }
-      sweep_tile<kForget, kPredicated>(i, stop);
+      sweep_tile<kJoint, kPredicated>(i, stop);
     }
   }
 
-  template <bool kForget, bool kPredicated>
+  template <bool kJoint, bool kPredicated>
   PF_NOINLINE void sweep_tile(std::int64_t begin, std::int64_t end) {
     // Local copies: the stores below could otherwise alias the members.
     const Constants k = k_;
     const AdamTensor<float> t = *t_;
     P* const param = param_;
     const P* const grad = grad_;
-    const P* const forget = forget_;
-    const std::uint32_t* const words = kForget || kPredicated ? t.words : nullptr;
+    const P* const masked_grad = masked_grad_;
+    const std::uint32_t* const words = kJoint || kPredicated ? t.words : nullptr;
     for (std::int64_t i = begin; i < end; i += 32) {
       const std::uint32_t word = words != nullptr ? words[i >> 5] : ~std::uint32_t{0};
       prefetch_word(param + i + kAhead);
       if (grad != nullptr) prefetch_word(grad + i + kAhead);
-      if (kForget) prefetch_word(forget + i + kAhead);
+      if (kJoint) prefetch_word(masked_grad + i + kAhead);
       if (kHasM) prefetch_word(t.exp_avg + i + kAhead);
       prefetch_word(t.exp_avg_sq + i + kAhead);
       if (t.ema != nullptr) prefetch_word(t.ema + i + kAhead);
@@ -166,9 +167,9 @@ class AdamRunner {
         const Vec x = !kLean && t.master != nullptr ? load(t.master + at) : Io<P>::widen(raw);
         Vec g = grad != nullptr ? scaled(k, load_wide(grad + at)) : set(0.0f);
         Vec h = g;
-        if (kForget) g = g + keep(salient, scaled(k, load_wide(forget + at)));
+        if (kJoint) g = g + keep(salient, scaled(k, load_wide(masked_grad + at)));
         g = condition<kLean>(k, g, x);
-        h = !kLean && kForget && step_.retain_variance ? condition<kLean>(k, h, x) : g;
+        h = !kLean && kJoint && step_.retain_variance ? condition<kLean>(k, h, x) : g;
         const Vec old_m = kHasM ? load(t.exp_avg + at) : g, old_v = load(t.exp_avg_sq + at);
         Vec m = old_m, v = old_v, step_size = k.step_size, inv_sqrt_bc2 = k.inv_sqrt_bc2, u = g;
         if (kLean) {
@@ -208,7 +209,7 @@ class AdamRunner {
       const Vec target = has_master ? x : Io<P>::widen(stored);
       const Vec ema = load(t.ema + i);
       const Vec moved = ema + k.ema_weight * (target - ema);
-      store(t.ema + i, kPredicated && !step_.ema_frozen ? blend(salient, moved, ema) : moved);
+      store(t.ema + i, kPredicated && !step_.ema_everywhere ? blend(salient, moved, ema) : moved);
     }
   }
 
@@ -273,7 +274,7 @@ class AdamRunner {
     AdamTensor<float> t = *t_;
     if (!kEma) t.ema = nullptr;
     P* const param = param_;
-    const bool all = t.ema != nullptr && step_.ema_frozen;
+    const bool all = t.ema != nullptr && step_.ema_everywhere;
     const float* u = buffers_.g;
     for (std::int64_t i = begin; i < end; i += 32) {
       const std::uint32_t word = t.words[i >> 5];
@@ -339,7 +340,7 @@ class AdamRunner {
     if (!kLean && t_->counts != nullptr) {
       for (std::int64_t j = 0; j < n; ++j) correct(j, step_.packed ? state + j : begin + index[j]);
     }
-    const bool retain = step_.retain_variance && forget_ != nullptr;
+    const bool retain = step_.retain_variance && masked_grad_ != nullptr;
     if (step_.packed) {
       advance_run(n, false, retain, t_->exp_avg + state, t_->exp_avg_sq + state,
                   t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
@@ -413,11 +414,11 @@ class AdamRunner {
         g[j] = grad != nullptr ? widen(grad[index[j]]) * factor : 0.0f;
       }
     }
-    if (forget_ == nullptr) return;
+    if (masked_grad_ == nullptr) return;
     for (std::int64_t j = 0; j < n; ++j) {
       const std::int64_t i = begin + index[j];
       buffers_.h[j] = g[j];
-      if (t_->words == nullptr || is_salient(t_->words, i)) g[j] += widen(forget_[i]) * factor;
+      if (t_->words == nullptr || is_salient(t_->words, i)) g[j] += widen(masked_grad_[i]) * factor;
     }
   }
 
@@ -443,7 +444,7 @@ class AdamRunner {
         }
       }
     }
-    if (t_->ema == nullptr || (step_.masked && step_.ema_frozen)) return;
+    if (t_->ema == nullptr || (step_.masked && step_.ema_everywhere)) return;
     float* const ema = t_->ema + begin;
     const float weight = step_.scalars.ema_weight;
     for (std::int64_t j = 0; j < n; ++j) {
@@ -488,7 +489,7 @@ class AdamRunner {
   const AdamTensor<float>* t_ = nullptr;
   P* param_ = nullptr;
   const P* grad_ = nullptr;
-  const P* forget_ = nullptr;
+  const P* masked_grad_ = nullptr;
 };
 
 template <typename P, bool kHasM, bool kLean>

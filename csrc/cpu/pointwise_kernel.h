@@ -141,21 +141,21 @@ void unpack(int element_size, const void* packed, std::int64_t count, const std:
 }
 
 template <typename P, typename T>
-std::int64_t count_entries(const P* grad, const P* forget, const std::uint32_t* words, bool salient_only, T inv_scale,
-                           std::int64_t begin, std::int64_t end) {
+std::int64_t count_entries(const P* grad, const P* masked_grad, const std::uint32_t* words, bool salient_only,
+                           T inv_scale, std::int64_t begin, std::int64_t end) {
   std::int64_t count = 0;
   for (std::int64_t i = begin; i < end; ++i) {
     const bool salient = words == nullptr || words[i >> 5] >> (i & 31) & 1u;
     if (salient_only && !salient) continue;
     T g = grad != nullptr ? widen(grad[i]) * inv_scale : T(0);
-    if (forget != nullptr && salient) g += widen(forget[i]) * inv_scale;
+    if (masked_grad != nullptr && salient) g += widen(masked_grad[i]) * inv_scale;
     count += !is_finite(g);
   }
   return count;
 }
 
 template <typename P>
-std::int64_t count_vectors(const P* grad, const P* forget, const std::uint32_t* words, bool salient_only,
+std::int64_t count_vectors(const P* grad, const P* masked_grad, const std::uint32_t* words, bool salient_only,
                            float inv_scale, std::int64_t numel) {
   const Vec scale = set(inv_scale), infinity = set(HUGE_VALF);
   const std::int64_t body = numel - numel % 32;
@@ -163,11 +163,11 @@ std::int64_t count_vectors(const P* grad, const P* forget, const std::uint32_t* 
   for (std::int64_t i = 0; i < body; i += kLanes) {
     const std::uint32_t bits = words != nullptr ? words[i >> 5] >> (i & 31) & kLaneMask : kLaneMask;
     Vec g = grad != nullptr ? load_wide(grad + i) * scale : set(0.0f);
-    if (forget != nullptr) g = g + keep(mask_of(bits, 0), load_wide(forget + i) * scale);
+    if (masked_grad != nullptr) g = g + keep(mask_of(bits, 0), load_wide(masked_grad + i) * scale);
     const std::uint32_t bad = kLaneMask & ~bits_of(less(absolute(g), infinity));
     count += count_bits(salient_only ? bad & bits : bad);
   }
-  return count + count_entries<P, float>(grad, forget, words, salient_only, inv_scale, body, numel);
+  return count + count_entries<P, float>(grad, masked_grad, words, salient_only, inv_scale, body, numel);
 }
 
 std::int64_t count_nonfinite(ParamType type, const void* grad, const void* masked_grad, const std::uint32_t* words,

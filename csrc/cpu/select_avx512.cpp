@@ -2,6 +2,8 @@
 
 #if PF_X86
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "common/bit_words.h"
 #include "cpu/select.h"

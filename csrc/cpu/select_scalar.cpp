@@ -1,4 +1,8 @@
+#include "cpu/isa.h"
+
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "common/bit_words.h"
 #include "cpu/select.h"

@@ -1,521 +1,390 @@
 #include "cpu/selector.h"
 
 #include <algorithm>
-#include <cmath>
-#include <memory>
+#include <numeric>
 
-#include "common/bit_words.h"
+#include "cpu/select_sample.h"
 
 namespace pecker_fast {
 namespace {
 
-// Up to here three histograms of the data cost less than a sample and its bracket.
+// Up to here three histograms of the entries cost less than a sample and a bracket.
 constexpr std::int64_t kSmallest = std::int64_t{1} << 18;
-// Groups of neighbouring entries in the sample, and entries in a group: a cache line of floats.
-constexpr std::int64_t kGroups = 16384;
-constexpr std::int64_t kGroup = 16;
-// Half-width of the bracket in standard deviations of the rank: a miss in about 2 million selections.
-constexpr double kSigmas = 5.0;
-// Candidates take 6 bytes each; together at most this share of the scores' bytes.
+// Half-widths of brackets in standard deviations. One of the first kind misses in 400 selections; a second pass over the
+// entries is then cheaper than wider brackets for all.
+constexpr double kSigmas[] = {3.0, 6.0};
+// Candidates take at most this share of the scores' bytes.
 constexpr double kCandidateShare = 0.045;
-constexpr std::int64_t kCandidateBytes = 6;
-
-// An entry of the sample: key, then index with the lower one larger. All are different, whatever the keys.
-using Composite = std::uint64_t;
-constexpr int kIndexBits = 33;
 
 }  // namespace
 
-struct Selector::Sample {
-  std::vector<Composite> entries;         // group after group
-  std::vector<std::int64_t> group_begin;  // and the end
-  std::vector<std::int64_t> bins = std::vector<std::int64_t>(std::size_t{1} << kRadixBits[0]);  // by the first digit
-  int index_shift = 0;
-
-  std::int64_t size() const { return static_cast<std::int64_t>(entries.size()); }
-
-  Composite composite(std::uint32_t key, std::int64_t index) const {
-    const Composite last = (Composite{1} << kIndexBits) - 1;
-    return Composite{key} << kIndexBits | (last - static_cast<Composite>(index >> index_shift));
+void Selector::select(const std::int64_t* ks, std::int64_t rows, bool ties_all, std::uint32_t* words,
+                      RowResult* results) const {
+  std::vector<Row> left;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    results[r] = RowResult();
+    left.push_back({ks[r], words + r * pieces_.words(), results + r, Bracket()});
   }
-  static std::uint32_t key(Composite c) { return static_cast<std::uint32_t>(c >> kIndexBits); }
-  static std::size_t digit(Composite c) { return static_cast<std::size_t>(c >> (kIndexBits + kRadixShift[0])); }
-  std::int64_t index(Composite c) const {
-    const Composite last = (Composite{1} << kIndexBits) - 1;
-    return static_cast<std::int64_t>(last - (c & last)) << index_shift;
+  for (const double sigmas : kSigmas) {
+    if (pieces_.entries() > kSmallest && !left.empty()) left = select_by_sample(std::move(left), sigmas, ties_all);
   }
-
-  // The bin of the entry that `rank` others are larger than, and how many are in larger bins.
-  std::size_t bin_at(std::int64_t rank, std::int64_t* above) const {
-    std::size_t bin = bins.size() - 1;
-    *above = 0;
-    while (*above + bins[bin] <= rank) *above += bins[bin--];
-    return bin;
-  }
-
-  // Variance of the number of entries of the sample that are at least `pivot`. Neighbours are alike, so groups are what
-  // varies independently; differences of successive groups leave out what varies slowly, which the strata take care of.
-  double variance_above(Composite pivot) const {
-    double variance = 0.0;
-    std::int64_t last = 0;
-    for (std::size_t g = 0; g + 1 < group_begin.size(); ++g) {
-      std::int64_t above = 0;
-      for (std::int64_t i = group_begin[g]; i < group_begin[g + 1]; ++i) above += entries[i] >= pivot;
-      const double difference = static_cast<double>(above - last);
-      if (g > 0) variance += difference * difference / 2;
-      last = above;
-    }
-    return variance;
-  }
-};
-
-// Entries above the bracket are kept, entries within are candidates. A key alone cannot bound it where many entries
-// share one, so each bound is a key and an index: of the entries with this key those before the index are above it.
-struct Selector::Bracket {
-  std::uint32_t high_key = kInfKey + 1;
-  std::int64_t high_index = 0;
-  std::uint32_t low_key = 1;
-  std::int64_t low_index = INT64_MAX;
-  std::int64_t expected = 0;  // candidates
-
-  bool reaches_the_end() const { return low_key == 1 && low_index == INT64_MAX; }
-};
-
-// What one task found, in the order of the entries.
-struct Selector::Candidates {
-  // Plain arrays: a vector would write zeros over memory that is about to be written.
-  std::unique_ptr<std::uint32_t[]> keys;
-  std::unique_ptr<std::uint16_t[]> offsets;  // in the piece
-  std::vector<std::int64_t> piece_begin;
-  std::int64_t size = 0, room = 0;
-  std::int64_t limit = 0;
-  std::int64_t kept = 0, pending = 0, nan = 0;
-  bool overflow = false;
-
-  // Makes room for `wanted` in all. Parts differ in how many they have, so each starts with its share and may grow to
-  // what was expected of all together; what does not fit even then is found by radix.
-  bool reserve(std::int64_t wanted) {
-    if (wanted <= room) return true;
-    overflow |= wanted > limit;
-    if (overflow) return false;
-    room = std::min(limit, std::max(wanted, room * 3 / 2));
-    std::unique_ptr<std::uint32_t[]> more_keys(new std::uint32_t[room]);
-    std::unique_ptr<std::uint16_t[]> more_offsets(new std::uint16_t[room]);
-    std::copy_n(keys.get(), size, more_keys.get());
-    std::copy_n(offsets.get(), size, more_offsets.get());
-    keys = std::move(more_keys);
-    offsets = std::move(more_offsets);
-    return true;
-  }
-};
-
-Selector::Selector(std::vector<ScoreTensor> tensors, std::int64_t tasks, Parallel parallel)
-    : tensors_(std::move(tensors)), parallel_(std::move(parallel)) {
-  for (std::size_t t = 0; t < tensors_.size(); ++t) {
-    const std::int64_t numel = tensors_[t].numel;
-    for (std::int64_t begin = 0; begin < numel; begin += kScanPiece) {
-      pieces_.push_back({static_cast<std::int64_t>(t), begin, std::min(kScanPiece, numel - begin), entries_ + begin,
-                         words_ + begin / 32});
-    }
-    entries_ += numel;
-    words_ += (numel + 31) / 32;
-    bytes_ += numel * (tensors_[t].type == ParamType::f32 ? 4 : 2);
-  }
-  // Parts of about equally many entries.
-  for (std::int64_t task = 0, piece = 0; task < tasks; ++task) {
-    task_begin_.push_back(piece);
-    const std::int64_t target = entries_ / tasks * (task + 1);
-    while (piece < static_cast<std::int64_t>(pieces_.size()) && (pieces_[piece].first < target || task + 1 == tasks)) {
-      ++piece;
-    }
-  }
-  task_begin_.push_back(static_cast<std::int64_t>(pieces_.size()));
+  if (!left.empty()) select_by_radix(left, ties_all);
 }
 
-ScanRange Selector::range(const Piece& piece, std::int64_t offset, std::int64_t length) const {
-  const ScoreTensor& tensor = tensors_[piece.tensor];
-  const std::int64_t width = tensor.type == ParamType::f32 ? 4 : 2;
-  return {static_cast<const char*>(tensor.data) + (piece.begin + offset) * width, tensor.type, length};
-}
-
-void Selector::for_pieces(const std::function<void(std::int64_t, std::int64_t)>& body) const {
-  parallel_(static_cast<std::int64_t>(task_begin_.size()) - 1, [&](std::int64_t task) {
-    for (std::int64_t p = task_begin_[task]; p < task_begin_[task + 1]; ++p) body(task, p);
-  });
-}
-
-Selector::Sample Selector::draw_sample() const {
-  Sample sample;
-  while (entries_ >> sample.index_shift >> kIndexBits != 0) ++sample.index_shift;
-  sample.entries.resize(kGroups * kGroup);
-  const std::int64_t tasks = static_cast<std::int64_t>(task_begin_.size()) - 1;
-  std::vector<std::uint8_t> sizes(kGroups);
-  std::vector<std::vector<std::int64_t>> bins(tasks, sample.bins);
-  parallel_(tasks, [&](std::int64_t task) {
-    struct Place {
-      std::int64_t piece, offset;
-    };
-    const std::int64_t begin = kGroups * task / tasks, end = kGroups * (task + 1) / tasks;
-    std::vector<Place> places;
-    places.reserve(static_cast<std::size_t>(end - begin));
-    const double stratum = static_cast<double>(entries_) / kGroups;
-    // Strata ascend, so the pieces are walked along and not searched.
-    const std::int64_t pieces = static_cast<std::int64_t>(pieces_.size());
-    std::int64_t p = 0;
-    for (std::int64_t g = begin; g < end; ++g) {
-      // One group from each stratum, at a place that a fixed hash chooses: periodic data must not meet it in step.
-      const double u = mix_bits(static_cast<std::uint32_t>(g) * 0x9e3779b9u) * 0x1p-32;
-      const std::int64_t at = std::min(entries_ - 1, static_cast<std::int64_t>((static_cast<double>(g) + u) * stratum));
-      while (p + 1 < pieces && pieces_[p + 1].first <= at) ++p;
-      places.push_back({p, (at - pieces_[p].first) / kGroup * kGroup});
-    }
-    constexpr std::int64_t kAhead = 24;
-    for (std::int64_t g = begin; g < end; ++g) {
-      if (g + kAhead < end) {
-        const Place& later = places[g + kAhead - begin];
-        prefetch_read(range(pieces_[later.piece], later.offset, 0).data);
+// Returns the rows that are left: their candidates need too much room, or the bracket has missed.
+std::vector<Selector::Row> Selector::select_by_sample(std::vector<Row> rows, double sigmas, bool ties_all) const {
+  Pivots pivots;
+  {
+    const Sample sample(pieces_);
+    pieces_.parallel()(static_cast<std::int64_t>(rows.size()), [&](std::int64_t r) {
+      rows[r].bracket = sample.bracket(rows[r].k, sigmas);
+    });
+    pivots = sample.pivots();
+    // Freed here: the candidates take its memory.
+  }
+  const std::int64_t room =
+      static_cast<std::int64_t>(kCandidateShare * static_cast<double>(pieces_.bytes())) / kCandidateBytes;
+  std::vector<Row> left;
+  for (std::size_t next = 0; next < rows.size();) {
+    // As many rows go through the entries together as there is room for their candidates.
+    std::vector<Row> together;
+    std::int64_t used = 0;
+    for (; next < rows.size() && together.size() < kScanRows; ++next) {
+      const std::int64_t expected = rows[next].bracket.expected;
+      if (expected > room) {
+        left.push_back(rows[next]);
+        continue;
       }
-      const Place& place = places[g - begin];
-      const Piece& piece = pieces_[place.piece];
-      const ScoreTensor& tensor = tensors_[piece.tensor];
-      const std::int64_t size = std::min(kGroup, piece.length - place.offset);
-      sizes[g] = static_cast<std::uint8_t>(size);
-      for (std::int64_t i = 0; i < size; ++i) {
-        const std::uint32_t key = key_at(tensor.data, tensor.type, piece.begin + place.offset + i);
-        const Composite c = sample.composite(key > kInfKey ? 0 : key, piece.first + place.offset + i);
-        sample.entries[g * kGroup + i] = c;
-        ++bins[task][Sample::digit(c)];
-      }
+      if (used + expected > room) break;
+      used += expected;
+      together.push_back(rows[next]);
     }
-  });
-  // Close the gaps that the ends of small tensors have left.
-  sample.group_begin.reserve(kGroups + 1);
-  std::int64_t size = 0;
-  for (std::int64_t g = 0; g < kGroups; ++g) {
-    sample.group_begin.push_back(size);
-    if (size != g * kGroup) {
-      for (std::int64_t i = 0; i < sizes[g]; ++i) sample.entries[size + i] = sample.entries[g * kGroup + i];
-    }
-    size += sizes[g];
+    std::vector<Group> groups = make_groups(pivots, together);
+    scan_groups(&groups);
+    finish(groups, ties_all, &left);
   }
-  sample.group_begin.push_back(size);
-  sample.entries.resize(static_cast<std::size_t>(size));
-  for (const std::vector<std::int64_t>& part : bins) {
-    for (std::size_t b = 0; b < part.size(); ++b) sample.bins[b] += part[b];
-  }
-  return sample;
+  return left;
 }
 
-Selector::Bracket Selector::bracket(const Sample& sample, std::int64_t k) const {
-  const std::int64_t size = sample.size();
-  const double share = static_cast<double>(std::min(k, entries_)) / static_cast<double>(entries_);
-  const double rank = share * static_cast<double>(size);
-  const auto clamped = [&](double r) { return std::clamp<std::int64_t>(static_cast<std::int64_t>(r), 0, size - 1); };
-  // The widest bracket there can be, that of groups whose entries are all alike, bounds the entries to look at.
-  const double widest = kSigmas * std::sqrt(kGroup * share * (1 - share) * static_cast<double>(size)) + 6 * kGroup;
-  std::int64_t above = 0, ignored = 0;
-  const std::size_t highest = sample.bin_at(clamped(rank - widest), &above);
-  const std::size_t lowest = sample.bin_at(clamped(rank + widest), &ignored);
-  std::vector<Composite> inside;
-  for (const Composite c : sample.entries) {
-    if (Sample::digit(c) <= highest && Sample::digit(c) >= lowest) inside.push_back(c);
+// Rows whose brackets are cut at an index are groups of their own. The others share one, with keys on a grid: their
+// brackets are rounded outwards to it. A bracket that is too wide for the grid, or would get many more candidates by
+// that, is left alone with exact keys.
+std::vector<Selector::Group> Selector::make_groups(const Pivots& pivots, const std::vector<Row>& rows) const {
+  const auto width = [](const Row& row) { return row.bracket.high.key - row.bracket.low.key; };
+  std::uint32_t narrowest = kInfKey;
+  for (const Row& row : rows) {
+    if (!row.bracket.is_cut()) narrowest = std::min(narrowest, width(row));
   }
-  const auto larger_first = std::greater<Composite>();
-  const auto pivot = inside.begin() + (clamped(rank) - above);
-  std::nth_element(inside.begin(), pivot, inside.end(), larger_first);
-
-  const double margin = std::min(widest, kSigmas * std::sqrt(sample.variance_above(*pivot)) + 6 * kGroup);
-  const double top = std::floor(rank - margin), bottom = std::ceil(rank + margin);
-  Bracket found;
-  if (top >= 0) {
-    const auto high = inside.begin() + (clamped(top) - above);
-    if (high < pivot) std::nth_element(inside.begin(), high, pivot, larger_first);
-    const std::uint32_t key = Sample::key(*high);
-    found.high_key = std::max(key, std::uint32_t{1});
-    found.high_index = key == 0 ? INT64_MAX : sample.index(*high);
+  constexpr std::uint32_t kMuchWider = 16;
+  std::vector<Group> groups(1);
+  std::uint32_t low = kInfKey, high = 0;
+  const auto fits = [&](const Row& row) { return !row.bracket.is_cut() && width(row) / kMuchWider <= narrowest; };
+  for (const Row& row : rows) {
+    if (!fits(row)) continue;
+    low = std::min(low, row.bracket.low.key);
+    high = std::max(high, row.bracket.high.key);
   }
-  if (bottom < static_cast<double>(size)) {
-    const auto low = inside.begin() + (clamped(bottom) - above);
-    if (low > pivot) std::nth_element(pivot + 1, low, inside.end(), larger_first);
-    if (Sample::key(*low) > 0) {
-      found.low_key = Sample::key(*low);
-      found.low_index = sample.index(*low);
-    }
-  }
-  const double width = std::min(bottom, static_cast<double>(size)) - std::max(top, 0.0);
-  found.expected = static_cast<std::int64_t>(width / static_cast<double>(size) * static_cast<double>(entries_));
-  return found;
-}
-
-void Selector::scan_bracket(const Piece& piece, const Bracket& bracket, std::uint32_t* words,
-                            Candidates* candidates, Pending* pending) const {
-  candidates->piece_begin.push_back(candidates->size);
-  // The thresholds are the same for all entries between the bounds' indices. A bound inside the piece moves to a word's
-  // start: the bracket is a guess, which the counts confirm.
-  std::int64_t cuts[4] = {0, 0, 0, piece.length};
-  const auto cut = [&](std::int64_t index) {
-    const std::int64_t inside = std::clamp<std::int64_t>(index - piece.first, 0, piece.length);
-    return inside == piece.length ? inside : inside / 32 * 32;
+  Quantization grid{0, 0};
+  const auto round_down = [&](std::uint32_t key) { return key - ((key - low) & ((std::uint32_t{1} << grid.shift) - 1)); };
+  const auto round_up = [&](std::uint32_t key) { return round_down(key + ((std::uint32_t{1} << grid.shift) - 1)); };
+  const auto rounded = [&](Bracket bracket) {
+    bracket.low.key = round_down(bracket.low.key);
+    bracket.pivot = round_down(bracket.pivot);
+    bracket.high.key = round_up(bracket.high.key);
+    return bracket;
   };
-  const std::int64_t high = cut(bracket.high_index), low = cut(bracket.low_index);
-  cuts[1] = std::min(high, low);
-  cuts[2] = std::max(high, low);
+  for (const Row& row : rows) {
+    const auto too_fine = [&] {
+      const Bracket bracket = rounded(row.bracket);
+      const std::uint32_t steps = std::max(bracket.pivot - bracket.low.key, bracket.high.key - bracket.pivot);
+      return steps >> grid.shift > kMostSteps || (high - low) >> grid.shift > 65533;
+    };
+    while (fits(row) && too_fine()) ++grid.shift;
+  }
+  // The lowest bound is step -32767, so that keys below it are told apart from it.
+  grid.origin = low + (std::uint32_t{32767} << grid.shift);
+  for (const Row& row : rows) {
+    const Bracket bracket = rounded(row.bracket);
+    const double share = pivots.share(bracket.low.key, row.bracket.low.key) +
+                         pivots.share(row.bracket.high.key, bracket.high.key);
+    const std::int64_t more = static_cast<std::int64_t>(share * static_cast<double>(pieces_.entries()));
+    if (fits(row) && more <= bracket.expected / 4) {
+      groups[0].rows.push_back(row);
+      groups[0].rows.back().bracket = bracket;
+      groups[0].rows.back().bracket.expected += more;
+    } else {
+      groups.emplace_back();
+      groups.back().rows.push_back(row);
+    }
+  }
+  groups[0].quantized = true;
+  groups[0].quantization = grid;
+  if (groups[0].rows.empty()) groups.erase(groups.begin());
+  return groups;
+}
+
+void Selector::scan_groups(std::vector<Group>* groups) const {
+  const std::int64_t tasks = pieces_.tasks();
+  for (Group& group : *groups) {
+    std::int64_t expected = 0;
+    for (const Row& row : group.rows) expected += row.bracket.expected;
+    for (std::int64_t task = 0; task < tasks; ++task) {
+      group.parts.emplace_back(expected, tasks);
+      group.kept.emplace_back(group.rows.size());
+    }
+  }
+  std::vector<std::int64_t> nan(static_cast<std::size_t>(tasks));
+  pieces_.for_tasks([&](std::int64_t task) {
+    for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
+      std::int64_t in_piece = 0;
+      for (Group& group : *groups) in_piece = scan_piece(pieces_[p], task, &group);
+      nan[task] += in_piece;
+    }
+  });
+  for (const Group& group : *groups) {
+    for (const Row& row : group.rows) row.result->nan = std::accumulate(nan.begin(), nan.end(), std::int64_t{0});
+  }
+}
+
+// Scans a piece for a group's rows and returns the number of NaN. A bound that is cut inside the piece is moved to a
+// word's start: the bracket is a guess, which the counts confirm.
+std::int64_t Selector::scan_piece(const Piece& piece, std::int64_t task, Group* group) const {
+  std::int64_t cuts[4] = {0, 0, 0, piece.length};
+  const Bracket& only = group->rows[0].bracket;
+  if (only.is_cut()) {
+    const auto cut = [&](const Bound& bound) {
+      const std::int64_t inside = std::clamp<std::int64_t>(bound.index - piece.first, 0, piece.length);
+      return inside == piece.length ? inside : inside / kWordBits * kWordBits;
+    };
+    cuts[1] = std::min(cut(only.high), cut(only.low));
+    cuts[2] = std::max(cut(only.high), cut(only.low));
+  }
+  const int count = static_cast<int>(group->rows.size());
+  Candidates& candidates = group->parts[task];
+  candidates.start_piece();
+  std::int64_t nan = 0;
   for (int c = 0; c < 3; ++c) {
     if (cuts[c] == cuts[c + 1]) continue;
-    const std::uint32_t high_threshold = bracket.high_key + (cuts[c] >= high ? 1 : 0);
-    const std::uint32_t low_threshold = bracket.low_key + (cuts[c] >= low ? 1 : 0);
-    const std::uint32_t from = std::min(high_threshold, kInfKey + 1);
-    const ScanRange piece_range = range(piece, cuts[c], cuts[c + 1] - cuts[c]);
-    const ScanCounts counts =
-        scan_range(piece_range, from, std::min(low_threshold, from), words + cuts[c] / 32, pending);
-    candidates->kept += counts.kept;
-    candidates->pending += counts.pending;
-    candidates->nan += counts.nan;
-    if (!candidates->reserve(candidates->size + counts.pending)) continue;
-    list_pending(piece_range, *pending, cuts[c], candidates->keys.get() + candidates->size,
-                 candidates->offsets.get() + candidates->size);
-    candidates->size += counts.pending;
+    ScanRow scans[kScanRows];
+    for (int r = 0; r < count; ++r) {
+      const Bracket& bracket = group->rows[r].bracket;
+      // Before the end of the part, not at its start: that may have been moved.
+      const std::int64_t last = piece.first + cuts[c + 1] - 1;
+      scans[r].high = std::min(bracket.high.at(last), kInfKey + 1);
+      scans[r].low = std::min(bracket.low.at(last), scans[r].high);
+      scans[r].pivot = bracket.is_cut() ? scans[r].high : bracket.pivot;
+      scans[r].words = group->rows[r].words + piece.word + cuts[c] / kWordBits;
+    }
+    const ScanRange range = piece.range(cuts[c], cuts[c + 1] - cuts[c]);
+    nan += candidates.scan(range, cuts[c], group->quantized ? &group->quantization : nullptr, scans, count);
+    for (int r = 0; r < count; ++r) group->kept[task][r] += scans[r].kept;
   }
+  return nan;
 }
 
-bool Selector::finish(const Bracket& bracket, std::int64_t k, bool ties_all, std::vector<Candidates>& parts,
-                      std::uint32_t* words, RowResult* result) {
-  std::int64_t kept = 0, pending = 0;
-  bool overflow = false;
-  for (const Candidates& part : parts) {
-    kept += part.kept;
-    pending += part.pending;
-    overflow |= part.overflow;
-    result->nan += part.nan;
-  }
-  std::int64_t need = k - kept;
-  const bool everything = need > pending && bracket.reaches_the_end();
-  // kept == k would leave the smallest kept magnitude unknown.
-  if (overflow || need <= 0 || (need > pending && !everything)) return false;
-  std::uint32_t key = 1;
-  std::int64_t ties = kAllTies;
-  if (!everything) {
-    // Histogram of the candidates over their range of keys, then the one bin that holds the wanted candidate.
-    const std::uint32_t low = bracket.low_key, span = std::min(bracket.high_key, kInfKey) - low;
-    int shift = 0;
-    while (span >> shift >= 4096) ++shift;
-    std::vector<std::vector<std::int64_t>> counts(parts.size());
-    parallel_(static_cast<std::int64_t>(parts.size()), [&](std::int64_t t) {
-      counts[t].resize((span >> shift) + 1);
-      for (std::int64_t i = 0; i < parts[t].size; ++i) ++counts[t][(parts[t].keys[i] - low) >> shift];
-    });
-    std::vector<std::int64_t>& bins = counts[0];
-    for (std::size_t t = 1; t < parts.size(); ++t) {
-      for (std::size_t b = 0; b < bins.size(); ++b) bins[b] += counts[t][b];
+// Completes the rows from their candidates, but for those whose bracket has missed.
+void Selector::finish(const std::vector<Group>& groups, bool ties_all, std::vector<Row>* missed) const {
+  struct Item {
+    const Group* group;
+    const Row* row;
+    std::int64_t kept;
+    Choice::Kind kind;
+    std::uint32_t key;  // all entries with this key are still to be kept; 0 if none
+  };
+  std::vector<Item> items;
+  for (const Group& group : groups) {
+    for (std::size_t r = 0; r < group.rows.size(); ++r) {
+      std::int64_t kept = 0;
+      for (const std::vector<std::int64_t>& part : group.kept) kept += part[r];
+      items.push_back({&group, &group.rows[r], kept, Choice::Kind::missed, 0});
     }
-    std::size_t bin = bins.size() - 1;
-    while (bins[bin] < need) need -= bins[bin--];
-    std::vector<std::uint32_t> inside;
-    if (shift == 0) {
-      key = low + static_cast<std::uint32_t>(bin);
-      ties = need;
+  }
+  pieces_.parallel()(static_cast<std::int64_t>(items.size()), [&](std::int64_t i) {
+    Item& item = items[i];
+    const Bracket& bracket = item.row->bracket;
+    const Choice choice = choose(item.group->parts, bracket, item.kept, item.row->k, ties_all);
+    item.kind = choice.kind;
+    if (choice.kind != Choice::Kind::decided) return;
+    if (ties_all && choice.key == bracket.low.key && bracket.low.index != kNoIndex) {
+      // Entries with this key that the lower bound has cut off are no candidates.
+      item.kind = Choice::Kind::everything;
+      item.key = choice.key;
     } else {
-      inside.reserve(static_cast<std::size_t>(bins[bin]));
-      for (const Candidates& part : parts) {
-        for (std::int64_t i = 0; i < part.size; ++i) {
-          if ((part.keys[i] - low) >> shift == bin) inside.push_back(part.keys[i]);
-        }
-      }
-      std::nth_element(inside.begin(), inside.begin() + (need - 1), inside.end(), std::greater<std::uint32_t>());
-      key = inside[need - 1];
-      ties = need;
-      for (const std::uint32_t other : inside) ties -= other > key;
-    }
-    if (ties_all) {
-      // Entries with this key beyond the bracket's lower bound are not among the candidates.
-      if (key == bracket.low_key && !bracket.reaches_the_end()) {
-        threshold(&key, &kAllTies, 1, words, result);
-        return true;
-      }
-      ties = kAllTies;
-    }
-  }
-  result->smallest_key = key;
-  // Ties before each part, and entries taken from it.
-  std::vector<std::int64_t> before(parts.size()), added(parts.size());
-  if (ties != kAllTies) {
-    std::int64_t seen = 0;
-    for (std::size_t t = 0; t + 1 < parts.size(); ++t) {
-      seen += std::count(parts[t].keys.get(), parts[t].keys.get() + parts[t].size, key);
-      before[t + 1] = seen;
-    }
-  }
-  parallel_(static_cast<std::int64_t>(parts.size()), [&](std::int64_t t) {
-    const Candidates& part = parts[t];
-    std::int64_t left = ties == kAllTies ? kAllTies : std::max<std::int64_t>(0, ties - before[t]);
-    std::int64_t taken = 0;
-    for (std::size_t p = 0; p < part.piece_begin.size(); ++p) {
-      std::uint32_t* const piece_words = words + pieces_[task_begin_[t] + static_cast<std::int64_t>(p)].word;
-      const std::int64_t end = p + 1 < part.piece_begin.size() ? part.piece_begin[p + 1] : part.size;
-      for (std::int64_t i = part.piece_begin[p]; i < end; ++i) {
-        const bool tie = part.keys[i] == key;
-        const bool take = part.keys[i] > key || (tie && left > 0);
-        left -= tie;
-        piece_words[part.offsets[i] >> 5] |= static_cast<std::uint32_t>(take) << (part.offsets[i] & 31);
-        taken += take;
-      }
-    }
-    added[t] = taken;
-  });
-  result->count = kept;
-  for (const std::int64_t n : added) result->count += n;
-  if (everything) {
-    result->smallest_key = smallest_key(words);
-  }
-  return true;
-}
-
-void Selector::select(const std::int64_t* ks, std::int64_t rows, bool ties_all, std::uint32_t* words,
-                      RowResult* results) {
-  std::vector<std::int64_t> by_radix, sampled;
-  std::vector<Bracket> brackets(static_cast<std::size_t>(rows));
-  const double room = kCandidateShare * static_cast<double>(bytes_) / static_cast<double>(kCandidateBytes);
-  if (entries_ > kSmallest) {
-    const Sample sample = draw_sample();
-    for (std::int64_t r = 0; r < rows; ++r) brackets[r] = bracket(sample, ks[r]);
-  }
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const bool fits = entries_ > kSmallest && static_cast<double>(brackets[r].expected) <= room;
-    (fits ? sampled : by_radix).push_back(r);
-  }
-  // As many rows go through the data together as there is room for their candidates.
-  for (std::size_t first = 0, end = 0; first < sampled.size(); first = end) {
-    double used = 0.0;
-    while (end < sampled.size()) {
-      used += static_cast<double>(brackets[sampled[end]].expected);
-      if (end > first && used > room) break;
-      ++end;
-    }
-    const std::vector<std::int64_t> together(sampled.begin() + first, sampled.begin() + end);
-    select_sampled(together, ks, brackets, ties_all, words, results, &by_radix);
-  }
-  for (const std::int64_t r : by_radix) select_by_radix(ks[r], ties_all, words + r * words_, results + r);
-}
-
-// One pass over the data for some of the rows; those whose bracket has missed are added to `missed`.
-void Selector::select_sampled(const std::vector<std::int64_t>& rows, const std::int64_t* ks,
-                              const std::vector<Bracket>& brackets, bool ties_all, std::uint32_t* words,
-                              RowResult* results, std::vector<std::int64_t>* missed) {
-  const std::int64_t tasks = static_cast<std::int64_t>(task_begin_.size()) - 1;
-  std::vector<std::vector<Candidates>> found;
-  for (std::size_t s = 0; s < rows.size(); ++s) found.emplace_back(static_cast<std::size_t>(tasks));
-  parallel_(tasks, [&](std::int64_t task) {
-    Pending pending;
-    for (std::size_t s = 0; s < rows.size(); ++s) {
-      found[s][task].limit = brackets[rows[s]].expected * 5 / 4 + 4096;
-      found[s][task].reserve(brackets[rows[s]].expected / tasks * 9 / 8 + 1024);
-    }
-    for (std::int64_t p = task_begin_[task]; p < task_begin_[task + 1]; ++p) {
-      // Row by row while the piece is in the cache.
-      for (std::size_t s = 0; s < rows.size(); ++s) {
-        scan_bracket(pieces_[p], brackets[rows[s]], words + rows[s] * words_ + pieces_[p].word, &found[s][task],
-                     &pending);
-      }
+      settle(*item.group, *item.row, choice);
     }
   });
-  for (std::size_t s = 0; s < rows.size(); ++s) {
-    const std::int64_t r = rows[s];
-    results[r] = RowResult();
-    if (!finish(brackets[r], ks[r], ties_all, found[s], words + r * words_, results + r)) missed->push_back(r);
-    found[s].clear();
+  for (const Item& item : items) {
+    if (item.kind == Choice::Kind::missed) missed->push_back(*item.row);
+    if (item.kind == Choice::Kind::everything) {
+      keep({{std::max(item.key, std::uint32_t{1}), kAllTies, item.row->words, item.row->result}});
+    }
   }
 }
 
-void Selector::select_by_radix(std::int64_t k, bool ties_all, std::uint32_t* words, RowResult* result) {
-  std::uint32_t prefix = 0;
-  std::int64_t need = k;
-  std::vector<std::int64_t> bins(std::size_t{1} << kRadixBits[0]);
+// Applies the choice to the words of a row.
+void Selector::settle(const Group& group, const Row& row, const Choice& choice) const {
+  const Unsettled& unsettled = choice.unsettled;
+  std::vector<std::int64_t> ties(group.parts.size(), choice.ties);
+  // Without the ties that earlier tasks have met.
+  for (std::size_t t = 1; t < ties.size() && choice.ties != kAllTies; ++t) {
+    const std::uint32_t* const keys = unsettled.keys.get();
+    ties[t] = ties[t - 1] - std::count(keys + unsettled.begin[t - 1], keys + unsettled.begin[t], choice.key);
+  }
+  pieces_.for_tasks([&](std::int64_t t) {
+    group.parts[t].settle(choice, static_cast<std::size_t>(t), ties[t], pieces_, row.words);
+  });
+  row.result->smallest_key = choice.key;
+  row.result->count = choice.count;
+}
+
+void Selector::select_by_radix(const std::vector<Row>& rows, bool ties_all) const {
+  std::vector<std::uint32_t> prefixes(rows.size());
+  std::vector<std::int64_t> needed, bins;
+  for (const Row& row : rows) needed.push_back(row.k);
   for (int level = 0; level < 3; ++level) {
-    histogram(&prefix, 1, level, bins.data());
-    std::int64_t bin = (std::int64_t{1} << kRadixBits[level]) - 1;
-    while (bin >= 0 && bins[bin] < need) need -= bins[bin--];
-    if (bin < 0) {
+    const std::int64_t size = std::int64_t{1} << kRadixBits[level];
+    bins.resize(rows.size() * static_cast<std::size_t>(size));
+    histogram(prefixes.data(), static_cast<std::int64_t>(rows.size()), level, bins.data());
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      if (needed[r] == kAllTies) continue;
+      const std::int64_t* const row_bins = bins.data() + static_cast<std::int64_t>(r) * size;
+      std::int64_t bin = size - 1;
+      while (bin >= 0 && row_bins[bin] < needed[r]) needed[r] -= row_bins[bin--];
+      prefixes[r] = prefixes[r] << kRadixBits[level] | static_cast<std::uint32_t>(bin);
       // Fewer than k entries are neither zero nor NaN: all of them are kept.
-      prefix = 1;
-      need = kAllTies;
-      break;
+      if (bin < 0) needed[r] = kAllTies;
     }
-    prefix = prefix << kRadixBits[level] | static_cast<std::uint32_t>(bin);
   }
-  const std::int64_t limit = ties_all ? kAllTies : need;
-  threshold(&prefix, &limit, 1, words, result);
+  std::vector<KnownRow> known;
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const bool everything = needed[r] == kAllTies;
+    *rows[r].result = RowResult();
+    known.push_back({everything ? 1 : prefixes[r], ties_all ? kAllTies : needed[r], rows[r].words, rows[r].result});
+  }
+  keep_known(known);
 }
 
 void Selector::threshold(const std::uint32_t* keys, const std::int64_t* tie_limits, std::int64_t rows,
-                         std::uint32_t* words, RowResult* results) {
-  const std::int64_t tasks = static_cast<std::int64_t>(task_begin_.size()) - 1;
-  std::vector<std::int64_t> ties(pieces_.size());
+                         std::uint32_t* words, RowResult* results) const {
+  std::vector<KnownRow> known;
   for (std::int64_t r = 0; r < rows; ++r) {
-    std::uint32_t* const row = words + r * words_;
-    const std::uint32_t key = keys[r];
-    const bool limited = tie_limits[r] != kAllTies;
-    std::vector<RowResult> parts(tasks);
-    for_pieces([&](std::int64_t task, std::int64_t p) {
-      Pending pending;
-      const Piece& piece = pieces_[p];
-      const ScanCounts counts =
-          scan_range(range(piece, 0, piece.length), limited ? key + 1 : key, key, row + piece.word, &pending);
-      parts[task].count += counts.kept;
-      parts[task].nan += counts.nan;
-      ties[p] = counts.pending;
-      // Of limited ties at least one is kept nearly always, then the smallest key is known.
-      if (!limited || tie_limits[r] == 0) {
-        const std::uint32_t smallest = smallest_kept(range(piece, 0, piece.length), row + piece.word);
-        parts[task].smallest_key = std::min(parts[task].smallest_key, smallest);
+    results[r] = RowResult();
+    known.push_back({keys[r], tie_limits[r], words + r * pieces_.words(), results + r});
+  }
+  keep_known(known);
+}
+
+void Selector::keep_known(const std::vector<KnownRow>& rows) const {
+  std::vector<KnownRow> all_ties, some_ties;
+  for (const KnownRow& row : rows) (row.tie_limit == kAllTies ? all_ties : some_ties).push_back(row);
+  for (std::size_t first = 0; first < all_ties.size(); first += kScanRows) {
+    const auto begin = all_ties.begin() + static_cast<std::ptrdiff_t>(first);
+    keep({begin, begin + std::min<std::ptrdiff_t>(kScanRows, all_ties.end() - begin)});
+  }
+  if (!some_ties.empty()) keep_first_ties(some_ties);
+}
+
+// Keeps all entries with at least the key of each row, at most kScanRows.
+void Selector::keep(const std::vector<KnownRow>& rows) const {
+  const int count = static_cast<int>(rows.size());
+  std::vector<std::vector<RowResult>> parts(static_cast<std::size_t>(pieces_.tasks()));
+  pieces_.for_tasks([&](std::int64_t task) {
+    std::vector<RowResult> results(rows.size());
+    KeepRow scans[kScanRows];
+    for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
+      for (int r = 0; r < count; ++r) {
+        scans[r].key = rows[r].key;
+        scans[r].words = rows[r].words + pieces_[p].word;
       }
-    });
-    RowResult& result = results[r] = RowResult();
-    for (const RowResult& part : parts) {
-      result.count += part.count;
-      result.nan += part.nan;
-      result.smallest_key = std::min(result.smallest_key, part.smallest_key);
-    }
-    if (!limited || tie_limits[r] == 0) continue;
-    std::int64_t left = tie_limits[r];
-    for (std::size_t p = 0; p < pieces_.size() && left > 0; ++p) {
-      if (ties[p] == 0) continue;
-      const Piece& piece = pieces_[p];
-      if (ties[p] <= left) {
-        Pending pending;
-        scan_range(range(piece, 0, piece.length), key, key, row + piece.word, &pending);
-        left -= ties[p];
-        result.count += ties[p];
-      } else {
-        const ScoreTensor& tensor = tensors_[piece.tensor];
-        for (std::int64_t i = 0; i < piece.length && left > 0; ++i) {
-          if (key_at(tensor.data, tensor.type, piece.begin + i) != key) continue;
-          row[piece.word + (i >> 5)] |= std::uint32_t{1} << (i & 31);
-          --left;
-          ++result.count;
-        }
+      const std::int64_t nan = keep_range(pieces_[p].range(), scans, count);
+      for (int r = 0; r < count; ++r) {
+        results[r].count += scans[r].kept;
+        results[r].nan += nan;
+        results[r].smallest_key = std::min(results[r].smallest_key, scans[r].smallest);
       }
     }
-    result.smallest_key = left < tie_limits[r] ? key : smallest_key(row);
+    parts[task] = std::move(results);
+  });
+  for (int r = 0; r < count; ++r) {
+    RowResult total;
+    for (const std::vector<RowResult>& part : parts) {
+      total.count += part[r].count;
+      total.nan += part[r].nan;
+      total.smallest_key = std::min(total.smallest_key, part[r].smallest_key);
+    }
+    *rows[r].result = total;
   }
 }
 
-std::uint32_t Selector::smallest_key(const std::uint32_t* words) const {
-  std::vector<std::uint32_t> found(task_begin_.size(), kInfKey);
-  for_pieces([&](std::int64_t task, std::int64_t p) {
-    const Piece& piece = pieces_[p];
-    found[task] = std::min(found[task], smallest_kept(range(piece, 0, piece.length), words + piece.word));
+// Keeps all entries above the key of each row, and the first ones at it.
+void Selector::keep_first_ties(const std::vector<KnownRow>& rows) const {
+  const std::size_t count = rows.size(), pieces = static_cast<std::size_t>(pieces_.size());
+  struct Scratch {
+    std::vector<std::uint32_t> keys = std::vector<std::uint32_t>(kScanPiece + kOpenSlack);
+    std::vector<std::uint16_t> positions = std::vector<std::uint16_t>(kScanPiece + kOpenSlack);
+    std::int64_t above = 0, ties = 0, nan = 0;
+  };
+  const auto scan = [&](std::size_t r, std::int64_t p, Scratch* scratch) {
+    ScanRow row{rows[r].key + 1, rows[r].key, rows[r].key + 1, rows[r].words + pieces_[p].word};
+    OpenEntries open{scratch->keys.data(), scratch->positions.data(), 0};
+    scratch->nan = scan_range(pieces_[p].range(), nullptr, &row, 1, &open);
+    scratch->above = row.kept;
+    scratch->ties = open.count;
+  };
+  std::vector<std::int64_t> above(count * pieces), ties(count * pieces), nan(pieces);
+  pieces_.for_tasks([&](std::int64_t task) {
+    Scratch scratch;
+    for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
+      for (std::size_t r = 0; r < count; ++r) {
+        scan(r, p, &scratch);
+        above[r * pieces + p] = scratch.above;
+        ties[r * pieces + p] = scratch.ties;
+        nan[p] = scratch.nan;
+      }
+    }
   });
-  return *std::min_element(found.begin(), found.end());
+  // Ties to keep in each piece.
+  std::vector<std::int64_t> wanted(count * pieces), kept(count);
+  for (std::size_t r = 0; r < count; ++r) {
+    RowResult& result = *rows[r].result;
+    result = RowResult();
+    for (std::size_t p = 0; p < pieces; ++p) {
+      wanted[r * pieces + p] = std::min(ties[r * pieces + p], rows[r].tie_limit - kept[r]);
+      kept[r] += wanted[r * pieces + p];
+      result.count += above[r * pieces + p];
+      result.nan += nan[p];
+    }
+    result.count += kept[r];
+    result.smallest_key = rows[r].key;
+  }
+  pieces_.for_tasks([&](std::int64_t task) {
+    Scratch scratch;
+    for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
+      for (std::size_t r = 0; r < count; ++r) {
+        if (wanted[r * pieces + p] == 0) continue;
+        scan(r, p, &scratch);
+        for (std::int64_t i = 0; i < wanted[r * pieces + p]; ++i) {
+          const std::uint16_t at = scratch.positions[i];
+          rows[r].words[pieces_[p].word + at / kWordBits] |= std::uint32_t{1} << (at % kWordBits);
+        }
+      }
+    }
+  });
+  for (std::size_t r = 0; r < count; ++r) {
+    if (kept[r] > 0) continue;
+    RowResult above_key;
+    keep({{rows[r].key + 1, kAllTies, rows[r].words, &above_key}});
+    rows[r].result->smallest_key = above_key.smallest_key;
+  }
 }
 
-void Selector::histogram(const std::uint32_t* prefixes, std::int64_t rows, int level, std::int64_t* bins) {
-  const std::int64_t size = std::int64_t{1} << kRadixBits[level];
-  const std::int64_t tasks = static_cast<std::int64_t>(task_begin_.size()) - 1;
+void Selector::histogram(const std::uint32_t* prefixes, std::int64_t rows, int level, std::int64_t* bins) const {
+  const std::int64_t size = std::int64_t{1} << kRadixBits[level], tasks = pieces_.tasks();
   std::vector<std::int64_t> parts(static_cast<std::size_t>(tasks * rows * size));
-  for_pieces([&](std::int64_t task, std::int64_t p) {
-    const ScanRange piece = range(pieces_[p], 0, pieces_[p].length);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      histogram_range(piece, prefixes[r], level, parts.data() + (task * rows + r) * size);
+  pieces_.for_tasks([&](std::int64_t task) {
+    std::int64_t* const own = parts.data() + task * rows * size;
+    for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
+      for (std::int64_t r = 0; r < rows; ++r) histogram_range(pieces_[p].range(), prefixes[r], level, own + r * size);
     }
   });
   std::fill(bins, bins + rows * size, 0);

@@ -2,18 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <utility>
 #include <vector>
 
-#include "cpu/select.h"
+#include "cpu/select_candidates.h"
+#include "cpu/select_pieces.h"
 
 namespace pecker_fast {
-
-struct ScoreTensor {
-  const void* data;
-  ParamType type;
-  std::int64_t numel;
-};
 
 struct RowResult {
   std::uint32_t smallest_key = kInfKey;  // of the entries kept
@@ -21,56 +16,58 @@ struct RowResult {
   std::int64_t nan = 0;
 };
 
-constexpr std::int64_t kAllTies = INT64_MAX;
-
-// Runs task(0) ... task(n - 1), in any order, on any threads.
-using Parallel = std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& task)>;
-
 class Selector {
  public:
-  // `tasks`: into how many parts of equal size the entries are split. Results do not depend on it.
-  Selector(std::vector<ScoreTensor> tensors, std::int64_t tasks, Parallel parallel);
+  // `tasks`: the number of parts of equal size that the entries are divided into. Results do not depend on it.
+  Selector(const std::vector<ScoreTensor>& tensors, std::int64_t tasks, Parallel parallel)
+      : pieces_(tensors, tasks, std::move(parallel)) {}
 
-  std::int64_t words() const { return words_; }
+  std::int64_t words() const { return pieces_.words(); }
 
-  // The operators' rows; `words` has room for words() words a row, all of which are written. All rows go through the
-  // data together.
-  void select(const std::int64_t* ks, std::int64_t rows, bool ties_all, std::uint32_t* words, RowResult* results);
+  // The operators' rows; `words` has room for words() words a row, all of which are written. A pass over the entries
+  // serves up to kScanRows rows.
+  void select(const std::int64_t* ks, std::int64_t rows, bool ties_all, std::uint32_t* words, RowResult* results) const;
   void threshold(const std::uint32_t* keys, const std::int64_t* tie_limits, std::int64_t rows, std::uint32_t* words,
-                 RowResult* results);
+                 RowResult* results) const;
   // `bins`: rows x 2 ** kRadixBits[level], zeroed here.
-  void histogram(const std::uint32_t* prefixes, std::int64_t rows, int level, std::int64_t* bins);
+  void histogram(const std::uint32_t* prefixes, std::int64_t rows, int level, std::int64_t* bins) const;
 
  private:
-  // At most kScanPiece entries of one tensor.
-  struct Piece {
-    std::int64_t tensor, begin, length;
-    std::int64_t first;  // index of the first entry among all entries
-    std::int64_t word;   // number of the first word in a row
+  // A row to select: its k and bracket, and where it goes.
+  struct Row {
+    std::int64_t k;
+    std::uint32_t* words;
+    RowResult* result;
+    Bracket bracket;
   };
-  struct Sample;
-  struct Bracket;
-  struct Candidates;
+  // Rows that share their candidates, and what the scan has found.
+  struct Group {
+    std::vector<Row> rows;
+    bool quantized = false;
+    Quantization quantization{};
+    std::vector<Candidates> parts;                // one a task
+    std::vector<std::vector<std::int64_t>> kept;  // by task and row
+  };
+  // A row whose threshold is known.
+  struct KnownRow {
+    std::uint32_t key;
+    std::int64_t tie_limit;
+    std::uint32_t* words;
+    RowResult* result;
+  };
 
-  ScanRange range(const Piece& piece, std::int64_t offset, std::int64_t length) const;
-  void for_pieces(const std::function<void(std::int64_t task, std::int64_t piece)>& body) const;
-  Sample draw_sample() const;
-  Bracket bracket(const Sample& sample, std::int64_t k) const;
-  void scan_bracket(const Piece& piece, const Bracket& bracket, std::uint32_t* words,
-                    Candidates* candidates, Pending* pending) const;
-  bool finish(const Bracket& bracket, std::int64_t k, bool ties_all, std::vector<Candidates>& parts,
-              std::uint32_t* words, RowResult* result);
-  void select_sampled(const std::vector<std::int64_t>& rows, const std::int64_t* ks,
-                      const std::vector<Bracket>& brackets, bool ties_all, std::uint32_t* words, RowResult* results,
-                      std::vector<std::int64_t>* missed);
-  std::uint32_t smallest_key(const std::uint32_t* words) const;
-  void select_by_radix(std::int64_t k, bool ties_all, std::uint32_t* words, RowResult* result);
+  std::vector<Row> select_by_sample(std::vector<Row> rows, double sigmas, bool ties_all) const;
+  void select_by_radix(const std::vector<Row>& rows, bool ties_all) const;
+  std::vector<Group> make_groups(const Pivots& pivots, const std::vector<Row>& rows) const;
+  void scan_groups(std::vector<Group>* groups) const;
+  std::int64_t scan_piece(const Piece& piece, std::int64_t task, Group* group) const;
+  void finish(const std::vector<Group>& groups, bool ties_all, std::vector<Row>* missed) const;
+  void settle(const Group& group, const Row& row, const Choice& choice) const;
+  void keep_known(const std::vector<KnownRow>& rows) const;
+  void keep(const std::vector<KnownRow>& rows) const;
+  void keep_first_ties(const std::vector<KnownRow>& rows) const;
 
-  std::vector<ScoreTensor> tensors_;
-  std::vector<Piece> pieces_;
-  std::vector<std::int64_t> task_begin_;  // first piece of each task, and the end
-  Parallel parallel_;
-  std::int64_t entries_ = 0, words_ = 0, bytes_ = 0;
+  Pieces pieces_;
 };
 
 }  // namespace pecker_fast

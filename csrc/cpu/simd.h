@@ -8,14 +8,7 @@
 // compress moves the lanes whose bit is set to the front; spread is its inverse, with the lanes that it filled.
 // Io<P>    how P (float, bf16, fp16) is loaded, widened to Vec, narrowed (to nearest even) and stored. Raw is the
 //          untouched storage: blending it keeps a NaN's payload.
-#if defined(__GNUC__) || defined(__clang__)
-// A hot loop in a function of its own gets the registers to itself.
-#define PF_NOINLINE __attribute__((noinline))
-#define PF_UNROLL _Pragma("GCC unroll 8")
-#else
-#define PF_NOINLINE
-#define PF_UNROLL
-#endif
+#include "cpu/simd_bits.h"
 
 namespace pecker_fast {
 namespace PF_ISA {
@@ -289,26 +282,6 @@ inline void prefetch(const void*) {}
 
 // The bits of a mask word that one Vec takes.
 constexpr std::uint32_t kLaneMask = (1u << kLanes) - 1u;
-
-inline int count_bits(std::uint64_t x) {
-#if PF_SIMD_LEVEL > 0
-  return static_cast<int>(_mm_popcnt_u64(x));
-#else
-  x -= x >> 1 & 0x5555555555555555u;
-  x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
-  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
-  return static_cast<int>(x * 0x0101010101010101u >> 56);
-#endif
-}
-
-// Index of the lowest set bit; anything for 0.
-inline int lowest_bit(std::uint64_t x) {
-#if PF_SIMD_LEVEL > 0
-  return static_cast<int>(_tzcnt_u64(x));
-#else
-  return count_bits((x & (0u - x)) - 1u) & 63;
-#endif
-}
 
 template <typename P>
 struct Io;

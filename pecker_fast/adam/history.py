@@ -4,7 +4,8 @@ import torch
 
 from .. import ops
 from ..mask import SaliencyMask
-from .slots import Binding, Slot
+from .binding import Binding
+from .slots import Slot
 
 
 class History:
@@ -18,8 +19,8 @@ class History:
     last_step: "plain", "masked", "joint" or None.
     """
 
-    def __init__(self, slots: list[Slot]) -> None:
-        """The regime is read off the state, which may have been loaded."""
+    def __init__(self, slots: list[Slot], previous: "History | None" = None) -> None:
+        """Reads the regime off the state, which may have been loaded or edited; ``previous`` is for the statistics."""
         states = [slot.state for slot in slots if "step" in slot.state]
         if any("counts" in state for state in states):
             self.regime = "mixed"
@@ -29,8 +30,9 @@ class History:
             self.regime = "all" if any(float(state["step"]) > 0 for state in states) else "fresh"
         self.binding: Binding | None = None
         self.ema_follows = False
-        self.masks: tuple[SaliencyMask | None, SaliencyMask | None] = (None, None)
-        self.last_step: str | None = None
+        self.masks: tuple[SaliencyMask | None, SaliencyMask | None] = previous.masks if previous else (None, None)
+        self.last_step: str | None = previous.last_step if previous else None
+        self._has_entered = False
 
     def is_repacked_by(self, binding: Binding) -> bool:
         """Whether packed state is about to move to another mask."""
@@ -49,11 +51,12 @@ class History:
         """
         masked = kind == "masked"
         before = self.regime
-        if self.last_step is not None and (
+        if self._has_entered and (
             (masked and before in ("mask", "mixed") and binding is self.binding)
             or (not masked and before in ("all", "mixed"))
         ):
             return False
+        self._has_entered = True
         started = [slot for slot in slots if "step" in slot.state]
         packed = bool(slots) and slots[0].packed
         if before == "fresh":

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .slots import Binding, Slot
+from .binding import Binding
+from .slots import Slot
 
 
 def count_nonfinite(

@@ -24,6 +24,8 @@ TORCH_OPTIONS = (
 GROUP_OPTIONS = ("clip_value", "ema_decay", "max_update", "variance")
 # Options of the optimizer as a whole: they shape the state or the step, so groups may not differ in them.
 SHARED_OPTIONS = ("packed", "master_weights", "stochastic_rounding", "seed", "nonfinite", "backend")
+# What a step has to look at again if somebody changes it. The learning rate changes at every step anyway.
+OPTIONS = tuple(name for name in (*TORCH_OPTIONS, *GROUP_OPTIONS, *SHARED_OPTIONS) if name != "lr")
 
 VARIANCES = ("combined", "retain")
 NONFINITE_POLICIES = ("propagate", "skip", "zero", "raise")
@@ -102,6 +104,12 @@ def check_options(options: dict[str, Any]) -> None:
     requested_backend(options["backend"])
 
 
+def fill_options(group: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Gives a parameter group that somebody made by hand the options that it lacks."""
+    for name, value in defaults.items():
+        group.setdefault(name, value)
+
+
 def check_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Checks a parameter group that has all options filled in, and its parameters."""
     check_options(group)
@@ -112,8 +120,9 @@ def check_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
             )
     if (group["ema_decay"] is None) != (defaults["ema_decay"] is None):
         raise ValueError("ema_decay is set in some parameter groups only, set it for all or none")
+    names = group.get("param_names") or []
     for i, param in enumerate(group["params"]):
-        label = group["param_names"][i] if "param_names" in group else i
+        label = names[i] if i < len(names) else i
         if param.dtype.is_complex:
             raise TypeError(
                 f"parameter {label} is {param.dtype}: complex parameters are not supported, use torch.view_as_real"

@@ -38,7 +38,7 @@ def _tensor_stats(optimizer, slot: Slot) -> dict[str, float]:
 
 def sparsity_stats(optimizer) -> dict[str, Any]:
     """See ``MaskedAdam.sparsity_stats``."""
-    slots = optimizer._all_slots()
+    slots = optimizer._slots()
     tensors = {slot.label: _tensor_stats(optimizer, slot) for slot in slots}
     total = sum(slot.param.numel() for slot in slots)
     overall = {

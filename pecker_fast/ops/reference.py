@@ -200,7 +200,7 @@ def masked_adam_(
     retain_variance: bool = False,
     zero_nonfinite: bool = False,
     ema_decay: float | None = None,
-    ema_frozen: bool = False,
+    ema_everywhere: bool = False,
     stochastic_rounding: bool = False,
     seed: int = 0,
 ) -> None:
@@ -241,8 +241,8 @@ def masked_adam_(
         counts hold the salient entries only, in order, and the value is the number of salient entries of the same
         tensor before that block. Only for masked steps.
     grad_scale: float32 0-dim. found_inf: float32 0-dim; where it is not 0 nothing at all is changed.
-    ema_frozen: in a masked step, update the EMA of entries outside the mask too. Without it their EMA is left alone,
-        which is right only where it equals the parameter.
+    ema_everywhere: in a masked step, update the EMA of entries outside the mask too. Without it their EMA is left
+        alone, which is right only if it equals the parameter.
     stochastic_rounding: P = bfloat16 or float16 without masters: x is rounded up or down with probabilities that make
         the expectation exact, by ``random_bits`` of (seed, steps[i], i, entry): reproducible, equal on all back ends.
     """
@@ -322,7 +322,7 @@ def masked_adam_(
         if emas:
             target = (masters[i] if masters else param).view(-1).to(dtype)
             ema = emas[i].view(-1)
-            if masked and not ema_frozen:
+            if masked and not ema_everywhere:
                 ema[bits] += (1 - ema_decay) * (target[bits] - ema[bits])
             else:
                 ema += (1 - ema_decay) * (target - ema)

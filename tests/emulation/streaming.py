@@ -160,7 +160,7 @@ class _AdamOptions(ctypes.Structure):
         + [(name, ctypes.c_double) for name in (
             "beta1", "beta2", "eps", "weight_decay", "clip_value", "max_update", "ema_decay")]
         + [(name, ctypes.c_int) for name in (
-            "decoupled", "maximize", "retain", "zero_nonfinite", "ema_frozen", "stochastic", "joint",
+            "decoupled", "maximize", "retain", "zero_nonfinite", "ema_everywhere", "stochastic", "joint",
             "counts_are_16_bit", "rare")]
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ def masked_adam_(
     params, grads, masked_grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts, steps, lr, bias_table,
     words, word_offsets, packed_offsets, grad_scale, found_inf, *, beta1, beta2, eps, weight_decay=0.0,
     decoupled_weight_decay=False, maximize=False, clip_value=None, max_update=None, retain_variance=False,
-    zero_nonfinite=False, ema_decay=None, ema_frozen=False, stochastic_rounding=False, seed=0, rare=None,
+    zero_nonfinite=False, ema_decay=None, ema_everywhere=False, stochastic_rounding=False, seed=0, rare=None,
 ):  # fmt: skip
     """``rare``: run the larger version of the kernel also where no rare feature asks for it."""
     state = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts)
@@ -184,7 +184,7 @@ def masked_adam_(
     for i in range(n):
         pointers[7 * n + i] = exp_avg_sqs[i].numel()
     stochastic = stochastic_rounding and not masters and params[0].dtype in (torch.bfloat16, torch.float16)
-    frozen = ema_frozen and words is not None and not joint and len(emas) > 0
+    frozen = ema_everywhere and words is not None and not joint and len(emas) > 0
     needed = bool(max_exp_avg_sqs or masters or counts or (joint and retain_variance) or stochastic or frozen)
     options = _AdamOptions(
         words=None if words is None else words.data_ptr(),
@@ -207,7 +207,7 @@ def masked_adam_(
         maximize=maximize,
         retain=retain_variance,
         zero_nonfinite=zero_nonfinite,
-        ema_frozen=frozen,
+        ema_everywhere=frozen,
         stochastic=stochastic,
         joint=joint,
         counts_are_16_bit=bool(counts) and counts[0].dtype == torch.int16,

@@ -1,0 +1,33 @@
+// Order statistics of keys in memory.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace pecker_fast {
+
+// Keys from `low` to `high`: how many there are, and how many are larger than `high`.
+struct KeyInterval {
+  std::uint32_t low, high;
+  std::int64_t larger, count;
+
+  bool one_key() const { return low == high; }
+};
+
+// Histogram of keys, all in [low, high], with bins of equal width. The keys have to outlive it.
+class KeyHistogram {
+ public:
+  KeyHistogram(const std::uint32_t* keys, std::int64_t size, std::uint32_t low, std::uint32_t high);
+
+  // The interval of the key at `rank`, 0 for the largest. It is one key, or at most `tolerance` keys of the histogram.
+  KeyInterval locate(std::int64_t rank, std::int64_t tolerance) const;
+
+ private:
+  const std::uint32_t* keys_;
+  std::int64_t size_;
+  std::uint32_t low_, high_;
+  int shift_ = 0;  // a bin's width is 2 ** shift
+  std::vector<std::int64_t> bins_;
+};
+
+}  // namespace pecker_fast
