@@ -209,7 +209,8 @@ def _step_tile(
         at = packed_start
         slots = exclusive_ranks(tile_words)
 
-    # All loads of the tile come before its arithmetic and its stores: they wait for memory together.
+    # In plain and joint steps all loads of the tile come before its arithmetic and its stores: they wait for memory
+    # together. Masked steps access entry by entry, and the addresses of all lists at once would not fit the registers.
     param = pointer_at(param_address, start, DTYPE, ALIGNED) + offsets
     read = touched
     if EMA_EVERYWHERE:
@@ -220,18 +221,16 @@ def _step_tile(
         old_raw = _load(master, read)
     else:
         old_raw = _load(param, read)
-    exp_avg = param
-    if HAS_M:
+    if HAS_M and not MASKED:
         exp_avg = pointer_at(tl.load(exp_avgs + tensor), at, COMPUTE, ALIGNED) + slots
         old_m = _load(exp_avg, touched)
-    exp_avg_sq = pointer_at(tl.load(exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
-    old_v = _load(exp_avg_sq, touched)
-    largest = exp_avg_sq
-    if HAS_MAX:
+    if not MASKED:
+        exp_avg_sq = pointer_at(tl.load(exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+        old_v = _load(exp_avg_sq, touched)
+    if HAS_MAX and not MASKED:
         largest = pointer_at(tl.load(max_exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
         old_largest = _load(largest, touched)
-    ema = param
-    if HAS_EMA:
+    if HAS_EMA and not MASKED:
         ema = pointer_at(tl.load(emas + tensor), start, COMPUTE, ALIGNED) + offsets
         average = _load(ema, read)
 
@@ -278,12 +277,21 @@ def _step_tile(
 
     m = g
     if HAS_M:
+        if MASKED:
+            exp_avg = pointer_at(tl.load(exp_avgs + tensor), at, COMPUTE, ALIGNED) + slots
+            old_m = _load(exp_avg, touched)
         m = old_m + tl.load(hyper + _RATE1).to(COMPUTE) * (g - old_m)
         tl.store(exp_avg, m, mask=touched)
+    if MASKED:
+        exp_avg_sq = pointer_at(tl.load(exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+        old_v = _load(exp_avg_sq, touched)
     v = tl.load(hyper + _BETA2).to(COMPUTE) * old_v
     v = v + tl.load(hyper + _RATE2).to(COMPUTE) * h * h
     tl.store(exp_avg_sq, v, mask=touched)
     if HAS_MAX:
+        if MASKED:
+            largest = pointer_at(tl.load(max_exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+            old_largest = _load(largest, touched)
         # NaN in either stays, as in torch.maximum.
         v = tl.where((old_largest > v) | (old_largest != old_largest), old_largest, v)
         tl.store(largest, v, mask=touched)
@@ -308,6 +316,9 @@ def _step_tile(
             target = widen(stored, DTYPE, COMPUTE)
         if EMA_EVERYWHERE:
             target = tl.where(touched, target, old)
+        if MASKED:
+            ema = pointer_at(tl.load(emas + tensor), start, COMPUTE, ALIGNED) + offsets
+            average = _load(ema, read)
         tl.store(ema, average + tl.load(hyper + _EMA_RATE).to(COMPUTE) * (target - average), mask=read)
 
 

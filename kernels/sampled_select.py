@@ -43,9 +43,6 @@ from .tiles import (
 )
 
 _BLOCK = 1024
-MAX_PROGRAMS = 2048
-"""Programs of a kernel that walks over tiles: enough to fill a GPU several times over."""
-
 _CANDIDATE_PROGRAMS = 512
 _INF_KEY = tl.constexpr(INF_KEY)
 # Rank keys of entries that can be kept are at least this one: key 1 at the very last place.
@@ -72,8 +69,8 @@ class Sampling:
     from_entries: int = 1 << 22
 
     def applies(self, entries: int, words: int) -> bool:
-        # A place must fit 32 bits.
-        return entries >= self.from_entries and words * 32 <= 1 << 32
+        # A place and a count of entries must fit 32 bits.
+        return entries >= self.from_entries and words * 32 < 1 << 32
 
     def capacity(self, words: int) -> int:
         """Candidates that the buffer holds: the widest bracket, and a quarter more for chance."""
@@ -182,71 +179,68 @@ def mark_kernel(
     width,
     candidates,
     capacity,
-    sure,
-    gathered,
-    smallest,
+    tallies,
     nan_count,
     TIES_ALL: tl.constexpr,
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The one read: words and number of the entries above the bracket, and the candidates' rank keys.
-
-    A program goes through several tiles and adds its counts up once.
-    """
+    """The one read: words and number of the entries above the bracket, and the candidates' rank keys."""
     row = tl.program_id(0) % rows
+    chunk = tl.program_id(0) // rows
+    tensor = tl.load(chunk_table + chunk)
+    start = tl.load(chunk_table + n_chunks + chunk)
+    numel = tl.load(numels + tensor)
+    keys = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
     low, high = load_bracket(brackets, row, TIES_ALL)
-    # Rank keys are compared in their halves: int32, and half the registers.
-    high_key = (high >> 32).to(tl.int32)
-    low_key = (low >> 32).to(tl.int32)
+    first_word = tl.load(word_offsets + tensor) + start // 32
+    first_place = first_word * 32
     offsets = tile_offsets(BLOCK)
-    # Of each row of a tile, which is one mask word: entries above the bracket, the least of them, and NaN.
-    counts = tl.zeros((BLOCK // 32,), tl.int32)
-    least = tl.full((BLOCK // 32,), _INF_KEY, tl.int32)
-    nans = tl.zeros((BLOCK // 32,), tl.int32)
-    # Programs of a row stay with it: their stride over (chunk, row) is a multiple of the rows.
-    for chunk in range(tl.program_id(0) // rows, n_chunks, tl.num_programs(0) // rows):
-        tensor = tl.load(chunk_table + chunk)
-        start = tl.load(chunk_table + n_chunks + chunk)
-        numel = tl.load(numels + tensor)
-        keys = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
-        first_word = tl.load(word_offsets + tensor) + start // 32
-        first_place = first_word * 32
-        number = keys <= _INF_KEY
-        high_cut = entries_to(high, first_place, False, BLOCK)
-        above = number & ((keys > high_key) | ((keys == high_key) & (offsets < high_cut)))
-        target = words + row.to(tl.int64) * width + first_word
-        above_words = words_of(above)
-        store_words(target, above_words, tile_length(start, numel, BLOCK), BLOCK // 32)
-        counts += popcount(above_words)
-        least = tl.minimum(least, tl.min(tl.where(above, keys, _INF_KEY), axis=1))
-        nans += tl.sum((keys > _INF_KEY).to(tl.int32), axis=1)
-        low_cut = entries_to(low, first_place, True, BLOCK)
-        not_below = (keys > low_key) | ((keys == low_key) & (offsets < low_cut))
-        inside_words = words_of(number & not_below & (above == 0))
-        inside = tl.sum(popcount(inside_words), axis=0)
+    # Rank keys are compared in their halves: int32, and half the registers.
+    number = keys <= _INF_KEY
+    high_key = (high >> 32).to(tl.int32)
+    high_cut = entries_to(high, first_place, False, BLOCK)
+    above = number & ((keys > high_key) | ((keys == high_key) & (offsets < high_cut)))
+    target = words + row.to(tl.int64) * width + first_word
+    above_words = words_of(above)
+    store_words(target, above_words, tile_length(start, numel, BLOCK), BLOCK // 32)
+    low_key = (low >> 32).to(tl.int32)
+    low_cut = entries_to(low, first_place, True, BLOCK)
+    not_below = (keys > low_key) | ((keys == low_key) & (offsets < low_cut))
+    inside_words = words_of(number & not_below & (above == 0))
+    # One atomic for both counts, which at most 2^13 entries of a tile each cannot mix up.
+    both = tl.sum(popcount(above_words) << 16 | popcount(inside_words), axis=0)
+    sure = (both >> 16).to(tl.int64)
+    inside = both & 0xFFFF
+    if both > 0:
+        first = tl.atomic_add(tallies + row, sure << 32 | inside.to(tl.int64), sem="relaxed") & _LAST_PLACE
         if inside > 0:
-            first = tl.atomic_add(gathered + row, inside.to(tl.int64), sem="relaxed")
             slots = exclusive_ranks(inside_words)
             # What does not fit is not lost: the count tells, and the row is done anew.
             room = tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32)
             fits = (tile_bits(inside_words) != 0) & (slots < room)
             ranked = rank_keys(keys, first_place + offsets)
             tl.store(candidates + row.to(tl.int64) * capacity + first + slots, ranked, mask=fits)
-    tl.atomic_add(sure + row, tl.sum(counts, axis=0).to(tl.int64), sem="relaxed")
-    tl.atomic_min(smallest + row, tl.min(least, axis=0), sem="relaxed")
-    nan_total = tl.sum(nans, axis=0)
-    if (nan_total > 0) & (row == 0):
-        tl.atomic_add(nan_count, nan_total.to(tl.int64), sem="relaxed")
+    nans = tl.sum(tl.sum((keys > _INF_KEY).to(tl.int32), axis=1), axis=0)
+    if (nans > 0) & (row == 0):
+        tl.atomic_add(nan_count, nans.to(tl.int64), sem="relaxed")
 
 
 @triton.jit
-def descend(ks, sure, prefixes, ranks, histogram, row, FIRST: tl.constexpr, BITS: tl.constexpr):
+def tally(tallies, row):
+    """(entries above the bracket, candidates) of a row; neither reaches 2^32."""
+    both = tl.load(tallies + row)
+    return (both >> 32) & _LAST_PLACE, both & _LAST_PLACE
+
+
+@triton.jit
+def descend(ks, tallies, prefixes, ranks, histogram, row, FIRST: tl.constexpr, BITS: tl.constexpr):
     """(prefix, rank) after the level that ``histogram`` is of, from those before it."""
     if FIRST:
         prefix = tl.zeros((), tl.int64)
-        remaining = tl.load(ks + row) - tl.load(sure + row)
+        sure, _ = tally(tallies, row)
+        remaining = tl.load(ks + row) - sure
     else:
         prefix = tl.load(prefixes + row)
         remaining = tl.load(ranks + row)
@@ -258,9 +252,8 @@ def descend(ks, sure, prefixes, ranks, histogram, row, FIRST: tl.constexpr, BITS
 def candidate_histogram_kernel(
     candidates,
     capacity,
-    gathered,
+    tallies,
     ks,
-    sure,
     prefixes,
     ranks,
     next_prefixes,
@@ -280,11 +273,12 @@ def candidate_histogram_kernel(
     own = row.to(tl.int64)
     prefix = tl.zeros((), tl.int64)
     if PREVIOUS_BITS > 0:
-        prefix, rest = descend(ks, sure, prefixes, ranks, previous + own * STRIDE, row, FIRST, PREVIOUS_BITS)
+        prefix, rest = descend(ks, tallies, prefixes, ranks, previous + own * STRIDE, row, FIRST, PREVIOUS_BITS)
         if tl.program_id(0) < rows:
             tl.store(next_prefixes + row, prefix)
             tl.store(next_ranks + row, rest)
-    n = tl.minimum(tl.load(gathered + row), capacity)
+    _, gathered = tally(tallies, row)
+    n = tl.minimum(gathered, capacity)
     counts = tl.zeros((1 << BITS,), tl.int32)
     programs = tl.num_programs(0) // rows
     for part in range(tl.program_id(0) // rows, tl.cdiv(n, BLOCK), programs):
@@ -302,9 +296,8 @@ def candidate_histogram_kernel(
 def patch_kernel(
     candidates,
     capacity,
-    gathered,
+    tallies,
     ks,
-    sure,
     brackets,
     prefixes,
     ranks,
@@ -324,14 +317,14 @@ def patch_kernel(
     """Adds the candidates' bits and counts, or flags the row."""
     row = tl.program_id(0) % rows
     own = row.to(tl.int64)
-    prefix, _ = descend(ks, sure, prefixes, ranks, previous + own * STRIDE, row, False, BITS)
+    prefix, _ = descend(ks, tallies, prefixes, ranks, previous + own * STRIDE, row, False, BITS)
     threshold = prefix << SHIFT
     k = tl.load(ks + row)
-    n_sure = tl.load(sure + row)
-    n = tl.load(gathered + row)
+    n_sure, n = tally(tallies, row)
     low, _ = load_bracket(brackets, row, TIES_ALL)
-    # Fewer than k are fine if the bracket reaches to the last entry that can be kept.
-    missed = (n_sure > k) | (n > capacity) | ((n_sure + n < k) & (low > _BOTTOM))
+    # Fewer than k are fine if the bracket reaches to the last entry that can be kept. The smallest kept entry has to be
+    # a candidate: the others' magnitudes were not looked at.
+    missed = (n_sure >= k) | (n > capacity) | ((n_sure + n < k) & (low > _BOTTOM)) | ((n == 0) & (n_sure > 0))
     if tl.program_id(0) < rows:
         tl.store(flags + row, missed.to(tl.int32))
         tl.atomic_add(counts + row, n_sure, sem="relaxed")
@@ -398,19 +391,17 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
     )
     capacity = sampling.capacity(tables.words)
     candidates = torch.empty((rows, capacity), dtype=torch.int64, device=device)
-    sure, gathered = torch.zeros((2, rows), dtype=torch.int64, device=device)
+    tallies = torch.zeros(rows, dtype=torch.int64, device=device)
     tables.launch(
         mark_kernel,
         rows,
-        max(MAX_PROGRAMS // rows, 1) * rows,
+        tables.chunks * rows,
         brackets,
         masks.words,
         tables.words,
         candidates,
         capacity,
-        sure,
-        gathered,
-        masks.smallest,
+        tallies,
         masks.nan_count,
         TIES_ALL=ties_all,
     )
@@ -427,9 +418,8 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
         candidate_histogram_kernel[(programs,)](
             candidates,
             capacity,
-            gathered,
+            tallies,
             ks,
-            sure,
             prefixes[before],
             ranks[before],
             prefixes[level],
@@ -449,9 +439,8 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
     patch_kernel[(programs,)](
         candidates,
         capacity,
-        gathered,
+        tallies,
         ks,
-        sure,
         brackets,
         prefixes[-1],
         ranks[-1],

@@ -19,12 +19,15 @@ from torch import Tensor
 
 from ..ops.layout import ALL_TIES, INF_KEY, RADIX_BITS, radix_shift, word_offsets
 from .radix import digit_counts, pick
-from .sampled_select import MAX_PROGRAMS, SAMPLING, Sampling, sampled_masks
+from .sampled_select import SAMPLING, Sampling, sampled_masks
 from .tables import Chunks, chunks, groups, int64_table, numels_of, on_device, pointers
 from .tiles import FLOAT_TYPES, exclusive_ranks, kernel, load_keys, popcount, store_words, tile_length, words_of
 
 BLOCK = 4096
 NUM_WARPS = 8
+MAX_PROGRAMS = 2048
+"""Programs of a kernel that walks over tiles: enough to fill a GPU several times over."""
+
 _INF_KEY = tl.constexpr(INF_KEY)
 _ALL_TIES = tl.constexpr(ALL_TIES)
 
