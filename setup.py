@@ -76,20 +76,20 @@ def why_no_cuda() -> str | None:
     return None
 
 
-def cuda_home(found: str | None) -> str | None:
+def cuda_home(guess: str | None) -> str | None:
     """The folder of the CUDA toolkit: the one that torch found, or that its nvcc names.
 
     torch takes the folder above the nvcc on PATH, which has no headers if that nvcc is a script or a link.
     """
-    if found is None or not (Path(found) / "bin" / "nvcc").exists():
+    if guess is None or not (Path(guess) / "bin" / "nvcc").exists():
         return None
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "empty.cu"
         source.touch()
-        command = [str(Path(found) / "bin" / "nvcc"), "-dryrun", "-c", str(source)]
+        command = [str(Path(guess) / "bin" / "nvcc"), "-dryrun", "-c", str(source)]
         report = subprocess.run(command, capture_output=True, text=True).stderr
     tops = [line.split("TOP=", 1)[1].strip() for line in report.splitlines() if "TOP=" in line]
-    homes = [Path(found), *(Path(top).resolve() for top in tops)]
+    homes = [Path(guess), *(Path(top).resolve() for top in tops)]
     return next((str(home) for home in homes if (home / "include" / "cuda_runtime.h").exists()), None)
 
 
@@ -137,7 +137,7 @@ def first_line(error: BaseException) -> str:
 
 
 def optional_build(base: type[build_ext], record: dict) -> type[build_ext]:
-    """A build_ext that builds each extension where it can, and records why where it cannot."""
+    """A build_ext that builds the extensions that it can, and records why it cannot build the others."""
 
     class OptionalBuild(base):
         def run(self):
@@ -158,7 +158,7 @@ def optional_build(base: type[build_ext], record: dict) -> type[build_ext]:
             write_record(record, ROOT if inplace or self.editable_mode else Path(self.build_lib))
 
         def remove_stale(self, built: set[str]):
-            """Takes away libraries that an earlier build left where this one built none: they may not fit any more."""
+            """Remove libraries of an earlier build that this one did not build: they may not fit any more."""
             for library in LIBRARIES.values():
                 path = Path(self.get_ext_fullpath(library))
                 if library not in built:
@@ -180,7 +180,7 @@ def write_record(record: dict, root: Path) -> None:
 
 def build_py_with_record(record: dict) -> type[build_py]:
     class BuildPyWithRecord(build_py):
-        """Writes the build record too: where nothing is compiled, build_ext does not run."""
+        """Writes the build record too: build_ext does not run if nothing is compiled."""
 
         def run(self):
             super().run()

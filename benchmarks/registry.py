@@ -28,7 +28,7 @@ class Figure:
     """One number of the table.
 
     ``numerator`` and ``denominator`` name functions of the case, timed in turns. ``at_most``: the number should be
-    small. ``value`` stands in for both where the number is not a ratio of times. ``against_copy``: the numerator is
+    small. ``value`` replaces both if the number is not a ratio of times. ``against_copy``: the numerator is
     timed in turns with a large copy instead, and the number is the share of the copy's bandwidth that its floor bytes
     are moved with ("share"), or its time over that of one read of the parameters at that bandwidth ("read").
     """

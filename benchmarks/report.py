@@ -26,7 +26,7 @@ def number(value: float, unit: str = "x") -> str:
 
 
 def target(row: dict[str, Any], key: str) -> str:
-    """A bar or an aim with its direction, empty where there is none."""
+    """A bar or an aim with its direction, empty if there is none."""
     if row.get(key) is None:
         return ""
     return f"{'≤' if row['at_most'] else '≥'} {number(row[key], row['unit'])}"
@@ -42,7 +42,7 @@ def times(row: dict[str, Any]) -> str:
 
 
 def bandwidth(row: dict[str, Any]) -> str:
-    """GB/s by floor bytes of the first alternative that has a floor, and the copy's where it was timed beside."""
+    """GB/s by floor bytes of the first alternative that has a floor, and the copy's if it was timed beside."""
     speeds = [f"{speed:.3g} GB/s" for speed in list(row.get("floor_gb_per_s", {}).values())[:1]]
     if "copy_gb_per_s" in row:
         speeds.append(f"copy {row['copy_gb_per_s']:.3g} GB/s")
@@ -54,10 +54,10 @@ HEADER = ("size", "dtype", "threads", "figure", "measured", "bar", "", "times", 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     threads = "" if row["threads"] is None else str(row["threads"])
-    where = (row["size"], row["dtype"], threads, row["figure"])
+    labels = (row["size"], row["dtype"], threads, row["figure"])
     if "skipped" in row:
-        return (*where, "skipped", "", "", row["skipped"], "")
-    return (*where, number(row["number"], row["unit"]), target(row, "bar"), verdict(row), times(row), bandwidth(row))
+        return (*labels, "skipped", "", "", row["skipped"], "")
+    return (*labels, number(row["number"], row["unit"]), target(row, "bar"), verdict(row), times(row), bandwidth(row))
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -133,13 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="markdown tables of benchmark results")
     parser.add_argument("results", nargs="+", help="JSON files that pecker-fast bench --json wrote")
     parser.add_argument("--readme", type=Path, help="file to write the tables to, between its two marker comments")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        body = "\n".join(markdown(load(path)) for path in given.results)
-        if given.readme is None:
+        body = "\n".join(markdown(load(path)) for path in options.results)
+        if options.readme is None:
             print(body)
         else:
-            write_between_markers(given.readme, body)
+            write_between_markers(options.readme, body)
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

@@ -32,7 +32,7 @@ def check_choice(argument: str, values: Sequence[str], allowed: Sequence[str]) -
 
 
 def commit() -> str | None:
-    """The source tree's commit, with "+" where files differ from it; None outside a git checkout."""
+    """The source tree's commit, with "+" if files differ from it; None outside a git checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -121,7 +121,7 @@ def _peak_memory(function: Callable[[], object]) -> int:
 
 
 def met(figure: Figure, number: float) -> bool | None:
-    """Whether the bar is met; None where there is none."""
+    """Whether the bar is met; None if there is none."""
     if figure.bar is None:
         return None
     return number <= figure.bar if figure.at_most else number >= figure.bar
@@ -146,9 +146,9 @@ def run(
     row. ``max_seconds``: time to spend on a row, beyond three repeats. ``stop_after``: seconds after which no further
     figure is begun. Raises ValueError for a wrong argument.
     """
-    where = torch.device(device)
-    check_choice("device", [where.type], ["cpu", "cuda"])
-    names = list(names) or [name for name, op in OPS.items() if where.type in op.devices]
+    place = torch.device(device)
+    check_choice("device", [place.type], ["cpu", "cuda"])
+    names = list(names) or [name for name, op in OPS.items() if place.type in op.devices]
     check_choice("name", names, list(OPS))
     check_choice("size", sizes, SIZES)
     check_choice("dtype", dtypes, list(DTYPES))
@@ -156,28 +156,28 @@ def run(
         raise ValueError(f"threads is {list(threads)}, expected numbers of at least 1")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")
-    elsewhere = [name for name in names if where.type not in OPS[name].devices]
+    elsewhere = [name for name in names if place.type not in OPS[name].devices]
     if elsewhere:
         raise ValueError(f"name is {elsewhere[0]!r}, which runs on {', '.join(OPS[elsewhere[0]].devices)} only")
-    if where.type == "cuda" and not torch.cuda.is_available():
+    if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no CUDA device")
     if backend is not None:
         check_choice("backend", [backend], BACKENDS)
-        reason = ops.backend_reasons(where)[backend]
+        reason = ops.backend_reasons(place)[backend]
         if reason is not None:
             raise ValueError(f"backend {backend!r} cannot run here: {reason}")
 
     deadline = None if stop_after is None else time.monotonic() + stop_after
-    results = {"version": FORMAT_VERSION, "conditions": conditions(where), "rows": []}
+    results = {"version": FORMAT_VERSION, "conditions": conditions(place), "rows": []}
     threads_before = torch.get_num_threads()
     try:
-        for count in threads if where.type == "cpu" else [threads_before]:
+        for count in threads if place.type == "cpu" else [threads_before]:
             torch.set_num_threads(count)
             for size in sizes:
                 for dtype in dtypes:
-                    problem = Problem(size, DTYPES[dtype], where, backend)
-                    labels = {"size": size, "numel": problem.numel, "dtype": dtype, "device": where.type}
-                    labels |= {"threads": count if where.type == "cpu" else None, "backend": backend}
+                    problem = Problem(size, DTYPES[dtype], place, backend)
+                    labels = {"size": size, "numel": problem.numel, "dtype": dtype, "device": place.type}
+                    labels |= {"threads": count if place.type == "cpu" else None, "backend": backend}
                     for name in names:
                         for row in _rows(name, problem, repeats, max_seconds, deadline):
                             results["rows"].append({"op": name, **labels, **row})

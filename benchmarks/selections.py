@@ -1,7 +1,7 @@
 """What saliency_mask is compared with: the same masks as a good engineer would make them in plain torch or numpy.
 
 Each takes the list of gradients and returns one bool tensor (SalUn: int64) for each. They concatenate the gradients
-once and select in place where their library lets them.
+once and select in place if their library lets them.
 """
 
 import ctypes
@@ -104,7 +104,7 @@ def cub_device_top_k(grads: list[Tensor], density: float) -> list[Tensor]:
 
 @cache
 def cub_library() -> ctypes.CDLL | None:
-    """cub::DeviceTopK behind a C function, compiled here; None where the toolkit has none."""
+    """cub::DeviceTopK behind a C function, compiled here; None if the toolkit has none."""
     from .sass import find_tool
 
     nvcc, source = find_tool("nvcc"), Path(__file__).with_name("cub_top_k.cu")

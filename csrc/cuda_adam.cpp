@@ -69,8 +69,8 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
                       const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf, double beta1,
                       double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
                       std::optional<double> clip_value, std::optional<double> max_update, bool retain_variance,
-                      bool zero_nonfinite, std::optional<double> ema_decay, bool ema_everywhere, bool stochastic_rounding,
-                      std::int64_t seed) {
+                      bool zero_nonfinite, std::optional<double> ema_decay, bool ema_everywhere,
+                      bool stochastic_rounding, std::int64_t seed) {
   const std::size_t n = params.size();
   if (n == 0) return;
   const Options o{beta1,        beta2,      eps,           weight_decay,        decoupled_weight_decay,

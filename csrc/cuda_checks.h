@@ -25,7 +25,7 @@ inline ElementType element_type(at::ScalarType dtype) {
   return dtype == at::kDouble ? kF64 : dtype == at::kBFloat16 ? kBF16 : dtype == at::kHalf ? kFP16 : kF32;
 }
 
-// "name[i]", or "name" where i is negative.
+// "name[i]", or "name" if i is negative.
 inline std::string argument_name(const char* name, std::int64_t i) {
   return i < 0 ? name : std::string(name) + "[" + std::to_string(i) + "]";
 }
@@ -80,7 +80,7 @@ const T* optional_data(const std::optional<Tensor>& t) {
   return t ? t->const_data_ptr<T>() : nullptr;
 }
 
-// What keeps the scratch memory of one operator's tables from another's.
+// Keeps the scratch memory of different operators' tables apart.
 enum TablePurpose : int { kAdamTable, kAccumulateTable, kApplyMaskTable, kNonfiniteTable, kBlockCountsTable };
 
 }  // namespace pecker_fast

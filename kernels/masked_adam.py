@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from ..ops.layout import PACK_BLOCK, num_blocks
-from .tables import Pointers, chunks, float64_table, int64_table, numels_of, on_device, pointers
+from .tables import Pointers, chunks, float64_table, int64_table, numels_of, on_device, pointers, scratch
 from .tiles import (
     FLOAT_TYPES,
     exclusive_ranks,
@@ -52,7 +52,7 @@ _HASH = tl.constexpr(10)
 
 @kernel
 def prepare_kernel(steps, hyper, corrections, hashes, count, BLOCK: tl.constexpr):
-    """For each tensor 1 / bc1 and 1 / sqrt(bc2), and the hash of seed, step and tensor that random bits start from."""
+    """Write for each tensor 1 / bc1 and 1 / sqrt(bc2), and the hash of seed, step and tensor for its random bits."""
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = tensor < count
     step = tl.load(steps + tensor, mask=here, other=1)
@@ -86,7 +86,7 @@ def _gradient(
     COMPUTE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """An unscaled gradient; 0 outside the mask and, where it is OPTIONAL, of a missing tensor (address 0)."""
+    """An unscaled gradient; 0 outside the mask and, if OPTIONAL, of a missing tensor (address 0)."""
     pointer = pointer_at(address, start, DTYPE, ALIGNED) + offsets
     if OPTIONAL:
         there = tl.full(offsets.shape, True, tl.int1) & (address != 0)
@@ -148,7 +148,7 @@ def _round_stochastic(x, bits, DTYPE: tl.constexpr):
 def _step_tile(
     param_address,
     grad_address,
-    masked_address,
+    masked_grad_address,
     moments,
     extras,
     tensor,
@@ -184,7 +184,7 @@ def _step_tile(
     MAX_UPDATE: tl.constexpr,
     RETAIN: tl.constexpr,
     ZERO_NONFINITE: tl.constexpr,
-    EMA_FROZEN: tl.constexpr,
+    EMA_EVERYWHERE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     FULL: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -209,6 +209,31 @@ def _step_tile(
         at = packed_start
         slots = exclusive_ranks(tile_words)
 
+    # In plain and joint steps all loads of the tile come before its arithmetic and its stores: they wait for memory
+    # together. Masked steps access entry by entry, and the addresses of all lists at once would not fit the registers.
+    param = pointer_at(param_address, start, DTYPE, ALIGNED) + offsets
+    read = touched
+    if EMA_EVERYWHERE:
+        read = inside
+    master = param
+    if HAS_MASTER:
+        master = pointer_at(tl.load(masters + tensor), start, COMPUTE, ALIGNED) + offsets
+        old_raw = _load(master, read)
+    else:
+        old_raw = _load(param, read)
+    if HAS_M and not MASKED:
+        exp_avg = pointer_at(tl.load(exp_avgs + tensor), at, COMPUTE, ALIGNED) + slots
+        old_m = _load(exp_avg, touched)
+    if not MASKED:
+        exp_avg_sq = pointer_at(tl.load(exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+        old_v = _load(exp_avg_sq, touched)
+    if HAS_MAX and not MASKED:
+        largest = pointer_at(tl.load(max_exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+        old_largest = _load(largest, touched)
+    if HAS_EMA and not MASKED:
+        ema = pointer_at(tl.load(emas + tensor), start, COMPUTE, ALIGNED) + offsets
+        average = _load(ema, read)
+
     rate = tl.load(lr).to(COMPUTE)
     inverse_scale = rate
     if SCALED:
@@ -217,23 +242,16 @@ def _step_tile(
     g = h
     if JOINT:
         g = h + _gradient(
-            masked_address, start, offsets, salient, inverse_scale, SCALED, GRADS_OPTIONAL, DTYPE, COMPUTE, ALIGNED
+            masked_grad_address, start, offsets, salient, inverse_scale, SCALED, GRADS_OPTIONAL, DTYPE, COMPUTE, ALIGNED
         )
     clip = tl.load(hyper + _CLIP).to(COMPUTE)
     g = _condition(g, clip, ZERO_NONFINITE, CLIP, MAXIMIZE)
     if RETAIN:
         h = _condition(h, clip, ZERO_NONFINITE, CLIP, MAXIMIZE)
 
-    param = pointer_at(param_address, start, DTYPE, ALIGNED) + offsets
-    master = param
-    read = touched
-    if EMA_FROZEN:
-        read = inside
-    if HAS_MASTER:
-        master = pointer_at(tl.load(masters + tensor), start, COMPUTE, ALIGNED) + offsets
-        old = _load(master, read)
-    else:
-        old = widen(_load(param, read), DTYPE, COMPUTE)
+    old = old_raw
+    if not HAS_MASTER:
+        old = widen(old_raw, DTYPE, COMPUTE)
     x = old
     weight_decay = tl.load(hyper + _WEIGHT_DECAY).to(COMPUTE)
     if DECOUPLED:
@@ -259,19 +277,23 @@ def _step_tile(
 
     m = g
     if HAS_M:
-        exp_avg = pointer_at(tl.load(exp_avgs + tensor), at, COMPUTE, ALIGNED) + slots
-        m = _load(exp_avg, touched)
-        m = m + tl.load(hyper + _RATE1).to(COMPUTE) * (g - m)
+        if MASKED:
+            exp_avg = pointer_at(tl.load(exp_avgs + tensor), at, COMPUTE, ALIGNED) + slots
+            old_m = _load(exp_avg, touched)
+        m = old_m + tl.load(hyper + _RATE1).to(COMPUTE) * (g - old_m)
         tl.store(exp_avg, m, mask=touched)
-    exp_avg_sq = pointer_at(tl.load(exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
-    v = tl.load(hyper + _BETA2).to(COMPUTE) * _load(exp_avg_sq, touched)
+    if MASKED:
+        exp_avg_sq = pointer_at(tl.load(exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+        old_v = _load(exp_avg_sq, touched)
+    v = tl.load(hyper + _BETA2).to(COMPUTE) * old_v
     v = v + tl.load(hyper + _RATE2).to(COMPUTE) * h * h
     tl.store(exp_avg_sq, v, mask=touched)
     if HAS_MAX:
-        largest = pointer_at(tl.load(max_exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
-        before = _load(largest, touched)
+        if MASKED:
+            largest = pointer_at(tl.load(max_exp_avg_sqs + tensor), at, COMPUTE, ALIGNED) + slots
+            old_largest = _load(largest, touched)
         # NaN in either stays, as in torch.maximum.
-        v = tl.where((before > v) | (before != before), before, v)
+        v = tl.where((old_largest > v) | (old_largest != old_largest), old_largest, v)
         tl.store(largest, v, mask=touched)
     eps = tl.load(hyper + _EPS).to(COMPUTE)
     update = _divide(rate * inverse1 * m, _square_root(v, COMPUTE) * inverse2 + eps, COMPUTE)
@@ -292,10 +314,11 @@ def _step_tile(
         target = x
         if not HAS_MASTER:
             target = widen(stored, DTYPE, COMPUTE)
-        if EMA_FROZEN:
+        if EMA_EVERYWHERE:
             target = tl.where(touched, target, old)
-        ema = pointer_at(tl.load(emas + tensor), start, COMPUTE, ALIGNED) + offsets
-        average = _load(ema, read)
+        if MASKED:
+            ema = pointer_at(tl.load(emas + tensor), start, COMPUTE, ALIGNED) + offsets
+            average = _load(ema, read)
         tl.store(ema, average + tl.load(hyper + _EMA_RATE).to(COMPUTE) * (target - average), mask=read)
 
 
@@ -348,7 +371,7 @@ def masked_adam_kernel(
     MAX_UPDATE: tl.constexpr,
     RETAIN: tl.constexpr,
     ZERO_NONFINITE: tl.constexpr,
-    EMA_FROZEN: tl.constexpr,
+    EMA_EVERYWHERE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
     PACK_BLOCK: tl.constexpr,
@@ -362,18 +385,18 @@ def masked_adam_kernel(
     start = tl.load(chunk_table + n_chunks + chunk)
     length = tile_length(start, tl.load(numels + tensor), BLOCK)
     grad_address = tl.load(grads + tensor)
-    masked_address = grad_address
+    masked_grad_address = grad_address
     if JOINT:
-        masked_address = tl.load(masked_grads + tensor)
+        masked_grad_address = tl.load(masked_grads + tensor)
     # Without any gradient the tensor is left out of the step.
-    if (grad_address == 0) & (masked_address == 0):
+    if (grad_address == 0) & (masked_grad_address == 0):
         return
     tile_words = length
     packed_start = start
     if HAS_WORDS:
         tensor_words = words + tl.load(word_offsets + tensor)
         tile_words = load_words(tensor_words + start // 32, length, BLOCK // 32)
-        if MASKED and not EMA_FROZEN:
+        if MASKED and not EMA_EVERYWHERE:
             if tl.max((tile_words != 0).to(tl.int32), axis=0) == 0:
                 return
         if PACKED:
@@ -388,27 +411,27 @@ def masked_adam_kernel(
     param_address = tl.load(param_addresses + tensor)
     if MASKED:
         _step_tile(
-            param_address, grad_address, masked_address, moments, extras, tensor, start, length, tile_words,
+            param_address, grad_address, masked_grad_address, moments, extras, tensor, start, length, tile_words,
             packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
-            EMA_FROZEN, STOCHASTIC, False, False, BLOCK,
+            EMA_EVERYWHERE, STOCHASTIC, False, False, BLOCK,
         )  # fmt: skip
     elif length == BLOCK:
         _step_tile(
-            param_address, grad_address, masked_address, moments, extras, tensor, start, length, tile_words,
+            param_address, grad_address, masked_grad_address, moments, extras, tensor, start, length, tile_words,
             packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
-            EMA_FROZEN, STOCHASTIC, True, ALIGNED, BLOCK,
+            EMA_EVERYWHERE, STOCHASTIC, True, ALIGNED, BLOCK,
         )  # fmt: skip
     else:
         _step_tile(
-            param_address, grad_address, masked_address, moments, extras, tensor, start, length, tile_words,
+            param_address, grad_address, masked_grad_address, moments, extras, tensor, start, length, tile_words,
             packed_start, corrections, hashes, hyper, lr, bias_table, bias_rows, grad_scale,
             DTYPE, COMPUTE, COUNT, COUNT_TOP, MASKED, JOINT, HAS_WORDS, PACKED, GRADS_OPTIONAL, HAS_M, HAS_MAX,
             HAS_MASTER, HAS_EMA, SCALED, COUPLED, DECOUPLED, MAXIMIZE, CLIP, MAX_UPDATE, RETAIN, ZERO_NONFINITE,
-            EMA_FROZEN, STOCHASTIC, False, ALIGNED, BLOCK,
+            EMA_EVERYWHERE, STOCHASTIC, False, ALIGNED, BLOCK,
         )  # fmt: skip
 
 
@@ -494,8 +517,9 @@ def masked_adam_(
             ),
             device,
         )
-        corrections = torch.empty((len(params), 2), dtype=torch.float64 if double else torch.float32, device=device)
-        hashes = torch.empty(len(params), dtype=torch.int64, device=device)
+        compute = torch.float64 if double else torch.float32
+        corrections = scratch("corrections", (len(params), 2), compute, device)
+        hashes = scratch("hashes", (len(params),), torch.int64, device)
         prepare_kernel[(triton.cdiv(len(params), _TENSORS_PER_PROGRAM),)](
             steps, hyper, corrections, hashes, len(params), BLOCK=_TENSORS_PER_PROGRAM, num_warps=4
         )
@@ -540,7 +564,7 @@ def masked_adam_(
             MAX_UPDATE=max_update is not None,
             RETAIN=retain_variance,
             ZERO_NONFINITE=zero_nonfinite,
-            EMA_FROZEN=masked and ema_everywhere,
+            EMA_EVERYWHERE=masked and ema_everywhere,
             STOCHASTIC=stochastic_rounding and not masters and dtype in (torch.bfloat16, torch.float16),
             ALIGNED=all(table.aligned for table in (param_table, *tables)),
             PACK_BLOCK=PACK_BLOCK,

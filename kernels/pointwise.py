@@ -156,10 +156,10 @@ def _count_tile(
             present = present & mask
         if MASKED:
             present = present & (bits != 0)
-        forget = widen(tl.load(masked_grad + offsets, mask=present, other=0), DTYPE, COMPUTE)
+        more = widen(tl.load(masked_grad + offsets, mask=present, other=0), DTYPE, COMPUTE)
         if SCALED:
-            forget = forget * inverse_scale
-        g += forget
+            more = more * inverse_scale
+        g += more
     bad = tl.abs(g) < float("inf")
     bad = bad == 0
     if MASKED and not JOINT:
@@ -193,10 +193,10 @@ def count_nonfinite_kernel(
     offsets = tile_offsets(BLOCK)
     grad_address = tl.load(grads + tensor)
     grad = pointer_at(grad_address, start, DTYPE, ALIGNED)
-    masked_address = grad_address
+    masked_grad_address = grad_address
     if JOINT:
-        masked_address = tl.load(masked_grads + tensor)
-    masked_grad = pointer_at(masked_address, start, DTYPE, ALIGNED)
+        masked_grad_address = tl.load(masked_grads + tensor)
+    masked_grad = pointer_at(masked_grad_address, start, DTYPE, ALIGNED)
     inverse_scale = 1.0
     if SCALED:
         scale = tl.load(grad_scale).to(COMPUTE)
@@ -205,7 +205,7 @@ def count_nonfinite_kernel(
     if MASKED:
         bits = tile_bits(load_words(words + tl.load(word_offsets + tensor) + start // 32, length, BLOCK // 32))
     has_grad = grad_address != 0
-    has_masked = masked_address != 0
+    has_masked = masked_grad_address != 0
     if length == BLOCK:
         bad = _count_tile(
             grad, masked_grad, has_grad, has_masked, inverse_scale, offsets, bits, offsets < length,

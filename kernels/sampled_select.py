@@ -8,7 +8,7 @@ a bracket is narrow whatever the data: a constant tensor is no harder than a ran
 2. The bracket around rank k is +- ``sigmas`` standard deviations of the sample's rank, plus ``spare`` for small k.
    Strata only lower the variance below the binomial one.
 3. One pass writes the words of the entries above the bracket and gathers those inside it, the candidates, into a
-   buffer. A tile reserves its places with one atomic; their order does not matter.
+   buffer. A tile that has some reserves their places with one atomic; their order does not matter.
 4. The candidates' exact threshold is found by radix passes over the buffer, and their bits are added.
 5. A row is flagged whose bracket missed or whose buffer was too small. The composition, enqueued behind this, does the
    flagged rows anew and leaves at once for all others.
@@ -69,8 +69,8 @@ class Sampling:
     from_entries: int = 1 << 22
 
     def applies(self, entries: int, words: int) -> bool:
-        # A place must fit 32 bits.
-        return entries >= self.from_entries and words * 32 <= 1 << 32
+        # A place and a count of entries must fit 32 bits.
+        return entries >= self.from_entries and words * 32 < 1 << 32
 
     def capacity(self, words: int) -> int:
         """Candidates that the buffer holds: the widest bracket, and a quarter more for chance."""
@@ -103,7 +103,7 @@ def sample_kernel(
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rank key of a random entry of each stratum; 0 where the place is padding or the entry can never be kept."""
+    """Rank key of a random entry of each stratum; 0 if the place is padding or the entry can never be kept."""
     stratum = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     begin = stratum * places // samples
     size = (stratum + 1) * places // samples - begin
@@ -179,9 +179,7 @@ def mark_kernel(
     width,
     candidates,
     capacity,
-    sure,
-    gathered,
-    smallest,
+    tallies,
     nan_count,
     TIES_ALL: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -207,35 +205,42 @@ def mark_kernel(
     target = words + row.to(tl.int64) * width + first_word
     above_words = words_of(above)
     store_words(target, above_words, tile_length(start, numel, BLOCK), BLOCK // 32)
-    count = tl.sum(popcount(above_words), axis=0)
-    if count > 0:
-        tl.atomic_add(sure + row, count.to(tl.int64), sem="relaxed")
-        least = tl.min(tl.min(tl.where(above, keys, _INF_KEY), axis=1), axis=0)
-        tl.atomic_min(smallest + row, least, sem="relaxed")
     low_key = (low >> 32).to(tl.int32)
     low_cut = entries_to(low, first_place, True, BLOCK)
     not_below = (keys > low_key) | ((keys == low_key) & (offsets < low_cut))
     inside_words = words_of(number & not_below & (above == 0))
-    found = tl.sum(popcount(inside_words), axis=0)
-    if found > 0:
-        first = tl.atomic_add(gathered + row, found.to(tl.int64), sem="relaxed")
-        slots = exclusive_ranks(inside_words)
-        # What does not fit is not lost: the count tells, and the row is done anew.
-        room = tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32)
-        fits = (tile_bits(inside_words) != 0) & (slots < room)
-        ranked = rank_keys(keys, first_place + offsets)
-        tl.store(candidates + row.to(tl.int64) * capacity + first + slots, ranked, mask=fits)
+    # One atomic for both counts, which at most 2^13 entries of a tile each cannot mix up.
+    both = tl.sum(popcount(above_words) << 16 | popcount(inside_words), axis=0)
+    sure = (both >> 16).to(tl.int64)
+    inside = both & 0xFFFF
+    if both > 0:
+        first = tl.atomic_add(tallies + row, sure << 32 | inside.to(tl.int64), sem="relaxed") & _LAST_PLACE
+        if inside > 0:
+            slots = exclusive_ranks(inside_words)
+            # What does not fit is not lost: the count tells, and the row is done anew.
+            room = tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32)
+            fits = (tile_bits(inside_words) != 0) & (slots < room)
+            ranked = rank_keys(keys, first_place + offsets)
+            tl.store(candidates + row.to(tl.int64) * capacity + first + slots, ranked, mask=fits)
     nans = tl.sum(tl.sum((keys > _INF_KEY).to(tl.int32), axis=1), axis=0)
     if (nans > 0) & (row == 0):
         tl.atomic_add(nan_count, nans.to(tl.int64), sem="relaxed")
 
 
 @triton.jit
-def descend(ks, sure, prefixes, ranks, histogram, row, FIRST: tl.constexpr, BITS: tl.constexpr):
+def tally(tallies, row):
+    """(entries above the bracket, candidates) of a row; neither reaches 2^32."""
+    both = tl.load(tallies + row)
+    return (both >> 32) & _LAST_PLACE, both & _LAST_PLACE
+
+
+@triton.jit
+def descend(ks, tallies, prefixes, ranks, histogram, row, FIRST: tl.constexpr, BITS: tl.constexpr):
     """(prefix, rank) after the level that ``histogram`` is of, from those before it."""
     if FIRST:
         prefix = tl.zeros((), tl.int64)
-        remaining = tl.load(ks + row) - tl.load(sure + row)
+        sure, _ = tally(tallies, row)
+        remaining = tl.load(ks + row) - sure
     else:
         prefix = tl.load(prefixes + row)
         remaining = tl.load(ranks + row)
@@ -247,9 +252,8 @@ def descend(ks, sure, prefixes, ranks, histogram, row, FIRST: tl.constexpr, BITS
 def candidate_histogram_kernel(
     candidates,
     capacity,
-    gathered,
+    tallies,
     ks,
-    sure,
     prefixes,
     ranks,
     next_prefixes,
@@ -269,11 +273,12 @@ def candidate_histogram_kernel(
     own = row.to(tl.int64)
     prefix = tl.zeros((), tl.int64)
     if PREVIOUS_BITS > 0:
-        prefix, rest = descend(ks, sure, prefixes, ranks, previous + own * STRIDE, row, FIRST, PREVIOUS_BITS)
+        prefix, rest = descend(ks, tallies, prefixes, ranks, previous + own * STRIDE, row, FIRST, PREVIOUS_BITS)
         if tl.program_id(0) < rows:
             tl.store(next_prefixes + row, prefix)
             tl.store(next_ranks + row, rest)
-    n = tl.minimum(tl.load(gathered + row), capacity)
+    _, gathered = tally(tallies, row)
+    n = tl.minimum(gathered, capacity)
     counts = tl.zeros((1 << BITS,), tl.int32)
     programs = tl.num_programs(0) // rows
     for part in range(tl.program_id(0) // rows, tl.cdiv(n, BLOCK), programs):
@@ -291,9 +296,8 @@ def candidate_histogram_kernel(
 def patch_kernel(
     candidates,
     capacity,
-    gathered,
+    tallies,
     ks,
-    sure,
     brackets,
     prefixes,
     ranks,
@@ -313,14 +317,14 @@ def patch_kernel(
     """Adds the candidates' bits and counts, or flags the row."""
     row = tl.program_id(0) % rows
     own = row.to(tl.int64)
-    prefix, _ = descend(ks, sure, prefixes, ranks, previous + own * STRIDE, row, False, BITS)
+    prefix, _ = descend(ks, tallies, prefixes, ranks, previous + own * STRIDE, row, False, BITS)
     threshold = prefix << SHIFT
     k = tl.load(ks + row)
-    n_sure = tl.load(sure + row)
-    n = tl.load(gathered + row)
+    n_sure, n = tally(tallies, row)
     low, _ = load_bracket(brackets, row, TIES_ALL)
-    # Fewer than k are fine where the bracket reaches to the last entry that can be kept.
-    missed = (n_sure > k) | (n > capacity) | ((n_sure + n < k) & (low > _BOTTOM))
+    # Fewer than k are fine if the bracket reaches to the last entry that can be kept. The smallest kept entry has to be
+    # a candidate: the others' magnitudes were not looked at.
+    missed = (n_sure >= k) | (n > capacity) | ((n_sure + n < k) & (low > _BOTTOM)) | ((n == 0) & (n_sure > 0))
     if tl.program_id(0) < rows:
         tl.store(flags + row, missed.to(tl.int32))
         tl.atomic_add(counts + row, n_sure, sem="relaxed")
@@ -369,7 +373,7 @@ def _draw(tables, sampling: Sampling) -> Tensor:
 
 
 def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling) -> Tensor:
-    """Fills ``masks`` and returns flags, int32 [rows]: not 0 where a row has to be done anew.
+    """Fill ``masks`` and return flags, int32 [rows]: not 0 if a row has to be done anew.
 
     tables, masks: ``Scores`` and fresh ``Masks`` of ``select.py``.
     """
@@ -387,7 +391,7 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
     )
     capacity = sampling.capacity(tables.words)
     candidates = torch.empty((rows, capacity), dtype=torch.int64, device=device)
-    sure, gathered = torch.zeros((2, rows), dtype=torch.int64, device=device)
+    tallies = torch.zeros(rows, dtype=torch.int64, device=device)
     tables.launch(
         mark_kernel,
         rows,
@@ -397,13 +401,11 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
         tables.words,
         candidates,
         capacity,
-        sure,
-        gathered,
-        masks.smallest,
+        tallies,
         masks.nan_count,
         TIES_ALL=ties_all,
     )
-    # Where all ties are kept, the place of an entry decides nothing.
+    # If all ties are kept, the place of an entry decides nothing.
     levels = _LEVEL_BITS[:_MAGNITUDE_LEVELS] if ties_all else _LEVEL_BITS
     starts = [sum(1 << bits for bits in levels[:level]) for level in range(len(levels) + 1)]
     shifts = [sum(_LEVEL_BITS[level + 1 :]) for level in range(len(levels))]
@@ -416,9 +418,8 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
         candidate_histogram_kernel[(programs,)](
             candidates,
             capacity,
-            gathered,
+            tallies,
             ks,
-            sure,
             prefixes[before],
             ranks[before],
             prefixes[level],
@@ -438,9 +439,8 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
     patch_kernel[(programs,)](
         candidates,
         capacity,
-        gathered,
+        tallies,
         ks,
-        sure,
         brackets,
         prefixes[-1],
         ranks[-1],

@@ -4,7 +4,7 @@ Two ways to the same bits, neither of which ever waits for the device:
 
 * composition: three histograms of the keys (11, 10 and 10 bits), then ties counted and words written. Five reads.
 * sampled (``sampled_select.py``), for many entries: one read, with the composition enqueued behind it for the rows that
-  the sample missed. Its programs leave at once where a device flag says that they are not needed.
+  the sample missed. Its programs leave at once if a device flag says that they are not needed.
 
 Fixed configurations. Tiles of 4,096 with 8 warps hold 16 keys a thread. The histogram is bound by its shared-memory
 atomics, so a bounded number of programs walk the tiles, and each adds its histogram to global memory only once.
@@ -73,7 +73,7 @@ class Scores:
 
 @triton.jit
 def needed(flags, row, FLAGGED: tl.constexpr):
-    """Whether a row's turn is real: always without flags, else where its flag is set."""
+    """Whether a row has to be done: always without flags, otherwise if its flag is set."""
     return tl.load(flags + row) != 0 if FLAGGED else row >= 0
 
 
@@ -211,7 +211,7 @@ def ties_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Entries equal to the row's key in each chunk; not needed where all of them are kept."""
+    """Entries equal to the row's key in each chunk; not needed if all of them are kept."""
     for tile in range(tl.program_id(0), n_chunks * rows, tl.num_programs(0)):
         row = tile % rows
         if needed(flags, row, FLAGGED) & (tl.load(tie_limits + row) != _ALL_TIES):
@@ -219,8 +219,8 @@ def ties_kernel(
             tensor = tl.load(chunk_table + chunk)
             start = tl.load(chunk_table + n_chunks + chunk)
             rank = tl.load(chunk_table + 2 * n_chunks.to(tl.int64) + chunk)
-            found = load_keys(tl.load(addresses + tensor), start, tl.load(numels + tensor), DTYPE, ALIGNED, BLOCK)
-            equal = tl.sum(tl.sum((found == tl.load(keys + row)).to(tl.int32), axis=1), axis=0)
+            loaded = load_keys(tl.load(addresses + tensor), start, tl.load(numels + tensor), DTYPE, ALIGNED, BLOCK)
+            equal = tl.sum(tl.sum((loaded == tl.load(keys + row)).to(tl.int32), axis=1), axis=0)
             tl.store(ties + row.to(tl.int64) * all_chunks + rank, equal.to(tl.int64))
 
 
@@ -257,11 +257,11 @@ def words_kernel(
             start = tl.load(chunk_table + n_chunks + chunk)
             rank = tl.load(chunk_table + 2 * n_chunks.to(tl.int64) + chunk)
             numel = tl.load(numels + tensor)
-            found = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
+            loaded = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
             key = tl.load(keys + row)
             limit = tl.load(tie_limits + row)
-            tie = found == key
-            kept = ((found > key) & (found <= _INF_KEY)) | tie
+            tie = loaded == key
+            kept = ((loaded > key) & (loaded <= _INF_KEY)) | tie
             if limit != _ALL_TIES:
                 up_to_here = tl.load(ties + row.to(tl.int64) * all_chunks + rank)
                 if up_to_here > limit:
@@ -269,17 +269,17 @@ def words_kernel(
                     before = up_to_here - tl.sum(popcount(tie_words), axis=0)
                     # Clamped into int32, in which ranks within a tile are.
                     allowed = tl.minimum(tl.maximum(limit - before, 0), BLOCK).to(tl.int32)
-                    kept = kept & ((found != key) | (exclusive_ranks(tie_words) < allowed))
+                    kept = kept & ((loaded != key) | (exclusive_ranks(tie_words) < allowed))
             target = words + row.to(tl.int64) * width + tl.load(word_offsets + tensor) + start // 32
             tile_words = words_of(kept)
             store_words(target, tile_words, tile_length(start, numel, BLOCK), BLOCK // 32)
             count = tl.sum(popcount(tile_words), axis=0)
             if count > 0:
                 tl.atomic_add(counts + row, count.to(tl.int64), sem="relaxed")
-                least = tl.min(tl.min(tl.where(kept, found, _INF_KEY), axis=1), axis=0)
+                least = tl.min(tl.min(tl.where(kept, loaded, _INF_KEY), axis=1), axis=0)
                 tl.atomic_min(smallest + row, least, sem="relaxed")
             if COUNT_NAN:
-                nans = tl.sum(tl.sum((found > _INF_KEY).to(tl.int32), axis=1), axis=0)
+                nans = tl.sum(tl.sum((loaded > _INF_KEY).to(tl.int32), axis=1), axis=0)
                 if (nans > 0) & (row == 0):
                     tl.atomic_add(nan_count, nans.to(tl.int64), sem="relaxed")
 

@@ -3,8 +3,8 @@
 Every table is cached by the values it holds, so a steady training loop uploads nothing, and one whose gradients are
 allocated anew uploads their addresses only: one asynchronous copy from pinned memory of 8 bytes a tensor.
 
-CUDA graphs: a table that a captured call uses must outlive every replay, so it is kept for the life of the process;
-it is also best uploaded before the capture, by one ordinary call with the same tensors.
+CUDA graphs: a table that a captured call uses must outlive every replay, so it lives as long as the process. It is best
+uploaded before the capture, by one ordinary call with the same tensors.
 """
 
 import threading
@@ -72,6 +72,27 @@ def _cached(key: tuple, device: torch.device, build: Callable[[], Tensor]) -> Te
     return entry.tensor
 
 
+_SCRATCH_ENTRIES = 32
+_scratch: OrderedDict[tuple, Tensor] = OrderedDict()
+
+
+def scratch(purpose: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory between two launches of one call: the same at every call of a thread on a stream, so that a steady loop
+    allocates nothing. A captured call has its own, of the graph's memory."""
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.empty(shape, dtype=dtype, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    key = (purpose, shape, dtype, device, stream, threading.get_ident())
+    with _lock:
+        memory = _scratch.get(key)
+        if memory is None:
+            memory = _scratch[key] = torch.empty(shape, dtype=dtype, device=device)
+            if len(_scratch) > _SCRATCH_ENTRIES:
+                _scratch.popitem(last=False)
+        _scratch.move_to_end(key)
+    return memory
+
+
 @dataclass(frozen=True)
 class Pointers:
     """int64 [T] addresses on the device (0 for None), and whether all are multiples of ``ALIGNMENT``."""
@@ -129,7 +150,7 @@ def chunks(numels: Sequence[int], block: int, device: torch.device, members: tup
 
 
 def groups(keys: Sequence) -> list[tuple[object, tuple[int, ...] | None]]:
-    """Indices by key, in order of first appearance; None instead of the indices where all keys are equal."""
+    """Indices by key, in order of first appearance; None instead of the indices if all keys are equal."""
     members: dict = {}
     for index, key in enumerate(keys):
         members.setdefault(key, []).append(index)

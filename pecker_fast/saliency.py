@@ -33,7 +33,7 @@ class MaskOptions(TypedDict, total=False):
 
 
 class _Scores:
-    """The scores of a call: names, shapes, and the tensors that are there (a missing gradient counts as zeros)."""
+    """The scores of a call: names, shapes and tensors. A gradient that is missing counts as zeros."""
 
     def __init__(self, scores: Scores) -> None:
         self.params = None
@@ -68,24 +68,24 @@ class _Scores:
         values = [None if value is None else local(value) for value in values]
         self.shapes = [local(param).shape for param in self.params or ()] or [value.shape for value in values]
         self.present = [i for i, value in enumerate(values) if value is not None]
-        given = [values[i] for i in self.present]
-        for i, value in zip(self.present, given, strict=True):
+        tensors = [values[i] for i in self.present]
+        for i, value in zip(self.present, tensors, strict=True):
             if value.layout is not torch.strided or value.dtype not in SCORE_DTYPES:
                 raise TypeError(
                     f"scores {self._label(i)} is a {describe(value)}, expected dense float32, bfloat16 or float16"
                 )
-            if value.device != given[0].device:
-                raise ValueError(f"scores {self._label(i)} is on {value.device}, others are on {given[0].device}")
-        self.device = given[0].device if given else fallback
+            if value.device != tensors[0].device:
+                raise ValueError(f"scores {self._label(i)} is on {value.device}, others are on {tensors[0].device}")
+        self.device = tensors[0].device if tensors else fallback
         self.numels = [math.prod(shape) for shape in self.shapes]
         self.numel = sum(self.numels)
-        self.tensors = contiguous_grads([value.detach() if value.requires_grad else value for value in given])
+        self.tensors = contiguous_grads([value.detach() if value.requires_grad else value for value in tensors])
 
     def _label(self, i: int) -> str:
         return repr(self.names[i]) if self.names is not None else f"[{i}]"
 
     def all_words(self, words: Tensor) -> Tensor:
-        """Mask rows of the tensors present, [m, w], widened to all tensors, [m, W]."""
+        """Mask rows of all tensors, [m, W], from those of the tensors present, [m, w]."""
         if len(self.present) == len(self.shapes):
             return words
         offsets = ops.word_offsets(self.numels)
@@ -145,9 +145,10 @@ def saliency_mask(
     group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> SaliencyMask | list[SaliencyMask]:
-    """The mask m = 1(|score| >= gamma) of PECKER (its equation 10) and SalUn, over all tensors at once.
+    """Mark the entries of largest magnitude over all tensors together: m = 1(|score| >= gamma).
 
-    gamma is given, or is the k-th largest magnitude, found exactly: without concatenating or sorting the scores.
+    This is the mask of PECKER (its equation 10) and SalUn. gamma is given, or is the k-th largest magnitude, found
+    exactly, without concatenating or sorting the scores.
 
     Parameters
     ----------
@@ -205,11 +206,11 @@ class _Rows:
     """The densities, ks or thresholds of a call, checked; one mask for each."""
 
     def __init__(self, density, k, threshold) -> None:
-        given = {"density": density, "k": k, "threshold": threshold}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of density, k and threshold, got {', '.join(given) or 'none'}")
-        ((self.kind, value),) = given.items()
+        options = {"density": density, "k": k, "threshold": threshold}
+        options = {name: value for name, value in options.items() if value is not None}
+        if len(options) != 1:
+            raise ValueError(f"give exactly one of density, k and threshold, got {', '.join(options) or 'none'}")
+        ((self.kind, value),) = options.items()
         self.several = isinstance(value, Sequence) and not isinstance(value, str)
         self.values = list(value) if self.several else [value]
         if not self.values:
@@ -289,7 +290,7 @@ def _select_per_tensor(values: _Scores, rows: _Rows, ties_all: bool, backend) ->
 
 
 def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backend):
-    """Selection over the ranks of ``group``: histograms are summed, ties are dealt out in the order of the ranks."""
+    """Selection over the ranks of ``group``: histograms are summed, ties go to the lowest ranks first."""
     device = values.device
 
     def total(tensor: Tensor, op=dist.ReduceOp.SUM) -> Tensor:
@@ -323,7 +324,7 @@ def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backen
 
 
 class SaliencyAccumulator:
-    """Scores summed over several backward passes, in float32, one tensor for each parameter.
+    """Sum scores over several backward passes, in float32, one tensor for each parameter.
 
     Parameters
     ----------
@@ -364,7 +365,7 @@ class SaliencyAccumulator:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Adds the present ``.grad`` of every parameter and leaves it as it is. None adds nothing."""
+        """Add the ``.grad`` of every parameter, which stays as it is. None adds nothing."""
         by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
         for name, param in self._params.items():
             if param.grad is None:
@@ -381,7 +382,7 @@ class SaliencyAccumulator:
         self.batches += 1
 
     def reset(self) -> None:
-        """Back to zeros."""
+        """Set all scores to zero."""
         for score in self.scores.values():
             score.zero_()
         self.batches = 0
@@ -405,11 +406,11 @@ class SaliencyAccumulator:
     def mask(self, *, threshold: Sequence[float], **options: "Unpack[MaskOptions]") -> list[SaliencyMask]: ...
 
     def mask(self, **options: Any) -> SaliencyMask | list[SaliencyMask]:
-        """``saliency_mask`` of the accumulated scores; takes its keyword arguments.
+        """Call ``saliency_mask`` on the accumulated scores with these keyword arguments.
 
-        With reduce="sq_sum" a threshold, given or found, refers to the summed squares.
+        With reduce="sq_sum" thresholds, arguments and results, are sums of squares.
         """
-        made = saliency_mask(self.scores, **{"backend": self.backend, **options})
-        for mask in made if isinstance(made, list) else [made]:
+        masks = saliency_mask(self.scores, **{"backend": self.backend, **options})
+        for mask in masks if isinstance(masks, list) else [masks]:
             mask.bind(list(self._params.values()))
-        return made
+        return masks

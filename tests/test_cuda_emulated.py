@@ -131,7 +131,7 @@ def frozen_entries(arguments: list, options: dict, name: str, i: int) -> torch.T
     size = arguments[4][i].numel() if packed else numel
     if idle or (found_inf is not None and bool(found_inf)):
         return torch.ones(size, dtype=torch.bool)
-    everywhere = words is None or masked_grads or packed or (name == "emas" and options["ema_frozen"])
+    everywhere = words is None or masked_grads or packed or (name == "emas" and options["ema_everywhere"])
     if everywhere:
         return torch.zeros(size, dtype=torch.bool)
     return ~reference.unpack_bits(words[offsets[i] : offsets[i] + num_words(numel)], numel)

@@ -9,8 +9,8 @@
 
 namespace pecker_fast {
 
-// This file and radix_key.h own the sizes that all C++ kernels share; pecker_fast/ops/layout.py owns Python's, and a test
-// compares the two.
+// This file and radix_key.h own the sizes that all C++ kernels share; pecker_fast/ops/layout.py owns Python's, and a
+// test compares the two.
 constexpr int kWordBits = 32;
 
 // Entries between two recorded offsets into packed state (PACK_BLOCK).

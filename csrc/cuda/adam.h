@@ -53,14 +53,14 @@ struct AdamArguments {
   std::int32_t last_bias_row;
   AdamScalars<T> scalars;
   bool has_first_moment, has_ema, joint, retain_variance, ema_everywhere, stochastic_rounding, counts_are_16_bit;
-  // Features that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts, retain_variance,
-  // stochastic_rounding, ema_everywhere.
+  // Whether a feature is used that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts,
+  // retain_variance, stochastic_rounding, ema_everywhere.
   bool rare;
   // Whether gradients are clipped, decayed or made finite, or updates are limited: set_adam_scalars knows.
   bool conditioned;
 };
 
-// Fills in the scalars that the host knows; prepare_adam does the rest. clip_value, max_update: inf where there is none.
+// Fills in the scalars that the host knows; prepare_adam does the rest. clip_value, max_update: inf for none.
 template <typename T>
 void set_adam_scalars(AdamArguments<T>& arguments, double beta1, double beta2, double eps, double coupled_decay,
                       double clip_value, double max_update, double ema_decay, bool zero_nonfinite) {
@@ -82,7 +82,7 @@ struct AdamDeviceScalars {
   const double* lr;
   const float* grad_scale;  // or null
   const float* found_inf;   // or null
-  double beta1, beta2, weight_decay, max_update;  // max_update: inf where there is none
+  double beta1, beta2, weight_decay, max_update;  // max_update: inf for none
   bool decoupled_weight_decay, maximize;
   std::int64_t seed;
 };

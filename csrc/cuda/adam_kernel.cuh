@@ -7,7 +7,7 @@
 // Packed: as masked, and the state of a round's entries, which is one contiguous range, is moved through shared memory
 // in full-width accesses.
 //
-// Where a tile is whole and all its tensors are aligned, a group is one vector access in each; elsewhere (the ends of
+// If a tile is whole and all its tensors are aligned, a group is one vector access in each; otherwise (at the ends of
 // tensors) its entries are accessed one by one.
 #pragma once
 
@@ -41,7 +41,7 @@ struct AdamTensor {
   static constexpr bool kAny = (kOptions & kAnyOption) != 0, kRareToo = (kOptions & kRare) != 0;
 
   void* pointers[kAdamSlots];
-  // Of the chunk, negative where the shift comes before the tensor.
+  // First entry of the chunk; negative if the shift puts it before the tensor.
   std::int64_t first;
   std::int64_t numel;
   int shift;
@@ -50,7 +50,7 @@ struct AdamTensor {
   AdamTensorPrepared<T> prepared;
   AdamPrepared<T> step;
 
-  // Whether the tensor has this list: known to the compiler where the kernel is compiled for it.
+  // Whether the tensor has this list. A constant unless the kernel looks at its arguments.
   template <AdamSlot kSlot>
   __device__ __forceinline__ bool has() const {
     if constexpr (kSlot == kExpAvg && !kAny) return (kOptions & kFirstMoment) != 0;
@@ -98,7 +98,7 @@ struct AdamTensor {
   }
 };
 
-// What is in shared memory is read again after this, instead of being kept in registers.
+// Shared memory is read again after this instead of being kept in registers.
 __device__ __forceinline__ void forget_registers() { asm volatile("" ::: "memory"); }
 
 template <typename P, typename T>
@@ -108,22 +108,25 @@ struct AdamGroup {
   Vector<T, kGroup> exp_avg, exp_avg_sq, max_exp_avg_sq;
 };
 
-// Where a group is, and which of its entries are updated, have their EMA updated, see the masked gradient. `fast`: all of
-// them exist and are vectors.
+// Where a group is, and which of its entries are updated, have their EMA updated, see the masked gradient. `fast`: all
+// of them exist and are vectors.
 struct GroupBits {
   std::int64_t first;
   unsigned update, ema, masked;
   bool fast;
 };
 
-template <bool kFast, typename Tensor, typename P, typename T>
+template <bool kFast, Kind kKind, typename Tensor, typename P, typename T>
 __device__ __forceinline__ void load_dense(const Tensor& t, const GroupBits& b, AdamGroup<P, T>& v) {
   const unsigned touched = b.update | b.ema;
   if (t.template has<kGrad>()) load_group<kFast>(v.grad, t.template data<kGrad>(), b.first, b.update);
   if (t.template has<kMaskedGrad>() && b.masked != 0) {
     load_group<kFast>(v.masked_grad, t.template data<kMaskedGrad>(), b.first, b.masked);
   }
-  load_group<kFast>(v.param, t.template data<kParam>(), b.first, touched);
+  // A master has the parameter's value; the parameter itself is needed only if some of its entries stay.
+  if (kKind != Kind::every || !t.template has<kMaster>()) {
+    load_group<kFast>(v.param, t.template data<kParam>(), b.first, touched);
+  }
   if (t.template has<kMaster>()) load_group<kFast>(v.master, t.template data<kMaster>(), b.first, touched);
   if (t.template has<kEma>()) load_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
 }
@@ -156,7 +159,7 @@ __device__ __forceinline__ void store_state(const Tensor& t, const GroupBits& b,
   }
 }
 
-// Counts an update of state entry `at` and returns its corrections.
+// Adds one to the step count of state entry `at` and returns its bias corrections.
 template <typename T>
 __device__ __forceinline__ AdamCorrection<T> count_update(const AdamArguments<T>& a, T lr, void* counts,
                                                           std::int64_t at) {
@@ -174,8 +177,8 @@ __device__ __forceinline__ AdamCorrection<T> count_update(const AdamArguments<T>
   return {lr * row[0], row[1]};
 }
 
-// Moment k (first, second, largest second) of an entry that is updated: in the group, or where the state is packed in
-// shared memory, at `staged`.
+// Moment k (first, second, largest second) of an updated entry: in the group or, if the state is packed, in shared
+// memory at `staged`.
 template <Kind kKind, typename T>
 __device__ __forceinline__ T moment(const Vector<T, kGroup>& group, int i, const T* staged, int k, bool updated) {
   if constexpr (kKind != Kind::packed) return group.entry(i);
@@ -191,8 +194,8 @@ __device__ __forceinline__ void set_moment(Vector<T, kGroup>& group, int i, T* s
   }
 }
 
-// Updates entry i of a group. `state_first`: index of the group's first entry in dense state, of its first updated entry
-// in packed state, which is at `staged`. Returns the parameter before it is rounded.
+// Updates entry i of a group. `state_first`: index of the group's first entry in dense state, of its first updated
+// entry in packed state, which is at `staged`. Returns the parameter before it is rounded.
 template <Kind kKind, bool kConditioned, typename Tensor, typename P, typename T>
 __device__ __forceinline__ T update_entry(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
                                           std::int64_t state_first, T* staged, int i, AdamGroup<P, T>& v) {
@@ -230,7 +233,7 @@ __device__ __forceinline__ T update_entry(const AdamArguments<T>& a, const Tenso
   return sum(product(x, t.step.decay), -u);
 }
 
-// The new parameters, rounded to their type where the group's entries are updated.
+// Rounds the updated entries' new parameters to their type, and advances masters and EMA.
 template <Kind kKind, typename Tensor, typename P, typename T>
 __device__ __forceinline__ void set_params(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
                                            const T (&x)[kGroup], AdamGroup<P, T>& v) {
@@ -297,10 +300,10 @@ template <Kind kKind, typename P, typename T, typename Tensor>
 __device__ __forceinline__ void step_group(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b) {
   AdamGroup<P, T> v;
   if (b.fast) {
-    load_dense<true>(t, b, v);
+    load_dense<true, kKind>(t, b, v);
     load_state<true>(t, b, v);
   } else {
-    load_dense<false>(t, b, v);
+    load_dense<false, kKind>(t, b, v);
     load_state<false>(t, b, v);
   }
   if constexpr (Tensor::kRareToo) forget_registers();
@@ -354,9 +357,9 @@ __device__ __forceinline__ void step_packed_round(const AdamArguments<T>& a, con
   Stage<T> first, second, largest;
   if (active) {
     if (b.fast) {
-      load_dense<true>(t, b, v);
+      load_dense<true, Kind::packed>(t, b, v);
     } else {
-      load_dense<false>(t, b, v);
+      load_dense<false, Kind::packed>(t, b, v);
     }
   }
   if (t.template has<kExpAvg>()) first.load(t.template data<kExpAvg>(), base, count);
@@ -445,7 +448,7 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
 #pragma unroll 1
       for (int r = 0; r < kTileGroups; r += 32) {
         if constexpr (Tensor::kRareToo) {
-          // Not kept in registers, of which there are not enough.
+          // Recomputed: there are not enough registers to keep them.
           forget_registers();
           tile = t.first + tile_offset(k);
           fast = t.aligned && whole_tile(tile, t.numel);
@@ -541,7 +544,8 @@ void adam_step(const AdamArguments<T>& a, cudaStream_t stream) {
     constexpr int kOptions = decltype(options)::value;
     PF_LAUNCH((adam_kernel<P, T, kKind, kOptions>), grid, kChunkThreads, 0, stream, a);
   };
-  const Kind kind = a.packed_offsets != nullptr ? Kind::packed : a.words != nullptr && !a.joint ? Kind::masked : Kind::every;
+  const bool masked = a.words != nullptr && !a.joint;
+  const Kind kind = a.packed_offsets != nullptr ? Kind::packed : masked ? Kind::masked : Kind::every;
   for_constant<Kind, Kind::every, Kind::masked, Kind::packed>(kind, [&](auto kind) {
     // Double precision is for checking other results: one version of each kernel is enough.
     if constexpr (sizeof(T) == 8) {

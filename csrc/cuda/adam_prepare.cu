@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Everything that needs a power or a division once a tensor, so that the step's own kernel stays small.
+// Powers and divisions that a tensor needs once, so that the step's own kernel stays small.
 template <typename T>
 __global__ void prepare_kernel(AdamDeviceScalars s, void* scratch, std::int32_t num_tensors) {
   const T lr = static_cast<T>(*s.lr);
@@ -18,7 +18,7 @@ __global__ void prepare_kernel(AdamDeviceScalars s, void* scratch, std::int32_t 
     step.lr = lr;
     step.grad_factor = s.maximize ? -inv_scale : inv_scale;
     step.decay = s.decoupled_weight_decay ? T(1) - lr * static_cast<T>(s.weight_decay) : T(1);
-    // No limit stays none where lr is 0: inf * 0 would be NaN.
+    // An infinite limit stays infinite if lr is 0: inf * 0 would be NaN.
     const T limit = static_cast<T>(s.max_update);
     step.max_update = is_finite(limit) ? limit * lr : limit;
     step.skip = s.found_inf != nullptr && *s.found_inf != 0.0f;

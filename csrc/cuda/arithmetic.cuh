@@ -18,8 +18,8 @@ __device__ __forceinline__ double sum(double a, double b) { return __dadd_rn(a, 
 __device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 __device__ __forceinline__ double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 
-// Within one unit in the last place. IEEE's square root and division are ten instructions and two branches more, and the
-// error of a step is no larger for it.
+// Within one unit in the last place. IEEE's square root and division are ten instructions and two branches more, and
+// the error of a step is no larger for it.
 __device__ __forceinline__ float root(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -45,8 +45,8 @@ __device__ __forceinline__ float reciprocal(float x) {
 #endif
 }
 
-// a / b by the hardware's reciprocal and one correction: the nearest float or its neighbour. What is not finite is as in
-// IEEE: the correction is left out where it gives NaN. A divisor below 2^-126 counts as 0, one above 2^126 as infinite;
+// a / b by the hardware's reciprocal and one correction: the nearest float or its neighbour. Infinities and NaN are
+// IEEE's: a correction that gives NaN is dropped. A divisor below 2^-126 counts as 0, one above 2^126 as infinite;
 // sqrt(v) + eps is between them for every eps but one below 1.2e-38.
 __device__ __forceinline__ float quotient(float a, float b) {
 #if defined(PF_EMULATE_CUDA)

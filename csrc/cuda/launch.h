@@ -1,9 +1,9 @@
 // How kernels are started, and the accesses they share. Everything in csrc/cuda is free of torch headers: it compiles
 // with nvcc alone, and with a C++ compiler and tests/emulation/cuda_emulator.h (PF_EMULATE_CUDA), which runs the
-// kernels on the host so that they can be tested where there is no GPU.
+// kernels on the host, so that they can be tested without a GPU.
 //
-// PF_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...) starts a kernel and throws what the driver says
-// against the launch. A kernel template with several arguments goes in parentheses: PF_LAUNCH((kernel<A, B>), ...).
+// PF_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...) starts a kernel and throws if the driver refuses
+// the launch. A kernel template with several arguments goes in parentheses: PF_LAUNCH((kernel<A, B>), ...).
 // PF_DYNAMIC_SHARED(type, name) declares the block's dynamic shared memory; it is 16-byte aligned.
 #pragma once
 
@@ -28,7 +28,8 @@ inline void check_cuda(cudaError_t error, const char* what) {
   }
 }
 
-// Calls body(integral_constant) of the one of `kValues` that `value` is: a choice made at run time becomes a template's.
+// Calls body(integral_constant) of the one of `kValues` that `value` is: a choice made at run time becomes a
+// template's.
 template <typename T, T... kValues, typename Body>
 void for_constant(T value, const Body& body) {
   static_cast<void>(((value == kValues ? (body(std::integral_constant<T, kValues>{}), true) : false) || ...));
@@ -81,9 +82,10 @@ __device__ __forceinline__ T warp_exclusive_sum(T value, T* total) {
 }
 
 // Loads and stores of device memory of 4, 8 or 16 bytes in one access, 32 in two; the address is a multiple of
-// min(bytes, 16). In PTX, because the compiler splits copies of structs into scalar accesses. Volatile keeps the accesses
-// in their order, so that all loads of a group are under way before the first result is used. The memory is not declared
-// clobbered: no kernel reads an address that it has stored to. Entries are read once in a pass, past the first-level cache.
+// min(bytes, 16). In PTX, because the compiler splits copies of structs into scalar accesses. Volatile keeps the
+// accesses in their order, so that all loads of a group are under way before the first result is used. The memory is
+// not declared clobbered: no kernel reads an address that it has stored to. Entries are read once in a pass, past the
+// first-level cache.
 template <int kBytes>
 __device__ __forceinline__ void load_bytes(const void* address, std::uint32_t* words) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16 || kBytes == 32);

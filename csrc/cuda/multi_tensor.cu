@@ -6,7 +6,7 @@
 namespace pecker_fast {
 namespace {
 
-// Kernel arguments may be 4 KB, and 32 KB where compiler and driver are of CUDA 12.1 or later.
+// Kernel arguments may be 4 KB, and 32 KB if compiler and driver are of CUDA 12.1 or later.
 constexpr int kSmallPayload = 496;
 constexpr int kLargePayload = 4000;
 

@@ -2,7 +2,7 @@
 //
 // A tensor's entries are taken in chunks of kChunk, one block each, and within a chunk in groups of kGroup, one lane
 // each. Groups start where the tensor's leading pointer is aligned for a vector access: group j of a tensor holds the
-// entries 4 j - shift to 4 j - shift + 3, those that exist. Its first and last groups may be partial (the peeled head
+// entries 4 j - shift to 4 j - shift + 3 that exist. Its first and last groups may be partial (the peeled head
 // and tail: accessed entry by entry); all others are vectors.
 #pragma once
 
@@ -44,7 +44,7 @@ inline std::int64_t num_chunks(std::int64_t numel, std::int32_t shift) {
 // The table of one call, a kernel argument; everything it points to is on the device.
 struct MultiTensor {
   const TensorInfo* tensors;
-  // pointers[slot * num_tensors + tensor]: slot by slot the operator's lists; null where a tensor has none.
+  // pointers[slot * num_tensors + tensor]: slot by slot the operator's lists; null if a tensor has none.
   void* const* pointers;
   // One per block of the grid.
   const Chunk* chunks;
@@ -129,7 +129,8 @@ __device__ __forceinline__ void load_group(Vector<P, kGroup>& out, const P* base
 }
 
 template <bool kFast, typename P>
-__device__ __forceinline__ void store_group(const Vector<P, kGroup>& values, P* base, std::int64_t first, unsigned bits) {
+__device__ __forceinline__ void store_group(const Vector<P, kGroup>& values, P* base, std::int64_t first,
+                                            unsigned bits) {
   if constexpr (kFast) {
     values.store(base + first);
   } else {
@@ -148,7 +149,7 @@ constexpr int kTilesPerWarp = kTiles / kChunkWarps;
 // Where the k-th tile of this warp starts within a chunk.
 __device__ __forceinline__ int tile_offset(int k) { return (warp_id() + kChunkWarps * k) * kTileEntries; }
 
-// Its first entry, negative where the shift comes before it.
+// Its first entry; negative if the shift puts it before the tensor.
 __device__ __forceinline__ std::int64_t tile_first(int chunk_index, int k, int shift) {
   return static_cast<std::int64_t>(chunk_index) * kChunk + tile_offset(k) - shift;
 }
@@ -163,9 +164,9 @@ __device__ __forceinline__ bool whole_tile(std::int64_t first, std::int64_t nume
   return first >= 0 && first + kTileEntries <= numel;
 }
 
-// Calls visit(first entry, bits of the entries that exist, bits of the mask, fast) for all groups of a chunk, one a lane.
-// words[k] is this lane's mask word of tile k. `aligned`: groups are vectors in all of the tensor's lists; `fast`: besides,
-// the tile is whole. Blocks have kChunkThreads threads.
+// Calls visit(first entry, bits of the entries that exist, bits of the mask, fast) for all groups of a chunk, one a
+// lane. words[k] is this lane's mask word of tile k. `aligned`: groups are vectors in all of the tensor's lists;
+// `fast`: besides, the tile is whole. Blocks have kChunkThreads threads.
 template <typename Visit>
 __device__ __forceinline__ void for_each_group(int chunk_index, std::int64_t numel, int shift, bool aligned,
                                                const unsigned (&words)[kTilesPerWarp], const Visit& visit) {

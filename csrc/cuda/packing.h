@@ -11,7 +11,7 @@ void block_counts(const MultiTensor& table, const std::uint32_t* words, std::int
 // Set bits before each block of one tensor, with their total at the end: block_count(numel) + 1 entries.
 void block_offsets(const std::uint32_t* words, std::int64_t numel, std::int64_t* offsets, cudaStream_t stream);
 
-// `element_size`: 2, 4 or 8 bytes. Entries of `packed` past `count` are neither written nor read; where the mask has
+// `element_size`: 2, 4 or 8 bytes. Entries of `packed` past `count` are neither written nor read; if the mask has
 // fewer than `count` entries, the rest of `packed` becomes 0.
 void pack(const void* dense, int element_size, const std::uint32_t* words, std::int64_t numel,
           const std::int64_t* offsets, void* packed, std::int64_t count, cudaStream_t stream);

@@ -114,9 +114,9 @@ SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning, std::in
     plan.log_clusters = static_cast<int>(log_clusters);
     while (plan.log_clusters > 0 && kClusterBytes << plan.log_clusters > rest) --plan.log_clusters;
     plan.capacity = std::max<std::int64_t>(rest, 0) / (group * static_cast<std::int64_t>(sizeof(u64)));
-    // Share of the entries in a bracket around the median, if those of a cluster have nothing to do with each other; with
-    // all of them alike it is 2.8 times as wide. Several rows share a pass only if there is room for the rounding to parts
-    // of the positions too, which is this large if all entries have one key.
+    // Share of the entries in a bracket around the median, if those of a cluster have nothing to do with each other;
+    // with all of them alike it is 2.8 times as wide. Several rows share a pass only if there is room for the rounding
+    // to parts of the positions too, which is this large if all entries have one key.
     const double n = std::ldexp(8.0, plan.log_clusters);
     const double rounding = group > 1 ? 2.0 / (1 << kGroupBits) : 0.0;
     const double share = 2.1 * (tuning.sigmas * std::sqrt(n) / 2 + tuning.slack) / n + rounding;

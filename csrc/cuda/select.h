@@ -52,7 +52,7 @@ inline bool append_score(Scores& scores, const void* data, std::int64_t numel, s
   return true;
 }
 
-// What does not change the result. The tests make the numbers small to reach every path.
+// Numbers that do not change the result. The tests make them small to reach every path.
 struct SelectTuning {
   // Blocks of the kernels that read all scores, and of those that read the sample or the candidates.
   int blocks;
@@ -63,7 +63,7 @@ struct SelectTuning {
   // Half the width of the bracket: sigmas * standard deviation + slack, in ranks of the sample.
   float sigmas;
   float slack;
-  // Candidates that can be kept for each row; 0: as many as the memory that a selection may take holds.
+  // Room for candidates of each row; 0: as much as the memory that a selection may take.
   std::int64_t capacity;
 };
 
@@ -72,7 +72,7 @@ inline SelectTuning default_tuning(int multiprocessors) { return {4 * multiproce
 // Rows that one pass over the scores works on at most.
 constexpr int kMaxRows = 8;
 
-// How a selection runs: what the launchers work out of Scores and SelectTuning.
+// How a selection runs; derived from Scores and SelectTuning.
 struct SelectPlan {
   SelectTuning tuning;
   bool sampled;

@@ -2,8 +2,8 @@
 //
 // position: 32 * word + bit of an entry in a mask row. It orders entries as ties are broken: by tensor, then by index.
 // key: float32 bits of the magnitude (0 for zeros). composite: key and position in one number that is larger for a
-// larger key and, at equal keys, for a smaller position. Composites are all different, whatever the data. Positions have
-// as many bits of it as a call's positions need, so that few of a radix selection's digits are the same for all.
+// larger key and, at equal keys, for a smaller position. Composites are all different, whatever the data. Positions
+// have as many bits of it as a call's positions need, so that few of a radix selection's digits are the same for all.
 #pragma once
 
 #include "common/bit_words.h"
@@ -113,8 +113,8 @@ struct Batch {
 };
 
 // How the lanes of a warp hold a batch: `Run` adjacent entries of each lane at a time, so that entry i of lane l is
-// entry offset(i, l) of the batch. A lane has 32 entries; it reads them in two parts of 16, which come from the first and the
-// second half of the batch.
+// entry offset(i, l) of the batch. A lane has 32 entries; it reads them in two parts of 16, which come from the first
+// and the second half of the batch.
 constexpr int kPart = 16;
 constexpr int kPartEntries = 32 * kPart;
 
@@ -157,7 +157,9 @@ __device__ __forceinline__ void read_batch(const ScoreTensor& tensor, const Batc
     uint4 raw[kBoth ? 2 : 1][kLoads];
     const auto load_half = [&](int half, uint4(&to)[kLoads]) {
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) to[i] = load_streaming(vectors + half * (kPartEntries / Score::kVector) + 32 * i);
+      for (int i = 0; i < kLoads; ++i) {
+        to[i] = load_streaming(vectors + half * (kPartEntries / Score::kVector) + 32 * i);
+      }
     };
     if constexpr (kBoth) {
       load_half(0, raw[0]);
@@ -225,8 +227,8 @@ __device__ __forceinline__ ScoreTensor find_word(const Scores& scores, std::int6
 }
 
 // For the warp's batch in every chunk of this block: calls part(batch, half, x, arrangement) for both halves of it,
-// with the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both may use
-// the warp's collectives, not the block's. kAhead: there are registers to load more than is worked on.
+// with the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both
+// may use the warp's collectives, not the block's. kAhead: there are registers to load more than is worked on.
 template <bool kAhead = true, typename Part, typename Finish>
 __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part, Finish&& finish) {
   int index = 0;
@@ -253,8 +255,8 @@ __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part
 }
 
 // One bit for each of the lane's entries in a half of a batch that are within the bound, at the place that the entry
-// has among the lane's 32. An entry beyond the end reads as 0 and a NaN is not comparable, so neither is, for keys of at
-// least 1.
+// has among the lane's 32. An entry beyond the end reads as 0 and a NaN is not comparable, so neither is, for keys of
+// at least 1.
 template <typename Order>
 __device__ __forceinline__ u32 entries_within(const float* x, Order, const Bound& bound, const Batch& batch, int half) {
   u32 bits = 0;

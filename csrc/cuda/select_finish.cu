@@ -4,7 +4,8 @@
 namespace pecker_fast {
 namespace {
 
-// The chosen value is known, or all of its bin is kept: the bin's lower end is a threshold as good as its smallest value.
+// For when the value is known or its whole bin is kept: the bin's lower end is as good a threshold as its smallest
+// value.
 __device__ __forceinline__ void keep_from(RowState* state, u64 prefix, int bits) {
   state->finish.done = true;
   state->kept_from = (state->base + (prefix << bits)) << state->dropped_bits;
@@ -26,14 +27,14 @@ __global__ void __launch_bounds__(kSelectThreads) candidate_level_kernel(Workspa
   if (finish.rank == finish.count || finish.done) keep_from(state, finish.prefix, finish.bits);
 }
 
-// Few candidates have the prefix of the wanted one: they are gathered, and the last block goes through the remaining
+// If few candidates have the prefix of the wanted one, they are gathered and the last block resolves the remaining
 // digits alone.
 __global__ void __launch_bounds__(kSelectThreads) few_kernel(Workspace workspace) {
   RowState* const state = workspace.rows + blockIdx.y;
   if (state->fallback || state->finish.done) return;
   const RadixState before = state->finish;
   if (before.count > kFew) {
-    // So many whose first digits are all alike: the histograms of all scores know what to do.
+    // Too many values share these digits: histograms of all scores decide.
     if (is_last_block(&state->tickets[11], gridDim.x) && threadIdx.x == 0) state->fallback = true;
     return;
   }
@@ -72,7 +73,8 @@ __global__ void __launch_bounds__(kSelectThreads) few_kernel(Workspace workspace
   if (threadIdx.x == 0) keep_from(state, now.prefix, now.bits);
 }
 
-__global__ void __launch_bounds__(kSelectThreads) patch_kernel(Workspace workspace, std::int64_t num_words, MaskGroup out) {
+__global__ void __launch_bounds__(kSelectThreads)
+    patch_kernel(Workspace workspace, std::int64_t num_words, MaskGroup out) {
   const int row = blockIdx.y;
   RowState* const state = workspace.rows + row;
   if (state->fallback) return;

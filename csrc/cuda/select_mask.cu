@@ -25,8 +25,8 @@ __device__ __forceinline__ void flush(const u64* staged, int count, u64* total, 
   __syncwarp();
 }
 
-// Whole warp: takes in the entries whose bits are set, and returns how many are staged then. They are read again, from
-// the cache most likely: to find them among the registers would take more than the rest of the pass.
+// Whole warp: stages the entries whose bits are set and returns how many are staged then. They are read again, most
+// likely from the cache: picking them out of registers would take longer than the rest of the pass.
 template <int kRoom, typename Order>
 __device__ __forceinline__ int stage(const Batch& batch, Order, u32 bits, u64* staged, int count, u64* total,
                                      u64* buffer, u64 capacity, int position_bits) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ void store_word(std::int32_t* words, const Batch& bat
   if (32 * w < batch.valid) words[static_cast<std::int64_t>(batch.position >> 5) + w] = static_cast<std::int32_t>(word);
 }
 
-// After the pass with a bracket: what is left to do for a row.
+// After the pass with a bracket: decides what remains to be done for a row.
 __device__ void decide(RowState* state, std::int64_t k, bool ties_all, u64 capacity, int position_bits) {
   const u64 within_high = __ldcg(&state->within_high), candidates = __ldcg(&state->candidates);
   const u64 low = composite(state->low, position_bits), high = composite(state->high, position_bits);
@@ -66,7 +66,7 @@ __device__ void decide(RowState* state, std::int64_t k, bool ties_all, u64 capac
   if (k < 1 || candidates > capacity || within_high >= wanted) {
     state->fallback = true;
   } else if (within_high + candidates < wanted) {
-    // Without candidates nothing is known of the smallest kept entry.
+    // Without candidates the smallest kept entry is unknown.
     state->fallback = !all_eligible || (candidates == 0 && within_high > 0);
     state->kept_from = low;
     state->finish.done = true;
@@ -79,8 +79,8 @@ __device__ void decide(RowState* state, std::int64_t k, bool ties_all, u64 capac
   }
 }
 
-// For all rows together: writes the entries within their `high` and collects the candidates. kRows: at most so many rows.
-// The shared memory of several leaves room for three blocks a multiprocessor.
+// For all rows together: writes the entries within their `high` and collects the candidates. kRows: at most so many
+// rows. The shared memory of several leaves room for three blocks a multiprocessor.
 template <int kRows>
 __global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
     bracket_kernel(Scores scores, const std::int64_t* ks, bool ties_all, Workspace workspace, MaskGroup out) {
@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
   }
   __syncthreads();
   u32 nans = 0;
-  // Bits of the lane's entries in a batch: those within `high`, and the candidates. Of several rows in shared memory: the
-  // registers of one row are all that there are.
+  // Bits of the lane's entries in a batch: those within `high`, and the candidates. Of several rows in shared memory:
+  // the registers of one row are all that there are.
   __shared__ u32 shared_bits[kRows == 1 ? 1 : kSelectWarps][kRows][2][32];
   u32 own_bits[2];
   const auto bits_of = [&](int row, int which) -> u32& {
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
          workspace.position_bits);
 }
 
-// Writes the entries within the row's cut and its results. kSmallest: the smallest kept magnitude has to be looked for.
+// Writes the words and results of the entries within the row's cut. kSmallest: looks for the smallest kept magnitude.
 template <bool kSmallest>
 __global__ void __launch_bounds__(kSelectThreads, 4)
     cut_kernel(Scores scores, bool always, Workspace workspace, MaskGroup out) {

@@ -1,11 +1,11 @@
-// Selection by histograms of all keys, 11 + 10 + 10 bits in three reads of the scores: for few entries, and wherever a
-// bracket did not hold. Also the position of the last of several equal entries that is kept.
+// Selection by histograms of all keys, 11 + 10 + 10 bits in three reads of the scores: for few entries, and for rows
+// whose bracket did not hold. Also finds the last entry that is kept of several equal ones.
 #include "select_state.cuh"
 
 namespace pecker_fast {
 namespace {
 
-// Histograms of a block in shared memory, several so that warps get less in each other's way.
+// Histograms of a block in shared memory; several, so that warps contend less.
 constexpr int kCopies = 4;
 
 // Not the end of the positions but beyond it, however many entries there are.
@@ -95,7 +95,7 @@ __global__ void threshold_kernel(Scores scores, const std::int32_t* keys, const 
   const int row = static_cast<int>(threadIdx.x);
   if (row == 0 && rows == 0) states[0].cut = {0, kInfKey};
   if (row >= rows) return;
-  // Keys are given on the device, where nothing can be raised: those that are not allowed keep what is above them.
+  // The keys are on the device, where no error can be raised: a key out of range keeps the entries above it.
   const std::int64_t limit = tie_limits[row];
   const u32 key = static_cast<u32>(min(max(keys[row], 1), static_cast<int>(kInfKey)));
   const bool allowed = static_cast<int>(key) == keys[row];

@@ -114,10 +114,10 @@ __global__ void __launch_bounds__(kSelectThreads)
   double variance = static_cast<double>(__ldcg(&state->sum_cc)) - 2 * p * static_cast<double>(__ldcg(&state->sum_cn)) +
                     p * p * static_cast<double>(__ldcg(&state->sum_nn));
   variance = fmax(variance, independent);
-  // The edge is then too far from the wanted rank to tell; at most, all entries of a cluster are alike.
+  // If the edge is too far from the wanted rank, assume the worst: all entries of a cluster are alike.
   if (state->in_bin > valid / 16) variance = fmax(variance, kCluster * independent);
   const double half_width = sigmas * sqrt(variance) + slack;
-  // Some entries have to be candidates for the threshold to be known where all entries other than 0 are kept.
+  // If all entries other than 0 are kept, some have to be candidates for the threshold to be known.
   const double high = fmin(floor(rank - half_width), static_cast<double>(nonzero) - 1 - slack);
   const double low = ceil(rank + half_width);
   for (int side = 0; side < 2; ++side) {

@@ -1,5 +1,5 @@
 // State of a selection on the device, and the steps that select.cu puts together. A step is one kernel; every kernel
-// is always enqueued and leaves at once where the state says that it has nothing to do.
+// is always enqueued and leaves at once if the state has no work for it.
 #pragma once
 
 #include "select_entries.cuh"
@@ -78,7 +78,7 @@ struct Workspace {
   u64* radix_histograms;
   // num_chunks a row: entries at the threshold.
   u32* chunk_ties;
-  // Only of sampled selections. The sample is done with when the first candidate comes, and lies where they will.
+  // Of sampled selections only. The sample is no longer needed when the first candidate comes: they share memory.
   u64* few;  // kFew a row
   u32* sample_keys;
   u64* candidates;  // capacity a row

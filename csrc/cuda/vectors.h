@@ -1,5 +1,5 @@
-// Groups of adjacent entries in registers, as they lie in memory: 16-bit entries in pairs. Nothing is converted before all
-// of a thread's loads are under way.
+// Groups of adjacent entries in registers, as they lie in memory: 16-bit entries in pairs. Nothing is converted before
+// all of a thread's loads are under way.
 #pragma once
 
 #include "common/adam_math.h"
@@ -50,7 +50,8 @@ struct Vector {
     } else if constexpr (sizeof(P) == 4) {
       words[i] = bits;
     } else {
-      words[i / 2] = i % 2 == 0 ? (words[i / 2] & 0xffff0000u) | bits : (words[i / 2] & 0xffffu) | std::uint32_t{bits} << 16;
+      const int shift = i % 2 * 16;
+      words[i / 2] = (words[i / 2] & ~(0xffffu << shift)) | std::uint32_t{bits} << shift;
     }
   }
 
@@ -108,7 +109,7 @@ __device__ __forceinline__ void narrow_pair(float low, float high, Vector<P, N>&
 #endif
 }
 
-// Takes entry i of `other` where bit i of `chosen` is set.
+// Takes the entries of `other` whose bit of `chosen` is set.
 template <typename P, int N>
 __device__ __forceinline__ void merge(Vector<P, N>& vector, const Vector<P, N>& other, unsigned chosen) {
   if constexpr (sizeof(P) == 2) {

@@ -1,8 +1,8 @@
 """Which back end runs an operator.
 
-The order is fixed by the device: cuda, triton, cpu, reference, less those that ``why_not`` has a reason against. A back
-end asked for by name (argument, ``set_backend``, the environment variable ``PECKER_FAST_BACKEND``, in this order) runs
-or raises with that reason; nothing is replaced silently, and the automatic choice is logged once a device.
+The first of cuda, triton, cpu and reference that ``why_not`` has no reason against. A back end named by the argument,
+``set_backend`` or the environment variable ``PECKER_FAST_BACKEND`` (in this order) runs or raises with that reason:
+nothing is replaced silently. The automatic choice is logged once a device.
 """
 
 import logging
@@ -24,9 +24,17 @@ _chosen: str | None = None
 
 
 def set_backend(name: str | None) -> None:
-    """Use back end ``name`` for every operator from now on; None returns to the automatic choice by device.
+    """Use one back end for every operator from now on.
 
-    Raises ValueError if there is no back end of that name. Whether it can run is told by the first operator called.
+    Parameters
+    ----------
+    name : {"cuda", "triton", "cpu", "reference"} or None
+        None returns to the automatic choice by device.
+
+    Raises
+    ------
+    ValueError
+        If there is no back end of that name. One that cannot run raises when an operator is called.
     """
     global _chosen
     _chosen = None if name is None else _checked(name, "backend")
@@ -41,7 +49,7 @@ def _checked(name: str, argument: str) -> str:
 
 
 def requested_backend(backend: str | None = None) -> str | None:
-    """The back end asked for by argument, ``set_backend`` or environment; None: choose by device."""
+    """The back end named by argument, ``set_backend`` or environment; None: choose by device."""
     if backend is not None:
         return _checked(backend, "backend")
     if _chosen is not None:
@@ -72,7 +80,7 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
 def automatic_backend(op: str, device_type: str) -> str:
     """The first back end in order that can run ``op`` on this type of device."""
     device = torch.device(device_type)
-    # Triton's interpreter is for tests: on CPU tensors it runs only where it is asked for by name.
+    # Triton's interpreter is for tests: on CPU tensors it runs only if it is named.
     order = [b for b in BACKENDS if not (b == "triton" and device_type == "cpu")]
     reasons = {}
     for backend in order:
@@ -87,7 +95,7 @@ def automatic_backend(op: str, device_type: str) -> str:
 def resolve(op: str, device: torch.device, backend: str | None = None) -> Callable:
     """The function that runs ``op``, with the signature of its schema.
 
-    Raises RuntimeError if a back end was asked for by name and cannot run.
+    Raises RuntimeError if a back end was named that cannot run.
     """
     if torch.compiler.is_compiling():
         # One opaque node in the graph; the dispatcher calls the automatic choice for the device.
@@ -122,7 +130,7 @@ def _python_kernel(op: str, backend: str) -> Callable:
 
 
 def backend_reasons(device: torch.device | str) -> dict[str, str | None]:
-    """For each back end None if it can run on ``device``, else the reason why it cannot."""
+    """For each back end None if it can run on ``device``, otherwise the reason why it cannot."""
     device = torch.device(device)
     return {backend: why_not(backend, "select", device) for backend in BACKENDS}
 
@@ -132,7 +140,7 @@ def _run_automatic(op: str, device_type: str, *args, **kwargs):
 
 
 def _register_dispatcher_kernels() -> None:
-    """Lets ``torch.ops.pecker_fast.*`` run where the compiled kernels are missing, by the automatic choice."""
+    """Let ``torch.ops.pecker_fast.*`` run without the compiled kernels, by the automatic choice."""
     for device_type in ("cpu", "cuda"):
         if why_missing(device_type) is not None:
             for op in SCHEMAS:

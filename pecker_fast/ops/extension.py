@@ -21,7 +21,7 @@ def build_record() -> dict[str, str | None]:
 
 
 def library_path(backend: str) -> Path | None:
-    """The file with the compiled kernels of ``backend`` for this Python, None where there is none."""
+    """The file with the compiled kernels of ``backend`` for this Python, None if there is none."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = _PACKAGE / (_LIBRARIES[backend] + suffix)
         if path.exists():
@@ -47,5 +47,5 @@ def why_missing(backend: str) -> str | None:
 
 
 def cpu_isa() -> str | None:
-    """Instruction set that the CPU kernels run with: "scalar", "avx2" or "avx512"; None where they are missing."""
+    """Instruction set that the CPU kernels run with: "scalar", "avx2" or "avx512"; None if they are missing."""
     return None if why_missing("cpu") else torch.ops.pecker_fast.cpu_isa()

@@ -10,7 +10,7 @@ Conventions
 * ``key(x) = bits(float32(|x|))`` as int32, which is monotone in the magnitude. Entries with key 0 (zeros) and keys
   above ``INF_KEY`` (NaN) are never kept by a selection and never counted by a histogram.
 * ``words`` are int32 mask words (see ``layout.py``); tensor ``i`` of a list starts at word ``word_offsets[i]``. Bits
-  past the end of a tensor are 0 in every mask that an operator returns, and are ignored in every mask it is given.
+  past the end of a tensor are 0 in every mask that an operator returns, and are ignored in every mask that it takes.
 * Operators check shapes, dtypes and devices, raise ``ValueError``/``TypeError``/``RuntimeError`` before they write
   anything, and never synchronise with the host.
 """
@@ -32,10 +32,10 @@ SCHEMAS = {
     "radix_histogram": "(Tensor[] scores, Tensor prefixes, int level) -> Tensor",
     # Mask of the entries with key > keys[j], and of the first tie_limits[j] entries (tensors in order, then index)
     # with key == keys[j]. `keys` int32 [m], each >= 1; `tie_limits` int64 [m]. Returns words int32 [m, W], thresholds
-    # float32 [m] (smallest kept magnitude, inf where nothing is kept), counts int64 [m] (kept), nan_count int64 [].
+    # float32 [m] (smallest kept magnitude, inf if nothing is kept), counts int64 [m] (kept), nan_count int64 [].
     "threshold_mask": "(Tensor[] scores, Tensor keys, Tensor tie_limits) -> (Tensor, Tensor, Tensor, Tensor)",
     # Mask of the ks[j] entries of largest magnitude over all tensors together; of equal magnitudes the lowest index
-    # wins, or all of them are kept (ties_all). `ks` int64 [m], 1 <= ks[j]. Fewer are kept where fewer are neither zero
+    # wins, or all of them are kept (ties_all). `ks` int64 [m], 1 <= ks[j]. Fewer are kept if fewer are neither zero
     # nor NaN. Returns what threshold_mask returns.
     "select": "(Tensor[] scores, Tensor ks, bool ties_all=False) -> (Tensor, Tensor, Tensor, Tensor)",
     # Number of set bits in each block of PACK_BLOCK entries, tensors in order: int64 [sum(num_blocks(numel))].

@@ -453,14 +453,18 @@ inline float __uint_as_float(unsigned x) { return cuda_emulator::from_bits<float
 inline int __float_as_int(float x) { return cuda_emulator::from_bits<int>(cuda_emulator::to_bits(x)); }
 inline float __int_as_float(int x) { return cuda_emulator::from_bits<float>(cuda_emulator::to_bits(x)); }
 // Test libraries are compiled with -ffp-contract=off. Fused operations round twice unless cuda_emulator::approximate is
-// set, as the reference that results are compared with does: the last bits of a difference of nearly equal numbers would
-// not agree otherwise.
+// set, as the reference that results are compared with does: the last bits of a difference of nearly equal numbers
+// would not agree otherwise.
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
-inline float __fmaf_rn(float a, float b, float c) { return cuda_emulator::approximate ? std::fma(a, b, c) : a * b + c; }
-inline double __fma_rn(double a, double b, double c) { return cuda_emulator::approximate ? std::fma(a, b, c) : a * b + c; }
+template <typename T>
+T pf_fused(T a, T b, T c) {
+  return cuda_emulator::approximate ? std::fma(a, b, c) : a * b + c;
+}
+inline float __fmaf_rn(float a, float b, float c) { return pf_fused(a, b, c); }
+inline double __fma_rn(double a, double b, double c) { return pf_fused(a, b, c); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <typename T>
 T __ldg(const T* p) {

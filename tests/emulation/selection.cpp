@@ -54,7 +54,8 @@ const char* last_error() { return message; }
 
 void set_order(int order) { cuda_emulator::order = static_cast<cuda_emulator::Order>(order); }
 
-// What a selection takes beside scores and mask: bytes, rows of a group, candidates of a row; and whether it is sampled.
+// What a selection takes beside scores and mask: bytes, rows of a group, candidates of a row; and whether it is
+// sampled.
 void selection_plan(int n, const std::int64_t* numels, const std::int64_t* types, std::int64_t rows,
                     const SelectTuning* tuning, std::int64_t* out) {
   const std::vector<std::int64_t> no_memory(n, 0);
@@ -64,8 +65,8 @@ void selection_plan(int n, const std::int64_t* numels, const std::int64_t* types
   std::copy(std::begin(values), std::end(values), out);
 }
 
-// used[row]: 0 where the bracket held, 1 where the histograms decided, 2 where they were asked at once; -1 where the state
-// is overwritten by that of later rows.
+// used[row]: 0 where the bracket held, 1 where the histograms decided, 2 where they were asked at once; -1 where the
+// state is overwritten by that of later rows.
 int emulated_select(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
                     const std::int64_t* ks, std::int64_t rows, int ties_all, const SelectTuning* tuning,
                     std::int32_t* words, float* thresholds, std::int64_t* counts, std::int64_t* nan_count, int* used) {
