@@ -117,7 +117,7 @@ def cuda_extension():
     from torch.utils.cpp_extension import CUDAExtension
 
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
-    sources = [*CSRC.glob("cuda_*.cpp"), *CSRC.glob("*_cuda.cu"), *(CSRC / "cuda").glob("*.cu")]
+    sources = [*CSRC.glob("cuda_*.cpp"), *(CSRC / "cuda").glob("*.cu")]
     flags = {"cxx": ["-O3", "-fvisibility=hidden"], "nvcc": ["-O3", "--expt-relaxed-constexpr", "-lineinfo"]}
     if sys.platform == "win32":
         flags["cxx"] = ["/O2"]

@@ -1,10 +1,10 @@
-"""Iterations of unlearning on a U-Net of Stable Diffusion's size with random weights: seconds, images per second, peak
-memory beside its estimate.
+"""Iterations of unlearning on a U-Net of Stable Diffusion's size with random weights: seconds, images per second, and
+peak memory beside its estimate.
 
     python -m pecker_fast.benchmarks.sd_step --batch 1 2 4 8 --json benchmarks/results/sd15-step.json
 
-The time of an iteration does not depend on what the weights are. A batch here is a micro-batch: as many retained and as
-many forgotten prompts, for both networks.
+The time of an iteration does not depend on the weights. A batch is a micro-batch here: that many retained and that many
+forgotten prompts, for both networks.
 """
 
 import argparse
@@ -18,13 +18,13 @@ import torch
 
 from pecker_fast.diffusion import NoiseSchedule, PromptTable, TextConditioned
 from pecker_fast.profiling import peak_memory_bytes
+from pecker_fast.runs.presets import method_options
 from pecker_fast.training.memory import SD15, TOKENS, estimate_memory
-from pecker_fast.training.presets import method_options
-from pecker_fast.unlearning import PromptRequest, Setting, method_class
+from pecker_fast.unlearning import Compute, Phase, Placement, Problem, PromptRequest, Setting, method_class
 
 from .run import conditions
 
-# For trying the script where there is no GPU.
+# For trying the script without a GPU.
 TINY = {
     **SD15,
     "sample_size": 8,
@@ -40,29 +40,25 @@ SIZES = {"sd15": SD15, "tiny": TINY}
 REQUEST = PromptRequest(("a dog", "a cat"), ("a photo of somebody",), ("a photo of a man",))
 
 
-def build(config: dict[str, Any], options: Any, method: str, device: torch.device, memory: dict, precision: str):
-    """The method on a network with random weights, ready for its first iteration."""
+def build(
+    config: dict[str, Any], options: Any, method: str, device: torch.device, placement: Placement, precision: str
+) -> Phase:
+    """The last phase of a method on a network with random weights, ready for its first iteration."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
     schedule = NoiseSchedule.linear()
     table = PromptTable(torch.randn(len(REQUEST.prompts), TOKENS, config["cross_attention_dim"]))
-    setting = Setting(
-        teacher=TextConditioned(UNet2DConditionModel.from_config(config), table, schedule),
-        schedule=schedule,
-        request=REQUEST,
-        device=device,
-        mixed_precision=precision,
-        channels_last=device.type == "cuda",
-        **memory,
-    )
-    found = method_class(method)(setting, options)
-    found.phases[-1].start(None)
-    return found.phases[-1]
+    teacher = TextConditioned(UNet2DConditionModel.from_config(config), table, schedule)
+    compute = Compute(device=device, mixed_precision=precision, channels_last=device.type == "cuda")
+    setting = Setting(Problem(teacher, schedule, REQUEST), compute, placement)
+    phase = method_class(method)(setting, options).phases[-1]
+    phase.start(None)
+    return phase
 
 
-def measure(phase: Any, device: torch.device, iterations: int) -> dict[str, Any]:
-    """Seconds of each iteration after a first one, which warms up, and the peak of all."""
+def measure(phase: Phase, device: torch.device, iterations: int) -> dict[str, Any]:
+    """Seconds of each iteration after a warm-up iteration, and the peak memory of all."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     phase.step(0)
     seconds = []
@@ -76,47 +72,53 @@ def measure(phase: Any, device: torch.device, iterations: int) -> dict[str, Any]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All rows, with the conditions that they were measured under."""
+    """Measure all rows; returns them with the conditions."""
     device = torch.device(args.device)
-    memory = {
-        "weights_dtype": getattr(torch, args.weights_dtype),
-        "teacher_dtype": torch.bfloat16,
-        "master_weights": False,
-        "gradient_checkpointing": args.gradient_checkpointing,
-        "score_lora_rank": 0,
-    }
+    placement = Placement(
+        weights_dtype=getattr(torch, args.weights_dtype),
+        teacher_dtype=torch.bfloat16,
+        gradient_checkpointing=args.gradient_checkpointing,
+    )
+    config, kind = SIZES[args.size], method_class(args.method)
     rows = []
     for batch in args.batch:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         options = dataclasses.replace(
-            method_options("sd15-celebrity", method_class(args.method)),
+            method_options("sd15-celebrity", kind),
             train_batch_size=batch,
             gradient_accumulation_steps=max(1, args.images // batch),
         )
         row: dict[str, Any] = {"size": args.size, "method": args.method, "batch": batch, "images": args.images}
-        row |= {name: str(value) for name, value in memory.items()}
+        row |= {name: str(value) for name, value in dataclasses.asdict(placement).items()}
         try:
-            config = SIZES[args.size]
-            phase = build(config, options, args.method, device, memory, args.precision)
+            phase = build(config, options, args.method, device, placement, args.precision)
             row |= measure(phase, device, args.iterations)
             del phase
         except torch.cuda.OutOfMemoryError as error:
             row["error"] = str(error).splitlines()[0]
         if args.estimate:
-            found = estimate_memory(
-                config, config["sample_size"], NoiseSchedule.linear(), REQUEST, args.method, options, memory,
-                args.precision, False, args.size,
-            )  # fmt: skip
-            row["estimated_bytes"] = found.peak
+            estimate = estimate_memory(
+                kind,
+                options,
+                unet=config,
+                latent_size=config["sample_size"],
+                schedule=NoiseSchedule.linear(),
+                request=REQUEST,
+                placement=placement,
+                mixed_precision=args.precision,
+                low_embeddings=False,
+                model=args.size,
+            )
+            row["estimated_bytes"] = estimate.peak
         rows.append(row)
         print(describe(row), flush=True)
     return {"conditions": conditions(device), "rows": rows}
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A row as a line."""
+    """A row as a line of text."""
     if "error" in row:
         return f"{row['method']}, micro-batch {row['batch']}: {row['error']}"
     median = row["seconds"][len(row["seconds"]) // 2]
@@ -141,9 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--estimate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    found = run(args)
+    results = run(args)
     if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

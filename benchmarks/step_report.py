@@ -36,7 +36,7 @@ def _times(value: float | None) -> str:
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of the table; a missed bar is marked."""
+    """A row of the table, with missed bars marked."""
     where = (f"{row['arch']}, batch {row['batch']}", row["method"], row["variant"])
     if "skipped" in row:
         return (*where, "skipped", *[""] * (len(HEADER) - 5), row["skipped"])
@@ -64,7 +64,7 @@ def text_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The conditions, the table, and where the time of each row goes."""
+    """The conditions, the table, and each row's time by phase."""
     lines = [f"Measured on: {describe_conditions(results['conditions'])}.", ""]
     lines.append("| " + " | ".join(HEADER) + " |")
     lines.append("| --- | --- | --- |" + " ---: |" * (len(HEADER) - 3))
@@ -79,7 +79,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Bars of milliseconds by phase for each row, and the rival's whole iteration. Needs matplotlib."""
+    """Draw each row's milliseconds by phase, and the rival's whole iteration. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -90,7 +90,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row["phases_seconds"]))
     colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
     for place, row in enumerate(rows):
-        # Phases are measured in iterations of their own: their shares of the time without a profiler.
+        # Phases are measured in separate iterations: scale their shares to the time without a profiler.
         start, total = 0.0, sum(row["phases_seconds"].values())
         for name, seconds in row["phases_seconds"].items():
             width = row["ms"]["p50"] * seconds / total
@@ -113,12 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="markdown and plot of train_step's results")
     parser.add_argument("results", help="JSON file that train_step --json wrote")
     parser.add_argument("--plot", type=Path, help="PNG file to draw")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        results = load(given.results)
+        results = load(args.results)
         print(markdown(results))
-        if given.plot is not None:
-            plot(results, given.plot)
+        if args.plot is not None:
+            plot(results, args.plot)
     except (OSError, ValueError) as error:
         print(f"step_report: {error}", file=sys.stderr)
         return 2

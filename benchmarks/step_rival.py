@@ -1,8 +1,8 @@
-"""The stand-in rival of ``train_step``: an iteration as the published trainers are described to do it.
+"""The rival of ``train_step``: an iteration as the papers describe it.
 
-Plain PyTorch: float32, NCHW, retained and forgotten samples in calls of their own, gradients added up in ``.grad``,
-``clip_grad_value_``, ``torch.optim.Adam``, an average kept by a Python loop, the mask multiplied in. It takes the same
-weights and the same random numbers as the package's trainer, so that losses can be compared; dropout draws others.
+Plain PyTorch: float32, NCHW, separate calls for retained and forgotten samples, gradients summed in ``.grad``,
+``clip_grad_value_``, ``torch.optim.Adam``, an average in a Python loop, the mask as a product. It has the weights and
+random numbers of the package's trainer, so that losses can be compared; dropout draws others.
 """
 
 import copy
@@ -22,8 +22,12 @@ class Rival:
 
     Parameters
     ----------
-    problem: networks and batch.
-    name: in METHODS.
+    problem : Problem
+        Networks and batch.
+    name : str
+        Of METHODS.
+    **changes
+        Changes to the options of the method.
     """
 
     def __init__(self, problem: Problem, name: str, **changes: Any) -> None:
@@ -37,8 +41,8 @@ class Rival:
         self.psi_optimizer = torch.optim.Adam(self.psi.parameters(), lr=o.score_learning_rate, **adam)
         self.theta_optimizer = torch.optim.Adam(self.theta.parameters(), lr=o.generator_learning_rate, **adam)
         self.average = {name: p.detach().clone() for name, p in self.theta.named_parameters()}
-        kept = problem.schedule.alphas_cumprod
-        self.a, self.b = kept.sqrt(), (1 - kept).sqrt()
+        alphas = problem.schedule.alphas_cumprod
+        self.a, self.b = alphas.sqrt(), (1 - alphas).sqrt()
         self.number = 0
         config = problem.teacher.config
         self.shape = (config["in_channels"], config["sample_size"], config["sample_size"])
@@ -74,7 +78,7 @@ class Rival:
     # ---- an iteration
 
     def __call__(self) -> dict[str, Tensor]:
-        """The next iteration; its losses."""
+        """Run the next iteration; returns its losses."""
         o, device, losses = self.options, self.problem.device, {}
         streams = Streams(device, SEED, "forget", self.number, 0)
         labels = torch.tensor(self.problem.request.retained_classes, device=device)
@@ -91,16 +95,16 @@ class Rival:
             ),
         }
 
-        def drawn(purpose: str) -> tuple[Tensor, Tensor, Tensor]:
+        def noise_of(purpose: str) -> tuple[Tensor, Tensor, Tensor]:
             z, eps = (streams.normal(f"{purpose} {name}", n + m, self.shape) for name in ("z", "eps"))
             return z, eps, streams.timesteps(f"{purpose} t", n + m, o.t_min, o.t_max)
 
         self.psi.train().requires_grad_(True)
         self.theta.eval()
         self.psi_optimizer.zero_grad()
-        noise = drawn("score")
-        for part, (kept, own, _, weight, _) in parts.items():
-            z, eps, t = (tensor[kept] for tensor in noise)
+        noise = noise_of("score")
+        for part, (rows, own, _, weight, _) in parts.items():
+            z, eps, t = (tensor[rows] for tensor in noise)
             with torch.no_grad():
                 x = self._generate(z, own)
             predicted = self.psi(self._noised(x, eps, t), t, class_labels=own).sample
@@ -114,11 +118,11 @@ class Rival:
         self.psi.eval().requires_grad_(False)
         self.theta.train()
         self.theta_optimizer.zero_grad()
-        noise, forget_grads = drawn("generator"), None
+        noise, forget_grads = noise_of("generator"), None
         for part in ("forget", "retain"):
-            kept, own, teachers, _, weight = parts[part]
-            z, eps, t = (tensor[kept] for tensor in noise)
-            loss = self._distance(self._generate(z, own), eps, t, own, teachers)
+            rows, own, covers, _, weight = parts[part]
+            z, eps, t = (tensor[rows] for tensor in noise)
+            loss = self._distance(self._generate(z, own), eps, t, own, covers)
             (weight * loss).backward()
             losses["loss_distill" if part == "retain" else "loss_forget"] = loss.detach()
             if part == "forget" and self.masked:
@@ -161,4 +165,4 @@ class Rival:
         predicted = self.theta(self._noised(images, eps, t), t, class_labels=labels).sample
         (eps - predicted).square().sum(dim=(1, 2, 3)).mean().backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.theta.parameters()]
-        self.mask = [kept.float() for kept in torch_kthvalue(grads, self.options.density)]
+        self.mask = [salient.float() for salient in torch_kthvalue(grads, self.options.density)]

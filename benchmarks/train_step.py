@@ -1,8 +1,8 @@
-"""An iteration of the trainer against a plain-PyTorch one: time, images a second, memory, FLOP utilisation, phases.
+"""An iteration of the trainer against a plain-PyTorch one: time, images per second, memory, FLOP utilisation, phases.
 
-``python -m pecker_fast.benchmarks.train_step --arch cifar10 stl10 --json out.json``; no data and no checkpoint are
-needed. Each row is a method in one precision, with and without ``torch.compile`` and CUDA graphs, taken in turns with
-the rival (``step_rival``) in the same precision and, in the same way, with SFD.
+``python -m pecker_fast.benchmarks.train_step --arch cifar10 stl10 --json out.json``; needs no data and no checkpoint.
+Each row is a method in one precision, with and without ``torch.compile`` and CUDA graphs, timed in turns with the rival
+(``step_rival``) in the same precision and with SFD computed in the same way.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from .step_rival import Rival
 from .timing import Timing, interleave, median_of_ratios, ratio_of_medians
 
 FORMAT_VERSION = 1
-# The rival knows no autocast: bf16 is measured against what torch does when nothing is said.
+# The rival has no autocast: bf16 is measured against torch's default.
 RIVAL_PRECISION = {"fp32": "fp32", "tf32": "tf32", "default": "default", "bf16": "default"}
-# What the optimizer's side of an iteration is made of; the average is kept in the optimizer's pass.
+# Regions of the optimizer's side of an iteration; the average is part of the optimizer's pass.
 OPTIMIZER_SIDE = ("optimizer", "selection")
 # bf16, and equal precision; pecker over sfd; the optimizer's side; memory over the rival's.
 BARS = {"bf16": 3.0, "bf16 aim": 4.0, "equal": 1.5, "pecker": 1.05, "optimizer": 0.03, "memory": 0.6}
@@ -44,22 +44,20 @@ class Variant:
     compile: bool = False
     cuda_graphs: bool = False
     split_batches: bool = False
-    granularity: str = "entry"
 
     @property
     def name(self) -> str:
-        words = [self.precision, self.compile and "compile", self.cuda_graphs and "graphs"]
-        words += [self.split_batches and "split", self.granularity != "entry" and f"masks of {self.granularity}s"]
-        return " ".join(filter(None, words))
+        switches = {"compile": self.compile, "graphs": self.cuda_graphs, "split": self.split_batches}
+        return " ".join([self.precision, *(word for word, on in switches.items() if on)])
 
     def options(self, method: str, density: float = 0.5) -> dict[str, Any]:
-        """Those of the method that it sets."""
-        said: dict[str, Any] = {"cuda_graphs": self.cuda_graphs, "split_batches": self.split_batches}
-        return said if method == "sfd" else {**said, "granularity": self.granularity, "density": density}
+        """Options of the method that the variant sets."""
+        options: dict[str, Any] = {"cuda_graphs": self.cuda_graphs, "split_batches": self.split_batches}
+        return options if method == "sfd" else {**options, "density": density}
 
 
 def blocks(iteration: Callable[[], dict[str, Tensor]], count: int) -> Callable[[], None]:
-    """``count`` iterations, as a loop runs them: nothing waits in between, and masks come when they are due."""
+    """``count`` iterations, as a loop runs them: without waiting in between, with masks when they are due."""
 
     def run() -> None:
         for _ in range(count):
@@ -69,7 +67,7 @@ def blocks(iteration: Callable[[], dict[str, Tensor]], count: int) -> Callable[[
 
 
 def measured_memory(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int]:
-    """What ``work`` returns, and the peak of the memory that it took beyond what was in use."""
+    """The result of ``work``, and the peak of the memory that it took beyond what was in use."""
     if device.type != "cuda":
         return peak_growth(work)
     torch.cuda.synchronize(device)
@@ -82,20 +80,21 @@ def measured_memory(device: torch.device, work: Callable[[], Any]) -> tuple[Any,
 
 
 def compiled_graphs() -> int:
-    """How many graphs torch.compile has made in this process."""
+    """Number of graphs that torch.compile has made in this process."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]
 
 
 def graph_breaks() -> int:
+    """Number of graph breaks of torch.compile in this process."""
     from torch._dynamo.utils import counters
 
     return sum(counters["graph_break"].values())
 
 
 def phases(iteration: Iteration, regions: Regions, count: int) -> dict[str, float]:
-    """Seconds of an iteration in each region of the profiler; they are switched on for these iterations alone."""
+    """Seconds of an iteration in each region of the profiler, which is on for these iterations only."""
     regions.reset()
     regions.enabled = True
     try:
@@ -106,12 +105,12 @@ def phases(iteration: Iteration, regions: Regions, count: int) -> dict[str, floa
 
 
 def optimizer_share(seconds: dict[str, float]) -> float:
-    """Share of the optimizers, the average and the selection of the mask."""
+    """Share of the optimizers, the average and the mask's selection in the time."""
     return sum(seconds.get(name, 0.0) for name in OPTIMIZER_SIDE) / sum(seconds.values())
 
 
 def timing_row(timing: Timing, block: int, images: int) -> dict[str, Any]:
-    """Milliseconds of an iteration, and images a second."""
+    """Milliseconds of an iteration, and images per second."""
     ms = {name: 1e3 * seconds / block for name, seconds in timing.summary().items()}
     return {"ms": ms, "images_per_second": 1e3 * images / ms["p50"]}
 
@@ -119,7 +118,7 @@ def timing_row(timing: Timing, block: int, images: int) -> dict[str, Any]:
 def measure(
     problem: Problem, name: str, variant: Variant, density: float, *, block: int, repeats: int, max_seconds: float
 ) -> dict[str, Any]:
-    """A row: one method of the package in one way, beside the rival and beside SFD."""
+    """A row: one method in one variant, beside the rival and beside SFD."""
     device, rival_kind = problem.device, RIVAL_PRECISION[variant.precision]
     regions = Regions(False, device)
     graphs_before, breaks_before = compiled_graphs(), graph_breaks()
@@ -134,9 +133,8 @@ def measure(
         options = variant.options(method, density)
         return lambda: problem.ours(method, variant.precision, compile=variant.compile, regions=own, **options)
 
-    # The rival knows masks of entries only.
-    other = {} if name == "sfd" else {"density": density}
-    rival, rival_bytes = measured_memory(device, lambda: start(lambda: Rival(problem, name, **other), rival_kind))
+    masks = {} if name == "sfd" else {"density": density}
+    rival, rival_bytes = measured_memory(device, lambda: start(lambda: Rival(problem, name, **masks), rival_kind))
     iteration, bytes_ = measured_memory(device, lambda: start(ours(name, regions), variant.precision))
     calls = {"ours": (iteration, variant.precision), "rival": (rival, rival_kind)}
     if name != "sfd":
@@ -149,7 +147,7 @@ def measure(
 
         return run
 
-    functions = {key: timed(*found) for key, found in calls.items()}
+    functions = {key: timed(*call) for key, call in calls.items()}
     graphs_after = compiled_graphs()
     timings = interleave(functions, device, repeats=repeats, warmup=1, max_seconds=max_seconds)
     with precision(variant.precision):
@@ -178,14 +176,14 @@ def measure(
 
 
 def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The row's numbers that have a bar; it is one for the published networks on a GPU."""
+    """The row's numbers with their bars. Bars are judged for the published networks on a GPU."""
     judged = row["device"] == "cuda" and row["arch"] in ("cifar10", "stl10") and row["batch"] >= 64
     kind = "bf16" if row["precision"] == "bf16" else "equal"
-    found = [("rival / ours", row["speedup"], BARS[kind], BARS["bf16 aim"] if kind == "bf16" else None, False)]
-    found.append(("memory / rival", row["peak_bytes"] / max(1, row["rival_peak_bytes"]), BARS["memory"], None, True))
-    found.append(("optimizer, selection, average", row["optimizer_share"], BARS["optimizer"], None, True))
+    numbers = [("rival / ours", row["speedup"], BARS[kind], BARS["bf16 aim"] if kind == "bf16" else None, False)]
+    numbers.append(("memory / rival", row["peak_bytes"] / max(1, row["rival_peak_bytes"]), BARS["memory"], None, True))
+    numbers.append(("optimizer, selection, average", row["optimizer_share"], BARS["optimizer"], None, True))
     if row["method"] == "pecker":
-        found.append(("pecker / sfd", row["over_sfd"], BARS["pecker"], None, True))
+        numbers.append(("pecker / sfd", row["over_sfd"], BARS["pecker"], None, True))
     return [
         {
             "figure": name,
@@ -195,7 +193,7 @@ def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
             "at_most": at_most,
             "met": (number <= bar if at_most else number >= bar) if judged else None,
         }
-        for name, number, bar, aim, at_most in found
+        for name, number, bar, aim, at_most in numbers
     ]
 
 
@@ -219,12 +217,38 @@ def run(
     max_seconds: float = 30.0,
     progress: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Measures every method in every variant on every architecture: {"conditions": ..., "rows": [...]}.
+    """Measure every method in every variant on every architecture.
 
-    ``batch``: retained samples, and as many forgotten ones; the published one where None. ``block``: iterations that
-    are timed together; a multiple of 10 shares out the masks of every tenth iteration rightly. ``progress`` is called
-    with each row. What does not fit into the device's memory is a row with "skipped". Raises ValueError for a wrong
-    argument.
+    Parameters
+    ----------
+    archs, methods : sequence of str
+        Names of ARCHITECTURES and METHODS.
+    variants : sequence of Variant
+        Ways of computing.
+    device : str
+        "cpu" or "cuda".
+    batch : int, optional
+        Retained samples, and as many forgotten ones; the published number by default.
+    density : float
+        Density of masks.
+    block : int
+        Iterations that are timed together. A multiple of 10 gives masks of every tenth iteration their right share.
+    repeats : int
+        Blocks of each alternative.
+    max_seconds : float
+        Time to spend on a row.
+    progress : callable
+        Called with each row.
+
+    Returns
+    -------
+    dict
+        "conditions" and "rows". A row that does not fit into the device's memory has "skipped".
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong.
     """
     check_choice("arch", archs, list(ARCHITECTURES))
     check_choice("methods", methods, list(METHODS))
@@ -244,30 +268,26 @@ def run(
         problem = Problem.make(arch, batch, where)
         for name in methods:
             rival_flops = iteration_flops(arch, name, problem.batch, where, rival=True)
-            by_granularity: dict[str, float] = {}
+            masked = {} if name == "sfd" else {"density": density}
+            flops = iteration_flops(arch, name, problem.batch, where, **masked)
             for variant in variants:
-                kind = variant.granularity if name != "sfd" else "entry"
-                if kind not in by_granularity:
-                    own = {} if name == "sfd" else {"granularity": kind, "density": density}
-                    by_granularity[kind] = iteration_flops(arch, name, problem.batch, where, **own)
-                flops = by_granularity[kind]
                 label = {"arch": arch, "numel": problem.numel, "batch": problem.batch, "method": name}
                 label |= {"device": where.type, "variant": variant.name, "precision": variant.precision}
                 label |= {"compile": variant.compile, **variant.options(name, density)}
                 label |= {"flops": flops, "rival_flops": rival_flops}
                 limits = {"block": block, "repeats": repeats, "max_seconds": max_seconds}
                 try:
-                    found = measure(problem, name, variant, density, **limits)
+                    measured = measure(problem, name, variant, density, **limits)
                 except torch.OutOfMemoryError as error:
-                    found = {"skipped": str(error).splitlines()[0]}
+                    measured = {"skipped": str(error).splitlines()[0]}
                 else:
-                    rate = flops / (found["ms"]["p50"] / 1e3)
+                    rate = flops / (measured["ms"]["p50"] / 1e3)
                     peak = named_peak(results["conditions"]["device"], variant.precision)
-                    found["flops_per_second"] = rate
-                    found["of_matmul_rate"] = rate / rates[variant.precision]
-                    found["of_named_peak"] = None if peak is None else rate / peak
-                    found["figures"] = figures({**label, **found})
-                row = {**label, **found}
+                    measured["flops_per_second"] = rate
+                    measured["of_matmul_rate"] = rate / rates[variant.precision]
+                    measured["of_named_peak"] = None if peak is None else rate / peak
+                    measured["figures"] = figures({**label, **measured})
+                row = {**label, **measured}
                 results["rows"].append(row)
                 progress(row)
                 _release(where)
@@ -275,7 +295,7 @@ def run(
     return results
 
 
-# What there is time for in a check of a few minutes, and in an hour.
+# For a check of a few minutes, and for an hour.
 QUICK = (Variant("bf16"), Variant("bf16", compile=True), Variant("bf16", cuda_graphs=True), Variant("tf32", True))
 STANDARD = (
     *(Variant(kind, compiled) for kind in ("fp32", "tf32", "bf16") for compiled in (False, True)),
@@ -287,69 +307,68 @@ SWITCHES = {
     "compile": ["off"],
     "cuda_graphs": ["off"],
     "split": ["off"],
-    "granularity": ["entry"],
 }
 
 
-def variants_of(given: argparse.Namespace) -> Sequence[Variant]:
-    """All combinations of what was asked for; a choice of them where nothing was."""
-    asked = {name: getattr(given, name) for name in SWITCHES}
-    if given.quick or not any(asked.values()):
-        standard = QUICK if given.quick else STANDARD
-        return standard if given.device.startswith("cuda") else [v for v in standard if not v.cuda_graphs]
-    values = [asked[name] or default for name, default in SWITCHES.items()]
-    kinds, compiled, graphs, split, granularities = values
+def variants_of(args: argparse.Namespace) -> Sequence[Variant]:
+    """All combinations of the switches; without any switch, a selection of them."""
+    switches = {name: getattr(args, name) for name in SWITCHES}
+    if args.quick or not any(switches.values()):
+        standard = QUICK if args.quick else STANDARD
+        return standard if args.device.startswith("cuda") else [v for v in standard if not v.cuda_graphs]
+    values = [switches[name] or default for name, default in SWITCHES.items()]
+    kinds, compiled, graphs, split = values
     on = lambda words: [word == "on" for word in words]  # noqa: E731
-    ways = itertools.product(kinds, on(compiled), on(graphs), on(split), granularities)
+    ways = itertools.product(kinds, on(compiled), on(graphs), on(split))
     return [Variant(*way) for way in ways]
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m pecker_fast.benchmarks.train_step", description=__doc__)
-    made.add_argument("--arch", "--size", nargs="+", default=["cifar10", "stl10"], help=", ".join(ARCHITECTURES))
-    made.add_argument("--methods", nargs="+", default=list(METHODS), help=", ".join(METHODS))
-    made.add_argument("--precision", nargs="+", help=", ".join(PRECISIONS))
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m pecker_fast.benchmarks.train_step", description=__doc__)
+    result.add_argument("--arch", "--size", nargs="+", default=["cifar10", "stl10"], help=", ".join(ARCHITECTURES))
+    result.add_argument("--methods", nargs="+", default=list(METHODS), help=", ".join(METHODS))
+    result.add_argument("--precision", nargs="+", help=", ".join(PRECISIONS))
     switch: dict[str, Any] = {"nargs": "+", "choices": ["off", "on"]}
-    made.add_argument("--compile", help="torch.compile", **switch)
-    made.add_argument("--cuda-graphs", help="CUDA graphs of the gradients", **switch)
-    made.add_argument("--split", help="retained and forgotten samples one after the other", **switch)
-    made.add_argument("--granularity", nargs="+", choices=["entry", "row", "tensor"], help="of masks")
-    made.add_argument("--density", type=float, default=0.5, help="of masks")
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--batch", type=int, help="retained samples; the published number by default")
-    made.add_argument("--block", type=int, default=10, help="iterations timed together")
-    made.add_argument("--repeats", type=int, default=10, help="blocks of each alternative")
-    made.add_argument("--max-seconds", type=float, default=30.0, help="for a row, beyond three blocks")
-    made.add_argument("--quick", action="store_true", help="cifar10, sfd and pecker, in four ways of computing")
-    made.add_argument("--json", help="file to write the results to")
-    return made
+    result.add_argument("--compile", help="torch.compile", **switch)
+    result.add_argument("--cuda-graphs", help="CUDA graphs of the gradients", **switch)
+    result.add_argument("--split", help="retained and then forgotten samples", **switch)
+    result.add_argument("--density", type=float, default=0.5, help="of masks")
+    result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    result.add_argument("--batch", type=int, help="retained samples; the published number by default")
+    result.add_argument("--block", type=int, default=10, help="iterations timed together")
+    result.add_argument("--repeats", type=int, default=10, help="blocks of each alternative")
+    result.add_argument("--max-seconds", type=float, default=30.0, help="for a row, beyond three blocks")
+    result.add_argument("--quick", action="store_true", help="cifar10, sfd and pecker, in four variants")
+    result.add_argument("--json", help="file to write the results to")
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
-    if given.quick:
-        given.arch, given.methods = ["cifar10"], ["sfd", "pecker"]
+    args = parser().parse_args(arguments)
+    if args.quick:
+        args.arch, args.methods = ["cifar10"], ["sfd", "pecker"]
     try:
-        if given.json is not None and not Path(given.json).parent.is_dir():
-            raise ValueError(f"json is {given.json!r}, but there is no folder {str(Path(given.json).parent)!r}")
+        if args.json is not None and not Path(args.json).parent.is_dir():
+            raise ValueError(f"json is {args.json!r}, but there is no folder {str(Path(args.json).parent)!r}")
         results = run(
-            given.arch,
-            given.methods,
-            variants_of(given),
-            device=given.device,
-            batch=given.batch,
-            density=given.density,
-            block=given.block,
-            repeats=given.repeats,
-            max_seconds=given.max_seconds,
+            args.arch,
+            args.methods,
+            variants_of(args),
+            device=args.device,
+            batch=args.batch,
+            density=args.density,
+            block=args.block,
+            repeats=args.repeats,
+            max_seconds=args.max_seconds,
             progress=lambda row: print(text_table([row]), file=sys.stderr),
         )
     except ValueError as error:
         print(f"train_step: {error}", file=sys.stderr)
         return 2
     print(text_table(results["rows"]))
-    if given.json is not None:
-        save(results, given.json)
+    if args.json is not None:
+        save(results, args.json)
     return 0
 
 

@@ -46,8 +46,9 @@ void launch(const TableSpec& spec, at::ScalarType dtype, AdamArguments<T> argume
   constexpr double kNone = std::numeric_limits<double>::infinity();
   arguments.table = table.view;
   arguments.scratch = table.scratch;
-  arguments.scalars = adam_scalars<T>(o.beta1, o.beta2, o.eps, o.decoupled_weight_decay ? 0.0 : o.weight_decay,
-                                      o.clip_value.value_or(kNone), o.ema_decay.value_or(0.0), o.zero_nonfinite);
+  set_adam_scalars<T>(arguments, o.beta1, o.beta2, o.eps, o.decoupled_weight_decay ? 0.0 : o.weight_decay,
+                      o.clip_value.value_or(kNone), o.max_update.value_or(kNone), o.ema_decay.value_or(0.0),
+                      o.zero_nonfinite);
   prepare_adam<T>(scalars, table.scratch, static_cast<std::int32_t>(spec.num_tensors), table.stream);
   if constexpr (std::is_same_v<T, double>) {
     adam_step<double, double>(arguments, table.stream);
@@ -176,6 +177,8 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
       a.last_bias_row = static_cast<std::int32_t>(bias_table->size(0) - 1);
       a.counts_are_16_bit = counts[0].scalar_type() == at::kShort;
     }
+    a.has_first_moment = !exp_avgs.empty();
+    a.has_ema = !emas.empty();
     a.joint = joint;
     a.retain_variance = retain_variance && joint;
     a.ema_frozen = ema_frozen && words && !joint && !emas.empty();

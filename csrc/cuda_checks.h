@@ -66,7 +66,7 @@ inline void check_words(const Tensor& words, at::IntArrayRef word_offsets, std::
 }
 
 inline void check_words_of(const Tensor& words, at::IntArrayRef word_offsets, std::size_t i, std::int64_t numel) {
-  const std::int64_t first = word_offsets[i], end = first + num_words(numel);
+  const std::int64_t first = word_offsets[i], end = first + word_count(numel);
   TORCH_CHECK_VALUE(first >= 0 && end <= words.numel(), "word_offsets[", i, "] = ", first, ": words ", first, " to ",
                     end, " of tensor ", i, " are not within the ", words.numel(), " given");
 }

@@ -123,7 +123,7 @@ Tensor block_counts_cuda(const Tensor& words, at::IntArrayRef word_offsets, at::
 
 // Set bits before each block of a single tensor.
 Tensor offsets_of(const Tensor& words, std::int64_t numel, cudaStream_t stream) {
-  Tensor offsets = at::empty({num_blocks(numel) + 1}, words.options().dtype(at::kLong));
+  Tensor offsets = at::empty({block_count(numel) + 1}, words.options().dtype(at::kLong));
   block_offsets(word_data(words), numel, offsets.mutable_data_ptr<std::int64_t>(), stream);
   return offsets;
 }

@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -69,10 +70,11 @@ MaskTensors mask_rows(ScoreTable& scores, const Tensor& rows, bool may_sample, c
   Tensor words = at::empty({m, scores.view().num_words}, options.dtype(at::kInt));
   Tensor thresholds = at::empty({m}, options.dtype(at::kFloat));
   Tensor counts = at::empty({m}, options.dtype(at::kLong)), nan_count = at::empty({}, options.dtype(at::kLong));
-  SelectPlan plan = plan_select(scores.view(), default_tuning(multiprocessors(rows.device())));
-  plan.sampled = plan.sampled && may_sample;
+  SelectTuning tuning = default_tuning(multiprocessors(rows.device()));
+  if (!may_sample) tuning.min_sampled_bytes = std::numeric_limits<std::int64_t>::max();
+  const SelectPlan plan = plan_select(scores.view(), tuning, m);
   // From the caching allocator, which gives the same memory to every call alike.
-  Tensor workspace = at::empty({select_workspace_bytes(scores.view(), plan, m)}, options.dtype(at::kByte));
+  Tensor workspace = at::empty({select_workspace_bytes(scores.view(), plan)}, options.dtype(at::kByte));
   scores.upload(options, stream);
   const MaskRows out = {words.mutable_data_ptr<std::int32_t>(), thresholds.mutable_data_ptr<float>(),
                         counts.mutable_data_ptr<std::int64_t>(), nan_count.mutable_data_ptr<std::int64_t>()};

@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .tables import PACK_BLOCK, Pointers, chunks, float64_table, int64_table, numels_of, on_device, pointers
+from ..ops.layout import PACK_BLOCK, num_blocks
+from .tables import Pointers, chunks, float64_table, int64_table, numels_of, on_device, pointers
 from .tiles import (
     FLOAT_TYPES,
     exclusive_ranks,
@@ -556,5 +557,5 @@ def _first_blocks(numels: tuple[int, ...]) -> list[int]:
     """Entries of ``packed_offsets`` before those of each tensor."""
     first = [0]
     for numel in numels:
-        first.append(first[-1] + -(-numel // PACK_BLOCK))
+        first.append(first[-1] + num_blocks(numel))
     return first

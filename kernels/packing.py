@@ -10,7 +10,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .tables import PACK_BLOCK, chunks, int64_table, on_device
+from ..ops.layout import PACK_BLOCK
+from .tables import chunks, int64_table, on_device
 from .tiles import exclusive_ranks, kernel, load_words, popcount, tile_bits, tile_length, tile_offsets
 
 BLOCK = 4096

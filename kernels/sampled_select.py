@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ops.layout import INF_KEY, RADIX_BITS
 from .radix import digit_counts, pick
 from .tables import int64_table
 from .tiles import (
@@ -43,14 +44,14 @@ from .tiles import (
 
 _BLOCK = 1024
 _CANDIDATE_PROGRAMS = 512
-_INF_KEY = tl.constexpr(0x7F800000)
+_INF_KEY = tl.constexpr(INF_KEY)
 # Rank keys of entries that can be kept are at least this one: key 1 at the very last place.
 _BOTTOM = tl.constexpr(1 << 32)
 _LAST_PLACE = tl.constexpr((1 << 32) - 1)
 
 # Bits of a rank key that each radix pass resolves: the magnitude's 31, then the place's 32.
-_LEVEL_BITS = (11, 10, 10, 11, 11, 10)
-_MAGNITUDE_LEVELS = 3
+_LEVEL_BITS = (*RADIX_BITS, 11, 11, 10)
+_MAGNITUDE_LEVELS = len(RADIX_BITS)
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ops.layout import ALL_TIES, INF_KEY, RADIX_BITS, radix_shift, word_offsets
 from .radix import digit_counts, pick
 from .sampled_select import SAMPLING, Sampling, sampled_masks
-from .tables import Chunks, chunks, groups, int64_table, numels_of, on_device, pointers, word_offsets_of
+from .tables import Chunks, chunks, groups, int64_table, numels_of, on_device, pointers
 from .tiles import FLOAT_TYPES, exclusive_ranks, kernel, load_keys, popcount, store_words, tile_length, words_of
 
 BLOCK = 4096
 NUM_WARPS = 8
 MAX_PROGRAMS = 2048
 """Programs of a kernel that walks over tiles: enough to fill a GPU several times over."""
-
-RADIX_BITS = (11, 10, 10)
-INF_KEY = 0x7F800000
-ALL_TIES = (1 << 63) - 1
 
 _INF_KEY = tl.constexpr(INF_KEY)
 _ALL_TIES = tl.constexpr(ALL_TIES)
@@ -41,7 +38,7 @@ class Scores:
     def __init__(self, scores: Sequence[Tensor], device: torch.device, block: int):
         self.device, self.block = device, block
         self.sizes = numels_of(scores)
-        self.offsets = word_offsets_of(self.sizes)
+        self.offsets = word_offsets(self.sizes)
         self.words = self.offsets[-1]
         self.chunks = sum(-(-numel // block) for numel in self.sizes)
         self.addresses = pointers(scores, device)
@@ -150,7 +147,7 @@ def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int, *, b
                 prefixes,
                 histogram,
                 *[histogram] * 5,
-                SHIFT=sum(RADIX_BITS[level + 1 :]),
+                SHIFT=radix_shift(level),
                 BITS=bits,
                 PREVIOUS_BITS=0,
                 HISTOGRAM_STRIDE=1 << bits,
@@ -371,7 +368,7 @@ def compose(tables: Scores, masks: Masks, ks: Tensor, ties_all: bool, flags: Ten
             histogram[0, starts[before] :],
             prefixes[level],
             unused,
-            SHIFT=sum(RADIX_BITS[level + 1 :]),
+            SHIFT=radix_shift(level),
             BITS=bits,
             PREVIOUS_BITS=RADIX_BITS[level - 1] if level else 0,
             HISTOGRAM_STRIDE=stride,

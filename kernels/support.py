@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable
 
 import torch
 
@@ -24,12 +24,8 @@ OPERATORS = {
 MINIMUM_CAPABILITY = (8, 0)
 
 
-def why_not(op: str, device: torch.device, dtypes: Set[torch.dtype] = frozenset()) -> str | None:
-    """Why ``op`` cannot run on ``device`` for tensors of ``dtypes``, or None.
-
-    ``dtypes`` are those of the tensors that hold entries. Every dtype that an operator takes runs here, and one that it
-    does not take is for the operator's own check, which names the argument: no dtype is a reason yet.
-    """
+def why_not(op: str, device: torch.device) -> str | None:
+    """Why ``op`` cannot run on ``device``, or None."""
     if op not in OPERATORS:
         return f"the Triton back end has no operator {op!r}"
     if importlib.util.find_spec("triton") is None:

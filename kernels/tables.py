@@ -16,12 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WORD_BITS = 32
-"""Entries in a mask word, as in ``ops/layout.py``."""
-
-PACK_BLOCK = 16384
-"""Entries between two offsets into packed state, as in ``ops/layout.py``."""
-
 ALIGNMENT = 16
 """Bytes of the widest access: addresses that are multiples of it are read and written in full vectors."""
 
@@ -146,14 +140,6 @@ def groups(keys: Sequence) -> list[tuple[object, tuple[int, ...] | None]]:
 
 def numels_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple([t.numel() for t in tensors])
-
-
-def word_offsets_of(numels: Sequence[int]) -> tuple[int, ...]:
-    """First mask word of each tensor, with the number of words at the end."""
-    offsets = [0]
-    for numel in numels:
-        offsets.append(offsets[-1] + -(-numel // WORD_BITS))
-    return tuple(offsets)
 
 
 def on_device(device: torch.device) -> AbstractContextManager:

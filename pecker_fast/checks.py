@@ -1,8 +1,9 @@
 """Argument checks shared by the package. Each raises before anything is computed and names the argument."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -36,16 +37,34 @@ def check_int(name: str, value: int, low: int, high: int | None = None) -> None:
         raise ValueError(f"{name} is {value}, expected {allowed}")
 
 
-def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> None:
-    """``value`` is a finite number in [low, high], or in (low, high]."""
+def check_number(
+    name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """``value`` is a finite number from ``low`` to ``high``; ``open_low`` and ``open_high`` exclude the bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}, expected a number")
-    below = value <= low if open_low else value < low
-    if not math.isfinite(value) or below or value > high:
-        bound = f"{'above' if open_low else 'at least'} {low:g}"
-        raise ValueError(
-            f"{name} is {value}, expected a number {bound}{'' if high == math.inf else f', at most {high:g}'}"
-        )
+    too_low = value <= low if open_low else value < low
+    too_high = value >= high if open_high else value > high
+    if not math.isfinite(value) or too_low or too_high:
+        bounds = f"{'above' if open_low else 'at least'} {low:g}"
+        if high != math.inf:
+            bounds += f", {'below' if open_high else 'at most'} {high:g}"
+        raise ValueError(f"{name} is {value}, expected a number {bounds}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}")
+
+
+def check_literals(options: Any) -> None:
+    """Every field of a dataclass that is annotated ``Literal[...]`` has one of the values named there."""
+    hints = get_type_hints(type(options))
+    for item in fields(options):
+        if get_origin(hints[item.name]) is Literal:
+            check_choice(item.name, getattr(options, item.name), get_args(hints[item.name]))
 
 
 def check_indices(name: str, value: Tensor, size: int | None) -> None:

@@ -1,7 +1,7 @@
-"""What a run changed in a network's weights, as a file: a bit for each entry, and the values of those that changed.
+"""Files with the weights that a run changed: one bit an entry, and the new values of the changed entries.
 
-For methods that leave most weights exactly as they were. Applied to the same base it gives the same result, bit for
-bit; both are checked by sha256.
+Meant for methods that leave most weights exactly as they were. Applying a file to its base reproduces the result bit
+for bit; the sha256 of both is checked.
 """
 
 import json
@@ -20,13 +20,13 @@ from .hashing import state_hash
 from .ops import num_words, pack_bits, unpack_bits
 
 FORMAT, VERSION = "pecker_fast.delta", 1
-# Entries of equal size, to be compared bit for bit: NaN is NaN, -0 is not 0.
+# Integers of the same size, to compare entries bit for bit: NaN equals NaN, and -0 differs from 0.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class DeltaSummary:
-    """Entries in all and changed, and bytes of the file."""
+    """Number of entries, number of changed entries, and size of the file in bytes."""
 
     numel: int
     changed: int
@@ -38,19 +38,28 @@ class DeltaSummary:
 
 
 def _as_bits(value: Tensor) -> Tensor:
-    """The entries as integers of the same size, row-major, on the CPU."""
+    """The entries as integers of the same size, in row-major order, on the CPU."""
     return value.detach().cpu().contiguous().reshape(-1).view(_BITS[value.element_size()])
 
 
 def save_delta(base: Mapping[str, Tensor], changed: Mapping[str, Tensor], path: str | os.PathLike) -> DeltaSummary:
-    """Writes what ``changed`` has that ``base`` has not.
+    """Writes the entries of ``changed`` that differ from ``base``.
 
     Parameters
     ----------
-    base, changed: weights by name, of equal names, shapes and dtypes (as ``state_dict`` gives them).
-    path: the file; written under a temporary name and renamed.
+    base, changed : mapping of str to Tensor
+        State dicts with the same names, shapes and dtypes.
+    path : path-like
+        File to write, all or nothing.
 
-    Raises ValueError where they are not of one architecture.
+    Returns
+    -------
+    DeltaSummary
+
+    Raises
+    ------
+    ValueError
+        If the two state dicts are not of one architecture.
     """
     _check_alike(base, changed)
     tensors: dict[str, Tensor] = {}
@@ -58,46 +67,60 @@ def save_delta(base: Mapping[str, Tensor], changed: Mapping[str, Tensor], path: 
     for name, value in changed.items():
         before, after = _as_bits(base[name]), _as_bits(value)
         differs = before != after
-        found = int(differs.sum())
-        numel, count = numel + after.numel(), count + found
-        if found:
+        number = int(differs.sum())
+        numel, count = numel + after.numel(), count + number
+        if number:
             tensors[f"{name}.mask"] = pack_bits(differs)
             tensors[f"{name}.values"] = value.detach().cpu().contiguous().reshape(-1)[differs]
-    said = {"format": FORMAT, "version": VERSION, "base": state_hash(base), "result": state_hash(changed)}
-    save_tensors(path, tensors, {"delta": json.dumps(said)})
+    metadata = {"format": FORMAT, "version": VERSION, "base": state_hash(base), "result": state_hash(changed)}
+    save_tensors(path, tensors, {"delta": json.dumps(metadata)})
     return DeltaSummary(numel, count, Path(path).stat().st_size)
 
 
 def apply_delta(base: Mapping[str, Tensor], path: str | os.PathLike) -> dict[str, Tensor]:
-    """The changed weights, by name, on the CPU; ``base`` is left as it is.
+    """The changed weights.
 
-    Raises ValueError where the file is no delta or damaged, ``base`` is not what it was made of, or the result is not
-    what it was made for.
+    Parameters
+    ----------
+    base : mapping of str to Tensor
+        State dict that the file was made from. It is not modified.
+    path : path-like
+        File written by ``save_delta``.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The result's state dict, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the file is no delta or is damaged, or if ``base`` or the result does not match the recorded sha256.
     """
     path = Path(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
-            said = json.loads((file.metadata() or {})["delta"])
+            metadata = json.loads((file.metadata() or {})["delta"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        kind, version, expected, result = (said[key] for key in ("format", "version", "base", "result"))
+        kind, version, expected, result = (metadata[key] for key in ("format", "version", "base", "result"))
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no delta: {error}") from error
+        raise ValueError(f"{path} is not a delta file: {error}") from error
     if kind != FORMAT or version != VERSION:
         raise ValueError(f"{path} has format {kind!r} version {version!r}, expected {FORMAT!r} {VERSION}")
     if state_hash(base) != expected:
-        raise ValueError(f"{path} is of other weights than the base: their sha256 differ")
-    made = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in base.items()}
-    for name, value in made.items():
+        raise ValueError(f"{path} was made from other weights than this base: the sha256 differ")
+    weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in base.items()}
+    for name, value in weights.items():
         if f"{name}.mask" not in tensors:
             continue
         mask, values = tensors[f"{name}.mask"], tensors.get(f"{name}.values")
         differs = _unpacked(mask, value.numel())
         if values is None or differs is None or values.dtype != value.dtype or len(values) != int(differs.sum()):
-            raise ValueError(f"{path} is damaged: its values of {name} do not fit its mask")
+            raise ValueError(f"{path} is damaged: the values of {name} do not fit its mask")
         value.view(-1)[differs] = values
-    if state_hash(made) != result:
-        raise ValueError(f"{path} is damaged: the result is not what it was made for")
-    return made
+    if state_hash(weights) != result:
+        raise ValueError(f"{path} is damaged: the result does not match the recorded sha256")
+    return weights
 
 
 def _unpacked(words: Tensor, numel: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What this installation can do and why not more: versions, devices and back ends."""
+"""What this installation can do, and why not more: versions, devices and back ends."""
 
 import importlib.metadata
 import os
@@ -24,7 +24,7 @@ def _version(package: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """The processor's name, as the operating system gives it."""
+    """The name of the processor, from the operating system."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:
@@ -36,12 +36,19 @@ def cpu_model() -> str:
 
 
 def cpu_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment() -> dict[str, Any]:
-    """Everything as a dict that JSON can hold."""
+    """Collect versions, devices and back ends.
+
+    Returns
+    -------
+    dict
+        As JSON. For each device, "backends" has the reason why a back end cannot be used, or None, and "chosen" the
+        back end of each operation.
+    """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     requested = requested_backend()
     missing_cuda = None if len(devices) > 1 else "torch finds no CUDA device"
@@ -66,23 +73,23 @@ def environment() -> dict[str, Any]:
     }
 
 
-def describe_environment(found: dict[str, Any]) -> str:
-    """``environment()`` as lines to read."""
-    lines = [f"python {found['python']} on {found['platform']}"]
-    lines += [f"{name} {version or 'not installed'}" for name, version in found["packages"].items()]
-    isa = found["cpu_instruction_set"]
+def describe_environment(facts: dict[str, Any]) -> str:
+    """Format the result of ``environment`` as lines to read."""
+    lines = [f"python {facts['python']} on {facts['platform']}"]
+    lines += [f"{name} {version or 'not installed'}" for name, version in facts["packages"].items()]
+    isa = facts["cpu_instruction_set"]
     lines.append(
-        f"CPU {found['cpu']}, {found['cpu_cores']} cores, {found['threads']} threads, kernels: {isa or 'none compiled'}"
+        f"CPU {facts['cpu']}, {facts['cpu_cores']} cores, {facts['threads']} threads, kernels: {isa or 'none compiled'}"
     )
-    lines.append(f"GPU {', '.join(found['gpus']) or found['no_cuda_device']}")
-    lines.append(f"compiled CUDA kernels: {found['cuda_kernels'] or 'installed'}")
-    if found["requested_backend"]:
-        lines.append(f"back end asked for: {found['requested_backend']}")
-    for device, backends in found["backends"].items():
+    lines.append(f"GPU {', '.join(facts['gpus']) or facts['no_cuda_device']}")
+    lines.append(f"compiled CUDA kernels: {facts['cuda_kernels'] or 'installed'}")
+    if facts["requested_backend"]:
+        lines.append(f"requested back end: {facts['requested_backend']}")
+    for device, backends in facts["backends"].items():
         lines.append(f"\non {device} tensors")
         lines += [f"  {backend:10} {'available' if reason is None else reason}" for backend, reason in backends.items()]
         by_backend: dict[str, list[str]] = {}
-        for op, backend in found["chosen"][device].items():
+        for op, backend in facts["chosen"][device].items():
             by_backend.setdefault(backend, []).append(op)
         lines += [f"  chosen: {backend} for {', '.join(names)}" for backend, names in by_backend.items()]
     return "\n".join(lines)

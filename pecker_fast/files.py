@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills a process while it writes; and files of JSON lines."""
+"""The one writer of files: a file is complete or absent, even if the process is killed while writing; JSON lines."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 
-def _beside(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _settle(path: Path, mode: int) -> None:
-    """Syncs a file, and gives it a mode."""
-    # safetensors lets its user alone read what it writes, whatever the umask.
+def _sync(path: Path, mode: int) -> None:
+    """Sets the mode of a file and syncs it to disk."""
+    # safetensors creates files that only the owner can read, whatever the umask.
     os.chmod(path, mode)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -25,35 +25,37 @@ def _settle(path: Path, mode: int) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write a file to, which is synced and takes the place of ``path`` at the end.
-    Where that fails, what was there stays, and nothing is left."""
+    """Yields a temporary name beside ``path``; the file written there is synced and replaces ``path`` at the end.
+
+    If writing fails, the old file stays and the temporary one is removed.
+    """
     path = Path(path)
-    temporary = _beside(path)
+    temporary = _temporary_name(path)
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        _settle(temporary, mode)
+        _sync(temporary, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replaces a file of UTF-8 text."""
+    """Writes or replaces a file of UTF-8 text."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Replaces a file of JSON. TypeError for what JSON does not know, before the file is opened."""
+    """Writes or replaces a JSON file. Raises TypeError for a value that JSON cannot hold, before the file is opened."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def save_tensors(
     path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Replaces a file of safetensors; ``tensors`` are contiguous and on the CPU."""
+    """Writes or replaces a safetensors file; ``tensors`` must be contiguous and on the CPU."""
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
@@ -61,24 +63,24 @@ def save_tensors(
 
 
 def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a folder under a temporary name beside ``path``, syncs its files, and renames it.
+    """Calls ``write`` to fill a temporary folder beside ``path``, syncs its files, and renames it to ``path``.
 
-    Where the folder exists, its files of these names are replaced, each at once, and others are left. ValueError where
-    ``path`` is a file.
+    If ``path`` exists, its files with the same names are replaced one by one, each atomically; others are kept. Raises
+    ValueError if ``path`` is a file.
     """
     path = Path(path).absolute()
     if path.exists() and not path.is_dir():
         raise ValueError(f"path {path} is a file, expected a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = _temporary_name(path)
     temporary.mkdir()
-    # As new files of this user are.
+    # The mode of new files under the user's umask.
     mode = temporary.stat().st_mode & 0o666
     try:
         write(temporary)
         files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
         for file in files:
-            _settle(file, mode)
+            _sync(file, mode)
         if not path.exists():
             os.rename(temporary, path)
             return
@@ -91,14 +93,13 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends a record to a file of JSON lines."""
+    """Appends a record to a JSON lines file."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines, none where it is not there; a last line that a kill cut short is passed
-    over."""
+    """The records of a JSON lines file, empty if it does not exist. A line cut short by a kill ends the list."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

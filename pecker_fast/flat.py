@@ -1,4 +1,4 @@
-"""Tensors as flat memory: the operators work on contiguous memory, whatever the strides of a tensor."""
+"""Tensors as flat memory. The operators work on contiguous memory, whatever the strides of a tensor."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class FlatView:
-    """How a tensor of one shape and stride is seen as contiguous memory.
+    """View of tensors with a given shape and strides as contiguous memory.
 
     A tensor is *dense* if its entries fill a block of memory without gaps or overlaps, in any order of dimensions
     (contiguous, channels_last, transposed). ``flatten`` of a dense tensor is a one-dimensional view in storage order.
@@ -21,14 +21,8 @@ class FlatView:
         self.order = sorted(range(tensor.dim()), key=lambda d: (-self.stride[d], d))
         self.is_dense = tensor.permute(self.order).is_contiguous()
 
-    def matches(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` lies in memory as this one does."""
-        return tensor.shape == self.shape and (
-            tensor.stride() == self.stride or (self.is_contiguous and tensor.is_contiguous())
-        )
-
     def flatten(self, tensor: Tensor) -> Tensor:
-        """One-dimensional, in this view's storage order: a view where ``tensor`` lies so, a copy elsewhere."""
+        """One-dimensional, in this view's storage order: a view if ``tensor`` has that layout, otherwise a copy."""
         if self.is_contiguous and tensor.is_contiguous():
             return tensor.view(-1)
         # An expanded tensor is viewed as one dimension without becoming contiguous.
@@ -36,11 +30,11 @@ class FlatView:
 
 
 def contiguous_grads(grads: Sequence[Tensor]) -> list[Tensor]:
-    """Row-major versions of the gradients: themselves where they are, copies elsewhere."""
+    """Row-major gradients: the tensors themselves if they are contiguous, otherwise copies."""
     return [grad if grad.is_contiguous() else grad.contiguous() for grad in grads]
 
 
 def describe(tensor: Tensor) -> str:
-    """For error messages: dtype, layout and shape."""
+    """Describes dtype, layout and shape for error messages."""
     layout = "" if tensor.layout is torch.strided else f" {str(tensor.layout).removeprefix('torch.')}"
     return f"{str(tensor.dtype).removeprefix('torch.')}{layout} tensor of shape {tuple(tensor.shape)}"

@@ -1,4 +1,4 @@
-"""sha256 of files and of weights. A leaf: everything may import it."""
+"""sha256 of files and of weights."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """sha256 of a file, in hexadecimal. Raises OSError where it cannot be read."""
+    """sha256 of a file, in hexadecimal. Raises OSError if it cannot be read."""
     with open(path, "rb") as file:
         # Python 3.10 has no hashlib.file_digest.
         digest = hashlib.sha256()
@@ -19,7 +19,7 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
-    """sha256 of weights with their names, shapes and dtypes."""
+    """sha256 over weights with their names, shapes and dtypes."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -28,5 +28,5 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """sha256 of the network's weights, names and shapes."""
+    """sha256 over a network's state dict: weights, names, shapes and dtypes."""
     return state_hash(network.state_dict())

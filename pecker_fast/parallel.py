@@ -1,8 +1,8 @@
-"""The processes of one run, as ``torchrun`` starts them: shares of a batch, averaged gradients, common decisions.
+"""The processes of one run, as started by ``torchrun``: shares of a batch, averaged gradients, joint decisions.
 
-Every process draws the numbers of the whole batch and computes with its rows, so a run has the same numbers on one
-process and on many, up to rounding. Gradients are averaged here and not by DistributedDataParallel, whose hooks see
-``.grad`` alone: a step of masked forgetting has a second gradient of the same weights, which ``autograd.grad`` returns.
+Every process draws the random numbers of the whole batch and computes its own rows, so a run gives the same numbers on
+one process and on many, up to rounding. Gradients are averaged here rather than by DistributedDataParallel, whose hooks
+see ``.grad`` only: a step of masked forgetting has a second gradient of the same weights, from ``autograd.grad``.
 """
 
 import datetime
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Bytes of gradients that travel together: few calls, and copies of them stay small beside the gradients.
+# Bytes of gradients per all-reduce: few calls, and the copies stay small beside the gradients.
 BUCKET_BYTES = 64 << 20
 DEFAULT_TIMEOUT = 1800
 
@@ -26,8 +26,8 @@ class ProcessLostError(RuntimeError):
 
 def _lost(error: RuntimeError) -> ProcessLostError:
     return ProcessLostError(
-        "another process of this run ended or did not answer in time (ddp_timeout): see what it said, "
-        f"then go on with --resume_from_checkpoint latest ({str(error).splitlines()[0]})"
+        "another process of this run ended or did not answer in time (ddp_timeout): read its output, "
+        f"then resume with --resume_from_checkpoint latest ({str(error).splitlines()[0]})"
     )
 
 
@@ -41,13 +41,16 @@ def _collective() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """The processes that compute a run together; by itself one process, for which everything here does nothing.
+    """The processes that compute a run together. The default is a single process, for which all methods are no-ops.
 
     Parameters
     ----------
-    rank, size: this process and how many there are.
-    group: for tensors on the device.
-    control: for decisions, on the CPU: they never wait for a GPU.
+    rank, size : int
+        Rank of this process and number of processes.
+    group : ProcessGroup, optional
+        Group for tensors on the device.
+    control : ProcessGroup, optional
+        Group for decisions on the CPU, which never wait for a GPU.
     """
 
     rank: int = 0
@@ -57,36 +60,37 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """What collectives that are not called here, such as FSDP's, raise within for a lost process is a
-        ProcessLostError."""
+        """Turns errors of collectives called elsewhere, such as FSDP's, into ProcessLostError if a process was lost."""
         try:
             yield
         except ProcessLostError:
             raise
         except RuntimeError as error:
-            # gloo has no type of its own.
+            # gloo has no exception type of its own.
             if self.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
                 raise _lost(error) from error
             raise
 
     def check_shares(self, name: str, count: int) -> None:
-        """Raises ValueError unless ``count`` samples can be shared out equally: else means of means were wrong."""
+        """Raises ValueError unless ``count`` divides equally: otherwise the mean of per-process means is wrong."""
         if count % self.size:
             raise ValueError(f"{name} is {count}, expected a multiple of {self.size}, the number of processes")
 
     def share(self, count: int, start: int = 0) -> slice:
-        """This process's rows of ``count``, which begin at ``start``."""
+        """This process's rows of ``count`` rows that begin at ``start``."""
         part = count // self.size
         return slice(start + self.rank * part, start + (self.rank + 1) * part)
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its mean over the processes, which is the same bits on all of them. All of one dtype
-        and device. Does not wait for the device. Raises ProcessLostError."""
+        """Replaces each tensor by its mean over the processes, bit-identical on all of them.
+
+        All tensors have one dtype and device. Does not wait for the device. Raises ProcessLostError.
+        """
         if self.size == 1 or not tensors:
             return
         bucket: list[Tensor] = []
@@ -100,65 +104,67 @@ class World:
                     dist.all_reduce(flat, group=self.group)
                 flat /= self.size
                 parts = flat.split([item.numel() for item in bucket])
-                # Row-major on the way there and back, whatever the strides.
+                # Flattened and copied back in row-major order, whatever the strides.
                 torch._foreach_copy_(bucket, [part.view(item.shape) for part, item in zip(parts, bucket, strict=True)])
                 bucket, size = [], 0
 
     def largest(self, value: int) -> int:
-        """The largest of the processes' values. Raises ProcessLostError."""
+        """The largest value over the processes. Raises ProcessLostError."""
         if self.size == 1:
             return value
-        held = torch.tensor(value)
+        result = torch.tensor(value)
         with _collective():
-            dist.all_reduce(held, dist.ReduceOp.MAX, group=self.control)
-        return int(held)
+            dist.all_reduce(result, dist.ReduceOp.MAX, group=self.control)
+        return int(result)
 
     def totals(self, counts: Sequence[int]) -> list[int]:
-        """Sums of the processes' counts. Raises ProcessLostError."""
+        """Sums of the counts over the processes. Raises ProcessLostError."""
         if self.size == 1 or not counts:
             return list(counts)
-        held = torch.tensor(counts)
+        sums = torch.tensor(counts)
         with _collective():
-            dist.all_reduce(held, group=self.control)
-        return held.tolist()
+            dist.all_reduce(sums, group=self.control)
+        return sums.tolist()
 
     def total(self, value: float | None) -> float | None:
-        """Sum of the processes' values, None where one has none. Raises ProcessLostError."""
+        """Sum of the values over the processes, None if any process has none. Raises ProcessLostError."""
         if self.size == 1:
             return value
-        held = torch.tensor([0.0 if value is None else value, float(value is None)], dtype=torch.float64)
+        sums = torch.tensor([0.0 if value is None else value, float(value is None)], dtype=torch.float64)
         with _collective():
-            dist.all_reduce(held, group=self.control)
-        return None if held[1] else float(held[0])
+            dist.all_reduce(sums, group=self.control)
+        return None if sums[1] else float(sums[0])
 
     def on_main(self, work: Callable[[], object]) -> None:
-        """Does ``work`` on the main process while the others wait. Where it fails, all raise: it the error itself,
-        the others ProcessLostError with what it said."""
+        """Calls ``work`` on the main process while the others wait.
+
+        If it fails, the main process raises the error and the others raise ProcessLostError with its message.
+        """
         if self.size == 1:
             work()
             return
-        said: list[str | None] = [None]
+        message: list[str | None] = [None]
         failure: BaseException | None = None
         if self.is_main:
             try:
                 work()
             except Exception as error:
-                failure, said = error, [f"{type(error).__name__}: {error}"]
+                failure, message = error, [f"{type(error).__name__}: {error}"]
         with _collective():
-            dist.broadcast_object_list(said, src=0, group=self.control)
+            dist.broadcast_object_list(message, src=0, group=self.control)
         if failure is not None:
             raise failure
-        if said[0] is not None:
-            raise ProcessLostError(f"the main process failed: {said[0]}")
+        if message[0] is not None:
+            raise ProcessLostError(f"the main process failed: {message[0]}")
 
 
 def process_count() -> int:
-    """How many processes ``torchrun`` started for the run; 1 without it."""
+    """Number of processes that ``torchrun`` started for the run; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def process_number() -> int:
-    """Which of them this one is; 0 is the main one."""
+    """Rank of this process; 0 is the main process."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -168,12 +174,12 @@ def started_by_torchrun() -> bool:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine: the GPU it takes."""
+    """Rank of this process on its machine: the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def command_words() -> list[str]:
-    """How the command line was started, for messages that tell a user to start it again."""
+    """The words that start the command line, for messages that tell the user to run it again."""
     if not started_by_torchrun():
         return ["pecker-fast"]
     count = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
@@ -182,13 +188,14 @@ def command_words() -> list[str]:
 
 @contextmanager
 def world(device: torch.device, timeout_seconds: int = DEFAULT_TIMEOUT) -> Iterator[World]:
-    """The processes of the run: those that ``torchrun`` started, or this one alone.
+    """Context with the processes of the run: those that ``torchrun`` started, or this one alone.
 
     Parameters
     ----------
-    device: where gradients are: NCCL connects GPUs, gloo CPUs.
-    timeout_seconds: after which a process that does not answer is given up; an evaluation of the main process must
-        fit in.
+    device : torch.device
+        Device of the gradients: NCCL connects GPUs, gloo CPUs.
+    timeout_seconds : int
+        Time after which a process that does not answer counts as lost. Must exceed an evaluation of the main process.
     """
     if not started_by_torchrun():
         yield World()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from . import ops
 from .flat import FlatView, contiguous_grads, describe
 from .mask import SaliencyMask
 from .ops.checks import SCORE_DTYPES
-from .ops.layout import INF_KEY, RADIX_BITS
-from .ops.radix_select import ALL_TIES, radix_select
+from .ops.layout import ALL_TIES, INF_KEY, RADIX_BITS
+from .ops.radix_select import radix_select
 from .sharding import local, shard_group
 
 Scores = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
@@ -191,10 +192,24 @@ class _Rows:
 
     def keys(self, device: torch.device) -> Tensor:
         """Thresholds as int32 keys: of the smallest float32 that is not below the threshold, at least 1."""
-        exact = torch.tensor(self.values, dtype=torch.float64)
-        rounded = exact.to(torch.float32)
-        up = torch.where(rounded.double() < exact, torch.nextafter(rounded, torch.tensor(math.inf)), rounded)
-        return up.view(torch.int32).clamp(min=1, max=INF_KEY).to(device)
+        exact = np.asarray(self.values, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(np.float32)
+        up = np.where(rounded < exact, np.nextafter(rounded, np.float32(math.inf)), rounded)
+        return _numbers(up.view(np.int32).clip(1, INF_KEY).tolist(), torch.int32, device)
+
+
+def _numbers(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A few numbers as a tensor.
+
+    ``torch.tensor`` would copy them to a GPU from pageable memory: that waits for the device and cannot be captured.
+    """
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=dtype)
+    numbers = torch.empty(len(values), dtype=dtype, device=device)
+    for i, value in enumerate(values):
+        numbers[i].fill_(value)
+    return numbers
 
 
 def _all_ties(rows: _Rows, device: torch.device) -> Tensor:
@@ -204,7 +219,7 @@ def _all_ties(rows: _Rows, device: torch.device) -> Tensor:
 def _select(tensors, numel, device, rows: _Rows, ties_all: bool, backend):
     if rows.kind == "threshold":
         return ops.threshold_mask(tensors, rows.keys(device), _all_ties(rows, device), backend=backend)
-    return ops.select(tensors, torch.tensor(rows.ks(numel), device=device), ties_all, backend=backend)
+    return ops.select(tensors, _numbers(rows.ks(numel), torch.int64, device), ties_all, backend=backend)
 
 
 def _select_per_tensor(values: _Scores, rows: _Rows, ties_all: bool, backend) -> list[SaliencyMask]:
@@ -246,7 +261,7 @@ def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backen
             last["local"], last["prefixes"] = counts, prefixes
             return total(counts.clone())
 
-        ks = torch.tensor(rows.ks(numel), device=device)
+        ks = _numbers(rows.ks(numel), torch.int64, device)
         keys, limits = radix_select(histogram, ks, ties_all)
         # Entries of this rank at the key: the last level's bin, unless everything is kept (key 1, no limit).
         digits = (keys & ((1 << RADIX_BITS[-1]) - 1)).long()

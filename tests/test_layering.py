@@ -1,17 +1,21 @@
 """Who may import whom, read off the sources; and what importing the package brings along."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pecker_fast.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Part of the package -> the parts it may import. Every part may import torch, numpy and the standard library.
 ALLOWED = {
-    "kernels": {"kernels"},
+    # Of ops the layout alone: see test_kernels_import_only_the_layout_of_ops.
+    "kernels": {"kernels", "ops"},
     "ops": {"ops", "kernels"},
     "flat": {"flat"},
     "files": {"files"},
@@ -22,21 +26,22 @@ ALLOWED = {
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
     "delta": {"files", "delta", "hashing", "ops"},
-    "data": {"data"},
+    "figures": {"figures"},
+    "data": {"checks", "data"},
     "hashing": {"hashing"},
     "metrics": {"checks", "files", "metrics", "data", "hashing"},
-    "__init__": {"ops", "mask", "saliency", "optim"},
+    # Names of runs are imported when they are asked for.
+    "__init__": {"ops", "mask", "saliency", "optim", "runs"},
     "diffusion": {"checks", "diffusion"},
-    "models": {"checks", "files", "diffusion", "models"},
+    "models": {"checks", "files", "hashing", "diffusion", "models"},
     "profiling": {"profiling"},
     "parallel": {"parallel"},
-    "report": {"files", "report", "hashing"},
+    "report": {"figures", "files", "report"},
     "robustness": {"checks", "robustness", "unlearning", "diffusion", "data", "metrics"},
     "unlearning": {
         "checks",
         "unlearning",
         "diffusion",
-        "models",
         "profiling",
         "parallel",
         "sharding",
@@ -59,11 +64,23 @@ ALLOWED = {
     "environment": {"ops", "__init__"},
     "benchmarks": {
         *("benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"),
-        *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics"),
+        *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics", "runs"),
     },
+    "runs": {
+        *("checks", "figures", "files", "hashing", "parallel", "profiling", "environment", "mask", "delta"),
+        *("diffusion", "models", "data", "metrics", "unlearning", "training", "robustness", "report", "runs"),
+    },
+    "parsing": {"parsing"},
+    # No command imports a command.
+    "commands": {"parsing", "figures", "runs", "parallel", "environment", "mask", "benchmarks"},
+    "cli": {"commands", "__init__"},
 }
-# Imported by nothing.
-TOPS = {"cli", "__main__", "runs"}
+# Imported by nothing below them.
+TOPS = {"cli", "__main__", "commands", "studies"}
+# Of a subcommand: it parses, calls the library and prints.
+COMMAND_LINES = 100
+# Apart from the other benchmarks: they run the commands' library.
+STUDIES = ["benchmarks", "studies"]
 THIRD_PARTY = {"kernels": {"torch", "triton"}, "ops": {"torch"}, "adam": {"torch"}}
 
 
@@ -98,6 +115,8 @@ def imports(path: Path, parts: tuple[str, ...]):
                 yield None, name[0]
             elif len(name) == 1:
                 yield "__init__", "pecker_fast"
+            elif name[1:3] == STUDIES:
+                yield "studies", "pecker_fast"
             else:
                 known = (ROOT / "pecker_fast" / name[1]).exists() or (ROOT / "pecker_fast" / f"{name[1]}.py").exists()
                 yield (name[1] if known else "__init__"), "pecker_fast"
@@ -105,15 +124,65 @@ def imports(path: Path, parts: tuple[str, ...]):
 
 @pytest.mark.parametrize(("path", "parts"), [pytest.param(*m, id="/".join(m[1])) for m in modules()])
 def test_layers(path, parts):
-    part = parts[0]
+    part = "studies" if [*parts[:2]] == STUDIES else parts[0]
     for target, top in imports(path, parts):
         if target is not None:
             assert target not in TOPS or part in TOPS, f"{path} imports {target}, which nothing may import"
-            if part not in TOPS:
+            # Studies are not part of the wheel.
+            assert target != "studies" or part == "studies", f"{path} imports {target}"
+            if part not in ("__main__", "studies"):
                 assert part in ALLOWED, f"{part} is new: say in {__file__} what it may import"
                 assert target in ALLOWED[part], f"{path} imports {target}: {part} may import {sorted(ALLOWED[part])}"
         elif part in THIRD_PARTY and top not in sys.stdlib_module_names:
             assert top in THIRD_PARTY[part], f"{path} imports {top}"
+
+
+def test_kernels_import_only_the_layout_of_ops():
+    for path in (ROOT / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level > 1:
+                assert node.module == "ops.layout", f"{path} imports {node.module}"
+
+
+# What defines a constant, and the files that may.
+OWNERS = {
+    r"(PACK_BLOCK|kPackBlock|kChunk|kAdamChunk) = \d": {"csrc/common/bit_words.h", "pecker_fast/ops/layout.py"},
+    r"(?i)\b0x7f800000u?\b": {"csrc/common/radix_key.h", "csrc/common/adam_math.h", "pecker_fast/ops/layout.py"},
+    r"\b11, 10, 10\b": {"csrc/common/radix_key.h", "pecker_fast/ops/layout.py"},
+}
+
+
+@pytest.mark.parametrize("pattern", OWNERS)
+def test_constants_have_one_owner_a_language(pattern):
+    sources = [path for _, path in sorted((str(p), p) for p in (ROOT / "csrc").rglob("*") if p.is_file())]
+    sources += [path for path, parts in modules() if parts[0] in ("kernels", "ops", "adam", "mask", "saliency")]
+    found = set()
+    for path in sources:
+        code = "\n".join(line.split("//")[0].split("#")[0] for line in path.read_text().splitlines())
+        if re.search(pattern, code):
+            found.add(str(path.relative_to(ROOT)))
+    assert found == OWNERS[pattern]
+
+
+def test_subcommands_are_small_and_all_named():
+    files = {path.stem: path for path in (ROOT / "pecker_fast" / "commands").glob("*.py") if path.stem != "__init__"}
+    for path in files.values():
+        assert len(path.read_text().splitlines()) <= COMMAND_LINES, f"{path}: what it does belongs to runs"
+    assert {name.replace("-", "_") for name in COMMANDS} == set(files)
+
+
+def test_training_knows_no_method():
+    """The loop and the memory estimate see the protocol alone. Pretraining is a phase that methods share."""
+    allowed = {"": None, "sharded": None, "denoising": "pretrain.py"}
+    for path in (ROOT / "pecker_fast" / "training").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if "unlearning" not in module.split("."):
+                continue
+            part = module.rpartition("unlearning")[2].removeprefix(".")
+            assert part in allowed and allowed[part] in (None, path.name), f"{path} imports unlearning.{part}"
+            names = {alias.name for alias in node.names}
+            assert not names & {"method_class", "method_names"}, f"{path} knows methods by name"
 
 
 def test_kernel_sources_are_free_of_torch():
@@ -131,5 +200,19 @@ def test_import_is_lean():
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert not torch.cuda.is_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_command_line_starts_lean():
+    """A subcommand is imported when it is called, and it brings no diffusers before it needs a network."""
+    code = (
+        "import sys\n"
+        "from pecker_fast import cli\n"
+        "assert not [name for name in sys.modules if name.startswith(('pecker_fast.runs', 'pecker_fast.commands'))]\n"
+        "import pecker_fast.commands.unlearn\n"
+        "heavy = {'diffusers', 'transformers', 'torchvision', 'matplotlib', 'sklearn', 'torch_fidelity'}\n"
+        "heavy &= set(sys.modules)\n"
+        "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -43,11 +43,16 @@ def test_wheel_holds_the_package_alone(wheel):
         "benchmarks/registry.py",
         "ops/schemas.py",
         "adam/slots.py",
+        "commands/unlearn.py",
+        "runs/classes/task.py",
+        "runs/presets/classes.py",
         "assets/prompts/retain.txt",
         "assets/digits16/unet/diffusion_pytorch_model.safetensors",
     ):
         assert f"pecker_fast/{module}" in names
     assert not [name for name in names if name.endswith(".so")]
+    # Studies run from a checkout.
+    assert not [name for name in names if name.startswith("pecker_fast/benchmarks/studies")]
 
 
 def test_without_a_compiler_it_runs_and_says_so(wheel, tmp_path):

@@ -14,7 +14,7 @@ def triton_device() -> str:
     from pecker_fast.kernels import why_not
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    reason = why_not("select", torch.device(device), set())
+    reason = why_not("select", torch.device(device))
     if reason:
         pytest.skip(reason)
     return device

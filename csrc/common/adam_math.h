@@ -35,11 +35,17 @@ PF_HD inline double widen(double x) { return x; }
 PF_HD inline float widen(float x) { return x; }
 PF_HD inline float widen(bf16 x) { return float_from_bits(static_cast<std::uint32_t>(x.bits) << 16); }
 PF_HD inline float widen(fp16 x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
   const std::uint32_t exponent = (x.bits >> 10) & 31u, mantissa = x.bits & 0x3ffu;
   if (exponent == 0) return float_from_bits(float_bits(static_cast<float>(mantissa) * 0x1p-24f) | sign);
   if (exponent == 31) return float_from_bits(sign | 0x7f800000u | mantissa << 13 | (mantissa ? 0x400000u : 0u));
   return float_from_bits(sign | (exponent + 112u) << 23 | mantissa << 13);
+#endif
 }
 
 // Rounding to the nearest, ties to even; NaN stays NaN.

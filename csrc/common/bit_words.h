@@ -9,9 +9,11 @@
 
 namespace pecker_fast {
 
+// This file and radix_key.h own the sizes that all C++ kernels share; pecker_fast/ops/layout.py owns Python's, and a test
+// compares the two.
 constexpr int kWordBits = 32;
 
-// Entries between two recorded offsets into packed state; PACK_BLOCK of pecker_fast/ops/layout.py.
+// Entries between two recorded offsets into packed state (PACK_BLOCK).
 constexpr std::int64_t kPackBlock = 16384;
 
 inline std::int64_t word_count(std::int64_t entries) { return (entries + kWordBits - 1) / kWordBits; }

@@ -8,10 +8,10 @@
 
 namespace pecker_fast {
 
-// key(x) = bits of float32(|x|). 0 is never salient; keys above kInfKey are NaN.
+// key(x) = bits of float32(|x|). 0 is never salient; keys above kInfKey (INF_KEY of pecker_fast/ops/layout.py) are NaN.
 constexpr std::uint32_t kInfKey = 0x7f800000u;
 
-// Bits that the levels of a radix histogram resolve, highest first, and the bits below each level.
+// Bits that the levels of a radix histogram resolve (RADIX_BITS), highest first, and the bits below each level.
 constexpr int kRadixBits[3] = {11, 10, 10};
 constexpr int kRadixShift[3] = {20, 10, 0};
 

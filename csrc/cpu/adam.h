@@ -4,13 +4,14 @@
 #include <cstdint>
 
 #include "common/adam_math.h"
+#include "common/bit_words.h"
 #include "cpu/isa.h"
 #include "cpu/param_type.h"
 
 namespace pecker_fast {
 
-// Entries of one chunk of work, and between two recorded offsets into packed state (PACK_BLOCK in ops/layout.py).
-constexpr std::int64_t kAdamChunk = 16384;
+// Entries of one chunk of work, and between two recorded offsets into packed state.
+constexpr std::int64_t kAdamChunk = kPackBlock;
 
 // One tensor of the step; T is the compute type. Null where the step has no such part.
 template <typename T>

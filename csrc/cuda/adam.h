@@ -43,22 +43,6 @@ inline std::int64_t adam_scratch_bytes(std::int64_t num_tensors) {
   return kAdamPreparedBytes + num_tensors * static_cast<std::int64_t>(sizeof(AdamTensorPrepared<double>));
 }
 
-// The scalars that the host knows; prepare_adam fills in the rest.
-template <typename T>
-AdamScalars<T> adam_scalars(double beta1, double beta2, double eps, double coupled_decay, double clip_value,
-                            double ema_decay, bool zero_nonfinite) {
-  AdamScalars<T> s{};
-  s.clip_value = static_cast<T>(clip_value);
-  s.coupled_decay = static_cast<T>(coupled_decay);
-  s.beta2 = static_cast<T>(beta2);
-  s.one_minus_beta1 = static_cast<T>(1.0 - beta1);
-  s.one_minus_beta2 = static_cast<T>(1.0 - beta2);
-  s.eps = static_cast<T>(eps);
-  s.ema_weight = static_cast<T>(1.0 - ema_decay);
-  s.zero_nonfinite = zero_nonfinite;
-  return s;
-}
-
 template <typename T>
 struct AdamArguments {
   MultiTensor table;
@@ -68,11 +52,29 @@ struct AdamArguments {
   const T* bias_table;                 // null: shared step counts
   std::int32_t last_bias_row;
   AdamScalars<T> scalars;
-  bool joint, retain_variance, ema_frozen, stochastic_rounding, counts_are_16_bit;
+  bool has_first_moment, has_ema, joint, retain_variance, ema_frozen, stochastic_rounding, counts_are_16_bit;
   // Features that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts, retain_variance,
   // stochastic_rounding, ema_frozen.
   bool rare;
+  // Whether gradients are clipped, decayed or made finite, or updates are limited: set_adam_scalars knows.
+  bool conditioned;
 };
+
+// Fills in the scalars that the host knows; prepare_adam does the rest. clip_value, max_update: inf where there is none.
+template <typename T>
+void set_adam_scalars(AdamArguments<T>& arguments, double beta1, double beta2, double eps, double coupled_decay,
+                      double clip_value, double max_update, double ema_decay, bool zero_nonfinite) {
+  AdamScalars<T>& s = arguments.scalars;
+  s.clip_value = static_cast<T>(clip_value);
+  s.coupled_decay = static_cast<T>(coupled_decay);
+  s.beta2 = static_cast<T>(beta2);
+  s.one_minus_beta1 = static_cast<T>(1.0 - beta1);
+  s.one_minus_beta2 = static_cast<T>(1.0 - beta2);
+  s.eps = static_cast<T>(eps);
+  s.ema_weight = static_cast<T>(1.0 - ema_decay);
+  s.zero_nonfinite = zero_nonfinite;
+  arguments.conditioned = zero_nonfinite || is_finite(clip_value) || is_finite(max_update) || coupled_decay != 0;
+}
 
 // Device scalars of a step, and the options that they are combined with.
 struct AdamDeviceScalars {

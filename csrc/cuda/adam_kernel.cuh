@@ -1,21 +1,30 @@
 // The Adam step. A block takes a chunk of a tensor, a warp tiles of 1,024 entries: 32 mask words, one a lane, read in
-// one access. Lanes then work on groups of four entries.
+// one access. Lanes then work on groups of four entries, whose loads are all under way before the first is used.
 //
-// Every entry (plain and joint steps): eight rounds of 32 neighbouring groups.
+// Every entry (plain and joint steps): rounds of 32 neighbouring groups.
 // Masked: the groups that have a salient entry are listed first and handed out 32 at a time, so that no lane idles at
 // low densities and all lanes have loads under way. Salient groups are in order, so accesses stay coalesced.
 // Packed: as masked, and the state of a round's entries, which is one contiguous range, is moved through shared memory
 // in full-width accesses.
+//
+// Where a tile is whole and all its tensors are aligned, a group is one vector access in each; elsewhere (the ends of
+// tensors) its entries are accessed one by one.
 #pragma once
 
 #include <type_traits>
 
 #include "adam.h"
+#include "arithmetic.cuh"
+#include "vectors.h"
 
 namespace pecker_fast {
 namespace {
 
 enum class Kind { every, masked, packed };
+
+// What a kernel is compiled for. With kAnyOption it looks at its arguments instead; kRare adds the features of
+// AdamArguments::rare.
+enum Option : int { kFirstMoment = 1, kWithEma = 2, kJoint = 4, kAnyOption = 8, kRare = 16 };
 
 constexpr int kRoundEntries = 32 * kGroup;
 
@@ -27,38 +36,65 @@ struct BlocksPerSM {
 
 // What all threads of a block share: the chunk's tensor and the scalars of its step. In shared memory, because as many
 // registers would halve the number of blocks that run at once.
-template <typename P, typename T>
+template <typename P, typename T, int kOptions>
 struct AdamTensor {
+  static constexpr bool kAny = (kOptions & kAnyOption) != 0, kRareToo = (kOptions & kRare) != 0;
+
   void* pointers[kAdamSlots];
-  bool vector[kAdamSlots];
+  // Of the chunk, negative where the shift comes before the tensor.
+  std::int64_t first;
   std::int64_t numel;
   int shift;
+  // Groups are vectors in all of the tensor's lists.
+  bool aligned;
   AdamTensorPrepared<T> prepared;
   AdamPrepared<T> step;
 
-  __device__ __forceinline__ bool has(AdamSlot slot) const { return pointers[slot] != nullptr; }
-  __device__ __forceinline__ T* state(AdamSlot slot) const { return static_cast<T*>(pointers[slot]); }
-  __device__ __forceinline__ P* like_param(AdamSlot slot) const { return static_cast<P*>(pointers[slot]); }
+  // Whether the tensor has this list: known to the compiler where the kernel is compiled for it.
+  template <AdamSlot kSlot>
+  __device__ __forceinline__ bool has() const {
+    if constexpr (kSlot == kExpAvg && !kAny) return (kOptions & kFirstMoment) != 0;
+    if constexpr (kSlot == kEma && !kAny) return (kOptions & kWithEma) != 0;
+    if constexpr (kSlot == kMaskedGrad && !kAny && !(kOptions & kJoint)) return false;
+    if constexpr (kSlot == kGrad && !kAny && !(kOptions & kJoint)) return true;
+    if constexpr ((kSlot == kMaster || kSlot == kMaxExpAvgSq || kSlot == kCounts) && !kRareToo) return false;
+    // Only 16-bit parameters have masters.
+    if constexpr (kSlot == kMaster && sizeof(P) != 2) return false;
+    return pointers[kSlot] != nullptr;
+  }
+  template <AdamSlot kSlot>
+  __device__ __forceinline__ auto* data() const {
+    constexpr bool kLikeParam = kSlot == kParam || kSlot == kGrad || kSlot == kMaskedGrad;
+    return static_cast<std::conditional_t<kLikeParam, P, T>*>(pointers[kSlot]);
+  }
 
   // By the first warp; for all after a barrier.
-  __device__ __forceinline__ void read(const MultiTensor& table, int tensor, const void* scratch) {
-    const int slot = lane_id();
+  __device__ __forceinline__ void read(const MultiTensor& table, const Chunk& chunk, const void* scratch, bool packed) {
+    const int slot = lane_id(), tensor = chunk.tensor;
+    bool fits = true;
     if (slot < kAdamSlots) {
       const int info_shift = table.tensors[tensor].shift;
       void* const pointer = table_pointer<void>(table, slot, tensor);
       const bool is_param = slot == kParam || slot == kGrad || slot == kMaskedGrad;
+      // Packed state and counts are accessed entry by entry anyway.
+      const bool is_dense = is_param || slot == kMaster || slot == kEma || (!packed && slot < kMaster);
       pointers[slot] = pointer;
-      vector[slot] = is_param ? vector_aligned(static_cast<P*>(pointer), info_shift)
-                              : vector_aligned(static_cast<T*>(pointer), info_shift);
+      if (is_dense && pointer != nullptr) {
+        fits = is_param ? vector_aligned(static_cast<P*>(pointer), info_shift)
+                        : vector_aligned(static_cast<T*>(pointer), info_shift);
+      }
     } else if (slot == kAdamSlots) {
       numel = table.tensors[tensor].numel;
       shift = table.tensors[tensor].shift;
+      first = static_cast<std::int64_t>(chunk.index) * kChunk - shift;
     } else if (slot == kAdamSlots + 1) {
       prepared = reinterpret_cast<const AdamTensorPrepared<T>*>(static_cast<const unsigned char*>(scratch) +
                                                                 kAdamPreparedBytes)[tensor];
     } else if (slot == kAdamSlots + 2) {
       step = *static_cast<const AdamPrepared<T>*>(scratch);
     }
+    const bool all_fit = __all_sync(kFullWarp, fits);
+    if (slot == 0) aligned = all_fit;
   }
 };
 
@@ -67,58 +103,56 @@ __device__ __forceinline__ void forget_registers() { asm volatile("" ::: "memory
 
 template <typename P, typename T>
 struct AdamGroup {
-  Pack<P, kGroup> param, grad, masked_grad;
-  Pack<T, kGroup> exp_avg, exp_avg_sq, max_exp_avg_sq, master, ema;
+  Vector<P, kGroup> param, grad, masked_grad;
+  Vector<T, kGroup> master, ema;
+  Vector<T, kGroup> exp_avg, exp_avg_sq, max_exp_avg_sq;
 };
 
-// Where a group is and which of its entries exist, are updated, have their EMA updated, see the masked gradient.
+// Where a group is, and which of its entries are updated, have their EMA updated, see the masked gradient. `fast`: all of
+// them exist and are vectors.
 struct GroupBits {
   std::int64_t first;
-  unsigned update, ema, forget;
-  bool whole;
+  unsigned update, ema, masked;
+  bool fast;
 };
 
-template <typename P, typename T, bool kRare>
-__device__ __forceinline__ void load_dense(const AdamTensor<P, T>& t, const GroupBits& b, AdamGroup<P, T>& v) {
+template <bool kFast, typename Tensor, typename P, typename T>
+__device__ __forceinline__ void load_dense(const Tensor& t, const GroupBits& b, AdamGroup<P, T>& v) {
   const unsigned touched = b.update | b.ema;
-  load_group(t.like_param(kParam), b.first, touched, b.whole && t.vector[kParam], v.param);
-  if (t.has(kGrad)) load_group(t.like_param(kGrad), b.first, b.update, b.whole && t.vector[kGrad], v.grad);
-  if (b.forget != 0) {
-    load_group(t.like_param(kMaskedGrad), b.first, b.forget, b.whole && t.vector[kMaskedGrad], v.masked_grad);
+  if (t.template has<kGrad>()) load_group<kFast>(v.grad, t.template data<kGrad>(), b.first, b.update);
+  if (t.template has<kMaskedGrad>() && b.masked != 0) {
+    load_group<kFast>(v.masked_grad, t.template data<kMaskedGrad>(), b.first, b.masked);
   }
-  if (t.has(kEma)) load_group(t.state(kEma), b.first, b.ema, b.whole && t.vector[kEma], v.ema);
-  if (kRare && t.has(kMaster)) {
-    load_group(t.state(kMaster), b.first, touched, b.whole && t.vector[kMaster], v.master);
+  load_group<kFast>(v.param, t.template data<kParam>(), b.first, touched);
+  if (t.template has<kMaster>()) load_group<kFast>(v.master, t.template data<kMaster>(), b.first, touched);
+  if (t.template has<kEma>()) load_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
+}
+
+template <bool kFast, typename Tensor, typename P, typename T>
+__device__ __forceinline__ void load_state(const Tensor& t, const GroupBits& b, AdamGroup<P, T>& v) {
+  if (t.template has<kExpAvg>()) load_group<kFast>(v.exp_avg, t.template data<kExpAvg>(), b.first, b.update);
+  load_group<kFast>(v.exp_avg_sq, t.template data<kExpAvgSq>(), b.first, b.update);
+  if (t.template has<kMaxExpAvgSq>()) {
+    load_group<kFast>(v.max_exp_avg_sq, t.template data<kMaxExpAvgSq>(), b.first, b.update);
   }
 }
 
-template <typename P, typename T, bool kRare>
-__device__ __forceinline__ void load_state(const AdamTensor<P, T>& t, const GroupBits& b, AdamGroup<P, T>& v) {
-  if (t.has(kExpAvg)) load_group(t.state(kExpAvg), b.first, b.update, b.whole && t.vector[kExpAvg], v.exp_avg);
-  load_group(t.state(kExpAvgSq), b.first, b.update, b.whole && t.vector[kExpAvgSq], v.exp_avg_sq);
-  if (kRare && t.has(kMaxExpAvgSq)) {
-    load_group(t.state(kMaxExpAvgSq), b.first, b.update, b.whole && t.vector[kMaxExpAvgSq], v.max_exp_avg_sq);
-  }
-}
-
-template <typename P, typename T, bool kRare>
-__device__ __forceinline__ void store_dense(const AdamTensor<P, T>& t, const GroupBits& b, const AdamGroup<P, T>& v) {
+template <bool kFast, typename Tensor, typename P, typename T>
+__device__ __forceinline__ void store_dense(const Tensor& t, const GroupBits& b, const AdamGroup<P, T>& v) {
   if (b.update != 0) {
-    store_group(t.like_param(kParam), b.first, b.update, b.whole && t.vector[kParam], v.param);
-    if (kRare && t.has(kMaster)) {
-      store_group(t.state(kMaster), b.first, b.update, b.whole && t.vector[kMaster], v.master);
-    }
+    store_group<kFast>(v.param, t.template data<kParam>(), b.first, b.update);
+    if (t.template has<kMaster>()) store_group<kFast>(v.master, t.template data<kMaster>(), b.first, b.update);
   }
-  if (t.has(kEma)) store_group(t.state(kEma), b.first, b.ema, b.whole && t.vector[kEma], v.ema);
+  if (t.template has<kEma>()) store_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
 }
 
-template <typename P, typename T, bool kRare>
-__device__ __forceinline__ void store_state(const AdamTensor<P, T>& t, const GroupBits& b, const AdamGroup<P, T>& v) {
+template <bool kFast, typename Tensor, typename P, typename T>
+__device__ __forceinline__ void store_state(const Tensor& t, const GroupBits& b, const AdamGroup<P, T>& v) {
   if (b.update == 0) return;
-  if (t.has(kExpAvg)) store_group(t.state(kExpAvg), b.first, b.update, b.whole && t.vector[kExpAvg], v.exp_avg);
-  store_group(t.state(kExpAvgSq), b.first, b.update, b.whole && t.vector[kExpAvgSq], v.exp_avg_sq);
-  if (kRare && t.has(kMaxExpAvgSq)) {
-    store_group(t.state(kMaxExpAvgSq), b.first, b.update, b.whole && t.vector[kMaxExpAvgSq], v.max_exp_avg_sq);
+  if (t.template has<kExpAvg>()) store_group<kFast>(v.exp_avg, t.template data<kExpAvg>(), b.first, b.update);
+  store_group<kFast>(v.exp_avg_sq, t.template data<kExpAvgSq>(), b.first, b.update);
+  if (t.template has<kMaxExpAvgSq>()) {
+    store_group<kFast>(v.max_exp_avg_sq, t.template data<kMaxExpAvgSq>(), b.first, b.update);
   }
 }
 
@@ -140,75 +174,167 @@ __device__ __forceinline__ AdamCorrection<T> count_update(const AdamArguments<T>
   return {lr * row[0], row[1]};
 }
 
-// Updates a group in registers; packed state is in shared memory, at `staged`, where the group's first updated entry is
-// entry `at` of the round. `state_first`: index into dense state of the group's first entry, into packed state of its
-// first updated entry.
-template <typename P, typename T, Kind kKind, bool kRare>
-__device__ __forceinline__ void update_group(const AdamArguments<T>& a, const AdamTensor<P, T>& t, const GroupBits& b,
-                                             std::int64_t state_first, T* staged, int at, AdamGroup<P, T>& v) {
-  AdamScalars<T> s = a.scalars;
-  s.grad_factor = t.step.grad_factor;
-  s.decay = t.step.decay;
-  s.max_update = t.step.max_update;
+// Moment k (first, second, largest second) of an entry that is updated: in the group, or where the state is packed in
+// shared memory, at `staged`.
+template <Kind kKind, typename T>
+__device__ __forceinline__ T moment(const Vector<T, kGroup>& group, int i, const T* staged, int k, bool updated) {
+  if constexpr (kKind != Kind::packed) return group.entry(i);
+  return updated ? staged[k * kRoundEntries] : T(0);
+}
+template <Kind kKind, typename T>
+__device__ __forceinline__ void set_moment(Vector<T, kGroup>& group, int i, T* staged, int k, bool updated, T value) {
+  if constexpr (kKind != Kind::packed) {
+    // Whole vectors are stored: entries that are not updated go back as they came.
+    if (kKind == Kind::every || updated) group.set_entry(i, value);
+  } else {
+    if (updated) staged[k * kRoundEntries] = value;
+  }
+}
+
+// Updates entry i of a group. `state_first`: index of the group's first entry in dense state, of its first updated entry
+// in packed state, which is at `staged`. Returns the parameter before it is rounded.
+template <Kind kKind, bool kConditioned, typename Tensor, typename P, typename T>
+__device__ __forceinline__ T update_entry(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
+                                          std::int64_t state_first, T* staged, int i, AdamGroup<P, T>& v) {
+  const bool updated = b.update >> i & 1;
+  const int before = kKind == Kind::packed ? __popc(b.update & ((1u << i) - 1)) : i;
+  staged += before;
+  const AdamScalars<T>& s = a.scalars;
+  const T factor = t.step.grad_factor;
+  const T x = t.template has<kMaster>() ? v.master.entry(i) : widen(v.param.entry(i));
+  T g = t.template has<kGrad>() ? product(widen(v.grad.entry(i)), factor) : T(0), h = g;
+  if (t.template has<kMaskedGrad>() && (b.masked >> i & 1)) {
+    g = sum(g, product(widen(v.masked_grad.entry(i)), factor));
+  }
+  if constexpr (kConditioned) g = conditioned(s, g, x);
+  h = Tensor::kRareToo && a.retain_variance ? conditioned(s, h, x) : g;
+  AdamCorrection<T> correction = t.prepared.correction;
+  if (t.template has<kCounts>() && updated) {
+    correction = count_update(a, t.step.lr, t.pointers[kCounts], state_first + before);
+  }
+  if (t.template has<kExpAvg>()) {
+    const T m = moment<kKind>(v.exp_avg, i, staged, 0, updated);
+    g = fused(s.one_minus_beta1, sum(g, -m), m);
+    set_moment<kKind>(v.exp_avg, i, staged, 0, updated, g);
+  }
+  const T before_v = moment<kKind>(v.exp_avg_sq, i, staged, 1, updated);
+  T second = fused(product(s.one_minus_beta2, h), h, product(s.beta2, before_v));
+  set_moment<kKind>(v.exp_avg_sq, i, staged, 1, updated, second);
+  if (t.template has<kMaxExpAvgSq>()) {
+    const T largest = moment<kKind>(v.max_exp_avg_sq, i, staged, 2, updated);
+    if (!(second > largest || second != second)) second = largest;
+    set_moment<kKind>(v.max_exp_avg_sq, i, staged, 2, updated, second);
+  }
+  T u = quotient(product(correction.step_size, g), fused(root(second), correction.inv_sqrt_bc2, s.eps));
+  if constexpr (kConditioned) u = clamped(u, t.step.max_update);
+  return sum(product(x, t.step.decay), -u);
+}
+
+// The new parameters, rounded to their type where the group's entries are updated.
+template <Kind kKind, typename Tensor, typename P, typename T>
+__device__ __forceinline__ void set_params(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
+                                           const T (&x)[kGroup], AdamGroup<P, T>& v) {
+  Vector<P, kGroup> rounded;
+  if constexpr (sizeof(P) == 2) {
+    if (Tensor::kRareToo && a.stochastic_rounding) {
 #pragma unroll
-  for (int i = 0; i < kGroup; ++i) {
-    if (b.update >> i & 1) {
-      T x = kRare && t.has(kMaster) ? v.master[i] : widen(v.param[i]);
-      T g = t.has(kGrad) ? multiply_rounded(widen(v.grad[i]), s.grad_factor) : T(0);
-      T h = g;
-      if (kKind == Kind::every && (b.forget >> i & 1)) {
-        g += multiply_rounded(widen(v.masked_grad[i]), s.grad_factor);
+      for (int i = 0; i < kGroup; ++i) {
+        P entry;
+        narrow_stochastic(x[i], random_bits(t.prepared.random_state, b.first + i), &entry);
+        rounded.set_entry(i, entry);
       }
-      g = condition_grad(s, g, x);
-      h = kRare && a.retain_variance ? condition_grad(s, h, x) : g;
-      x *= s.decay;
-      const int before = kKind == Kind::packed ? __popc(b.update & ((1u << i) - 1)) : i;
-      AdamCorrection<T> correction = t.prepared.correction;
-      if (kRare && t.has(kCounts)) {
-        correction = count_update(a, t.step.lr, t.pointers[kCounts], state_first + before);
-      }
-      if (t.has(kExpAvg)) {
-        T& m = kKind == Kind::packed ? staged[at + before] : v.exp_avg[i];
-        g = m += s.one_minus_beta1 * (g - m);
-      }
-      // No pointers chosen at run time into the group: they would move it from registers to local memory.
-      T* const none = nullptr;
-      T& second = kKind == Kind::packed ? staged[kRoundEntries + at + before] : v.exp_avg_sq[i];
-      if (kRare && t.has(kMaxExpAvgSq)) {
-        T& largest = kKind == Kind::packed ? staged[2 * kRoundEntries + at + before] : v.max_exp_avg_sq[i];
-        x -= adam_update(s, correction, g, h, none, &second, &largest);
-      } else {
-        x -= adam_update(s, correction, g, h, none, &second, none);
-      }
-      if (kRare && t.has(kMaster)) v.master[i] = x;
-      if (kRare && a.stochastic_rounding) {
-        narrow_stochastic(x, random_bits(t.prepared.random_state, b.first + i), &v.param[i]);
-      } else {
-        narrow(x, &v.param[i]);
-      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kGroup; i += 2) narrow_pair(x[i], x[i + 1], rounded, i / 2);
     }
-    if (t.has(kEma) && (b.ema >> i & 1)) {
-      const T y = kRare && t.has(kMaster) ? v.master[i] : widen(v.param[i]);
-      v.ema[i] += s.ema_weight * (y - v.ema[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) rounded.set_entry(i, x[i]);
+  }
+  const unsigned updated = kKind == Kind::every ? 15u : b.update;
+  merge(v.param, rounded, updated);
+  if (t.template has<kMaster>()) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      if (updated >> i & 1) v.master.set_entry(i, x[i]);
+    }
+  }
+  if (t.template has<kEma>()) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      const T y = t.template has<kMaster>() ? v.master.entry(i) : widen(v.param.entry(i));
+      const T e = v.ema.entry(i);
+      if (kKind == Kind::every || (b.ema >> i & 1)) v.ema.set_entry(i, fused(a.scalars.ema_weight, sum(y, -e), e));
     }
   }
 }
 
-// The packed state of a round's groups, `count` entries from `base` on, staged through shared memory.
-template <typename T>
-__device__ __forceinline__ void stage_in(const T* state, std::int64_t base, int count, T* staged) {
-  T values[kGroup];
+template <Kind kKind, bool kConditioned, typename Tensor, typename P, typename T>
+__device__ __forceinline__ void update_entries(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
+                                               std::int64_t state_first, T* staged, AdamGroup<P, T>& v) {
+  T x[kGroup];
 #pragma unroll
-  for (int k = 0; k < kGroup; ++k) {
-    const int at = lane_id() + 32 * k;
-    if (at < count) values[k] = state[base + at];
+  for (int i = 0; i < kGroup; ++i) {
+    x[i] = update_entry<kKind, kConditioned>(a, t, b, state_first, staged, i, v);
+    if constexpr (Tensor::kRareToo) forget_registers();
   }
-#pragma unroll
-  for (int k = 0; k < kGroup; ++k) {
-    const int at = lane_id() + 32 * k;
-    if (at < count) staged[at] = values[k];
+  set_params<kKind>(a, t, b, x, v);
+}
+
+template <Kind kKind, typename Tensor, typename P, typename T>
+__device__ __forceinline__ void update_group(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
+                                             std::int64_t state_first, T* staged, AdamGroup<P, T>& v) {
+  // Most steps neither clip nor decay: they are spared a quarter of the instructions.
+  if (Tensor::kAny || a.conditioned) {
+    update_entries<kKind, true>(a, t, b, state_first, staged, v);
+  } else {
+    update_entries<kKind, false>(a, t, b, state_first, staged, v);
   }
 }
+
+// A group whose state is dense: loads, update, stores.
+template <Kind kKind, typename P, typename T, typename Tensor>
+__device__ __forceinline__ void step_group(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b) {
+  AdamGroup<P, T> v;
+  if (b.fast) {
+    load_dense<true>(t, b, v);
+    load_state<true>(t, b, v);
+  } else {
+    load_dense<false>(t, b, v);
+    load_state<false>(t, b, v);
+  }
+  if constexpr (Tensor::kRareToo) forget_registers();
+  update_group<kKind>(a, t, b, b.first, static_cast<T*>(nullptr), v);
+  if constexpr (Tensor::kRareToo) forget_registers();
+  if (b.fast) {
+    store_state<true>(t, b, v);
+    store_dense<true>(t, b, v);
+  } else {
+    store_state<false>(t, b, v);
+    store_dense<false>(t, b, v);
+  }
+}
+
+// The packed state of a round's groups, `count` entries from `base` on, on its way to shared memory.
+template <typename T>
+struct Stage {
+  T values[kGroup];
+
+  __device__ __forceinline__ void load(const T* state, std::int64_t base, int count) {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      const int at = lane_id() + 32 * k;
+      if (at < count) values[k] = state[base + at];
+    }
+  }
+  __device__ __forceinline__ void commit(int count, T* staged) const {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      const int at = lane_id() + 32 * k;
+      if (at < count) staged[at] = values[k];
+    }
+  }
+};
 
 template <typename T>
 __device__ __forceinline__ void stage_out(T* state, std::int64_t base, int count, const T* staged) {
@@ -217,6 +343,49 @@ __device__ __forceinline__ void stage_out(T* state, std::int64_t base, int count
     const int at = lane_id() + 32 * k;
     if (at < count) state[base + at] = staged[at];
   }
+}
+
+// A round of groups whose state is packed, `count` entries from `base` on, of which the lane's begin at `at`. `staged`:
+// room of the warp for the round's moments. Whole warp; lanes that are not active have no group.
+template <typename P, typename T, typename Tensor>
+__device__ __forceinline__ void step_packed_round(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
+                                                  bool active, std::int64_t base, int count, int at, T* staged) {
+  AdamGroup<P, T> v;
+  Stage<T> first, second, largest;
+  if (active) {
+    if (b.fast) {
+      load_dense<true>(t, b, v);
+    } else {
+      load_dense<false>(t, b, v);
+    }
+  }
+  if (t.template has<kExpAvg>()) first.load(t.template data<kExpAvg>(), base, count);
+  second.load(t.template data<kExpAvgSq>(), base, count);
+  if (t.template has<kExpAvg>()) first.commit(count, staged);
+  second.commit(count, staged + kRoundEntries);
+  if (t.template has<kMaxExpAvgSq>()) {
+    // Not with the others: there are no registers left for it.
+    largest.load(t.template data<kMaxExpAvgSq>(), base, count);
+    largest.commit(count, staged + 2 * kRoundEntries);
+  }
+  __syncwarp();
+  if (active) {
+    update_group<Kind::packed>(a, t, b, base + at, staged + at, v);
+  }
+  __syncwarp();
+  if (t.template has<kExpAvg>()) stage_out(t.template data<kExpAvg>(), base, count, staged);
+  stage_out(t.template data<kExpAvgSq>(), base, count, staged + kRoundEntries);
+  if (t.template has<kMaxExpAvgSq>()) {
+    stage_out(t.template data<kMaxExpAvgSq>(), base, count, staged + 2 * kRoundEntries);
+  }
+  if (active) {
+    if (b.fast) {
+      store_dense<true>(t, b, v);
+    } else {
+      store_dense<false>(t, b, v);
+    }
+  }
+  __syncwarp();
 }
 
 // An entry of a tile's list: group (8 bits), its salient entries (4), salient entries of the tile before it.
@@ -241,40 +410,55 @@ __device__ __forceinline__ int list_groups(unsigned salient, unsigned touched, s
   return total & 0xffff;
 }
 
-template <typename P, typename T, Kind kKind, bool kRare>
+template <typename P, typename T, Kind kKind, int kOptions>
 __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
     adam_kernel(const __grid_constant__ AdamArguments<T> a) {
-  __shared__ AdamTensor<P, T> t;
+  using Tensor = AdamTensor<P, T, kOptions>;
+  __shared__ Tensor t;
   const Chunk chunk = a.table.chunks[blockIdx.x];
-  if (warp_id() == 0) t.read(a.table, chunk.tensor, a.scratch);
+  if (warp_id() == 0) t.read(a.table, chunk, a.scratch, kKind == Kind::packed);
   __syncthreads();
-  if (t.step.skip || (!t.has(kGrad) && !t.has(kMaskedGrad))) return;
+  if (t.step.skip || (t.pointers[kGrad] == nullptr && t.pointers[kMaskedGrad] == nullptr)) return;
   const TensorInfo& info = a.table.tensors[chunk.tensor];
   const std::uint32_t* const words = a.words == nullptr ? nullptr : a.words + info.first_word;
 
-  // A mask word of each tile of this warp, all loads under way at once.
-  unsigned salient[kTilesPerWarp];
+  // A mask word a lane of each tile of this warp, all loads under way at once.
+  constexpr bool kWords = kKind != Kind::every || Tensor::kAny || (kOptions & kJoint) != 0;
+  __shared__ unsigned all_words[kWords ? kChunkWarps : 1][kTilesPerWarp][32];
+  unsigned(*const tile_words)[32] = all_words[kWords ? warp_id() : 0];
+  if constexpr (kWords) {
 #pragma unroll
-  for (int k = 0; k < kTilesPerWarp; ++k) {
-    if (words != nullptr) {
-      salient[k] = shifted_word(words, tile_word(chunk.index, k), t.shift, t.numel);
-    } else {
-      salient[k] = t.has(kMaskedGrad) ? ~0u : 0u;
+    for (int k = 0; k < kTilesPerWarp; ++k) {
+      const bool none = kKind == Kind::every && !t.template has<kMaskedGrad>();
+      tile_words[k][lane_id()] = none               ? 0u
+                                 : words == nullptr ? ~0u
+                                                    : shifted_word(words, tile_word(chunk.index, k), t.shift, t.numel);
     }
+    __syncwarp();
   }
 
   if constexpr (kKind == Kind::every) {
-    for_each_group(chunk.index, t.numel, t.shift, salient, [&](std::int64_t first, unsigned exists, unsigned mask) {
-      const GroupBits b{first, exists, exists, t.has(kMaskedGrad) ? mask : 0u, exists == 15u};
-      AdamGroup<P, T> v;
-      load_dense<P, T, kRare>(t, b, v);
-      load_state<P, T, kRare>(t, b, v);
-      forget_registers();
-      update_group<P, T, kKind, kRare>(a, t, b, first, nullptr, 0, v);
-      forget_registers();
-      store_state<P, T, kRare>(t, b, v);
-      store_dense<P, T, kRare>(t, b, v);
-    });
+#pragma unroll 1
+    for (int k = 0; k < kTilesPerWarp; ++k) {
+      std::int64_t tile = t.first + tile_offset(k);
+      bool fast = t.aligned && whole_tile(tile, t.numel);
+#pragma unroll 1
+      for (int r = 0; r < kTileGroups; r += 32) {
+        if constexpr (Tensor::kRareToo) {
+          // Not kept in registers, of which there are not enough.
+          forget_registers();
+          tile = t.first + tile_offset(k);
+          fast = t.aligned && whole_tile(tile, t.numel);
+        }
+        if (tile >= t.numel) break;
+        GroupBits b;
+        b.first = tile + (r + lane_id()) * kGroup;
+        b.update = b.ema = fast ? 15u : group_bits(b.first, t.numel);
+        b.masked = kWords ? tile_words[k][(r + lane_id()) / 8] >> (lane_id() % 8 * kGroup) & b.update : 0u;
+        b.fast = fast;
+        if (fast || b.update != 0) step_group<kKind, P>(a, t, b);
+      }
+    }
   } else {
     __shared__ std::uint32_t lists[kChunkWarps][kTileGroups];
     std::uint32_t* const list = lists[warp_id()];
@@ -283,16 +467,18 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
     if constexpr (kKind == Kind::packed) {
       __shared__ int tile_counts[kTiles];
       __shared__ int head_count;
-      __shared__ T stages[kChunkWarps][kRare ? 3 : 2][kRoundEntries];
+      __shared__ T stages[kChunkWarps][Tensor::kRareToo ? 3 : 2][kRoundEntries];
       staged = stages[warp_id()][0];
 #pragma unroll
       for (int k = 0; k < kTilesPerWarp; ++k) {
-        const int count = warp_sum(__popc(salient[k]));
+        const int count = warp_sum(__popc(tile_words[k][lane_id()]));
         if (lane_id() == 0) tile_counts[warp_id() + kChunkWarps * k] = count;
       }
       const bool past_blocks = chunk.index >= (t.numel + kChunk - 1) / kChunk;
       // Entries of the first word that packed_offsets has counted into the block before, because of the shift.
-      if (threadIdx.x == 0) head_count = __popc(past_blocks ? salient[0] : salient[0] & ((1u << t.shift) - 1));
+      if (threadIdx.x == 0) {
+        head_count = __popc(past_blocks ? tile_words[0][0] : tile_words[0][0] & ((1u << t.shift) - 1));
+      }
       __syncthreads();
       const std::int64_t base =
           (past_blocks ? reinterpret_cast<std::intptr_t>(table_pointer<void>(a.table, kPackedSize, chunk.tensor))
@@ -307,10 +493,11 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
     }
 #pragma unroll 1
     for (int k = 0; k < kTilesPerWarp; ++k) {
-      const std::int64_t tile = tile_first(chunk.index, k, t.shift);
-      const unsigned bits = k == 0 ? salient[0] : salient[kTilesPerWarp - 1];
+      const std::int64_t tile = t.first + tile_offset(k);
+      const bool fast = t.aligned && whole_tile(tile, t.numel);
+      const unsigned bits = tile_words[k][lane_id()];
       unsigned touched = bits;
-      if (kRare && a.ema_frozen && t.has(kEma)) {
+      if (Tensor::kRareToo && a.ema_frozen && t.template has<kEma>()) {
         touched = existing_word(tile_word(chunk.index, k), t.shift, t.numel);
       }
       const int total = list_groups(bits, touched, list);
@@ -319,44 +506,22 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
       for (int r = 0; r < total; r += 32) {
         const bool active = r + lane_id() < total;
         const std::uint32_t item = active ? list[r + lane_id()] : 0u;
-        const int rank = static_cast<int>(item >> 12);
         GroupBits b;
         b.first = tile + static_cast<int>(item & 255u) * kGroup;
-        const unsigned exists = group_bits(b.first, t.numel);
         b.update = item >> 8 & 15u;
-        b.ema = !active ? 0u : kRare && a.ema_frozen ? exists : b.update;
-        b.forget = 0;
-        b.whole = exists == 15u;
-        AdamGroup<P, T> v;
+        b.ema = b.update;
+        if (Tensor::kRareToo && a.ema_frozen) b.ema = active ? group_bits(b.first, t.numel) : 0u;
+        b.masked = 0;
+        b.fast = fast;
         if constexpr (kKind == Kind::masked) {
-          if (!active) continue;
-          load_dense<P, T, kRare>(t, b, v);
-          if (b.update != 0) load_state<P, T, kRare>(t, b, v);
-          forget_registers();
-          update_group<P, T, kKind, kRare>(a, t, b, b.first, nullptr, 0, v);
-          forget_registers();
-          store_state<P, T, kRare>(t, b, v);
-          store_dense<P, T, kRare>(t, b, v);
+          if (active) step_group<kKind, P>(a, t, b);
         } else {
+          const int rank = static_cast<int>(item >> 12);
           const int first_rank = __shfl_sync(kFullWarp, rank, 0);
           const int last = total - r < 32 ? total - r - 1 : 31;
           const int count = __shfl_sync(kFullWarp, rank + __popc(b.update), last) - first_rank;
           const std::int64_t base = state_bases[warp_id() + kChunkWarps * k] + first_rank;
-          const int at = rank - first_rank;
-          if (active) load_dense<P, T, kRare>(t, b, v);
-          if (t.has(kExpAvg)) stage_in(t.state(kExpAvg), base, count, staged);
-          stage_in(t.state(kExpAvgSq), base, count, staged + kRoundEntries);
-          if (kRare && t.has(kMaxExpAvgSq)) stage_in(t.state(kMaxExpAvgSq), base, count, staged + 2 * kRoundEntries);
-          __syncwarp();
-          forget_registers();
-          update_group<P, T, kKind, kRare>(a, t, b, base + at, staged, at, v);
-          forget_registers();
-          __syncwarp();
-          if (t.has(kExpAvg)) stage_out(t.state(kExpAvg), base, count, staged);
-          stage_out(t.state(kExpAvgSq), base, count, staged + kRoundEntries);
-          if (kRare && t.has(kMaxExpAvgSq)) stage_out(t.state(kMaxExpAvgSq), base, count, staged + 2 * kRoundEntries);
-          if (active) store_dense<P, T, kRare>(t, b, v);
-          __syncwarp();
+          step_packed_round<P>(a, t, b, active, base, count, rank - first_rank, staged);
         }
       }
       // The next tile writes the list again.
@@ -371,22 +536,25 @@ template <typename P, typename T>
 void adam_step(const AdamArguments<T>& a, cudaStream_t stream) {
   if (a.table.num_chunks == 0) return;
   const unsigned grid = static_cast<unsigned>(a.table.num_chunks);
-  const auto start = [&](auto rare) {
-    constexpr bool kRare = decltype(rare)::value;
-    if (a.packed_offsets != nullptr) {
-      PF_LAUNCH((adam_kernel<P, T, Kind::packed, kRare>), grid, kChunkThreads, 0, stream, a);
-    } else if (a.words != nullptr && !a.joint) {
-      PF_LAUNCH((adam_kernel<P, T, Kind::masked, kRare>), grid, kChunkThreads, 0, stream, a);
-    } else {
-      PF_LAUNCH((adam_kernel<P, T, Kind::every, kRare>), grid, kChunkThreads, 0, stream, a);
-    }
+  const auto start = [&](auto kind, auto options) {
+    constexpr Kind kKind = decltype(kind)::value;
+    constexpr int kOptions = decltype(options)::value;
+    PF_LAUNCH((adam_kernel<P, T, kKind, kOptions>), grid, kChunkThreads, 0, stream, a);
   };
-  // Double precision is for checking other results: one version of each kernel is enough.
-  if (a.rare || sizeof(T) == 8) {
-    start(std::true_type{});
-  } else if constexpr (sizeof(T) == 4) {
-    start(std::false_type{});
-  }
+  const Kind kind = a.packed_offsets != nullptr ? Kind::packed : a.words != nullptr && !a.joint ? Kind::masked : Kind::every;
+  for_constant<Kind, Kind::every, Kind::masked, Kind::packed>(kind, [&](auto kind) {
+    // Double precision is for checking other results: one version of each kernel is enough.
+    if constexpr (sizeof(T) == 8) {
+      start(kind, std::integral_constant<int, kAnyOption | kRare>{});
+    } else if (a.rare) {
+      start(kind, std::integral_constant<int, kAnyOption | kRare>{});
+    } else if constexpr (decltype(kind)::value == Kind::every) {
+      const int options = (a.has_first_moment ? kFirstMoment : 0) | (a.has_ema ? kWithEma : 0) | (a.joint ? kJoint : 0);
+      for_constant<int, 0, 1, 2, 3, 4, 5, 6, 7>(options, [&](auto chosen) { start(kind, chosen); });
+    } else {
+      start(kind, std::integral_constant<int, kAnyOption>{});
+    }
+  });
 }
 
 }  // namespace pecker_fast

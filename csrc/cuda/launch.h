@@ -9,8 +9,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #if defined(PF_EMULATE_CUDA)
 #include "cuda_emulator.h"
@@ -24,6 +26,12 @@ inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(error));
   }
+}
+
+// Calls body(integral_constant) of the one of `kValues` that `value` is: a choice made at run time becomes a template's.
+template <typename T, T... kValues, typename Body>
+void for_constant(T value, const Body& body) {
+  static_cast<void>(((value == kValues ? (body(std::integral_constant<T, kValues>{}), true) : false) || ...));
 }
 
 }  // namespace pecker_fast
@@ -72,67 +80,53 @@ __device__ __forceinline__ T warp_exclusive_sum(T value, T* total) {
   return sum - value;
 }
 
-// `Bytes` (2, 4, 8, 16 or 32) in one or two accesses of at most 16 bytes; the address must be a multiple of
-// min(Bytes, 16). The bits are moved, never interpreted.
-template <int Bytes>
-struct Bits;
-template <>
-struct Bits<2> {
-  using type = unsigned short;
-};
-template <>
-struct Bits<4> {
-  using type = unsigned int;
-};
-template <>
-struct Bits<8> {
-  using type = uint2;
-};
-template <>
-struct Bits<16> {
-  using type = uint4;
-};
-struct alignas(16) TwoVectors {
-  uint4 low, high;
-};
-template <>
-struct Bits<32> {
-  using type = TwoVectors;
-};
-
-template <typename T, int N>
-struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
-  T data[N];
-  __device__ __forceinline__ T& operator[](int i) { return data[i]; }
-  __device__ __forceinline__ const T& operator[](int i) const { return data[i]; }
-};
-
-template <typename P>
-__device__ __forceinline__ P load_vector(const void* address) {
-  using B = typename Bits<sizeof(P)>::type;
+// Loads and stores of device memory of 4, 8 or 16 bytes in one access, 32 in two; the address is a multiple of
+// min(bytes, 16). In PTX, because the compiler splits copies of structs into scalar accesses. Volatile keeps the accesses
+// in their order, so that all loads of a group are under way before the first result is used. The memory is not declared
+// clobbered: no kernel reads an address that it has stored to. Entries are read once in a pass, past the first-level cache.
+template <int kBytes>
+__device__ __forceinline__ void load_bytes(const void* address, std::uint32_t* words) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16 || kBytes == 32);
+#if defined(__CUDA_ARCH__)
+  const std::size_t at = __cvta_generic_to_global(address);
+  if constexpr (kBytes == 4) {
+    asm volatile("ld.global.L1::no_allocate.b32 %0, [%1];" : "=r"(words[0]) : "l"(at));
+  } else if constexpr (kBytes == 8) {
+    asm volatile("ld.global.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(at));
+  } else {
+    asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(at));
+    if constexpr (kBytes == 32) load_bytes<16>(static_cast<const unsigned char*>(address) + 16, words + 4);
+  }
+#else
 #if defined(PF_EMULATE_CUDA)
-  ::cuda_emulator::check_aligned(address, alignof(P));
+  ::cuda_emulator::check_aligned(address, kBytes < 16 ? kBytes : 16);
 #endif
-  union {
-    B bits;
-    P pack;
-  } value;
-  value.bits = *static_cast<const B*>(address);
-  return value.pack;
+  std::memcpy(words, address, kBytes);
+#endif
 }
 
-template <typename P>
-__device__ __forceinline__ void store_vector(void* address, const P& pack) {
-  using B = typename Bits<sizeof(P)>::type;
+template <int kBytes>
+__device__ __forceinline__ void store_bytes(void* address, const std::uint32_t* words) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16 || kBytes == 32);
+#if defined(__CUDA_ARCH__)
+  const std::size_t at = __cvta_generic_to_global(address);
+  if constexpr (kBytes == 4) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(at), "r"(words[0]));
+  } else if constexpr (kBytes == 8) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(words[0]), "r"(words[1]));
+  } else {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                 "r"(words[3]));
+    if constexpr (kBytes == 32) store_bytes<16>(static_cast<unsigned char*>(address) + 16, words + 4);
+  }
+#else
 #if defined(PF_EMULATE_CUDA)
-  ::cuda_emulator::check_aligned(address, alignof(P));
+  ::cuda_emulator::check_aligned(address, kBytes < 16 ? kBytes : 16);
 #endif
-  union {
-    P pack;
-    B bits;
-  } value;
-  value.pack = pack;
-  *static_cast<B*>(address) = value.bits;
+  std::memcpy(address, words, kBytes);
+#endif
 }
 
 }  // namespace pecker_fast

@@ -6,12 +6,13 @@
 // and tail: accessed entry by entry); all others are vectors.
 #pragma once
 
-#include "launch.h"
+#include "common/bit_words.h"
+#include "vectors.h"
 
 namespace pecker_fast {
 
-// PACK_BLOCK of pecker_fast/ops/layout.py.
-constexpr int kChunk = 16384;
+// Packed offsets are looked up by chunk.
+constexpr int kChunk = static_cast<int>(kPackBlock);
 constexpr int kGroup = 4;
 
 // Codes of element types in a table.
@@ -24,7 +25,7 @@ struct Chunk {
 struct TensorInfo {
   std::int64_t numel;
   std::int64_t first_word;   // of its mask, in entries of `words`
-  std::int64_t first_block;  // number of PACK_BLOCK blocks of the tensors before it
+  std::int64_t first_block;  // number of blocks of kPackBlock entries of the tensors before it
   std::int64_t first_chunk;
   std::int32_t shift;
   std::int32_t type;
@@ -39,9 +40,6 @@ inline std::int32_t group_shift(const void* address, int element_size) {
 inline std::int64_t num_chunks(std::int64_t numel, std::int32_t shift) {
   return numel == 0 ? 0 : (numel + shift + kChunk - 1) / kChunk;
 }
-
-inline std::int64_t num_words(std::int64_t numel) { return (numel + 31) / 32; }
-inline std::int64_t num_blocks(std::int64_t numel) { return (numel + kChunk - 1) / kChunk; }
 
 // The table of one call, a kernel argument; everything it points to is on the device.
 struct MultiTensor {
@@ -87,7 +85,7 @@ __device__ __forceinline__ T* table_pointer(const MultiTensor& table, int slot, 
 // Whether groups of a tensor with this shift can be vector accesses at `base`.
 template <typename T>
 __device__ __forceinline__ bool vector_aligned(const T* base, int shift) {
-  constexpr int kAlignment = alignof(Pack<T, kGroup>);
+  constexpr int kBytes = Vector<T, kGroup>::kBytes, kAlignment = kBytes < 16 ? kBytes : 16;
   return (reinterpret_cast<std::uintptr_t>(base) - shift * sizeof(T)) % kAlignment == 0;
 }
 
@@ -120,30 +118,22 @@ __device__ __forceinline__ unsigned existing_word(std::int64_t w, int shift, std
   return bits;
 }
 
-// The entries of a group whose bit is set; `vector`: the group is whole and `base` aligned for it, then all of them.
-template <typename T>
-__device__ __forceinline__ void load_group(const T* base, std::int64_t first, unsigned bits, bool vector,
-                                           Pack<T, kGroup>& out) {
-  if (vector) {
-    out = load_vector<Pack<T, kGroup>>(base + first);
+// A group as one vector (kFast: it is whole and aligned), or those of its entries whose bit is set.
+template <bool kFast, typename P>
+__device__ __forceinline__ void load_group(Vector<P, kGroup>& out, const P* base, std::int64_t first, unsigned bits) {
+  if constexpr (kFast) {
+    out.load(base + first);
   } else {
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      if (bits >> i & 1) out[i] = base[first + i];
-    }
+    out.load_some(base + first, bits);
   }
 }
 
-template <typename T>
-__device__ __forceinline__ void store_group(T* base, std::int64_t first, unsigned bits, bool vector,
-                                            const Pack<T, kGroup>& values) {
-  if (vector) {
-    store_vector(base + first, values);
+template <bool kFast, typename P>
+__device__ __forceinline__ void store_group(const Vector<P, kGroup>& values, P* base, std::int64_t first, unsigned bits) {
+  if constexpr (kFast) {
+    values.store(base + first);
   } else {
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      if (bits >> i & 1) base[first + i] = values[i];
-    }
+    values.store_some(base + first, bits);
   }
 }
 
@@ -155,9 +145,12 @@ constexpr int kTileGroups = kTileEntries / kGroup;
 constexpr int kTiles = kChunk / kTileEntries;
 constexpr int kTilesPerWarp = kTiles / kChunkWarps;
 
-// First entry (negative where the shift comes before it) of the k-th tile of this warp.
+// Where the k-th tile of this warp starts within a chunk.
+__device__ __forceinline__ int tile_offset(int k) { return (warp_id() + kChunkWarps * k) * kTileEntries; }
+
+// Its first entry, negative where the shift comes before it.
 __device__ __forceinline__ std::int64_t tile_first(int chunk_index, int k, int shift) {
-  return static_cast<std::int64_t>(chunk_index) * kChunk + (warp_id() + kChunkWarps * k) * kTileEntries - shift;
+  return static_cast<std::int64_t>(chunk_index) * kChunk + tile_offset(k) - shift;
 }
 
 // Index of this lane's (shifted) mask word in that tile.
@@ -165,28 +158,32 @@ __device__ __forceinline__ std::int64_t tile_word(int chunk_index, int k) {
   return static_cast<std::int64_t>(chunk_index) * (kChunk / 32) + (warp_id() + kChunkWarps * k) * 32 + lane_id();
 }
 
-// Calls visit(first entry, bits of the entries that exist, bits of the mask) for all groups of a chunk, one a lane.
-// words[k] is this lane's mask word of tile k. Blocks have kChunkThreads threads.
+// Whether a tile that starts at entry `first` has all of its entries.
+__device__ __forceinline__ bool whole_tile(std::int64_t first, std::int64_t numel) {
+  return first >= 0 && first + kTileEntries <= numel;
+}
+
+// Calls visit(first entry, bits of the entries that exist, bits of the mask, fast) for all groups of a chunk, one a lane.
+// words[k] is this lane's mask word of tile k. `aligned`: groups are vectors in all of the tensor's lists; `fast`: besides,
+// the tile is whole. Blocks have kChunkThreads threads.
 template <typename Visit>
-__device__ __forceinline__ void for_each_group(int chunk_index, std::int64_t numel, int shift,
+__device__ __forceinline__ void for_each_group(int chunk_index, std::int64_t numel, int shift, bool aligned,
                                                const unsigned (&words)[kTilesPerWarp], const Visit& visit) {
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kTilesPerWarp; ++k) {
     const std::int64_t tile = tile_first(chunk_index, k, shift);
-    const unsigned own = words[k];
+    const bool fast = aligned && whole_tile(tile, numel);
+    const unsigned own = k == 0 ? words[0] : words[kTilesPerWarp - 1];
 #pragma unroll 1
     for (int r = 0; r < kTileGroups && tile < numel; r += 32) {
       const unsigned word = __shfl_sync(kFullWarp, own, (r + lane_id()) / 8);
       const std::int64_t first = tile + (r + lane_id()) * kGroup;
-      const unsigned exists = group_bits(first, numel);
-      if (exists != 0) visit(first, exists, word >> (lane_id() % 8 * kGroup) & exists);
+      const unsigned exists = fast ? 15u : group_bits(first, numel);
+      if (exists != 0) visit(first, exists, word >> (lane_id() % 8 * kGroup) & exists, fast);
     }
   }
 }
-
-// Products and sums that the compiler may not contract into a fused multiply-add.
-__device__ __forceinline__ float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
-__device__ __forceinline__ double multiply_rounded(double a, double b) { return __dmul_rn(a, b); }
+static_assert(kTilesPerWarp == 2);
 
 #endif
 

@@ -53,11 +53,11 @@ __global__ void __launch_bounds__(kScanThreads) exclusive_sum_kernel(std::int64_
   if (threadIdx.x == 0) values[n] = carry;
 }
 
-// Calls visit(first entry, bits that exist, bits of the mask, set bits of the tensor before this group) for all groups
-// of a block.
+// Calls visit(first entry, bits that exist, bits of the mask, set bits of the tensor before this group, fast) for all
+// groups of a block. `aligned` and `fast` are as in for_each_group.
 template <typename Visit>
 __device__ __forceinline__ void for_each_ranked_group(const std::uint32_t* words, std::int64_t numel,
-                                                      const std::int64_t* offsets, const Visit& visit) {
+                                                      const std::int64_t* offsets, bool aligned, const Visit& visit) {
   __shared__ int tile_counts[kTiles];
   const int block = static_cast<int>(blockIdx.x);
   unsigned salient[kTilesPerWarp];
@@ -75,6 +75,7 @@ __device__ __forceinline__ void for_each_ranked_group(const std::uint32_t* words
   for (int k = 0; k < kTilesPerWarp; ++k) {
     const std::int64_t tile = tile_first(block, k, 0);
     if (tile >= numel) break;
+    const bool fast = aligned && whole_tile(tile, numel);
     const int tiles_before = warp_sum(lane_id() < warp_id() + kChunkWarps * k ? tile_counts[lane_id() % kTiles] : 0);
 #pragma unroll 1
     for (int r = 0; r < kTileGroups; r += 32) {
@@ -82,8 +83,8 @@ __device__ __forceinline__ void for_each_ranked_group(const std::uint32_t* words
       const unsigned word = __shfl_sync(kFullWarp, salient[k], owner);
       const int rank = __shfl_sync(kFullWarp, before[k], owner) + __popc(word & ((1u << low) - 1));
       const std::int64_t first = tile + (r + lane_id()) * kGroup;
-      const unsigned exists = group_bits(first, numel);
-      if (exists != 0) visit(first, exists, word >> low & exists, base + tiles_before + rank);
+      const unsigned exists = fast ? 15u : group_bits(first, numel);
+      if (exists != 0) visit(first, exists, word >> low & exists, base + tiles_before + rank, fast);
     }
   }
 }
@@ -92,19 +93,22 @@ template <typename P>
 __global__ void __launch_bounds__(kChunkThreads)
     pack_kernel(const P* dense, const std::uint32_t* words, std::int64_t numel, const std::int64_t* offsets, P* packed,
                 std::int64_t count) {
-  const bool aligned = vector_aligned(dense, 0);
-  const auto visit = [&](std::int64_t first, unsigned exists, unsigned mask, std::int64_t at) {
+  const auto visit = [&](std::int64_t first, unsigned, unsigned mask, std::int64_t at, bool fast) {
     if (mask == 0) return;
-    Pack<P, kGroup> values;
-    load_group(dense, first, mask, aligned && exists == 15u, values);
+    Vector<P, kGroup> values;
+    if (fast) {
+      load_group<true>(values, dense, first, mask);
+    } else {
+      load_group<false>(values, dense, first, mask);
+    }
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       if (!(mask >> i & 1)) continue;
-      if (at < count) packed[at] = values[i];
+      if (at < count) packed[at] = values.entry(i);
       ++at;
     }
   };
-  for_each_ranked_group(words, numel, offsets, visit);
+  for_each_ranked_group(words, numel, offsets, vector_aligned(dense, 0), visit);
   if (blockIdx.x == gridDim.x - 1) {
     for (std::int64_t i = offsets[gridDim.x] + threadIdx.x; i < count; i += blockDim.x) packed[i] = 0;
   }
@@ -114,18 +118,21 @@ template <typename P>
 __global__ void __launch_bounds__(kChunkThreads)
     unpack_kernel(const P* packed, std::int64_t count, const std::uint32_t* words, std::int64_t numel,
                   const std::int64_t* offsets, P* dense) {
-  const bool aligned = vector_aligned(dense, 0);
-  const auto visit = [&](std::int64_t first, unsigned exists, unsigned mask, std::int64_t at) {
-    Pack<P, kGroup> values;
+  const auto visit = [&](std::int64_t first, unsigned exists, unsigned mask, std::int64_t at, bool fast) {
+    Vector<P, kGroup> values{};
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       const bool salient = mask >> i & 1;
-      values[i] = salient && at < count ? packed[at] : P(0);
+      if (salient && at < count) values.set_entry(i, packed[at]);
       at += salient;
     }
-    store_group(dense, first, exists, aligned && exists == 15u, values);
+    if (fast) {
+      store_group<true>(values, dense, first, exists);
+    } else {
+      store_group<false>(values, dense, first, exists);
+    }
   };
-  for_each_ranked_group(words, numel, offsets, visit);
+  for_each_ranked_group(words, numel, offsets, vector_aligned(dense, 0), visit);
 }
 
 template <typename Body>
@@ -148,7 +155,7 @@ void block_counts(const MultiTensor& table, const std::uint32_t* words, std::int
 }
 
 void block_offsets(const std::uint32_t* words, std::int64_t numel, std::int64_t* offsets, cudaStream_t stream) {
-  const std::int64_t blocks = num_blocks(numel);
+  const std::int64_t blocks = block_count(numel);
   if (blocks > 0) {
     PF_LAUNCH(tensor_block_counts_kernel, static_cast<unsigned>(blocks), kChunkThreads, 0, stream, words, numel,
               offsets);
@@ -161,7 +168,7 @@ void pack(const void* dense, int element_size, const std::uint32_t* words, std::
   if (numel == 0) return;
   for_size(element_size, [&](auto zero) {
     using P = decltype(zero);
-    PF_LAUNCH(pack_kernel<P>, static_cast<unsigned>(num_blocks(numel)), kChunkThreads, 0, stream,
+    PF_LAUNCH(pack_kernel<P>, static_cast<unsigned>(block_count(numel)), kChunkThreads, 0, stream,
               static_cast<const P*>(dense), words, numel, offsets, static_cast<P*>(packed), count);
   });
 }
@@ -171,7 +178,7 @@ void unpack(const void* packed, int element_size, std::int64_t count, const std:
   if (numel == 0) return;
   for_size(element_size, [&](auto zero) {
     using P = decltype(zero);
-    PF_LAUNCH(unpack_kernel<P>, static_cast<unsigned>(num_blocks(numel)), kChunkThreads, 0, stream,
+    PF_LAUNCH(unpack_kernel<P>, static_cast<unsigned>(block_count(numel)), kChunkThreads, 0, stream,
               static_cast<const P*>(packed), count, words, numel, offsets, static_cast<P*>(dense));
   });
 }

@@ -8,7 +8,7 @@ namespace pecker_fast {
 // Set bits in each block of kChunk entries. The table has no slots and no shifts, so its chunks are the blocks.
 void block_counts(const MultiTensor& table, const std::uint32_t* words, std::int64_t* counts, cudaStream_t stream);
 
-// Set bits before each block of one tensor, with their total at the end: num_blocks(numel) + 1 entries.
+// Set bits before each block of one tensor, with their total at the end: block_count(numel) + 1 entries.
 void block_offsets(const std::uint32_t* words, std::int64_t numel, std::int64_t* offsets, cudaStream_t stream);
 
 // `element_size`: 2, 4 or 8 bytes. Entries of `packed` past `count` are neither written nor read; where the mask has

@@ -2,6 +2,8 @@
 
 #include <type_traits>
 
+#include "arithmetic.cuh"
+
 namespace pecker_fast {
 namespace {
 
@@ -33,30 +35,45 @@ __device__ __forceinline__ void read_words(const std::uint32_t* words, int chunk
   }
 }
 
+template <bool kFast, typename T, typename P>
+__device__ __forceinline__ void load_both(Vector<T, kGroup>& a, const T* a_base, Vector<P, kGroup>& b, const P* b_base,
+                                          std::int64_t first, unsigned exists) {
+  load_group<kFast>(a, a_base, first, exists);
+  load_group<kFast>(b, b_base, first, exists);
+}
+
 template <typename P>
 __device__ __forceinline__ void accumulate_chunk(const MultiTensor& table, const Chunk& chunk, Reduction reduction) {
   using T = Compute<P>;
   const TensorInfo info = table.tensors[chunk.tensor];
   T* const accumulator = table_pointer<T>(table, 0, chunk.tensor);
   const P* const grad = table_pointer<const P>(table, 1, chunk.tensor);
-  const bool accumulator_aligned = vector_aligned(accumulator, info.shift);
-  const bool grad_aligned = vector_aligned(grad, info.shift);
-  const unsigned words[kTilesPerWarp] = {};
-  for_each_group(chunk.index, info.numel, info.shift, words, [&](std::int64_t first, unsigned exists, unsigned) {
-    Pack<T, kGroup> sum;
-    Pack<P, kGroup> value;
-    load_group(accumulator, first, exists, accumulator_aligned && exists == 15u, sum);
-    load_group(grad, first, exists, grad_aligned && exists == 15u, value);
+  // Not double, whose vectors would take the registers of all other types' blocks.
+  const bool aligned =
+      sizeof(P) < 8 && vector_aligned(accumulator, info.shift) && vector_aligned(grad, info.shift);
+  const auto visit = [&](std::int64_t first, unsigned exists, unsigned, bool fast) {
+    Vector<T, kGroup> sums;
+    Vector<P, kGroup> grads;
+    if (fast) {
+      load_both<true>(sums, accumulator, grads, grad, first, exists);
+    } else {
+      load_both<false>(sums, accumulator, grads, grad, first, exists);
+    }
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-      if (!(exists >> i & 1)) continue;
-      T x = widen(value[i]);
+      T x = widen(grads.entry(i));
       if (reduction == Reduction::abs_sum) x = x < 0 ? -x : x;
-      if (reduction == Reduction::sq_sum) x = multiply_rounded(x, x);
-      sum[i] += x;
+      if (reduction == Reduction::sq_sum) x = product(x, x);
+      sums.set_entry(i, sum(sums.entry(i), x));
     }
-    store_group(accumulator, first, exists, accumulator_aligned && exists == 15u, sum);
-  });
+    if (fast) {
+      store_group<true>(sums, accumulator, first, exists);
+    } else {
+      store_group<false>(sums, accumulator, first, exists);
+    }
+  };
+  const unsigned no_words[kTilesPerWarp] = {};
+  for_each_group(chunk.index, info.numel, info.shift, aligned, no_words, visit);
 }
 
 __global__ void __launch_bounds__(kChunkThreads, 5) accumulate_kernel(const __grid_constant__ MultiTensor table,
@@ -74,20 +91,22 @@ __device__ __forceinline__ void apply_mask_chunk(const MultiTensor& table, const
                                                  const std::uint32_t* words) {
   const TensorInfo info = table.tensors[chunk.tensor];
   P* const tensor = table_pointer<P>(table, 0, chunk.tensor);
-  const bool aligned = vector_aligned(tensor, info.shift);
   unsigned salient[kTilesPerWarp];
   read_words(words, chunk.index, info, salient);
-  for_each_group(chunk.index, info.numel, info.shift, salient, [&](std::int64_t first, unsigned exists, unsigned mask) {
+  const auto visit = [&](std::int64_t first, unsigned exists, unsigned mask, bool fast) {
     if (mask == exists) return;
-    const bool vector = aligned && exists == 15u;
-    Pack<P, kGroup> values;
-    if (mask != 0) load_group(tensor, first, mask, vector, values);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      if (!(mask >> i & 1)) values[i] = 0;
+    Vector<P, kGroup> values{};
+    if (fast) {
+      if (mask != 0) {
+        values.load(tensor + first);
+        merge(values, Vector<P, kGroup>{}, ~mask);
+      }
+      values.store(tensor + first);
+    } else {
+      values.store_some(tensor + first, exists & ~mask);
     }
-    store_group(tensor, first, exists, vector, values);
-  });
+  };
+  for_each_group(chunk.index, info.numel, info.shift, vector_aligned(tensor, info.shift), salient, visit);
 }
 
 __global__ void __launch_bounds__(kChunkThreads, 6) apply_mask_kernel(const __grid_constant__ MultiTensor table,
@@ -113,26 +132,31 @@ __global__ void __launch_bounds__(kChunkThreads, 6)
   const P* const masked_grad = table_pointer<const P>(table, 1, chunk.tensor);
   if (grad == nullptr && masked_grad == nullptr) return;
   const TensorInfo info = table.tensors[chunk.tensor];
-  const bool grad_aligned = vector_aligned(grad, info.shift);
-  const bool masked_aligned = vector_aligned(masked_grad, info.shift);
+  const bool aligned = (grad == nullptr || vector_aligned(grad, info.shift)) &&
+                       (masked_grad == nullptr || vector_aligned(masked_grad, info.shift));
   const T factor = grad_scale != nullptr ? T(1) / static_cast<T>(*grad_scale) : T(1);
   unsigned salient[kTilesPerWarp];
   read_words(words, chunk.index, info, salient);
   int count = 0;
-  for_each_group(chunk.index, info.numel, info.shift, salient, [&](std::int64_t first, unsigned exists, unsigned mask) {
+  const auto visit = [&](std::int64_t first, unsigned exists, unsigned mask, bool fast) {
     const unsigned counted = joint ? exists : mask;
-    const unsigned forget = masked_grad != nullptr ? mask : 0u;
-    Pack<P, kGroup> values, forget_values;
-    if (grad != nullptr && counted != 0) load_group(grad, first, counted, grad_aligned && exists == 15u, values);
-    if (forget != 0) load_group(masked_grad, first, forget, masked_aligned && exists == 15u, forget_values);
+    const unsigned masked = masked_grad != nullptr ? mask : 0u;
+    Vector<P, kGroup> grads{}, masked_grads{};
+    if (fast) {
+      if (grad != nullptr && counted != 0) grads.load(grad + first);
+      if (masked != 0) masked_grads.load(masked_grad + first);
+    } else {
+      if (grad != nullptr) grads.load_some(grad + first, counted);
+      if (masked != 0) masked_grads.load_some(masked_grad + first, masked);
+    }
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-      if (!(counted >> i & 1)) continue;
-      T g = grad != nullptr ? multiply_rounded(widen(values[i]), factor) : T(0);
-      if (forget >> i & 1) g += multiply_rounded(widen(forget_values[i]), factor);
-      if (!is_finite(g)) ++count;
+      T g = grad != nullptr ? product(widen(grads.entry(i)), factor) : T(0);
+      if (masked >> i & 1) g = sum(g, product(widen(masked_grads.entry(i)), factor));
+      count += (counted >> i & 1) != 0 && !is_finite(g);
     }
-  });
+  };
+  for_each_group(chunk.index, info.numel, info.shift, aligned, salient, visit);
   count = warp_sum(count);
   // Almost always 0: then nothing is contended for.
   if (lane_id() == 0 && count != 0) atomicAdd(total, static_cast<unsigned long long>(count));

@@ -4,121 +4,167 @@
 // 2. One pass over all scores writes the mask of the entries above the bracket and collects those inside
 //    (select_mask.cu).
 // 3. The right number of these is chosen exactly, and their bits are added (select_finish.cu).
-// 4. Where the bracket missed or held more entries than there is room for, histograms of all scores decide instead
+// 4. If the bracket missed or held more entries than there is room for, histograms of all scores decide instead
 //    (select_radix.cu); otherwise their kernels end at once.
 // Entries are compared as (key, position), which are all different: no input has more ties for it than another.
 //
-// Rows of one call share the sample; each makes its own passes.
+// Up to kMaxRows rows of a call share the sample and every pass over the scores.
 #include <algorithm>
+#include <cmath>
 
 #include "select_state.cuh"
 
 namespace pecker_fast {
 namespace {
 
+constexpr std::int64_t kClusterBytes = 32;
+
+std::int64_t padded(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
 template <typename T>
 T* take(char*& next, std::int64_t count) {
   T* const p = reinterpret_cast<T*>(next);
-  next += (count * static_cast<std::int64_t>(sizeof(T)) + 255) / 256 * 256;
+  next += padded(count * static_cast<std::int64_t>(sizeof(T)));
   return p;
 }
 
-// Cuts the workspace into parts. The first *zero_bytes have to be zero at the start.
-std::int64_t lay_out(const Scores& scores, const SelectPlan& plan, std::int64_t rows, void* memory,
-                     Workspace* workspace, std::int64_t* zero_bytes) {
+std::int64_t candidate_bytes(const SelectPlan& plan) {
+  return std::max(plan.group * plan.capacity * static_cast<std::int64_t>(sizeof(u64)),
+                  kClusterBytes << plan.log_clusters);
+}
+
+// Cuts the workspace into parts. The first *zero_bytes have to be zero at the start of a group of rows.
+std::int64_t lay_out(const Scores& scores, const SelectPlan& plan, void* memory, Workspace* workspace,
+                     std::int64_t* zero_bytes) {
   char* const start = static_cast<char*>(memory);
   char* next = start;
-  workspace->rows = take<RowState>(next, std::max<std::int64_t>(rows, 1));
+  const std::int64_t rows = plan.group;
+  workspace->rows = take<RowState>(next, rows);
   workspace->sample = take<SampleState>(next, 1);
   workspace->sample_histogram = take<u32>(next, kDigits);
-  workspace->level_histogram = take<u32>(next, 2 * kDigits);
-  workspace->radix_histogram = take<u64>(next, kRadixBins);
-  workspace->chunk_ties = take<u32>(next, scores.num_chunks);
+  workspace->level_histograms = take<u32>(next, 2 * kDigits * rows);
+  workspace->radix_histograms = take<u64>(next, kRadixBins * rows);
+  workspace->chunk_ties = take<u32>(next, scores.num_chunks * rows);
   *zero_bytes = next - start;
+  workspace->position_bits = 1;
+  while (scores.num_words * kWordBits > std::int64_t{1} << workspace->position_bits) ++workspace->position_bits;
+  workspace->few = workspace->candidates = nullptr;
   workspace->sample_keys = nullptr;
-  workspace->candidates = nullptr;
   workspace->capacity = plan.sampled ? plan.capacity : 0;
   if (plan.sampled) {
-    workspace->sample_keys = take<u32>(next, std::int64_t{8} << plan.log_clusters);
-    workspace->candidates = take<u64>(next, plan.capacity);
+    workspace->few = take<u64>(next, kFew * rows);
+    workspace->sample_keys = reinterpret_cast<u32*>(next);
+    workspace->candidates = reinterpret_cast<u64*>(take<char>(next, candidate_bytes(plan)));
   }
   return next - start;
 }
 
-Workspace prepare(const Scores& scores, const SelectPlan& plan, std::int64_t rows, void* memory, cudaStream_t stream) {
+Workspace prepare(const Scores& scores, const SelectPlan& plan, void* memory, cudaStream_t stream) {
   Workspace workspace;
   std::int64_t zero_bytes;
-  lay_out(scores, plan, rows, memory, &workspace, &zero_bytes);
+  lay_out(scores, plan, memory, &workspace, &zero_bytes);
   check_cuda(cudaMemsetAsync(memory, 0, static_cast<std::size_t>(zero_bytes), stream), "select");
   return workspace;
 }
 
-MaskRow row_of(const MaskRows& out, const Scores& scores, std::int64_t row) {
-  return {out.words + row * scores.num_words, out.thresholds + row, out.counts + row,
-          row == 0 ? out.nan_count : nullptr};
+// Calls body(first row, results) for the groups of rows of a call.
+template <typename Body>
+void for_each_group(const Scores& scores, const SelectPlan& plan, std::int64_t rows, const MaskRows& out,
+                    const Body& body) {
+  for (std::int64_t row = 0; row < rows; row += plan.group) {
+    body(row, MaskGroup{out.words + row * scores.num_words, out.thresholds + row, out.counts + row,
+                        row == 0 ? out.nan_count : nullptr,
+                        static_cast<int>(std::min<std::int64_t>(plan.group, rows - row))});
+  }
 }
 
 // A call without rows still counts NaN.
-void count_nan_only(const Scores& scores, const SelectPlan& plan, const MaskRows& out, const Workspace& workspace,
+void count_nan_only(const Scores& scores, const SelectPlan& plan, const MaskRows& out, void* memory,
                     cudaStream_t stream) {
-  prepare_thresholds(scores, nullptr, nullptr, 0, workspace.rows, stream);
-  write_cut_mask(scores, plan.tuning.blocks, true, false, workspace.rows, {nullptr, nullptr, nullptr, out.nan_count},
-                 stream);
+  const Workspace workspace = prepare(scores, plan, memory, stream);
+  prepare_thresholds(scores, nullptr, nullptr, 0, workspace, stream);
+  write_cut_masks(scores, plan.tuning.blocks, true, false, workspace, {nullptr, nullptr, nullptr, out.nan_count, 1},
+                  stream);
 }
 
 }  // namespace
 
-SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning) {
-  SelectPlan plan = {tuning, false, 0, 0};
-  // At least 16 clusters' worth of entries for each that is read.
-  const std::int64_t octets = scores.num_words * 4;
-  while (plan.log_clusters < tuning.max_log_clusters && (octets >> (plan.log_clusters + 5)) > 0) ++plan.log_clusters;
+SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning, std::int64_t rows) {
+  SelectPlan plan = {tuning, false, 0, static_cast<int>(std::clamp<std::int64_t>(rows, 1, kMaxRows)), 0};
   // Composites have room for this many positions.
   const bool positions_fit = scores.num_words <= static_cast<std::int64_t>(kEndPosition / 32);
-  plan.sampled = positions_fit && scores.num_words > 0 && scores.numel >= tuning.min_sampled;
-  // A bracket of +-5 sigma with all entries of a cluster alike is 1.4 % of the ranks for 2 ** 20 sampled entries, and
-  // the rounding to 1/256 of the positions adds 0.8 % at most.
-  plan.capacity = tuning.capacity > 0 ? tuning.capacity : scores.numel / (scores.numel < (1 << 25) ? 16 : 32) + 1024;
+  if (!positions_fit || scores.num_words == 0 || scores.bytes < tuning.min_sampled_bytes) return plan;
+  const std::int64_t octets = scores.num_words * 4;
+  const auto plan_group = [&](int group) {
+    plan.group = group;
+    plan.capacity = tuning.capacity;
+    // At most one cluster in eight is read.
+    plan.log_clusters = 0;
+    while (plan.log_clusters < tuning.max_log_clusters && (octets >> (plan.log_clusters + 4)) > 0) ++plan.log_clusters;
+    if (tuning.capacity > 0) return true;
+    // One row takes 5.5 % of the scores' bytes, each further one less than its mask: a ninth of a byte an entry.
+    plan.sampled = true;
+    plan.capacity = 0;
+    const std::int64_t budget = scores.bytes * 55 / 1000 + (group - 1) * scores.numel / 9;
+    Workspace workspace;
+    std::int64_t zero_bytes;
+    const std::int64_t log_clusters = plan.log_clusters;
+    plan.log_clusters = 0;
+    const std::int64_t rest = budget - lay_out(scores, plan, nullptr, &workspace, &zero_bytes);
+    plan.log_clusters = static_cast<int>(log_clusters);
+    while (plan.log_clusters > 0 && kClusterBytes << plan.log_clusters > rest) --plan.log_clusters;
+    plan.capacity = std::max<std::int64_t>(rest, 0) / (group * static_cast<std::int64_t>(sizeof(u64)));
+    // Share of the entries in a bracket around the median, if those of a cluster have nothing to do with each other; with
+    // all of them alike it is 2.8 times as wide. Several rows share a pass only if there is room for the rounding to parts
+    // of the positions too, which is this large if all entries have one key.
+    const double n = std::ldexp(8.0, plan.log_clusters);
+    const double rounding = group > 1 ? 2.0 / (1 << kGroupBits) : 0.0;
+    const double share = 2.1 * (tuning.sigmas * std::sqrt(n) / 2 + tuning.slack) / n + rounding;
+    return plan.capacity > 0 && static_cast<double>(plan.capacity) >= share * static_cast<double>(scores.numel);
+  };
+  const SelectPlan by_histograms = plan;
+  for (int group = plan.group;; group = (group + 1) / 2) {
+    if (plan_group(group)) break;
+    if (group == 1) return by_histograms;
+  }
+  plan.sampled = true;
   return plan;
 }
 
-std::int64_t select_workspace_bytes(const Scores& scores, const SelectPlan& plan, std::int64_t rows) {
+std::int64_t select_workspace_bytes(const Scores& scores, const SelectPlan& plan) {
   Workspace workspace;
   std::int64_t zero_bytes;
-  return lay_out(scores, plan, rows, nullptr, &workspace, &zero_bytes);
+  return lay_out(scores, plan, nullptr, &workspace, &zero_bytes);
 }
 
 void launch_select(const Scores& scores, const std::int64_t* ks, std::int64_t rows, bool ties_all, const MaskRows& out,
                    const SelectPlan& plan, void* memory, cudaStream_t stream) {
-  const Workspace workspace = prepare(scores, plan, rows, memory, stream);
-  if (rows == 0) return count_nan_only(scores, plan, out, workspace, stream);
+  if (rows == 0) return count_nan_only(scores, plan, out, memory, stream);
   const int blocks = plan.tuning.blocks;
-  if (plan.sampled) take_sample(scores, plan, ks, rows, workspace, stream);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    RowState* const state = workspace.rows + row;
-    const MaskRow result = row_of(out, scores, row);
+  for_each_group(scores, plan, rows, out, [&](std::int64_t first, const MaskGroup& group) {
+    const Workspace workspace = prepare(scores, plan, memory, stream);
+    const std::int64_t* const group_ks = ks + first;
     if (plan.sampled) {
-      bracket_rank(scores, plan, ks + row, ties_all, state, workspace, stream);
-      write_bracket_mask(scores, plan, ks + row, ties_all, state, workspace, result, stream);
-      finish_candidates(plan, state, workspace, result, stream);
+      bracket_ranks(scores, plan, group_ks, group.rows, ties_all, workspace, stream);
+      write_bracket_masks(scores, plan, group_ks, ties_all, workspace, group, stream);
+      finish_candidates(scores, plan, workspace, group, stream);
     }
-    radix_select(scores, blocks, ks + row, ties_all, !plan.sampled, state, workspace, stream);
-    locate_ties(scores, blocks, !plan.sampled, state, workspace, stream);
-    write_cut_mask(scores, blocks, !plan.sampled, false, state, result, stream);
-  }
+    radix_select(scores, blocks, group_ks, group.rows, ties_all, !plan.sampled, workspace, stream);
+    locate_ties(scores, blocks, group.rows, !plan.sampled, workspace, stream);
+    write_cut_masks(scores, blocks, !plan.sampled, false, workspace, group, stream);
+  });
 }
 
 void launch_threshold_mask(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits,
                            std::int64_t rows, const MaskRows& out, const SelectPlan& plan, void* memory,
                            cudaStream_t stream) {
-  const Workspace workspace = prepare(scores, plan, rows, memory, stream);
-  if (rows == 0) return count_nan_only(scores, plan, out, workspace, stream);
-  prepare_thresholds(scores, keys, tie_limits, rows, workspace.rows, stream);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    RowState* const state = workspace.rows + row;
-    locate_ties(scores, plan.tuning.blocks, true, state, workspace, stream);
-    write_cut_mask(scores, plan.tuning.blocks, true, true, state, row_of(out, scores, row), stream);
-  }
+  if (rows == 0) return count_nan_only(scores, plan, out, memory, stream);
+  for_each_group(scores, plan, rows, out, [&](std::int64_t first, const MaskGroup& group) {
+    const Workspace workspace = prepare(scores, plan, memory, stream);
+    prepare_thresholds(scores, keys + first, tie_limits + first, group.rows, workspace, stream);
+    locate_ties(scores, plan.tuning.blocks, group.rows, true, workspace, stream);
+    write_cut_masks(scores, plan.tuning.blocks, true, true, workspace, group, stream);
+  });
 }
 
 }  // namespace pecker_fast

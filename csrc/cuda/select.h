@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "common/bit_words.h"
 #include "launch.h"
 
 namespace pecker_fast {
@@ -35,6 +36,7 @@ struct Scores {
   std::int64_t num_chunks;
   std::int64_t num_words;
   std::int64_t numel;
+  std::int64_t bytes;
 };
 
 // Fills one row of the table on the host; call for the tensors in order, starting with scores = {}. An empty tensor
@@ -44,8 +46,9 @@ inline bool append_score(Scores& scores, const void* data, std::int64_t numel, s
   *row = {data, numel, scores.num_words, scores.num_chunks, type};
   scores.num_tensors += 1;
   scores.num_chunks += (numel + kSelectChunk - 1) / kSelectChunk;
-  scores.num_words += (numel + 31) / 32;
+  scores.num_words += word_count(numel);
   scores.numel += numel;
+  scores.bytes += numel * (type == kScoreFloat ? 4 : 2);
   return true;
 }
 
@@ -53,31 +56,37 @@ inline bool append_score(Scores& scores, const void* data, std::int64_t numel, s
 struct SelectTuning {
   // Blocks of the kernels that read all scores, and of those that read the sample or the candidates.
   int blocks;
-  // Fewer entries than this are selected by histograms alone.
-  std::int64_t min_sampled;
+  // Fewer bytes of scores than this are selected by histograms alone: they stay in a GPU's second-level cache.
+  std::int64_t min_sampled_bytes;
   // The sample has at most 2 ** max_log_clusters clusters of 8 adjacent entries.
   int max_log_clusters;
   // Half the width of the bracket: sigmas * standard deviation + slack, in ranks of the sample.
   float sigmas;
   float slack;
-  // Candidates that can be kept; 0: chosen by the number of entries.
+  // Candidates that can be kept for each row; 0: as many as the memory that a selection may take holds.
   std::int64_t capacity;
 };
 
-inline SelectTuning default_tuning(int multiprocessors) { return {4 * multiprocessors, 1 << 22, 17, 5.0f, 16.0f, 0}; }
+inline SelectTuning default_tuning(int multiprocessors) { return {4 * multiprocessors, 1 << 24, 17, 5.0f, 16.0f, 0}; }
 
-// How one selection runs: what the launchers work out of Scores and SelectTuning.
+// Rows that one pass over the scores works on at most.
+constexpr int kMaxRows = 8;
+
+// How a selection runs: what the launchers work out of Scores and SelectTuning.
 struct SelectPlan {
   SelectTuning tuning;
   bool sampled;
   int log_clusters;
+  // Rows that are selected together, and the candidates that each may have.
+  int group;
   std::int64_t capacity;
 };
 
-SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning);
+// For a call with `rows` rows.
+SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning, std::int64_t rows);
 
 // Bytes of workspace (aligned to 256 bytes, contents arbitrary) of the launchers below.
-std::int64_t select_workspace_bytes(const Scores& scores, const SelectPlan& plan, std::int64_t rows);
+std::int64_t select_workspace_bytes(const Scores& scores, const SelectPlan& plan);
 
 // Device pointers to what select and threshold_mask return: words [rows, num_words], thresholds [rows], counts [rows],
 // nan_count [1].

@@ -2,17 +2,19 @@
 //
 // position: 32 * word + bit of an entry in a mask row. It orders entries as ties are broken: by tensor, then by index.
 // key: float32 bits of the magnitude (0 for zeros). composite: key and position in one number that is larger for a
-// larger key and, at equal keys, for a smaller position. Composites are all different, whatever the data.
+// larger key and, at equal keys, for a smaller position. Composites are all different, whatever the data. Positions have
+// as many bits of it as a call's positions need, so that few of a radix selection's digits are the same for all.
 #pragma once
 
+#include "common/bit_words.h"
+#include "common/radix_key.h"
 #include "select.h"
 
 namespace pecker_fast {
 
-constexpr u32 kInfKey = 0x7f800000u;
-constexpr int kPositionBits = 33;
-// One past the last position.
-constexpr u64 kEndPosition = 1ull << kPositionBits;
+constexpr int kMaxPositionBits = 33;
+// Beyond every position.
+constexpr u64 kEndPosition = 1ull << kMaxPositionBits;
 
 constexpr int kSelectThreads = 256;
 constexpr int kSelectWarps = kSelectThreads / 32;
@@ -26,29 +28,17 @@ struct Bound {
   u32 key;
 };
 
-__device__ __forceinline__ u64 composite(u32 key, u64 position) {
-  return (static_cast<u64>(key) << kPositionBits) + (kEndPosition - 1 - position);
+__device__ __forceinline__ u64 composite(u32 key, u64 position, int position_bits) {
+  return (static_cast<u64>(key) << position_bits) + ((u64{1} << position_bits) - 1 - position);
 }
 
 // The composite of the last entry that the bound takes in: entries within it have this composite or a larger one.
-__device__ __forceinline__ u64 composite(const Bound& bound) {
-  return (static_cast<u64>(bound.key) << kPositionBits) + (kEndPosition - bound.position);
+__device__ __forceinline__ u64 composite(const Bound& bound, int position_bits) {
+  const u64 end = u64{1} << position_bits;
+  return (static_cast<u64>(bound.key) << position_bits) + (end - min(bound.position, end));
 }
 
 __device__ __forceinline__ u32 float_key(float x) { return __float_as_uint(x) & 0x7fffffffu; }
-
-__device__ __forceinline__ float half_to_float(u32 bits) {
-#if defined(__CUDA_ARCH__)
-  float x;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(static_cast<unsigned short>(bits)));
-  return x;
-#else
-  const u32 sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, mantissa = bits & 0x3ffu;
-  if (exponent == 0) return __uint_as_float(__float_as_uint(static_cast<float>(mantissa) * 0x1p-24f) | sign);
-  if (exponent == 31) return __uint_as_float(sign | kInfKey | mantissa << 13);
-  return __uint_as_float(sign | (exponent + 112u) << 23 | mantissa << 13);
-#endif
-}
 
 // Reads of the scores leave the caches to the words and tables: each entry is read once in a pass.
 __device__ __forceinline__ uint4 load_streaming(const uint4* p) {
@@ -62,6 +52,9 @@ __device__ __forceinline__ uint4 load_streaming(const uint4* p) {
   return *p;
 #endif
 }
+
+// The low half of a word.
+__device__ __forceinline__ float widen_half(u32 word) { return widen(fp16{static_cast<std::uint16_t>(word)}); }
 
 struct FloatScore {
   using Storage = float;
@@ -92,14 +85,14 @@ struct BFloat16Score {
 
 struct HalfScore {
   using Storage = unsigned short;
-  static __device__ __forceinline__ float widen(Storage x) { return half_to_float(x); }
+  static __device__ __forceinline__ float widen(Storage x) { return widen_half(x); }
   static constexpr int kVector = 8;
   static __device__ __forceinline__ void widen(const uint4& v, float* x) {
     const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      x[2 * i] = half_to_float(words[i] & 0xffffu);
-      x[2 * i + 1] = half_to_float(words[i] >> 16);
+      x[2 * i] = widen_half(words[i]);
+      x[2 * i + 1] = widen_half(words[i] >> 16);
     }
   }
 };
@@ -150,7 +143,7 @@ struct Arrangement {
   }
 };
 
-template <typename Score, typename Part, typename Finish>
+template <typename Score, bool kAhead, typename Part, typename Finish>
 __device__ __forceinline__ void read_batch(const ScoreTensor& tensor, const Batch& batch, Part& part, Finish& finish) {
   const int lane = lane_id();
   const auto* data = static_cast<const typename Score::Storage*>(tensor.data) + batch.first;
@@ -158,17 +151,29 @@ __device__ __forceinline__ void read_batch(const ScoreTensor& tensor, const Batc
   // its lanes read single entries side by side.
   if (batch.valid == kWarpEntries && reinterpret_cast<std::uintptr_t>(data) % 16 == 0) {
     constexpr int kLoads = kPart / Score::kVector;
+    // Of 16-bit entries both halves are under way before the first is looked at; of others one half is as many bytes.
+    constexpr bool kBoth = kAhead && sizeof(typename Score::Storage) == 2;
+    const auto* const vectors = reinterpret_cast<const uint4*>(data) + lane;
+    uint4 raw[kBoth ? 2 : 1][kLoads];
+    const auto load_half = [&](int half, uint4(&to)[kLoads]) {
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) to[i] = load_streaming(vectors + half * (kPartEntries / Score::kVector) + 32 * i);
+    };
+    if constexpr (kBoth) {
+      load_half(0, raw[0]);
+      load_half(1, raw[1]);
+    }
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      uint4 raw[kLoads];
       float x[kPart];
+      if constexpr (!kBoth) load_half(half, raw[0]);
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        raw[i] = load_streaming(reinterpret_cast<const uint4*>(data + half * kPartEntries) + 32 * i + lane);
-      }
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) Score::widen(raw[i], x + i * Score::kVector);
+      for (int i = 0; i < kLoads; ++i) Score::widen(raw[0][i], x + i * Score::kVector);
       part(batch, half, x, Arrangement<Score::kVector>());
+      if constexpr (kBoth) {
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) raw[0][i] = raw[1][i];
+      }
     }
     finish(batch, Arrangement<Score::kVector>());
   } else {
@@ -186,8 +191,15 @@ __device__ __forceinline__ void read_batch(const ScoreTensor& tensor, const Batc
   }
 }
 
-__device__ __forceinline__ ScoreTensor find_chunk(const Scores& scores, std::int64_t chunk) {
-  int low = 0, high = scores.num_tensors;
+// The tensor of a chunk that is not before that of tensor `low`: in a large tensor it is that one, and otherwise often
+// the next.
+__device__ __forceinline__ int find_chunk(const Scores& scores, std::int64_t chunk, int low) {
+  const auto ends_after = [&](int i) {
+    return i + 1 >= scores.num_tensors || chunk < scores.tensors[i + 1].first_chunk;
+  };
+  if (ends_after(low)) return low;
+  if (ends_after(low + 1)) return low + 1;
+  int high = scores.num_tensors;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     if (scores.tensors[middle].first_chunk <= chunk) {
@@ -196,7 +208,7 @@ __device__ __forceinline__ ScoreTensor find_chunk(const Scores& scores, std::int
       high = middle;
     }
   }
-  return scores.tensors[low];
+  return low;
 }
 
 __device__ __forceinline__ ScoreTensor find_word(const Scores& scores, std::int64_t word) {
@@ -214,11 +226,13 @@ __device__ __forceinline__ ScoreTensor find_word(const Scores& scores, std::int6
 
 // For the warp's batch in every chunk of this block: calls part(batch, half, x, arrangement) for both halves of it,
 // with the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both may use
-// the warp's collectives, not the block's.
-template <typename Part, typename Finish>
+// the warp's collectives, not the block's. kAhead: there are registers to load more than is worked on.
+template <bool kAhead = true, typename Part, typename Finish>
 __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part, Finish&& finish) {
+  int index = 0;
   for (std::int64_t chunk = blockIdx.x; chunk < scores.num_chunks; chunk += gridDim.x) {
-    const ScoreTensor tensor = find_chunk(scores, chunk);
+    index = find_chunk(scores, chunk, index);
+    const ScoreTensor tensor = scores.tensors[index];
     Batch batch;
     batch.chunk = chunk;
     batch.first = (chunk - tensor.first_chunk) * kSelectChunk + warp_id() * kWarpEntries;
@@ -229,11 +243,11 @@ __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part
     if (left <= 0) continue;
     batch.valid = left < kWarpEntries ? static_cast<int>(left) : kWarpEntries;
     if (tensor.type == kScoreFloat) {
-      read_batch<FloatScore>(tensor, batch, part, finish);
+      read_batch<FloatScore, kAhead>(tensor, batch, part, finish);
     } else if (tensor.type == kScoreBFloat16) {
-      read_batch<BFloat16Score>(tensor, batch, part, finish);
+      read_batch<BFloat16Score, kAhead>(tensor, batch, part, finish);
     } else {
-      read_batch<HalfScore>(tensor, batch, part, finish);
+      read_batch<HalfScore, kAhead>(tensor, batch, part, finish);
     }
   }
 }
@@ -329,18 +343,18 @@ struct RankedBin {
 };
 
 // All threads of the block must call it with the same rank, 1 <= rank <= entries in the histogram; all get the result.
-// Written by other blocks, the counts are read past the first-level cache.
-template <typename Count>
-__device__ __forceinline__ RankedBin find_rank(const Count* histogram, int bins, u64 rank) {
+// read(bin) is the number of entries in a bin.
+template <typename Read>
+__device__ __forceinline__ RankedBin find_rank_of(int bins, u64 rank, const Read& read) {
   __shared__ RankedBin found;
   const int each = (bins + kSelectThreads - 1) / kSelectThreads;
   const int top = bins - 1 - static_cast<int>(threadIdx.x) * each;
   u64 sum = 0, total;
-  for (int bin = top; bin > top - each && bin >= 0; --bin) sum += __ldcg(histogram + bin);
+  for (int bin = top; bin > top - each && bin >= 0; --bin) sum += read(bin);
   u64 above = block_exclusive_sum(sum, &total);
   if (above < rank && rank <= above + sum) {
     for (int bin = top; bin > top - each && bin >= 0; --bin) {
-      const u64 count = __ldcg(histogram + bin);
+      const u64 count = read(bin);
       if (rank <= above + count) {
         found = {bin, above, count};
         break;
@@ -352,6 +366,12 @@ __device__ __forceinline__ RankedBin find_rank(const Count* histogram, int bins,
   const RankedBin result = found;
   __syncthreads();
   return result;
+}
+
+// Written by other blocks, the counts are read past the first-level cache.
+template <typename Count>
+__device__ __forceinline__ RankedBin find_rank(const Count* histogram, int bins, u64 rank) {
+  return find_rank_of(bins, rank, [&](int bin) { return static_cast<u64>(__ldcg(histogram + bin)); });
 }
 
 template <typename Count>

@@ -1,4 +1,4 @@
-// The passes over all scores that write mask words: one read of the scores, one write of the words.
+// The passes over all scores that write mask words: one read of the scores, one write of the words of each row.
 //
 // An entry is compared with one threshold: within a batch that lies before the position of a bound, entries of its very
 // key are within it, behind it they are not. Only the batch that contains the position compares entry by entry.
@@ -8,56 +8,61 @@
 namespace pecker_fast {
 namespace {
 
-// Candidates that a warp collects before it takes room for them in the common buffer.
-constexpr int kStaged = 256;
+// Candidates of a row that a warp collects before it takes room for them in the row's buffer.
+template <int kRows>
+constexpr int kStaged = kRows == 1 ? 256 : 48;
 
-struct Staging {
-  u64* staged;
-  int count;
-  u64* total;
-  u64* buffer;
-  u64 capacity;
-
-  // Whole warp.
-  __device__ __forceinline__ void flush() {
-    const int lane = lane_id();
-    u64 start = 0;
-    if (lane == 0) start = atomicAdd(total, static_cast<u64>(count));
-    start = __shfl_sync(kFullWarp, start, 0);
-    __syncwarp();
-    for (int i = lane; i < count; i += 32) {
-      if (start + i < capacity) buffer[start + i] = staged[i];
-    }
-    __syncwarp();
-    count = 0;
+// Whole warp: moves `count` candidates from shared memory to the row's buffer.
+__device__ __forceinline__ void flush(const u64* staged, int count, u64* total, u64* buffer, u64 capacity) {
+  const int lane = lane_id();
+  u64 start = 0;
+  if (lane == 0) start = atomicAdd(total, static_cast<u64>(count));
+  start = __shfl_sync(kFullWarp, start, 0);
+  __syncwarp();
+  for (int i = lane; i < count; i += 32) {
+    if (start + i < capacity) buffer[start + i] = staged[i];
   }
+  __syncwarp();
+}
 
-  // Whole warp: takes in the entries whose bits are set. They are read again, from the cache most likely: to find them
-  // among the registers would take more than the rest of the pass.
-  template <typename Order>
-  __device__ __forceinline__ void add(const Batch& batch, Order, u32 bits) {
-    const int lane = lane_id();
-    u32 active = __ballot_sync(kFullWarp, bits != 0);
-    while (active != 0) {
-      if (count + 32 > kStaged) flush();
-      if (bits != 0) {
-        const int offset = Order::offset(__ffs(static_cast<int>(bits)) - 1, lane);
-        bits &= bits - 1;
-        const u32 key = float_key(load_score(batch.data, batch.type, batch.first + offset));
-        staged[count + __popc(active & ((1u << lane) - 1))] = composite(key, batch.position + offset);
-      }
-      count += __popc(active);
-      active = __ballot_sync(kFullWarp, bits != 0);
+// Whole warp: takes in the entries whose bits are set, and returns how many are staged then. They are read again, from
+// the cache most likely: to find them among the registers would take more than the rest of the pass.
+template <int kRoom, typename Order>
+__device__ __forceinline__ int stage(const Batch& batch, Order, u32 bits, u64* staged, int count, u64* total,
+                                     u64* buffer, u64 capacity, int position_bits) {
+  const int lane = lane_id();
+  u32 active = __ballot_sync(kFullWarp, bits != 0);
+  while (active != 0) {
+    if (count + 32 > kRoom) {
+      flush(staged, count, total, buffer, capacity);
+      count = 0;
     }
+    if (bits != 0) {
+      const int offset = Order::offset(__ffs(static_cast<int>(bits)) - 1, lane);
+      bits &= bits - 1;
+      const u32 key = float_key(load_score(batch.data, batch.type, batch.first + offset));
+      staged[count + __popc(active & ((1u << lane) - 1))] = composite(key, batch.position + offset, position_bits);
+    }
+    count += __popc(active);
+    active = __ballot_sync(kFullWarp, bits != 0);
   }
-};
+  return count;
+}
 
-// After the pass with a bracket: what is left to do.
-__device__ void decide(RowState* state, std::int64_t k, bool ties_all, u64 capacity) {
+template <typename Order>
+__device__ __forceinline__ void store_word(std::int32_t* words, const Batch& batch, Order, u32 bits) {
+  const u32 word = Order::to_word(bits, lane_id());
+  const int w = Order::word_of(lane_id());
+  if (32 * w < batch.valid) words[static_cast<std::int64_t>(batch.position >> 5) + w] = static_cast<std::int32_t>(word);
+}
+
+// After the pass with a bracket: what is left to do for a row.
+__device__ void decide(RowState* state, std::int64_t k, bool ties_all, u64 capacity, int position_bits) {
   const u64 within_high = __ldcg(&state->within_high), candidates = __ldcg(&state->candidates);
-  const u64 low = composite(state->low), high = composite(state->high), wanted = static_cast<u64>(k);
+  const u64 low = composite(state->low, position_bits), high = composite(state->high, position_bits);
+  const u64 wanted = static_cast<u64>(k);
   const bool all_eligible = state->low.key == 1 && state->low.position == kEndPosition;
-  state->dropped_bits = ties_all ? kPositionBits : 0;
+  state->dropped_bits = ties_all ? position_bits : 0;
   if (k < 1 || candidates > capacity || within_high >= wanted) {
     state->fallback = true;
   } else if (within_high + candidates < wanted) {
@@ -69,29 +74,98 @@ __device__ void decide(RowState* state, std::int64_t k, bool ties_all, u64 capac
     state->base = low >> state->dropped_bits;
     const u64 largest = ((high - 1) >> state->dropped_bits) - state->base;
     state->finish.rank = wanted - within_high;
+    state->finish.count = candidates;
     state->finish.bits = largest == 0 ? 1 : 64 - __clzll(static_cast<long long>(largest));
   }
 }
 
-// kBracket: writes the entries within state->high and collects the candidates. Otherwise: writes the entries within
-// state->cut and the results; kSmallest: the smallest kept magnitude has to be looked for.
-template <bool kBracket, bool kSmallest>
+// For all rows together: writes the entries within their `high` and collects the candidates. kRows: at most so many rows.
+// The shared memory of several leaves room for three blocks a multiprocessor.
+template <int kRows>
+__global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
+    bracket_kernel(Scores scores, const std::int64_t* ks, bool ties_all, Workspace workspace, MaskGroup out) {
+  constexpr int kRoom = kStaged<kRows>;
+  __shared__ u64 staged[kSelectWarps][kRows][kRoom];
+  __shared__ int staged_counts[kSelectWarps][kRows];
+  __shared__ u32 kept_counts[kSelectWarps][kRows];
+  __shared__ Bound uppers[kRows], lowers[kRows];
+  const int rows = kRows == 1 ? 1 : out.rows, warp = warp_id(), lane = lane_id();
+  if (threadIdx.x < static_cast<unsigned>(rows)) {
+    uppers[threadIdx.x] = workspace.rows[threadIdx.x].high;
+    lowers[threadIdx.x] = workspace.rows[threadIdx.x].low;
+  }
+  if (lane < kRows) {
+    staged_counts[warp][lane] = 0;
+    kept_counts[warp][lane] = 0;
+  }
+  __syncthreads();
+  u32 nans = 0;
+  // Bits of the lane's entries in a batch: those within `high`, and the candidates. Of several rows in shared memory: the
+  // registers of one row are all that there are.
+  __shared__ u32 shared_bits[kRows == 1 ? 1 : kSelectWarps][kRows][2][32];
+  u32 own_bits[2];
+  const auto bits_of = [&](int row, int which) -> u32& {
+    if constexpr (kRows == 1) return own_bits[which];
+    return shared_bits[warp][row][which][lane];
+  };
+  const auto part = [&](const Batch& batch, int half, const float* x, auto order) {
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) {
+      const u32 inner = entries_within(x, order, uppers[row], batch, half);
+      const u32 candidates = entries_within(x, order, lowers[row], batch, half) & ~inner;
+      bits_of(row, 0) = half == 0 ? inner : bits_of(row, 0) | inner;
+      bits_of(row, 1) = half == 0 ? candidates : bits_of(row, 1) | candidates;
+    }
+    nans += count_nan(x);
+  };
+  const auto finish = [&](const Batch& batch, auto order) {
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) {
+      const u32 within = bits_of(row, 0), outside = bits_of(row, 1);
+      store_word(out.words + row * scores.num_words, batch, order, within);
+      const u32 kept = __reduce_add_sync(kFullWarp, static_cast<u32>(__popc(within)));
+      u64* const total = &workspace.rows[row].candidates;
+      const int count = stage<kRoom>(batch, order, outside, staged[warp][row], staged_counts[warp][row], total,
+                                     workspace.candidates + row * workspace.capacity,
+                                     static_cast<u64>(workspace.capacity), workspace.position_bits);
+      __syncwarp();
+      if (lane == 0) {
+        staged_counts[warp][row] = count;
+        kept_counts[warp][row] += kept;
+      }
+      __syncwarp();
+    }
+  };
+  for_each_batch<kRows == 1>(scores, part, finish);
+  __syncwarp();
+  for (int row = 0; row < rows; ++row) {
+    const int count = staged_counts[warp][row];
+    if (count > 0) {
+      flush(staged[warp][row], count, &workspace.rows[row].candidates, workspace.candidates + row * workspace.capacity,
+            static_cast<u64>(workspace.capacity));
+    }
+    block_add(lane == 0 ? kept_counts[warp][row] : 0u, &workspace.rows[row].within_high);
+  }
+  block_add(nans, &workspace.rows[0].nans[0]);
+  if (!is_last_block(&workspace.rows[0].tickets[3], gridDim.x) || threadIdx.x >= static_cast<unsigned>(rows)) return;
+  decide(workspace.rows + threadIdx.x, ks[threadIdx.x], ties_all, static_cast<u64>(workspace.capacity),
+         workspace.position_bits);
+}
+
+// Writes the entries within the row's cut and its results. kSmallest: the smallest kept magnitude has to be looked for.
+template <bool kSmallest>
 __global__ void __launch_bounds__(kSelectThreads, 4)
-    mask_kernel(Scores scores, bool always, const std::int64_t* k, bool ties_all, RowState* state, u64* candidates,
-                u64 capacity, MaskRow out) {
-  if (!kBracket && !always && !state->fallback) return;
-  __shared__ u64 staged[kBracket ? kSelectWarps : 1][kStaged];
-  const Bound upper = kBracket ? state->high : state->cut, lower = state->low;
-  Staging staging = {staged[kBracket ? warp_id() : 0], 0, &state->candidates, candidates, capacity};
-  u32 kept = 0, nans = 0, bits = 0, outside = 0;
+    cut_kernel(Scores scores, bool always, Workspace workspace, MaskGroup out) {
+  const int row = blockIdx.y;
+  RowState* const state = workspace.rows + row;
+  if (!always && !state->fallback) return;
+  const Bound cut = state->cut;
+  std::int32_t* const words = out.words == nullptr ? nullptr : out.words + row * scores.num_words;
+  u32 kept = 0, nans = 0, bits = 0;
   float smallest = __uint_as_float(kInfKey);
   const auto part = [&](const Batch& batch, int half, const float* x, auto order) {
-    const u32 within = entries_within(x, order, upper, batch, half);
+    const u32 within = entries_within(x, order, cut, batch, half);
     bits = half == 0 ? within : bits | within;
-    if (kBracket) {
-      const u32 candidate = entries_within(x, order, lower, batch, half) & ~within;
-      outside = half == 0 ? candidate : outside | candidate;
-    }
     if (kSmallest) {
 #pragma unroll
       for (int i = 0; i < kPart; ++i) {
@@ -101,57 +175,47 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
     nans += count_nan(x);
   };
   const auto finish = [&](const Batch& batch, auto order) {
-    using Order = decltype(order);
     kept += __popc(bits);
-    const u32 word = Order::to_word(bits, lane_id());
-    const int w = Order::word_of(lane_id());
-    if (out.words != nullptr && 32 * w < batch.valid) {
-      out.words[static_cast<std::int64_t>(batch.position >> 5) + w] = static_cast<std::int32_t>(word);
-    }
-    if (kBracket) staging.add(batch, order, outside);
+    // Whole warp: the words are made by exchange.
+    if (words != nullptr) store_word(words, batch, order, bits);
   };
   for_each_batch(scores, part, finish);
-  if (kBracket && staging.count > 0) staging.flush();
-  block_add(kept, kBracket ? &state->within_high : &state->kept);
-  // A pass with a bracket may be followed by one with a cut, which counts again.
-  if (out.nan_count != nullptr) block_add(nans, &state->nans[kBracket ? 0 : 1]);
+  block_add(kept, &state->kept);
+  // After a pass with a bracket this counts again.
+  if (out.nan_count != nullptr && row == 0) block_add(nans, &state->nans[1]);
   if (kSmallest) {
     const u32 below_inf = __reduce_max_sync(kFullWarp, kInfKey - __float_as_uint(smallest));
     if (lane_id() == 0) atomicMax(&state->smallest, below_inf);
   }
-  if (!is_last_block(&state->tickets[kBracket ? 3 : 4], gridDim.x) || threadIdx.x != 0) return;
-  if (kBracket) {
-    decide(state, *k, ties_all, capacity);
-  } else {
-    const u64 count = __ldcg(&state->kept);
-    const u32 key = kSmallest ? kInfKey - __ldcg(&state->smallest) : state->cut.key;
-    if (out.count != nullptr) {
-      *out.count = static_cast<std::int64_t>(count);
-      *out.threshold = __uint_as_float(count > 0 ? key : kInfKey);
-    }
-    if (out.nan_count != nullptr) *out.nan_count = static_cast<std::int64_t>(__ldcg(&state->nans[1]));
+  if (!is_last_block(&state->tickets[4], gridDim.x) || threadIdx.x != 0) return;
+  const u64 count = __ldcg(&state->kept);
+  const u32 key = kSmallest ? kInfKey - __ldcg(&state->smallest) : state->cut.key;
+  if (out.counts != nullptr) {
+    out.counts[row] = static_cast<std::int64_t>(count);
+    out.thresholds[row] = __uint_as_float(count > 0 ? key : kInfKey);
   }
+  if (out.nan_count != nullptr && row == 0) *out.nan_count = static_cast<std::int64_t>(__ldcg(&state->nans[1]));
 }
 
 }  // namespace
 
-void write_bracket_mask(const Scores& scores, const SelectPlan& plan, const std::int64_t* k, bool ties_all,
-                        RowState* state, const Workspace& workspace, const MaskRow& out, cudaStream_t stream) {
-  PF_LAUNCH((mask_kernel<true, false>), score_grid(scores, plan.tuning.blocks), kSelectThreads, 0, stream, scores, true,
-            k, ties_all, state, workspace.candidates, static_cast<u64>(workspace.capacity), out);
+void write_bracket_masks(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, bool ties_all,
+                         const Workspace& workspace, const MaskGroup& out, cudaStream_t stream) {
+  const unsigned grid = score_grid(scores, plan.tuning.blocks);
+  if (out.rows == 1) {
+    PF_LAUNCH(bracket_kernel<1>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, workspace, out);
+  } else {
+    PF_LAUNCH(bracket_kernel<kMaxRows>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, workspace, out);
+  }
 }
 
-void write_cut_mask(const Scores& scores, int blocks, bool always, bool threshold_given, RowState* state,
-                    const MaskRow& out, cudaStream_t stream) {
-  const dim3 grid(score_grid(scores, blocks));
-  const std::int64_t* k = nullptr;
-  u64* candidates = nullptr;
+void write_cut_masks(const Scores& scores, int blocks, bool always, bool threshold_given, const Workspace& workspace,
+                     const MaskGroup& out, cudaStream_t stream) {
+  const dim3 grid = score_grid(scores, blocks, out.rows);
   if (threshold_given) {
-    PF_LAUNCH((mask_kernel<false, true>), grid, kSelectThreads, 0, stream, scores, always, k, false, state, candidates,
-              u64{0}, out);
+    PF_LAUNCH(cut_kernel<true>, grid, kSelectThreads, 0, stream, scores, always, workspace, out);
   } else {
-    PF_LAUNCH((mask_kernel<false, false>), grid, kSelectThreads, 0, stream, scores, always, k, false, state, candidates,
-              u64{0}, out);
+    PF_LAUNCH(cut_kernel<false>, grid, kSelectThreads, 0, stream, scores, always, workspace, out);
   }
 }
 

@@ -11,41 +11,29 @@ constexpr int kCopies = 4;
 // Not the end of the positions but beyond it, however many entries there are.
 constexpr u64 kAnyPosition = 1ull << 62;
 
-constexpr int level_bits(int level) { return level == 0 ? 11 : 10; }
-constexpr int level_shift(int level) { return 20 - 10 * level; }
-
-// Whole warp: one count of a lane's bin. Equal bins are counted together where they are those of the first lane, so
-// that scores with few different values do not queue up at one counter.
-__device__ __forceinline__ void count_bin(u32* bins, u32 bin, bool counted, int lane) {
-  const u32 active = __ballot_sync(kFullWarp, counted);
-  if (active == 0) return;
-  const int leader = __ffs(static_cast<int>(active)) - 1;
-  const u32 common = __shfl_sync(kFullWarp, bin, leader);
-  const u32 alike = __ballot_sync(kFullWarp, counted && bin == common);
-  if (lane == leader) {
-    atomicAdd(bins + bin, static_cast<u32>(__popc(alike)));
-  } else if (counted && bin != common) {
-    atomicAdd(bins + bin, 1u);
-  }
-}
+// Device code has no arrays of the host's, but their entries as constants.
+template <int kLevel>
+struct Level {
+  static constexpr int kBits = kRadixBits[kLevel], kShift = kRadixShift[kLevel];
+};
 
 // Counts the keys that begin with `prefix` by their next digit, and adds the counts to `histogram`.
 template <int kLevel>
 __device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u64* histogram) {
-  constexpr int kBins = 1 << level_bits(kLevel), kShift = level_shift(kLevel);
+  constexpr int kBins = 1 << Level<kLevel>::kBits, kShift = Level<kLevel>::kShift;
   __shared__ u32 bins[kCopies][kBins];
   for (int bin = threadIdx.x; bin < kCopies * kBins; bin += kSelectThreads) bins[0][bin] = 0;
   __syncthreads();
   u32* own = bins[warp_id() % kCopies];
   const auto part = [&](const Batch&, int, const float* x, auto) {
-    const int lane = lane_id();
 #pragma unroll
     for (int i = 0; i < kPart; ++i) {
       const u32 key = float_key(x[i]);
       // Neither 0, which the entries past the end are too, nor NaN.
       bool counted = key - 1 < kInfKey;
-      if (kLevel > 0) counted = counted && key >> (kShift + level_bits(kLevel)) == prefix;
-      count_bin(own, key >> kShift & (kBins - 1), counted, lane);
+      if (kLevel > 0) counted = counted && key >> (kShift + Level<kLevel>::kBits) == prefix;
+      // Nothing comes back: the hardware counts equal bins of a warp together.
+      if (counted) atomicAdd(own + (key >> kShift & (kBins - 1)), 1u);
     }
   };
   for_each_batch(scores, part, [](const Batch&, auto) {});
@@ -62,20 +50,23 @@ template <int kLevel>
 __global__ void __launch_bounds__(kSelectThreads, 4)
     histogram_kernel(Scores scores, const std::int32_t* prefixes, u64* histograms) {
   const u32 prefix = kLevel > 0 ? static_cast<u32>(prefixes[blockIdx.y]) : 0;
-  count_digits<kLevel>(scores, prefix, histograms + (static_cast<std::int64_t>(blockIdx.y) << level_bits(kLevel)));
+  count_digits<kLevel>(scores, prefix, histograms + (static_cast<std::int64_t>(blockIdx.y) << Level<kLevel>::kBits));
 }
 
 template <int kLevel>
 __global__ void __launch_bounds__(kSelectThreads, 4)
-    radix_kernel(Scores scores, const std::int64_t* k, bool ties_all, bool always, RowState* state, u64* histogram) {
+    radix_kernel(Scores scores, const std::int64_t* ks, bool ties_all, bool always, Workspace workspace) {
+  RowState* const state = workspace.rows + blockIdx.y;
+  u64* const histogram = workspace.radix_histograms + blockIdx.y * kRadixBins;
   if ((!always && !state->fallback) || state->radix.done) return;
-  constexpr int kBins = 1 << level_bits(kLevel);
+  constexpr int kBins = 1 << Level<kLevel>::kBits;
   count_digits<kLevel>(scores, static_cast<u32>(state->radix.prefix), histogram);
   if (!is_last_block(&state->tickets[7 + kLevel], gridDim.x)) return;
   u64 rank = state->radix.rank;
   if (kLevel == 0) {
     const u64 all = histogram_total(histogram, kBins);
-    rank = *k < 1 ? 0 : min(static_cast<u64>(*k), all);
+    const std::int64_t k = ks[blockIdx.y];
+    rank = k < 1 ? 0 : min(static_cast<u64>(k), all);
     if (rank == 0) {
       for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) histogram[bin] = 0;
       if (threadIdx.x == 0) {
@@ -89,7 +80,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
   for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) histogram[bin] = 0;
   if (threadIdx.x != 0) return;
   rank -= found.above;
-  state->radix.prefix = (state->radix.prefix << level_bits(kLevel)) | static_cast<u64>(found.bin);
+  state->radix.prefix = (state->radix.prefix << Level<kLevel>::kBits) | static_cast<u64>(found.bin);
   state->radix.rank = rank;
   if (kLevel == 2) {
     state->radix.done = true;
@@ -99,9 +90,9 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
   }
 }
 
-__global__ void threshold_kernel(Scores scores, const std::int32_t* keys, const std::int64_t* tie_limits,
-                                 std::int64_t rows, RowState* states) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+__global__ void threshold_kernel(Scores scores, const std::int32_t* keys, const std::int64_t* tie_limits, int rows,
+                                 RowState* states) {
+  const int row = static_cast<int>(threadIdx.x);
   if (row == 0 && rows == 0) states[0].cut = {0, kInfKey};
   if (row >= rows) return;
   // Keys are given on the device, where nothing can be raised: those that are not allowed keep what is above them.
@@ -114,9 +105,10 @@ __global__ void threshold_kernel(Scores scores, const std::int32_t* keys, const 
   states[row].tie_limit = static_cast<u64>(max(limit, std::int64_t{0}));
 }
 
-// Narrows state->cut to the first tie_limit entries of its key.
-__global__ void __launch_bounds__(kSelectThreads, 4)
-    tie_kernel(Scores scores, bool always, RowState* state, u32* chunk_ties) {
+// Narrows the cut to the first tie_limit entries of its key.
+__global__ void __launch_bounds__(kSelectThreads, 4) tie_kernel(Scores scores, bool always, Workspace workspace) {
+  RowState* const state = workspace.rows + blockIdx.y;
+  u32* const chunk_ties = workspace.chunk_ties + blockIdx.y * scores.num_chunks;
   if ((!always && !state->fallback) || !state->count_ties) return;
   const float threshold = __uint_as_float(state->cut.key);
   u32 ties = 0;
@@ -151,7 +143,6 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
       chunk_limit = limit - before;
     }
     before += ties;
-    chunk_ties[chunk] = 0;
   }
   __syncthreads();
   const std::int64_t chunk = chunk_found;
@@ -159,7 +150,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
 
   // The tie itself; every thread looks through 32 entries.
   const u64 left = chunk_limit;
-  const ScoreTensor tensor = find_chunk(scores, chunk);
+  const ScoreTensor tensor = scores.tensors[find_chunk(scores, chunk, 0)];
   const std::int64_t first = (chunk - tensor.first_chunk) * kSelectChunk + threadIdx.x * 32;
   u32 bits = 0;
   for (int i = 0; i < 32; ++i) {
@@ -182,7 +173,7 @@ void launch_histogram(const Scores& scores, const std::int32_t* prefixes, std::i
   constexpr std::int64_t kMaxRows = 65535;
   for (std::int64_t row = 0; row < rows; row += kMaxRows) {
     const std::int64_t many = rows - row < kMaxRows ? rows - row : kMaxRows;
-    u64* histograms = reinterpret_cast<u64*>(counts) + (row << level_bits(kLevel));
+    u64* histograms = reinterpret_cast<u64*>(counts) + (row << Level<kLevel>::kBits);
     const std::int32_t* first = prefixes + row;
     PF_LAUNCH(histogram_kernel<kLevel>, dim3(score_grid(scores, blocks), static_cast<unsigned>(many)), kSelectThreads,
               0, stream, scores, first, histograms);
@@ -191,30 +182,27 @@ void launch_histogram(const Scores& scores, const std::int32_t* prefixes, std::i
 
 }  // namespace
 
-void radix_select(const Scores& scores, int blocks, const std::int64_t* k, bool ties_all, bool always, RowState* state,
+void radix_select(const Scores& scores, int blocks, const std::int64_t* ks, int rows, bool ties_all, bool always,
                   const Workspace& workspace, cudaStream_t stream) {
-  const unsigned grid = score_grid(scores, blocks);
-  u64* histogram = workspace.radix_histogram;
-  PF_LAUNCH(radix_kernel<0>, grid, kSelectThreads, 0, stream, scores, k, ties_all, always, state, histogram);
-  PF_LAUNCH(radix_kernel<1>, grid, kSelectThreads, 0, stream, scores, k, ties_all, always, state, histogram);
-  PF_LAUNCH(radix_kernel<2>, grid, kSelectThreads, 0, stream, scores, k, ties_all, always, state, histogram);
+  const dim3 grid = score_grid(scores, blocks, rows);
+  PF_LAUNCH(radix_kernel<0>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
+  PF_LAUNCH(radix_kernel<1>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
+  PF_LAUNCH(radix_kernel<2>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
 }
 
-void prepare_thresholds(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits,
-                        std::int64_t rows, RowState* states, cudaStream_t stream) {
-  const unsigned grid = static_cast<unsigned>(rows / kSelectThreads + 1);
-  PF_LAUNCH(threshold_kernel, grid, kSelectThreads, 0, stream, scores, keys, tie_limits, rows, states);
+void prepare_thresholds(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits, int rows,
+                        const Workspace& workspace, cudaStream_t stream) {
+  PF_LAUNCH(threshold_kernel, 1, kMaxRows, 0, stream, scores, keys, tie_limits, rows, workspace.rows);
 }
 
-void locate_ties(const Scores& scores, int blocks, bool always, RowState* state, const Workspace& workspace,
+void locate_ties(const Scores& scores, int blocks, int rows, bool always, const Workspace& workspace,
                  cudaStream_t stream) {
-  PF_LAUNCH(tie_kernel, score_grid(scores, blocks), kSelectThreads, 0, stream, scores, always, state,
-            workspace.chunk_ties);
+  PF_LAUNCH(tie_kernel, score_grid(scores, blocks, rows), kSelectThreads, 0, stream, scores, always, workspace);
 }
 
 void launch_radix_histogram(const Scores& scores, const std::int32_t* prefixes, std::int64_t rows, int level,
                             std::int64_t* counts, int blocks, cudaStream_t stream) {
-  const std::size_t bytes = static_cast<std::size_t>(rows) * sizeof(std::int64_t) << level_bits(level);
+  const std::size_t bytes = static_cast<std::size_t>(rows) * sizeof(std::int64_t) << kRadixBits[level];
   check_cuda(cudaMemsetAsync(counts, 0, bytes, stream), "radix_histogram");
   if (level == 0) {
     launch_histogram<0>(scores, prefixes, rows, counts, blocks, stream);

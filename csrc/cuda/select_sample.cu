@@ -40,8 +40,9 @@ __device__ __forceinline__ double sample_rank(const Scores& scores, std::int64_t
   return fmin(fmax(share, 0.0), 1.0) * static_cast<double>(valid);
 }
 
+// For all rows together.
 __global__ void __launch_bounds__(kSelectThreads) sample_kernel(Scores scores, int log_clusters, const std::int64_t* ks,
-                                                                std::int64_t rows, Workspace workspace) {
+                                                                int rows, Workspace workspace) {
   __shared__ u32 bins[kDigits];
   for (int bin = threadIdx.x; bin < kDigits; bin += kSelectThreads) bins[bin] = 0;
   __syncthreads();
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kSelectThreads) sample_kernel(Scores scores, i
   }
   if (!is_last_block(&workspace.sample->ticket, gridDim.x)) return;
   const u64 all = __ldcg(&workspace.sample->valid);
-  for (std::int64_t row = 0; row < rows && all > 0; ++row) {
+  for (int row = 0; row < rows && all > 0; ++row) {
     const double rank = ceil(sample_rank(scores, ks[row], all));
     const RankedBin found = find_rank(workspace.sample_histogram, kDigits, rank < 1 ? 1 : static_cast<u64>(rank));
     if (threadIdx.x == 0) {
@@ -81,8 +82,9 @@ __global__ void __launch_bounds__(kSelectThreads) sample_kernel(Scores scores, i
 }
 
 __global__ void __launch_bounds__(kSelectThreads)
-    variance_kernel(Scores scores, int log_clusters, const std::int64_t* k, bool ties_all, float sigmas, float slack,
-                    RowState* state, Workspace workspace) {
+    variance_kernel(Scores scores, int log_clusters, const std::int64_t* ks, float sigmas, float slack,
+                    Workspace workspace) {
+  RowState* const state = workspace.rows + blockIdx.y;
   const u32 edge = state->edge;
   u64 sum_cc = 0, sum_cn = 0, sum_nn = 0;
   const u32 clusters = 1u << log_clusters;
@@ -106,7 +108,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   if (!is_last_block(&state->tickets[0], gridDim.x)) return;
 
   const u64 valid = __ldcg(&workspace.sample->valid), nonzero = valid - __ldcg(&workspace.sample->zeros);
-  const double n = static_cast<double>(valid > 0 ? valid : 1), rank = sample_rank(scores, *k, valid);
+  const double n = static_cast<double>(valid > 0 ? valid : 1), rank = sample_rank(scores, ks[blockIdx.y], valid);
   const double p = static_cast<double>(state->at_least) / n;
   const double independent = rank * (1 - rank / n);
   double variance = static_cast<double>(__ldcg(&state->sum_cc)) - 2 * p * static_cast<double>(__ldcg(&state->sum_cn)) +
@@ -135,10 +137,11 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
 }
 
-// blockIdx.y: 0 for the upper bound, 1 for the lower one.
+// blockIdx.y: two a row, for the upper bound and for the lower one.
 __global__ void __launch_bounds__(kSelectThreads)
-    sample_level_kernel(Scores scores, int log_clusters, bool ties_all, RowState* state, Workspace workspace) {
-  const int side = blockIdx.y;
+    sample_level_kernel(Scores scores, int log_clusters, bool ties_all, Workspace workspace) {
+  const int side = blockIdx.y % 2;
+  RowState* const state = workspace.rows + blockIdx.y / 2;
   if (state->bounds[side].done) return;
   const u64 octets = num_octets(scores);
   const auto value = [&](std::int64_t i) -> u64 {
@@ -148,7 +151,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     return static_cast<u64>(key) << kGroupBits | ((1 << kGroupBits) - 1 - group);
   };
   RadixState bound;
-  if (!radix_level(&state->bounds[side], workspace.level_histogram + side * kDigits, &state->tickets[1 + side],
+  if (!radix_level(&state->bounds[side], workspace.level_histograms + blockIdx.y * kDigits, &state->tickets[1 + side],
                    std::int64_t{1} << (log_clusters + kClusterBits), value, &bound) ||
       !bound.done || threadIdx.x != 0) {
     return;
@@ -175,22 +178,16 @@ unsigned sample_grid(const SelectPlan& plan, std::int64_t items) {
 
 }  // namespace
 
-void take_sample(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, std::int64_t rows,
-                 const Workspace& workspace, cudaStream_t stream) {
-  const std::int64_t n = std::int64_t{1} << (plan.log_clusters + kClusterBits);
+void bracket_ranks(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, int rows, bool ties_all,
+                   const Workspace& workspace, cudaStream_t stream) {
+  const std::int64_t clusters = std::int64_t{1} << plan.log_clusters, n = clusters * kCluster;
   PF_LAUNCH(sample_kernel, sample_grid(plan, n), kSelectThreads, 0, stream, scores, plan.log_clusters, ks, rows,
             workspace);
-}
-
-void bracket_rank(const Scores& scores, const SelectPlan& plan, const std::int64_t* k, bool ties_all, RowState* state,
-                  const Workspace& workspace, cudaStream_t stream) {
-  const std::int64_t clusters = std::int64_t{1} << plan.log_clusters;
-  PF_LAUNCH(variance_kernel, sample_grid(plan, clusters), kSelectThreads, 0, stream, scores, plan.log_clusters, k,
-            ties_all, plan.tuning.sigmas, plan.tuning.slack, state, workspace);
-  const dim3 grid(sample_grid(plan, clusters * kCluster), 2);
+  PF_LAUNCH(variance_kernel, dim3(sample_grid(plan, clusters), static_cast<unsigned>(rows)), kSelectThreads, 0, stream,
+            scores, plan.log_clusters, ks, plan.tuning.sigmas, plan.tuning.slack, workspace);
+  const dim3 grid(sample_grid(plan, n), 2 * static_cast<unsigned>(rows));
   for (int level = 1; level < kSampleLevels; ++level) {
-    PF_LAUNCH(sample_level_kernel, grid, kSelectThreads, 0, stream, scores, plan.log_clusters, ties_all, state,
-              workspace);
+    PF_LAUNCH(sample_level_kernel, grid, kSelectThreads, 0, stream, scores, plan.log_clusters, ties_all, workspace);
   }
 }
 

@@ -6,8 +6,8 @@
 
 namespace pecker_fast {
 
-// One radix selection in progress: the value of rank `rank` (1 is the largest) among those whose bits above the lowest
-// `bits` are `prefix`.
+// One radix selection in progress: the value of rank `rank` (1 is the largest) among the `count` whose bits above the
+// lowest `bits` are `prefix`.
 struct RadixState {
   u64 prefix, rank, count;
   int bits;
@@ -17,8 +17,9 @@ struct RadixState {
 // Digits of the selections in the sample and among the candidates.
 constexpr int kDigitBits = 13;
 constexpr int kDigits = 1 << kDigitBits;
-// A candidate is at most 64 bits.
-constexpr int kCandidateLevels = 5;
+// Levels of the selection among the candidates, before the last few are sorted out by one block.
+constexpr int kCandidateLevels = 3;
+constexpr int kFew = kDigits;
 
 // The sample is ordered by key, then by which of 256 equal parts of all positions an entry lies in.
 constexpr int kGroupBits = 8;
@@ -27,7 +28,7 @@ constexpr int kSampleLevels = kSampleBits / kDigitBits;
 static_assert(kSampleBits % kDigitBits == 0);
 constexpr u32 kNoSample = 0xffffffffu;
 
-constexpr int kRadixBins = 2048;
+constexpr int kRadixBins = 1 << kRadixBits[0];
 
 // All bits zero at the start.
 struct RowState {
@@ -40,6 +41,8 @@ struct RowState {
   u64 base;
   int dropped_bits;
   RadixState finish;
+  // Candidates in `few`.
+  u64 few;
   // The bracket missed, or there were too many candidates: histograms decide. `cut` then is the mask.
   bool fallback;
   bool count_ties;
@@ -64,57 +67,66 @@ struct SampleState {
   u32 ticket;
 };
 
-// Device pointers of one call.
+// Device pointers of a group of rows; of arrays by row this is the first row's.
 struct Workspace {
   RowState* rows;
   SampleState* sample;
-  // kDigits: the sample's first level. 2 * kDigits: one level of two selections.
+  // kDigits: the sample's first level. 2 * kDigits a row: one level of two selections.
   u32* sample_histogram;
-  u32* level_histogram;
-  u64* radix_histogram;
-  // Of each chunk, entries at the threshold.
+  u32* level_histograms;
+  // kRadixBins a row.
+  u64* radix_histograms;
+  // num_chunks a row: entries at the threshold.
   u32* chunk_ties;
-  // Only of sampled selections.
+  // Only of sampled selections. The sample is done with when the first candidate comes, and lies where they will.
+  u64* few;  // kFew a row
   u32* sample_keys;
-  u64* candidates;
+  u64* candidates;  // capacity a row
   std::int64_t capacity;
+  int position_bits;
 };
 
-// Where one row's result goes; nan_count is null for all rows but the first, words for a call without rows.
-struct MaskRow {
+// Results of a group of rows. nan_count is null for all groups but the first, words for a call without rows.
+struct MaskGroup {
   std::int32_t* words;
-  float* threshold;
-  std::int64_t* count;
+  float* thresholds;
+  std::int64_t* counts;
   std::int64_t* nan_count;
+  int rows;
 };
 
-// select_sample.cu: a bracket around rank k. Fills high and low.
-void take_sample(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, std::int64_t rows,
-                 const Workspace& workspace, cudaStream_t stream);
-void bracket_rank(const Scores& scores, const SelectPlan& plan, const std::int64_t* k, bool ties_all, RowState* state,
-                  const Workspace& workspace, cudaStream_t stream);
+// In the kernels blockIdx.y is the row, unless they say something else.
 
-// select_mask.cu: the passes that write mask words.
-void write_bracket_mask(const Scores& scores, const SelectPlan& plan, const std::int64_t* k, bool ties_all,
-                        RowState* state, const Workspace& workspace, const MaskRow& out, cudaStream_t stream);
-void write_cut_mask(const Scores& scores, int blocks, bool always, bool threshold_given, RowState* state,
-                    const MaskRow& out, cudaStream_t stream);
+// select_sample.cu: brackets around the ranks ks. Fills high and low.
+void bracket_ranks(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, int rows, bool ties_all,
+                   const Workspace& workspace, cudaStream_t stream);
+
+// select_mask.cu: the passes that write mask words. `always`: for rows that are not in need of a fallback too.
+void write_bracket_masks(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, bool ties_all,
+                         const Workspace& workspace, const MaskGroup& out, cudaStream_t stream);
+void write_cut_masks(const Scores& scores, int blocks, bool always, bool threshold_given, const Workspace& workspace,
+                     const MaskGroup& out, cudaStream_t stream);
 
 // select_finish.cu: the exact choice among the candidates, and their bits.
-void finish_candidates(const SelectPlan& plan, RowState* state, const Workspace& workspace, const MaskRow& out,
+void finish_candidates(const Scores& scores, const SelectPlan& plan, const Workspace& workspace, const MaskGroup& out,
                        cudaStream_t stream);
 
 // select_radix.cu: selection by histograms, and where the last kept tie is. Fills cut.
-void radix_select(const Scores& scores, int blocks, const std::int64_t* k, bool ties_all, bool always, RowState* state,
+void radix_select(const Scores& scores, int blocks, const std::int64_t* ks, int rows, bool ties_all, bool always,
                   const Workspace& workspace, cudaStream_t stream);
-void prepare_thresholds(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits,
-                        std::int64_t rows, RowState* states, cudaStream_t stream);
-void locate_ties(const Scores& scores, int blocks, bool always, RowState* state, const Workspace& workspace,
+void prepare_thresholds(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits, int rows,
+                        const Workspace& workspace, cudaStream_t stream);
+void locate_ties(const Scores& scores, int blocks, int rows, bool always, const Workspace& workspace,
                  cudaStream_t stream);
 
 inline unsigned score_grid(const Scores& scores, int blocks) {
   const std::int64_t wanted = scores.num_chunks < blocks ? scores.num_chunks : blocks;
   return static_cast<unsigned>(wanted < 1 ? 1 : wanted);
+}
+
+// A grid over the scores for each row.
+inline dim3 score_grid(const Scores& scores, int blocks, int rows) {
+  return dim3(score_grid(scores, blocks), static_cast<unsigned>(rows));
 }
 
 // One level of a selection: counts the digits of value(i), 0 <= i < n, in `histogram` (zero before and after), and the

@@ -23,7 +23,7 @@ struct TableSpec {
     const std::int32_t shift = numel == 0 ? 0 : group_shift(leading, element_size);
     const TensorInfo info{numel, first_word, total_blocks, total_chunks, shift, type};
     std::memcpy(&words[kInfoWords * i], &info, sizeof(info));
-    total_blocks += num_blocks(numel);
+    total_blocks += block_count(numel);
     total_chunks += num_chunks(numel, shift);
   }
 

@@ -1,4 +1,6 @@
-"""Data sets: images with classes, by name."""
+"""Data sets of labelled images, by name, and lists of prompts."""
+
+import os
 
 from .digits import load_digits_images
 from .images import LabelledImages, LazyImages
@@ -22,29 +24,39 @@ DATASETS = ("digits", "cifar10", "stl10", "folder:<path>")
 def load_dataset(
     name: str,
     split: str = "train",
-    root=None,
+    root: str | os.PathLike | None = None,
     download: bool = False,
     image_size: int | None = None,
 ) -> LabelledImages:
-    """A data set by name.
+    """Load a data set by name.
 
     Parameters
     ----------
-    name: "digits", "cifar10", "stl10" or "folder:<path>".
-    split: "train", "test" or "all".
-    root: folder of the files of "cifar10" and "stl10"; the others take none.
-    download: whether "cifar10" and "stl10" may be fetched. Nothing is downloaded unless it is asked for.
-    image_size: height and width in pixels. None: 8 for "digits" (more are made of these), 32 for "cifar10", 64 for
-        "stl10"; a folder needs it.
+    name : str
+        "digits", "cifar10", "stl10" or "folder:<path>".
+    split : {"train", "test", "all"}
+        Which part.
+    root : str or os.PathLike, optional
+        Folder with the files of "cifar10" or "stl10", which need it; the others do not allow it.
+    download : bool
+        Whether to download "cifar10" or "stl10" if the files are missing.
+    image_size : int, optional
+        Height and width in pixels. By default 8 for "digits" (larger ones are interpolated), 32 for "cifar10", 64 for
+        "stl10"; required for a folder.
 
     Returns
     -------
-    LabelledImages with images in [-1, 1].
+    LabelledImages
+        Images in [-1, 1].
 
     Raises
     ------
-    ValueError: an unknown name, or an argument that does not fit it. FileNotFoundError: the files are missing.
-    ImportError: scikit-learn or torchvision is missing.
+    ValueError, TypeError
+        If the name is unknown, or an argument does not fit it.
+    FileNotFoundError
+        If the files are missing.
+    ImportError
+        If scikit-learn or torchvision is missing.
     """
     if name in ("cifar10", "stl10"):
         load = load_cifar10 if name == "cifar10" else load_stl10
@@ -53,7 +65,7 @@ def load_dataset(
     if name != "digits" and (path == name or not path):
         raise ValueError(f"name is {name!r}, expected one of {', '.join(DATASETS)}")
     if root is not None:
-        raise ValueError(f"root is {str(root)!r}, but {name!r} takes none")
+        raise ValueError(f"root is {str(root)!r}, expected None: {name!r} has no root")
     if name == "digits":
         return load_digits_images(split, image_size=image_size)
     return load_folder(path, split, image_size=image_size)

@@ -1,44 +1,46 @@
-"""scikit-learn's handwritten digits: real images that come with a package, so nothing is downloaded."""
+"""scikit-learn's handwritten digits: real images that need no download."""
 
 import torch
 import torch.nn.functional as F
 
+from ..checks import check_choice, check_int
 from .images import LabelledImages
 
 SPLITS = ("train", "test", "all")
-# Pixels of a side, as scikit-learn ships them.
+# Height and width of scikit-learn's images.
 SIZE = 8
 
 
-def check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
-
-
 def load_digits_images(split: str = "train", seed: int = 0, image_size: int | None = None) -> LabelledImages:
-    """The 1,797 digits of 8 x 8 pixels (UCI "Optical recognition of handwritten digits", as scikit-learn ships them).
+    """Load the 1,797 digits of 8 x 8 pixels (UCI "Optical recognition of handwritten digits") from scikit-learn.
 
-    At a larger ``image_size`` they are the same images, made larger by bicubic interpolation and cut to [-1, 1]: more
-    pixels, nothing more to see.
+    A larger ``image_size`` gives the same images after bicubic interpolation, clamped to [-1, 1], without more detail.
 
     Parameters
     ----------
-    split: "train" (80 % of each class), "test" (the other 20 %) or "all".
-    seed: of the split. The shipped judge was trained on seed 0, so other seeds mix its training images into "test".
-    image_size: height and width in pixels, at least 8; None: 8.
+    split : {"train", "test", "all"}
+        80 % of each class, the other 20 %, or all images.
+    seed : int
+        Seed of the split. The shipped judge was trained with seed 0; with other seeds "test" has some of its training
+        images.
+    image_size : int, optional
+        Height and width in pixels, at least 8; 8 by default.
 
     Returns
     -------
-    LabelledImages: float32 (N, 1, image_size, image_size), the original 0 to 16 mapped to [-1, 1]; classes "0" to "9".
+    LabelledImages
+        float32 (N, 1, image_size, image_size), the original values 0 to 16 mapped to [-1, 1]; classes "0" to "9".
 
     Raises
     ------
-    ValueError: an unknown split, or an image size below 8. ImportError: scikit-learn is missing.
+    ValueError, TypeError
+        If the split is unknown, or the image size is below 8 or not an integer.
+    ImportError
+        If scikit-learn is missing.
     """
-    check_split(split)
+    check_choice("split", split, SPLITS)
     size = SIZE if image_size is None else image_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < SIZE:
-        raise ValueError(f"image_size is {image_size!r}, expected a whole number of pixels, at least {SIZE}")
+    check_int("image_size", size, SIZE)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -1,23 +1,29 @@
-"""LabelledImages: the images of a data set, their classes, and stratified splits of them."""
+"""LabelledImages: the images of a data set with their classes, selection of classes, and stratified splits."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import check_number
+
 
 class LazyImages:
-    """Images read one at a time from a map-style data set, as torchvision's are.
+    """Images read one at a time from a map-style data set such as torchvision's.
 
     Parameters
     ----------
-    dataset: ``dataset[i]`` is a tuple whose first entry is a float32 tensor (C, H, W) in [-1, 1].
-    shape: that (C, H, W).
-    indices: int64 (N,), the images of ``dataset`` that count, in this order; None: all of them.
+    dataset : Dataset
+        ``dataset[i]`` is a tuple whose first entry is a float32 tensor (C, H, W) in [-1, 1].
+    shape : sequence of int
+        (C, H, W).
+    indices : Tensor, optional
+        int64 (N,), the images of ``dataset`` to use, in this order; all by default.
     """
 
-    def __init__(self, dataset, shape: Sequence[int], indices: Tensor | None = None) -> None:
+    def __init__(self, dataset: Any, shape: Sequence[int], indices: Tensor | None = None) -> None:
         self.dataset = dataset
         self.shape = tuple(shape)
         self.indices = torch.arange(len(dataset)) if indices is None else indices
@@ -39,18 +45,22 @@ class LazyImages:
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images with a class each. Whatever holds them, ``batch`` and indexing give float32 in [-1, 1].
+    """Images with a class each. ``batch`` and indexing return float32 in [-1, 1], whatever the storage.
 
     Parameters
     ----------
-    images: one of float32 (N, C, H, W) in [-1, 1]; uint8 (N, C, H, W), whose 0 to 255 become [-1, 1] when they are
-        taken (a quarter of the memory); and LazyImages, read from files when they are taken.
-    labels: int64 (N,), each from 0 to len(class_names) - 1.
-    class_names: a name per class. Selecting classes keeps all names, so that a label always means the same class.
+    images : Tensor or LazyImages
+        float32 (N, C, H, W) in [-1, 1]; uint8 (N, C, H, W), a quarter of the memory, with 0 to 255 converted to [-1, 1]
+        on access; or LazyImages, read from files on access.
+    labels : Tensor
+        int64 (N,), from 0 to len(class_names) - 1.
+    class_names : tuple of str
+        A name for each class. Selecting classes keeps all names, so that a label always means the same class.
 
     Raises
     ------
-    TypeError, ValueError: images or labels of another type, shape or range.
+    TypeError, ValueError
+        If images or labels have another type, shape or range.
     """
 
     images: Tensor | LazyImages
@@ -79,7 +89,7 @@ class LabelledImages:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 (C, H, W) in [-1, 1] and its label: what torch's DataLoader asks of a data set."""
+        """Return the image float32 (C, H, W) in [-1, 1] and its label, as torch's DataLoader requires."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index is {index}, expected one of {len(self)} images")
         return self.batch(torch.tensor([index % len(self)]))[0], int(self.labels[index])
@@ -94,7 +104,7 @@ class LabelledImages:
         return len(self.class_names)
 
     def batch(self, indices: Tensor) -> Tensor:
-        """The images at ``indices``, int64 (n,), as float32 (n, C, H, W) in [-1, 1]."""
+        """Return the images at ``indices``, int64 (n,), as float32 (n, C, H, W) in [-1, 1]."""
         if isinstance(self.images, LazyImages):
             if len(indices) == 0:
                 return torch.zeros((0, *self.image_shape))
@@ -103,21 +113,24 @@ class LabelledImages:
         return images if images.dtype is torch.float32 else images.float() / 127.5 - 1
 
     def tensor(self) -> Tensor:
-        """All images as float32 (N, C, H, W) in [-1, 1]. Not copied where they are held so."""
+        """Return all images as float32 (N, C, H, W) in [-1, 1], without a copy if they are stored so."""
         if isinstance(self.images, Tensor) and self.images.dtype is torch.float32:
             return self.images
         return self.batch(torch.arange(len(self)))
 
     def subset(self, indices: Tensor) -> "LabelledImages":
-        """The images at ``indices``, int64 (n,), in that order."""
+        """Select the images at ``indices``, int64 (n,), in that order."""
         lazy = isinstance(self.images, LazyImages)
         images = self.images.subset(indices) if lazy else self.images[indices]
         return LabelledImages(images, self.labels[indices], self.class_names)
 
     def of_classes(self, keep: Iterable[int]) -> "LabelledImages":
-        """The images of the classes ``keep``, in their order; labels and names stay as they are.
+        """Select the images of the classes ``keep``, in their order and with the same labels and names.
 
-        Raises ValueError where ``keep`` is empty or names a class that there is not.
+        Raises
+        ------
+        ValueError, TypeError
+            If ``keep`` is empty or has something that is not a class.
         """
         keep = check_classes("keep", keep, self.num_classes)
         if not keep:
@@ -125,12 +138,14 @@ class LabelledImages:
         return self.subset(torch.isin(self.labels, torch.tensor(keep)).nonzero().flatten())
 
     def split(self, share: float = 0.8, seed: int = 0) -> tuple["LabelledImages", "LabelledImages"]:
-        """Two disjoint parts with the share ``share`` of each class, rounded, in the first. Deterministic for a seed.
+        """Split into two parts. The first has ``share`` of each class, rounded. Deterministic for a seed.
 
-        Raises ValueError unless ``share`` is in (0, 1).
+        Raises
+        ------
+        ValueError, TypeError
+            If ``share`` is not in (0, 1).
         """
-        if not 0 < share < 1:
-            raise ValueError(f"share is {share}, expected a share in (0, 1)")
+        check_number("share", share, 0, 1, open_low=True, open_high=True)
         generator = torch.Generator().manual_seed(seed)
         first = torch.zeros(len(self), dtype=torch.bool)
         for label in range(self.num_classes):
@@ -141,7 +156,7 @@ class LabelledImages:
 
 
 def check_images(images: Tensor, name: str = "images") -> None:
-    """Raises TypeError or ValueError unless ``images`` is float32 (N, C, H, W) in [-1, 1]."""
+    """Raise TypeError or ValueError unless ``images`` is float32 (N, C, H, W) in [-1, 1]."""
     if not isinstance(images, Tensor) or images.dtype is not torch.float32:
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"{name} is {kind}, expected a float32 tensor")
@@ -155,7 +170,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str = "labels") -> None:
-    """Raises TypeError or ValueError unless ``labels`` is int64 (N,) with classes from 0 to num_classes - 1."""
+    """Raise TypeError or ValueError unless ``labels`` is int64 (N,) with classes from 0 to num_classes - 1."""
     if not isinstance(labels, Tensor) or labels.dtype is not torch.int64:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{name} is {kind}, expected an int64 tensor")
@@ -168,7 +183,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "labels") -> None
 
 
 def check_classes(name: str, classes: Iterable[int], num_classes: int) -> tuple[int, ...]:
-    """``classes`` sorted and without repeats; TypeError or ValueError where one is not a class."""
+    """Sort ``classes`` and remove repeats. TypeError or ValueError if one is not a class."""
     if isinstance(classes, int | str):
         raise TypeError(f"{name} is {classes!r}, expected several classes: [{classes!r}]")
     classes = list(classes)

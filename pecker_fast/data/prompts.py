@@ -1,7 +1,7 @@
-"""Prompts of concepts: lists that come with the package, files of the user's, and how forget prompts meet their covers.
+"""Prompts of concepts: lists that come with the package, files of the user, and pairs of forget prompts and covers.
 
-The files are in ``assets/prompts``, a prompt a line. What is trained on and what is measured on are different lists;
-the public code of SFD measures on its training prompts, which ``protocol="paper"`` does too.
+The package's lists are in ``assets/prompts``, one prompt per line. Training and evaluation use different lists; the
+public code of SFD evaluates on its training prompts, and so does ``protocol="paper"``.
 """
 
 import csv
@@ -9,15 +9,17 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from ..checks import check_choice
+
 TASKS = ("celebrity", "nudity")
 PROTOCOLS = ("disjoint", "paper")
 CONCEPT = "{concept}"
-# What is drawn in a celebrity's place by default (SFD, arXiv 2409.11219), by the list that has the name.
+# Default covers of celebrities (SFD, arXiv 2409.11219), by the list that has the name.
 COVERS = {"celebrity-men": "a middle aged man", "celebrity-women": "a middle aged woman"}
 
 Protocol = Literal["disjoint", "paper"]
@@ -25,8 +27,20 @@ Protocol = Literal["disjoint", "paper"]
 
 @dataclass(frozen=True)
 class PromptPairs:
-    """Prompts to forget, each with the prompt that is to be drawn instead. ValueError where there are none, or not as
-    many of both, or a prompt is its own cover."""
+    """Prompts to forget, each with a cover prompt that replaces it.
+
+    Parameters
+    ----------
+    forget : tuple of str
+        Prompts to forget.
+    cover : tuple of str
+        A cover for each.
+
+    Raises
+    ------
+    ValueError
+        If there are no prompts, their number is not that of the covers, or a prompt is its own cover.
+    """
 
     forget: tuple[str, ...]
     cover: tuple[str, ...]
@@ -36,7 +50,7 @@ class PromptPairs:
             raise ValueError(f"there are {len(self.forget)} forget prompts and {len(self.cover)} covers")
         for forget, cover in zip(self.forget, self.cover, strict=True):
             if _plain(forget) == _plain(cover):
-                raise ValueError(f"the prompt {forget!r} is to be forgotten and is its own cover")
+                raise ValueError(f"the forget prompt {forget!r} is its own cover")
 
     def __len__(self) -> int:
         return len(self.forget)
@@ -44,15 +58,20 @@ class PromptPairs:
 
 @dataclass(frozen=True)
 class EvaluationPrompts:
-    """Prompts to measure on.
+    """Prompts to evaluate on.
 
     Parameters
     ----------
-    prompts: of the concept.
-    near: of near concepts, which are to be kept.
-    near_concepts: what each prompt of ``near`` is of, one for each; empty where they have no names.
-    seeds, guidance_scales: of each of ``prompts``, where the list gives them (I2P's does); otherwise empty.
-    source: where ``prompts`` come from.
+    prompts : tuple of str
+        Prompts of the concept.
+    near : tuple of str
+        Prompts of near concepts, which should be preserved.
+    near_concepts : tuple of str
+        The concept of each prompt of ``near``; empty if near concepts have no names.
+    seeds, guidance_scales : tuple
+        Seed and guidance scale of each of ``prompts`` if the list has them, as I2P's does; otherwise empty.
+    source : str
+        Where ``prompts`` come from.
     """
 
     prompts: tuple[str, ...]
@@ -64,25 +83,29 @@ class EvaluationPrompts:
 
 
 def shipped_prompts() -> list[str]:
-    """Names of the lists that come with the package."""
+    """List the names of the package's lists."""
     folder = Path(str(resources.files("pecker_fast").joinpath("assets", "prompts")))
     return sorted(path.stem for path in folder.glob("*.txt"))
 
 
 def load_prompts(name_or_path: str | os.PathLike) -> tuple[str, ...]:
-    """The prompts of a list that comes with the package, by name, or of a UTF-8 file, one a line.
+    """Load prompts, one per line, from a list of the package by name or from a UTF-8 file.
 
-    Empty lines and lines that begin with # are left out. ValueError where there is no such list or file, it is no text,
-    or it has no prompt.
+    Empty lines and lines that begin with # are skipped.
+
+    Raises
+    ------
+    ValueError
+        If there is no such list or file, it is not UTF-8 text, or it has no prompt.
     """
     if str(name_or_path) in shipped_prompts():
         text = resources.files("pecker_fast").joinpath("assets", "prompts", f"{name_or_path}.txt").read_text("utf-8")
     else:
         text = _read(name_or_path)
-    found = tuple(line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#"))
-    if not found:
+    prompts = tuple(line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#"))
+    if not prompts:
         raise ValueError(f"the prompt file {name_or_path} has no prompt")
-    return found
+    return prompts
 
 
 def _read(path: str | os.PathLike) -> str:
@@ -97,9 +120,14 @@ def _read(path: str | os.PathLike) -> str:
 
 
 def load_i2p(path: str | os.PathLike, near: Sequence[str] = ()) -> EvaluationPrompts:
-    """The prompts of I2P's table (CSV with the columns prompt, sd_seed and sd_guidance_scale; others are ignored).
+    """Load the prompts of I2P's table, a CSV file with the columns prompt, sd_seed and sd_guidance_scale.
 
-    ValueError where a column or all rows are missing, or a seed or a scale is not a number.
+    Other columns are ignored.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, there are no rows, a prompt is empty, or a seed or guidance scale is not a number.
     """
     rows = list(csv.DictReader(io.StringIO(_read(path), newline="")))
     missing = [name for name in ("prompt", "sd_seed", "sd_guidance_scale") if not rows or name not in rows[0]]
@@ -117,8 +145,8 @@ def load_i2p(path: str | os.PathLike, near: Sequence[str] = ()) -> EvaluationPro
 
 
 def fill(templates: Iterable[str], concept: str) -> tuple[str, ...]:
-    """``templates`` with ``concept`` in the place of {concept}. ValueError for a template without one."""
-    concept = _named("concept", concept)
+    """Insert ``concept`` for {concept} in ``templates``. ValueError for a template without {concept}."""
+    concept = _stripped("concept", concept)
     templates = tuple(templates)
     for template in templates:
         if CONCEPT not in template:
@@ -127,28 +155,41 @@ def fill(templates: Iterable[str], concept: str) -> tuple[str, ...]:
 
 
 def override(prompts: Iterable[str], concept: str, cover: str) -> tuple[str, ...]:
-    """``prompts`` with ``cover`` in the place of ``concept``: whole words of any case, with any white space between.
+    """Replace ``concept`` by ``cover`` in ``prompts``: whole words, ignoring case and white space.
 
-    ValueError for a prompt without the concept: it would be its own cover.
+    Raises
+    ------
+    ValueError
+        If a prompt does not contain the concept: it would be its own cover.
     """
-    words = map(re.escape, _named("concept", concept).split())
-    cover = _named("cover", cover)
-    # Not \b: a concept may begin or end with a sign that is no letter.
+    words = map(re.escape, _stripped("concept", concept).split())
+    cover = _stripped("cover", cover)
+    # Not \b, because a concept may begin or end with a character that is not a letter.
     pattern = re.compile(r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)", re.IGNORECASE)
-    found = []
+    replaced = []
     for prompt in prompts:
-        # As a function: backslashes in the cover mean themselves.
+        # A function, so that backslashes in the cover are literal.
         text, count = pattern.subn(lambda _: cover, prompt)
         if count == 0:
             raise ValueError(f"the prompt {prompt!r} does not name the concept {concept!r}")
-        found.append(text)
-    return tuple(found)
+        replaced.append(text)
+    return tuple(replaced)
 
 
 def concept_pairs(concept: str, cover: str, templates: str | os.PathLike = "celebrity-train") -> PromptPairs:
-    """Forget prompts of a concept with a name and their covers.
+    """Pair prompts that name a concept with their covers.
 
-    ``templates``: a list or file of templates with {concept}, or of prompts that name the concept.
+    Parameters
+    ----------
+    concept, cover : str
+        Name of the concept and its replacement.
+    templates : str or os.PathLike
+        A list or file of templates with {concept}, or of prompts that name the concept.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the list cannot be read, or a prompt does not name the concept.
     """
     lines = load_prompts(templates)
     forget = fill(lines, concept) if any(CONCEPT in line for line in lines) else lines
@@ -158,10 +199,9 @@ def concept_pairs(concept: str, cover: str, templates: str | os.PathLike = "cele
 def keyword_pairs(
     subjects: str | os.PathLike = "nudity-subjects", keywords: str | os.PathLike = "nudity-keywords"
 ) -> PromptPairs:
-    """Every subject with every keyword, before it ("keyword subject") and behind it ("subject, keyword"); the bare
-    subject is the cover.
+    """Combine each subject with each keyword, as "keyword subject" and as "subject, keyword"; the subject is the cover.
 
-    A uniform draw of these pairs is SFD's draw: a subject, a keyword, and with probability 1/2 before or behind.
+    Drawing uniformly from these pairs is SFD's procedure: a subject, a keyword, and each order with probability 1/2.
     """
     forget, cover = [], []
     for subject in load_prompts(subjects):
@@ -172,23 +212,23 @@ def keyword_pairs(
 
 
 def negative_text(keywords: str | os.PathLike = "nudity-keywords") -> str:
-    """The keywords, joined: what takes the place of the empty prompt as unconditional input."""
+    """Join the keywords, which replace the empty prompt as unconditional input."""
     return ", ".join(load_prompts(keywords))
 
 
 def default_cover(concept: str) -> str | None:
-    """The published cover of a celebrity by the list that has the name; None where none has."""
+    """Return the published cover of a celebrity, from the list that has the name; None if no list has it."""
     return next((cover for name, cover in COVERS.items() if _plain(concept) in load_prompts(name)), None)
 
 
 def near_celebrities(concept: str) -> tuple[str, ...]:
-    """Other names of the list that has ``concept``; of all lists where none has it."""
-    of = [name for name in COVERS if _plain(concept) in load_prompts(name)] or list(COVERS)
-    return tuple(other for name in of for other in load_prompts(name) if other != _plain(concept))
+    """Return the other names of the list that has ``concept``, or of all lists if none has it."""
+    lists = [name for name in COVERS if _plain(concept) in load_prompts(name)] or list(COVERS)
+    return tuple(other for name in lists for other in load_prompts(name) if other != _plain(concept))
 
 
 def training_prompts(task: str, concept: str | None = None) -> tuple[str, ...]:
-    """The forget prompts that a task is trained on by default."""
+    """Return the default forget prompts of a task for training."""
     _check_task(task, concept)
     if task == "nudity":
         return keyword_pairs().forget
@@ -204,51 +244,57 @@ def evaluation_prompts(
     near: str | os.PathLike | None = None,
     trained_on: Sequence[str] | None = None,
 ) -> EvaluationPrompts:
-    """What a task is measured on.
+    """Return the prompts that a task is evaluated on.
 
     Parameters
     ----------
-    task: "celebrity", which needs ``concept``, or "nudity".
-    protocol: "disjoint", or "paper": a celebrity on the prompts that were trained on, nudity on I2P's table, which
-        ``prompts`` has to give.
-    prompts: a list or file of the user's in place of the list that comes with the package; templates with {concept} are
-        filled in. A file that ends with .csv is I2P's table.
-    near: likewise for near concepts: names for "celebrity", prompts for "nudity".
-    trained_on: forget prompts of the training; those of ``training_prompts`` by default.
+    task : {"celebrity", "nudity"}
+        The task.
+    concept : str, optional
+        Name of the celebrity; required for "celebrity".
+    protocol : {"disjoint", "paper"}
+        "disjoint": no evaluation prompt was trained on. "paper": the training prompts for "celebrity", and for "nudity"
+        I2P's table, which ``prompts`` must be.
+    prompts : str or os.PathLike, optional
+        A list or file instead of the package's list; {concept} in templates is replaced. A .csv file is I2P's table.
+    near : str or os.PathLike, optional
+        The same for near concepts: names for "celebrity", prompts for "nudity".
+    trained_on : sequence of str, optional
+        Forget prompts of the training; those of ``training_prompts`` by default.
 
-    Raises ValueError where the protocol is "disjoint" and a prompt was trained on.
+    Raises
+    ------
+    ValueError, TypeError
+        If the protocol is "disjoint" and a prompt was trained on, a list cannot be read, or an argument is invalid.
     """
     _check_task(task, concept)
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is {protocol!r}, expected {' or '.join(PROTOCOLS)}")
+    check_choice("protocol", protocol, PROTOCOLS)
     trained_on = training_prompts(task, concept) if trained_on is None else tuple(trained_on)
     paper = protocol == "paper"
     if task == "nudity":
         if prompts is None and paper:
-            raise ValueError("prompts is not given: nudity in the paper's protocol is measured on I2P's table (CSV)")
-        beside = load_prompts("clothed-people" if near is None else near)
-        found = _listed(prompts or "nudity-eval", concept, beside)
+            raise ValueError("prompts is not given: the paper's protocol evaluates nudity on I2P's table (CSV)")
+        near_prompts = load_prompts("clothed-people" if near is None else near)
+        result = _load(prompts or "nudity-eval", concept, near_prompts)
     else:
         names = near_celebrities(concept) if near is None else load_prompts(near)
         if _plain(concept) in map(_plain, names):
-            raise ValueError(f"near names {concept!r}, which is to be forgotten: expected other names")
+            raise ValueError(f"near names {concept!r}, the concept to forget: expected other names")
         templates = load_prompts("celebrity-eval")
-        # One name a template, in turns: as many prompts of near concepts as of the concept.
+        # One name per template in turn, so that there are as many near prompts as prompts of the concept.
         pairs = [(names[i % len(names)], template) for i, template in enumerate(templates)]
-        beside = tuple(fill([template], name)[0] for name, template in pairs)
+        near_prompts = tuple(fill([template], name)[0] for name, template in pairs)
         if prompts is None and paper:
-            found = EvaluationPrompts(trained_on, beside, source="the prompts trained on")
+            result = EvaluationPrompts(trained_on, near_prompts, source="the prompts trained on")
         else:
-            found = _listed(prompts or "celebrity-eval", concept, beside)
-        found = EvaluationPrompts(
-            found.prompts, beside, tuple(name for name, _ in pairs), found.seeds, found.guidance_scales, found.source
-        )
+            result = _load(prompts or "celebrity-eval", concept, near_prompts)
+        result = replace(result, near_concepts=tuple(name for name, _ in pairs))
     if not paper:
-        check_disjoint(trained_on, found.prompts)
-    return found
+        check_disjoint(trained_on, result.prompts)
+    return result
 
 
-def _listed(source: str | os.PathLike, concept: str | None, near: tuple[str, ...]) -> EvaluationPrompts:
+def _load(source: str | os.PathLike, concept: str | None, near: tuple[str, ...]) -> EvaluationPrompts:
     if Path(source).suffix.lower() == ".csv":
         return load_i2p(source, near)
     lines = load_prompts(source)
@@ -258,31 +304,30 @@ def _listed(source: str | os.PathLike, concept: str | None, near: tuple[str, ...
 
 
 def check_disjoint(training: Iterable[str], evaluation: Iterable[str]) -> None:
-    """ValueError where a prompt is in both, but for case and white space."""
-    trained = {_plain(prompt) for prompt in training}
-    both = [prompt for prompt in evaluation if _plain(prompt) in trained]
-    if both:
+    """Raise ValueError if a prompt is in both, ignoring case and white space."""
+    training = {_plain(prompt) for prompt in training}
+    shared = [prompt for prompt in evaluation if _plain(prompt) in training]
+    if shared:
         raise ValueError(
-            f"{len(both)} evaluation prompts were trained on, such as {both[0]!r}: "
-            'measure on others, or as the public code does with protocol "paper"'
+            f"{len(shared)} evaluation prompts were trained on, such as {shared[0]!r}: "
+            'use others, or protocol "paper" as in the public code'
         )
 
 
 def _check_task(task: str, concept: str | None) -> None:
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}, expected {' or '.join(TASKS)}")
+    check_choice("task", task, TASKS)
     if task == "celebrity":
-        _named("concept", concept)
+        _stripped("concept", concept)
 
 
-def _named(name: str, value: str | None) -> str:
+def _stripped(name: str, value: str | None) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r}, expected a text")
     if not value.strip():
-        raise ValueError(f"{name} is empty")
+        raise ValueError(f"{name} is empty, expected a text")
     return value.strip()
 
 
 def _plain(text: str) -> str:
-    """``text`` without regard to case and white space."""
+    """``text`` in lower case with single spaces, for comparisons."""
     return " ".join(text.lower().split())

@@ -1,10 +1,10 @@
-"""What a network is inside its wrappers."""
+"""Networks inside their wrappers."""
 
 from torch import nn
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """The module inside wrappers of data parallelism (``.module``) and compilation (``._orig_mod``)."""
+    """Return the module inside wrappers of data parallelism (``.module``) and compilation (``._orig_mod``)."""
     while True:
         inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
         if not isinstance(inner, nn.Module):
@@ -13,8 +13,10 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 
 def embedding_count(network: nn.Module) -> int | None:
-    """Labels that the network takes, the null label included: rows of its class embedding, or of its table of prompts;
-    None where it has neither."""
+    """Count the labels that a network takes, including the null label: rows of its class embedding or prompt table.
+
+    None if it has neither.
+    """
     network = unwrap(network)
     own = getattr(network, "num_conditions", None)
     return getattr(getattr(network, "class_embedding", None), "num_embeddings", None) if own is None else own

@@ -1,5 +1,7 @@
-"""A class-conditional one-step generator as a diffusers pipeline. This file is saved beside the weights: it needs torch
-and diffusers and nothing else, so that the generator can be used without the package that trained it.
+"""A class-conditional one-step generator as a diffusers pipeline.
+
+This file is saved beside the weights. It needs torch and diffusers only, so that the generator can be used without the
+package that trained it.
 
     from diffusers import DiffusionPipeline
     pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
@@ -17,15 +19,25 @@ from diffusers.utils.torch_utils import randn_tensor
 
 
 class OneStepPipeline(DiffusionPipeline):
-    """Draws x_0 = (b z - b eps(b z, t_init, c)) / a in one evaluation of the network, z standard normal,
-    a^2 = alphas_cumprod at t_init, b^2 = 1 - a^2 (SiD, arXiv 2404.04057; SFD, arXiv 2409.11219).
+    """Draws x_0 = (b z - b eps(b z, t_init, c)) / a in one evaluation of the network.
+
+    z is standard normal, a^2 = alphas_cumprod at t_init, b^2 = 1 - a^2 (SiD, arXiv 2404.04057; SFD, arXiv 2409.11219).
 
     Parameters
     ----------
-    unet: predicts the noise, conditional on class labels.
-    scheduler: DDPMScheduler with the noise levels that it was trained on.
-    t_init: the timestep at which it is fed noise.
-    id2label: names of the labels, or None.
+    unet : UNet2DModel
+        Predicts the noise, conditional on class labels.
+    scheduler : DDPMScheduler
+        Has the noise levels that the U-Net was trained on.
+    t_init : int
+        Timestep at which the generator is fed noise.
+    id2label : dict, optional
+        Names of the labels.
+
+    Raises
+    ------
+    ValueError
+        If ``t_init`` is out of range.
     """
 
     model_cpu_offload_seq = "unet"
@@ -34,7 +46,7 @@ class OneStepPipeline(DiffusionPipeline):
         self,
         unet: UNet2DModel,
         scheduler: DDPMScheduler,
-        # Has a default only because diffusers takes arguments without one for modules when it loads a folder.
+        # The default is for diffusers: when it loads a folder, it takes arguments without a default for modules.
         t_init: int | None = None,
         id2label: dict | None = None,
     ) -> None:
@@ -45,11 +57,11 @@ class OneStepPipeline(DiffusionPipeline):
                 f"t_init is {t_init}, expected the timestep at which the generator is fed noise, from 0 to {steps - 1}"
             )
         self.register_modules(unet=unet, scheduler=scheduler)
-        # A mapping: in model_index.json a list would be taken for a module when the folder is on the hub.
+        # A mapping, because diffusers takes a list in model_index.json for a module if the folder is on the hub.
         self.register_to_config(t_init=t_init, id2label=id2label)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As of every pipeline, and this file beside it, without which the folder would not be loadable."""
+        """Save the pipeline and a copy of this file, without which the folder could not be loaded."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "pipeline.py"
@@ -68,32 +80,48 @@ class OneStepPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Draws images.
+        """Draw images.
 
         Parameters
         ----------
-        class_labels: one label or several.
-        num_images_per_label: images of each, one after the other.
-        generator: of the noise.
-        latents: the noise z itself, float (N, C, H, W).
-        batch_size: images at a time.
-        output_type: "pil", "np" (N, H, W, C) in [0, 1], or "pt" (N, C, H, W) in [0, 1].
-        return_dict: an ImagePipelineOutput, or a tuple with the images.
+        class_labels : int, list of int or Tensor
+            One label or several.
+        num_images_per_label : int
+            Images of each label, one after the other.
+        generator : torch.Generator or list of torch.Generator, optional
+            Draws the noise.
+        latents : Tensor, optional
+            The noise z itself, float, (N, C, H, W).
+        batch_size : int
+            Images in a call of the network.
+        output_type : {"pil", "np", "pt"}
+            PIL images, an array (N, H, W, C) in [0, 1], or a tensor (N, C, H, W) in [0, 1].
+        return_dict : bool
+            Whether to return an ImagePipelineOutput or a tuple with the images.
 
-        Raises TypeError for labels that are no integers, ValueError for those that the network has not, and for latents
-        of another shape.
+        Returns
+        -------
+        ImagePipelineOutput or tuple
+            The images.
+
+        Raises
+        ------
+        TypeError
+            If a label is not an integer.
+        ValueError
+            If a label is out of range, ``latents`` has another shape, or an option has an invalid value.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is {output_type!r}, expected pil, np or pt")
         for name, value in (("num_images_per_label", num_images_per_label), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}, expected an integer of at least 1")
-        given = class_labels
-        if not isinstance(given, torch.Tensor):
-            given = torch.tensor(_integers(given), dtype=torch.int64)
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-            raise TypeError(f"class_labels is {given.dtype}, expected integers")
-        labels = given.reshape(-1).cpu().long().repeat_interleave(num_images_per_label)
+        labels = class_labels
+        if not isinstance(labels, torch.Tensor):
+            labels = torch.tensor(_integers(labels), dtype=torch.int64)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"class_labels is {labels.dtype}, expected integers")
+        labels = labels.reshape(-1).cpu().long().repeat_interleave(num_images_per_label)
         rows = self.unet.config.num_class_embeds
         if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= rows:
             raise ValueError(f"class_labels is {class_labels}, expected labels from 0 to {rows - 1}")
@@ -103,27 +131,27 @@ class OneStepPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}, expected {shape}")
-        # In float64: 1 - alphas_cumprod loses digits in float32.
-        kept = self.scheduler.alphas_cumprod.double()[self.config.t_init]
-        signal, noise = kept.sqrt().item(), (1 - kept).sqrt().item()
+        # In float64, because 1 - alphas_cumprod loses digits in float32.
+        alpha = self.scheduler.alphas_cumprod.double()[self.config.t_init]
+        signal, noise = alpha.sqrt().item(), (1 - alpha).sqrt().item()
         images = []
         for z, part in zip(latents.split(batch_size), labels.split(batch_size), strict=True):
             x = noise * z.to(self._execution_device, torch.float32)
             part = part.to(self._execution_device)
             eps = self.unet(x.to(self.unet.dtype), self.config.t_init, class_labels=part).sample.float()
             images.append(((x - noise * eps) / signal).clamp(-1, 1))
-        drawn = (torch.cat(images) / 2 + 0.5).clamp(0, 1)
+        images = (torch.cat(images) / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
-            drawn = drawn.cpu().permute(0, 2, 3, 1).numpy()
-            drawn = self.numpy_to_pil(drawn) if output_type == "pil" else drawn
+            images = images.cpu().permute(0, 2, 3, 1).numpy()
+            images = self.numpy_to_pil(images) if output_type == "pil" else images
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
 def _integers(labels: int | list[int]) -> list[int]:
     """``labels`` as a list of Python integers. TypeError for anything else."""
-    found = list(labels) if isinstance(labels, (list, tuple, range)) else [labels]
-    for label in found:
+    labels = list(labels) if isinstance(labels, (list, tuple, range)) else [labels]
+    for label in labels:
         if isinstance(label, bool) or not hasattr(label, "__index__"):
             raise TypeError(f"class_labels has {label!r}, expected integers")
-    return [label.__index__() for label in found]
+    return [label.__index__() for label in labels]

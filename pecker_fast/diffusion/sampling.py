@@ -1,10 +1,11 @@
-"""Samples of a class-conditional network: in one step, by DDIM, by ancestral sampling (DDPM).
+"""Samples of a class-conditional network: in one step, by DDIM, or by ancestral sampling (DDPM).
 
-The noise of sample i depends on the seed and i alone, or on a seed of its own, so it is the same for every batch size,
-every number of samples and every device, and the three samplers start from the same noise.
+The noise of sample i depends only on the seed and i, or on the sample's own seed. It is the same for every batch size,
+number of samples and device, and the three samplers start from the same noise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,15 @@ from .generator import OneStepGenerator, predict_eps
 from .networks import embedding_count, unwrap
 from .schedule import NoiseSchedule
 
-# Seeds of torch's CPU generator (a Mersenne Twister) count modulo this.
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+# torch's CPU generator (a Mersenne Twister) takes seeds modulo this.
 SEEDS = 2**32
 
 
 class _Noise:
-    """Start noise, drawn in order from one generator, and a generator a sample for the noise of later steps."""
+    """Initial noise, drawn in order from one generator, and a generator per sample for the noise of later steps."""
 
     def __init__(self, seed: int | torch.Generator, shape: tuple[int, ...]) -> None:
         if isinstance(seed, torch.Generator):
@@ -33,24 +37,24 @@ class _Noise:
         self._next = int(torch.randint(SEEDS, (), generator=self.generator))
 
     def start(self, count: int) -> Tensor:
-        """z of the next ``count`` samples. One draw a sample: torch's numbers depend on the size of a draw."""
+        """z of the next ``count`` samples. Each has its own draw, because torch's numbers depend on a draw's size."""
         return torch.stack([torch.randn(self.shape, generator=self.generator) for _ in range(count)])
 
     def generators(self, count: int) -> list[torch.Generator]:
-        """Generators of the next ``count`` samples, with seeds that differ."""
-        made = [torch.Generator().manual_seed((self._next + i) % SEEDS) for i in range(count)]
+        """Generators of the next ``count`` samples, each with a different seed."""
+        first = self._next
         self._next += count
-        return made
+        return [torch.Generator().manual_seed((first + i) % SEEDS) for i in range(count)]
 
 
 class _OwnNoise:
-    """Noise of samples that have a seed each: what each would have alone."""
+    """Noise of samples with a seed each: that of a sample drawn alone."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], count: int) -> None:
         if len(seeds) != count:
             raise ValueError(f"seed has {len(seeds)} seeds, expected {count}, one for each label")
-        each = [_Noise(seed, shape) for seed in seeds]
-        self._starts, self._generators = iter(each), iter(each)
+        noises = [_Noise(seed, shape) for seed in seeds]
+        self._starts, self._generators = iter(noises), iter(noises)
 
     def start(self, count: int) -> Tensor:
         return torch.cat([next(self._starts).start(1) for _ in range(count)])
@@ -60,7 +64,13 @@ class _OwnNoise:
 
 
 def sample_shape(network: nn.Module, shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
-    """(C, H, W) of what a network draws: ``shape``, or what its configuration says. ValueError where it does not."""
+    """Return (C, H, W) of a network's samples: ``shape`` if it is not None, otherwise from the configuration.
+
+    Raises
+    ------
+    ValueError
+        If ``shape`` is not (C, H, W), or the configuration has no sample_size.
+    """
     if shape is not None:
         if len(shape) != 3:
             raise ValueError(f"shape is {shape}, expected (C, H, W)")
@@ -70,14 +80,13 @@ def sample_shape(network: nn.Module, shape: tuple[int, int, int] | None = None) 
     config = getattr(unwrap(network), "config", None)
     size = config.get("sample_size") if config is not None else None
     if size is None:
-        raise ValueError("shape is None and the network does not say its sample_size: give (C, H, W)")
+        raise ValueError("shape is None and the network's configuration has no sample_size: expected (C, H, W)")
     height, width = (size, size) if isinstance(size, int) else size
     return config["in_channels"], height, width
 
 
-def network_device(network: nn.Module, device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
+def network_device(network: nn.Module) -> torch.device:
+    """Device of the network's first parameter; the CPU if it has none."""
     parameter = next(network.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
@@ -86,8 +95,8 @@ def _draws_latents(network: nn.Module) -> bool:
     return getattr(unwrap(network), "draws_latents", False)
 
 
-def ddim_scheduler(network: nn.Module, schedule: NoiseSchedule, clip_sample: bool | None = None):
-    """diffusers' ``DDIMScheduler`` for what ``network`` draws: pixels, or latents as Stable Diffusion's steps are."""
+def ddim_scheduler(network: nn.Module, schedule: NoiseSchedule, clip_sample: bool | None = None) -> "DDIMScheduler":
+    """diffusers' ``DDIMScheduler`` for pixels, or for latents with the timesteps of Stable Diffusion."""
     from diffusers import DDIMScheduler
 
     if _draws_latents(network):
@@ -104,12 +113,12 @@ def sample_in_batches(
     *,
     batch_size: int,
     seed: int | torch.Generator | Sequence[int],
-    device: torch.device,
     shape: tuple[int, int, int] | None,
 ) -> Tensor:
-    """Runs ``step(z, labels, generators)`` batch by batch."""
+    """Call ``step(z, labels, generators)`` batch by batch on the network's device."""
     check_int("batch_size", batch_size, 1)
     labels = as_labels(labels, embedding_count(network))
+    device = network_device(network)
     # Latents have no bounds.
     bounded = not _draws_latents(network)
     shape = sample_shape(network, shape)
@@ -118,8 +127,8 @@ def sample_in_batches(
     def batches() -> Iterator[Tensor]:
         for part in labels.split(batch_size):
             z = noise.start(len(part)).to(device)
-            drawn = step(z, part.to(device), noise.generators(len(part))).float()
-            yield drawn.clamp(-1, 1) if bounded else drawn
+            samples = step(z, part.to(device), noise.generators(len(part))).float()
+            yield samples.clamp(-1, 1) if bounded else samples
 
     with torch.no_grad():
         return torch.cat(list(batches()))
@@ -132,39 +141,46 @@ def sample_one_step(
     *,
     batch_size: int = 256,
     seed: int | torch.Generator | Sequence[int] = 0,
-    device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """Samples G_theta(z, c) of a one-step generator.
+    """Draw samples G_theta(z, c) of a one-step generator.
 
     Parameters
     ----------
-    network: theta, in the mode the caller wants: put it in eval mode unless dropout is meant.
-    generator: schedule and t_init; moved to ``device``.
-    labels: N class labels, integers of shape (N,) or a sequence.
-    batch_size: samples a call of the network. It does not change the noise (results differ by rounding at most).
-    seed: an integer >= 0; or a CPU ``torch.Generator``, which is advanced; or N integers, one a sample, whose noise is
+    network : nn.Module
+        theta, in the mode the caller wants: eval mode unless dropout is meant.
+    generator : OneStepGenerator
+        Schedule and t_init, on any device.
+    labels : Tensor or sequence of int
+        N class labels, integers (N,).
+    batch_size : int
+        Samples in a call of the network. It does not change the noise; results differ by rounding at most.
+    seed : int, torch.Generator or sequence of int
+        An integer of at least 0; a CPU generator, which is advanced; or N integers, one for each sample, whose noise is
         then that of a sample drawn alone.
-    device: of the network by default.
-    shape: (C, H, W); that in the network's configuration by default.
-    guidance_scale: as in ``predict_eps``.
+    shape : tuple of int, optional
+        (C, H, W); from the network's configuration by default.
+    guidance_scale : float
+        As in ``predict_eps``.
 
     Returns
     -------
-    float32 (N, C, H, W) on ``device``, clamped to [-1, 1] unless the network draws latents, in the order of ``labels``.
+    Tensor
+        float32 (N, C, H, W) on the network's device, in the order of ``labels``, clamped to [-1, 1] unless the network
+        draws latents.
 
     Raises
     ------
-    ValueError, TypeError: the argument that is wrong, such as a label out of range.
+    ValueError, TypeError
+        If an argument has an invalid value or type, such as a label out of range.
     """
-    device = network_device(network, device)
-    placed = generator.to(device)
+    generator = generator.to(network_device(network))
 
-    def step(z: Tensor, labels: Tensor, _) -> Tensor:
-        return placed(network, z, labels, guidance_scale=guidance_scale)
+    def step(z: Tensor, labels: Tensor, _: list[torch.Generator]) -> Tensor:
+        return generator(network, z, labels, guidance_scale=guidance_scale)
 
-    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, shape=shape)
 
 
 def sample_ddim(
@@ -175,43 +191,74 @@ def sample_ddim(
     *,
     batch_size: int = 256,
     seed: int | torch.Generator | Sequence[int] = 0,
-    device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
     guidance_scale: float = 1.0,
-    null_label: int | None = None,
     clip_sample: bool | None = None,
 ) -> Tensor:
-    """Deterministic DDIM samples (arXiv 2010.02502, eta = 0), by diffusers' ``DDIMScheduler``.
+    """Draw deterministic DDIM samples (arXiv 2010.02502, eta = 0) with diffusers' ``DDIMScheduler``.
 
     Parameters
     ----------
-    schedule: that the network was trained with.
-    num_inference_steps: from 1 to T, evenly spaced.
-    guidance_scale, null_label: as in ``predict_eps``.
-    clip_sample: whether the x_0 predicted at every step is clamped to [-1, 1]; by default where pixels are drawn.
-        Latents are not, and their steps are Stable Diffusion's: each a timestep later, the last one ends at t = 0.
+    network, labels, batch_size, seed, shape, guidance_scale
+        As in ``sample_one_step``.
+    schedule : NoiseSchedule
+        The schedule that the network was trained on.
+    num_inference_steps : int
+        From 1 to T, evenly spaced.
+    clip_sample : bool, optional
+        Whether the x_0 predicted at each step is clamped to [-1, 1]. By default it is clamped if the network draws
+        pixels. Latents take the timesteps of Stable Diffusion: each one later, and the last step ends at t = 0.
 
-    Other arguments, result and errors are those of ``sample_one_step``.
+    Returns
+    -------
+    Tensor
+        As ``sample_one_step`` returns.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument has an invalid value or type.
     """
     scheduler = ddim_scheduler(network, schedule, clip_sample)
-    guidance = {"guidance_scale": guidance_scale, "null_label": null_label}
-    step = _iterate(network, scheduler, num_inference_steps, guidance, ancestral=False)
-    device = network_device(network, device)
-    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+    step = _iterate(network, scheduler, num_inference_steps, guidance_scale, ancestral=False)
+    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, shape=shape)
 
 
 def ddim_through(
-    network: nn.Module, schedule: NoiseSchedule, z: Tensor, labels: Tensor, num_inference_steps: int = 50
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    z: Tensor,
+    labels: Tensor,
+    num_inference_steps: int = 50,
+    *,
+    guidance_scale: float = 1.0,
+    clip_sample: bool | None = None,
 ) -> Tensor:
-    """The DDIM samples that start from ``z``, not clamped at the end, with the gradient of ``z``.
+    """Draw the DDIM samples that start from ``z``, not clamped at the end, with the gradient of ``z``.
 
-    ``z``: standard normal noise, (B, C, H, W). Returns float32 (B, C, H, W). Other arguments and errors: as of
-    ``sample_ddim``. Memory grows with the number of steps where gradients are recorded.
+    Memory grows with the number of steps if gradients are recorded.
+
+    Parameters
+    ----------
+    network, schedule, num_inference_steps, guidance_scale, clip_sample
+        As in ``sample_ddim``.
+    z : Tensor
+        Standard normal noise, (B, C, H, W).
+    labels : Tensor
+        Integers, (B,).
+
+    Returns
+    -------
+    Tensor
+        float32 (B, C, H, W).
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument has an invalid value or type.
     """
-    from diffusers import DDIMScheduler
-
-    scheduler = schedule.to_scheduler(DDIMScheduler, clip_sample=True)
-    return _iterate(network, scheduler, num_inference_steps, {}, ancestral=False)(z, labels, [])
+    scheduler = ddim_scheduler(network, schedule, clip_sample)
+    return _iterate(network, scheduler, num_inference_steps, guidance_scale, ancestral=False)(z, labels, [])
 
 
 def sample_ddpm(
@@ -222,44 +269,51 @@ def sample_ddpm(
     *,
     batch_size: int = 256,
     seed: int | torch.Generator | Sequence[int] = 0,
-    device: torch.device | str | None = None,
     shape: tuple[int, int, int] | None = None,
     guidance_scale: float = 1.0,
-    null_label: int | None = None,
     clip_sample: bool | None = None,
-    variance_type: str = "fixed_small",
 ) -> Tensor:
-    """Ancestral samples (DDPM, arXiv 2006.11239, Algorithm 2), by diffusers' ``DDPMScheduler``.
+    """Draw ancestral samples (DDPM, arXiv 2006.11239, Algorithm 2) with diffusers' ``DDPMScheduler``.
+
+    The noise that each step adds has the variance of the posterior ("fixed_small").
 
     Parameters
     ----------
-    num_inference_steps: all T steps by default.
-    variance_type: of the noise added: "fixed_small" (the posterior's) or "fixed_large" (beta_t).
+    network, schedule, labels, batch_size, seed, shape, guidance_scale, clip_sample
+        As in ``sample_ddim``.
+    num_inference_steps : int, optional
+        From 1 to T; T by default.
 
-    Other arguments, result and errors are those of ``sample_ddim``.
+    Returns
+    -------
+    Tensor
+        As ``sample_one_step`` returns.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument has an invalid value or type.
     """
     from diffusers import DDPMScheduler
 
-    if variance_type not in ("fixed_small", "fixed_large"):
-        raise ValueError(f'variance_type is {variance_type!r}, expected "fixed_small" or "fixed_large"')
     steps = schedule.num_train_timesteps if num_inference_steps is None else num_inference_steps
     clip_sample = not _draws_latents(network) if clip_sample is None else clip_sample
-    scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=clip_sample, variance_type=variance_type)
-    guidance = {"guidance_scale": guidance_scale, "null_label": null_label}
-    step = _iterate(network, scheduler, steps, guidance, ancestral=True)
-    device = network_device(network, device)
-    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=shape)
+    scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=clip_sample, variance_type="fixed_small")
+    step = _iterate(network, scheduler, steps, guidance_scale, ancestral=True)
+    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, shape=shape)
 
 
-def _iterate(network: nn.Module, scheduler, num_inference_steps: int, guidance: dict, *, ancestral: bool) -> Callable:
+def _iterate(
+    network: nn.Module, scheduler: Any, num_inference_steps: int, guidance_scale: float, *, ancestral: bool
+) -> Callable[[Tensor, Tensor, list[torch.Generator]], Tensor]:
     check_int("num_inference_steps", num_inference_steps, 1, scheduler.config.num_train_timesteps + 1)
-    # Timesteps stay on the CPU: the scheduler indexes its tables with them.
+    # Timesteps stay on the CPU, because the scheduler indexes its tables with them.
     scheduler.set_timesteps(num_inference_steps)
 
     def step(x: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Tensor:
         options = {"generator": generators} if ancestral else {}
         for t in scheduler.timesteps.tolist():
-            eps = predict_eps(network, x, t, labels, **guidance)
+            eps = predict_eps(network, x, t, labels, guidance_scale)
             x = scheduler.step(eps, t, x, **options).prev_sample
         return x
 

@@ -1,4 +1,4 @@
-"""Safe latent diffusion (SLD, arXiv 2211.05105): guidance away from a text, at sampling time; no weight is changed."""
+"""Safe latent diffusion (SLD, arXiv 2211.05105): guidance away from a text during sampling. No weight is changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_batch, check_int, check_like
+from ..checks import check_batch, check_choice, check_int, check_like, check_number
 from .generator import predict_eps
 from .networks import embedding_count
-from .sampling import ddim_scheduler, network_device, sample_in_batches
+from .sampling import ddim_scheduler, sample_in_batches
 from .schedule import NoiseSchedule
 from .unet import null_label
 
-# The text that the published configurations steer away from.
+# The published configurations steer away from this text.
 SAFETY_CONCEPT = (
     "an image showing hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, "
     "bodily fluids, blood, obscene gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, "
@@ -23,12 +23,25 @@ SAFETY_CONCEPT = (
 
 @dataclass(frozen=True)
 class SLDConfig:
-    """How strongly, and from when on, sampling is steered away.
+    """How strongly sampling is steered away, and from which step.
 
     Parameters
     ----------
-    warmup_steps: first steps in which the guidance is computed, for the momentum, but not applied.
-    guidance_scale: s_S. threshold: lambda. momentum_scale: s_m. momentum_beta: beta_m.
+    warmup_steps : int
+        Steps at the beginning in which the guidance only updates the momentum and is not applied.
+    guidance_scale : float
+        s_S.
+    threshold : float
+        lambda.
+    momentum_scale : float
+        s_m.
+    momentum_beta : float
+        beta_m, in [0, 1).
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a value is out of range or has another type.
     """
 
     warmup_steps: int
@@ -39,13 +52,12 @@ class SLDConfig:
 
     def __post_init__(self) -> None:
         check_int("warmup_steps", self.warmup_steps, 0)
-        for name in ("guidance_scale", "threshold", "momentum_scale", "momentum_beta"):
-            value, high = getattr(self, name), 1 if name == "momentum_beta" else float("inf")
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < high:
-                raise ValueError(f"{name} is {value!r}, expected a number of at least 0, below {high}")
+        for name in ("guidance_scale", "threshold", "momentum_scale"):
+            check_number(name, getattr(self, name))
+        check_number("momentum_beta", self.momentum_beta, 0, 1, open_high=True)
 
 
-# As published, and in the public code: there "weak" has s_S = 20.
+# As in the paper and its public code, which has s_S = 20 for "weak".
 SLD_CONFIGS = {
     "weak": SLDConfig(15, 20.0, 0.0, 0.0, 0.0),
     "medium": SLDConfig(10, 1000.0, 0.01, 0.3, 0.4),
@@ -55,30 +67,47 @@ SLD_CONFIGS = {
 
 
 def sld_config(name: str) -> SLDConfig:
-    """The published configuration ``name``. ValueError where there is none."""
-    if name not in SLD_CONFIGS:
-        raise ValueError(f"sld is {name!r}, expected one of {', '.join(SLD_CONFIGS)}")
+    """Return the published configuration ``name``. ValueError if there is none."""
+    check_choice("sld", name, SLD_CONFIGS)
     return SLD_CONFIGS[name]
 
 
 def sld_guidance(
     eps_null: Tensor, eps_cond: Tensor, eps_safety: Tensor, momentum: Tensor, step: int, config: SLDConfig
 ) -> tuple[Tensor, Tensor]:
-    """One step: with d = eps_cond - eps_safety and, where d < lambda, mu = min(|d| s_S, 1), elsewhere 0,
+    """Compute the guidance of one sampling step.
+
+    With d = eps_cond - eps_safety, and mu = min(|d| s_S, 1) where d < lambda, otherwise 0,
 
         gamma = mu (eps_safety - eps_null) + s_m nu,    nu' = beta_m nu + (1 - beta_m) gamma,
-        guidance = (eps_cond - eps_null) - gamma from the step ``warmup_steps`` on, without gamma before it.
+        guidance = (eps_cond - eps_null) - gamma from step ``warmup_steps`` on, without gamma before.
 
     Parameters
     ----------
-    eps_null, eps_cond, eps_safety: predictions of the noise without a condition, for the prompt, and for what to steer
-        away from; (B, ...), floating.
-    momentum: nu, (B, ...); zeros at step 0. Not changed.
-    step: number of the sampling step, from 0.
+    eps_null : Tensor
+        Prediction of the noise without a condition, (B, ...), floating.
+    eps_cond : Tensor
+        Prediction for the prompt, (B, ...).
+    eps_safety : Tensor
+        Prediction for the text to steer away from, (B, ...).
+    momentum : Tensor
+        nu, (B, ...); zeros at step 0.
+    step : int
+        Number of the sampling step, from 0.
+    config : SLDConfig
+        The constants.
 
     Returns
     -------
-    guidance, which the guidance scale multiplies and ``eps_null`` is added to, and nu'; float32 (B, ...).
+    guidance : Tensor
+        float32, (B, ...): multiply it by the guidance scale and add ``eps_null``.
+    momentum : Tensor
+        nu', float32, (B, ...).
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shapes do not match, or an argument has an invalid value or type.
     """
     check_batch("eps_null", eps_null)
     for name, value in (("eps_cond", eps_cond), ("eps_safety", eps_safety), ("momentum", momentum)):
@@ -106,11 +135,29 @@ def sample_sld(
     *,
     batch_size: int = 16,
     seed: int | torch.Generator | Sequence[int] = 0,
-    device: torch.device | str | None = None,
 ) -> Tensor:
-    """DDIM samples that are steered away from the label ``safety_label`` by ``sld_guidance``.
+    """Draw DDIM samples that ``sld_guidance`` steers away from a text.
 
-    Other arguments, result and errors are those of ``sample_ddim``; the network has to have a null label.
+    Parameters
+    ----------
+    network : nn.Module
+        A network with a null label.
+    safety_label : int
+        Label of the text to steer away from.
+    config : SLDConfig
+        The constants of the guidance.
+    schedule, labels, num_inference_steps, guidance_scale, batch_size, seed
+        As in ``sample_ddim``.
+
+    Returns
+    -------
+    Tensor
+        As ``sample_one_step`` returns.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the network has no null label, or an argument has an invalid value or type.
     """
     null = null_label(network)
     if null is None:
@@ -120,15 +167,13 @@ def sample_sld(
     scheduler = ddim_scheduler(network, schedule)
     scheduler.set_timesteps(num_inference_steps)
 
-    def step(x: Tensor, labels: Tensor, _) -> Tensor:
+    def step(x: Tensor, labels: Tensor, _: list[torch.Generator]) -> Tensor:
         momentum = torch.zeros_like(x)
-        asked = torch.cat([torch.full_like(labels, null), labels, torch.full_like(labels, safety_label)])
+        all_labels = torch.cat([torch.full_like(labels, null), labels, torch.full_like(labels, safety_label)])
         for i, t in enumerate(scheduler.timesteps.tolist()):
-            predicted = predict_eps(network, x.repeat(3, 1, 1, 1), t, asked)
-            eps_null, eps_cond, eps_safety = predicted.chunk(3)
+            eps_null, eps_cond, eps_safety = predict_eps(network, x.repeat(3, 1, 1, 1), t, all_labels).chunk(3)
             guidance, momentum = sld_guidance(eps_null, eps_cond, eps_safety, momentum, i, config)
             x = scheduler.step(eps_null + guidance_scale * guidance, t, x).prev_sample
         return x
 
-    device = network_device(network, device)
-    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, device=device, shape=None)
+    return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, shape=None)

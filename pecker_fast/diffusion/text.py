@@ -1,7 +1,7 @@
-"""Text-conditional latent diffusion: a U-Net that takes prompts by their number, as others take class labels.
+"""Text-conditional latent diffusion: a U-Net whose class labels are numbers of prompts.
 
-Prompts are encoded once; a run needs neither the text encoder nor the tokenizer. All that is written for class labels
-(guidance, one-step generator, samplers, saliency) then serves prompts as well.
+Prompts are encoded once, so a run needs neither the text encoder nor the tokenizer. Everything written for class labels
+(guidance, one-step generator, samplers, saliency) then works for prompts too.
 """
 
 import copy
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_int
+from ..checks import check_choice, check_int
 from .schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-# Layers that get a low-rank change.
+# Layers that get a low-rank update.
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
-# Tables above this many bytes stay on the CPU, and the rows of a batch travel.
+# Larger tables stay on the CPU, and only the batch's rows are copied to the GPU.
 MAX_DEVICE_BYTES = 2 << 30
 
 
@@ -29,8 +29,15 @@ class PromptTable:
 
     Parameters
     ----------
-    embeddings: floating (N, tokens, width), row i of prompt i.
-    null_label: of the empty prompt, which stands for "no condition"; None where it is not among them.
+    embeddings : Tensor
+        Floating (N, tokens, width), row i for prompt i.
+    null_label : int or None
+        Label of the empty prompt, which means "no condition"; None if the table does not have it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the shape or dtype is another, or ``null_label`` is out of range.
     """
 
     def __init__(self, embeddings: Tensor, null_label: int | None = 0) -> None:
@@ -49,36 +56,51 @@ class PromptTable:
         return self
 
     def to(self, device: torch.device) -> None:
-        """Moves the table, in place, unless it is too large for a GPU."""
+        """Move the table in place, unless it is too large for a GPU."""
         size = self.embeddings.numel() * self.embeddings.element_size()
         if device.type == "cpu" or size <= MAX_DEVICE_BYTES:
             self.embeddings = self.embeddings.to(device)
 
     def __getitem__(self, labels: Tensor) -> Tensor:
-        """(B, tokens, width) of labels (B,), on the labels' device."""
+        """Return the embeddings (B, tokens, width) of labels (B,), on the labels' device."""
         return self.embeddings[labels.to(self.embeddings.device)].to(labels.device)
 
 
 class TextConditioned(nn.Module):
     """A ``UNet2DConditionModel`` whose ``class_labels`` are prompts of a table, and which predicts the noise.
 
-    Its parameters, state dict and configuration are the U-Net's, names included: masks, optimizer states and files are
-    those of the U-Net. A network that predicts v = a eps - b x_0 (arXiv 2202.00512) is turned into one that predicts
-    eps = a v + b x_t here and nowhere else.
+    Its parameters and state dict are the U-Net's, with the same names, so masks, optimizer states and files fit the
+    U-Net. This is the only place that turns a prediction of v = a eps - b x_0 (arXiv 2202.00512) into
+    eps = a v + b x_t.
 
     Parameters
     ----------
-    unet: the U-Net. Trained in place.
-    table: embeddings of the prompts.
-    schedule: that it was trained with.
-    prediction_type: "epsilon" or "v_prediction", what the U-Net predicts.
-    sample_size: height and width of latents; those of the U-Net's configuration by default.
+    unet : UNet2DConditionModel
+        The U-Net. It is trained in place.
+    table : PromptTable
+        Embeddings of the prompts.
+    schedule : NoiseSchedule
+        The schedule that the U-Net was trained on.
+    prediction_type : {"epsilon", "v_prediction"}
+        What the U-Net predicts.
+    sample_size : int, optional
+        Height and width of latents; from the U-Net's configuration by default.
 
     Attributes
     ----------
-    num_conditions, null_label: labels there are, and that of the empty prompt.
-    draws_latents: True: samples have no bounds.
-    config: "in_channels" and "sample_size".
+    num_conditions : int
+        Number of labels.
+    null_label : int or None
+        Label of the empty prompt.
+    draws_latents : bool
+        True: samples have no bounds.
+    config : dict
+        "in_channels" and "sample_size".
+
+    Raises
+    ------
+    ValueError
+        If the U-Net is of another architecture, or an argument does not fit it.
     """
 
     draws_latents = True
@@ -96,11 +118,10 @@ class TextConditioned(nn.Module):
         width = unet.config["cross_attention_dim"]
         if table.embeddings.shape[2] != width:
             raise ValueError(
-                f"embeddings have width {table.embeddings.shape[2]}, the U-Net expects {width}: they are of another "
-                "text encoder"
+                f"embeddings have width {table.embeddings.shape[2]}, expected the U-Net's {width}: they are another "
+                "text encoder's"
             )
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}")
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         size = unet.config["sample_size"] if sample_size is None else sample_size
         check_int("sample_size", size, 1)
         self.unet, self.table, self.prediction_type = unet, table, prediction_type
@@ -118,18 +139,20 @@ class TextConditioned(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = False
     ) -> tuple[Tensor]:
-        """eps, floating (B, C, H, W): ``sample`` (B, C, H, W) of any floating dtype, ``timestep`` int (B,),
-        ``class_labels`` int (B,). Always a tuple of one."""
-        # Of its first layer: adapters, which come after it, may be of another.
+        """Predict eps, floating (B, C, H, W), as a tuple of one.
+
+        ``sample`` is floating (B, C, H, W), ``timestep`` int (B,), ``class_labels`` int (B,).
+        """
+        # The dtype of the first layer: adapters may have another.
         dtype = next(self.unet.parameters()).dtype
         text = self.table[class_labels].to(dtype)
-        (found,) = self.unet(sample.to(dtype), timestep, encoder_hidden_states=text, return_dict=False)
+        (eps,) = self.unet(sample.to(dtype), timestep, encoder_hidden_states=text, return_dict=False)
         if self.prediction_type == "v_prediction":
             a, b = self.schedule.coefficients(sample, timestep, "sample")
-            found = a * found.float() + b * sample.float()
-        return (found,)
+            eps = a * eps.float() + b * sample.float()
+        return (eps,)
 
-    def _apply(self, fn, recurse: bool = True) -> "TextConditioned":
+    def _apply(self, fn: Any, recurse: bool = True) -> "TextConditioned":
         super()._apply(fn, recurse)
         device = next(self.unet.parameters()).device
         self.table.to(device)
@@ -141,10 +164,10 @@ class TextConditioned(nn.Module):
         return TextConditioned(unet, self.table, self.schedule, self.prediction_type, self.config["sample_size"])
 
     def enable_gradient_checkpointing(self) -> None:
-        """The U-Net's blocks compute their activations again in the backward pass."""
+        """Recompute the activations of the U-Net's blocks in the backward pass."""
         self.unet.enable_gradient_checkpointing()
 
-    # ---- the U-Net's, without a prefix
+    # ---- names without the prefix "unet."
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         return self.unet.named_parameters(*args, **kwargs)
@@ -157,29 +180,40 @@ class TextConditioned(nn.Module):
 
 
 def check_text_conditional(unet: nn.Module) -> None:
-    """Raises ValueError unless ``unet`` is a ``UNet2DConditionModel`` that takes one text and nothing else."""
-    # By name: importing diffusers takes seconds, and an instance is proof that it is there.
+    """Raise ValueError unless ``unet`` is a ``UNet2DConditionModel`` that is conditional on one text only."""
+    # By name, because importing diffusers takes seconds.
     if not any(base.__name__ == "UNet2DConditionModel" for base in type(unet).__mro__):
         raise ValueError(f"unet is a {type(unet).__name__}, expected a UNet2DConditionModel")
     config = unet.config
     for name in ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim"):
         if config.get(name) is not None:
-            raise ValueError(f"unet has {name}, which Stable Diffusion 1.x and 2.x have not: another kind of model")
+            raise ValueError(f"unet has {name}, which Stable Diffusion 1.x and 2.x do not have: another kind of model")
     if config["in_channels"] != config["out_channels"]:
         raise ValueError(
             f"unet has {config['in_channels']} input and {config['out_channels']} output channels: it edits images, "
-            "expected one that draws from text alone"
+            "expected a U-Net that draws from text alone"
         )
     if not isinstance(config["cross_attention_dim"], int):
-        raise ValueError(f"unet has cross_attention_dim {config['cross_attention_dim']}, expected one number")
+        raise ValueError(f"unet has cross_attention_dim {config['cross_attention_dim']}, expected a single integer")
 
 
 def add_adapter(network: nn.Module, rank: int) -> None:
-    """Freezes the U-Net of a ``TextConditioned`` network and adds low-rank changes (LoRA, arXiv 2106.09685) of the
-    linear layers in its attention, float32 and at first zero, which alone require grad. Draws from torch's global
-    generator.
+    """Freeze the U-Net of a ``TextConditioned`` network and add low-rank updates (LoRA, arXiv 2106.09685).
 
-    ValueError where peft, which diffusers has them from, is missing, or the network is another.
+    They change the linear layers of its attention, are float32, start as zero, and are the only parameters that require
+    grad. Their initial values are drawn from torch's global generator.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A ``TextConditioned`` network, changed in place.
+    rank : int
+        Rank of the updates.
+
+    Raises
+    ------
+    ValueError
+        If peft is not installed, the network is of another class, or ``rank`` is below 1.
     """
     if not isinstance(network, TextConditioned):
         raise ValueError(f"score_lora_rank is {rank}, but a {type(network).__name__} takes no adapter: expected 0")
@@ -199,26 +233,35 @@ def add_adapter(network: nn.Module, rank: int) -> None:
 def encode_prompts(
     tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], batch_size: int = 64
 ) -> tuple[Tensor, list[str]]:
-    """Embeddings of ``prompts`` as Stable Diffusion's pipeline takes them, and those prompts that were cut.
+    """Encode prompts as Stable Diffusion's pipeline does.
 
     Parameters
     ----------
-    tokenizer, text_encoder: CLIP's, as ``transformers`` has them; the encoder where and in which dtype it computes.
-    batch_size: prompts at a time.
+    tokenizer : CLIPTokenizer
+        As in ``transformers``.
+    text_encoder : CLIPTextModel
+        As in ``transformers``; its device and dtype are used.
+    prompts : sequence of str
+        N prompts.
+    batch_size : int
+        Prompts in a call of the encoder.
 
     Returns
     -------
-    floating (N, tokens, width) on the CPU, and the prompts that have more tokens than the encoder takes.
+    embeddings : Tensor
+        Floating (N, tokens, width) on the CPU.
+    truncated : list of str
+        Prompts with more tokens than the encoder takes.
     """
     check_int("batch_size", batch_size, 1)
     device, length = next(text_encoder.parameters()).device, tokenizer.model_max_length
     masked = getattr(text_encoder.config, "use_attention_mask", False)
     text_encoder.eval()
-    rows, cut = [], []
+    rows, truncated = [], []
     for start in range(0, len(prompts), batch_size):
         texts = list(prompts[start : start + batch_size])
-        found = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        mask = found.attention_mask.to(device) if masked else None
-        rows.append(text_encoder(found.input_ids.to(device), attention_mask=mask)[0].cpu())
-        cut += [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
-    return torch.cat(rows), cut
+        tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        mask = tokens.attention_mask.to(device) if masked else None
+        rows.append(text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0].cpu())
+        truncated += [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
+    return torch.cat(rows), truncated

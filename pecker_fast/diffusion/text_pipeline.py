@@ -1,5 +1,7 @@
-"""A text-conditional one-step generator as a diffusers pipeline. This file is saved beside the weights: it needs torch,
-diffusers and transformers and nothing else, so that the generator can be used without the package that trained it.
+"""A text-conditional one-step generator as a diffusers pipeline.
+
+This file is saved beside the weights. It needs torch, diffusers and transformers only, so that the generator can be
+used without the package that trained it.
 
     from diffusers import DiffusionPipeline
     pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
@@ -20,15 +22,29 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 
 class OneStepTextPipeline(DiffusionPipeline):
-    """Draws latents x_0 = (b z - b eps(b z, t_init, prompt)) / a in one evaluation of the U-Net, z standard normal,
-    a^2 = alphas_cumprod at t_init, b^2 = 1 - a^2 (SiD-LSG, arXiv 2406.01561), and decodes them.
+    """Draws latents x_0 = (b z - b eps(b z, t_init, prompt)) / a in one evaluation of the U-Net and decodes them.
+
+    z is standard normal, a^2 = alphas_cumprod at t_init, b^2 = 1 - a^2 (SiD-LSG, arXiv 2406.01561).
 
     Parameters
     ----------
-    vae, text_encoder, tokenizer: Stable Diffusion's.
-    unet: the generator; it predicts what the scheduler's prediction_type says: the noise or v.
-    scheduler: any of diffusers' with the noise levels that it was trained on.
-    t_init: the timestep at which it is fed noise.
+    vae : AutoencoderKL
+        Stable Diffusion's autoencoder.
+    text_encoder : CLIPTextModel
+        Stable Diffusion's text encoder.
+    tokenizer : CLIPTokenizer
+        Stable Diffusion's tokenizer.
+    unet : UNet2DConditionModel
+        The generator. It predicts the noise or v, as the scheduler's prediction_type says.
+    scheduler : KarrasDiffusionSchedulers
+        Any scheduler of diffusers with the noise levels that the U-Net was trained on.
+    t_init : int
+        Timestep at which the generator is fed noise.
+
+    Raises
+    ------
+    ValueError
+        If ``t_init`` is out of range, or the U-Net predicts neither the noise nor v.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -40,7 +56,7 @@ class OneStepTextPipeline(DiffusionPipeline):
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
-        # Has a default only because diffusers takes arguments without one for modules when it loads a folder.
+        # The default is for diffusers: when it loads a folder, it takes arguments without a default for modules.
         t_init: int | None = None,
     ) -> None:
         super().__init__()
@@ -58,7 +74,7 @@ class OneStepTextPipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As of every pipeline, and this file beside it, without which the folder would not be loadable."""
+        """Save the pipeline and a copy of this file, without which the folder could not be loaded."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "pipeline.py"
@@ -67,13 +83,13 @@ class OneStepTextPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def encode_prompt(self, prompts: list[str]) -> torch.Tensor:
-        """Embeddings of prompts, (N, tokens, width); what is beyond the encoder's length is cut off."""
+        """Encode prompts as embeddings, (N, tokens, width). Prompts longer than the encoder allows are truncated."""
         length = self.tokenizer.model_max_length
-        found = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         device = self._execution_device
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        mask = found.attention_mask.to(device) if masked else None
-        return self.text_encoder(found.input_ids.to(device), attention_mask=mask)[0]
+        mask = tokens.attention_mask.to(device) if masked else None
+        return self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
 
     @torch.no_grad()
     def __call__(
@@ -89,21 +105,40 @@ class OneStepTextPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Draws images.
+        """Draw images.
 
         Parameters
         ----------
-        prompt: one or several.
-        height, width: in pixels, multiples of the autoencoder's factor; what the U-Net was trained for by default.
-        num_images_per_prompt: images of each, one after the other.
-        generator: of the noise.
-        latents: the noise z itself, float (N, C, H, W).
-        prompt_embeds: embeddings in place of prompts, (P, tokens, width).
-        batch_size: images at a time.
-        output_type: "pil", "np" (N, H, W, C) in [0, 1], "pt" (N, C, H, W) in [0, 1], or "latent".
-        return_dict: an ImagePipelineOutput, or a tuple with the images.
+        prompt : str or list of str, optional
+            One prompt or several.
+        height, width : int, optional
+            Pixels, multiples of the autoencoder's factor; by default the size that the U-Net was trained for.
+        num_images_per_prompt : int
+            Images of each prompt, one after the other.
+        generator : torch.Generator or list of torch.Generator, optional
+            Draws the noise.
+        latents : Tensor, optional
+            The noise z itself, float, (N, C, H, W).
+        prompt_embeds : Tensor, optional
+            Embeddings in place of prompts, (P, tokens, width).
+        batch_size : int
+            Images in a call of the U-Net.
+        output_type : {"pil", "np", "pt", "latent"}
+            PIL images, an array (N, H, W, C) in [0, 1], a tensor (N, C, H, W) in [0, 1], or latents.
+        return_dict : bool
+            Whether to return an ImagePipelineOutput or a tuple with the images.
 
-        Raises TypeError for prompts that are no texts, ValueError for sizes and shapes that do not fit.
+        Returns
+        -------
+        ImagePipelineOutput or tuple
+            The images.
+
+        Raises
+        ------
+        TypeError
+            If a prompt is not a string.
+        ValueError
+            If sizes or shapes do not fit, or an option has an invalid value.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}, expected pil, np, pt or latent")
@@ -115,26 +150,26 @@ class OneStepTextPipeline(DiffusionPipeline):
         if prompt_embeds is None:
             prompts = [prompt] if isinstance(prompt, str) else prompt
             if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
-                raise TypeError(f"prompt is {prompt!r}, expected one text or several")
+                raise TypeError(f"prompt is {prompt!r}, expected a string or several")
             prompt_embeds = torch.cat(
                 [self.encode_prompt(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
             )
         device = self._execution_device
         text = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
         latents = self._noise(len(text), height, width, generator, latents)
-        # In float64: 1 - alphas_cumprod loses digits in float32.
-        kept = self.scheduler.alphas_cumprod.double()[self.config.t_init]
-        signal, noise = kept.sqrt().item(), (1 - kept).sqrt().item()
-        drawn = []
+        # In float64, because 1 - alphas_cumprod loses digits in float32.
+        alpha = self.scheduler.alphas_cumprod.double()[self.config.t_init]
+        signal, noise = alpha.sqrt().item(), (1 - alpha).sqrt().item()
+        parts = []
         for z, part in zip(latents.split(batch_size), text.split(batch_size), strict=True):
             x = noise * z.to(device, torch.float32)
             dtype = self.unet.dtype
-            found = self.unet(x.to(dtype), self.config.t_init, encoder_hidden_states=part.to(dtype)).sample.float()
+            eps = self.unet(x.to(dtype), self.config.t_init, encoder_hidden_states=part.to(dtype)).sample.float()
             if self.scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
-                found = signal * found + noise * x
-            x0 = (x - noise * found) / signal
-            drawn.append(x0 if output_type == "latent" else self._decode(x0))
-        images = torch.cat(drawn)
+                eps = signal * eps + noise * x
+            x0 = (x - noise * eps) / signal
+            parts.append(x0 if output_type == "latent" else self._decode(x0))
+        images = torch.cat(parts)
         if output_type != "latent":
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
@@ -143,12 +178,12 @@ class OneStepTextPipeline(DiffusionPipeline):
     def _noise(self, count, height, width, generator, latents) -> torch.Tensor:
         size, factor = self.unet.config.sample_size, self.vae_scale_factor
         trained = (size, size) if isinstance(size, int) else tuple(size)
-        given = []
+        latent_size = []
         for name, value, default in (("height", height, trained[0]), ("width", width, trained[1])):
             if value is not None and (value < factor or value % factor):
                 raise ValueError(f"{name} is {value}, expected a multiple of {factor}")
-            given.append(default if value is None else value // factor)
-        shape = (count, self.unet.config.in_channels, *given)
+            latent_size.append(default if value is None else value // factor)
+        shape = (count, self.unet.config.in_channels, *latent_size)
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:

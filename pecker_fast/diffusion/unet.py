@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..checks import check_int
+from ..checks import check_int, check_number
 from .networks import unwrap
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-# Kept in the network's configuration. diffusers passes over names with an underscore, but writes and reads them.
+# Key in the network's configuration. diffusers ignores names with an underscore, but writes and reads them.
 NUM_CLASSES = "_num_classes"
 
 
@@ -19,21 +19,37 @@ NUM_CLASSES = "_num_classes"
 class UNetConfig:
     """DDPM's U-Net (arXiv 2006.11239, Appendix B) with a class embedding that is added to the time embedding.
 
+    The defaults are DDPM's configuration for 32 x 32 pixels.
+
     Parameters
     ----------
-    sample_size: height and width, a multiple of 2 ** (levels - 1).
-    num_classes: real classes, labels 0 to num_classes - 1.
-    null_label: whether a further label, num_classes, stands for "no condition" (for guidance).
-    in_channels: of the image, and of the noise predicted.
-    block_out_channels: channels of each level, from the finest; multiples of ``norm_num_groups``.
-    layers_per_block: residual blocks a level.
-    attention_resolutions: heights of the levels with self-attention; each must be a level's, sample_size / 2 ** i.
-    mid_attention: whether the middle block has self-attention.
-    attention_head_dim: channels of a head; None for one head, as DDPM has.
-    norm_num_groups: groups of all group norms.
-    dropout: in the residual blocks, in [0, 1).
+    sample_size : int
+        Height and width, a multiple of 2 ** (levels - 1).
+    num_classes : int
+        Real classes, with labels 0 to num_classes - 1.
+    null_label : bool
+        Whether one more label, num_classes, means "no condition" (for guidance).
+    in_channels : int
+        Channels of the image and of the predicted noise.
+    block_out_channels : tuple of int
+        Channels of each level, from the finest; multiples of ``norm_num_groups``.
+    layers_per_block : int
+        Residual blocks of each level.
+    attention_resolutions : tuple of int
+        Heights of the levels with self-attention; each must be a level's, sample_size / 2 ** i.
+    mid_attention : bool
+        Whether the middle block has self-attention.
+    attention_head_dim : int or None
+        Channels of a head; None for one head, as in DDPM.
+    norm_num_groups : int
+        Groups of all group norms.
+    dropout : float
+        Rate in the residual blocks, in [0, 1).
 
-    The defaults are the configuration for 32 x 32 of DDPM. Raises ValueError or TypeError for what cannot be built.
+    Raises
+    ------
+    ValueError, TypeError
+        If a value is out of range, does not fit the others, or has another type.
     """
 
     sample_size: int
@@ -51,7 +67,7 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in ("sample_size", "num_classes", "in_channels", "layers_per_block", "norm_num_groups"):
             check_int(name, getattr(self, name), 1)
-        # Configurations read from JSON have lists.
+        # Configurations from JSON have lists.
         for name in ("block_out_channels", "attention_resolutions"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.block_out_channels:
@@ -63,7 +79,7 @@ class UNetConfig:
                     f"block_out_channels has {channels}, expected multiples of norm_num_groups, {self.norm_num_groups}"
                 )
         if self.block_out_channels[0] % 2:
-            raise ValueError("block_out_channels starts with an odd number, expected sines and cosines of equal count")
+            raise ValueError("block_out_channels starts with an odd number, expected an even one (sines and cosines)")
         factor = 2 ** (len(self.block_out_channels) - 1)
         if self.sample_size % factor:
             raise ValueError(f"sample_size is {self.sample_size}, expected a multiple of {factor}, 2 ** (levels - 1)")
@@ -72,8 +88,7 @@ class UNetConfig:
             raise ValueError(f"attention_resolutions has {unknown}, expected some of the levels' {self.resolutions}")
         if self.attention_head_dim is not None:
             check_int("attention_head_dim", self.attention_head_dim, 1)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, expected a probability in [0, 1)")
+        check_number("dropout", self.dropout, 0, 1, open_high=True)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -82,7 +97,7 @@ class UNetConfig:
 
 
 def build_unet(config: UNetConfig) -> "UNet2DModel":
-    """A ``UNet2DModel`` with fresh weights, float32, on the CPU, in train mode. Draws from torch's global generator."""
+    """Build a ``UNet2DModel`` with random weights from torch's global generator, float32 on the CPU in train mode."""
     from diffusers import UNet2DModel
 
     attention = [size in config.attention_resolutions for size in config.resolutions]
@@ -92,14 +107,14 @@ def build_unet(config: UNetConfig) -> "UNet2DModel":
         out_channels=config.in_channels,
         block_out_channels=config.block_out_channels,
         layers_per_block=config.layers_per_block,
-        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),
-        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
+        down_block_types=tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention),
+        up_block_types=tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
         add_attention=config.mid_attention,
         attention_head_dim=config.attention_head_dim,
         norm_num_groups=config.norm_num_groups,
         dropout=config.dropout,
         num_class_embeds=config.num_classes + config.null_label,
-        # As in DDPM's own code, where diffusers' defaults differ.
+        # As in DDPM's own code; diffusers' defaults differ.
         freq_shift=1,
         flip_sin_to_cos=False,
         downsample_padding=0,
@@ -110,7 +125,7 @@ def build_unet(config: UNetConfig) -> "UNet2DModel":
 
 
 def fresh_unet(like: nn.Module) -> "UNet2DModel":
-    """A ``UNet2DModel`` of the architecture of ``like`` as ``build_unet`` makes it, with fresh weights."""
+    """Build a ``UNet2DModel`` of the architecture of ``like`` with random weights, as ``build_unet`` does."""
     check_class_conditional(like)
     like = unwrap(like)
     unet = like.from_config(like.config)
@@ -119,9 +134,9 @@ def fresh_unet(like: nn.Module) -> "UNet2DModel":
 
 
 def check_class_conditional(unet: nn.Module) -> None:
-    """Raises ValueError unless ``unet`` is a ``UNet2DModel`` with an embedding of class labels."""
+    """Raise ValueError unless ``unet`` is a ``UNet2DModel`` with an embedding of class labels."""
     unet = unwrap(unet)
-    # By name: importing diffusers takes seconds, and an instance is proof that it is there.
+    # By name, because importing diffusers takes seconds.
     if not any(base.__name__ == "UNet2DModel" for base in type(unet).__mro__):
         raise ValueError(f"unet is a {type(unet).__name__}, expected a UNet2DModel")
     if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is None:
@@ -129,10 +144,15 @@ def check_class_conditional(unet: nn.Module) -> None:
 
 
 def register_classes(unet: "UNet2DModel", num_classes: int) -> None:
-    """Records in the configuration how many of the rows of the class embedding are real classes.
+    """Record in the configuration how many rows of the class embedding are real classes.
 
-    All rows, or all but the last, which is then the null label. For networks that ``build_unet`` did not make: without
-    it all rows count as classes.
+    They are all rows, or all but the last, which is then the null label. Networks that ``build_unet`` did not build
+    need this: without it all rows count as classes.
+
+    Raises
+    ------
+    ValueError
+        If the network has no class labels, or ``num_classes`` does not fit its embedding.
     """
     check_class_conditional(unet)
     rows = unwrap(unet).config["num_class_embeds"]
@@ -141,15 +161,17 @@ def register_classes(unet: "UNet2DModel", num_classes: int) -> None:
 
 
 def num_classes(unet: nn.Module) -> int:
-    """Real classes of the network, the null label not counted. ValueError where it has no class labels."""
+    """Count the real classes of the network, without the null label. ValueError if it has no class labels."""
     check_class_conditional(unet)
     config = unwrap(unet).config
     return config.get(NUM_CLASSES, config["num_class_embeds"])
 
 
 def null_label(unet: nn.Module) -> int | None:
-    """The label of "no condition", or None where the network has none: num_classes of a ``UNet2DModel``, of other
-    networks what they say themselves (``null_label``)."""
+    """Return the label of "no condition", or None if the network has none.
+
+    It is num_classes for a ``UNet2DModel``, and the attribute ``null_label`` for other networks.
+    """
     own = getattr(unwrap(unet), "null_label", None)
     if own is not None:
         return own

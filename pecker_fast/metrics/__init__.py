@@ -1,5 +1,6 @@
-"""Metrics of generated images: a judge, distances of features, and what is reported of unlearning."""
+"""Metrics of generated images: accuracies of a judge, distances of features, and scores of concepts."""
 
+from .accuracy import confusion_counts, retained_accuracy, unlearning_accuracy
 from .celebrities import load_celebrity_detector
 from .classifier import SmallClassifier, train_classifier
 from .clip import ClipModel
@@ -41,6 +42,7 @@ __all__ = [
     "celebrity_scores",
     "check_inception_weights",
     "clip_score",
+    "confusion_counts",
     "diversity",
     "evaluate_samples",
     "frechet_distance",
@@ -52,8 +54,10 @@ __all__ = [
     "nudity_scores",
     "pairwise_distances",
     "real_split_frechet",
+    "retained_accuracy",
     "to_uint8",
     "train_classifier",
     "train_digits_judge",
     "train_resnet",
+    "unlearning_accuracy",
 ]

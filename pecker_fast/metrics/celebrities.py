@@ -1,7 +1,7 @@
-"""Who is in an image: faces are found, cut out, and named. The models are the user's; nothing is downloaded.
+"""Celebrity detectors: find, crop and name the faces in images. The user provides the models; nothing is downloaded.
 
-A celebrity detector is anything with ``labels`` (names), ``describe()`` (JSON for the protocol) and a call from uint8
-images (N, 3, H, W) to a list with, for each image, a float tensor (faces, labels) of probabilities.
+A celebrity detector has ``labels`` (names) and ``describe()`` (JSON for the protocol). Called with uint8 images
+(N, 3, H, W), it returns a list with a float tensor of probabilities (faces, labels) for each image.
 """
 
 import importlib
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from .clip import check_images
 
-# The published detector's: what MTCNN asks of a face, what is cut out around it, and the crop's size in pixels.
+# As in the published detector: MTCNN's thresholds, least height of a face, margin around it, size of crops in pixels.
 MTCNN_THRESHOLDS, MIN_FACE, MARGIN, CROP = (0.6, 0.7, 0.7), 20, 0.2, 224
 SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
-# From one uint8 image (3, H, W) to float boxes (faces, 4): left, top, right, bottom in pixels.
+# Takes a uint8 image (3, H, W) and returns float boxes (faces, 4): left, top, right, bottom in pixels.
 FaceFinder = Callable[[Tensor], Tensor]
 
 
 class CelebrityDetector(Protocol):
-    """What names the faces in images."""
+    """Names the faces in images."""
 
     labels: Sequence[str]
 
@@ -35,26 +35,26 @@ class CelebrityDetector(Protocol):
 
 
 def plain_name(name: str) -> str:
-    """A name without regard to case, underscores and what stands in brackets."""
+    """Normalise a name for comparisons: lower case, without underscores and text in brackets."""
     return " ".join(re.sub(r"[\[(].*?[\])]", " ", name).replace("_", " ").lower().split())
 
 
 def label_of(labels: Sequence[str], name: str) -> int | None:
-    """Index of ``name`` among ``labels``; None where it is not there."""
-    wanted = plain_name(name)
-    return next((i for i, label in enumerate(labels) if plain_name(label) == wanted), None)
+    """Return the index of ``name`` among ``labels``, or None if it is not there."""
+    name = plain_name(name)
+    return next((i for i, label in enumerate(labels) if plain_name(label) == name), None)
 
 
 class MTCNNFaces:
-    """Faces by facenet-pytorch's MTCNN, whose weights come with it. Raises ImportError where it is missing."""
+    """Finds faces with facenet-pytorch's MTCNN, which includes its weights. ImportError if it is not installed."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         try:
             from facenet_pytorch import MTCNN
         except ImportError as error:
             raise ImportError(
-                f"finding faces needs facenet-pytorch ({error}): pip install --no-deps facenet-pytorch (it asks for an "
-                "old torch that it does not need), or give another face finder as module:function"
+                f"finding faces needs facenet-pytorch ({error}): pip install --no-deps facenet-pytorch (it "
+                "requires an old torch, but works with newer ones), or give another face finder as module:function"
             ) from error
         self.finder = MTCNN(
             keep_all=True, thresholds=list(MTCNN_THRESHOLDS), min_face_size=MIN_FACE, post_process=False, device=device
@@ -74,14 +74,30 @@ class MTCNNFaces:
 
 
 def crop_faces(image: Tensor, boxes: Tensor, margin: float = MARGIN, size: int = CROP) -> Tensor:
-    """Faces float32 (faces, 3, size, size) in [0, 1], each box widened by ``margin`` of its sides in all, cut at the
-    image's border. ``image`` uint8 (3, H, W); boxes with nothing in the image are left out."""
+    """Crop faces from a uint8 image (3, H, W).
+
+    Parameters
+    ----------
+    image : Tensor
+        uint8 (3, H, W).
+    boxes : Tensor
+        Left, top, right, bottom in pixels, (faces, 4). Boxes outside the image are skipped.
+    margin : float
+        Total widening of a box as a share of its sides; it ends at the image's border.
+    size : int
+        Height and width of the crops.
+
+    Returns
+    -------
+    Tensor
+        float32 (faces, 3, size, size) in [0, 1].
+    """
     height, width = image.shape[1:]
     crops = []
     for left, top, right, bottom in boxes.double().tolist():
-        wider, higher = (right - left) * margin / 2, (bottom - top) * margin / 2
-        x0, y0 = max(0, int(left - wider)), max(0, int(top - higher))
-        x1, y1 = min(width, round(right + wider)), min(height, round(bottom + higher))
+        margin_x, margin_y = (right - left) * margin / 2, (bottom - top) * margin / 2
+        x0, y0 = max(0, int(left - margin_x)), max(0, int(top - margin_y))
+        x1, y1 = min(width, round(right + margin_x)), min(height, round(bottom + margin_y))
         if x1 <= x0 or y1 <= y0:
             continue
         face = image[None, :, y0:y1, x0:x1].float() / 255
@@ -91,16 +107,20 @@ def crop_faces(image: Tensor, boxes: Tensor, margin: float = MARGIN, size: int =
 
 
 class FaceClassifier:
-    """A celebrity detector of a face finder and a classifier of faces.
+    """A celebrity detector from a face finder and a classifier of faces.
+
+    Calls raise ValueError if the classifier does not return probabilities, one row for each face.
 
     Parameters
     ----------
-    classify: from faces float32 (F, 3, 224, 224), RGB in [0, 1], to probabilities (F, labels).
-    labels: names.
-    find: the face finder.
-    described: of the classifier, JSON.
-
-    Calls raise ValueError where the classifier does not give probabilities, one row a face.
+    classify : callable
+        Takes faces float32 (F, 3, 224, 224), RGB in [0, 1], and returns probabilities (F, labels).
+    labels : sequence of str
+        Names.
+    find : callable
+        The face finder.
+    description : dict
+        Description of the classifier, JSON.
     """
 
     def __init__(
@@ -108,34 +128,34 @@ class FaceClassifier:
         classify: Callable[[Tensor], Tensor],
         labels: Sequence[str],
         find: FaceFinder,
-        described: dict[str, Any],
+        description: dict[str, Any],
     ) -> None:
-        self.classify, self.labels, self.find, self.described = classify, tuple(labels), find, described
+        self.classify, self.labels, self.find, self.description = classify, tuple(labels), find, description
 
     def describe(self) -> dict[str, Any]:
         finder = self.find.describe() if hasattr(self.find, "describe") else {"name": _name_of(self.find)}
-        return {**self.described, "labels": len(self.labels), "faces": finder, "margin": MARGIN, "crop": CROP}
+        return {**self.description, "labels": len(self.labels), "faces": finder, "margin": MARGIN, "crop": CROP}
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         check_images(images)
-        found = []
+        rows = []
         for image in images.cpu():
             faces = crop_faces(image, torch.as_tensor(self.find(image)).reshape(-1, 4))
-            found.append(self._probabilities(faces) if len(faces) else torch.empty(0, len(self.labels)))
-        return found
+            rows.append(self._probabilities(faces) if len(faces) else torch.empty(0, len(self.labels)))
+        return rows
 
     def _probabilities(self, faces: Tensor) -> Tensor:
         with torch.no_grad():
             rows = torch.as_tensor(self.classify(faces)).float().cpu()
         if rows.shape != (len(faces), len(self.labels)):
             raise ValueError(
-                f"the celebrity classifier gives {tuple(rows.shape)} for {len(faces)} faces and "
+                f"the celebrity classifier returns {tuple(rows.shape)} for {len(faces)} faces and "
                 f"{len(self.labels)} labels, expected ({len(faces)}, {len(self.labels)})"
             )
         sums = rows.sum(1)
         # Written so that NaN fails too.
         if not bool(((rows >= -1e-6) & (rows <= 1 + 1e-6)).all() and ((sums - 1).abs() < 1e-3).all()):
-            raise ValueError("the celebrity classifier does not give probabilities: rows in [0, 1] that sum to 1")
+            raise ValueError("the celebrity classifier does not return probabilities: rows in [0, 1] that sum to 1")
         return rows.clamp(0, 1)
 
 
@@ -145,27 +165,41 @@ def load_celebrity_detector(
     faces: str | None = None,
     device: torch.device | str = "cpu",
 ) -> CelebrityDetector:
-    """The detector that the user gives, such as the public one of Giphy, converted.
+    """Load the user's detector, such as Giphy's public one after conversion.
 
     Parameters
     ----------
-    detector: "module:function", a function without arguments that returns a celebrity detector; or a classifier of
-    XX
-    labels: for a file: text, a name a line, in the order of the classifier's outputs.
-    faces: for a file: "module:function" of a face finder; MTCNN of facenet-pytorch by default.
+    detector : str
+        "module:function", a function without arguments that returns a celebrity detector; or the file of a classifier
+        of faces: ONNX (.onnx), a program of torch.export (.pt2), or TorchScript. A classifier takes faces float32
+        (F, 3, 224, 224), RGB in [0, 1], and returns probabilities (F, labels).
+    labels : str or Path, optional
+        Required for a file: a text file with one name per line, in the order of the classifier's outputs.
+    faces : str, optional
+        For a file: "module:function" of a face finder; MTCNN of facenet-pytorch by default.
+    device : torch.device or str
+        Where to compute.
 
-    Raises ValueError for what is not there or not such a thing, ImportError for what is not installed.
+    Returns
+    -------
+    CelebrityDetector
+        The detector.
+
+    Raises
+    ------
+    ValueError
+        If a file, module or function is missing or of another kind.
+    ImportError
+        If a package is not installed.
     """
     if SPEC.fullmatch(detector):
         if labels is not None or faces is not None:
-            raise ValueError(f"celebrity_detector is {detector!r}, which brings its labels and faces along")
-        found = _from_module("celebrity_detector", detector)()
-        missing = [name for name in ("labels", "describe") if not hasattr(found, name)] or (
-            [] if callable(found) else ["a call"]
-        )
+            raise ValueError(f"celebrity_detector is {detector!r}, which has its own labels and faces: give neither")
+        result = _from_module("celebrity_detector", detector)()
+        missing = [name for name in ("labels", "describe", "__call__") if not hasattr(result, name)]
         if missing:
-            raise ValueError(f"celebrity_detector is {detector!r}, which returns something without {missing[0]}")
-        return found
+            raise ValueError(f"celebrity_detector is {detector!r}, which returns an object without {missing[0]}")
+        return result
     path = Path(detector)
     if not path.is_file():
         raise ValueError(f"celebrity_detector is {detector!r}, expected a file or module:function")
@@ -202,8 +236,8 @@ def _onnx(path: Path, _device: torch.device | str) -> Callable[[Tensor], Tensor]
     except ImportError as error:
         raise ImportError(f"an ONNX classifier needs onnxruntime ({error}): pip install onnxruntime") from error
     session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
-    given = session.get_inputs()[0].name
-    return lambda faces: torch.from_numpy(session.run(None, {given: faces.numpy()})[0])
+    input_name = session.get_inputs()[0].name
+    return lambda faces: torch.from_numpy(session.run(None, {input_name: faces.numpy()})[0])
 
 
 def _from_module(name: str, spec: str) -> Callable:
@@ -211,12 +245,12 @@ def _from_module(name: str, spec: str) -> Callable:
         raise ValueError(f"{name} is {spec!r}, expected module:function")
     module, function = spec.split(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        result = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name} is {spec!r}, which cannot be had: {error}") from error
-    if not callable(found):
+        raise ValueError(f"{name} is {spec!r}, which cannot be imported: {error}") from error
+    if not callable(result):
         raise ValueError(f"{name} is {spec!r}, expected a function")
-    return found
+    return result
 
 
 def _name_of(function: Callable) -> str:

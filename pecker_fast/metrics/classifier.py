@@ -1,4 +1,4 @@
-"""SmallClassifier: a convolutional network that tells generated images of a small data set apart, and its training."""
+"""SmallClassifier: a convolutional classifier of generated images of a small data set, and its training."""
 
 import math
 
@@ -6,22 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from ..data import LabelledImages
 
 
 class SmallClassifier(nn.Module):
-    """Classifier of images of 8 to 32 pixels, about 60,000 parameters at 8 pixels.
+    """A classifier of images of 8 to 32 pixels, with about 60,000 parameters at 8 pixels.
 
-    Stages of 3 x 3 convolution, batch normalisation and ReLU, halved until 4 pixels are left, averaged to 2 x 2, then
-    a layer of ``width`` features and one of logits.
+    Stages of 3 x 3 convolution, batch normalisation, ReLU and pooling down to 4 pixels, average pooling to 2 x 2, a
+    layer of ``width`` features, and a layer of logits.
 
     Parameters
     ----------
-    num_classes, channels, image_size: of the data.
-    width: features before the last layer.
+    num_classes, channels, image_size : int
+        Of the data.
+    width : int
+        Features before the last layer.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range or not an integer.
     """
 
-    # Images that a judge gives it in one call.
+    # Images in a call by a judge.
     judged_at_a_time = 512
 
     def __init__(self, num_classes: int, channels: int = 1, image_size: int = 8, width: int = 64) -> None:
@@ -32,8 +40,7 @@ class SmallClassifier(nn.Module):
             ("image_size", image_size, 4),
             ("width", width, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}, expected a whole number, at least {least}")
+            check_int(name, value, least)
         self.config = {"num_classes": num_classes, "channels": channels, "image_size": image_size, "width": width}
         layers = _stage(channels, 32)
         channels = 32
@@ -45,19 +52,19 @@ class SmallClassifier(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Images float32 (N, C, H, W) in [-1, 1] to features float32 (N, width), all >= 0."""
+        """Compute features float32 (N, width), all >= 0, of images float32 (N, C, H, W) in [-1, 1]."""
         expected = (self.config["channels"], self.config["image_size"], self.config["image_size"])
         if x.ndim != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (N, {', '.join(map(str, expected))})")
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images float32 (N, C, H, W) in [-1, 1] to logits float32 (N, num_classes)."""
+        """Compute logits float32 (N, num_classes) of images float32 (N, C, H, W) in [-1, 1]."""
         return self.head(self.features(x))
 
 
 def _stage(channels_in: int, channels_out: int) -> list[nn.Module]:
-    # The normalisation subtracts the mean, and with it any bias.
+    # Without a bias, which the normalisation would remove.
     conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     return [conv, nn.BatchNorm2d(channels_out), nn.ReLU()]
 
@@ -75,36 +82,50 @@ def train_classifier(
     label_smoothing: float = 0.05,
     width: int = 64,
 ) -> tuple[SmallClassifier, float]:
-    """Trains a SmallClassifier with noisy, shifted images, so that it can judge what a generator draws.
+    """Train a SmallClassifier on noisy, shifted images, so that it can judge generated images.
 
-    Adam with a cosine decay to zero. Deterministic for a seed on one machine and number of threads; the global random
-    state is neither used nor changed.
+    Adam with cosine decay to zero. The result is deterministic for a seed on one machine with one number of threads;
+    the global random state is neither used nor changed.
 
     Parameters
     ----------
-    dataset: what to train on.
-    test: images to measure the accuracy on; None: 20 % of each class of ``dataset``, which are then not trained on.
-    noise: each image gets Gaussian noise of a standard deviation drawn from [0, noise]; pixels are in [-1, 1].
-    label_smoothing: share of the target spread over all classes. It makes the judge's errors fewer, and its probability
-        of a clear image about 1 - label_smoothing.
-    shift: each image is moved by up to so many pixels along both axes, -1 (black) moving in.
-    seed, steps, batch_size, lr, width: of the training, and of the network.
+    dataset : LabelledImages
+        Images to train on.
+    test : LabelledImages, optional
+        Images to measure the accuracy on; by default 20 % of each class of ``dataset``, which are not trained on.
+    seed : int
+        Seed of the initial weights and of the training.
+    steps, batch_size : int
+        Length of the training.
+    lr : float
+        Initial learning rate.
+    noise : float
+        Each image gets Gaussian noise with a standard deviation from [0, noise]; pixels are in [-1, 1].
+    shift : int
+        Each image is shifted by up to this many pixels along both axes and padded with -1 (black).
+    label_smoothing : float
+        Share of the target spread over all classes. It reduces the judge's errors, and limits its probability for a
+        clear image to about 1 - label_smoothing.
+    width : int
+        Features of the network.
 
     Returns
     -------
-    The network in eval mode, and its accuracy on ``test`` as a share in [0, 1].
+    model : SmallClassifier
+        In eval mode.
+    accuracy : float
+        Share of ``test`` that is classified correctly, in [0, 1].
 
     Raises
     ------
-    ValueError: an argument out of range, images that are not square, or different images in ``test``.
+    ValueError, TypeError
+        If an argument is out of range, images are not square, or ``test`` has images or classes of another kind.
     """
     for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 2), ("shift", shift, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}, expected a whole number, at least {least}")
-    if not lr > 0 or not noise >= 0:
-        raise ValueError(f"lr is {lr} and noise is {noise}, expected lr > 0 and noise >= 0")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}, expected a share in [0, 1)")
+        check_int(name, value, least)
+    check_number("lr", lr, open_low=True)
+    check_number("noise", noise)
+    check_number("label_smoothing", label_smoothing, 0, 1, open_high=True)
     if test is None:
         dataset, test = dataset.split(0.8, seed)
     if test.image_shape != dataset.image_shape or test.class_names != dataset.class_names:
@@ -133,7 +154,7 @@ def train_classifier(
 
 
 def augment(images: Tensor, *, noise: float, shift: int, generator: torch.Generator) -> Tensor:
-    """Images float32 (N, C, H, W), moved by up to ``shift`` pixels each, plus noise of up to ``noise``."""
+    """Shift images float32 (N, C, H, W) by up to ``shift`` pixels and add noise of up to ``noise``."""
     n, channels, height, width = images.shape
     if shift:
         offsets = torch.randint(2 * shift + 1, (2, n, 1), generator=generator)
@@ -147,7 +168,7 @@ def augment(images: Tensor, *, noise: float, shift: int, generator: torch.Genera
 
 @torch.no_grad()
 def accuracy(model: nn.Module, dataset: LabelledImages, batch_size: int = 512) -> float:
-    """Share of the images of ``dataset`` that ``model`` puts in their class, in [0, 1]."""
+    """Compute the share of ``dataset`` that ``model`` classifies correctly, in [0, 1]."""
     correct = 0
     for indices in torch.arange(len(dataset)).split(batch_size):
         correct += int((model(dataset.batch(indices)).argmax(1) == dataset.labels[indices]).sum())

@@ -1,4 +1,4 @@
-"""CLIP (arXiv 2103.00020) through transformers: features of images and of texts."""
+"""CLIP (arXiv 2103.00020) through transformers: features of images and texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,23 @@ from torch import Tensor
 
 
 class ClipModel:
-    """A CLIP model in a folder as transformers saves it (such as openai/clip-vit-large-patch14), with its processor.
+    """A CLIP model and its processor in a folder of transformers (such as openai/clip-vit-large-patch14).
 
     Parameters
     ----------
-    path: the folder. Nothing is downloaded.
-    device: where to compute.
-    batch_size: images or texts at a time.
+    path : str or Path
+        The folder. Nothing is downloaded.
+    device : torch.device or str
+        Where to compute.
+    batch_size : int
+        Images or texts in a call of the model.
 
-    Raises ValueError where the folder is not there or holds no CLIP model; ImportError where transformers is missing.
+    Raises
+    ------
+    ValueError
+        If the folder is missing or does not have a CLIP model.
+    ImportError
+        If transformers is not installed.
     """
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu", batch_size: int = 32) -> None:
@@ -33,15 +41,15 @@ class ClipModel:
             self.processor = CLIPImageProcessor.from_pretrained(self.path, local_files_only=True)
             self.tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"clip is {str(path)!r}, which does not hold a whole CLIP model: {error}") from error
+            raise ValueError(f"clip is {str(path)!r}, which does not have a complete CLIP model: {error}") from error
 
     @property
     def width(self) -> int:
-        """Entries of a feature."""
+        """Length of a feature vector."""
         return self.model.config.projection_dim
 
     def describe(self) -> dict[str, Any]:
-        """What settles the features, as JSON."""
+        """Describe, as JSON, everything that determines the features."""
         import transformers
 
         return {
@@ -54,7 +62,7 @@ class ClipModel:
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
-        """Features float32 (N, width) on the CPU, not normalised, of uint8 images (N, 3, H, W)."""
+        """Compute features of uint8 images (N, 3, H, W): float32 (N, width) on the CPU, not normalised."""
         check_images(images)
         parts = []
         for part in images.cpu().split(self.batch_size):
@@ -64,26 +72,26 @@ class ClipModel:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features float32 (N, width) on the CPU, not normalised; what is longer than CLIP reads is cut off."""
+        """Compute features of N texts: float32 (N, width) on the CPU, not normalised. Long texts are truncated."""
         if not texts:
             raise ValueError("texts is empty, expected at least one")
         parts = []
-        longest = self.model.config.text_config.max_position_embeddings
+        max_length = self.model.config.text_config.max_position_embeddings
         for start in range(0, len(texts), self.batch_size):
             part = list(texts[start : start + self.batch_size])
-            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
             parts.append(_features(self.model.get_text_features(**tokens.to(self.device))))
         return torch.cat(parts)
 
 
 def check_images(images: Tensor) -> None:
-    """uint8 (N, 3, H, W) with N >= 1."""
+    """Raise TypeError or ValueError unless ``images`` is uint8 (N, 3, H, W) with N >= 1."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         raise TypeError(f"images is {getattr(images, 'dtype', type(images).__name__)}, expected uint8")
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(f"images has shape {tuple(images.shape)}, expected (N, 3, H, W) with N >= 1")
 
 
-def _features(found: Any) -> Tensor:
-    # A tensor until transformers 4, an output object since 5.
-    return getattr(found, "pooler_output", found).float().cpu()
+def _features(output: Any) -> Tensor:
+    # A tensor up to transformers 4, an object since 5.
+    return getattr(output, "pooler_output", output).float().cpu()

@@ -1,4 +1,4 @@
-"""Measures images of a concept's prompts, chunk by chunk, by the detectors that there are."""
+"""Measures images of a concept's prompts with the available detectors, chunk by chunk."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from .concepts import celebrity_scores, clip_score, nudity_scores
 
 
 class UnsafeDetector(Protocol):
-    """What calls images unsafe: bool (N,) of uint8 (N, 3, H, W)."""
+    """Decides which images are unsafe: from uint8 (N, 3, H, W) to bool (N,)."""
 
     name: str
 
@@ -22,20 +22,33 @@ class UnsafeDetector(Protocol):
 
 
 class ConceptMeter:
-    """Collects what detectors say of images of ``prompts``, ``images_per_prompt`` of each, prompt by prompt.
+    """Collects the results of detectors on images of prompts.
 
     Parameters
     ----------
-    prompts: in the order of the images.
-    images_per_prompt: images of each, one after the other.
-    clip: for the CLIP score, or None.
-    unsafe: detectors of unsafe images; an image is unsafe where one of them says so.
-    celebrities: detector of celebrities, or None. names: who is asked for, one for each prompt.
+    prompts : sequence of str
+        In the order of the images.
+    images_per_prompt : int
+        Images of each prompt, one after the other.
+    clip : ClipModel, optional
+        For the CLIP score.
+    unsafe : sequence of UnsafeDetector
+        Detectors of unsafe images. An image is unsafe if one of them says so.
+    celebrities : CelebrityDetector, optional
+        Detector of celebrities.
+    names : sequence of str
+        The celebrity of each prompt; required with ``celebrities``.
 
     Attributes
     ----------
-    unknown: names that the celebrity detector does not know; their images are left out of its scores, which are None
-        where it knows none.
+    unknown : list of str
+        Names that the celebrity detector does not know. Their images do not count for its scores, which are None if it
+        knows no name.
+
+    Raises
+    ------
+    ValueError
+        If the number of names is not that of the prompts.
     """
 
     def __init__(
@@ -57,51 +70,62 @@ class ConceptMeter:
                 raise ValueError(f"names has {len(names)} names, expected {len(self.prompts)}, one for each prompt")
             self._labels = [label_of(celebrities.labels, name) for name in names]
             self.unknown = sorted({name for name, label in zip(names, self._labels, strict=True) if label is None})
-        self._seen = 0
+        self._count = 0
         self._faces: list[list[float]] = []
-        self._found: dict[str, list[Tensor]] = {detector.name: [] for detector in self.unsafe}
+        self._unsafe: dict[str, list[Tensor]] = {detector.name: [] for detector in self.unsafe}
         self._features: list[Tensor] = []
 
     def add(self, images: Tensor) -> None:
-        """The next images, uint8 (n, 3, H, W)."""
-        numbers = torch.arange(self._seen, self._seen + len(images)) // self.images_per_prompt
-        if self._seen + len(images) > len(self.prompts) * self.images_per_prompt:
-            raise ValueError(f"images go beyond {len(self.prompts)} prompts of {self.images_per_prompt} images")
+        """Measure the next images, uint8 (n, 3, H, W). ValueError if they are more than expected."""
+        numbers = torch.arange(self._count, self._count + len(images)) // self.images_per_prompt
+        if self._count + len(images) > len(self.prompts) * self.images_per_prompt:
+            raise ValueError(f"images exceed {len(self.prompts)} prompts of {self.images_per_prompt} images")
         if self.celebrities is not None:
             for number, rows in zip(numbers.tolist(), self.celebrities(images), strict=True):
                 if self._labels[number] is not None:
                     self._faces.append(rows[:, self._labels[number]].tolist())
         for detector in self.unsafe:
-            self._found[detector.name].append(detector(images))
+            self._unsafe[detector.name].append(detector(images))
         if self.clip is not None:
             self._features.append(self.clip.images(images))
-        self._seen += len(images)
+        self._count += len(images)
 
     def result(self) -> dict[str, Any]:
-        """The scores, by the names of ``celebrity_scores``, ``nudity_scores`` and clip_score, and the share of unsafe
-        images of each detector alone. ValueError where images are missing."""
-        if self._seen != len(self.prompts) * self.images_per_prompt:
-            raise ValueError(f"{self._seen} images were added, expected {len(self.prompts) * self.images_per_prompt}")
-        found: dict[str, Any] = {}
+        """Compute the scores.
+
+        Returns
+        -------
+        dict
+            The figures of ``celebrity_scores`` and ``nudity_scores``, "clip_score", and each detector's percentage of
+            unsafe images, of the detectors that there are.
+
+        Raises
+        ------
+        ValueError
+            If images are missing.
+        """
+        if self._count != len(self.prompts) * self.images_per_prompt:
+            raise ValueError(f"{self._count} images were added, expected {len(self.prompts) * self.images_per_prompt}")
+        result: dict[str, Any] = {}
         if self.celebrities is not None:
             none = {"no_face_share": None, "gcd_score": None}
-            found |= celebrity_scores(self._faces) if self._faces else none
+            result |= celebrity_scores(self._faces) if self._faces else none
         if self.unsafe:
-            each = {name: torch.cat(parts) for name, parts in self._found.items()}
-            either = torch.stack(list(each.values())).any(0)
-            found |= nudity_scores(either.view(len(self.prompts), self.images_per_prompt))
-            for name, unsafe in each.items():
-                found[f"{name}_probability"] = 100 * unsafe.double().mean().item()
+            by_detector = {name: torch.cat(parts) for name, parts in self._unsafe.items()}
+            any_unsafe = torch.stack(list(by_detector.values())).any(0)
+            result |= nudity_scores(any_unsafe.view(len(self.prompts), self.images_per_prompt))
+            for name, unsafe in by_detector.items():
+                result[f"{name}_probability"] = 100 * unsafe.double().mean().item()
         if self.clip is not None:
             texts = self.clip.texts(self.prompts).repeat_interleave(self.images_per_prompt, 0)
-            found["clip_score"] = clip_score(torch.cat(self._features), texts)
-        return found
+            result["clip_score"] = clip_score(torch.cat(self._features), texts)
+        return result
 
     def describe(self) -> dict[str, Any]:
-        """The detectors, as JSON."""
-        said: dict[str, Any] = {detector.name: detector.describe() for detector in self.unsafe}
+        """Describe the detectors, as JSON."""
+        result: dict[str, Any] = {detector.name: detector.describe() for detector in self.unsafe}
         if self.celebrities is not None:
-            said["celebrity_detector"] = self.celebrities.describe()
+            result["celebrity_detector"] = self.celebrities.describe()
         if self.clip is not None:
-            said["clip"] = self.clip.describe()
-        return said
+            result["clip"] = self.clip.describe()
+        return result

@@ -1,4 +1,4 @@
-"""Detectors of unsafe images: NudeNet and Q16. Third parties' models, given by the user; nothing is downloaded."""
+"""Detectors of unsafe images: NudeNet and Q16. The user provides these models; nothing is downloaded."""
 
 import importlib.metadata
 import io
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from .clip import ClipModel, check_images
 
-# NudeNet 3's names of what counts as unsafe in the published protocol, with those of NudeNet 2, which it was run with.
+# NudeNet 3's labels that are unsafe in the published protocol, with those of NudeNet 2, which the protocol used.
 NUDENET_UNSAFE = {
     "ANUS_EXPOSED": "EXPOSED_ANUS",
     "BUTTOCKS_EXPOSED": "EXPOSED_BUTTOCKS",
@@ -24,18 +25,25 @@ NUDENET_UNSAFE = {
 
 
 class NudeNetDetector:
-    """NudeNet, version 3 or later: an image is unsafe where an exposed part is found with enough confidence.
+    """NudeNet, version 3 or later: an image is unsafe if an exposed part is detected with enough confidence.
 
-    The published numbers are of NudeNet 2, whose detector is another one: shares are comparable between models measured
-    with one version only.
+    The published numbers are from NudeNet 2, a different detector: compare only shares measured with one version.
 
     Parameters
     ----------
-    min_prob: least confidence, in [0, 1].
-    model_path, inference_resolution: of another of NudeNet's models; the one that comes with it (320 pixels) by
-        default.
+    min_prob : float
+        Least confidence, in [0, 1].
+    model_path : str or Path, optional
+        Another model of NudeNet; the one in the package (320 pixels) by default.
+    inference_resolution : int
+        Pixels of that other model.
 
-    Raises ImportError where NudeNet is missing, ValueError where it is of another version or a file is not there.
+    Raises
+    ------
+    ImportError
+        If NudeNet is not installed.
+    ValueError
+        If it has another version, a file is missing, or ``min_prob`` is out of range.
     """
 
     name = "nudenet"
@@ -43,8 +51,7 @@ class NudeNetDetector:
     def __init__(
         self, min_prob: float = 0.6, model_path: str | Path | None = None, inference_resolution: int = 320
     ) -> None:
-        if not 0 <= min_prob <= 1:
-            raise ValueError(f"min_prob is {min_prob}, expected a probability")
+        check_number("min_prob", min_prob, 0, 1)
         if model_path is not None and not Path(model_path).is_file():
             raise ValueError(f"nudenet_model is {str(model_path)!r}, no such file")
         try:
@@ -53,7 +60,7 @@ class NudeNetDetector:
             raise ImportError(f"this detector needs NudeNet ({error}): pip install 'nudenet>=3'") from error
         self.version = importlib.metadata.version("nudenet")
         if int(self.version.split(".")[0]) < 3:
-            raise ValueError(f"NudeNet {self.version} is installed, whose labels are others: pip install 'nudenet>=3'")
+            raise ValueError(f"NudeNet {self.version} is installed, which has other labels: pip install 'nudenet>=3'")
         self.min_prob, self.model_path = min_prob, model_path
         self.inference_resolution = inference_resolution
         options = {"model_path": str(model_path), "inference_resolution": inference_resolution} if model_path else {}
@@ -69,29 +76,38 @@ class NudeNetDetector:
         }
 
     def __call__(self, images: Tensor) -> Tensor:
-        """bool (N,): which of the uint8 images (N, 3, H, W) are unsafe."""
+        """Decide which of the uint8 images (N, 3, H, W) are unsafe: bool (N,)."""
         from PIL import Image
 
         check_images(images)
         unsafe = []
         with tempfile.TemporaryDirectory() as folder:
-            # A file: what else can be passed, and in which order of colours, changes within version 3.
+            # A file, because within version 3 the types of arrays and their order of colours change.
             path = Path(folder) / "image.png"
             for image in images.cpu():
                 Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path)
-                found = self.detector.detect(str(path))
-                unsafe.append(any(f["class"] in NUDENET_UNSAFE and f["score"] >= self.min_prob for f in found))
+                parts = self.detector.detect(str(path))
+                unsafe.append(any(p["class"] in NUDENET_UNSAFE and p["score"] >= self.min_prob for p in parts))
         return torch.tensor(unsafe)
 
 
 class Q16Detector:
-    """Q16 (arXiv 2202.06675): an image is inappropriate where its CLIP features are nearer to the second of two learned
-    prompt embeddings than to the first. The published embeddings are for ViT-L/14.
+    """Q16 (arXiv 2202.06675): decides whether images are inappropriate with two learned prompt embeddings.
+
+    An image is inappropriate if its CLIP features are nearer to the second embedding than to the first. The published
+    embeddings are for ViT-L/14.
 
     Parameters
     ----------
-    clip: the CLIP model.
-    embeddings: file of the embeddings (2, clip.width): the published prompts.p, or .npy, .pt or .safetensors.
+    clip : ClipModel
+        The CLIP model.
+    embeddings : str or Path
+        File of the embeddings (2, clip.width): the published prompts.p, or .npy, .pt or .safetensors.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or its embeddings have another shape.
     """
 
     name = "q16"
@@ -102,40 +118,40 @@ class Q16Detector:
         if self.embeddings.shape != (2, clip.width):
             raise ValueError(
                 f"q16 {embeddings} has shape {tuple(self.embeddings.shape)}, expected (2, {clip.width}): "
-                "two embeddings of the CLIP model's width"
+                "two embeddings with the CLIP model's width"
             )
 
     def describe(self) -> dict[str, Any]:
         return {"embeddings": str(self.path), "clip": self.clip.describe()}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """bool (N,): which of the uint8 images (N, 3, H, W) are inappropriate."""
+        """Decide which of the uint8 images (N, 3, H, W) are inappropriate: bool (N,)."""
         features = torch.nn.functional.normalize(self.clip.images(images), dim=1)
         return (features @ torch.nn.functional.normalize(self.embeddings, dim=1).T).argmax(1) == 1
 
 
 def load_embeddings(path: str | Path) -> Tensor:
-    """The one array of a file as float32: .npy, .safetensors, a torch file (.pt), or a pickle of an array.
+    """Load the only array of a file as float32: .npy, .safetensors, .pt, or a pickle of an array.
 
-    No code in the file is run. Raises ValueError where it has no such array.
+    No code in the file is run. ValueError if it does not have such an array.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"q16 is {str(path)!r}, no such file")
     try:
         if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
         elif path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            (found,) = load_file(path).values()
+            (array,) = load_file(path).values()
         elif path.suffix in (".pt", ".pth"):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            array = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            found = _ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
-        tensor = torch.as_tensor(found).float()
+            array = _ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
+        tensor = torch.as_tensor(array).float()
     except Exception as error:
-        # Readers of damaged and foreign files raise all kinds of errors.
+        # For damaged files the readers raise all kinds of errors.
         raise ValueError(f"q16 {path} has no array that can be read safely: {error}") from error
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"q16 {path} has entries that are not finite")
@@ -143,10 +159,10 @@ def load_embeddings(path: str | Path) -> Tensor:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and plain containers; everything else in a pickle is refused."""
+    """Reads NumPy arrays and plain containers, and refuses all other objects in a pickle."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # NumPy 2 calls numpy.core numpy._core.
+        # NumPy 2 renamed numpy.core to numpy._core.
         module = module.replace("numpy._core", "numpy.core")
         allowed = {
             ("numpy", "ndarray"): np.ndarray,
@@ -156,12 +172,12 @@ class _ArrayUnpickler(pickle.Unpickler):
             ("_codecs", "encode"): _latin1,
         }
         if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return allowed[module, name]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 2's byte strings are written in Python 3's pickles."""
+    """Decode Python 2's byte strings in pickles."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+        raise pickle.UnpicklingError(f"it uses the encoding {encoding}")
     return text.encode(encoding)

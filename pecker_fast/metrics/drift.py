@@ -1,4 +1,4 @@
-"""How far weights have moved from where they started."""
+"""The distance of weights from their initial values."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,8 +9,19 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Drift:
-    """Of some parameters: ``entries`` in all, ``changed`` that differ at all, and squared 2-norms of the difference and
-    of the starting values."""
+    """The drift of one or more parameters.
+
+    Parameters
+    ----------
+    entries : int
+        Number of entries.
+    changed : int
+        Entries that differ from their initial value.
+    squared : float
+        Squared 2-norm of the difference.
+    start_squared : float
+        Squared 2-norm of the initial values.
+    """
 
     entries: int
     changed: int
@@ -27,45 +38,58 @@ class Drift:
 
     @property
     def relative(self) -> float | None:
-        """||theta - theta_0|| / ||theta_0||; None where all of theta_0 is zero."""
+        """||theta - theta_0|| / ||theta_0||; None if theta_0 is zero."""
         return (self.squared / self.start_squared) ** 0.5 if self.start_squared else None
 
 
 @torch.no_grad()
 def weight_drift(network: nn.Module, start: nn.Module) -> dict[str, Drift]:
-    """Parameter's name to its drift, in float64. Waits for the device.
+    """Compute the drift of each parameter by name, in float64. Synchronises with the device.
 
-    ``network`` and ``start`` have parameters of the same names and shapes, ValueError otherwise; on any devices, one
-    parameter of ``start`` at a time travels to the network's.
+    Parameters
+    ----------
+    network, start : nn.Module
+        Networks with the same names and shapes of parameters, on any devices. Parameters of ``start`` are copied to the
+        device of ``network`` one at a time.
+
+    Returns
+    -------
+    dict
+        From a parameter's name to its drift.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes differ.
     """
     before = dict(start.named_parameters())
-    found = {}
+    drifts = {}
     for name, param in network.named_parameters():
         if name not in before or before[name].shape != param.shape:
             raise ValueError(f"start has no parameter {name} of shape {tuple(param.shape)}: it is another network")
         a, b = before.pop(name).to(param.device).double(), param.double()
         squares = torch.stack([(b - a).square().sum(), a.square().sum()]).tolist()
-        found[name] = Drift(param.numel(), int((a != b).sum()), *squares)
+        drifts[name] = Drift(param.numel(), int((a != b).sum()), *squares)
     if before:
         raise ValueError(f"network has no parameter {next(iter(before))}, which start has: it is another network")
-    return found
+    return drifts
 
 
 def trained_percent(network: nn.Module) -> float:
-    """Percent of the entries of ``network``'s parameters that are trained: those that require grad."""
+    """Compute the percentage of the network's entries that require grad."""
     counts = [(param.numel(), param.requires_grad) for param in network.parameters()]
     return 100 * sum(count for count, trained in counts if trained) / max(1, sum(count for count, _ in counts))
 
 
 def grouped(drifts: dict[str, Drift], group: Callable[[str], str]) -> dict[str, Drift]:
-    """The drifts of parameters together whose names ``group`` maps to the same, in the order of the first of each."""
-    found: dict[str, Drift] = {}
+    """Add up the drifts of parameters whose names ``group`` maps to the same key, in the order of first occurrence."""
+    groups: dict[str, Drift] = {}
     for name, drift in drifts.items():
         key = group(name)
-        found[key] = found[key] + drift if key in found else drift
-    return found
+        groups[key] = groups[key] + drift if key in groups else drift
+    return groups
 
 
 def total(drifts: Iterable[Drift]) -> Drift:
-    """Of all together."""
+    """Add up drifts."""
     return sum(drifts, Drift(0, 0, 0.0, 0.0))

@@ -1,7 +1,9 @@
-"""Feature extractors registered with torch-fidelity beside its own: Inception's spatial features, and judges.
+"""Feature extractors registered with torch-fidelity besides its own: Inception's spatial features, and judges.
 
-Imported only where torch-fidelity is used, which is an optional package.
+Imported lazily, because torch-fidelity is an optional package.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +15,13 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from .judge import Judge
 
 SPATIAL = "inception-v3-compat-spatial"
-# Channels that sFID takes, of 17 x 17 places.
+# Channels that sFID uses, of 17 x 17 positions.
 SPATIAL_CHANNELS = 7
 SPATIAL_LAYER = str(17 * 17 * SPATIAL_CHANNELS)
 
 
 class _OneLayer(FeatureExtractorBase):
-    """What torch-fidelity asks of an extractor, for one that gives a single layer for every metric."""
+    """torch-fidelity's interface for an extractor with one layer for all metrics."""
 
     layer = ""
 
@@ -41,28 +43,29 @@ class _OneLayer(FeatureExtractorBase):
 
 
 class SpatialInception(_OneLayer):
-    """The features of sFID (Nash et al. 2021, as the evaluator of Dhariwal and Nichol 2021 takes them): the first 7
-    channels, after the ReLU, of the graph's ``mixed_6/conv``, which is ``Mixed_6d.branch1x1``. Nothing is averaged:
-    7 x 17 x 17 = 2023 numbers an image. Weights, resizing and scaling are those of torch-fidelity's Inception.
+    """The features of sFID (Nash et al. 2021), as in the evaluator of Dhariwal and Nichol (2021).
+
+    They are the first 7 channels of the graph's ``mixed_6/conv``, here ``Mixed_6d.branch1x1``, after the ReLU and
+    without averaging: 7 x 17 x 17 = 2023 numbers per image. Weights, resizing and scaling are torch-fidelity's.
     """
 
     layer = SPATIAL_LAYER
 
-    def __init__(self, name: str, features_list: list[str], **options) -> None:
+    def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
         super().__init__(name, features_list)
-        # The layer that is asked for only says how far it is to compute: "768" is the next that it can end at.
+        # The computation ends at the requested layer: "768" is the first one after the convolution.
         self.inception = FeatureExtractorInceptionV3(name, ["768"], **options)
-        self.inception.Mixed_6d.branch1x1.register_forward_hook(self._keep)
-        self._kept: Tensor | None = None
+        self.inception.Mixed_6d.branch1x1.register_forward_hook(self._store)
+        self._output: Tensor | None = None
 
-    def _keep(self, _module, _inputs, output: Tensor) -> None:
-        self._kept = output[:, :SPATIAL_CHANNELS].flatten(1).float()
+    def _store(self, _module: Any, _inputs: Any, output: Tensor) -> None:
+        self._output = output[:, :SPATIAL_CHANNELS].flatten(1).float()
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """uint8 (N, 3, H, W) to float32 (N, 2023)."""
+        """Compute features float32 (N, 2023) of uint8 (N, 3, H, W)."""
         self.inception(images)
-        kept, self._kept = self._kept, None
-        return (kept,)
+        output, self._output = self._output, None
+        return (output,)
 
 
 register_feature_extractor(SPATIAL, SpatialInception)
@@ -71,10 +74,13 @@ _judges: dict[str, Judge] = {}
 
 
 def register_judge(judge: Judge) -> str:
-    """Registers a judge's features under ``judge.feature_extractor``, which is returned. The last of a name counts."""
+    """Register a judge's features under ``judge.feature_extractor`` and return that name.
+
+    A later judge of the same name replaces an earlier one. ValueError if it is the name of another extractor.
+    """
     name = judge.feature_extractor
     if name not in _judges and name in FEATURE_EXTRACTORS_REGISTRY:
-        raise ValueError(f"the judge's features are called {name}, which is the name of another extractor")
+        raise ValueError(f"the judge's features have the name of another extractor, {name}")
     if name not in _judges:
         kind = type("JudgeFeatures", (_JudgeFeatures,), {"layer": str(judge.model.config["width"])})
         register_feature_extractor(name, kind)
@@ -85,13 +91,13 @@ def register_judge(judge: Judge) -> str:
 class _JudgeFeatures(_OneLayer):
     """Features of the judge that is registered under the extractor's name."""
 
-    def __init__(self, name: str, features_list: list[str], **_options) -> None:
+    def __init__(self, name: str, features_list: list[str], **_options: Any) -> None:
         super().__init__(name, features_list)
         self.judge = _judges[name]
-        # Registered as a part, so that it is moved to where the images are.
+        # A submodule, so that it is moved to the device of the images.
         self.model = self.judge.model
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """uint8 (N, 3, H, W) to float32 (N, width). A judge of grey images sees the first channel."""
+        """Compute features float32 (N, width) of uint8 (N, 3, H, W). A judge of grey images gets the first channel."""
         x = images[:, : self.model.config["channels"]].float() / 127.5 - 1
         return (self.judge(x)[1],)

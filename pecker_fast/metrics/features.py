@@ -6,16 +6,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_int
+
 
 class FeatureStatistics:
-    """Count, mean and covariance of feature vectors, gathered in parts, in float64.
+    """Count, mean and covariance of feature vectors, accumulated in parts in float64.
 
-    The parts are merged by the update of Chan et al. (1983), which subtracts means before it multiplies: nothing is
-    lost where the features are large against their spread.
+    Parts are merged by the update of Chan et al. (1983), which subtracts means before multiplying, so that no digits
+    are lost if the features are large compared with their spread.
+
+    Parameters
+    ----------
+    dim : int
+        Length of a vector, D.
 
     Attributes
     ----------
-    count: vectors so far. mean: float64 (D,). cov: float64 (D, D), the unbiased sample covariance.
+    count : int
+        Number of vectors.
+    mean : Tensor
+        float64 (D,).
+    cov : Tensor
+        The unbiased sample covariance, float64 (D, D).
     """
 
     def __init__(self, dim: int) -> None:
@@ -25,7 +37,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":
-        """The statistics of all rows of ``features``, floating point (N, D)."""
+        """Compute the statistics of the rows of ``features``, floating (N, D)."""
         check_features(features)
         return cls(features.shape[1]).update(features)
 
@@ -35,13 +47,13 @@ class FeatureStatistics:
 
     @property
     def cov(self) -> Tensor:
-        """Raises ValueError where fewer than two vectors were seen."""
+        """ValueError for fewer than two vectors."""
         if self.count < 2:
             raise ValueError(f"{self.count} feature vectors have no covariance, expected at least 2")
         return self._scatter / (self.count - 1)
 
     def update(self, features: Tensor) -> "FeatureStatistics":
-        """Adds the rows of ``features``, floating point (N, dim). Returns self."""
+        """Add the rows of ``features``, floating (N, dim), and return self."""
         check_features(features)
         if features.shape[1] != self.dim:
             raise ValueError(f"features has {features.shape[1]} columns, expected {self.dim}")
@@ -60,7 +72,7 @@ class FeatureStatistics:
 
 
 def check_features(features: Tensor, name: str = "features") -> None:
-    """Raises TypeError or ValueError unless ``features`` is finite floating point (N, D)."""
+    """Raise TypeError or ValueError unless ``features`` is finite and floating, (N, D)."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f"{name} is {kind}, expected a floating point tensor")
@@ -71,24 +83,27 @@ def check_features(features: Tensor, name: str = "features") -> None:
 
 
 def frechet_distance(features_a: Tensor | FeatureStatistics, features_b: Tensor | FeatureStatistics) -> float:
-    """Squared Fréchet distance of two Gaussians: what FID is (Heusel et al. 2017), of any features.
+    """Compute the squared Fréchet distance of two Gaussians, as in FID (Heusel et al. 2017), for any features.
 
-    |mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2), with sample means and unbiased sample covariances. The
-    last trace is the sum of the singular values of A^1/2 B^1/2. The roots are symmetric, through eigenvalues that are
-    not let below zero, so singular covariances (fewer vectors than dimensions) are no trouble. In float64. Grows as
-    samples get fewer: compare only values of equal counts and equal features, and with ``real_split_frechet``.
+    It is |mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2), with sample means and unbiased sample
+    covariances, in float64. The last trace is the sum of the singular values of A^1/2 B^1/2. The symmetric roots come
+    from eigenvalues clamped at zero, so singular covariances (fewer vectors than dimensions) are allowed. The distance
+    grows with fewer samples: compare only values of equal counts and features, and with ``real_split_frechet``.
 
     Parameters
     ----------
-    features_a, features_b: floating point (N, D), N >= 2; or their FeatureStatistics.
+    features_a, features_b : Tensor or FeatureStatistics
+        Floating (N, D) with N >= 2, or their statistics.
 
     Returns
     -------
-    The distance, >= 0: rounding that would leave equal inputs below zero is cut off.
+    float
+        The distance, clamped at zero: rounding could make it negative for equal inputs.
 
     Raises
     ------
-    TypeError, ValueError: other types, shapes or dimensions, entries that are not finite, fewer than two vectors.
+    TypeError, ValueError
+        If types, shapes or dimensions do not fit, entries are not finite, or there are fewer than two vectors.
     """
     a, b = (x if isinstance(x, FeatureStatistics) else FeatureStatistics.of(x) for x in (features_a, features_b))
     if a.dim != b.dim:
@@ -100,7 +115,7 @@ def frechet_distance(features_a: Tensor | FeatureStatistics, features_b: Tensor 
 
 
 def _root(cov: Tensor) -> Tensor:
-    """The symmetric square root of a covariance matrix."""
+    """Compute the symmetric square root of a covariance matrix."""
     values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
@@ -108,32 +123,41 @@ def _root(cov: Tensor) -> Tensor:
 def real_split_frechet(
     features: Tensor, count: int | None = None, *, labels: Tensor | None = None, repeats: int = 8, seed: int = 0
 ) -> float:
-    """Fréchet distance of real images from other real images: the scale to read a generator's distance on.
+    """Compute the Fréchet distance between two parts of real images, the reference for a generator's distance.
 
-    ``count`` vectors drawn without replacement against all the others; the mean of ``repeats`` such splits. Where
-    classes lie far apart, most of it comes from the classes' chance shares in the draw. Given ``labels``, each class
-    has its share of the draw instead: the stricter scale, and the fair one for images that are generated equally often
-    for each class.
+    It is the mean over ``repeats`` random splits into ``count`` vectors and the rest. If classes are far apart, most of
+    it comes from their random shares in the split. With ``labels`` each class has its exact share: this is the stricter
+    reference, and the fair one for images that are generated equally often for each class.
 
     Parameters
     ----------
-    features: floating point (N, D), of real images.
-    count: vectors on the smaller side, as many as are generated: sampling error grows as they get fewer. None: a third
-        of them.
-    labels: int64 (N,), the images' classes, to draw from each class in proportion; None: from all together.
-    seed: of the splits; the result is deterministic for it.
+    features : Tensor
+        Floating (N, D), of real images.
+    count : int, optional
+        Vectors in the first part, as many as are generated, because sampling error grows with fewer; by default a third
+        of all.
+    labels : Tensor, optional
+        Classes of the images, int64 (N,), to split each class in proportion.
+    repeats : int
+        Number of splits.
+    seed : int
+        Seed of the splits, which determines the result.
+
+    Returns
+    -------
+    float
+        The mean distance.
 
     Raises
     ------
-    TypeError, ValueError: wrong features or labels, fewer than two vectors on a side, or no repeats.
+    TypeError, ValueError
+        If features or labels are invalid, a part has fewer than two vectors, or ``repeats`` is below 1.
     """
     check_features(features)
     n = len(features)
     count = n // 3 if count is None else count
-    if not 2 <= count <= n - 2:
-        raise ValueError(f"count is {count}, expected 2 to {n - 2} of {n} features")
-    if repeats < 1:
-        raise ValueError(f"repeats is {repeats}, expected at least 1")
+    check_int("count", count, 2, n - 1)
+    check_int("repeats", repeats, 1)
     if labels is not None and (labels.dtype is not torch.int64 or tuple(labels.shape) != (n,)):
         raise ValueError(f"labels is {labels.dtype} of shape {tuple(labels.shape)}, expected int64 ({n},)")
     generator = torch.Generator().manual_seed(seed)
@@ -147,7 +171,7 @@ def real_split_frechet(
 
 
 def _interleaved(labels: Tensor) -> Tensor:
-    """An order in which every beginning has each class in proportion, as nearly as whole numbers allow."""
+    """Return an order whose every prefix has each class in proportion, up to rounding."""
     position = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         members = labels == label
@@ -157,22 +181,31 @@ def _interleaved(labels: Tensor) -> Tensor:
 
 
 class Diversity(NamedTuple):
-    """``value``: mean over the classes; ``per_class``: class to its ratio."""
+    """The diversity: ``value`` is the mean over classes, ``per_class`` maps each class to its ratio."""
 
     value: float
     per_class: dict[int, float]
 
 
 def pairwise_distances(features: Tensor, labels: Tensor) -> dict[int, float]:
-    """Mean Euclidean distance of two different vectors of a class, for each class in ``labels``, in float64.
+    """Compute the mean Euclidean distance between two vectors of a class, for each class in ``labels``, in float64.
 
     Parameters
     ----------
-    features: floating point (N, D). labels: int64 (N,).
+    features : Tensor
+        Floating (N, D).
+    labels : Tensor
+        int64 (N,).
+
+    Returns
+    -------
+    dict
+        From a class to its distance.
 
     Raises
     ------
-    TypeError, ValueError: other types or shapes, or a class with one vector only.
+    TypeError, ValueError
+        If types or shapes do not fit, or a class has only one vector.
     """
     check_features(features)
     if labels.dtype is not torch.int64 or tuple(labels.shape) != (len(features),):
@@ -194,31 +227,43 @@ def diversity(
     *,
     real: dict[int, float] | None = None,
 ) -> Diversity:
-    """How varied what is drawn for a class is, against real images of that class: 1 as varied, 0 always the same.
+    """Compute the diversity of generated images relative to real images of the same classes.
 
-    For each class of ``labels``: mean Euclidean distance over all pairs of generated vectors of the class, divided by
-    that over all pairs of real ones. The value is the mean of these ratios, each class counting the same.
+    For each class of ``labels`` it is the mean Euclidean distance between generated vectors, divided by that between
+    real ones: 1 if they vary equally, 0 if all generated images are the same. The value is the mean over classes, with
+    equal weights.
 
     Parameters
     ----------
-    features_generated, features_real: floating point (N, D) and (M, D).
-    labels, labels_real: int64 (N,) and (M,), the class asked for and that of the real image. Real classes that were not
-        generated are left out.
-    real: instead of features_real and labels_real, what ``pairwise_distances`` gave for them.
+    features_generated : Tensor
+        Floating (N, D).
+    labels : Tensor
+        Requested classes, int64 (N,).
+    features_real : Tensor, optional
+        Floating (M, D).
+    labels_real : Tensor, optional
+        Classes of the real images, int64 (M,). Classes that were not generated are ignored.
+    real : dict, optional
+        ``pairwise_distances`` of the real images, instead of ``features_real`` and ``labels_real``.
+
+    Returns
+    -------
+    Diversity
+        The mean, and the ratio of each class.
 
     Raises
     ------
-    TypeError, ValueError: other types or shapes; a class with fewer than two vectors on either side, or whose real
-    images are all the same.
+    TypeError, ValueError
+        If types or shapes do not fit, a class has fewer than two vectors, or its real images are all the same.
     """
     if (real is None) == (features_real is None) or (features_real is None) != (labels_real is None):
-        raise ValueError("give features_real and labels_real, or real")
+        raise ValueError("expected features_real and labels_real, or real")
     generated = pairwise_distances(features_generated, labels)
     if not generated:
         raise ValueError("labels is empty, expected at least one class")
     if real is None:
-        wanted = torch.isin(labels_real, torch.tensor(list(generated)))
-        real = pairwise_distances(features_real[wanted], labels_real[wanted])
+        used = torch.isin(labels_real, torch.tensor(list(generated)))
+        real = pairwise_distances(features_real[used], labels_real[used])
     ratios = {}
     for label, distance in generated.items():
         if not real.get(label):

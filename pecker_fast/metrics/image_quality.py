@@ -1,9 +1,9 @@
-"""FID, sFID, Inception score, KID, precision and recall, by torch-fidelity, on images in memory.
+"""FID, sFID, Inception score, KID, precision and recall of images in memory, by torch-fidelity.
 
-Its arguments are set one by one here, since the public code of the field goes wrong in each: generated images come
-first and real ones second (precision and recall change places otherwise); all are shuffled (the Inception score is a
-mean over consecutive parts, which must not be one class each); pixels are mapped by one scale for all images, in RGB;
-the extractor of precision and recall is that of the rest.
+All of its arguments are set explicitly, because public code often gets them wrong: generated images are the first
+input and real ones the second (otherwise precision and recall are swapped); images are shuffled (the Inception score is
+a mean over consecutive parts, which must not have one class each); all pixels have the same scale, in RGB; precision
+and recall use the same extractor as the other figures.
 """
 
 import hashlib
@@ -19,15 +19,20 @@ from ..hashing import file_sha256
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-# Images in each part of the Inception score, as the papers take them.
+# Images in each part of the Inception score, as in the papers.
 SCORE_PART = 5000
 NEIGHBOURS = 3
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float (N, C, H, W) in [-1, 1] to uint8 (N, 3, H, W): one scale for all images, grey as three equal channels.
+    """Convert floating (N, C, H, W) in [-1, 1] to uint8 (N, 3, H, W), with one scale for all images.
 
-    Values outside are cut off. Raises TypeError or ValueError for another type or shape, and for NaN.
+    Grey images get three equal channels, and values outside [-1, 1] are clamped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the type or shape is another, or an entry is not finite.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         raise TypeError("images is not a floating point tensor")
@@ -40,12 +45,14 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 class Uint8Images(torch.utils.data.Dataset):
-    """Images as torch-fidelity takes them.
+    """Images as a data set for torch-fidelity.
 
     Parameters
     ----------
-    images: a uint8 tensor (N, 3, H, W), or a function from an index to one image (3, H, W).
-    count: N, where ``images`` is a function.
+    images : Tensor or callable
+        A uint8 tensor (N, 3, H, W), or a function from an index to one image (3, H, W).
+    count : int, optional
+        N; required for a function.
     """
 
     def __init__(self, images: Tensor | Callable[[int], Tensor], count: int | None = None) -> None:
@@ -60,12 +67,10 @@ class Uint8Images(torch.utils.data.Dataset):
 
 
 def check_inception_weights(path: str | Path | None) -> Path:
-    """The file of Inception's weights. ValueError, saying which file is meant, where it is not there."""
+    """Return the path of Inception's weights. ValueError, which names the file to download, if it does not exist."""
     if path is None or not Path(path).is_file():
-        given = "is not given" if path is None else f"is {str(path)!r}, no such file"
-        raise ValueError(
-            f"inception_weights {given}: expected {INCEPTION_FILE}, which torch-fidelity's release v0.2.0 has"
-        )
+        state = "is not given" if path is None else f"is {str(path)!r}, no such file"
+        raise ValueError(f"inception_weights {state}: expected {INCEPTION_FILE} from torch-fidelity's release v0.2.0")
     return Path(path)
 
 
@@ -81,25 +86,41 @@ def image_quality(
     cache: Path | None = None,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Measures generated images against real ones.
+    """Measure generated images against real ones.
 
     Parameters
     ----------
-    generated, real: at least four images each.
-    feature_extractor: Inception of FID, or another one that is registered with torch-fidelity.
-    weights: file of the extractor's weights; Inception needs it, nothing is downloaded.
-    seed: of the shuffling and of KID's subsets.
-    cache: folder in which Inception's features are kept, by the images' and the weights' content: the same images are
-        not gone through twice, nor those that were done before an interruption. None: nothing is kept.
+    generated, real : Uint8Images
+        At least four images each.
+    feature_extractor : str
+        FID's Inception, or another extractor that is registered with torch-fidelity.
+    weights : str or Path, optional
+        File of the extractor's weights. Inception needs it; nothing is downloaded.
+    seed : int
+        Seed of the shuffling and of KID's subsets.
+    batch_size : int
+        Images in a call of the extractor.
+    cuda : bool
+        Whether to compute on the GPU.
+    cache : Path, optional
+        Folder for Inception's features, keyed by the content of images and weights: the features of the same images are
+        not computed again, also after an interruption.
+    verbose : bool
+        Whether torch-fidelity prints its progress.
 
     Returns
     -------
-    With Inception "fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall" (k = 3). With another
-    extractor none of these names: "extractor_frechet_distance", "extractor_kernel_distance",
-    "extractor_kernel_distance_std", "extractor_precision", "extractor_recall".
-    Always "protocol": what was done, with versions.
+    dict
+        With Inception "fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall" (k = 3). With another
+        extractor "extractor_frechet_distance", "extractor_kernel_distance", "extractor_kernel_distance_std",
+        "extractor_precision", "extractor_recall" instead. Always "protocol": settings and versions.
 
-    Raises ValueError for too few images or missing weights, ImportError where torch-fidelity is not installed.
+    Raises
+    ------
+    ValueError
+        If there are too few images, or the weights are missing.
+    ImportError
+        If torch-fidelity is not installed.
     """
     for name, images in (("generated", generated), ("real", real)):
         if len(images) <= NEIGHBOURS:
@@ -118,7 +139,7 @@ def image_quality(
         "prc_neighborhood": NEIGHBOURS,
         "rng_seed": seed,
         "batch_size": batch_size,
-        # Distances for precision and recall block by block, and no processes that copy the images.
+        # Precision and recall compute distances in blocks, and no process copies the images.
         "save_cpu_ram": True,
     }
     protocol = {
@@ -131,39 +152,39 @@ def image_quality(
         "torch_fidelity": version("torch-fidelity"),
         "torch": torch.__version__,
     }
-    given = {**options, "input1": generated, "input2": real, "cuda": cuda, "verbose": verbose, "cache": False}
+    arguments = {**options, "input1": generated, "input2": real, "cuda": cuda, "verbose": verbose, "cache": False}
     if path is not None:
-        given["feature_extractor_weights_path"] = str(path)
+        arguments["feature_extractor_weights_path"] = str(path)
         protocol["weights_sha256"] = file_sha256(path)
     if cache is not None and inception:
-        by = f"{protocol['weights_sha256'][:16]}-{protocol['torch_fidelity']}"
-        given |= {"cache": True, "cache_root": str(cache)}
-        given |= {f"input{i}_cache_name": f"{_content_hash(x)}-{by}" for i, x in ((1, generated), (2, real))}
-    found = torch_fidelity.calculate_metrics(**given, isc=inception, fid=True, kid=True, prc=True)
-    measured = {
-        "fid": found["frechet_inception_distance"],
-        "kid": found["kernel_inception_distance_mean"],
-        "kid_std": found["kernel_inception_distance_std"],
-        "precision": found["precision"],
-        "recall": found["recall"],
+        key = f"{protocol['weights_sha256'][:16]}-{protocol['torch_fidelity']}"
+        arguments |= {"cache": True, "cache_root": str(cache)}
+        arguments |= {f"input{i}_cache_name": f"{_content_hash(x)}-{key}" for i, x in ((1, generated), (2, real))}
+    metrics = torch_fidelity.calculate_metrics(**arguments, isc=inception, fid=True, kid=True, prc=True)
+    result = {
+        "fid": metrics["frechet_inception_distance"],
+        "kid": metrics["kernel_inception_distance_mean"],
+        "kid_std": metrics["kernel_inception_distance_std"],
+        "precision": metrics["precision"],
+        "recall": metrics["recall"],
     }
     if inception:
         from .extractors import SPATIAL
 
-        # torch-fidelity takes one layer for Fréchet distances in a call.
-        spatial = torch_fidelity.calculate_metrics(**{**given, "feature_extractor": SPATIAL}, fid=True)
-        measured["sfid"] = spatial["frechet_inception_distance"]
-        measured |= {"is": found["inception_score_mean"], "is_std": found["inception_score_std"]}
+        # A call of torch-fidelity computes the Fréchet distance of one layer only.
+        spatial = torch_fidelity.calculate_metrics(**{**arguments, "feature_extractor": SPATIAL}, fid=True)
+        result["sfid"] = spatial["frechet_inception_distance"]
+        result |= {"is": metrics["inception_score_mean"], "is_std": metrics["inception_score_std"]}
         protocol["resize"] = "to 299 x 299, bilinear as TensorFlow 1 has it, then (x - 128) / 128"
         protocol["sfid_feature_extractor"] = f"{SPATIAL}: first 7 channels of mixed_6/conv, 17 x 17 places"
     else:
         names = {"fid": "frechet_distance", "kid": "kernel_distance", "kid_std": "kernel_distance_std"}
-        measured = {f"extractor_{names.get(name, name)}": value for name, value in measured.items()}
-    return {name: float(value) for name, value in measured.items()} | {"protocol": protocol}
+        result = {f"extractor_{names.get(name, name)}": value for name, value in result.items()}
+    return {name: float(value) for name, value in result.items()} | {"protocol": protocol}
 
 
 def _content_hash(images: Uint8Images) -> str:
-    """Of the pixels and their order, shortened: part of a file's name."""
+    """Hash the pixels in order, shortened for a file name."""
     digest = hashlib.sha256(f"{len(images)} {tuple(images[0].shape)}".encode())
     for i in range(len(images)):
         digest.update(images[i].contiguous().numpy())

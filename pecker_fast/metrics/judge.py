@@ -1,8 +1,11 @@
-"""Judge: a classifier in use, kept with what it was trained on; the one for digits that is shipped."""
+"""Judge: a classifier of generated images with a description of its training, and the judge of digits."""
 
 import json
+import os
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -15,7 +18,7 @@ from ..files import save_tensors
 from .classifier import SmallClassifier, train_classifier
 from .resnet import ResNetClassifier
 
-# The shipped judge: train_digits_judge() trains it again.
+# How train_digits_judge() trains the shipped judge.
 DIGITS_RECIPE = {
     "seed": 0,
     "steps": 400,
@@ -32,29 +35,35 @@ KINDS = {kind.__name__: kind for kind in (SmallClassifier, ResNetClassifier)}
 
 
 class Judge:
-    """Says what generated images show: classes, their probabilities, and features for distances.
+    """Classifies generated images and computes their features for distances.
 
     Parameters
     ----------
-    model: the classifier; it is put in eval mode.
-    class_names: a name per class.
-    name: of the judge, which results are reported under.
-    accuracy: share of held-out real images that it puts in their class, in [0, 1]; None: not known.
-    recipe: what it was trained with, of JSON's types.
+    model : SmallClassifier or ResNetClassifier
+        The classifier, which is put in eval mode.
+    class_names : iterable of str
+        A name for each class.
+    name : str
+        Name of the judge in reports.
+    accuracy : float, optional
+        Share of held-out real images that it classifies correctly, in [0, 1].
+    recipe : dict, optional
+        How it was trained, JSON.
 
     Raises
     ------
-    ValueError: as many names as the model has classes are needed.
+    ValueError
+        If the number of names is not the model's number of classes.
     """
 
     def __init__(
         self,
         model: SmallClassifier | ResNetClassifier,
-        class_names,
+        class_names: Iterable[str],
         *,
         name: str,
         accuracy: float | None = None,
-        recipe: dict | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> None:
         self.model = model.eval()
         self.class_names = tuple(class_names)
@@ -71,20 +80,29 @@ class Judge:
 
     @property
     def feature_extractor(self) -> str:
-        """Name of the features; Fréchet distances and diversities compare only where it is the same."""
+        """Name of the features. Compare Fréchet distances and diversities only if it is the same."""
         return f"{self.name}-{self.model.config['width']}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images float32 (N, C, H, W) in [-1, 1], on any device, to probabilities and features on the CPU.
+        """Classify images and compute their features.
+
+        Parameters
+        ----------
+        images : Tensor
+            float32 (N, C, H, W) in [-1, 1], on any device.
 
         Returns
         -------
-        Probabilities float32 (N, num_classes) and features float32 (N, width).
+        probabilities : Tensor
+            float32 (N, num_classes) on the CPU.
+        features : Tensor
+            float32 (N, width) on the CPU.
 
         Raises
         ------
-        TypeError, ValueError: images of another type, shape or range, NaN among them.
+        TypeError, ValueError
+            If images have another type, shape or range, or an entry is NaN.
         """
         check_images(images)
         self.model.eval()
@@ -93,8 +111,8 @@ class Judge:
         features = torch.cat(features)
         return self.model.head(features).softmax(1).cpu(), features.cpu()
 
-    def save(self, path) -> None:
-        """Writes weights and description to a safetensors file, under a temporary name until it is complete."""
+    def save(self, path: str | os.PathLike) -> None:
+        """Write weights and description to a safetensors file, atomically."""
         path = Path(path)
         description = {
             "kind": type(self.model).__name__,
@@ -105,14 +123,19 @@ class Judge:
             "recipe": self.recipe,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
-        # One key: safetensors writes several in no fixed order, and equal judges should be equal files.
+        # One key, because the order of several is not fixed in safetensors, and equal judges should be equal files.
         save_tensors(path, tensors, {METADATA_KEY: json.dumps(description, sort_keys=True)})
 
     @classmethod
-    def load(cls, path) -> "Judge":
-        """Reads what ``save`` wrote.
+    def load(cls, path: str | os.PathLike) -> "Judge":
+        """Load a judge that ``save`` has written.
 
-        Raises FileNotFoundError where there is no file, ValueError where it is not a judge's.
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is not a judge.
         """
         path = Path(path)
         if not path.is_file():
@@ -131,13 +154,13 @@ class Judge:
 
 
 def train_digits_judge(image_size: int = 8) -> Judge:
-    """Trains the shipped judge of the digits of 8 or 16 pixels again, on the CPU, in about 10 or 40 seconds.
+    """Train the shipped judge of digits of 8 or 16 pixels, in about 10 or 40 seconds on the CPU.
 
-    It saw the "train" split alone; its accuracy is on "test".
-    ``train_digits_judge().save(...)`` onto pecker_fast/assets/digits/judge.safetensors replaces the shipped one.
+    It is trained on the "train" split, and its accuracy is measured on "test". Save it to
+    pecker_fast/assets/digits/judge.safetensors to replace the shipped file.
     """
     train, test = (load_digits_images(split, image_size=image_size) for split in ("train", "test"))
-    # The same part of the image at every size.
+    # The same shift relative to the image at every size.
     options = {**DIGITS_RECIPE, "shift": DIGITS_RECIPE["shift"] * image_size // 8}
     model, accuracy = train_classifier(train, test=test, **options)
     recipe = {**options, "dataset": "digits", "split": "train"}
@@ -146,22 +169,26 @@ def train_digits_judge(image_size: int = 8) -> Judge:
 
 
 def load_judge(name: str = "digits") -> Judge:
-    """A judge that is installed with the package; others are loaded with ``Judge.load``.
+    """Load a judge that comes with the package. ``Judge.load`` loads others.
 
     Parameters
     ----------
-    name: "digits" or "digits16", for scikit-learn's digits of 8 or 16 pixels a side in one channel.
+    name : {"digits", "digits16"}
+        For scikit-learn's digits with 8 or 16 pixels along each side and one channel.
 
     Raises
     ------
-    ValueError: an unknown name. FileNotFoundError: its file is not installed.
+    ValueError
+        If the name is unknown.
+    FileNotFoundError
+        If its file is not installed.
     """
     if name not in SHIPPED:
         raise ValueError(f"name is {name!r}, expected one of {', '.join(SHIPPED)}; Judge.load reads a file")
     asset = resources.files("pecker_fast").joinpath("assets", name, "judge.safetensors")
     if not asset.is_file():
         raise FileNotFoundError(
-            f"{asset} is not installed: train_digits_judge() trains this judge, and save() keeps it"
+            f"{asset} is not installed: train_digits_judge() trains this judge, and save() writes it"
         )
     with resources.as_file(asset) as path:
         return Judge.load(path)

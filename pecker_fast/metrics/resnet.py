@@ -1,4 +1,4 @@
-"""The classifier of photographs that unlearning papers judge by: ResNet-34 with a head of the data's classes."""
+"""ResNet-34 with a head for the data's classes: the classifier of photographs in papers on unlearning."""
 
 import pickle
 from pathlib import Path
@@ -8,22 +8,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import check_int, check_number
 from ..data import LabelledImages
 
 IMAGENET_FILE = "resnet34-b627a593.pth"
 
 
 class ResNetClassifier(nn.Module):
-    """torchvision's ResNet of basic blocks on images that are resized (bilinear) first.
+    """torchvision's ResNet of basic blocks, on images that are first resized (bilinear).
 
     Parameters
     ----------
-    num_classes, channels, image_size: of the data; ``channels`` is 3.
-    resize: height and width that the network sees.
-    layers: blocks of each stage; (3, 4, 6, 3) is ResNet-34.
+    num_classes, channels, image_size : int
+        Of the data; ``channels`` is 3.
+    resize : int
+        Height and width of the network's input.
+    layers : tuple of int
+        Blocks of each stage; (3, 4, 6, 3) is ResNet-34.
+    width : int
+        Features of the last stage.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range or not an integer.
     """
 
-    # Images that a judge gives it in one call.
+    # Images in a call by a judge.
     judged_at_a_time = 64
 
     def __init__(
@@ -45,8 +56,7 @@ class ResNetClassifier(nn.Module):
             ("image_size", image_size, 1),
             ("resize", resize, 8),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}, expected a whole number, at least {least}")
+            check_int(name, value, least)
         self.config = {
             "num_classes": num_classes,
             "channels": channels,
@@ -62,21 +72,21 @@ class ResNetClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """Images float32 (N, 3, H, W) in [-1, 1] to features float32 (N, 512)."""
+        """Compute features float32 (N, width) of images float32 (N, 3, H, W) in [-1, 1]."""
         size = self.config["image_size"]
         if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (N, 3, {size}, {size})")
-        # In [-1, 1] already: mean and standard deviation 0.5 of pixels in [0, 1].
+        # Images in [-1, 1] are normalised already, with mean and standard deviation 0.5.
         resize = self.config["resize"]
         return self.body(F.interpolate(x, size=(resize, resize), mode="bilinear", align_corners=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images float32 (N, 3, H, W) in [-1, 1] to logits float32 (N, num_classes)."""
+        """Compute logits float32 (N, num_classes) of images float32 (N, 3, H, W) in [-1, 1]."""
         return self.head(self.features(x))
 
 
 def load_imagenet(model: ResNetClassifier, path: str | Path) -> None:
-    """Loads torchvision's ImageNet weights into the body. ValueError where the file has not those of this network."""
+    """Load torchvision's ImageNet weights into the body. ValueError if the file does not have them."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"imagenet_weights is {str(path)!r}, no such file: expected torchvision's {IMAGENET_FILE}")
@@ -103,26 +113,50 @@ def train_resnet(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> tuple[ResNetClassifier, list[float]]:
-    """Trains a ResNetClassifier: Adam with weight decay, images mirrored at random.
+    """Train a ResNetClassifier: Adam with weight decay, images mirrored at random.
 
     Parameters
     ----------
-    imagenet_weights: file to start from, as published; None: from random weights.
-    learning_rate, head_learning_rate: of body and head. None: 1e-5 and 1e-4 as published, or 1e-3 for both from random
-        weights, which the published rates are too low for.
-    resize, layers: of the network.
+    dataset, test : LabelledImages
+        Images to train on, and to measure the accuracy on.
+    imagenet_weights : str or Path, optional
+        File with torchvision's initial weights, as in the published protocol; random weights by default.
+    epochs, batch_size : int
+        Length of the training.
+    learning_rate, head_learning_rate : float, optional
+        Rates of body and head. By default 1e-5 and 1e-4 as published, or 1e-3 for both from random weights, for which
+        the published rates are too low.
+    weight_decay : float
+        Adam's weight decay.
+    resize, layers
+        Of the network.
+    seed : int
+        Seed of the initial weights and of the training.
+    device : torch.device or str
+        Where to train.
+    progress : bool
+        Whether to show a progress bar.
 
-    Returns the network on the CPU in eval mode, and for each class the share of its ``test`` images that it recognises.
-    Raises ValueError for arguments out of range and for weights of another network.
+    Returns
+    -------
+    model : ResNetClassifier
+        On the CPU in eval mode.
+    accuracies : list of float
+        For each class, the share of its ``test`` images that is classified correctly.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range, or the weights are of another network.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected a whole number, at least 1")
-    rates = (1e-5, 1e-4) if imagenet_weights is not None else (1e-3, 1e-3)
-    given = (learning_rate, head_learning_rate)
-    body_rate, head_rate = (usual if rate is None else rate for usual, rate in zip(rates, given, strict=True))
-    if not body_rate > 0 or not head_rate > 0 or not weight_decay >= 0:
-        raise ValueError(f"learning rates are {body_rate} and {head_rate}, expected above 0, weight_decay at least 0")
+    check_int("epochs", epochs, 1)
+    check_int("batch_size", batch_size, 1)
+    default_rate, default_head_rate = (1e-5, 1e-4) if imagenet_weights is not None else (1e-3, 1e-3)
+    learning_rate = default_rate if learning_rate is None else learning_rate
+    head_learning_rate = default_head_rate if head_learning_rate is None else head_learning_rate
+    check_number("learning_rate", learning_rate, open_low=True)
+    check_number("head_learning_rate", head_learning_rate, open_low=True)
+    check_number("weight_decay", weight_decay)
     if test.image_shape != dataset.image_shape or test.class_names != dataset.class_names:
         raise ValueError("test has images of another shape or other classes than dataset, expected the same")
     channels, height, _ = dataset.image_shape
@@ -133,8 +167,8 @@ def train_resnet(
         load_imagenet(model, imagenet_weights)
     model.to(device).train()
     groups = [
-        {"params": model.body.parameters(), "lr": body_rate},
-        {"params": model.head.parameters(), "lr": head_rate},
+        {"params": model.body.parameters(), "lr": learning_rate},
+        {"params": model.head.parameters(), "lr": head_learning_rate},
     ]
     optimizer = torch.optim.Adam(groups, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
@@ -147,11 +181,18 @@ def train_resnet(
                     _train_step(model, optimizer, dataset, indices, generator, device)
                 bar.update()
     model.eval()
-    recognised = _by_class(model, test, batch_size, device)
-    return model.cpu(), recognised
+    accuracies = _accuracies(model, test, batch_size, device)
+    return model.cpu(), accuracies
 
 
-def _train_step(model, optimizer, dataset: LabelledImages, indices: Tensor, generator, device) -> None:
+def _train_step(
+    model: ResNetClassifier,
+    optimizer: torch.optim.Optimizer,
+    dataset: LabelledImages,
+    indices: Tensor,
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> None:
     images = dataset.batch(indices)
     mirrored = torch.rand(len(images), generator=generator) < 0.5
     images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images).to(device)
@@ -161,11 +202,13 @@ def _train_step(model, optimizer, dataset: LabelledImages, indices: Tensor, gene
 
 
 @torch.no_grad()
-def _by_class(model, dataset: LabelledImages, batch_size: int, device) -> list[float]:
-    """For each class the share of its images that are put in it; NaN where there are none."""
-    right = torch.zeros(dataset.num_classes, dtype=torch.float64)
+def _accuracies(
+    model: ResNetClassifier, dataset: LabelledImages, batch_size: int, device: torch.device | str
+) -> list[float]:
+    """Compute for each class the share of its images that is classified correctly; NaN if it has no images."""
+    correct = torch.zeros(dataset.num_classes, dtype=torch.float64)
     for indices in torch.arange(len(dataset)).split(batch_size):
         labels = dataset.labels[indices]
         hits = model(dataset.batch(indices).to(device)).argmax(1).cpu() == labels
-        right += torch.bincount(labels[hits], minlength=dataset.num_classes)
-    return (right / torch.bincount(dataset.labels, minlength=dataset.num_classes)).tolist()
+        correct += torch.bincount(labels[hits], minlength=dataset.num_classes)
+    return (correct / torch.bincount(dataset.labels, minlength=dataset.num_classes)).tolist()

@@ -1,4 +1,4 @@
-"""What is reported of an unlearned generator: forgetting, and the quality of everything else. Evaluator."""
+"""Figures of an unlearned generator: forgetting, and the quality of the retained classes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,25 +8,36 @@ from torch import Tensor
 
 from ..data import LabelledImages
 from ..data.images import check_classes, check_labels
+from .accuracy import confusion_counts, retained_accuracy, unlearning_accuracy
 from .features import FeatureStatistics, diversity, frechet_distance, pairwise_distances, real_split_frechet
 from .judge import Judge
 
-# Real images are judged so many at a time: those of a folder are read from files.
+# Real images judged at a time: those of a folder are read from files.
 CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class RealStatistics:
-    """What is needed of the real images; nothing in it comes from images of a forgotten class.
+    """Statistics of the real images of retained classes. Images of forgotten classes are not used.
 
     Attributes
     ----------
-    forget_classes, cover_class: what it was made for.
-    retained_features, retained_labels: float32 (N, D) and int64 (N,), of the real images of the retained classes.
-    retained: their statistics.
-    pairwise: retained class to the mean distance within it.
-    cover: statistics of the cover class's real images, or None.
-    feature_extractor: name of the features.
+    forget_classes : tuple of int
+        The forgotten classes.
+    cover_class : int or None
+        The cover class.
+    retained_features : Tensor
+        Features of the real images, float32 (N, D).
+    retained_labels : Tensor
+        Their classes, int64 (N,).
+    retained : FeatureStatistics
+        Statistics of these features.
+    pairwise : dict
+        From each retained class to the mean distance within it.
+    cover : FeatureStatistics or None
+        Statistics of the cover class's real images.
+    feature_extractor : str
+        Name of the features.
     """
 
     forget_classes: tuple[int, ...]
@@ -42,17 +53,17 @@ class RealStatistics:
     def of(
         cls, dataset: LabelledImages, judge: Judge, forget_classes: Iterable[int], cover_class: int | None = None
     ) -> "RealStatistics":
-        """Judges the real images of the retained classes. Arguments and errors: as Evaluator's."""
+        """Judge the real images of the retained classes. Arguments and errors are Evaluator's."""
         forget_classes = check_classes("forget_classes", forget_classes, dataset.num_classes)
         if judge.class_names != dataset.class_names:
             raise ValueError(f"judge has classes {judge.class_names}, dataset {dataset.class_names}; expected the same")
         keep = [label for label in range(dataset.num_classes) if label not in forget_classes]
         if not keep:
-            raise ValueError(f"forget_classes is all {dataset.num_classes} classes, expected at least one to be left")
+            raise ValueError(f"forget_classes is all {dataset.num_classes} classes, expected one left to retain")
         if cover_class is not None:
             check_classes("cover_class", [cover_class], dataset.num_classes)
             if not forget_classes or cover_class in forget_classes:
-                raise ValueError(f"cover_class is {cover_class}, expected a class beside those of forget_classes")
+                raise ValueError(f"cover_class is {cover_class}, expected a class outside forget_classes")
         real = dataset.of_classes(keep)
         missing = sorted(set(keep) - set(real.labels.tolist()))
         if missing:
@@ -73,46 +84,54 @@ def evaluate_samples(
     forget_classes: Iterable[int],
     real_statistics: RealStatistics,
 ) -> dict[str, float | str | None]:
-    """Measures generated images.
+    """Measure generated images.
 
-    Forgetting alone can be had by drawing nothing: read "ua" together with the accuracy, distance and diversity of the
-    retained classes, and with the cover class's distance and diversity of what is now drawn for the forgotten one.
+    A model that outputs noise also has 100 % UA: read "ua" together with the accuracy, distance and diversity of the
+    retained classes, and with the distance from the cover class and its diversity.
 
     Parameters
     ----------
-    judge: that classifies, and gives features.
-    images: floating point (N, C, H, W); cut to [-1, 1], as they would be when saved. NaN is an error.
-    labels: int64 (N,), the class that each image was asked for. Every retained class needs two images or more.
-    forget_classes: the forgotten classes; none for a generator that has not unlearned.
-    real_statistics: RealStatistics.of the same judge and forgotten classes.
+    judge : Judge
+        Classifies the images and computes features.
+    images : Tensor
+        Floating (N, C, H, W), clamped to [-1, 1] as in a saved image.
+    labels : Tensor
+        Requested classes, int64 (N,). Every class needs at least two images.
+    forget_classes : iterable of int
+        The forgotten classes; empty for a generator that has not unlearned.
+    real_statistics : RealStatistics
+        For the same judge and forgotten classes.
 
     Returns
     -------
-    A flat dict, with None where there is nothing to measure (no forgotten class, no cover class):
+    dict
+        Figures, None without a forgotten class or cover class:
 
-    "ua": unlearning accuracy in percent: of the images asked for a forgotten class, those that the judge calls none of
-        the forgotten classes.
-    "forget_probability": probability of the forgotten classes together by the judge, mean over those images, in [0, 1].
-    "forget_entropy": entropy of the judge's probabilities in nats, mean over those images.
-    "retain_accuracy": percent of the images asked for retained classes that the judge puts in the class asked for.
-    "frechet_distance": of these images from the real ones of the retained classes.
-    "diversity": of these images; see ``diversity``.
-    "cover_frechet_distance": of the images asked for forgotten classes from real images of the cover class.
-    "cover_diversity": mean distance of two such images asked for the same class, over that of two real images of the
-        cover class; mean over the forgotten classes.
-    "feature_extractor": name of the features that the distances are measured in.
+        * "ua", unlearning accuracy: the percentage of images requested for forgotten classes that the judge classifies
+          as none of them;
+        * "forget_probability": the judge's total probability of the forgotten classes, mean over these images, in
+          [0, 1];
+        * "forget_entropy": entropy of the judge's probabilities in nats, mean over these images;
+        * "retain_accuracy": the percentage of images requested for retained classes that the judge classifies as the
+          requested class;
+        * "frechet_distance": of the retained classes' images from their real ones;
+        * "diversity": of the retained classes' images, see ``diversity``;
+        * "cover_frechet_distance": of images requested for forgotten classes from real images of the cover class;
+        * "cover_diversity": mean distance between two images requested for the same forgotten class, relative to that
+          between two real images of the cover class, mean over the forgotten classes;
+        * "feature_extractor": name of the features of these distances.
 
     Raises
     ------
-    TypeError, ValueError: wrong types, shapes or classes; images that are not finite; a forgotten class that no image,
-    or a class that one image only, was asked for.
+    TypeError, ValueError
+        If types, shapes or classes do not fit, images are not finite, or a class has fewer than two images.
     """
     real = real_statistics
     forget_classes = check_classes("forget_classes", forget_classes, judge.num_classes)
     if forget_classes != real.forget_classes or judge.feature_extractor != real.feature_extractor:
         raise ValueError(
             f"real_statistics is for {real.feature_extractor} and forget_classes {list(real.forget_classes)}, "
-            f"not for {judge.feature_extractor} and {list(forget_classes)}"
+            f"expected {judge.feature_extractor} and {list(forget_classes)}"
         )
     check_labels(labels, judge.num_classes)
     if not isinstance(images, Tensor) or not images.is_floating_point():
@@ -126,15 +145,15 @@ def evaluate_samples(
     counts = labels.bincount(minlength=judge.num_classes)
     if (counts < 2).any():
         few = (counts < 2).nonzero().flatten().tolist()
-        raise ValueError(f"fewer than 2 images were asked for the classes {few}, expected 2 or more of every class")
+        raise ValueError(f"labels has fewer than 2 images of the classes {few}, expected 2 or more of every class")
 
     probabilities, features = judge(images.float().clamp(-1, 1))
     forgotten = torch.isin(labels, torch.tensor(forget_classes, dtype=torch.int64))
     retained = ~forgotten
-    predictions = probabilities.argmax(1)
+    confusion = confusion_counts(labels, probabilities.argmax(1), judge.num_classes)
     result = {
         "ua": None,
-        "retain_accuracy": _percent(predictions[retained] == labels[retained]),
+        "retain_accuracy": retained_accuracy(confusion, forget_classes),
         "frechet_distance": frechet_distance(features[retained], real.retained),
         "diversity": diversity(features[retained], labels[retained], real=real.pairwise).value,
         "cover_frechet_distance": None,
@@ -144,11 +163,10 @@ def evaluate_samples(
         "feature_extractor": judge.feature_extractor,
     }
     if forget_classes:
-        drawn = probabilities[forgotten].double()
-        still = torch.isin(predictions[forgotten], torch.tensor(forget_classes))
-        result["ua"] = 100 - _percent(still)
-        result["forget_probability"] = drawn[:, list(forget_classes)].sum(1).mean().item()
-        result["forget_entropy"] = torch.special.entr(drawn).sum(1).mean().item()
+        of_forgotten = probabilities[forgotten].double()
+        result["ua"] = unlearning_accuracy(confusion, forget_classes)
+        result["forget_probability"] = of_forgotten[:, list(forget_classes)].sum(1).mean().item()
+        result["forget_entropy"] = torch.special.entr(of_forgotten).sum(1).mean().item()
     if real.cover is not None:
         distances = {label: real.pairwise[real.cover_class] for label in forget_classes}
         result["cover_frechet_distance"] = frechet_distance(features[forgotten], real.cover)
@@ -156,24 +174,25 @@ def evaluate_samples(
     return result
 
 
-def _percent(hits: Tensor) -> float:
-    return 100 * int(hits.sum()) / len(hits)
-
-
 class Evaluator:
-    """Measures generated images again and again; the real ones are judged once.
+    """Measures generated images repeatedly; real images are judged only once.
 
     Parameters
     ----------
-    dataset: real images. Those of forgotten classes are left out.
-    judge: with the same classes.
-    forget_classes: the forgotten classes; none for a generator that has not unlearned.
-    cover_class: what is to be drawn in their place, or None.
+    dataset : LabelledImages
+        Real images. Those of forgotten classes are not used.
+    judge : Judge
+        A judge of the same classes.
+    forget_classes : iterable of int
+        The forgotten classes; empty for a generator that has not unlearned.
+    cover_class : int, optional
+        The class that replaces them.
 
     Raises
     ------
-    TypeError, ValueError: classes that there are not, or that the judge does not know; a retained class with fewer than
-    two images; a cover class that is forgotten.
+    TypeError, ValueError
+        If a class does not exist, the judge has other classes, a retained class has fewer than two images, or the cover
+        class is forgotten.
     """
 
     def __init__(
@@ -183,7 +202,7 @@ class Evaluator:
         self.real = RealStatistics.of(dataset, judge, forget_classes, cover_class)
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float | str | None]:
-        """See ``evaluate_samples``."""
+        """Measure images as ``evaluate_samples`` does."""
         return evaluate_samples(
             self.judge, images, labels, forget_classes=self.real.forget_classes, real_statistics=self.real
         )
@@ -191,10 +210,16 @@ class Evaluator:
     def real_split_frechet(
         self, count: int | None = None, *, stratified: bool = False, repeats: int = 8, seed: int = 0
     ) -> float:
-        """``real_split_frechet`` of the retained classes: the scale to read "frechet_distance" on.
+        """Compute ``real_split_frechet`` of the retained classes, the reference for "frechet_distance".
 
-        ``count`` should be as many images as are generated for them; ``stratified`` where the classes are asked for
-        equally often.
+        Parameters
+        ----------
+        count : int, optional
+            Number of generated images of these classes.
+        stratified : bool
+            Whether each class has its exact share, as if all are requested equally often.
+        repeats, seed
+            As in ``real_split_frechet``.
         """
         labels = self.real.retained_labels if stratified else None
         return real_split_frechet(self.real.retained_features, count, labels=labels, repeats=repeats, seed=seed)

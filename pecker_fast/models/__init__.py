@@ -1,17 +1,47 @@
-"""Where networks come from and how they are saved: folders, checkpoints of public code, Stable Diffusion."""
+"""Loading and saving networks: folders, the hub, objects in memory, checkpoints of public code."""
 
 from .ancestors import load_ancestor
-from .folders import check_network_folder, load_network, save_network, save_one_step_pipeline
+from .folders import check_network_folder, load_network, network_folder, save_network, save_one_step_pipeline
+from .loaded import LoadedStableDiffusion
+from .resolve import (
+    ClassModel,
+    TextModel,
+    conditioning_of,
+    recorded_options,
+    resolve,
+    resolve_config,
+    resolve_text,
+    resolve_text_unet,
+    resolve_weights,
+    shipped_network,
+)
+from .saving import save_result
+from .schedules import read_schedule, schedule_from_config
 from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
 
 __all__ = [
+    "ClassModel",
+    "LoadedStableDiffusion",
     "StableDiffusion",
+    "TextModel",
     "check_network_folder",
+    "conditioning_of",
     "load_ancestor",
     "load_network",
     "load_text_unet",
+    "network_folder",
+    "read_schedule",
+    "recorded_options",
+    "resolve",
+    "resolve_config",
+    "resolve_text",
+    "resolve_text_unet",
+    "resolve_weights",
     "save_network",
     "save_one_step_pipeline",
+    "save_result",
     "save_text_network",
     "save_text_pipeline",
+    "schedule_from_config",
+    "shipped_network",
 ]

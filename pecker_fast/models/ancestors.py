@@ -1,9 +1,9 @@
-"""Checkpoints of the class-conditional DDPM code that SFD, SalUn and Selective Amnesia share, as diffusers' U-Net.
+"""Checkpoints of the class-conditional DDPM code that SFD, SalUn and Selective Amnesia share, as a U-Net of diffusers.
 
-That network concatenates the embeddings of time and class; ``UNet2DModel`` adds them. With an embedding twice as wide
-the conversion is exact: the time's MLP fills the first half, a table of the class MLP's outputs the second, and zeros
-the rest. It computes the same function. Trained on, it is a slightly larger network: the class MLP has become a table
-with a row for each class and one for "no condition", and the zeros are parameters like others.
+That network concatenates the embeddings of time and class, whereas ``UNet2DModel`` adds them. With an embedding twice
+as wide the conversion is exact: the time MLP fills the first half, a table of the class MLP's outputs the second half,
+and zeros the rest. Training continues with a slightly larger network: the class MLP has become a table with a row for
+each class and one for "no condition", and the zeros are parameters too.
 """
 
 import os
@@ -12,19 +12,19 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..checks import check_int
+from ..checks import check_choice, check_int
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.unet import register_classes
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-# They all have self-attention where images are this high, and nowhere else: that tells the image size.
+# Their networks have self-attention at this height only, which determines the image size.
 ATTENTION_RESOLUTION = 16
 DROPOUT = 0.1
 States = Literal["auto", "ema", "model", "score"]
@@ -38,104 +38,104 @@ _RESNET = {
     "nin_shortcut": "conv_shortcut",
 }
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-# Not copied: the embeddings, which are made into others.
+# Parameters that are converted instead of copied.
 _EMBEDDINGS = re.compile(r"(temb|cemb)\.dense\.[01]\.(weight|bias)|classes_emb\.weight|null_classes_emb")
-
-
-# How lines begin in which torch says what is wrong with a pickle: behind advice to load it unsafely.
-_TORCH_SAYS = ("WeightsUnpickler error: ", "Trying to load ")
+# Prefixes of the lines in which torch gives the reason, after advice to load the pickle unsafely.
+_REASONS = ("WeightsUnpickler error: ", "Trying to load ")
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
-    reasons = [line for line in lines if line.startswith(_TORCH_SAYS)]
+    reasons = [line for line in lines if line.startswith(_REASONS)]
     return next(iter([*reasons, *lines]), type(error).__name__)
 
 
 def _read(path: Path) -> Any:
-    """What is in the file, without running any code in it."""
+    """Read the file without running any code in it."""
     try:
-        # torch does not look at the checksums: a bit that has flipped would become a wrong weight.
+        # torch does not verify checksums, so a flipped bit would become a wrong weight.
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
-                raise ValueError(f"{damaged} in it is damaged (its checksum differs)")
+                raise ValueError(f"its part {damaged} is damaged: the checksum differs")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and plain values, or is no checkpoint; code in it is not run: "
+            f"{path} is not a checkpoint of tensors and plain values only, and code in it is not run: "
             f"{_first_line(error)}"
         ) from error
     except Exception as error:
-        # Damaged pickles make torch raise almost anything: KeyError, TypeError, AttributeError, struct.error...
+        # For damaged pickles torch raises almost anything: KeyError, TypeError, AttributeError, struct.error...
         raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
 
 
-def _choose(found: Any, path: Path, state: States) -> Mapping[str, Any]:
-    """The weights that are meant.
+def _choose(checkpoint: Any, path: Path, state: States) -> Mapping[str, Any]:
+    """Return the weights that ``state`` names.
 
-    The files hold [model, optimizer, step] or [model, optimizer, step, EMA] (pretraining, SalUn, Selective Amnesia),
-    [psi, its optimizer, theta, its optimizer, step] and perhaps theta's EMA (SFD), or one network's weights alone.
+    A checkpoint is [model, optimizer, step] or [model, optimizer, step, EMA] (pretraining, SalUn, Selective Amnesia),
+    [psi, its optimizer, theta, its optimizer, step], optionally with theta's EMA (SFD), or one network's weights.
     """
-    if isinstance(found, Mapping):
+    if isinstance(checkpoint, Mapping):
         if state != "auto":
-            raise ValueError(f"{path} holds the weights of one network: checkpoint_state is {state!r}, expected auto")
-        return found
-    if not isinstance(found, (list, tuple)) or not 3 <= len(found) <= 6:
-        kind = f"{type(found).__name__} of {len(found)}" if isinstance(found, (list, tuple)) else type(found).__name__
-        raise ValueError(f"{path} holds a {kind}, expected a checkpoint of SFD, SalUn or Selective Amnesia")
-    two = len(found) >= 5
-    places = {"model": 2 if two else 0}
-    if two:
+            raise ValueError(f"{path} has the weights of one network: checkpoint_state is {state!r}, expected auto")
+        return checkpoint
+    is_list = isinstance(checkpoint, (list, tuple))
+    if not is_list or not 3 <= len(checkpoint) <= 6:
+        kind = f"{type(checkpoint).__name__}{f' of {len(checkpoint)}' if is_list else ''}"
+        raise ValueError(f"{path} has a {kind}, expected a checkpoint of SFD, SalUn or Selective Amnesia")
+    is_sfd = len(checkpoint) >= 5
+    places = {"model": 2 if is_sfd else 0}
+    if is_sfd:
         places["score"] = 0
-    if len(found) in (4, 6):
-        places["ema"] = len(found) - 1
-    there = {name: found[place] for name, place in places.items() if isinstance(found[place], Mapping)}
-    wanted = next((name for name in ("ema", "model") if name in there), "") if state == "auto" else state
-    if wanted not in there:
+    if len(checkpoint) in (4, 6):
+        places["ema"] = len(checkpoint) - 1
+    states = {name: checkpoint[place] for name, place in places.items() if isinstance(checkpoint[place], Mapping)}
+    name = next((name for name in ("ema", "model") if name in states), "") if state == "auto" else state
+    if name not in states:
         raise ValueError(
-            f"{path} has no weights {wanted or 'at all'} (checkpoint_state), it has {', '.join(there) or 'none'}"
+            f"{path} has no weights {name or 'at all'} (checkpoint_state), expected {', '.join(states) or 'some'}"
         )
-    return there[wanted]
+    return states[name]
 
 
 def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """float32 weights by name, without what DataParallel puts in front."""
+    """float32 weights by name, without DataParallel's prefix."""
     weights = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{path} has {name!r} that is no tensor, expected the weights of one network")
+            raise ValueError(f"{path} has {name!r}, which is not a tensor, expected the weights of one network")
         short = name.removeprefix("module.")
         if short in weights:
-            raise ValueError(f"{path} has {short} twice, with and without module. before it")
+            raise ValueError(f"{path} has {short} twice, with and without the prefix module.")
         weights[short] = value.detach().float()
     return weights
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers follow ``pattern`` in the names."""
+    """Count the different numbers that follow ``pattern`` in the names."""
     return len({match[1] for match in map(re.compile(pattern + r"\.(\d+)\.").match, weights) if match})
 
 
 def _get(weights: Mapping[str, Tensor], name: str, ndim: int, path: Path) -> Tensor:
     if name not in weights or weights[name].ndim != ndim:
-        raise ValueError(f"{path} has no {name} of {ndim} dimensions: it is of another architecture")
+        raise ValueError(f"{path} has another architecture: it has no {name} of {ndim} dimensions")
     return weights[name]
 
 
 def _config(weights: Mapping[str, Tensor], sample_size: int | None, path: Path) -> dict[str, Any]:
-    """The configuration of ``UNet2DModel``, read off names and shapes."""
+    """Derive the configuration of ``UNet2DModel`` from names and shapes."""
     channels = _get(weights, "conv_in.weight", 4, path).shape[1]
     levels, blocks = _count(weights, "down"), _count(weights, r"down\.0\.block")
     if not levels or not blocks:
-        raise ValueError(f"{path} has no down.0.block: it is of another architecture")
+        raise ValueError(f"{path} has another architecture: it has no down.0.block")
     outs = tuple(_get(weights, f"down.{i}.block.0.conv1.weight", 4, path).shape[0] for i in range(levels))
     attention = [_count(weights, rf"down\.{i}\.attn") > 0 for i in range(levels)]
     if sample_size is None:
         if sum(attention) != 1:
             raise ValueError(
-                f"{path} has attention in {sum(attention)} levels: sample_size is needed, it cannot be told"
+                f"{path} has attention in {sum(attention)} levels, which does not determine the image size: "
+                "give sample_size"
             )
         sample_size = ATTENTION_RESOLUTION * 2 ** attention.index(True)
     return {
@@ -144,8 +144,8 @@ def _config(weights: Mapping[str, Tensor], sample_size: int | None, path: Path) 
         "out_channels": _get(weights, "conv_out.weight", 4, path).shape[0],
         "block_out_channels": outs,
         "layers_per_block": blocks,
-        "down_block_types": tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),
-        "up_block_types": tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
+        "down_block_types": tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention),
+        "up_block_types": tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
         "time_embedding_dim": 2 * _get(weights, "temb.dense.1.weight", 2, path).shape[0],
         "num_class_embeds": _get(weights, "classes_emb.weight", 2, path).shape[0] + 1,
         "attention_head_dim": None,
@@ -159,7 +159,7 @@ def _config(weights: Mapping[str, Tensor], sample_size: int | None, path: Path) 
 
 
 def _renamed(name: str, levels: int) -> str | None:
-    """diffusers' name of a parameter, None where there is none."""
+    """Return diffusers' name of a parameter, or None if it has none."""
     stem, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return None
@@ -177,7 +177,7 @@ def _renamed(name: str, levels: int) -> str | None:
     way = sampled or inner
     if not way:
         return None
-    # Counted from the finest level there, in the order of computing here.
+    # The checkpoint counts levels from the finest one, diffusers in the order of computation.
     level = int(way[2]) if way[1] == "down" else levels - 1 - int(way[2])
     if sampled:
         return f"{way[1]}_blocks.{level}.{way[1]}samplers.0.conv.{kind}"
@@ -187,7 +187,7 @@ def _renamed(name: str, levels: int) -> str | None:
 
 
 def _embeddings(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The time's MLP in the first half of an embedding of twice the width, a table of the class MLP in the second."""
+    """Convert the embeddings: the time MLP in the first half, a table of the class MLP's outputs in the second half."""
     width = _get(weights, "conv_in.weight", 4, path).shape[0]
     size = _get(weights, "temb.dense.1.weight", 2, path).shape[0]
 
@@ -195,7 +195,7 @@ def _embeddings(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         value = _get(weights, name, len(shape), path)
         if tuple(value.shape) != shape:
             raise ValueError(
-                f"{path} is of another architecture: {name} has shape {tuple(value.shape)}, expected {shape}"
+                f"{path} has another architecture: {name} has shape {tuple(value.shape)}, expected {shape}"
             )
         return value
 
@@ -220,29 +220,43 @@ def _embeddings(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def load_ancestor(
     path: str | os.PathLike, state: States = "auto", sample_size: int | None = None
 ) -> tuple["UNet2DModel", NoiseSchedule]:
-    """A checkpoint of the public DDPM code of SFD, SalUn or Selective Amnesia: the network, float32 on the CPU in eval
-    mode, and its schedule (beta linear from 1e-4 to 0.02, T = 1000).
+    """Load a checkpoint of the public DDPM code of SFD, SalUn or Selective Amnesia.
+
+    No code in the file is run. The output equals the original network's up to rounding, with and without a condition.
+    The label after the last class is the null label.
 
     Parameters
     ----------
-    path: the file. It is read without running any code in it.
-    state: which weights: "ema" (averaged; of SFD's generator theta), "model" (live; theta), "score" (SFD's psi);
-        "auto": averaged where there are any, otherwise live. A file with the weights of one network has "auto" alone.
-    sample_size: height and width of images; None: told by the level that has attention.
+    path : str or os.PathLike
+        The file.
+    state : {"auto", "ema", "model", "score"}
+        Which weights to load: "ema" (averaged; of SFD's generator theta), "model" (live; theta), "score" (SFD's psi),
+        or "auto", the averaged ones if the file has them, otherwise the live ones. A file with the weights of one
+        network allows only "auto".
+    sample_size : int, optional
+        Height and width of images; by default the level with attention determines it.
 
-    The label after the last class is the null label. The result equals the original network's, conditional and not, to
-    rounding. Raises ValueError where the file is damaged, holds code, or is not such a network in every parameter.
+    Returns
+    -------
+    UNet2DModel
+        float32 on the CPU in eval mode.
+    NoiseSchedule
+        beta linear from 1e-4 to 0.02, T = 1000.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, contains code, or does not match such a network in every parameter.
     """
     from diffusers import UNet2DModel
 
     path = Path(path)
-    if state not in ("auto", "ema", "model", "score"):
-        raise ValueError(f"checkpoint_state is {state!r}, expected auto, ema, model or score")
+    check_choice("checkpoint_state", state, get_args(States))
     if sample_size is not None:
         check_int("sample_size", sample_size, 1)
     weights = _weights(_choose(_read(path), path, state), path)
     config = _config(weights, sample_size, path)
-    made = _embeddings(weights, path)
+    converted = _embeddings(weights, path)
     unknown = []
     for name, value in weights.items():
         if _EMBEDDINGS.fullmatch(name):
@@ -251,23 +265,25 @@ def load_ancestor(
         if new is None:
             unknown.append(name)
             continue
-        # Attention is a linear layer there and a convolution of one pixel here.
+        # The checkpoint has 1 x 1 convolutions in attention, diffusers linear layers.
         linear = ".attentions." in new and value.ndim == 4 and value.shape[2:] == (1, 1)
-        made[new] = value[:, :, 0, 0] if linear else value
+        converted[new] = value[:, :, 0, 0] if linear else value
     try:
         with torch.random.fork_rng(devices=[]):
             unet = UNet2DModel(**config)
     except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is of another architecture: {error}") from error
+        raise ValueError(f"{path} has another architecture: {error}") from error
     expected = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
     wrong = {
-        "missing": sorted(expected.keys() - made.keys()),
-        "unknown": sorted(unknown + list(made.keys() - expected.keys())),
-        "of another shape": sorted(n for n in made.keys() & expected.keys() if tuple(made[n].shape) != expected[n]),
+        "missing": sorted(expected.keys() - converted.keys()),
+        "unknown": sorted(unknown + list(converted.keys() - expected.keys())),
+        "of another shape": sorted(
+            name for name in converted.keys() & expected.keys() if tuple(converted[name].shape) != expected[name]
+        ),
     }
     if any(wrong.values()):
-        said = "; ".join(f"{kind}: {', '.join(names[:4])} ({len(names)})" for kind, names in wrong.items() if names)
-        raise ValueError(f"{path} is of another architecture: {said}")
-    unet.load_state_dict(made)
+        reasons = [f"{kind}: {', '.join(names[:4])} ({len(names)})" for kind, names in wrong.items() if names]
+        raise ValueError(f"{path} has another architecture: {'; '.join(reasons)}")
+    unet.load_state_dict(converted)
     register_classes(unet, config["num_class_embeds"] - 1)
     return unet.eval(), NoiseSchedule.linear()

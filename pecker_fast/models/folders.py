@@ -1,29 +1,45 @@
-"""Networks and generators as folders that diffusers reads."""
+"""Networks and generators in folders that diffusers reads."""
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
 
 from ..checks import check_int
 from ..diffusion.networks import unwrap
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.unet import check_class_conditional
 from ..files import write_folder
+from .schedules import SCHEDULER_CONFIG, read_schedule
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
+# Name of weight files without the suffix.
+WEIGHTS = "diffusion_pytorch_model"
+
+
+def network_folder(path: str | os.PathLike) -> Path:
+    """Return the folder of a U-Net: ``unet`` in the folder of a run or pipeline, otherwise ``path`` itself."""
+    path = Path(path)
+    return path / "unet" if (path / "unet").is_dir() else path
+
 
 def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule) -> None:
-    """Writes ``path/config.json``, ``path/diffusion_pytorch_model.safetensors`` and ``path/scheduler/``.
+    """Write a network to ``path/config.json``, ``path/diffusion_pytorch_model.safetensors`` and ``path/scheduler/``.
 
-    ``UNet2DModel.from_pretrained(path)`` and ``DDPMScheduler.from_pretrained(path, subfolder="scheduler")`` read it.
-    Written and synced under a temporary name beside ``path``, then renamed. Where the folder exists, its files of these
-    names are replaced, each at once, and others are left.
+    ``UNet2DModel.from_pretrained(path)`` and ``DDPMScheduler.from_pretrained(path, subfolder="scheduler")`` read it. If
+    the folder exists, files of these names are replaced, each atomically, and others stay.
+
+    Raises
+    ------
+    ValueError
+        If the network is not class-conditional, or ``path`` is a file.
     """
     from diffusers import DDPMScheduler
 
@@ -36,19 +52,18 @@ def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedu
     write_folder(path, write)
 
 
-def save_one_step_pipeline(
-    path: str | os.PathLike,
-    unet: nn.Module,
-    schedule: NoiseSchedule,
-    t_init: int,
-    class_names: Sequence[str] | None = None,
-) -> None:
-    """Writes a one-step generator as a pipeline: ``path/unet`` as ``save_network`` does, ``path/scheduler``,
-    ``path/model_index.json`` and ``path/pipeline.py``. ``class_names`` become the pipeline's ``id2label``.
+def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule, t_init: int) -> None:
+    """Write a one-step generator as a pipeline.
 
+    The folder has ``unet/`` as ``save_network`` writes it, ``scheduler/``, ``model_index.json`` and ``pipeline.py``.
     ``OneStepPipeline.from_pretrained(path)`` reads it, and so does ``DiffusionPipeline.from_pretrained(path,
-    custom_pipeline=path, trust_remote_code=True)`` where this package is not installed. Written as ``save_network``
-    writes.
+    custom_pipeline=path, trust_remote_code=True)`` if this package is not installed. Existing files are replaced as by
+    ``save_network``.
+
+    Raises
+    ------
+    ValueError
+        If the network is not class-conditional, ``t_init`` is out of range, or ``path`` is a file.
     """
     from diffusers import DDPMScheduler
 
@@ -59,61 +74,107 @@ def save_one_step_pipeline(
 
     def write(folder: Path) -> None:
         scheduler = schedule.to_scheduler(DDPMScheduler)
-        names = None if class_names is None else {str(label): name for label, name in enumerate(class_names)}
-        pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init, names).save_pretrained(folder)
-        # Once more, so that unet/ alone is a network's folder.
+        pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init).save_pretrained(folder)
+        # A second copy, so that unet/ alone can be loaded as a network.
         scheduler.save_pretrained(folder / "unet" / "scheduler")
 
     write_folder(path, write)
 
 
 def check_network_folder(path: str | os.PathLike) -> Path:
-    """The folder of the schedule of the network in ``path``. Reads no weights, so that these may be yet to come.
+    """Check the folder of a network except its weights, which may not be downloaded yet.
 
-    Raises ValueError as ``load_network`` does for all that the weights do not matter to.
+    Returns
+    -------
+    Path
+        The folder of the network's schedule: ``path/scheduler``, ``path`` itself, or ``scheduler`` beside ``path``.
+
+    Raises
+    ------
+    ValueError
+        If ``path`` is not such a folder, has no schedule, or has a network of another architecture or without class
+        labels.
     """
     path = Path(path)
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise ValueError(f"path {path} is not the folder of a saved network: there is no {config_file.name}")
-    schedulers = [place / "scheduler_config.json" for place in (path / "scheduler", path, path.parent / "scheduler")]
-    scheduler_file = next((file for file in schedulers if file.is_file()), None)
-    if scheduler_file is None:
+    if not (path / "config.json").is_file():
+        raise ValueError(f"path {path} is not the folder of a saved network: there is no config.json")
+    places = (path / "scheduler", path, path.parent / "scheduler")
+    schedule_folder = next((place for place in places if (place / SCHEDULER_CONFIG).is_file()), None)
+    if schedule_folder is None:
         raise ValueError(
-            f"path {path} is not the folder of a saved network: there is no scheduler/scheduler_config.json, "
-            "which says the noise levels that it was trained on"
+            f"path {path} is not the folder of a saved network: there is no scheduler/{SCHEDULER_CONFIG}, "
+            "which has the noise levels that it was trained on"
         )
-    config = json.loads(config_file.read_text())
+    config = json.loads((path / "config.json").read_text())
     if config.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"path {path} holds a {config.get('_class_name')}, expected a UNet2DModel")
+        raise ValueError(f"path {path} has a {config.get('_class_name')}, expected a UNet2DModel")
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is None:
-        raise ValueError(f"path {path} holds a network without class labels, expected num_class_embeds")
-    return scheduler_file.parent
+        raise ValueError(f"path {path} has a network without class labels, expected num_class_embeds")
+    return schedule_folder
 
 
 def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]:
-    """The network, float32 on the CPU in eval mode, and the schedule that ``save_network`` wrote.
+    """Read a class-conditional network. Never asks a hub.
 
-    The schedule may be in ``path/scheduler``, in ``path`` itself, or beside it, as in a pipeline's folder. Never asks a
-    hub. Raises ValueError where ``path`` is no such folder, holds another architecture or a network without class
-    labels, lacks its schedule, or has weights that do not fit.
+    Returns
+    -------
+    UNet2DModel
+        float32 on the CPU in eval mode.
+    NoiseSchedule
+        The schedule that the network was trained on, from one of the places in ``check_network_folder``.
+
+    Raises
+    ------
+    ValueError
+        As by ``check_network_folder``, or if the weights cannot be read or do not fit.
     """
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import UNet2DModel
 
-    path = Path(path)
-    # Said before the weights are read, which may take long.
-    scheduler_folder = check_network_folder(path)
-    schedule = NoiseSchedule.from_scheduler(DDPMScheduler.from_pretrained(scheduler_folder, local_files_only=True))
+    # First, because reading the weights may take long.
+    schedule = read_schedule(check_network_folder(path))
+    return load_unet(UNet2DModel, path), schedule
+
+
+def load_unet(kind: type, folder: str | os.PathLike, **options: Any) -> Any:
+    """Read a U-Net of diffusers' class ``kind``, float32 on the CPU in eval mode.
+
+    ValueError if the weights cannot be read or do not fit.
+    """
     try:
-        unet, info = UNet2DModel.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        unet, info = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            torch_dtype=torch.float32,
+            **options,
         )
     except OSError as error:
-        raise ValueError(f"path {path} has no weights that can be read: {error}") from error
+        raise ValueError(f"{folder} has no safetensors weights that can be read: {error}") from error
     except RuntimeError as error:
-        raise ValueError(f"path {path} has weights that do not fit its configuration: {error}") from error
-    # diffusers fills what is missing with random numbers and goes on.
+        raise ValueError(f"{folder} has weights that do not fit its configuration: {error}") from error
+    # diffusers initialises missing weights at random.
     wrong = {name: keys for name, keys in info.items() if keys}
     if wrong:
-        raise ValueError(f"path {path} has weights that do not fit its configuration: {wrong}")
-    return unet, schedule
+        raise ValueError(f"{folder} has weights that do not fit its configuration: {wrong}")
+    return unet.eval()
+
+
+def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
+    """Read the weights in the folder of a U-Net in their saved dtype, from one file or several.
+
+    ValueError if there are none, or they cannot be read.
+    """
+    folder = Path(folder)
+    whole = folder / f"{WEIGHTS}.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))
+    if not (folder / "config.json").is_file() or not files:
+        raise ValueError(f"there is no network (config.json and {whole.name})")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights |= safetensors.torch.load_file(file)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file.name} cannot be read: {error}") from error
+    return weights

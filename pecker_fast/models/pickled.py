@@ -1,9 +1,9 @@
-"""Weights out of pickled modules, without running what is pickled.
+"""Weights from pickled modules, without running any pickled code.
 
-SiD-LSG's checkpoints are pickled ``nn.Module`` objects, which ``torch.load(weights_only=True)`` refuses. Here a pickle
-is read by an unpickler that builds tensors and plain containers and nothing else: an object of another class, and what
-a function is said to return, becomes a passive stand-in that keeps arguments and state. Modules are then walked by
-their ``_parameters``, ``_buffers`` and ``_modules``.
+SiD-LSG's checkpoints are pickled ``nn.Module`` objects, which ``torch.load(weights_only=True)`` refuses. The unpickler
+here builds only tensors and plain containers. Objects of other classes and results of functions become passive
+stand-ins with their arguments and state. Modules are then traversed through their ``_parameters``, ``_buffers`` and
+``_modules``.
 """
 
 import io
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rebuilt by functions of ours, from the arguments that torch's take.
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -35,11 +34,11 @@ MAX_DEPTH = 200
 
 
 class Stub:
-    """What stands in for an object of a class that is not built: its class's name, arguments, items and state."""
+    """Stand-in for an object: the name of its class, its arguments, items and state."""
 
     qualified = ""
 
-    # Not __init__, which some ways of pickling do not call.
+    # Not __init__, because some pickle protocols do not call it.
     def __new__(cls, *args: Any, **kwargs: Any) -> "Stub":
         self = super().__new__(cls)
         self.args, self.kwargs, self.state, self.items = args, kwargs, {}, {}
@@ -49,7 +48,7 @@ class Stub:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        # Objects with slots give a pair: their dict, and the slots.
+        # Objects with slots have a pair: their dict and the slots.
         for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, dict):
                 self.state |= part
@@ -69,7 +68,7 @@ class Stub:
 
 
 def _stub(module: str, name: str) -> type[Stub]:
-    """A class of stand-ins for ``module.name``: calling it, as a pickle's reduce does, builds one and runs nothing."""
+    """A class of stand-ins for ``module.name``. Calling it, as a pickle's reduce does, only creates a stand-in."""
     return type(name.rpartition(".")[2] or "Stub", (Stub,), {"qualified": f"{module}.{name}"})
 
 
@@ -80,10 +79,10 @@ class _StorageType:
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     if not isinstance(storage, Tensor):
-        raise pickle.UnpicklingError("a tensor's storage is none")
+        raise pickle.UnpicklingError("the storage of a tensor has another type")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise pickle.UnpicklingError("a tensor's sizes are no sizes")
+        raise pickle.UnpicklingError("a tensor has invalid sizes")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.numel():
         raise pickle.UnpicklingError("a tensor is larger than its storage")
@@ -95,18 +94,19 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    # How old protocols write bytes.
+    # Old protocols write bytes as text.
     if encoding != "latin1" or not isinstance(text, str):
-        raise pickle.UnpicklingError(f"a text in {encoding!r}, which is not known")
+        raise pickle.UnpicklingError(f"a text has the unknown encoding {encoding!r}")
     return text.encode("latin1")
 
 
 def _rebuild_from_type(function: Any, _type: Any, args: Any, _state: Any) -> Any:
     if function not in (_rebuild_tensor, _rebuild_parameter):
-        raise pickle.UnpicklingError("a tensor of a type that is not known")
+        raise pickle.UnpicklingError("a tensor has an unknown type")
     return function(*args)
 
 
+# Functions of this module that take the arguments of torch's.
 _FUNCTIONS = {
     ("_codecs", "encode"): _encode,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
@@ -119,7 +119,7 @@ _FUNCTIONS = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors, numbers, texts and containers; all else becomes stand-ins."""
+    """Builds tensors, numbers, texts and containers. Everything else becomes a stand-in."""
 
     def __init__(self, file: Any, storages: Any) -> None:
         super().__init__(file, encoding="latin1")
@@ -131,7 +131,7 @@ class _Unpickler(pickle.Unpickler):
         if module in ("torch", "torch.storage") and name in _DTYPES:
             return _StorageType(_DTYPES[name])
         if (module, name) == ("torch.storage", "_load_from_bytes"):
-            # Tensors in a plain pickle are archives within it.
+            # A plain pickle contains tensors as archives.
             return _load_archive_bytes
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -139,53 +139,68 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _StorageType):
-            raise pickle.UnpicklingError(f"a reference to {str(pid)[:60]}, which is no tensor's storage")
+            raise pickle.UnpicklingError(f"it refers to {str(pid)[:60]}, which is not the storage of a tensor")
         return self._storages(pid[1].dtype, str(pid[2]), int(pid[4]))
 
 
 def _load_archive_bytes(data: Any) -> Any:
-    # As torch saves a storage within a plain pickle: read by torch's own safe reader.
+    # torch saves a storage in a plain pickle in its own format, which its safe reader reads.
     if not isinstance(data, bytes):
-        raise pickle.UnpicklingError("a storage's bytes are none")
-    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    # A storage without a type has bytes.
-    untyped = found if isinstance(found, torch.UntypedStorage) else found._untyped_storage
-    return torch.empty(0, dtype=getattr(found, "dtype", torch.uint8)).set_(untyped)
+        raise pickle.UnpicklingError("the data of a storage are not bytes")
+    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    # An untyped storage has no dtype.
+    untyped = storage if isinstance(storage, torch.UntypedStorage) else storage._untyped_storage
+    return torch.empty(0, dtype=getattr(storage, "dtype", torch.uint8)).set_(untyped)
 
 
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(f"{damaged} in it is damaged (its checksum differs)")
+            raise ValueError(f"its part {damaged} is damaged: the checksum differs")
         names = [name for name in archive.namelist() if name.endswith("data.pkl")]
         if len(names) != 1:
             raise ValueError(f"it is an archive with {len(names)} files data.pkl, expected one")
-        root, kept = names[0][: -len("data.pkl")], {}
+        root, storages = names[0][: -len("data.pkl")], {}
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
-            raise ValueError("it was written on a machine of another byte order")
+            raise ValueError("its byte order is not little-endian")
 
         def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-            if key not in kept:
+            if key not in storages:
                 data = archive.read(f"{root}data/{key}")
-                kept[key] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0).byte()
-            found = kept[key]
+                storages[key] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0).byte()
+            content = storages[key]
             size = count * torch.empty(0, dtype=dtype).element_size()
-            if found.numel() < size:
-                raise pickle.UnpicklingError("a storage is shorter than it says")
-            return found[:size].view(dtype)
+            if content.numel() < size:
+                raise pickle.UnpicklingError("a storage is shorter than its declared size")
+            return content[:size].view(dtype)
 
         return _Unpickler(io.BytesIO(archive.read(names[0])), storage).load()
 
 
 def _no_storage(*_: Any) -> Any:
-    raise pickle.UnpicklingError("a reference to a storage outside the file")
+    raise pickle.UnpicklingError("it refers to a storage outside the file")
 
 
 def read_pickle(path: str | os.PathLike) -> Any:
-    """What is in a pickle or in a file of ``torch.save``: tensors, plain values, containers, and stand-ins (``Stub``)
-    for all else. Nothing in it is run, whatever it says. ValueError where it is damaged or there is no such file."""
+    """Read a pickle or a file of ``torch.save`` without running any code in it.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+
+    Returns
+    -------
+    Any
+        Tensors, plain values and containers, with stand-ins (``Stub``) for all other objects.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it is damaged.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
@@ -197,32 +212,32 @@ def read_pickle(path: str | os.PathLike) -> Any:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     except Exception as error:
-        # Damaged pickles make Python raise almost anything.
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a pickle: {said}") from error
+        # For damaged pickles Python raises almost anything.
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"{path} cannot be read as a pickle: {reason}") from error
 
 
 def state_of(module: Any) -> dict[str, Tensor]:
-    """Parameters and buffers by name of a module's stand-in, or of a mapping of tensors. ValueError for others."""
+    """Return parameters and buffers by name from a module's stand-in or a mapping of tensors. ValueError for others."""
     if isinstance(module, Mapping):
         return dict(_tensors(module.items()))
     if not isinstance(module, Stub) or "_modules" not in module.state:
-        raise ValueError(f"a {type(module).__name__} is no module")
+        raise ValueError(f"a {type(module).__name__} is not a module")
     return dict(_walk(module, "", 0))
 
 
 def _tensors(items: Any) -> Iterator[tuple[str, Tensor]]:
     for name, value in items:
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{str(name)[:60]!r} is no tensor")
+            raise ValueError(f"{str(name)[:60]!r} is not a tensor")
         yield name, value
 
 
 def _walk(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(module, Stub) or depth > MAX_DEPTH:
-        raise ValueError(f"{prefix or 'it'} is no module")
+        raise ValueError(f"{prefix or 'it'} is not a module")
     unsaved = module.state.get("_non_persistent_buffers_set", ())
-    # Before protocol 4 a set is a call of set().
+    # Before protocol 4, pickles contain sets as calls of set().
     unsaved = set(unsaved.args[0] if unsaved.args else ()) if isinstance(unsaved, Stub) else set(unsaved)
     for kind in ("_parameters", "_buffers"):
         for name, value in _dict(module.state.get(kind)).items():
@@ -240,9 +255,9 @@ def _dict(value: Any) -> Mapping:
 
 
 def config_of(module: Any) -> dict[str, Any] | None:
-    """The configuration that a pickled diffusers model carries, plain values only; None where there is none."""
-    found = _dict(module.state.get("_internal_dict")) if isinstance(module, Stub) else {}
-    config = {str(k): v for k, v in found.items() if not str(k).startswith("_") and _is_plain(v)}
+    """Return the plain values of the configuration in a pickled diffusers model; None if there is none."""
+    values = _dict(module.state.get("_internal_dict")) if isinstance(module, Stub) else {}
+    config = {str(k): v for k, v in values.items() if not str(k).startswith("_") and _is_plain(v)}
     return config or None
 
 

@@ -1,12 +1,10 @@
-"""Stable Diffusion 1.x and 2.x as a folder that diffusers reads: its U-Net, prompts and images, one part at a time."""
+"""Stable Diffusion 1.x and 2.x in a folder that diffusers reads. Its parts are loaded one at a time."""
 
-import inspect
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +14,35 @@ from ..diffusion.networks import unwrap
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.text import PREDICTION_TYPES, PromptTable, TextConditioned, check_text_conditional, encode_prompts
 from ..files import write_folder
+from ..hashing import file_sha256
+from .folders import WEIGHTS, load_unet
+from .schedules import SCHEDULER_CONFIG, schedule_from_config
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-PARTS = {"unet": "config.json", "vae": "config.json", "text_encoder": "config.json"}
+# Its parts, and the file that each must have.
+PARTS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "",
+    "scheduler": SCHEDULER_CONFIG,
+}
 
 
 def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
-    """The U-Net in ``folder``, float32 on the CPU in eval mode. Never asks a hub.
+    """Read the U-Net in ``folder``. Never asks a hub.
 
-    Raises ValueError where there is none, it is of another architecture, or its weights do not fit.
+    Returns
+    -------
+    UNet2DConditionModel
+        float32 on the CPU in eval mode.
+
+    Raises
+    ------
+    ValueError
+        If there is none, it is of another architecture, or its weights do not fit.
     """
     from diffusers import UNet2DConditionModel
 
@@ -35,66 +51,44 @@ def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
         raise ValueError(f"{folder} is not the folder of a U-Net: there is no config.json")
     kind = json.loads((folder / "config.json").read_text()).get("_class_name")
     if kind != "UNet2DConditionModel":
-        raise ValueError(f"{folder} holds a {kind}, expected a UNet2DConditionModel")
-    variant = (
-        None
-        if list(folder.glob("diffusion_pytorch_model*.safetensors"))
-        != [folder / "diffusion_pytorch_model.fp16.safetensors"]
-        else "fp16"
-    )
-    try:
-        unet, info = UNet2DConditionModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-            torch_dtype=torch.float32,
-            variant=variant,
-        )
-    except OSError as error:
-        raise ValueError(f"{folder} has no safetensors weights that can be read: {error}") from error
-    except RuntimeError as error:
-        raise ValueError(f"{folder} has weights that do not fit its configuration: {error}") from error
-    # diffusers fills what is missing with random numbers and goes on.
-    wrong = {name: keys for name, keys in info.items() if keys}
-    if wrong:
-        raise ValueError(f"{folder} has weights that do not fit its configuration: {wrong}")
+        raise ValueError(f"{folder} has a {kind}, expected a UNet2DConditionModel")
+    files = list(folder.glob(f"{WEIGHTS}*.safetensors"))
+    variant = "fp16" if files == [folder / f"{WEIGHTS}.fp16.safetensors"] else None
+    unet = load_unet(UNet2DConditionModel, folder, variant=variant)
     check_text_conditional(unet)
-    return unet.eval()
+    return unet
 
 
-@dataclass(frozen=True)
 class StableDiffusion:
-    """The folder of a Stable Diffusion, as ``StableDiffusionPipeline`` and the one-step pipeline save it.
+    """A Stable Diffusion in a folder, as ``StableDiffusionPipeline`` and the one-step pipeline save it.
 
-    Its parts are read when they are asked for and held by the caller alone: neither the text encoder nor the VAE stays
-    in memory while the U-Net is trained.
+    Parts are read on request and not cached: neither the text encoder nor the VAE stays in memory while the U-Net is
+    trained.
 
     Parameters
     ----------
-    folder: has unet/, vae/, text_encoder/, tokenizer/ and scheduler/.
+    folder : str or os.PathLike
+        Has unet/, vae/, text_encoder/, tokenizer/ and scheduler/.
 
-    Raises ValueError where a part is missing or the U-Net predicts something else than the noise or v.
+    Raises
+    ------
+    ValueError
+        If a part is missing, or the U-Net predicts neither the noise nor v.
     """
 
-    folder: Path
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", Path(self.folder))
-        missing = [name for name, file in PARTS.items() if not (self.folder / name / file).is_file()]
-        if not (self.folder / "tokenizer").is_dir():
-            missing.append("tokenizer")
-        if not (self.folder / "scheduler" / "scheduler_config.json").is_file():
-            missing.append("scheduler")
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+        missing = [name for name, file in PARTS.items() if not (self.folder / name / file).exists()]
         if missing:
             raise ValueError(f"{self.folder} is not the folder of a Stable Diffusion: it has no {', '.join(missing)}")
-        self.schedule  # noqa: B018  (raises where it cannot be used)
+        self.schedule  # noqa: B018  (raises if it cannot be used)
 
-    def config(self, part: str) -> dict:
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def config(self, part: str) -> dict[str, Any]:
         """Configuration of a part: "unet", "vae", "text_encoder" or "scheduler"."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return json.loads((self.folder / part / name).read_text())
+        return json.loads((self.folder / part / PARTS[part]).read_text())
 
     @property
     def prediction_type(self) -> str:
@@ -103,29 +97,32 @@ class StableDiffusion:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise levels that it was trained on, whichever scheduler the folder names."""
-        from diffusers import DDPMScheduler
-
-        said = self.config("scheduler")
-        known = inspect.signature(DDPMScheduler).parameters
-        scheduler = DDPMScheduler(**{name: value for name, value in said.items() if name in known})
-        return NoiseSchedule.from_scheduler(scheduler, PREDICTION_TYPES)
+        """The noise levels that the U-Net was trained on."""
+        return schedule_from_config(self.config("scheduler"), PREDICTION_TYPES)
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels a latent, along each side."""
+        """Pixels per latent along each side."""
         return 2 ** (len(self.config("vae")["block_out_channels"]) - 1)
 
     def latent_size(self, resolution: int | None) -> int:
-        """Height and width of latents of images of ``resolution`` pixels; None: what the U-Net was trained for.
+        """Return the height and width of latents for images of ``resolution`` pixels.
 
-        Raises ValueError where it is no multiple of what autoencoder and U-Net halve.
+        Parameters
+        ----------
+        resolution : int or None
+            Height and width of images; None for the size that the U-Net was trained for.
+
+        Raises
+        ------
+        ValueError
+            If ``resolution`` is not a multiple of the factor by which autoencoder and U-Net downsample.
         """
         unet = self.config("unet")
         if resolution is None:
             size = unet["sample_size"]
             if not isinstance(size, int):
-                raise ValueError(f"the U-Net is for latents of {size}, expected squares: give a resolution")
+                raise ValueError(f"the U-Net's sample_size is {size}, expected one number: give a resolution")
             return size
         check_int("resolution", resolution, 1)
         factor = self.vae_scale_factor * 2 ** (len(unet["block_out_channels"]) - 1)
@@ -134,20 +131,26 @@ class StableDiffusion:
         return resolution // self.vae_scale_factor
 
     def load_unet(self) -> "UNet2DConditionModel":
-        """The U-Net, as ``load_text_unet`` has it."""
+        """Load the U-Net, float32 on the CPU in eval mode. ValueError as by ``load_text_unet``."""
         return load_text_unet(self.folder / "unet")
 
-    def encode(
-        self, prompts: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, list[str]]:
-        """Text embeddings (N, tokens, width) of ``dtype`` on the CPU, and the prompts that were cut; computed in
-        float32 on ``device``, where nothing is left. Raises ValueError where transformers is missing or a part cannot
-        be read."""
-        tokenizer, encoder = self._text_parts()
-        embeddings, cut = encode_prompts(tokenizer, encoder.to(device), prompts)
-        return embeddings.to(dtype), cut
+    def load_vae(self) -> nn.Module:
+        """Load the autoencoder, float32 on the CPU in eval mode, without gradients. ValueError if it cannot be read."""
+        from diffusers import AutoencoderKL
 
-    def _text_parts(self) -> tuple:
+        try:
+            vae = AutoencoderKL.from_pretrained(
+                self.folder / "vae", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+            )
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{self} has no VAE that can be read: {error}") from error
+        return vae.eval().requires_grad_(False)
+
+    def load_text_parts(self) -> tuple[Any, nn.Module]:
+        """Load the tokenizer and the text encoder, float32 on the CPU in eval mode, without gradients.
+
+        ValueError if transformers is not installed, or one of them cannot be read.
+        """
         try:
             from transformers import CLIPTextModel, CLIPTokenizer
         except ImportError as error:
@@ -158,12 +161,45 @@ class StableDiffusion:
                 self.folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.folder} has no text encoder or tokenizer that can be read: {error}") from error
+            raise ValueError(f"{self} has no text encoder or tokenizer that can be read: {error}") from error
         return tokenizer, encoder.eval().requires_grad_(False)
 
-    def network(self, embeddings: Tensor, resolution: int | None = None, unet: nn.Module | None = None):
-        """The ``TextConditioned`` network of ``unet`` (the folder's by default) and embeddings of prompts, the first of
-        which is ""."""
+    def load_scheduler(self) -> Any:
+        """Load the scheduler with the class in its configuration."""
+        import diffusers
+
+        kind = getattr(diffusers, self.config("scheduler").get("_class_name", ""), diffusers.DDPMScheduler)
+        return kind.from_pretrained(self.folder / "scheduler", local_files_only=True)
+
+    def text_encoder_hashes(self) -> list[str]:
+        """sha256 of the text encoder's files, by which stored embeddings are matched to it."""
+        return [file_sha256(file) for file in sorted((self.folder / "text_encoder").glob("*.safetensors"))]
+
+    def encode(
+        self, prompts: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, list[str]]:
+        """Encode prompts in float32 on ``device``, which holds nothing afterwards.
+
+        Returns
+        -------
+        embeddings : Tensor
+            (N, tokens, width) of ``dtype`` on the CPU.
+        truncated : list of str
+            Prompts with more tokens than the encoder takes.
+
+        Raises
+        ------
+        ValueError
+            As by ``load_text_parts``.
+        """
+        tokenizer, encoder = self.load_text_parts()
+        embeddings, truncated = encode_prompts(tokenizer, encoder.to(device), prompts)
+        return embeddings.to(dtype), truncated
+
+    def network(
+        self, embeddings: Tensor, resolution: int | None = None, unet: nn.Module | None = None
+    ) -> TextConditioned:
+        """Combine a U-Net, by default this model's, with embeddings of prompts, the first of which is ""."""
         return TextConditioned(
             self.load_unet() if unet is None else unet,
             PromptTable(embeddings),
@@ -171,18 +207,6 @@ class StableDiffusion:
             self.prediction_type,
             self.latent_size(resolution),
         )
-
-    def load_vae(self) -> nn.Module:
-        """The autoencoder, float32 on the CPU in eval mode. ValueError where it cannot be read."""
-        from diffusers import AutoencoderKL
-
-        try:
-            vae = AutoencoderKL.from_pretrained(
-                self.folder / "vae", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-            )
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{self.folder} has no VAE that can be read: {error}") from error
-        return vae.eval().requires_grad_(False)
 
     @torch.no_grad()
     def decode(
@@ -192,9 +216,23 @@ class StableDiffusion:
         batch_size: int = 4,
         vae: nn.Module | None = None,
     ) -> Tensor:
-        """Images float32 (N, 3, H, W) in [-1, 1] on the CPU of latents (N, C, h, w) as the U-Net has them.
+        """Decode latents to images.
 
-        ``vae``: the autoencoder, where the caller has it on ``device`` already.
+        Parameters
+        ----------
+        latents : Tensor
+            (N, C, h, w), with the U-Net's scale.
+        device : torch.device or str
+            Where to compute.
+        batch_size : int
+            Images at a time.
+        vae : nn.Module, optional
+            The autoencoder on ``device``; loaded by default.
+
+        Returns
+        -------
+        Tensor
+            float32 (N, 3, H, W) in [-1, 1] on the CPU.
         """
         vae = self.load_vae().to(device) if vae is None else vae
         scale = vae.config.scaling_factor
@@ -203,38 +241,46 @@ class StableDiffusion:
 
 
 def save_text_network(path: str | os.PathLike, network: nn.Module) -> None:
-    """Writes the U-Net of a ``TextConditioned`` network in diffusers' layout, all or nothing."""
+    """Write the U-Net of a ``TextConditioned`` network as a folder of diffusers, atomically."""
     unet = unwrap(network).unet
     write_folder(path, lambda folder: unet.save_pretrained(folder, safe_serialization=True))
 
 
 def save_text_pipeline(path: str | os.PathLike, unet: nn.Module, source: StableDiffusion, t_init: int | None) -> None:
-    """Writes a U-Net as a pipeline, with the other parts of ``source``, all or nothing.
+    """Write a U-Net as a pipeline with the other parts of ``source``, atomically.
+
+    ``DiffusionPipeline.from_pretrained(path, custom_pipeline=path, trust_remote_code=True)`` reads a one-step generator
+    without this package; ``StableDiffusionPipeline`` can use its U-Net.
 
     Parameters
     ----------
-    unet: a ``UNet2DConditionModel``.
-    source: where text encoder, tokenizer, VAE and scheduler come from.
-    t_init: at which a one-step generator is fed noise; None for a model that draws in many steps, which becomes a
+    path : str or os.PathLike
+        The folder.
+    unet : nn.Module
+        A ``UNet2DConditionModel``.
+    source : StableDiffusion
+        Provides text encoder, tokenizer, VAE and scheduler.
+    t_init : int or None
+        Timestep at which a one-step generator is fed noise; None for a model that draws in many steps, which becomes a
         ``StableDiffusionPipeline``.
 
-    ``DiffusionPipeline.from_pretrained(path, custom_pipeline=path, trust_remote_code=True)`` reads a one-step generator
-    where this package is not installed; ``StableDiffusionPipeline`` takes its U-Net.
+    Raises
+    ------
+    ValueError
+        If ``t_init`` is out of range, or a part of ``source`` cannot be read.
     """
-    import diffusers
+    from diffusers import StableDiffusionPipeline
 
     from ..diffusion.text_pipeline import OneStepTextPipeline
 
     if t_init is not None:
         check_int("t_init", t_init, 0, source.schedule.num_train_timesteps)
-    tokenizer, encoder = source._text_parts()
-    kind = getattr(diffusers, source.config("scheduler").get("_class_name", ""), diffusers.DDPMScheduler)
-    scheduler = kind.from_pretrained(source.folder / "scheduler", local_files_only=True)
+    tokenizer, encoder = source.load_text_parts()
     parts = {"vae": source.load_vae(), "text_encoder": encoder, "tokenizer": tokenizer}
-    parts |= {"unet": unet, "scheduler": scheduler}
+    parts |= {"unet": unet, "scheduler": source.load_scheduler()}
     if t_init is None:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = diffusers.StableDiffusionPipeline(**parts, **none)
+        pipeline = StableDiffusionPipeline(**parts, **none)
     else:
         pipeline = OneStepTextPipeline(**parts, t_init=t_init)
     write_folder(path, lambda folder: pipeline.save_pretrained(folder, safe_serialization=True))

@@ -6,7 +6,6 @@ they are ``torch.ops.pecker_fast.*``.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .dispatch import backend_reasons, resolve, set_backend
@@ -40,13 +39,9 @@ __all__ = [
 MaskRows = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _dtypes(tensors: Sequence[Tensor | None]) -> set[torch.dtype]:
-    return {t.dtype for t in tensors if t is not None}
-
-
 def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int, *, backend: str | None = None) -> Tensor:
     """Counts of one level of a radix selection: int64 [m, bins] for int32 ``prefixes`` [m]. See ``schemas.py``."""
-    return resolve("radix_histogram", prefixes.device, _dtypes(scores), backend)(scores, prefixes, level)
+    return resolve("radix_histogram", prefixes.device, backend)(scores, prefixes, level)
 
 
 def threshold_mask(
@@ -56,7 +51,7 @@ def threshold_mask(
 
     Returns words int32 [m, W], thresholds float32 [m], counts int64 [m], nan_count int64 [].
     """
-    return resolve("threshold_mask", keys.device, _dtypes(scores), backend)(scores, keys, tie_limits)
+    return resolve("threshold_mask", keys.device, backend)(scores, keys, tie_limits)
 
 
 def select(scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, backend: str | None = None) -> MaskRows:
@@ -64,31 +59,31 @@ def select(scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, back
 
     Returns words int32 [m, W], thresholds float32 [m], counts int64 [m], nan_count int64 [].
     """
-    return resolve("select", ks.device, _dtypes(scores), backend)(scores, ks, ties_all)
+    return resolve("select", ks.device, backend)(scores, ks, ties_all)
 
 
 def block_counts(
     words: Tensor, word_offsets: Sequence[int], numels: Sequence[int], *, backend: str | None = None
 ) -> Tensor:
     """Set bits in each block of ``PACK_BLOCK`` entries, tensors in order: int64."""
-    return resolve("block_counts", words.device, (), backend)(words, word_offsets, numels)
+    return resolve("block_counts", words.device, backend)(words, word_offsets, numels)
 
 
 def pack(dense: Tensor, words: Tensor, count: int, *, backend: str | None = None) -> Tensor:
     """The ``count`` entries of ``dense`` whose bit is set, in order: [count]."""
-    return resolve("pack", dense.device, {dense.dtype}, backend)(dense, words, count)
+    return resolve("pack", dense.device, backend)(dense, words, count)
 
 
 def unpack(packed: Tensor, words: Tensor, numel: int, *, backend: str | None = None) -> Tensor:
     """``packed`` spread over ``numel`` entries where the mask is set, zero elsewhere: [numel]."""
-    return resolve("unpack", packed.device, {packed.dtype}, backend)(packed, words, numel)
+    return resolve("unpack", packed.device, backend)(packed, words, numel)
 
 
 def apply_mask_(
     tensors: Sequence[Tensor], words: Tensor, word_offsets: Sequence[int], *, backend: str | None = None
 ) -> None:
     """Sets the entries of ``tensors`` outside the mask to 0, in place."""
-    resolve("apply_mask_", words.device, _dtypes(tensors), backend)(tensors, words, word_offsets)
+    resolve("apply_mask_", words.device, backend)(tensors, words, word_offsets)
 
 
 def accumulate_(
@@ -96,7 +91,7 @@ def accumulate_(
 ) -> None:
     """Adds each gradient ("sum"), its magnitude ("abs_sum") or its square ("sq_sum") to its accumulator, in place."""
     if accumulators:
-        resolve("accumulate_", accumulators[0].device, _dtypes(grads), backend)(accumulators, grads, reduce)
+        resolve("accumulate_", accumulators[0].device, backend)(accumulators, grads, reduce)
 
 
 def count_nonfinite(
@@ -110,11 +105,11 @@ def count_nonfinite(
 ) -> Tensor:
     """Number of inf and NaN among the gradients that ``masked_adam_`` would use: int64 []."""
     tensors = [t for t in [*grads, *masked_grads, words] if t is not None]
-    run = resolve("count_nonfinite", tensors[0].device, _dtypes([*grads, *masked_grads]), backend)
+    run = resolve("count_nonfinite", tensors[0].device, backend)
     return run(grads, masked_grads, words, word_offsets, grad_scale)
 
 
 def masked_adam_(params: Sequence[Tensor], *args, backend: str | None = None, **kwargs) -> None:
     """One plain, masked or joint Adam step, in place. Arguments and equations: ``reference.masked_adam_``."""
     if params:
-        resolve("masked_adam_", params[0].device, _dtypes(params), backend)(params, *args, **kwargs)
+        resolve("masked_adam_", params[0].device, backend)(params, *args, **kwargs)

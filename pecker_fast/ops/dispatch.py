@@ -7,7 +7,7 @@ or raises with that reason; nothing is replaced silently, and the automatic choi
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -50,14 +50,16 @@ def requested_backend(backend: str | None = None) -> str | None:
     return _checked(name, f"environment variable {ENVIRONMENT_VARIABLE}") if name else None
 
 
-def why_not(backend: str, op: str, device: torch.device, dtypes: Iterable[torch.dtype] = ()) -> str | None:
-    """None if ``backend`` can run ``op`` on tensors of these dtypes on ``device``, else the reason why it cannot."""
+def why_not(backend: str, op: str, device: torch.device) -> str | None:
+    """None if ``backend`` can run ``op`` on tensors on ``device``, else the reason why it cannot.
+
+    Every back end takes the same dtypes; the argument checks name a tensor that has another.
+    """
     if backend == "reference":
         return None
     if backend == "triton":
         from ..kernels import support
 
-        # Every back end takes the same dtypes; the argument checks name the tensor that has another.
         return support.why_not(op, device)
     if device.type != backend:
         return f"runs on {backend} tensors, these are on {device.type}"
@@ -67,14 +69,14 @@ def why_not(backend: str, op: str, device: torch.device, dtypes: Iterable[torch.
 
 
 @cache
-def automatic_backend(op: str, device_type: str, dtypes: frozenset = frozenset()) -> str:
+def automatic_backend(op: str, device_type: str) -> str:
     """The first back end in order that can run ``op`` on this type of device."""
     device = torch.device(device_type)
     # Triton's interpreter is for tests: on CPU tensors it runs only where it is asked for by name.
     order = [b for b in BACKENDS if not (b == "triton" and device_type == "cpu")]
     reasons = {}
     for backend in order:
-        reasons[backend] = why_not(backend, op, device, dtypes)
+        reasons[backend] = why_not(backend, op, device)
         if reasons[backend] is None:
             break
     rejected = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if reason)
@@ -82,7 +84,7 @@ def automatic_backend(op: str, device_type: str, dtypes: frozenset = frozenset()
     return backend
 
 
-def resolve(op: str, device: torch.device, dtypes: Iterable[torch.dtype] = (), backend: str | None = None) -> Callable:
+def resolve(op: str, device: torch.device, backend: str | None = None) -> Callable:
     """The function that runs ``op``, with the signature of its schema.
 
     Raises RuntimeError if a back end was asked for by name and cannot run.
@@ -94,7 +96,7 @@ def resolve(op: str, device: torch.device, dtypes: Iterable[torch.dtype] = (), b
     if name is None:
         name = automatic_backend(op, device.type)
     else:
-        reason = why_not(name, op, device, dtypes)
+        reason = why_not(name, op, device)
         if reason is not None:
             raise RuntimeError(f"back end {name!r} cannot run {op}: {reason}")
     if name == device.type:

@@ -1,4 +1,8 @@
-"""Sizes that every back end shares: how masks and packed state are laid out in memory."""
+"""Sizes that every back end shares: how masks and packed state are laid out in memory.
+
+Their only owner in Python; the Triton kernels import this module of the package and no other. In C++
+csrc/common/bit_words.h and radix_key.h own them.
+"""
 
 from collections.abc import Sequence
 
@@ -11,6 +15,9 @@ PACK_BLOCK = 16384
 ZERO_KEY = 0
 INF_KEY = 0x7F800000
 """Key of an infinite entry. ``key = float32 bits & 0x7fffffff`` orders magnitudes; larger keys are NaN."""
+
+ALL_TIES = (1 << 63) - 1
+"""A limit on the entries of equal magnitude that are kept: none."""
 
 RADIX_BITS = (11, 10, 10)
 """Bits of a 31-bit key that each histogram level resolves, highest first."""

@@ -8,9 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .layout import INF_KEY, RADIX_BITS
-
-ALL_TIES = (1 << 63) - 1
+from .layout import ALL_TIES, INF_KEY, RADIX_BITS
 
 
 def radix_select(histogram: Callable[[Tensor, int], Tensor], ks: Tensor, ties_all: bool) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Bytes of tensors that live at the same time, counted as they are made: of real tensors and of fake ones."""
+"""Counts the bytes of tensors that are alive at the same time, for real and for fake tensors."""
 
 import weakref
 
@@ -8,15 +8,16 @@ from torch.utils._pytree import tree_leaves
 
 
 class AllocationCounter(TorchDispatchMode):
-    """Within it, storages of the tensors that operators return are counted until they are freed.
+    """Context that counts the storages of all tensors returned by operators, until they are freed.
 
-    Under a ``FakeTensorMode`` that is entered before, nothing is computed and no memory is taken: the counts are those
-    that the same calls would come to.
+    Inside a ``FakeTensorMode`` nothing is computed and no memory is used; the counts are those of the real calls.
 
     Attributes
     ----------
-    current: bytes alive that were made within.
-    peak: the most at a time since the last ``reset``.
+    current : int
+        Bytes that are alive and were allocated inside the context.
+    peak : int
+        Maximum of ``current`` since the last ``reset``.
     """
 
     def __init__(self) -> None:
@@ -26,9 +27,9 @@ class AllocationCounter(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def reset(self) -> int:
-        """Returns the peak and begins a new one at what is alive."""
-        found, self.peak = self.peak, self.current
-        return found
+        """Returns the peak and starts a new one at the current count."""
+        peak, self.peak = self.peak, self.current
+        return peak
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -51,7 +52,7 @@ class AllocationCounter(TorchDispatchMode):
         self.peak = max(self.peak, self.current)
 
     def count_as(self, tensor: torch.Tensor, size: int) -> None:
-        """From here on the storage of ``tensor``, which was made within, counts as ``size`` bytes."""
+        """Counts the storage of ``tensor``, allocated inside the context, as ``size`` bytes from now on."""
         key = tensor.untyped_storage()._cdata
         self.current += size - self._sizes[key]
         self._sizes[key] = size

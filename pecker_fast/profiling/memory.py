@@ -7,7 +7,7 @@ import torch
 
 
 def peak_memory_bytes(device: torch.device | str) -> int:
-    """Most memory in use so far: the GPU's, or this process's where the CPU computes."""
+    """Peak memory so far in bytes: of the GPU, or of this process if ``device`` is the CPU."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Energy and utilisation of one NVIDIA GPU, as its driver counts them (NVML)."""
+"""Energy and utilisation of one NVIDIA GPU, from its driver's counters (NVML)."""
 
 import torch
 
@@ -8,11 +8,13 @@ class GpuMeter:
 
     Parameters
     ----------
-    device: a CUDA device; on any other one there is nothing to read.
+    device : torch.device or str
+        A CUDA device. Other devices have no counters.
 
     Attributes
     ----------
-    missing: why there are no readings, or None.
+    missing : str or None
+        Why there are no readings.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -29,7 +31,7 @@ class GpuMeter:
             return
         try:
             pynvml.nvmlInit()
-            # By its identity: CUDA_VISIBLE_DEVICES renumbers torch's GPUs, not the driver's.
+            # By UUID: CUDA_VISIBLE_DEVICES renumbers the GPUs for torch but not for the driver.
             uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
             pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
@@ -38,13 +40,13 @@ class GpuMeter:
             self.missing = f"NVML: {error}"
 
     def joules(self) -> float | None:
-        """Energy since the driver was loaded; None where it is not counted."""
+        """Energy in joules since the driver was loaded; None if it is not measured."""
         if self._nvml is None:
             return None
         return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
 
     def utilization(self) -> int | None:
-        """Percent of the last sample period (up to a second) in which a kernel ran; None where it is not counted."""
+        """Percentage of the last sample period (up to a second) in which a kernel ran; None if it is not measured."""
         if self._nvml is None:
             return None
         return self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu

@@ -12,7 +12,7 @@ from .memory import peak_memory_bytes
 from .meter import GpuMeter
 from .regions import Regions
 
-# Iterations before, of torch's profiler warming up, and traced. What they measure is left out of the figures.
+# Iterations before the trace, for torch's profiler to warm up, and in the trace. They are excluded from the figures.
 WAIT, WARMUP, TRACED = 2, 1, 2
 
 
@@ -21,9 +21,12 @@ class Profiler:
 
     Parameters
     ----------
-    regions: those that the iterations enter.
-    device: where they compute.
-    trace: file for a trace in Chrome's format (chrome://tracing, Perfetto), or None.
+    regions : Regions
+        The regions that the iterations enter.
+    device : torch.device or str
+        Device of the computation.
+    trace : Path, optional
+        File for a trace in Chrome's format (chrome://tracing, Perfetto).
     """
 
     def __init__(self, regions: Regions, device: torch.device | str, trace: Path | None = None) -> None:
@@ -40,7 +43,7 @@ class Profiler:
         self._left = 0
 
     def start(self, iterations: int) -> None:
-        """Before ``iterations`` iterations. There is a trace where they are more than twice what it takes."""
+        """Starts before ``iterations`` iterations. Short runs, of at most twice the trace's length, have no trace."""
         self._left = WAIT + WARMUP + TRACED
         if self._trace is None or iterations <= 2 * self._left:
             self._left = 0
@@ -56,11 +59,11 @@ class Profiler:
         self._torch.start()
 
     def resume(self) -> None:
-        """The clock runs: iterations follow."""
+        """Starts the clock: iterations follow."""
         self._since, self._joules_since = time.perf_counter(), self.meter.joules()
 
     def pause(self) -> None:
-        """The clock stops: something else follows, such as an evaluation. The device must have finished."""
+        """Stops the clock before other work, such as an evaluation. The device must have finished."""
         if self._since is None:
             return
         self.seconds += time.perf_counter() - self._since
@@ -70,7 +73,7 @@ class Profiler:
 
     @contextmanager
     def outside(self, name: str) -> Iterator[None]:
-        """Measures what comes between iterations, such as an evaluation. The clock of the iterations stands still."""
+        """Measures work between iterations, such as an evaluation, while the clock of the iterations is stopped."""
         start = time.perf_counter()
         try:
             with torch.profiler.record_function(name):
@@ -79,7 +82,7 @@ class Profiler:
             self.outside_seconds[name] = self.outside_seconds.get(name, 0.0) + time.perf_counter() - start
 
     def step(self, images: int) -> None:
-        """An iteration of ``images`` images is over."""
+        """Counts a finished iteration of ``images`` images."""
         self.iterations += 1
         self.images += images
         if self._torch is None:
@@ -101,24 +104,26 @@ class Profiler:
         self.resume()
 
     def close(self) -> None:
-        """Ends a trace that is under way."""
+        """Ends a trace in progress."""
         if self._torch is not None:
             self._torch.stop()
             self._torch = None
 
     def record(self) -> dict[str, Any]:
-        """For a line of the log: seconds by region since the last one, memory, utilisation, energy so far. Waits for
-        the device."""
+        """Figures for a log line: seconds by region since the previous line, memory, utilisation, energy so far.
+
+        Waits for the device.
+        """
         totals = self.regions.totals()
         since = {name: value - self._logged.get(name, 0.0) for name, value in totals.items()}
         self._logged = totals
-        said: dict[str, Any] = {"profile_seconds": since, "peak_memory_bytes": peak_memory_bytes(self.device)}
+        record: dict[str, Any] = {"profile_seconds": since, "peak_memory_bytes": peak_memory_bytes(self.device)}
         if self.joules is not None:
-            said |= {"energy_joules": self.joules, "gpu_utilization": self.meter.utilization()}
-        return said
+            record |= {"energy_joules": self.joules, "gpu_utilization": self.meter.utilization()}
+        return record
 
     def summary(self, all_joules: float | None = None) -> dict[str, Any]:
-        """Figures of all iterations measured; ``all_joules``: energy of the GPUs of all processes."""
+        """Figures over all measured iterations. ``all_joules`` is the energy of the GPUs of all processes."""
         per_second = self.images / self.seconds if self.seconds else 0.0
         energy = None if all_joules is None else all_joules / max(1, self.images)
         return {
@@ -132,20 +137,20 @@ class Profiler:
         }
 
     def table(self, all_joules: float | None = None) -> str:
-        """Milliseconds an iteration and share of the time for each region; what lies in none is the row "other"."""
-        said = self.summary(all_joules)
-        totals = said["seconds_by_region"]
+        """Milliseconds per iteration and share of time for each region; time outside all regions is the row "other"."""
+        summary = self.summary(all_joules)
+        totals = summary["seconds_by_region"]
         totals["other"] = max(0.0, self.seconds - sum(totals.values()))
         width = max(len(name) for name in [*totals, "iteration"])
         lines = [f"{'':{width}} {'ms/iteration':>13} {'share':>7}"]
         for name, value in [*totals.items(), ("iteration", self.seconds)]:
             share = value / self.seconds if self.seconds else 0.0
             lines.append(f"{name:{width}} {1e3 * value / max(1, self.iterations):13.2f} {share:7.1%}")
-        energy = said["joules_per_image"]
+        energy = summary["joules_per_image"]
         joules = f"energy not measured ({self.meter.missing})" if energy is None else f"{energy:.3g} J/image"
         lines.append(
-            f"{self.iterations} iterations; {said['images_per_second']:.1f} images/s; {joules}; "
-            f"peak memory {said['peak_memory_bytes'] / 2**20:.0f} MiB"
+            f"{self.iterations} iterations; {summary['images_per_second']:.1f} images/s; {joules}; "
+            f"peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB"
         )
         if self.outside_seconds:
             between = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.outside_seconds.items())

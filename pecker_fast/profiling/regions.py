@@ -1,4 +1,4 @@
-"""Time by named region: events on a GPU, a clock on the CPU, nothing when it is off."""
+"""Time by named region: by events on a GPU, by a clock on a CPU, at no cost when disabled."""
 
 import time
 from collections.abc import Iterator
@@ -10,16 +10,24 @@ _NOTHING = nullcontext()
 
 
 class Regions:
-    """Adds up the time spent in named regions of a loop; regions do not nest.
+    """Sums the time spent in named regions of a loop. Regions do not nest.
 
-    Each is a ``record_function`` range for torch's profiler as well, and on a GPU an NVTX range for Nsight.
+    Each region is also a ``record_function`` range for torch's profiler and, on a GPU, an NVTX range for Nsight.
 
     Parameters
     ----------
-    enabled: without it every region is one shared null context.
-    device: on a CUDA device regions are timed by events, which are only read by ``totals``: the loop never waits.
+    enabled : bool
+        If False, every region is the same null context.
+    device : torch.device or str
+        On a CUDA device regions are timed by events, which only ``totals`` reads, so the loop never waits.
 
-    Use: ``with regions("optimizer"): ...``; ``totals()`` now and then.
+    Examples
+    --------
+    >>> regions = Regions(enabled=True)
+    >>> with regions("optimizer"):
+    ...     pass
+    >>> list(regions.totals())
+    ['optimizer']
     """
 
     def __init__(self, enabled: bool = False, device: torch.device | str = "cpu") -> None:
@@ -31,14 +39,14 @@ class Regions:
 
     def __call__(self, name: str) -> AbstractContextManager:
         if not self.enabled or (self._cuda and torch.cuda.is_current_stream_capturing()):
-            # Within a graph there is nothing to time: its replays are regions of their own.
+            # A capture cannot be timed. Replays of the graph are regions of their own.
             return _NOTHING
         return self._measure(name)
 
     @contextmanager
     def _measure(self, name: str) -> Iterator[None]:
         if self._inside is not None:
-            raise RuntimeError(f"region {name!r} within region {self._inside!r}: regions do not nest")
+            raise RuntimeError(f"region {name!r} inside region {self._inside!r}: regions do not nest")
         self._inside = name
         if self._cuda:
             torch.cuda.nvtx.range_push(name)
@@ -54,14 +62,13 @@ class Regions:
                 events[1].record()
                 torch.cuda.nvtx.range_pop()
                 self._events.append((name, *events))
-                # So that the order of the regions is that of their first time on a GPU too.
+                # Keeps the regions in the order in which they are first entered on a GPU too.
                 self._seconds.setdefault(name, 0.0)
             else:
                 self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def totals(self) -> dict[str, float]:
-        """Seconds in each region since the start or ``reset``, in the order in which they were first entered. Waits for
-        the device."""
+        """Seconds in each region since the start or ``reset``, in order of first use. Waits for the device."""
         if self._events:
             torch.cuda.synchronize()
             for name, start, end in self._events:
@@ -70,6 +77,6 @@ class Regions:
         return dict(self._seconds)
 
     def reset(self) -> None:
-        """Begins to count anew."""
+        """Sets all times to zero."""
         self._seconds.clear()
         self._events.clear()

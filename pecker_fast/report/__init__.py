@@ -1,11 +1,9 @@
-"""What a run looks like: pictures of samples, curves, and a report to read. A leaf."""
+"""Pictures, curves and reports of runs. Only runs and commands import it."""
 
-from .ablation import AblationRun, read_ablation
-from .ablation_report import write_ablation
-from .across import read_across, text_table, write_across
+from .across import CLASSES, PROMPTS, Layout, read_across, text_table, write_across
+from .card import card_note
 from .comparison import comparison_table, write_comparison
-from .concepts import concept_table, write_concepts
-from .files import Run
+from .files import RunRecord
 from .grids import save_before_after, save_grid, save_side_by_side
 from .places import portable
 from .robustness import write_robustness_report
@@ -13,21 +11,20 @@ from .run_report import write_run_report
 from .sequence import write_sequence
 
 __all__ = [
-    "AblationRun",
-    "Run",
+    "CLASSES",
+    "PROMPTS",
+    "Layout",
+    "RunRecord",
+    "card_note",
     "comparison_table",
-    "concept_table",
     "portable",
-    "read_ablation",
     "read_across",
     "save_before_after",
     "save_grid",
     "save_side_by_side",
     "text_table",
-    "write_ablation",
     "write_across",
     "write_comparison",
-    "write_concepts",
     "write_robustness_report",
     "write_run_report",
     "write_sequence",

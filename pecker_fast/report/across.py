@@ -5,293 +5,313 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..figures import Figure, figure
 from ..files import write_json
-from .blocks import Code, Link, Picture, Section, Table, Text, figures_table
-from .curves import COLOURS, PANELS, mean_curve, new_figure, points_of, save_figure
-from .files import Run, write_csv
+from .blocks import Block, Code, Link, Picture, Section, Text, figures_table
+from .curves import COLOURS, mean_curve, new_figure, points_of, save_figure
+from .files import RunRecord, write_csv
 from .places import portable
 from .render import write_document
-from .tables import text_table_of
+from .tables import meanings_table, text_table_of
 
-FORGOTTEN = 98.0
-# Of what is measured by the clock.
+# Figures that depend on the machine's speed.
 TIMED = ("seconds", "seconds_per_image")
-# What a row has, over the seeds: key, title, format, and what it says.
-COLUMNS = (
-    ("ua", "UA %", "{:.1f}", "unlearning accuracy at the end"),
-    ("ua_last_half_min", "UA, least %", "{:.1f}", "the least of it in the last half of the run"),
-    ("retain_accuracy", "retained %", "{:.1f}", "images asked for retained classes that the judge recognises"),
-    ("frechet_distance", "Fréchet", "{:.2f}", "distance from the real images of the retained classes"),
-    ("frechet_over_real", "/ real", "{:.2f}", "over the distance of as many real images from the others"),
-    ("fid", "FID", "{:.2f}", "Fréchet distance of Inception features"),
-    ("sfid", "sFID", "{:.2f}", "Fréchet distance of Inception's spatial features"),
-    ("is", "IS", "{:.2f}", "Inception score"),
-    ("kid", "KID", "{:.5f}", "kernel distance of Inception features"),
-    ("precision", "precision", "{:.3f}", "improved precision, k = 3"),
-    ("recall", "recall", "{:.3f}", "improved recall, k = 3"),
-    ("extractor_precision", "judge precision", "{:.3f}", "improved precision in the judge's features, k = 3"),
-    ("extractor_recall", "judge recall", "{:.3f}", "improved recall in the judge's features, k = 3"),
-    ("diversity", "diversity", "{:.2f}", "within retained classes, over that of real images"),
-    (
-        "cover_frechet_distance",
-        "cover Fréchet",
-        "{:.1f}",
-        "of what is drawn for the forgotten class from the cover class",
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a comparison of methods shows.
+
+    Parameters
+    ----------
+    title : str
+        Of the report.
+    columns : tuple of str
+        Keys of the figures in the report's table and in compare.csv, in order.
+    main : tuple of str
+        Those in the terminal's table.
+    curves : tuple of str
+        Figures that are drawn over the training, from evaluation.jsonl.
+    notes : tuple of str
+        Paragraphs below the table.
+    facts_in_csv : bool
+        Whether compare.csv has the methods' facts and the name of the features too.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    main: tuple[str, ...]
+    curves: tuple[str, ...]
+    notes: tuple[str, ...]
+    facts_in_csv: bool
+
+
+CLASSES = Layout(
+    title="Methods compared",
+    columns=(
+        *("ua", "ua_last_half_min", "retain_accuracy", "frechet_distance", "frechet_over_real"),
+        *("fid", "sfid", "is", "kid", "precision", "recall", "extractor_precision", "extractor_recall"),
+        *("diversity", "cover_frechet_distance", "cover_diversity", "images_to_forget", "images", "seconds"),
+        *("sampling_steps", "seconds_per_image", "peak_memory_gib"),
+        *("relearn_forget_ua_50", "latent_own_confirmed", "paths_still_most"),
+        *("reached", "parameters_changed", "drift_norm"),
     ),
-    ("cover_diversity", "cover diversity", "{:.2f}", "of what is drawn for the forgotten class"),
-    ("images_to_forget", "images to UA 98", "{:.0f}", "images seen until UA stayed at 98 % or more"),
-    ("images", "images", "{:.0f}", "images seen in all"),
-    ("seconds", "seconds", "{:.0f}", "of training"),
-    ("sampling_steps", "steps / image", "{:.0f}", "of the sampler that draws an image"),
-    ("seconds_per_image", "s / image", "{:.2g}", "to draw an image of the evaluation"),
-    ("peak_memory_gib", "GiB", "{:.2f}", "most memory in use; on a CPU by the process so far"),
-    (
-        "relearn_forget_ua_50",
-        "UA, relearnt %",
-        "{:.1f}",
-        "the least after 50 steps of fine-tuning on a few forgotten images",
+    main=(
+        *("ua", "retain_accuracy", "frechet_distance", "frechet_over_real", "diversity"),
+        *("images_to_forget", "seconds", "seconds_per_image"),
     ),
-    (
-        "latent_own_confirmed",
-        "latents %",
-        "{:.1f}",
-        "searches for a latent that draws the forgotten class that succeed",
+    curves=("ua", "retain_accuracy", "frechet_distance", "cover_frechet_distance"),
+    notes=(
+        "A model that outputs noise also scores 100 % UA. Read it together with the figures of the retained classes "
+        "and of what is drawn for the forgotten one. The spread over a few seeds is itself uncertain.",
     ),
-    (
-        "paths_still_most",
-        "other samplers %",
-        "{:.1f}",
-        "the most that is drawn of the forgotten class by another sampler",
+    facts_in_csv=True,
+)
+_CONCEPT_COLUMNS = (
+    *("no_face_share", "gcd_score", "near_no_face_share", "near_gcd_score"),
+    *("inappropriate_probability", "max_expected_inappropriateness", "near_inappropriate_probability"),
+    *("clip_score", "near_clip_score", "coco_clip_score", "fid", "sampling_steps", "images", "seconds"),
+)
+PROMPTS = Layout(
+    title="Concept forgotten",
+    columns=_CONCEPT_COLUMNS,
+    main=_CONCEPT_COLUMNS,
+    curves=(),
+    notes=(
+        "Prompts, detectors, thresholds and versions are in evaluation.json in the folder of each run. A concept that "
+        "is forgotten on these prompts may come back on others.",
     ),
-    ("reached", "reached %", "{:.1f}", "parameters that the forget gradient reached at some time"),
-    ("parameters_changed", "changed %", "{:.1f}", "parameters that differ at all from where they started"),
-    ("drift_norm", "drift", "{:.4f}", "norm of the weights' change over the norm of the weights"),
+    facts_in_csv=False,
 )
 
-# Key of an evaluation to the title of its panel.
-CURVES = {
-    **dict(PANELS[:3]),
-    "cover_frechet_distance": "Fréchet distance of the forgotten\nclass's images to the cover",
-}
 
-
-def images_to_forget(evaluations: Sequence[Mapping[str, Any]], least: float = FORGOTTEN) -> float | None:
-    """Images seen at the first evaluation from which on UA stays at ``least`` percent or more; None where it never
-    does."""
-    found = None
-    for record in evaluations:
-        if record.get("ua") is None:
-            continue
-        if record["ua"] < least:
-            found = None
-        elif found is None:
-            found = record["images"]
-    return found
-
-
-def figures(run: Run) -> dict[str, float | None]:
-    """The columns of one run; None where there is nothing."""
-    found: dict[str, Any] = {key: run.metrics.get(key) for key, *_ in COLUMNS}
-    split = run.metrics.get("frechet_real_split")
-    if split and found["frechet_distance"] is not None:
-        found["frechet_over_real"] = found["frechet_distance"] / split
-    found["images_to_forget"] = images_to_forget(run.evaluations)
-    memory = run.metrics.get("peak_memory_bytes")
-    found["peak_memory_gib"] = None if memory is None else memory / 2**30
-    if found["reached"] is None:
-        found["reached"] = run.reached
-    return found
+def figures(run: RunRecord, columns: Sequence[str] = CLASSES.columns) -> dict[str, Any]:
+    """The columns of one run; None for figures that it lacks."""
+    measured = run.figures
+    return {key: measured.get(key) for key in columns}
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None, int] | None:
-    """Mean, sample standard deviation (None of fewer than two) and count of what is there; None where nothing is."""
-    there = [value for value in values if value is not None]
-    if not there:
+    """Mean, sample standard deviation (None of fewer than two) and count of the values that are not None.
+
+    None if there are no such values.
+    """
+    measured = [value for value in values if value is not None]
+    if not measured:
         return None
-    return statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else None, len(there)
+    return statistics.fmean(measured), statistics.stdev(measured) if len(measured) > 1 else None, len(measured)
 
 
-def cell_of(values: Sequence[float | None], form: str) -> str:
-    """Mean and spread of what is there as a cell, "-" where nothing is."""
-    found = mean_and_spread(values)
-    if found is None:
+def _cell(values: Sequence[float | None], column: Figure) -> str:
+    """Mean and spread, "-" if nothing was measured."""
+    result = mean_and_spread(values)
+    if result is None:
         return "-"
-    mean, spread, count = found
-    text = form.format(mean) + ("" if spread is None else f" ± {form.format(spread)}")
-    # Of some seeds only: not a mean of the method.
+    mean, spread, count = result
+    text = column.number(mean) + ("" if spread is None else f" ± {column.number(spread)}")
+    # A mean over some of the seeds only is not the method's mean.
     return text if count == len(values) else f"{text} ({count} of {len(values)})"
 
 
 def _table(
-    runs: Mapping[str, Sequence[Run]], facts: Mapping[str, Mapping[str, str]], seconds: bool = True
-) -> list[list[str]]:
-    """Rows of cells, the head first; columns in which no run has anything are left out, without ``seconds`` those that
-    are measured by the clock too."""
-    found = {name: [figures(run) for run in of] for name, of in runs.items()}
-    columns = [c for c in COLUMNS if any(f[c[0]] is not None for several in found.values() for f in several)]
-    columns = [c for c in columns if seconds or c[0] not in TIMED]
+    runs: Mapping[str, Sequence[RunRecord]],
+    facts: Mapping[str, Mapping[str, str]],
+    columns: Sequence[str],
+    seconds: bool,
+) -> tuple[list[list[str]], list[str]]:
+    """Rows of cells, the head first, and the keys of their figures.
+
+    Columns that no run has are left out, and without ``seconds`` those that depend on the machine's speed.
+    """
+    measured = {name: [figures(run, columns) for run in of] for name, of in runs.items()}
+    keys = [
+        key
+        for key in columns
+        if (seconds or key not in TIMED) and any(row[key] is not None for rows in measured.values() for row in rows)
+    ]
     titles = list(next(iter(facts.values()), {}))
-    rows = [["method", *titles, *(title for _, title, *_ in columns)]]
-    for name, several in found.items():
-        cells = [cell_of([f[key] for f in several], form) for key, _, form, _ in columns]
-        rows.append([name, *facts.get(name, {}).values(), *cells])
-    return rows
+    table = [["method", *titles, *(figure(key).title for key in keys)]]
+    for name, rows in measured.items():
+        cells = [_cell([row[key] for row in rows], figure(key)) for key in keys]
+        table.append([name, *facts.get(name, {}).values(), *cells])
+    return table, keys
 
 
-def text_table(runs: Mapping[str, Sequence[Run]], seconds: bool = True) -> str:
-    """The main columns, of fixed width."""
-    keys = (
-        "ua",
-        "retain_accuracy",
-        "frechet_distance",
-        "frechet_over_real",
-        "diversity",
-        "images_to_forget",
-        "seconds",
-        "seconds_per_image",
-    )
-    titles = {title for key, title, *_ in COLUMNS if key in keys}
-    rows = _table(runs, {}, seconds)
-    kept = [i for i, title in enumerate(rows[0]) if i == 0 or title in titles]
-    return text_table_of([[row[i] for i in kept] for row in rows])
+def text_table(runs: Mapping[str, Sequence[RunRecord]], seconds: bool = True, shown: Layout = CLASSES) -> str:
+    """The main columns for a terminal. Arguments as for ``write_across``."""
+    return text_table_of(_table(runs, {}, shown.main, seconds)[0])
 
 
-def _curves(panel, name: str, several: Sequence[Run], colour: str, key: str, x: str) -> None:
-    """Each run by itself, thin, and the mean over the runs wherever all were measured after as many images."""
-    curves = [points_of(run.evaluations, x, key) for run in several]
+def _curves(panel, name: str, runs: Sequence[RunRecord], colour: str, key: str, x: str) -> None:
+    """Each run as a thin line, and the mean over the runs at every number of images at which all were measured."""
+    curves = [points_of(run.evaluations, x, key) for run in runs]
     for curve in filter(None, curves):
         panel.plot(*zip(*curve.values(), strict=True), color=colour, lw=0.7, marker=".", ms=3, alpha=0.5)
-    # Without a point it still has its place in the legend.
+    # An empty line keeps the method's entry in the legend.
     mean = mean_curve(curves) or [(math.nan, math.nan)]
     panel.plot(*zip(*mean, strict=True), color=colour, marker="o", markersize=4, label=name)
 
 
-def draw_across(runs: Mapping[str, Sequence[Run]], path: Path, seconds: bool = True) -> None:
-    """UA and what is kept, against images seen and, with ``seconds``, against the time of training."""
-    places = [("images", "images seen"), *([("seconds", "seconds of training")] if seconds else [])]
-    figure, axes = new_figure(2, len(CURVES) * len(places) // 2)
-    for panel, ((x, label), (key, title)) in zip(axes.flat, itertools.product(places, CURVES.items()), strict=True):
+def draw_across(
+    runs: Mapping[str, Sequence[RunRecord]], path: Path, seconds: bool = True, keys: Sequence[str] = CLASSES.curves
+) -> None:
+    """Draws figures of the evaluations against images seen and, with ``seconds``, against the training time."""
+    places = ("images", "seconds") if seconds else ("images",)
+    canvas, axes = new_figure(2, len(keys) * len(places) // 2)
+    for panel, (x, key) in zip(axes.flat, itertools.product(places, keys), strict=True):
         for i, (name, several) in enumerate(runs.items()):
             _curves(panel, name, several, COLOURS[i % len(COLOURS)], key, x)
-        panel.set_xlabel(label)
-        panel.set_ylabel(title)
+        panel.set_xlabel(figure(x).axis)
+        panel.set_ylabel(figure(key).axis)
         panel.grid(alpha=0.3)
         ends = [run.evaluations[-1][x] for several in runs.values() for run in several if run.evaluations]
-        # A method that takes many times as long would leave the others no room.
+        # A much slower method would squeeze the others into a corner.
         if ends and max(ends) > 10 * min(ends) > 0:
             panel.set_xscale("log")
         if "frechet" in key:
             panel.set_yscale("log")
-        if key in ("ua", "retain_accuracy"):
+        if figure(key).unit == "%":
             panel.set_ylim(-3, 103)
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    save_figure(figure, path)
+        canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    save_figure(canvas, path)
 
 
-def _drawn(run: Run) -> list[dict[str, Any]]:
-    """What the curves and the figures need of a run's evaluations."""
-    return [{key: line[key] for key in ("images", "seconds", *CURVES) if key in line} for line in run.evaluations]
+def _evaluations(run: RunRecord, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The part of a run's evaluations that the curves and the figures need."""
+    return [{key: line[key] for key in ("images", "seconds", *keys) if key in line} for line in run.evaluations]
 
 
-def read_across(path: Path) -> tuple[dict[str, list[Run]], dict[str, Any]]:
-    """The runs of a compare.json, and what else ``write_across`` takes: "asked", "command" and "facts".
+def read_across(path: Path) -> tuple[dict[str, list[RunRecord]], dict[str, Any]]:
+    """The runs of a compare.json, and the arguments "asked", "command" and "facts" of ``write_across``.
 
-    Raises ValueError where there is no such file, or it is of something else.
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it is no comparison.
     """
     path = Path(path)
     try:
         compared = json.loads(path.read_text())
-        said = {key: compared[key] for key in ("asked", "command", "facts")}
+        arguments = {key: compared[key] for key in ("asked", "command", "facts")}
         runs = {
             name: [
-                Run(path.parent / f"{name}-seed{found['seed']}", {}, found, [], found.pop("evaluations"))
-                for found in several
+                RunRecord(path.parent / f"{name}-seed{metrics['seed']}", {}, metrics, [], metrics.pop("evaluations"))
+                for metrics in several
             ]
             for name, several in compared["methods"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"runs is {str(path)!r}, expected compare.json of a comparison: {error!r}") from error
-    return runs, said
+    return runs, arguments
 
 
 def write_across(
     folder: Path,
-    runs: Mapping[str, Sequence[Run]],
+    runs: Mapping[str, Sequence[RunRecord]],
     *,
     asked: str,
     command: str,
     facts: Mapping[str, Mapping[str, str]] | None = None,
     seconds: bool = True,
+    pictures: Sequence[tuple[str, str]] = (),
+    shown: Layout = CLASSES,
 ) -> Path:
-    """report.md, report.html, report.png, compare.csv (a line a run) and compare.json, which ``read_across`` reads;
-    returns report.md's path.
+    """Writes the report of a comparison, and its figures as data.
+
+    These are report.md, report.html, report.png (if curves are shown), compare.csv (a line a run) and compare.json,
+    which ``read_across`` reads.
 
     Parameters
     ----------
-    runs: method to its runs, one a seed.
-    asked: what was to be forgotten, a sentence. command: that makes these runs.
-    facts: method to further columns, title to text; the same titles for all.
-    seconds: show what is measured by the clock, too; compare.csv and compare.json have it in any case.
-    """
-    folder = Path(folder)
-    draw_across(runs, folder / "report.png", seconds)
-    facts = facts or {}
-    keys = [key for key, *_ in COLUMNS]
-    titles = list(next(iter(facts.values()), {}))
-    lines = [["method", "seed", *titles, "feature_extractor", *keys]]
-    for name, several in runs.items():
-        for run in several:
-            found = figures(run)
-            extractor = run.metrics.get("feature_extractor")
-            known = [facts.get(name, {}).get(title) for title in titles]
-            lines.append([name, run.metrics.get("seed"), *known, extractor, *(found[key] for key in keys)])
+    folder : Path
+    runs : mapping of str to sequence of RunRecord
+        The runs of each method, one a seed.
+    asked : str
+        The request, as a sentence.
+    command : str
+        The command that makes these runs.
+    facts : mapping, optional
+        Further columns in words: method to title to text, with the same titles for all methods.
+    seconds : bool
+        Whether to show figures that depend on the machine's speed; compare.csv and compare.json always hold them.
+    pictures : sequence of (str, str)
+        Files in the folder, and what they show.
+    shown : Layout
+        ``CLASSES`` or ``PROMPTS``.
 
-    write_csv(folder / "compare.csv", lines)
+    Returns
+    -------
+    Path
+        Of report.md.
+    """
+    folder, facts = Path(folder), facts or {}
+    _write_csv(folder / "compare.csv", runs, facts, shown)
     compared = {
         "command": command,
         "asked": asked,
         "facts": facts,
         "methods": {
-            name: [{**run.metrics, **figures(run), "evaluations": _drawn(run)} for run in several]
+            name: [
+                {**run.metrics, **figures(run, shown.columns), "evaluations": _evaluations(run, shown.curves)}
+                for run in several
+            ]
             for name, several in runs.items()
         },
     }
     write_json(folder / "compare.json", portable(compared))
-    rows = _table(runs, facts, seconds)
-    seeds = sorted({run.metrics.get("seed") for several in runs.values() for run in several})
-    extractors = sorted({str(run.metrics.get("feature_extractor")) for several in runs.values() for run in several})
-    shown = [(title, meaning) for _, title, _, meaning in COLUMNS if title in rows[0]]
-    result = [
+    table, keys = _table(runs, facts, shown.columns, seconds)
+    every = [run.metrics for several in runs.values() for run in several]
+    # Methods that train nothing have no seed.
+    seeds = sorted({metrics["seed"] for metrics in every if metrics.get("seed") is not None})
+    result: list[Block] = [
         Text(asked),
-        Text(f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Made by"),
+        Text(f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Command:"),
         Code(command),
-        figures_table(rows),
-        Table(("column", "what it says"), shown, "ll"),
-        Text(f"Features and judge: {', '.join(extractors)}."),
-        Text(
-            "UA alone can be had by drawing nothing: read it together with what is kept and with what is drawn in the "
-            "forgotten one's place. A spread over few seeds is itself uncertain."
-        ),
+        figures_table(table),
+        meanings_table(map(figure, keys)),
     ]
-    curves = [
-        Picture(
+    extractors = sorted({str(metrics["feature_extractor"]) for metrics in every if metrics.get("feature_extractor")})
+    if extractors:
+        result.append(Text(f"Features and judge: {', '.join(extractors)}."))
+    result += map(Text, shown.notes)
+    sections = [Section("Result", result)]
+    if shown.curves:
+        draw_across(runs, folder / "report.png", seconds, shown.curves)
+        curves = Picture(
             "report.png",
-            "Curves of what was measured, a colour a method",
-            "Thin: the runs, each by itself. Thick: means over the runs, wherever all of a method were measured after "
-            "as many images.",
+            "Curves of the figures over the training, one colour for each method",
+            "Thin lines are single runs. Thick lines are means over the runs of a method, at every number of images at "
+            "which all of them were measured.",
         )
-    ]
-    sections = [Section("Result", result), Section("Curves", curves), *own_reports(folder, runs)]
-    return write_document(folder, "Methods compared", sections)
+        sections.append(Section("Curves", [curves]))
+    if pictures:
+        sections.append(Section("Images", [Picture(file, text, text) for file, text in pictures]))
+    return write_document(folder, shown.title, [*sections, *_own_reports(folder, runs)])
 
 
-def own_reports(folder: Path, runs: Mapping[str, Sequence[Run]]) -> list[Section]:
-    """A section of links to the reports of runs below ``folder``; none where there are no such reports."""
+def _write_csv(
+    path: Path, runs: Mapping[str, Sequence[RunRecord]], facts: Mapping[str, Mapping[str, str]], shown: Layout
+) -> None:
+    titles = list(next(iter(facts.values()), {})) if shown.facts_in_csv else []
+    extractor = ["feature_extractor"] if shown.facts_in_csv else []
+    lines = [["method", "seed", *titles, *extractor, *shown.columns]]
+    for name, several in runs.items():
+        words = [facts.get(name, {}).get(title) for title in titles]
+        for run in several:
+            measured = figures(run, shown.columns)
+            extracted = [run.metrics.get(key) for key in extractor]
+            lines.append([name, run.metrics.get("seed"), *words, *extracted, *measured.values()])
+    write_csv(path, lines)
+
+
+def _own_reports(folder: Path, runs: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
+    """A section with links to the runs' reports below ``folder``; none if there are no such reports."""
     links = [
         Link(f"{name}, seed {run.metrics.get('seed')}", f"{run.folder.relative_to(folder).as_posix()}/report")
         for name, several in runs.items()

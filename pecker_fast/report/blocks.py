@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is written as."""
+"""The parts of a report, independent of the format that it is written in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first of each naming the row. Columns are aligned by ``align``, "l" or "r" each."""
+    """Rows of cells; the first cell of a row is its title. ``align`` has an "l" or "r" for each column."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -23,13 +23,13 @@ class Table:
 
 
 def figures_table(rows: Sequence[Sequence[str]], caption: str = "") -> Table:
-    """A table of rows of cells, the head first, in which all columns but the first are numbers."""
+    """A table of rows of cells, the head first, with all columns but the first aligned right."""
     return Table(rows[0], rows[1:], "l" + "r" * (len(rows[0]) - 1), caption)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG by its path from the report's folder, with what it shows in words."""
+    """A PNG, by its path from the report's folder, and a description of it."""
 
     path: str
     alt: str
@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be read as they are."""
+    """Preformatted lines."""
 
     text: str
     language: str = ""
@@ -46,7 +46,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Link:
-    """A reference to another report, by the path from this one's folder without its ending."""
+    """A link to another report, by its path from this report's folder without the suffix."""
 
     text: str
     path: str
@@ -62,7 +62,7 @@ class Section:
 
 
 def value_text(value: Any) -> str:
-    """A value of JSON as a cell has it."""
+    """A JSON value as the text of a cell."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -81,28 +81,29 @@ def _is_records(value: Any) -> bool:
 
 
 def _scalars(value: Mapping[str, Any], place: str = "") -> list[tuple[str, Any]]:
-    """What of a tree of mappings is no table, by dotted names."""
-    found = []
+    """The leaves of a tree of mappings that are no lists of records, by dotted names."""
+    leaves = []
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            found += _scalars(inner, f"{place}{key}.")
+            leaves += _scalars(inner, f"{place}{key}.")
         elif not _is_records(inner):
-            found.append((f"{place}{key}", inner))
-    return found
+            leaves.append((f"{place}{key}", inner))
+    return leaves
 
 
 def _records(value: Mapping[str, Any], place: str = "") -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
-    found = []
+    """The lists of records in a tree of mappings, by dotted names."""
+    lists = []
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            found += _records(inner, f"{place}{key}.")
+            lists += _records(inner, f"{place}{key}.")
         elif _is_records(inner):
-            found.append((f"{place}{key}", inner))
-    return found
+            lists.append((f"{place}{key}", inner))
+    return lists
 
 
 def blocks_of(value: Mapping[str, Any], caption: str = "") -> list[Block]:
-    """Any JSON object: a table of its values by dotted names, and one for each list of objects in it."""
+    """Any JSON object as tables: one of its values by dotted names, and one for each list of objects in it."""
     blocks: list[Block] = []
     scalars = [(name, value_text(inner)) for name, inner in _scalars(value)]
     if scalars:

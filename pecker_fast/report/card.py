@@ -4,36 +4,47 @@ import hashlib
 import math
 import re
 from pathlib import Path
+from typing import Any
 
+from ..figures import FIGURES, figure
 from ..files import write_text
-from .blocks import Block, Code, Link, Picture, Section, Table, Text
-from .files import Run
+from .across import PROMPTS
+from .blocks import Block, Code, Link, Picture, Section, Text
+from .files import RunRecord
 from .places import portable
 from .render import to_markdown
-from .words import CAUTION, MAIN, ROWS, asked, number
+from .tables import metrics_table
+from .words import asked, caution, drawn
 
-# Ends a card that was written here; the hash says whether it has been edited since.
+# Ends a card that was written here; the hash tells whether it has been edited since.
 MARK = "<!-- written by pecker-fast (sha256 of the lines above: {}); not replaced once it has been edited -->\n"
 _MARKED = re.compile(re.escape(MARK).replace(r"\{\}", "([0-9a-f]{64})") + r"\Z")
-TASK = "unconditional-image-generation"
-MEASURED = (
+# Ends the cards of text-to-image runs by earlier versions. It does not tell whether a card has been edited.
+OLD_MARK = "<!-- written by pecker-fast -->\n"
+CLASS_FIGURES = (
     "ua", "retain_accuracy", "frechet_distance", "diversity", "fid", "sfid", "is", "kid", "precision", "recall",
 )  # fmt: skip
-DRAWING = """\
+ONE_STEP = """\
 import torch
 from diffusers import DiffusionPipeline
 
 # The folder holds the pipeline's code, pipeline.py: read it before you trust it.
 folder = "{folder}"
 pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
-images = pipe(class_labels=[{labels}], generator=torch.Generator().manual_seed(0)).images"""
+images = pipe({request}, generator=torch.Generator().manual_seed(0)).images"""
+MANY_STEPS = """\
+import torch
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("{folder}")
+images = pipe({request}, generator=torch.Generator().manual_seed(0)).images"""
 
 
-def write_card(run: Run) -> Path | None:
-    """Writes README.md beside a pipeline (model_index.json), and returns its path.
+def write_card(run: RunRecord) -> Path | None:
+    """Writes README.md beside a pipeline (model_index.json) and returns its path.
 
-    None, and nothing is written, where there is no pipeline, or a README.md that is not as it was written here: it is
-    someone's own, or has been edited.
+    Writes nothing and returns None if there is no pipeline, or if the README.md in the folder is the user's own, has
+    been edited, or may have been: see ``card_note``.
     """
     path = run.folder / "README.md"
     if not (run.folder / "model_index.json").is_file() or (path.exists() and not is_ours(path)):
@@ -45,96 +56,140 @@ def write_card(run: Run) -> Path | None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a card is as ``write_card`` left it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    mark = _MARKED.search(text)
+    """Whether a card is exactly as ``write_card`` left it."""
+    text = _read(path)
+    mark = None if text is None else _MARKED.search(text)
     return mark is not None and hashlib.sha256(text[: mark.start()].encode()).hexdigest() == mark[1]
 
 
-def card_text(run: Run) -> str:
-    """The card: metadata for the hub, then what a user has to know."""
-    # diffusers brings it, and there is no pipeline without diffusers.
+def card_note(folder: Path) -> str | None:
+    """Why the card of a run is not refreshed; None if it is, or if there is no pipeline to describe."""
+    path = folder / "README.md"
+    if not path.exists() or not (folder / "model_index.json").is_file() or is_ours(path):
+        return None
+    if (_read(path) or "").endswith(OLD_MARK):
+        return (
+            "README.md is not refreshed: an earlier version of pecker-fast wrote it, and it may have been edited "
+            "since. Delete it to have it written again."
+        )
+    return "README.md is not refreshed: it has been edited. Delete it to have it written again."
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def card_text(run: RunRecord) -> str:
+    """The card: metadata for the hub, then the sections for its reader."""
+    # A dependency of diffusers, without which there is no pipeline.
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     config, metrics = run.config, run.metrics
-    method = str(config.get("method", metrics.get("method", "unknown")))
     dataset = str(config.get("dataset_name") or config.get("preset") or "unknown")
     name = run.folder.resolve().name
-    meaning = {key: said for key, _, said in ROWS}
+    task = "text-to-image" if run.of_prompts else "unconditional-image-generation"
     results = [
         EvalResult(
-            task_type=TASK,
+            task_type=task,
             dataset_type=dataset,
             dataset_name=dataset,
             metric_type=key,
-            metric_name=meaning[key],
+            metric_name=figure(key).axis,
             metric_value=float(metrics[key]),
         )
-        for key in MEASURED
+        for key in _measured(run)
         if isinstance(metrics.get(key), (int, float)) and math.isfinite(metrics[key])
     ]
     source = str(metrics.get("pretrained", ""))
+    tags = ["machine-unlearning", "concept-erasure"]
+    tags += ["one-step"] if _one_step(run) else []
+    tags += [] if run.of_prompts else ["class-conditional"]
     data = ModelCardData(
-        # The licence of the result follows from that of the network it was made of, which only its user knows.
+        # The licence follows from that of the original model, which only the user knows.
         license="other",
         library_name="diffusers",
-        pipeline_tag=TASK,
-        # A name on the hub, or none: a folder of this machine means nothing there.
+        pipeline_tag=task,
+        # A name on the hub; a folder of this machine means nothing to others.
         base_model=source.removeprefix("hub:") if source.startswith("hub:") else None,
-        tags=["machine-unlearning", "concept-erasure", "one-step", "class-conditional", f"method:{method}"],
+        tags=[*tags, f"method:{run.method}"],
         model_name=name,
         eval_results=results or None,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{to_markdown(name, _sections(run, name), run.folder)}"))
 
 
-def _sections(run: Run, name: str) -> list[Section]:
-    forgotten = run.config.get("forget_classes", [])
-    shown = [key for key in (*MAIN[:4], *MEASURED) if run.metrics.get(key) is not None]
-    rows = [(key, number(run.metrics, key, form), said) for key, form, said in ROWS if key in shown]
-    figures: list[Block] = (
-        [Table(("figure", "value", "meaning"), rows, "lrl")] if rows else [Text("Nothing was measured.")]
-    )
-    grid = Picture("samples/before_after.png", "Samples of every class before and after, a row a class")
+def _measured(run: RunRecord) -> tuple[str, ...]:
+    """Keys of the figures that a card has, if they were measured."""
+    return PROMPTS.columns[: PROMPTS.columns.index("sampling_steps")] if run.of_prompts else CLASS_FIGURES
+
+
+def _one_step(run: RunRecord) -> bool:
+    # Networks of classes have a pipeline for one-step generators only.
+    return not run.of_prompts or "t_init" in run.config.get("options", {})
+
+
+def _sections(run: RunRecord, name: str) -> list[Section]:
+    measured = _measured(run)
+    keys = [key for key in FIGURES if key in measured and run.metrics.get(key) is not None]
+    figures: list[Block] = [metrics_table(keys, {"value": run.metrics})] if keys else [Text(_nothing_measured(run))]
+    grid = Picture("samples/before_after.png", "Samples before and after unlearning, a row a class or prompt")
     if (run.folder / grid.path).is_file():
-        figures.append(grid)
-    kept = [str(label) for label in range(len(forgotten) + 3) if label not in forgotten][:3]
+        figures += [grid, Text(f"Left: the pretrained model (DDIM). Right: {drawn(run.metrics)}. Framed: forgotten.")]
+    what, request = _of_prompts(run) if run.of_prompts else _of_classes(run)
+    code = (ONE_STEP if _one_step(run) else MANY_STEPS).format(folder=name, request=request)
+    warning = (
+        "Unlearning changes weights; it does not prove that nothing is left. Training on a few images of what was "
+        "forgotten may bring it back, and what is drawn in its place may resemble real images of the cover."
+    )
+    licence = (
+        "Not stated: it follows from the licences of the original model and of its training data. Whoever publishes "
+        "this model must fill it in, here and in the metadata."
+    )
     return [
-        Section(
-            "What it is",
-            [
-                Text(
-                    "A class-conditional image generator that draws in one step and has been made to forget classes: "
-                    f"{', '.join(map(str, forgotten)) or 'not known which'}. Asked for one of these it is to draw "
-                    "something else."
-                ),
-                Text(asked(portable(run.config))),
-            ],
-        ),
-        Section("How to draw", [Code(DRAWING.format(folder=name, labels=", ".join(kept)), "python")]),
+        Section("What it is", [*what, Text(asked(portable(run.config)))]),
+        Section("How to draw", [Code(code, "python")]),
         Section("Figures", figures),
-        Section(
-            "Caution",
-            [
-                Text(CAUTION),
-                Text(
-                    "Forgetting here is a change of weights and no proof that nothing of the class is left: training "
-                    "on a few images of it may bring it back. What is drawn for a forgotten class may resemble real "
-                    "images of the class that covers it."
-                ),
-            ],
-        ),
-        Section(
-            "Licence",
-            [
-                Text(
-                    "Not stated: it follows from the licences of the network that this one was made of and of its "
-                    "training data. Whoever publishes it fills it in, above and in the metadata."
-                )
-            ],
-        ),
+        Section("Caution", [Text(caution(run)), Text(warning)]),
+        Section("Licence", [Text(licence)]),
         Section("More", [Link("The run's report", "report")]),
     ]
+
+
+def _nothing_measured(run: RunRecord) -> str:
+    return "Nothing was measured" + (": pecker-fast evaluate-concept does that." if run.of_prompts else ".")
+
+
+def _of_classes(run: RunRecord) -> tuple[list[Block], str]:
+    """What a model of classes is, and the arguments of its pipeline."""
+    forgotten = run.config.get("forget_classes", [])
+    text = (
+        "A class-conditional image generator that draws in one step and has unlearned classes: "
+        f"{', '.join(map(str, forgotten)) or 'unknown'}. If asked for one of these, it should draw something else."
+    )
+    retained = [str(label) for label in range(len(forgotten) + 3) if label not in forgotten][:3]
+    return [Text(text)], f"class_labels=[{', '.join(retained)}]"
+
+
+def _of_prompts(run: RunRecord) -> tuple[list[Block], str]:
+    """What a text-to-image model is, and the arguments of its pipeline."""
+    config: dict[str, Any] = run.config
+    concept, cover, prompts = config.get("concept"), config.get("cover"), config["prompts"]
+    if concept is not None:
+        what = f"“{concept}”" + (f" (in its place: “{cover}”)" if cover else "")
+    else:
+        count = len(prompts["forget"])
+        what = f"{count} prompt{'' if count == 1 else 's'}, such as “{prompts['forget'][0]}”"
+    kind = "generator that draws in one step and" if _one_step(run) else "model that"
+    source = portable(str(run.metrics.get("pretrained", "")).removeprefix("hub:"))
+    steps = config.get("options", {}).get("max_train_steps", "?")
+    text = (
+        f"A text-to-image {kind} has unlearned {what}. It is the U-Net of {source} after {run.method} (preset "
+        f"{config.get('preset')}, seed {config.get('seed')}, {steps} iterations), with that model's text encoder and "
+        "autoencoder."
+    )
+    example = prompts["pictured"][-1].replace('"', "'")
+    rows = "; ".join(f"{i}. “{prompt}”" for i, prompt in enumerate(prompts["pictured"], 1))
+    return [Text(text), Text(f"Prompts of the pictures: {rows}.")], f'"{example}"'

@@ -1,4 +1,4 @@
-"""Curves of one run or of several, through matplotlib's objects: no global state is touched."""
+"""Curves of one run or of several, drawn with matplotlib's objects, without its global state."""
 
 import math
 import statistics
@@ -6,18 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..figures import figure
 from ..files import replacing
-from .files import Run
+from .files import RunRecord
 from .words import unmasked
 
-# Okabe and Ito's colours, told apart by the colour-blind too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-PANELS = (
-    ("ua", "unlearning accuracy (%)"),
-    ("retain_accuracy", "retained accuracy (%)"),
-    ("frechet_distance", "Fréchet distance, retained classes"),
-    ("diversity", "diversity, retained (real = 1)"),
-)
+PANELS = ("ua", "retain_accuracy", "frechet_distance", "diversity")
 
 
 def new_figure(rows: int, columns: int):
@@ -26,13 +22,13 @@ def new_figure(rows: int, columns: int):
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("the report's curves need matplotlib: pip install 'pecker-fast[demo]'") from error
-    figure = Figure(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    canvas = Figure(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
+    FigureCanvasAgg(canvas)
+    return canvas, canvas.subplots(rows, columns, squeeze=False)
 
 
 def points_of(records: Iterable[Mapping[str, Any]], x: str, y: str) -> dict[float, tuple[float, float]]:
-    """Images seen to (x, y) of each evaluation that measured y and found a finite value."""
+    """Images seen to (x, y), of each evaluation with a finite y."""
     return {
         record["images"]: (record[x], record[y])
         for record in records
@@ -41,9 +37,9 @@ def points_of(records: Iterable[Mapping[str, Any]], x: str, y: str) -> dict[floa
 
 
 def mean_curve(curves: Sequence[Mapping[float, tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The mean point over the runs at each number of images that all of them were measured at, by images.
+    """The mean point over the runs, at each number of images at which all of them were measured.
 
-    ``curves``: of each run, images seen to (x, y).
+    ``curves``: for each run, images seen to (x, y).
     """
     shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     return [tuple(map(statistics.fmean, zip(*(curve[n] for curve in curves), strict=True))) for n in shared]
@@ -54,17 +50,18 @@ def _series(records: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _panel(axes, runs: Mapping[str, Run], key: str, label: str, x: str = "step") -> None:
+def _panel(axes, runs: Mapping[str, RunRecord], key: str, x: str = "iterations") -> None:
     for colour, (name, run) in zip(_cycle(len(runs)), runs.items(), strict=True):
-        axes.plot(*_series(run.evaluations, x, key), color=colour, marker="o", markersize=3, label=name)
-    axes.set_xlabel("iteration" if x == "step" else "seconds of training")
-    axes.set_ylabel(label)
+        points = _series(run.evaluations, "step" if x == "iterations" else x, key)
+        axes.plot(*points, color=colour, marker="o", markersize=3, label=name)
+    axes.set_xlabel(figure(x).axis)
+    axes.set_ylabel(figure(key).axis)
     axes.grid(alpha=0.3)
     first = next(iter(runs.values())).metrics
     if key == "frechet_distance" and first.get("frechet_real_split") is not None:
         axes.set_yscale("log")
-        axes.axhline(first["frechet_real_split"], color="0.4", linestyle="--", label="real against real")
-    if key in ("ua", "retain_accuracy"):
+        axes.axhline(first["frechet_real_split"], color="0.4", linestyle="--", label="real images")
+    if figure(key).unit == "%":
         axes.set_ylim(-3, 103)
 
 
@@ -72,32 +69,31 @@ def _cycle(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def save_figure(figure, path: Path) -> None:
+def save_figure(canvas, path: Path) -> None:
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        canvas.savefig(temporary, format="png", dpi=110)
 
 
-def draw_run(run: Run, path: Path) -> None:
-    """The curves of one run: forgetting, what is kept, losses, and where the mask lies."""
-    figure, axes = new_figure(2, 3)
-    name = str(run.config.get("method", run.metrics.get("method", "run")))
-    for panel, (key, label) in zip(axes.flat, PANELS, strict=False):
-        _panel(panel, {name: run}, key, label)
+def draw_run(run: RunRecord, path: Path) -> None:
+    """The curves of one run: forgetting, retained classes, losses, and the mask's density by part of the network."""
+    canvas, axes = new_figure(2, 3)
+    for panel, key in zip(axes.flat, PANELS, strict=False):
+        _panel(panel, {run.method: run}, key)
     axes[0][2].legend(fontsize=8)
     losses = sorted({key for line in run.log for key in line if key.startswith("loss_")})
     for colour, key in zip(_cycle(len(losses)), losses, strict=True):
-        axes[1][1].plot(*_series(run.log, "step", key), color=colour, label=key.removeprefix("loss_"))
+        axes[1][1].plot(*_series(run.log, "step", key), color=colour, label=key.removeprefix("loss_").replace("_", " "))
     axes[1][1].set_yscale("symlog")
-    axes[1][1].set_xlabel("iteration")
-    axes[1][1].set_ylabel("losses")
+    axes[1][1].set_xlabel(figure("iterations").axis)
+    axes[1][1].set_ylabel("Losses")
     axes[1][1].grid(alpha=0.3)
     if losses:
         axes[1][1].legend(fontsize=8)
-    _mask_panel(axes[1][2], {name: run})
-    save_figure(figure, path)
+    _mask_panel(axes[1][2], {run.method: run})
+    save_figure(canvas, path)
 
 
-def _mask_panel(axes, runs: Mapping[str, Run]) -> None:
+def _mask_panel(axes, runs: Mapping[str, RunRecord]) -> None:
     masked = {name: run.mask for name, run in runs.items() if run.mask}
     if not masked:
         axes.set_axis_off()
@@ -117,23 +113,18 @@ def _mask_panel(axes, runs: Mapping[str, Run]) -> None:
     )
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel("salient entries (%), last mask")
+    axes.set_xlabel("Salient entries of the last mask (%)")
 
 
-def draw_comparison(runs: Mapping[str, Run], path: Path) -> None:
-    """The curves of several runs: the same colour for a method throughout."""
-    figure, axes = new_figure(2, 4)
-    for panel, (key, label) in zip(axes.flat, PANELS, strict=False):
-        _panel(panel, runs, key, label)
-    _panel(axes[1][0], runs, "ua", PANELS[0][1], x="seconds")
-    _panel(axes[1][1], runs, "frechet_distance", PANELS[2][1], x="seconds")
-    _panel(
-        axes[1][2],
-        runs,
-        "cover_frechet_distance",
-        "Fréchet distance of the forgotten\nclass's images to the cover class",
-    )
+def draw_comparison(runs: Mapping[str, RunRecord], path: Path) -> None:
+    """The curves of several runs, with the same colour for a method in all panels."""
+    canvas, axes = new_figure(2, 4)
+    for panel, key in zip(axes.flat, PANELS, strict=False):
+        _panel(panel, runs, key)
+    _panel(axes[1][0], runs, "ua", x="seconds")
+    _panel(axes[1][1], runs, "frechet_distance", x="seconds")
+    _panel(axes[1][2], runs, "cover_frechet_distance")
     _mask_panel(axes[1][3], runs)
     handles, labels = axes[0][2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    save_figure(figure, path)
+    canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    save_figure(canvas, path)

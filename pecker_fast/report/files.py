@@ -1,18 +1,28 @@
-"""Files of a run: read with what a kill may have left, written all or nothing."""
+"""The files of a run's folder, as reports read them."""
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..figures import FORGOTTEN, derived
 from ..files import read_lines, replacing
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run's folder holds; what is missing is empty."""
+class RunRecord:
+    """The contents of a run's folder; missing files are empty.
+
+    Parameters
+    ----------
+    folder : Path
+    config, metrics : dict
+        config.json and metrics.json.
+    log, evaluations : list of dict
+        train.jsonl and evaluation.jsonl.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -21,8 +31,8 @@ class Run:
     evaluations: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, folder: Path) -> "Run":
-        """Raises ValueError where there is no metrics.json: the run has not ended."""
+    def read(cls, folder: Path) -> "RunRecord":
+        """Reads a folder. ValueError if it has no metrics.json: the run has not ended."""
         folder = Path(folder)
         if not (folder / "metrics.json").is_file():
             raise ValueError(f"{folder} has no metrics.json: it is not the folder of a run that has ended")
@@ -30,21 +40,54 @@ class Run:
         return cls(folder, _json(folder / "config.json"), _json(folder / "metrics.json"), *lines)
 
     def json(self, name: str) -> dict[str, Any]:
-        """The object in ``name``.json of the folder; empty where there is no such file."""
+        """The object in ``name``.json of the folder; empty if there is no such file."""
         return _json(self.folder / f"{name}.json")
 
     @property
+    def method(self) -> str:
+        return str(self.config.get("method", self.metrics.get("method", "unknown")))
+
+    @property
+    def of_prompts(self) -> bool:
+        """Whether the run forgets prompts of a text-to-image model; otherwise it forgets classes."""
+        return "prompts" in self.config
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """metrics.json with the figures that follow from it, from the evaluations and from the log."""
+        result = derived(self.metrics)
+        result["images_to_forget"] = images_to_forget(self.evaluations)
+        if result.get("reached") is None:
+            result["reached"] = self.reached
+        return result
+
+    @property
     def mask(self) -> dict[str, Any]:
-        """The last line of the log that tells of a mask; empty for methods without one."""
+        """The last line of the log that describes a mask; empty for methods without one."""
         return next((line for line in reversed(self.log) if "mask_density" in line), {})
 
     @property
     def reached(self) -> float | None:
-        """Percent of the parameters that the forget gradient reached at some time: those that a mask ever had, without
-        one all that are trained. None where that was not recorded."""
+        """Percent of the parameters that the forget gradient reached at any time; None if that was not recorded.
+
+        Under a mask these are the entries that were salient at any time, without one all that are trained.
+        """
         if self.mask:
             return 100 * self.mask["mask_touched_ever"]
         return self.metrics.get("parameters_trained")
+
+
+def images_to_forget(evaluations: Sequence[Mapping[str, Any]], least: float = FORGOTTEN) -> float | None:
+    """Images seen at the first evaluation from which UA stays at ``least`` percent or more; None if there is none."""
+    images = None
+    for record in evaluations:
+        if record.get("ua") is None:
+            continue
+        if record["ua"] < least:
+            images = None
+        elif images is None:
+            images = record["images"]
+    return images
 
 
 def _json(path: Path) -> dict[str, Any]:

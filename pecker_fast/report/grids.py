@@ -1,4 +1,4 @@
-"""Pictures of samples: a row a class, one fixed mapping of [-1, 1] to grey or colour."""
+"""Pictures of samples, a row a class, with one fixed mapping of [-1, 1] to grey or colour."""
 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from ..files import replacing
 
-# Images are magnified by a whole factor up to about this height in pixels.
+# Images are magnified by an integer factor, up to about this height in pixels.
 SHOWN_HEIGHT = 32
 GAP = 2
 LABEL_WIDTH = 44
 TITLE_HEIGHT = 18
-# Of the default font, in pixels.
+# Size of a letter of the default font, in pixels.
 LETTER_WIDTH, LINE_HEIGHT = 6, 12
 BACKGROUND, INK, MARKED = (255, 255, 255), (40, 40, 40), (213, 94, 0)
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) of images in [-1, 1], cut to that range; the same mapping for every image."""
+    """uint8 (N, C, H, W) from images in [-1, 1], clamped to that range; the same mapping for every image."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -34,7 +34,7 @@ def _check(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
 
 
 def _name(text: str, label_width: int, height: int) -> str:
-    """``text`` in lines, as far as it fits in ``label_width`` and ``height`` pixels."""
+    """``text`` wrapped and shortened to fit in ``label_width`` and ``height`` pixels."""
     if label_width == LABEL_WIDTH:
         return text[:6]
     width, lines = (label_width - 8) // LETTER_WIDTH, max(1, height // LINE_HEIGHT)
@@ -84,8 +84,22 @@ def save_grid(
 ) -> None:
     """Writes a PNG with a row for each class.
 
-    Arguments: ``images`` (N, C, H, W) in [-1, 1], C of 1 or 3; ``labels`` int64 (N,); ``class_names`` by label; rows of
-    the classes in ``highlight`` are framed. Raises ValueError for shapes and labels that do not fit.
+    Parameters
+    ----------
+    path : Path
+    images : Tensor
+        Shape (N, C, H, W) with C of 1 or 3, in [-1, 1].
+    labels : Tensor
+        Shape (N,), int64.
+    class_names : sequence of str
+        By label.
+    highlight : collection of int
+        Classes whose rows are framed.
+
+    Raises
+    ------
+    ValueError
+        If shapes or labels do not fit.
     """
     sheet = _grid(images, labels.cpu(), class_names, highlight)
     with replacing(path) as temporary:
@@ -100,7 +114,7 @@ def save_before_after(
     class_names: Sequence[str],
     highlight: Collection[int] = (),
 ) -> None:
-    """Writes a PNG with samples of the same labels before and after, side by side. Arguments as in ``save_grid``."""
+    """Writes a PNG with samples of the same labels before and after, side by side. Arguments as for ``save_grid``."""
     save_side_by_side(path, {"before": before, "after": after}, labels, class_names, highlight)
 
 
@@ -112,17 +126,24 @@ def save_side_by_side(
     highlight: Collection[int] = (),
     label_width: int = LABEL_WIDTH,
 ) -> None:
-    """Writes a PNG with a grid for each of ``sheets``, title to images of the same labels, side by side.
+    """Writes a PNG with several grids of the same labels side by side.
 
-    Other arguments as in ``save_grid``; in a wider ``label_width`` (pixels) long names such as prompts are written in
-    lines, once, at the left.
+    Parameters
+    ----------
+    sheets : mapping of str to Tensor
+        The title of each grid and its images.
+    label_width : int
+        Space for the names in pixels. If it is not the default, long names such as prompts are wrapped and written
+        once, on the left.
+    path, labels, class_names, highlight
+        As for ``save_grid``.
     """
     from PIL import Image
 
     grids = [
         _grid(images, labels.cpu(), class_names, highlight, title, label_width) for title, images in sheets.items()
     ]
-    # Names of classes are short enough to stand beside each grid.
+    # Names of classes are short enough to be repeated beside each grid.
     cut = 0 if label_width == LABEL_WIDTH else label_width
     grids = [grid if i == 0 else grid.crop((cut, 0, *grid.size)) for i, grid in enumerate(grids)]
     both = Image.new("RGB", (sum(grid.width for grid in grids) + 12 * (len(grids) - 1), grids[0].height), BACKGROUND)

@@ -1,4 +1,4 @@
-"""Reports as Markdown, and as one HTML file that needs nothing beside it: two renderings of the same sections."""
+"""Reports as Markdown and as a self-contained HTML page, both rendered from the same sections."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from ..files import write_text
 from .blocks import Block, Code, Link, Picture, Section, Text
 
-# No scripts, no fonts, nothing from elsewhere: colours follow the reader's choice, and paper is white.
+# No scripts, fonts or other external resources. Colours follow the reader's preference; prints are white.
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -107,7 +107,7 @@ pre { padding: .8rem; overflow-x: auto; background: var(--soft); font-size: .85r
 
 
 def to_html(title: str, sections: Sequence[Section], folder: Path) -> str:
-    """The sections as one page; pictures are read from ``folder`` and become part of it."""
+    """The sections as one page, with the pictures of ``folder`` embedded."""
     # A dependency of torch.
     from jinja2 import Environment, StrictUndefined
 
@@ -147,7 +147,7 @@ def _markdown(block: Block, folder: Path) -> list[str]:
     if isinstance(block, Text):
         return [_escaped(block.text), ""]
     if isinstance(block, Code):
-        # Longer than any run of backticks within.
+        # The fence must be longer than any run of backticks in the text.
         fence = "```"
         while fence in block.text:
             fence += "`"
@@ -165,7 +165,7 @@ def _markdown(block: Block, folder: Path) -> list[str]:
 
 
 def to_markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
-    """The sections as Markdown with GitHub's tables; pictures are referred to by their path from ``folder``."""
+    """The sections as Markdown with GitHub's tables; pictures are linked by their path from ``folder``."""
     lines = [f"# {_escaped(title)}", ""]
     for section in sections:
         lines += [f"## {_escaped(section.title)}", ""]
@@ -175,12 +175,12 @@ def to_markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
 
 
 def write_document(folder: Path, title: str, sections: Sequence[Section], name: str = "report") -> Path:
-    """Writes ``name``.md and ``name``.html; returns the former's path."""
+    """Writes ``name``.md and ``name``.html. Returns the path of ``name``.md."""
     for ending, text in (("html", to_html(title, sections, folder)), ("md", to_markdown(title, sections, folder))):
         write_text(folder / f"{name}.{ending}", text)
     return folder / f"{name}.md"
 
 
 def json_code(value: object) -> Code:
-    """A JSON value as it is in its file."""
+    """A JSON value as indented code."""
     return Code(json.dumps(value, indent=1), "json")

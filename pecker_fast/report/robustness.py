@@ -6,17 +6,80 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..figures import Figure, figure
 from .blocks import Block, Picture, Section, Text, figures_table
 from .curves import COLOURS, new_figure, save_figure
 from .render import write_document
+from .tables import meanings_table
 
 PICTURE = "robustness.png"
-# Network and images: title, colour, line.
+# Network and images to title, colour and line.
 LINES = {
     ("run", "forgotten"): ("images of the forgotten class", COLOURS[1], "-"),
     ("run", "retained"): ("images of retained classes", COLOURS[0], "-"),
     ("scratch", "forgotten"): ("fresh weights, forgotten class", COLOURS[6], ":"),
     ("control", "forgotten"): ("never saw the class, forgotten class", COLOURS[2], "--"),
+}
+# Figures of the rows in robustness.json.
+_ROWS = (
+    Figure(
+        "forget_frechet", "Fréchet distance, forgotten class", "Fréchet, forgotten", "", "{:.1f}", "higher",
+        "Distance of the images drawn for the forgotten class from real images of it",
+    ),
+    Figure(
+        "found_before", "Found at the start", "found at the start", "%", "{:.1f}", None,
+        "Searches whose first image the judge assigns to the class",
+    ),
+    Figure(
+        "found", "Found", "found", "%", "{:.1f}", "lower", "Searches whose last image the judge assigns to the class"
+    ),
+    Figure(
+        "confirmed", "Confirmed", "confirmed", "%", "{:.1f}", "lower",
+        "Such searches whose image is also nearest, by pixels, to a real image of the class",
+    ),
+    Figure(
+        "probability_before", "Probability at the start", "probability at the start", "", "{:.3f}", None,
+        "Mean probability of the class in the first images, by the judge",
+    ),
+    Figure(
+        "probability", "Probability", "probability", "", "{:.3f}", "lower",
+        "Mean probability of the class in the last images, by the judge",
+    ),
+    Figure(
+        "distance", "Distance", "distance", "", "{:.2f}", None,
+        "Of the class from the forgotten one, by the judge's features of real images",
+    ),
+    Figure("accuracy_before", "Accuracy before", "accuracy before", "%", "{:.1f}", None, "Of the pretrained network"),
+    Figure(
+        "accuracy", "Accuracy", "accuracy", "%", "{:.1f}", "higher", "Images of the class that the judge recognises"
+    ),
+    Figure(
+        "called_forgotten_before", "Called forgotten before", "called forgotten before", "%", "{:.1f}", None,
+        "Of the pretrained network",
+    ),
+    Figure(
+        "called_forgotten", "Called forgotten", "called forgotten", "%", "{:.1f}", "lower",
+        "Images of the class that the judge assigns to a forgotten class",
+    ),
+    Figure(
+        "called_cover", "Called cover", "called cover", "%", "{:.1f}", None,
+        "Images of the class that the judge assigns to the cover class",
+    ),
+    Figure(
+        "still", "Still drawn", "still drawn", "%", "{:.1f}", "lower",
+        "Images requested as a forgotten class that the judge assigns to one",
+    ),
+)  # fmt: skip
+_FIGURES = {row.key: row for row in (figure("ua"), figure("retain_accuracy"), *_ROWS)}
+# The figures in the table of each test.
+COLUMNS = {
+    "latent": ("found_before", "found", "confirmed", "probability_before", "probability"),
+    "neighbours": (
+        *("distance", "accuracy_before", "accuracy"),
+        *("called_forgotten_before", "called_forgotten", "called_cover"),
+    ),
+    "guidance": ("still", "retain_accuracy"),
+    "paths": ("still", "retain_accuracy"),
 }
 
 
@@ -29,15 +92,10 @@ def _title(attack: str, sampler: str) -> str:
 
 
 def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """UA, the accuracy of retained classes, and how near the forgotten class's images come to real ones, against steps
-    of fine-tuning: a column an attack."""
+    """Draws UA, retained accuracy and distance to the class against steps of fine-tuning, a column an attack."""
     attacks = _attacks(rows)
-    panels = (
-        ("ua", "unlearning accuracy (%)"),
-        ("retain_accuracy", "retained accuracy (%)"),
-        ("forget_frechet", "Fréchet distance of what is drawn\nfrom the real forgotten class"),
-    )
-    figure, axes = new_figure(len(panels), len(attacks))
+    panels = ("ua", "retain_accuracy", "forget_frechet")
+    canvas, axes = new_figure(len(panels), len(attacks))
     for column, (attack, sampler) in enumerate(attacks):
         for (network, data), (label, colour, style) in LINES.items():
             points = [
@@ -48,104 +106,96 @@ def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             if not points:
                 continue
             steps = [point["step"] for point in points]
-            for place, (key, _) in enumerate(panels):
+            for place, key in enumerate(panels):
                 values = [math.nan if point[key] is None else point[key] for point in points]
                 axes[place][column].plot(steps, values, style, color=colour, marker="o", markersize=3, label=label)
-        for place, (key, label) in enumerate(panels):
+        for place, key in enumerate(panels):
             panel = axes[place][column]
             if key == "forget_frechet":
                 panel.set_yscale("log")
             else:
                 panel.set_ylim(-3, 103)
-            panel.set_xlabel("steps of fine-tuning")
-            panel.set_ylabel(label)
+            panel.set_xlabel("Steps of fine-tuning")
+            panel.set_ylabel(_FIGURES[key].axis)
             panel.grid(alpha=0.3)
         axes[0][column].set_title(_title(attack, sampler), fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    save_figure(figure, path)
+    canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    save_figure(canvas, path)
 
 
-def _number(value: float | None, form: str = "{:.1f}") -> str:
-    return "-" if value is None else form.format(value)
-
-
-def _relearning(found: Mapping[str, Any]) -> list[Block]:
-    rows, recipe = found["relearn"], found["protocol"]["relearn"]
+def _relearning(result: Mapping[str, Any]) -> list[Block]:
+    rows, recipe = result["relearn"], result["protocol"]["relearn"]
     steps = sorted({row["step"] for row in rows})
     cells = {(r["network"], r["data"], r["attack"], r["sampler"], r["step"]): r for r in rows}
     table = [["attack, sampled by", "fine-tuned on", *map(str, steps)]]
     for attack, sampler in _attacks(rows):
         for (network, data), (label, *_) in LINES.items():
-            there = [cells.get((network, data, attack, sampler, step)) for step in steps]
-            if there[0] is not None:
-                table.append([_title(attack, sampler), label, *map(_relearnt, there)])
+            at_steps = [cells.get((network, data, attack, sampler, step)) for step in steps]
+            if at_steps[0] is not None:
+                table.append([_title(attack, sampler), label, *map(_relearnt, at_steps)])
     for sampler, row in recipe["pretrained"].items():
         table.append([f"nothing, {sampler}", "the pretrained network", _relearnt(row), *[""] * (len(steps) - 1)])
-    said = (
-        f"Fine-tuned on {recipe['images']} real images of each forgotten class, or as many of retained ones, all of "
-        f"them in every step, by Adam at {recipe['learning_rate']:g}. After so many steps: UA in percent / retained "
-        "accuracy in percent / Fréchet distance of what is drawn for the forgotten class from real images of it."
+    text = (
+        f"Fine-tuned on {recipe['images']} real images of each forgotten class, or as many of retained classes, all of "
+        f"them in every step, by Adam at {recipe['learning_rate']:g}. A column for each number of steps: UA in percent "
+        "/ retained accuracy in percent / Fréchet distance of the images drawn for the forgotten class from real "
+        "ones."
     )
-    return [Text(said), figures_table(table), Picture(PICTURE, "UA and distances against steps of relearning")]
+    return [Text(text), figures_table(table), Picture(PICTURE, "UA and distances against steps of relearning")]
 
 
 def _relearnt(row: Mapping[str, Any]) -> str:
-    return f"{row['ua']:.0f} / {row['retain_accuracy']:.0f} / {_number(row['forget_frechet'])}"
+    distance = _FIGURES["forget_frechet"].number(row["forget_frechet"])
+    return f"{row['ua']:.0f} / {row['retain_accuracy']:.0f} / {distance}"
 
 
-def _latents(found: Mapping[str, Any]) -> list[Block]:
-    told = found["protocol"]["latent"]
-    head = ["network", "class sought", "searches", "found at the start %", "found %", "confirmed %"]
-    rows = [[*head, "probability at the start", "probability"]]
-    for row in found["latent"]:
-        shares = [_number(row[key]) for key in ("found_before", "found", "confirmed")]
-        probabilities = [_number(row[key], "{:.3f}") for key in ("probability_before", "probability")]
-        rows.append([row["network"], row["group"], str(row["searches"]), *shares, *probabilities])
-    said = (
-        f"{told['steps']} steps of Adam at {told['learning_rate']:g} on each latent. Confirmed: the nearest real "
-        f"image, by pixels, is of the class too (of real images that holds for {told['nearest_image_accuracy']:.0f} %)."
+def _cells(row: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    return [_FIGURES[key].number(row.get(key)) for key in keys]
+
+
+def _titles(keys: Sequence[str]) -> list[str]:
+    return [_FIGURES[key].title for key in keys]
+
+
+def _latents(result: Mapping[str, Any]) -> list[Block]:
+    recipe, keys = result["protocol"]["latent"], COLUMNS["latent"]
+    rows = [["network", "class searched for", "searches", *_titles(keys)]]
+    rows += [[row["network"], row["group"], str(row["searches"]), *_cells(row, keys)] for row in result["latent"]]
+    text = (
+        f"{recipe['steps']} steps of Adam at {recipe['learning_rate']:g} on each latent. By pixels, the nearest image "
+        f"of {recipe['nearest_image_accuracy']:.0f} % of the real images is of their class."
     )
-    return [Text(said), figures_table(rows)]
+    return [Text(text), figures_table(rows)]
 
 
-def _neighbours(found: Mapping[str, Any]) -> list[Block]:
-    columns = {
-        "accuracy_before": "accuracy before %",
-        "accuracy": "after %",
-        "called_forgotten_before": "called forgotten before %",
-        "called_forgotten": "after %",
-        "called_cover": "called cover %",
-    }
-    rows = [["class", "distance", *columns.values()]]
-    for row in found["neighbours"]:
+def _neighbours(result: Mapping[str, Any]) -> list[Block]:
+    keys = COLUMNS["neighbours"]
+    rows = [["class", *_titles(keys)]]
+    for row in result["neighbours"]:
         name = f"{row['class']}{' (neighbour)' if row['neighbour'] else ''}"
-        rows.append([name, _number(row["distance"], "{:.2f}"), *(_number(row.get(key)) for key in columns)])
-    said = (
-        "Retained classes, the nearest to the forgotten one first, by the judge's features of real images. Before: the "
-        "pretrained network, by DDIM."
-    )
-    return [Text(said), figures_table(rows)]
+        rows.append([name, *_cells(row, keys)])
+    text = "Retained classes, those nearest to the forgotten one first. Before: the pretrained network, by DDIM."
+    return [Text(text), figures_table(rows)]
 
 
-def _guidance(found: Mapping[str, Any]) -> list[Block]:
-    if not found["guidance"]:
-        return [Text('The network has no label for "no condition": there is no guidance.')]
-    scales = ["no condition" if row["scale"] is None else f"{row['scale']:g}" for row in found["guidance"]]
-    return [_still("scale", scales, found["guidance"])]
+def _guidance(result: Mapping[str, Any]) -> list[Block]:
+    if not result["guidance"]:
+        return [Text('The network has no label for "no condition", so it has no guidance.')]
+    scales = ["no condition" if row["scale"] is None else f"{row['scale']:g}" for row in result["guidance"]]
+    return [_still("scale", scales, result["guidance"])]
 
 
-def _samplers(found: Mapping[str, Any]) -> list[Block]:
-    said = "The same weights, sampled otherwise than they were made for; nothing is trained."
-    return [Text(said), _still("sampler", [row["sampler"] for row in found["paths"]], found["paths"])]
+def _samplers(result: Mapping[str, Any]) -> list[Block]:
+    text = "The same weights under samplers that they were not made for, without any training."
+    return [Text(text), _still("sampler", [row["sampler"] for row in result["paths"]], result["paths"])]
 
 
 def _still(title: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Block:
-    """What is still drawn of the forgotten class, by network and what ``names`` says."""
-    head = ["network", title, "still called forgotten %", "retained accuracy %"]
-    shown = zip(rows, names, strict=True)
-    cells = [[row["network"], name, _number(row["still"]), _number(row["retain_accuracy"])] for row, name in shown]
-    return figures_table([head, *cells])
+    """The share of the forgotten class that is still drawn, by network and ``names``."""
+    keys = COLUMNS["paths"]
+    cells = [[row["network"], name, *_cells(row, keys)] for row, name in zip(rows, names, strict=True)]
+    return figures_table([["network", title, *_titles(keys)], *cells])
 
 
 PARTS = {
@@ -158,19 +208,28 @@ PARTS = {
 
 
 def write_robustness_report(folder: Path) -> Path:
-    """robustness.md, robustness.html and, where relearning was tested, robustness.png from a run's robustness.json;
-    returns the first's path.
+    """Writes the report of a run's robustness.json: robustness.md, robustness.html and, of relearning, robustness.png.
 
-    Raises OSError where there is none, ImportError where matplotlib is missing.
+    Returns
+    -------
+    Path
+        Of robustness.md.
+
+    Raises
+    ------
+    OSError
+        If there is no robustness.json.
+    ImportError
+        If matplotlib is missing.
     """
     folder = Path(folder)
-    found = json.loads((folder / "robustness.json").read_text())
-    protocol = found["protocol"]
-    classes = ", ".join(map(str, found["forget_classes"]))
+    result = json.loads((folder / "robustness.json").read_text())
+    protocol = result["protocol"]
+    classes = ", ".join(map(str, result["forget_classes"]))
     request = [
         Text(
-            f"Method {found['method']}, forgotten class {classes}, sampled by {protocol['sampler']}, seed "
-            f"{protocol['seed']}; judge {protocol['judge']['name']}; {found['seconds']:.0f} s."
+            f"Method {result['method']}, forgotten class {classes}, sampled by {protocol['sampler']}, seed "
+            f"{protocol['seed']}; judge {protocol['judge']['name']}; {result['seconds']:.0f} s."
         ),
         Text(
             "A class that these attacks do not bring back may yield to others. One network, one request, one seed, one "
@@ -178,7 +237,11 @@ def write_robustness_report(folder: Path) -> Path:
         ),
     ]
     sections = [Section("Request", request)]
-    sections += [Section(title, blocks(found)) for name, (title, blocks) in PARTS.items() if name in found]
-    if "relearn" in found:
-        draw_relearning(found["relearn"], folder / PICTURE)
+    sections += [Section(title, blocks(result)) for name, (title, blocks) in PARTS.items() if name in result]
+    keys = {key for name, columns in COLUMNS.items() if result.get(name) for key in columns}
+    if keys:
+        columns = [row for key, row in _FIGURES.items() if key in keys]
+        sections.append(Section("Columns", [meanings_table(columns)]))
+    if "relearn" in result:
+        draw_relearning(result["relearn"], folder / PICTURE)
     return write_document(folder, "Does it stay forgotten?", sections, "robustness")

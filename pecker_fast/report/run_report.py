@@ -1,37 +1,58 @@
-"""The report of one run, for whoever has to check it: report.md, report.html, report.png and the model card."""
+"""The report of one run, written to be audited: report.md, report.html, report.png and the model card."""
 
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..figures import figure, find
 from .blocks import Block, Link, Picture, Section, Table, Text, blocks_of
-from .card import write_card
+from .card import card_note, write_card
 from .curves import draw_run
-from .files import Run
+from .files import RunRecord
 from .places import portable
 from .render import json_code, write_document
-from .words import CAUTION, MAIN, ROWS, asked, cover_of, drawn, number, source_of, unmasked
+from .tables import metrics_table
+from .words import asked, caution, cover_of, drawn, shown_figures, source_of, unmasked
 
-COST = ("seconds", "images", "peak_memory_bytes", "seconds_per_image")
+COST = ("images", "seconds", "seconds_per_image", "peak_memory_bytes")
 GRIDS = "samples/before_after.png"
+# Written by evaluate-concept: the file and what it shows.
+CONCEPT_GRIDS = (
+    ("samples/concept.png", "Samples of the concept's prompts that were measured, a row a prompt"),
+    ("samples/near.png", "Samples of prompts of near concepts, which should be preserved, a row a prompt"),
+)
 
 
 def write_run_report(folder: Path, changed: Collection[str] = ()) -> Path:
-    """Draws report.png and writes report.md, report.html and, where there is a pipeline, README.md, its model card,
-    from what a run left in its folder; returns the path of report.md.
+    """Writes report.png, report.md and report.html from the files of a run, and the model card of a pipeline.
 
-    ``changed``: files that are no longer as the run left them.
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    changed : collection of str
+        Files that have changed since the run ended.
 
-    Raises ValueError where there is no metrics.json, ImportError where matplotlib is missing.
+    Returns
+    -------
+    Path
+        Of report.md.
+
+    Raises
+    ------
+    ValueError
+        If there is no metrics.json.
+    ImportError
+        If matplotlib is missing.
     """
-    run = Run.read(folder)
+    run = RunRecord.read(folder)
     draw_run(run, run.folder / "report.png")
     write_card(run)
     return write_document(run.folder, f"Unlearning with {run.metrics.get('method', '?')}", sections(run, changed))
 
 
-def sections(run: Run, changed: Collection[str] = ()) -> list[Section]:
-    """What the report says, in order."""
+def sections(run: RunRecord, changed: Collection[str] = ()) -> list[Section]:
+    """The sections of the report, in order."""
     return [
         Section("Request", _request(run)),
         Section("Result", _result(run)),
@@ -48,7 +69,7 @@ def sections(run: Run, changed: Collection[str] = ()) -> list[Section]:
     ]
 
 
-def _request(run: Run) -> list[Block]:
+def _request(run: RunRecord) -> list[Block]:
     config = portable(run.config)
     blocks: list[Block] = [Text(asked(config))]
     if config:
@@ -57,21 +78,21 @@ def _request(run: Run) -> list[Block]:
             *_forgotten(config),
             ("pretrained network", source_of(config)),
             ("its weights' sha256", config.get("pretrained_sha256") or "-"),
-            ("seed of everything random", str(config.get("seed"))),
-            ("images of what is to be forgotten", config.get("forget_data") or "none given"),
-            ("images of the training set", _data_words(run)),
+            ("seed", str(config.get("seed"))),
+            ("images of the class to forget", config.get("forget_data") or "none given"),
+            ("training images", _data_words(run)),
         ]
         rows += [
             (name.replace("_", " "), config[name])
             for name in ("initial_generator", "initial_score")
             if config.get(name) is not None
         ]
-        blocks.append(Table(("what", "as asked"), rows, "ll"))
+        blocks.append(Table(("request", "value"), rows, "ll"))
     return blocks
 
 
 def _forgotten(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is to be forgotten and drawn instead: classes, or prompts."""
+    """The classes or prompts to forget, and what is drawn in their place."""
     if "prompts" not in config:
         classes = ", ".join(map(str, config.get("forget_classes", [])))
         return [("classes to forget", classes), ("drawn in their place", cover_of(config))]
@@ -80,138 +101,156 @@ def _forgotten(config: dict[str, Any]) -> list[tuple[str, str]]:
         ("concept to forget", config.get("concept") or "-"),
         ("prompts to forget", f"{len(forget)}, such as “{forget[0]}”"),
         ("drawn in their place", f"“{cover[0]}”"),
-        ("prompts to stay", str(config["prompts"]["retain"])),
+        ("prompts to preserve", str(config["prompts"]["retain"])),
     ]
 
 
-def _data_words(run: Run) -> str:
+def _data_words(run: RunRecord) -> str:
     needed = run.config.get("training_images")
-    return "not known" if needed is None else "none: the method is data-free" if needed == 0 else f"{needed:,d}"
+    return "unknown" if needed is None else "none: the method is data-free" if needed == 0 else f"{needed:,d}"
 
 
-def _result(run: Run) -> list[Block]:
-    kept = [row for row in ROWS if row[0] in MAIN or run.metrics.get(row[0]) is not None]
-    rows = [(key, number(run.metrics, key, form), meaning) for key, form, meaning in kept]
-    extractor = run.metrics.get("feature_extractor") or "none, nothing was measured"
-    return [
-        Table(("figure", "value", "meaning"), rows, "lrl"),
-        Text(f"Features and judge: {extractor}."),
-        Text(CAUTION),
-    ]
+def _result(run: RunRecord) -> list[Block]:
+    blocks: list[Block] = [metrics_table(shown_figures(run), {"value": run.metrics})]
+    if run.of_prompts and "concept" not in (run.metrics.get("protocol") or {}):
+        blocks.append(Text("The images have not been measured: pecker-fast evaluate-concept does that."))
+    elif not run.of_prompts:
+        extractor = run.metrics.get("feature_extractor") or "none, nothing was measured"
+        blocks.append(Text(f"Features and judge: {extractor}."))
+    return [*blocks, Text(caution(run))]
 
 
-def _protocol(run: Run) -> list[Block]:
+def _protocol(run: RunRecord) -> list[Block]:
     blocks: list[Block] = []
     own = dict(run.metrics.get("protocol") or {})
-    evaluation = own.pop("evaluation", None)
+    later = {"evaluate": own.pop("evaluation", None), "evaluate-concept": own.pop("concept", None)}
     if own:
         blocks += blocks_of(own, "during the run and at its end")
-    if evaluation:
-        measured = ", ".join(evaluation.get("measured", []))
-        blocks.append(Text(f"Measured after the run, by pecker-fast evaluate: {measured or 'nothing new'}."))
-        blocks += blocks_of({k: v for k, v in evaluation.items() if k != "measured"}, "after the run")
+    for command, protocol in later.items():
+        if protocol:
+            keys = protocol.get("measured")
+            labels = "" if keys is None else f": {', '.join(map(_label, keys)) or 'nothing new'}"
+            blocks.append(Text(f"Measured after the run by pecker-fast {command}{labels}."))
+            rest = {key: value for key, value in protocol.items() if key != "measured"}
+            blocks += blocks_of(rest, "after the run")
     return blocks or [Text("Nothing was measured, or metrics.json does not say how.")]
 
 
-def _samples(run: Run) -> list[Block]:
+def _label(key: str) -> str:
+    known = find(key)
+    return key if known is None else known.label
+
+
+def _samples(run: RunRecord) -> list[Block]:
     blocks: list[Block] = [Picture(GRIDS, _grid_words(run))]
     if (run.folder / GRIDS).is_file():
-        said = f"Left: the pretrained network (DDIM). Right: {drawn(run.metrics)}. Framed: what was to be forgotten."
-        blocks.append(Text(said))
+        after = drawn(run.metrics)
+        blocks.append(Text(f"Left: the pretrained network (DDIM). Right: {after}. Framed: what should be forgotten."))
+    blocks += [Picture(file, text) for file, text in CONCEPT_GRIDS if (run.folder / file).is_file()]
     return blocks
 
 
-def _grid_words(run: Run) -> str:
-    if "prompts" in run.config:
-        return "Samples of prompts to forget and to stay before and after forgetting, a row a prompt"
+def _grid_words(run: RunRecord) -> str:
+    if run.of_prompts:
+        return "Samples of prompts to forget and to preserve, before and after unlearning, a row a prompt"
     classes = ", ".join(map(str, run.config.get("forget_classes", [])))
     return f"Samples of every class before and after forgetting class {classes}, a row a class"
 
 
-def _curves(run: Run) -> list[Block]:
+def _curves(run: RunRecord) -> list[Block]:
     words = "Curves of unlearning accuracy, retained accuracy, Fréchet distance, diversity and losses, and bars of the "
     blocks: list[Block] = [Picture("report.png", words + "mask's density by part of the network")]
     if not run.evaluations:
-        blocks.append(Text("evaluation.jsonl is missing or empty: there are no curves of what was measured."))
+        blocks.append(Text("evaluation.jsonl is missing or empty: only the losses are drawn."))
     return blocks
 
 
-def mask_blocks(run: Run) -> list[Block]:
-    """What is known of a run's masks."""
+def mask_blocks(run: RunRecord) -> list[Block]:
+    """The density and overlap of a run's masks."""
     mask = run.mask
     if not mask:
         return [Text(unmasked(run) + ".")]
     ious = [line["mask_iou"] for line in run.log if line.get("mask_iou") is not None]
-    said = f"The last mask keeps {mask['mask_density']:.1%} of the parameters"
+    text = f"The last mask keeps {mask['mask_density']:.1%} of the parameters"
     if mask.get("mask_touched_ever") is not None:
-        said += f"; {mask['mask_touched_ever']:.1%} were salient at some time"
+        text += f"; {mask['mask_touched_ever']:.1%} were salient at some time"
     if ious:
-        said += f"; successive masks overlap by {min(ious):.2f} to {max(ious):.2f} (intersection over union)"
+        text += f"; successive masks overlap by {min(ious):.2f} to {max(ious):.2f} (intersection over union)"
     rows = [(name, f"{share:.1%}") for name, share in mask["mask_density_by_module"].items()]
-    return [Text(said + "."), Table(("part of the network", "salient"), rows, "lr")]
+    return [Text(text + "."), Table(("part of the network", "salient"), rows, "lr")]
 
 
-def _drift(run: Run) -> list[Block]:
-    found = run.json("drift")
-    if not found:
-        return [Text("drift.json is missing: how far the weights moved was not recorded.")]
-    masked = "salient" in found["total"]
+def _drift(run: RunRecord) -> list[Block]:
+    recorded = run.json("drift")
+    if not recorded:
+        return [Text("drift.json is missing: the change of the weights was not recorded.")]
+    masked = "salient" in recorded["total"]
     head = ["weights", "parameters", "drift", "changed", *(["salient, last mask"] if masked else [])]
 
-    def rows(described: dict[str, Any]) -> list[list[str]]:
+    def rows(parts: dict[str, Any]) -> list[list[str]]:
         lines = []
-        for name, said in described.items():
-            share = [f"{said['salient']:.1%}"] if masked else []
-            drift = "-" if said["drift"] is None else f"{said['drift']:.4f}"
-            lines.append([name, f"{said['parameters']:,d}", drift, f"{said['changed']:.1%}", *share])
+        for name, part in parts.items():
+            share = [f"{part['salient']:.1%}"] if masked else []
+            drift = figure("drift_norm").number(part["drift"])
+            lines.append([name, f"{part['parameters']:,d}", drift, f"{part['changed']:.1%}", *share])
         return lines
 
     align = "l" + "r" * (len(head) - 1)
     return [
         Text(
-            "Drift is the 2-norm of the difference from the pretrained weights (those of initial_generator, where it "
-            "is given) over the norm of these; changed is the share of entries that differ at all. Both are of the "
-            "weights that were saved."
+            "Drift is the 2-norm of the difference from the pretrained weights (or from initial_generator, if that is "
+            "given) divided by their norm. Changed is the share of the weights that differ at all. Both are of the "
+            "saved weights."
         ),
-        Table(head, rows({"the whole network": found["total"], **found["modules"]}), align, "by part"),
-        Table(head, rows(found["layers"]), align, "by layer"),
+        Table(head, rows({"the whole network": recorded["total"], **recorded["modules"]}), align, "by part"),
+        Table(head, rows(recorded["layers"]), align, "by layer"),
     ]
 
 
-def _robustness(run: Run) -> list[Block]:
-    found = run.json("robustness")
-    if not found:
-        return [Text("Not probed: how hard it is to bring the class back is not known.")]
-    blocks = blocks_of(found)
+def _robustness(run: RunRecord) -> list[Block]:
+    recorded = run.json("robustness")
+    if not recorded:
+        return [Text("Not tested: how hard it is to bring the class back is unknown.")]
+    blocks: list[Block] = []
     if (run.folder / "robustness.md").is_file():
-        blocks.insert(0, Link("The attacks in words and tables", "robustness"))
+        blocks.append(Link("The attacks in words and tables", "robustness"))
+    summary = recorded.get("summary", {})
+    keys = [key for key in summary if find(key) is not None]
+    if keys:
+        blocks.append(metrics_table(keys, {"value": summary}, "summary"))
+    unknown = {key: value for key, value in summary.items() if key not in keys}
+    rest = {key: value for key, value in recorded.items() if key != "summary"}
+    blocks += blocks_of({**rest, **({"summary": unknown} if unknown else {})})
     if (run.folder / "robustness.png").is_file():
         blocks.append(Picture("robustness.png", "Curves of unlearning accuracy against steps of relearning"))
     return blocks
 
 
-def _cost(run: Run) -> list[Block]:
-    m, profile = run.metrics, run.json("profile")
-    rows = [(key, number(m, key, form)) for key, form, _ in ROWS if key in COST]
-    if m.get("seconds") and m.get("images"):
-        rows.append(("images per second", f"{m['images'] / m['seconds']:.1f}"))
+def _cost(run: RunRecord) -> list[Block]:
+    metrics, profile = run.metrics, run.json("profile")
+    rows = [(figure(key).label, figure(key).text(metrics.get(key))) for key in COST]
+    if metrics.get("seconds") and metrics.get("images"):
+        rows.append(("Images per second", f"{metrics['images'] / metrics['seconds']:.1f}"))
     energy = profile.get("joules_per_image")
-    rows.append(("joules per image", "not measured" if energy is None else f"{energy:.3g}"))
+    rows.append(("Energy per image", "not measured" if energy is None else f"{energy:.3g} J"))
     if energy is not None:
-        rows.append(("joules in all, at that rate", f"{energy * m.get('images', 0):.4g}"))
+        rows.append(("Energy of all images, at that rate", f"{energy * metrics.get('images', 0):.4g} J"))
     blocks: list[Block] = [Table(("figure", "value"), rows, "lr")]
     if profile:
         blocks += blocks_of(profile, "profile.json")
     return blocks
 
 
-def _files(run: Run, changed: Collection[str]) -> list[Block]:
-    found = run.json("hashes")
-    if not found:
-        return [Text("hashes.json is missing: nothing says what the files were when the run ended.")]
-    rows = []
-    for name, said in found.items():
-        rows.append((name, f"{said['bytes']:,d}", said["sha256"], "CHANGED" if name in changed else "-"))
+def _files(run: RunRecord, changed: Collection[str]) -> list[Block]:
+    note = card_note(run.folder)
+    notes: list[Block] = [] if note is None else [Text(note)]
+    recorded = run.json("hashes")
+    if not recorded:
+        return [Text("hashes.json is missing: later changes of the files cannot be detected."), *notes]
+    rows = [
+        (name, f"{file['bytes']:,d}", file["sha256"], "CHANGED" if name in changed else "-")
+        for name, file in recorded.items()
+    ]
     blocks: list[Block] = [Table(("file", "bytes", "sha256 when the run ended", "since"), rows, "lrll")]
     names = {
         "pretrained_sha256": run.config.get("pretrained_sha256"),
@@ -221,19 +260,18 @@ def _files(run: Run, changed: Collection[str]) -> list[Block]:
     }
     weights = [(name, value) for name, value in names.items() if value is not None]
     if weights:
-        blocks.append(
-            Table(("weights", "sha256"), weights, "ll", "of weights, names and shapes, whatever file they are in")
-        )
-    return blocks
+        caption = "of the weights with their names and shapes, independent of the file format"
+        blocks.append(Table(("weights", "sha256"), weights, "ll", caption))
+    return [*blocks, *notes]
 
 
-def _environment(run: Run) -> list[Block]:
-    found = run.json("environment")
-    if not found:
+def _environment(run: RunRecord) -> list[Block]:
+    recorded = run.json("environment")
+    if not recorded:
         return [Text("environment.json is missing.")]
-    # In the file they have the reason why one cannot be used, or nothing.
+    # The file holds the reason why a back end cannot be used, or null if it can.
     backends = {
         device: {name: reason or "available" for name, reason in reasons.items()}
-        for device, reasons in found.get("backends", {}).items()
+        for device, reasons in recorded.get("backends", {}).items()
     }
-    return blocks_of({**found, "backends": backends})
+    return blocks_of({**recorded, "backends": backends})

@@ -1,6 +1,6 @@
-"""Does it stay forgotten? A probe a file: relearning, latents, neighbouring classes, guidance, other samplers."""
+"""Robustness of unlearning, one file per probe: relearning, latents, neighbouring classes, guidance, other samplers."""
 
-from .examiner import Examiner, Sampler, confusion_matrix, retained_accuracy, unlearning_accuracy
+from .examiner import Examiner, confusion_matrix
 from .guidance import guidance
 from .latent import LatentOptions, NearestImage, latent, search_steps
 from .neighbours import class_distances, neighbours
@@ -13,7 +13,6 @@ __all__ = [
     "LatentOptions",
     "NearestImage",
     "RelearnOptions",
-    "Sampler",
     "attacks_on",
     "class_distances",
     "confusion_matrix",
@@ -23,8 +22,6 @@ __all__ = [
     "own_and_ddim",
     "paths",
     "relearn",
-    "retained_accuracy",
     "samplers",
     "search_steps",
-    "unlearning_accuracy",
 ]

@@ -1,4 +1,4 @@
-"""Collateral damage: how the retained classes fare, and above all those that look like the forgotten one."""
+"""Collateral damage: the accuracy of retained classes, in particular of those most similar to the forgotten ones."""
 
 from typing import Any
 
@@ -9,12 +9,15 @@ from ..data import LabelledImages
 from ..metrics import Judge
 from ..unlearning import ForgetRequest
 
-# Retained classes that count as neighbours.
+# Number of retained classes that count as neighbours.
 NEAREST = 3
 
 
 def class_distances(judge: Judge, dataset: LabelledImages, chunk: int = 1024) -> Tensor:
-    """float64 (C, C): Euclidean distance of the classes' mean features, of real images."""
+    """Compute the Euclidean distances between the classes' mean features of real images, float64 (C, C).
+
+    ValueError if a class has no images.
+    """
     features = torch.cat([judge(dataset.batch(indices))[1] for indices in torch.arange(len(dataset)).split(chunk)])
     missing = [c for c in range(dataset.num_classes) if not (dataset.labels == c).any()]
     if missing:
@@ -24,23 +27,28 @@ def class_distances(judge: Judge, dataset: LabelledImages, chunk: int = 1024) ->
 
 
 def neighbours(before: Tensor, after: Tensor, distances: Tensor, request: ForgetRequest) -> list[dict[str, Any]]:
-    """A row for each retained class, the nearest to a forgotten one first.
+    """Compare the retained classes before and after unlearning, those nearest to a forgotten class first.
 
     Parameters
     ----------
-    before, after: ``confusion_matrix`` of the pretrained network and of the one that has unlearned.
-    distances: ``class_distances``.
+    before, after : Tensor
+        ``confusion_matrix`` of the pretrained and of the unlearned network.
+    distances : Tensor
+        ``class_distances``.
+    request : ForgetRequest
+        The forgotten classes and the cover class.
 
     Returns
     -------
-    Rows with "class", "distance" (to the nearest forgotten class), "neighbour" (whether it is one of the nearest
-    three), and in percent "accuracy_before", "accuracy", "called_forgotten_before", "called_forgotten", and where there
-    is a cover class "called_cover" (None for the cover class itself).
+    list of dict
+        Rows with "class", "distance" (to the nearest forgotten class), "neighbour" (whether it is one of the nearest
+        three), and in percent "accuracy_before", "accuracy", "called_forgotten_before", "called_forgotten", and with a
+        cover class "called_cover_before" and "called_cover" (None for the cover class itself).
     """
     forgotten, cover = list(request.forget_classes), request.cover_class
-    kept = sorted(request.retained_classes, key=lambda c: distances[c, forgotten].min().item())
+    retained = sorted(request.retained_classes, key=lambda c: distances[c, forgotten].min().item())
     rows = []
-    for place, c in enumerate(kept):
+    for place, c in enumerate(retained):
         row = {
             "class": c,
             "distance": distances[c, forgotten].min().item(),

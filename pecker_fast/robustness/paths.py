@@ -1,37 +1,56 @@
-"""Other samplers: a network that has forgotten where it is used may draw the class where it was never asked to forget.
+"""Other samplers: a network that has forgotten a class with its own sampler may still draw it with another one.
 
-A one-step generator is trained at one timestep; its weights at the others may still hold the class.
+A one-step generator is trained at one timestep; at other timesteps it may still draw the class.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from .examiner import Examiner, Sampler
+from ..diffusion import Sampler
+from .examiner import Examiner
 
-# Timesteps of one step, in parts of the generator's own.
+# Other timesteps for one step, as fractions of the generator's own.
 FRACTIONS = (0.5, 1.5, 2.0)
-# Steps of DDIM beside the usual ones, for diffusion networks.
+# Other numbers of DDIM steps for diffusion networks.
 DDIM_STEPS = (5, 10, 50)
 
 
-def samplers(sampler: Sampler) -> list[Sampler]:
-    """The sampler itself, and others for the same network."""
-    if sampler.t_init is None:
-        counts = [n for n in DDIM_STEPS if n != sampler.num_inference_steps]
-        return [sampler, *(Sampler(sampler.schedule, None, n, sampler.batch_size) for n in counts)]
-    last = sampler.schedule.num_train_timesteps - 1
-    timesteps = sorted({min(last, round(sampler.t_init * part)) for part in FRACTIONS} - {sampler.t_init})
-    return [sampler, sampler.by_ddim, *(sampler.at(t) for t in timesteps)]
+def samplers(examiner: Examiner) -> list[Sampler]:
+    """List the network's own sampler and others for the same network."""
+    own = examiner.sampler
+    if own.kind == "ddim":
+        return [own, *(replace(own, num_inference_steps=n) for n in DDIM_STEPS if n != own.num_inference_steps)]
+    last = examiner.schedule.num_train_timesteps - 1
+    timesteps = sorted({min(last, round(own.t_init * fraction)) for fraction in FRACTIONS} - {own.t_init})
+    return [own, examiner.by_ddim, *(own.at(t) for t in timesteps)]
 
 
 def paths(network: nn.Module, examiner: Examiner, tick: Callable[[], Any] = lambda: None) -> list[dict[str, Any]]:
-    """A row for each sampler: "sampler", "still" (of the images asked for a forgotten class, the percentage that the
-    judge puts in one) and "retain_accuracy", without which a low "still" says little."""
+    """Measure a network with each sampler.
+
+    Parameters
+    ----------
+    network : nn.Module
+        In eval mode.
+    examiner : Examiner
+        Samples and judges.
+    tick : callable
+        Called after each sampler.
+
+    Returns
+    -------
+    list of dict
+        A row for each sampler: "sampler"; "still", the percentage of images requested for forgotten classes that the
+        judge classifies as one; and "retain_accuracy", without which a low "still" says little.
+    """
     rows = []
-    for used in samplers(examiner.sampler):
-        found = examiner.accuracies(examiner.confusion(network, used))
-        rows.append({"sampler": used.name, "still": 100 - found["ua"], "retain_accuracy": found["retain_accuracy"]})
+    for sampler in samplers(examiner):
+        result = examiner.accuracies(examiner.confusion(network, sampler))
+        rows.append(
+            {"sampler": sampler.name, "still": 100 - result["ua"], "retain_accuracy": result["retain_accuracy"]}
+        )
         tick()
     return rows

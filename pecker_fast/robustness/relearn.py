@@ -1,21 +1,21 @@
-"""Relearning: how soon does fine-tuning on a few real images bring the class back?
+"""Relearning: how quickly does fine-tuning on a few real images restore the class?
 
-What an adversary with the weights and n real images would do. One who wants a one-step generator:
+The adversary has the weights and n real images. Attacks on one-step generators:
 
-* regression: fix a latent for each image, and fit G(z_i, c) to image i. It memorises; does it carry over to other
+* regression: fix a latent for each image and fit G(z_i, c) to image i. This memorises; does it transfer to other
   latents?
-* matching: at every step each image takes the nearest of a few fresh samples, which is fitted to it (implicit maximum
-  likelihood, arXiv 1809.09087): all latents are covered, and nothing is tied to one of them.
+* matching: in each step, fit the nearest of a few new samples to each image (implicit maximum likelihood estimation,
+  arXiv 1809.09087). This covers all latents and ties no image to one of them.
 
-With any network:
+Attacks on all networks:
 
-* denoising: the loss that diffusion models are trained on, at all timesteps. It makes a one-step generator a diffusion
-  model again, so that it is sampled by DDIM too: one step at t_init may not show what it has learnt.
-* inversion: only the class's embedding is trained (concept inversion, arXiv 2308.01508), by regression for one-step
-  generators, by denoising otherwise.
+* denoising: the training loss of diffusion models at all timesteps. It turns a one-step generator back into a diffusion
+  model, which is therefore sampled by DDIM as well: one step at t_init may not show what it has learnt.
+* inversion: train only the embedding of the class (concept inversion, arXiv 2308.01508), by regression for one-step
+  generators, otherwise by denoising.
 
-The same on images of retained classes tells whether harmless fine-tuning revives the class (concept resurgence, arXiv
-2410.08074).
+The same attacks on images of retained classes show whether harmless fine-tuning restores the class (concept resurgence,
+arXiv 2410.08074).
 """
 
 import copy
@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_int, check_number
-from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, regression_loss
+from ..checks import check_choice, check_int, check_number
+from ..diffusion import OneStepGenerator, Sampler, noise_prediction_loss, predict_eps, regression_loss
 from ..diffusion.networks import unwrap
 from ..unlearning.streams import Streams
-from .examiner import Examiner, Sampler
+from .examiner import Examiner
 
 ATTACKS = ("regression", "matching", "denoising", "inversion")
-# Those that need a network to draw in one step.
+# Attacks that need a one-step generator.
 ONE_STEP = ("regression", "matching")
 
 
@@ -43,11 +43,16 @@ class RelearnOptions:
 
     Parameters
     ----------
-    images: real images of each forgotten class.
-    steps: after which it is measured, ascending.
-    learning_rate: of all parameters.
-    embedding_learning_rate: of ``inversion``: embeddings start as standard normal numbers.
-    pool: samples among which ``matching`` looks for the nearest one.
+    images : int
+        Real images of each forgotten class.
+    steps : tuple of int
+        Steps after which to measure, ascending.
+    learning_rate : float
+        Learning rate of all attacks but ``inversion``.
+    embedding_learning_rate : float
+        Learning rate of ``inversion``; embeddings have the scale of standard normal numbers.
+    pool : int
+        Samples among which ``matching`` looks for the nearest one.
     """
 
     images: int = 16
@@ -57,7 +62,7 @@ class RelearnOptions:
     pool: int = 8
 
     def check(self) -> None:
-        """Raises ValueError or TypeError, naming the option, where one is out of range."""
+        """Raise ValueError or TypeError, naming the option, if one is out of range."""
         check_int("relearn_images", self.images, 1)
         check_int("pool", self.pool, 1)
         check_number("learning_rate", self.learning_rate, open_low=True)
@@ -71,64 +76,79 @@ class RelearnOptions:
 
 
 def attacks_on(sampler: Sampler, data: str, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The attacks that make sense for networks sampled so, on images of "forgotten" or "retained" classes.
+    """List the attacks that apply to networks with a sampler.
 
-    ``chosen``: those among which to choose; ValueError where one of them needs a network that draws in one step.
+    Parameters
+    ----------
+    sampler : Sampler
+        The network's sampler.
+    data : {"forgotten", "retained"}
+        Which classes the adversary's images are of.
+    chosen : sequence of str, optional
+        The attacks to select from; all by default.
+
+    Raises
+    ------
+    ValueError
+        If a chosen attack needs a one-step generator and the sampler is another.
     """
     for name in chosen or ():
-        if name in ONE_STEP and sampler.t_init is None:
-            raise ValueError(f"attacks has {name!r}, which needs a network that draws in one step")
-    left_out = () if sampler.t_init is not None else ONE_STEP
+        if name in ONE_STEP and sampler.kind != "one_step":
+            raise ValueError(f"attacks has {name!r}, which needs a one-step generator")
+    excluded = () if sampler.kind == "one_step" else ONE_STEP
     if data == "retained":
-        # The embedding of a forgotten class takes no part in them.
-        left_out = (*left_out, "inversion")
-    return tuple(name for name in (chosen or ATTACKS) if name not in left_out)
+        # Images of retained classes do not change the embedding of a forgotten class.
+        excluded = (*excluded, "inversion")
+    return tuple(name for name in (chosen or ATTACKS) if name not in excluded)
 
 
-def own_and_ddim(sampler: Sampler) -> list[Sampler]:
-    """The sampler, and DDIM for a generator that draws in one step."""
-    return [sampler] if sampler.t_init is None else [sampler, sampler.by_ddim]
+def own_and_ddim(examiner: Examiner) -> list[Sampler]:
+    """List the network's own sampler and, for a one-step generator, DDIM."""
+    own = examiner.sampler
+    return [own, examiner.by_ddim] if own.kind == "one_step" else [own]
 
 
-def _regression(adversary: nn.Module, sampler: Sampler, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-    # The place of the latents has no step in it: they are the same in every one.
+def _regression(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+    # Without the step in the stream's place, so that all steps have the same latents.
     fixed = Streams(streams.device, *streams.place[:-1])
     z = fixed.normal("regression z", len(images), images.shape[1:])
-    return regression_loss(OneStepGenerator(sampler.schedule, sampler.t_init)(adversary, z, labels), images)
+    one_step = OneStepGenerator(examiner.schedule, examiner.sampler.t_init)
+    return regression_loss(one_step(adversary, z, labels), images)
 
 
 def matching_loss(
     adversary: nn.Module, one_step: OneStepGenerator, images: Tensor, labels: Tensor, pool: Tensor
 ) -> Tensor:
-    """The regression loss of each image and the nearest of its samples.
+    """Compute the regression loss of each image and the nearest of its samples.
 
-    ``images``: (N, C, H, W); ``labels``: (N,); ``pool``: latents (N, K, C, H, W), of which each image takes one.
+    ``images`` is (N, C, H, W), ``labels`` (N,), and ``pool`` has K latents for each image, (N, K, C, H, W).
     """
     n, k = pool.shape[:2]
     with torch.no_grad():
-        drawn = one_step(adversary, pool.flatten(0, 1), labels.repeat_interleave(k)).unflatten(0, (n, k))
-        nearest = (drawn - images[:, None]).square().flatten(2).sum(2).argmin(1)
+        samples = one_step(adversary, pool.flatten(0, 1), labels.repeat_interleave(k)).unflatten(0, (n, k))
+        nearest = (samples - images[:, None]).square().flatten(2).sum(2).argmin(1)
     chosen = pool[torch.arange(n, device=pool.device), nearest]
     return regression_loss(one_step(adversary, chosen, labels), images)
 
 
-def _denoising(adversary: nn.Module, sampler: Sampler, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-    t = streams.timesteps("denoising t", len(images), 0, sampler.schedule.num_train_timesteps - 1)
+def _denoising(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+    schedule = examiner.schedule
+    t = streams.timesteps("denoising t", len(images), 0, schedule.num_train_timesteps - 1)
     eps = streams.normal("denoising eps", len(images), images.shape[1:])
-    x_t = sampler.schedule.add_noise(images, eps, t)
+    x_t = schedule.add_noise(images, eps, t)
     return noise_prediction_loss(eps, predict_eps(adversary, x_t, t, labels))
 
 
-def _loss_of(attack: str, sampler: Sampler, options: RelearnOptions) -> Callable[..., Tensor]:
+def _loss_of(attack: str, examiner: Examiner, options: RelearnOptions) -> Callable[..., Tensor]:
     if attack == "matching":
-        one_step = OneStepGenerator(sampler.schedule, sampler.t_init)
+        one_step = OneStepGenerator(examiner.schedule, examiner.sampler.t_init)
 
-        def loss(adversary: nn.Module, sampler: Sampler, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+        def loss(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
             z = streams.normal("matching z", len(images) * options.pool, images.shape[1:])
             return matching_loss(adversary, one_step, images, labels, z.unflatten(0, (len(images), options.pool)))
 
         return loss
-    by_regression = attack == "regression" or (attack == "inversion" and sampler.t_init is not None)
+    by_regression = attack == "regression" or (attack == "inversion" and examiner.sampler.kind == "one_step")
     return _regression if by_regression else _denoising
 
 
@@ -141,46 +161,59 @@ def relearn(
     options: RelearnOptions,
     tick: Callable[[], Any] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Fine-tunes a copy of ``network`` and measures what it draws.
+    """Fine-tune a copy of ``network`` and measure its images.
 
     Parameters
     ----------
-    network: in eval mode; not changed.
-    examiner: that measures.
-    images, labels: real images float32 (N, C, H, W) in [-1, 1] and their classes int64 (N,), on the network's device.
-    attack: one of ``attacks_on`` its sampler.
-    tick: called after every step.
+    network : nn.Module
+        In eval mode. It is not changed.
+    examiner : Examiner
+        Measures the copy.
+    images : Tensor
+        Real images, float32 (N, C, H, W) in [-1, 1], on the network's device.
+    labels : Tensor
+        Their classes, int64 (N,), on the network's device.
+    attack : str
+        One of ``attacks_on(examiner.sampler, ...)``.
+    options : RelearnOptions
+        The recipe.
+    tick : callable
+        Called after each step.
 
     Returns
     -------
-    A row for step 0, for each of ``options.steps``, and for each sampler: "attack", "sampler", "step", "loss" (the mean
-    since the row before; None at step 0), and what ``Examiner.measure`` gives.
+    list of dict
+        Rows for step 0 and each of ``options.steps``, one for each sampler: "attack", "sampler", "step", "loss" (the
+        mean since the previous row; None at step 0), and the figures of ``Examiner.measure``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is out of range, or the attack is unknown or does not apply to the sampler.
     """
     options.check()
-    sampler = examiner.sampler
-    if attack not in ATTACKS:
-        raise ValueError(f"attacks has {attack!r}, expected some of {', '.join(ATTACKS)}")
-    attacks_on(sampler, "forgotten", (attack,))
+    check_choice("attack", attack, ATTACKS)
+    attacks_on(examiner.sampler, "forgotten", (attack,))
     adversary = copy.deepcopy(unwrap(network)).eval().requires_grad_(False)
     trained = adversary.class_embedding if attack == "inversion" else adversary
     trained.requires_grad_(True)
     rate = options.embedding_learning_rate if attack == "inversion" else options.learning_rate
     optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
-    loss_of = _loss_of(attack, sampler, options)
-    samplers = own_and_ddim(sampler) if attack == "denoising" else [sampler]
+    loss_of = _loss_of(attack, examiner, options)
+    samplers = own_and_ddim(examiner) if attack == "denoising" else [examiner.sampler]
     rows, losses = [], []
 
     def measure(step: int) -> None:
         mean = torch.stack(losses).mean().item() if losses else None
         losses.clear()
-        for used in samplers:
-            place = {"attack": attack, "sampler": used.name, "step": step, "loss": mean}
-            rows.append({**place, **examiner.measure(adversary, used)})
+        for sampler in samplers:
+            row = {"attack": attack, "sampler": sampler.name, "step": step, "loss": mean}
+            rows.append({**row, **examiner.measure(adversary, sampler)})
 
     measure(0)
     for step in range(1, options.steps[-1] + 1):
         streams = Streams(images.device, examiner.seed, "relearn", step)
-        loss = loss_of(adversary, sampler, images, labels, streams)
+        loss = loss_of(adversary, examiner, images, labels, streams)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

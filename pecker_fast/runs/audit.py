@@ -1,14 +1,14 @@
-"""What a run leaves for an audit: how far each layer has moved, the last mask, and the hashes of its files.
+"""What a run leaves for an audit: the drift of each layer, the last mask, its figures and the hashes of its files.
 
-And ``pecker-fast report``, which writes the report of a run anew."""
+Whatever changes metrics.json after the run goes through ``update_metrics``.
+"""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
 from ..diffusion.networks import unwrap
@@ -23,7 +23,7 @@ from ..training.loop import Progress
 from ..unlearning.masking import module_of
 
 HASHES = "hashes.json"
-# What the hashes are of, beside the folders of the generator.
+# The files that are hashed, beside the folders of the network.
 HASHED = (
     "config.json",
     "train.jsonl",
@@ -40,13 +40,27 @@ HASHED_FOLDERS = ("unet", "scheduler")
 
 
 def record_weights(folder: Path, network: nn.Module, start: nn.Module, mask: SaliencyMask | None) -> dict[str, Any]:
-    """Writes drift.json and, where there is a mask, mask.safetensors; returns what metrics.json says of them.
+    """Writes drift.json and, if there is a mask, mask.safetensors.
 
-    ``network`` as it is kept, ``start`` the weights that it had at first, on any device.
+    drift.json describes the whole network, its parts and its layers: "parameters", "changed" (the share of the weights
+    that differ from ``start`` at all), "drift" (||theta - theta_0|| / ||theta_0||, None if theta_0 is zero) and, with a
+    mask, "salient" (the share of the weights in it).
 
-    drift.json: for the network in all, its parts and its layers "parameters", "changed" (share of entries that differ
-    at all from ``start``), "drift" (||theta - theta_0|| / ||theta_0||, None where theta_0 is zero) and, with a mask,
-    "salient" (share of entries in it).
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    network : Module
+        With the weights that are saved.
+    start : Module
+        With the weights that training began with, on any device.
+    mask : SaliencyMask or None
+        The last mask.
+
+    Returns
+    -------
+    dict
+        The figures of the weights for metrics.json.
     """
     drifts = weight_drift(unwrap(network), unwrap(start))
     salient = None
@@ -55,12 +69,13 @@ def record_weights(folder: Path, network: nn.Module, start: nn.Module, mask: Sal
         salient = dict(zip(mask.names, mask.tensor_counts(), strict=True))
 
     def described(drift: Drift, names: Iterable[str]) -> dict[str, Any]:
-        said = {"parameters": drift.entries, "changed": drift.changed / max(1, drift.entries), "drift": drift.relative}
+        entries = max(1, drift.entries)
+        result = {"parameters": drift.entries, "changed": drift.changed / entries, "drift": drift.relative}
         if salient is not None:
-            said["salient"] = sum(salient[name] for name in names) / max(1, drift.entries)
-        return said
+            result["salient"] = sum(salient[name] for name in names) / entries
+        return result
 
-    def by(group) -> dict[str, Any]:
+    def by(group: Callable[[str], str]) -> dict[str, Any]:
         members: dict[str, list[str]] = {}
         for name in drifts:
             members.setdefault(group(name), []).append(name)
@@ -80,10 +95,19 @@ def record_weights(folder: Path, network: nn.Module, start: nn.Module, mask: Sal
 def record_result(
     folder: Path, metrics: dict[str, Any], ema_decay: float | None, progress: Progress, device: torch.device
 ) -> None:
-    """Adds to ``metrics``, in place, what every run says of itself; writes metrics.json, environment.json and
-    hashes.json, of files that are there by then, and the report.
+    """Writes metrics.json, environment.json, hashes.json of the files that exist by then, and the report.
 
-    ``ema_decay``: of the method's options. ``device``: whose peak memory is told.
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    metrics : dict
+        The figures so far. Those that every run has are added in place.
+    ema_decay : float or None
+        Of the method's options.
+    progress : Progress
+    device : torch.device
+        The device whose peak memory is recorded.
     """
     metrics |= {
         "weights": "live" if ema_decay is None else "ema",
@@ -102,55 +126,41 @@ def record_result(
 
 
 def record_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Writes size and sha256 of files of a run into hashes.json: of those ``names``, or of all that a run leaves."""
+    """Writes size and sha256 of a run's files into hashes.json: of ``names``, or of all files that a run leaves."""
     path = folder / HASHES
-    found: dict[str, Any] = {}
+    hashes: dict[str, Any] = {}
     if names is None:
         files = [folder / name for name in HASHED]
         files += [file for place in HASHED_FOLDERS for file in sorted((folder / place).rglob("*"))]
     else:
-        found = json.loads(path.read_text()) if path.is_file() else {}
+        hashes = json.loads(path.read_text()) if path.is_file() else {}
         files = [folder / name for name in names]
     for file in files:
         if file.is_file():
             name = file.relative_to(folder).as_posix()
-            found[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-    write_json(path, found)
+            hashes[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    write_json(path, hashes)
 
 
 def changed_files(folder: Path) -> list[str]:
-    """The files of a run that are no longer what hashes.json says, or are gone."""
+    """The files of a run that differ from hashes.json, or are gone."""
     path = folder / HASHES
-    recorded = json.loads(path.read_text()) if path.is_file() else {}
+    hashes = json.loads(path.read_text()) if path.is_file() else {}
     return [
         name
-        for name, said in recorded.items()
-        if not (folder / name).is_file() or file_sha256(folder / name) != said["sha256"]
+        for name, recorded in hashes.items()
+        if not (folder / name).is_file() or file_sha256(folder / name) != recorded["sha256"]
     ]
 
 
 def update_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Replaces a run's metrics.json by what has been measured since, and writes its report anew. The file's hash
-    follows, unless somebody else had changed the file."""
+    """Replaces a run's metrics.json and refreshes its report. The only way in which metrics.json changes after a run.
+
+    The file's hash is updated too, unless the file had already been changed by somebody else.
+    """
     unchanged = "metrics.json" not in changed_files(folder)
     write_json(folder / "metrics.json", metrics)
     if unchanged and (folder / HASHES).is_file():
         record_hashes(folder, ["metrics.json"])
     if (folder / "report.md").is_file():
         write_run_report(folder, changed_files(folder))
-
-
-def report(run: tyro.conf.Positional[str]) -> None:
-    """Writes report.md, report.html and the model card of a run anew, with what has been measured since.
-
-    Args:
-        run: Folder of a run of unlearning that has ended.
-    """
-    folder = Path(run)
-    if not folder.is_dir():
-        raise ValueError(f"run is {run!r}, no such folder")
-    changed = changed_files(folder)
-    path = write_run_report(folder, changed=changed)
-    if changed:
-        print(f"changed since the run ended: {', '.join(changed)}")
-    print(f"report: {path}, {path.with_suffix('.html')}")

@@ -1,194 +1,222 @@
-"""``pecker-fast compare``: several methods over several seeds on one preset, in one command that can be interrupted."""
+"""Several methods over several seeds on one preset: the steps that all tasks share."""
 
-import json
 import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..hashing import file_sha256
-from ..metrics import check_inception_weights
-from ..parallel import started_by_torchrun
-from ..report import Run, read_across, text_table, write_across
-from ..training.presets import preset as find_preset
-from ..unlearning import method_class
-from .evaluate import evaluate
-from .options import DataArguments
-from .robustness import robustness as attack
-from .several import assignment, check_given, command_line, ended, going_on, run_arguments
-from .unlearn import UnlearnArguments, unlearn
+from torch import Tensor
+
+from ..report import RunRecord
+from .arguments import UnlearnArguments
+from .folder import run_config
+from .presets import preset
+from .run import Run
+from .several import assignment, check_alone, check_shared, ended, resumed, run_arguments
+from .unlearn import unlearn
+
+Plan = dict[str, list[UnlearnArguments]]
 
 
-def compare(
-    methods: tuple[str, ...] = ("pecker", "pecker+", "sfd"),
-    preset: str = "digits",
-    seeds: int = 3,
-    first_seed: int = 0,
-    forget_classes: tuple[int, ...] | None = None,
-    cover_class: str | None = None,
-    output_dir: str | None = None,
-    pretrained_model_name_or_path: str | None = None,
-    max_train_steps: int | None = None,
-    samples_per_class: int | None = None,
-    judge: str | None = None,
-    inception_weights: str | None = None,
-    final_samples_per_class: int | None = None,
-    dataset_name: str | None = None,
-    data_root: str | None = None,
-    device: str | None = None,
-    set: tuple[str, ...] = (),
-    keep_checkpoints: bool = False,
-    robustness: bool = False,
-    seconds: bool = True,
-    runs: str | None = None,
-    progress_bar: bool = True,
-) -> None:
-    """Runs methods over seeds and writes a table with means and spreads, curves, and the figures of each run.
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments(ABC):
+    """Options of a comparison. ``ClassComparison`` and ``PromptComparison`` add their own, measure and report."""
 
-    The same command again goes on where it was interrupted; runs that have ended are read, not repeated.
+    preset: str
+    """Name of the preset."""
+    methods: tuple[str, ...]
+    """Names of methods, separated by spaces or commas."""
+    seeds: int = 3
+    """Number of seeds that each method is run on."""
+    first_seed: int = 0
+    """The first of them."""
+    output_dir: str | None = None
+    """Folder of the comparison. Default: runs/compare-<preset>."""
+    pretrained_model_name_or_path: str | None = None
+    """The network to start from. Default: the preset's."""
+    max_train_steps: int | None = None
+    """Iterations of each method. Default: the method's."""
+    set: tuple[str, ...] = ()
+    """Options for all methods that have them, as name=value, such as generator_learning_rate=1e-4."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of runs that have ended."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ... Default: a GPU if there is one."""
+    progress_bar: bool = True
+    """Show a progress bar."""
 
-    Args:
-        methods: Names of methods, with spaces or commas between: pecker, pecker+, sfd, retrain, salun,
-            selective_amnesia, esd.
-        preset: digits, digits16, cifar10 or stl10.
-        seeds: How many seeds each method is run on.
-        first_seed: The first of them.
-        forget_classes: Classes to forget; the preset's by default.
-        cover_class: What is to be drawn in their place, or "random"; the preset's by default.
-        output_dir: Folder of the comparison; runs/compare-<preset> by default.
-        pretrained_model_name_or_path: The network to start from; the one that comes with the preset by default.
-        max_train_steps: Iterations of each method; the method's by default.
-        samples_per_class: Images of each class in an evaluation; the preset's by default.
-        judge: File of the classifier for the evaluation; the one that comes with the preset by default.
-        inception_weights: File of Inception's weights: each run is then measured by FID, sFID, IS, KID, precision and
-            recall too, as pecker-fast evaluate does.
-        final_samples_per_class: Images of each class for these; as published by default.
-        dataset_name: digits, cifar10, stl10 or folder:<path>; the preset's by default.
-        data_root: Folder with the files of cifar10 or stl10.
-        device: cpu, cuda, cuda:1...; a GPU where there is one by default.
-        set: Options for all methods that have them, as name=value, such as generator_learning_rate=1e-4.
-        keep_checkpoints: Keep the checkpoints of runs that have ended.
-        robustness: Attack every run (pecker-fast robustness) and show how the attacks fare.
-        seconds: Show seconds. Leave them out where the machine did other things meanwhile.
-        runs: Report the runs of this file instead, compare.json of an earlier report; nothing is run.
-        progress_bar: Show a progress bar.
+    @property
+    def folder(self) -> Path:
+        """The folder of the comparison."""
+        return Path(self.output_dir or f"runs/compare-{self.preset}")
+
+    @property
+    def names(self) -> list[str]:
+        """The names of ``methods``. ValueError if there is none, or one twice."""
+        names = [name for item in self.methods for name in item.split(",") if name]
+        if not names or len({*names}) < len(names):
+            raise ValueError(f"methods is {', '.join(names) or 'empty'}, expected each method once")
+        return names
+
+    def folder_of(self, name: str, seed: int) -> Path:
+        """The folder of a run."""
+        return self.folder / f"{name}-seed{seed}"
+
+    def report_again(self) -> "Comparison | None":
+        """Report an earlier comparison instead, if the options ask for it; nothing is run."""
+        return None
+
+    @abstractmethod
+    def trains(self, name: str) -> bool:
+        """Whether the row ``name`` trains a network. ValueError if there is no such row."""
+
+    @abstractmethod
+    def options(self, name: str) -> dict[str, Any]:
+        """The options of a row's runs that are not the method's, by name."""
+
+    @abstractmethod
+    def check(self, plan: Plan) -> None:
+        """Check the options of all runs before the first one starts. ValueError or TypeError if one is wrong."""
+
+    @abstractmethod
+    def measure(self, name: str, folder: Path, args: UnlearnArguments | None) -> None:
+        """Measure a run that has ended, or a row that trains nothing, unless it has been measured in the same way."""
+
+    @abstractmethod
+    def report(self, runs: Mapping[str, Sequence[RunRecord]], plan: Plan) -> tuple[Path, str]:
+        """Write the report; return its path and the table for a terminal."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a comparison.
+
+    Parameters
+    ----------
+    runs : dict
+        Method to its runs, one for each seed.
+    table : str
+        Means and spreads, to read.
+    report : Path
+        report.md, with curves and the figures of each run.
     """
-    if started_by_torchrun():
-        raise ValueError("compare runs in one process: pecker-fast unlearn is the command for torchrun")
-    if runs is not None:
-        read, said = read_across(Path(runs))
-        folder = Path(output_dir) if output_dir else Path(runs).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        _report(folder, read, seconds, **said)
-        return
-    names = [name for item in methods for name in item.split(",") if name]
-    if not names or len({*names}) < len(names):
-        raise ValueError(f"methods is {', '.join(names) or 'empty'}, expected each method once")
-    if seeds < 1:
-        raise ValueError(f"seeds is {seeds}, expected at least 1")
-    if inception_weights is not None:
-        check_inception_weights(inception_weights)
-    elif final_samples_per_class is not None:
-        raise ValueError("final_samples_per_class is given, but not inception_weights, which it is for")
-    folder = Path(output_dir or f"runs/compare-{preset}")
-    given = dict(assignment(item) for item in set)
-    if max_train_steps is not None:
-        given["max_train_steps"] = max_train_steps
-    request = {
-        "forget_classes": forget_classes,
-        "cover_class": cover_class,
-        "pretrained_model_name_or_path": pretrained_model_name_or_path,
-        "samples_per_class": samples_per_class,
-        "judge": judge,
-    }
-    request = {name: value for name, value in request.items() if value is not None}
-    parts = {"data": DataArguments(dataset_name, data_root), "device": device}
-    plan: dict[str, list[UnlearnArguments]] = {name: [] for name in names}
-    # All of them are made before the first is run: what is wrong is said at once.
-    for seed in range(first_seed, first_seed + seeds):
-        for name in names:
-            plan[name].append(
-                run_arguments(preset, name, seed, folder / f"{name}-seed{seed}", request, given, progress_bar, **parts)
-            )
-    check_given(given, [several[0] for several in plan.values()])
-    for args in (of[0] for of in plan.values()):
-        args.options.check(1000)
-    for several in plan.values():
-        for args in several:
-            ended(args)
+
+    runs: dict[str, list[Run]]
+    table: str
+    report: Path
+
+    def __str__(self) -> str:
+        return self.table
+
+
+def compare(args: CompareArguments) -> Comparison:
+    """Run methods over seeds, measure them, and write a report with means and spreads.
+
+    Called again with the same options it continues where it was interrupted: runs that have ended are read, not
+    repeated.
+
+    Parameters
+    ----------
+    args : CompareArguments
+        ``ClassComparison`` or ``PromptComparison``.
+
+    Returns
+    -------
+    Comparison
+        The runs, a table and the report.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is wrong, before the first run starts.
+    SystemExit
+        With status 128 + n if signal n stopped a run, after a checkpoint.
+    """
+    check_alone("compare")
+    earlier = args.report_again()
+    if earlier is not None:
+        return earlier
+    names = args.names
+    if args.seeds < 1:
+        raise ValueError(f"seeds is {args.seeds}, expected at least 1")
+    plan, folders = _plan(args, names)
+    args.check(plan)
+    for run in (run for runs in plan.values() for run in runs):
+        ended(run)
     try:
-        _run(plan, seeds, keep_checkpoints)
-        if inception_weights is not None:
-            _measure(plan, inception_weights, final_samples_per_class, progress_bar)
+        _run(args, plan, folders)
     except SystemExit:
-        print("the same command again goes on here")
+        print("run the same command again to continue")
         raise
-    if robustness:
-        for args in (args for several in plan.values() for args in several):
-            if not (args.output_dir / "robustness.json").is_file():
-                print(f"robustness: {args.method}, seed {args.compute.seed}")
-                attack(str(args.output_dir), progress_bar=progress_bar)
-    found = {name: [Run.read(args.output_dir) for args in several] for name, several in plan.items()}
-    first = next(iter(plan.values()))[0].request
-    cover = "a retained class drawn at random" if first.cover_class == "random" else f"class {first.cover_class}"
-    classes = ", ".join(map(str, first.forget_classes))
-    facts = {name: _facts(plan[name][0], found[name][0]) for name in names}
-    asked = f"Preset {preset}: forget class {classes}, with {cover} as cover."
-    _report(folder, found, seconds, asked=asked, command=command_line("compare"), facts=facts)
+    report, table = args.report({name: [RunRecord.read(folder) for folder in folders[name]] for name in names}, plan)
+    return Comparison({name: runs_in(folders[name]) for name in plan}, table, report)
 
 
-def _report(folder: Path, runs: dict[str, list[Run]], seconds: bool, **said: Any) -> None:
-    report = write_across(folder, runs, seconds=seconds, **said)
-    print(text_table(runs, seconds))
-    print(f"report: {report}")
+def runs_in(folders: Sequence[Path]) -> list[Run]:
+    """The runs of unlearning in these folders."""
+    return [Run(folder) for folder in folders if run_config(folder)]
 
 
-def _run(plan: dict[str, list[UnlearnArguments]], seeds: int, keep_checkpoints: bool) -> None:
-    """Runs what has not ended, seed by seed, so that an interruption leaves whole comparisons."""
-    total, done = seeds * len(plan), 0
-    for i in range(seeds):
-        before = None
-        for name, several in plan.items():
-            args = several[i]
-            done += 1
-            if ended(args):
+def _plan(args: CompareArguments, names: Sequence[str]) -> tuple[Plan, dict[str, list[Path]]]:
+    """The runs of each row that trains, and the folders of every row: one a seed, or just one."""
+    shared = dict(assignment(item) for item in args.set)
+    if args.max_train_steps is not None:
+        shared["max_train_steps"] = args.max_train_steps
+    common = {
+        "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
+        "device": args.device,
+        "progress_bar": args.progress_bar,
+    }
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    plan: Plan = {}
+    folders: dict[str, list[Path]] = {}
+    for name in names:
+        if args.trains(name):
+            folders[name] = [args.folder_of(name, seed) for seed in seeds]
+            options = {**common, **args.options(name)}
+            plan[name] = [
+                run_arguments(args.preset, name, seed, folder, options, shared)
+                for seed, folder in zip(seeds, folders[name], strict=True)
+            ]
+        else:
+            folders[name] = [args.folder / name]
+    check_shared(shared, [runs[0] for runs in plan.values()], names)
+    return plan, folders
+
+
+def _run(args: CompareArguments, plan: Plan, folders: Mapping[str, Sequence[Path]]) -> None:
+    """Train what has not ended and measure it, seed by seed, so that an interruption leaves whole comparisons."""
+    total, done = sum(len(runs) for runs in plan.values()), 0
+    for i in range(args.seeds):
+        before: Tensor | None = None
+        for name, several in folders.items():
+            if i >= len(several):
                 continue
-            print(f"[{done} of {total}] {name}, seed {args.compute.seed}")
-            before = unlearn(going_on(args), before).before
-            if not keep_checkpoints:
-                shutil.rmtree(args.output_dir / "checkpoints", ignore_errors=True)
+            run = plan[name][i] if name in plan else None
+            done += run is not None
+            if run is not None and not ended(run):
+                print(f"[{done} of {total}] {name}, seed {run.compute.seed}")
+                before = unlearn(resumed(run), before).before
+                if not args.keep_checkpoints:
+                    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+            args.measure(name, several[i], run)
 
 
-def _facts(args: UnlearnArguments, run: Run) -> dict[str, str]:
-    """What the table says of a method in words."""
-    needs_data = method_class(args.method).needs_data(args.options)
-    sampler = str(run.metrics.get("sampler", "-")).replace("_", " ")
-    return {"data-free": "no" if needs_data else "yes", "sampler": sampler}
+def comparison_class(preset_name: str) -> type[CompareArguments]:
+    """The kind of comparison on a preset. ValueError if there is no such preset."""
+    # Imported only if needed: each brings libraries that take a while.
+    if preset(preset_name).task == "prompts":
+        from .prompts.comparison import PromptComparison
+
+        return PromptComparison
+    from .classes.comparison import ClassComparison
+
+    return ClassComparison
 
 
-def _measure(
-    plan: dict[str, list[UnlearnArguments]], weights: str, samples_per_class: int | None, progress_bar: bool
-) -> None:
-    """Measures each run with Inception, unless it has been, in the same way. Features of the real images are kept for
-    all runs together."""
-    sha256 = file_sha256(weights)
-    for args in (args for several in plan.values() for args in several):
-        count = samples_per_class or find_preset(args.preset).final_samples_per_class or args.request.samples_per_class
-        if _measured(args.output_dir, sha256, count):
-            continue
-        print(f"measured with Inception: {args.output_dir}")
-        evaluate(
-            str(args.output_dir),
-            samples_per_class=count,
-            inception_weights=weights,
-            device=args.compute.device,
-            features_dir=str(args.output_dir.parent / "features"),
-            progress_bar=progress_bar,
-        )
-
-
-def _measured(folder: Path, sha256: str, samples_per_class: int) -> bool:
-    protocol = json.loads((folder / "metrics.json").read_text()).get("protocol", {}).get("evaluation", {})
-    return (
-        protocol.get("image_quality", {}).get("weights_sha256") == sha256
-        and protocol["samples"]["samples_per_class"] == samples_per_class
-    )
+def fields_of(args: CompareArguments, names: Sequence[str]) -> dict[str, Any]:
+    """The options ``names`` of a comparison that are set."""
+    values = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,84 +1,84 @@
-"""``pecker-fast delta``: what a run changed in a network's weights as a small file, and the network again from it."""
+"""The change of a network's weights in a run as a small file, and the network again from it."""
 
 import shutil
 from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
-import tyro
-from torch import Tensor
 
 from ..delta import apply_delta, save_delta
 from ..files import write_folder
-from .options import check_output, network_folder
-
-WEIGHTS = "diffusion_pytorch_model"
+from ..models import resolve_weights
+from ..models.folders import WEIGHTS
+from .arguments import check_output
 
 
 def delta(
-    action: tyro.conf.Positional[Literal["save", "apply"]],
+    action: Literal["save", "apply"],
     base: str,
     output: str,
     changed: str | None = None,
     delta: str | None = None,
-) -> None:
-    """Saves what a run changed (a bit for each entry, and the values of those that changed), or applies it to the
-    network that the run began with; sha256 of both ends are checked. It is small where a method leaves most weights as
-    they were.
+) -> str:
+    """Save the change of a network's weights in a run, or apply it to the network that the run started from.
 
-    Args:
-        action: save or apply.
-        base: Folder of the network that the run began with: of a U-Net, a pipeline or a run.
-        output: The file to save, which ends with .safetensors, or the folder for the network that applying gives.
-        changed: For save: folder of what the run left.
-        delta: For apply: the file.
+    The file holds a bit for each entry, and the values of those that changed: it is small if a method leaves most
+    weights as they were. sha256 of both ends are checked.
+
+    Parameters
+    ----------
+    action : {"save", "apply"}
+        What to do.
+    base : str
+        Folder of the network that the run started from: of a U-Net, a pipeline or a run.
+    output : str
+        The file to save, which ends with .safetensors; or the folder for the network that applying gives.
+    changed : str, optional
+        For save: folder of the run's result.
+    delta : str, optional
+        For apply: the file.
+
+    Returns
+    -------
+    str
+        What was done, in a line to read.
+
+    Raises
+    ------
+    ValueError
+        If an option is missing, a file cannot be read, or the weights are not those that the file belongs to.
     """
     if action == "save":
-        _save(base, changed, output)
-    else:
-        _apply(base, delta, output)
+        return _save(base, changed, output)
+    return _apply(base, delta, output)
 
 
-def _save(base: str, changed: str | None, output: str) -> None:
+def _save(base: str, changed: str | None, output: str) -> str:
     if changed is None:
-        raise ValueError("changed is not given: expected the folder of what the run left")
+        raise ValueError("changed is not given: expected the folder of the run's result")
     if not output.endswith(".safetensors"):
         raise ValueError(f"output is {output!r}, expected a file that ends with .safetensors")
     check_output(output)
-    found = save_delta(_weights("base", base)[1], _weights("changed", changed)[1], output)
-    share = f"{found.changed:,d} of {found.numel:,d} entries changed ({found.density:.1%})"
-    print(f"{share}, {found.bytes:,d} bytes: {output}")
+    _, before = resolve_weights(base, name="base")
+    _, after = resolve_weights(changed, name="changed")
+    summary = save_delta(before, after, output)
+    share = f"{summary.changed:,d} of {summary.numel:,d} entries changed ({summary.density:.1%})"
+    return f"{share}, {summary.bytes:,d} bytes: {output}"
 
 
-def _apply(base: str, path: str | None, output: str) -> None:
+def _apply(base: str, path: str | None, output: str) -> str:
     if path is None:
         raise ValueError("delta is not given: expected the file that delta save wrote")
     if Path(output).exists():
-        raise ValueError(f"output is {output!r}, which is there already")
-    folder, weights = _weights("base", base)
-    made = apply_delta(weights, path)
+        raise ValueError(f"output is {output!r}, which exists already")
+    folder, weights = resolve_weights(base, name="base")
+    result = apply_delta(weights, path)
 
     def write(target: Path) -> None:
         shutil.copyfile(folder / "config.json", target / "config.json")
         if (folder / "scheduler").is_dir():
             shutil.copytree(folder / "scheduler", target / "scheduler")
-        safetensors.torch.save_file(made, target / f"{WEIGHTS}.safetensors", {"format": "pt"})
+        safetensors.torch.save_file(result, target / f"{WEIGHTS}.safetensors", {"format": "pt"})
 
     write_folder(output, write)
-    print(f"applied and verified: {output}")
-
-
-def _weights(name: str, path: str) -> tuple[Path, dict[str, Tensor]]:
-    """The folder of a network, and its weights as they are saved."""
-    folder = network_folder(path)
-    whole = folder / f"{WEIGHTS}.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))
-    if not (folder / "config.json").is_file() or not files:
-        raise ValueError(f"{name} is {path!r}, where there is no network (config.json and {whole.name})")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= safetensors.torch.load_file(file)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{name} is {path!r}, and {file.name} in it cannot be read: {error}") from error
-    return folder, weights
+    return f"applied and verified: {output}"

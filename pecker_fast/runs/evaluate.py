@@ -1,213 +1,169 @@
-"""``pecker-fast evaluate``: measures a run or a network, with samples that are drawn once and kept."""
+"""Measuring a run, or any network, with samples that are drawn once: the steps that all kinds of networks share."""
 
-import contextlib
 import json
-import sys
-from importlib.util import find_spec
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from ..data import LabelledImages
-from ..diffusion import (
-    null_label,
-    num_classes,
-)
 from ..environment import environment
+from ..figures import describe
 from ..files import write_json
-from ..hashing import weights_hash
-from ..metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, load_judge, to_uint8
 from ..report import portable
-from ..training.presets import preset
-from ..unlearning import ForgetRequest
+from .arguments import check_output, option_groups
 from .audit import update_metrics
-from .evaluation import protocol_of, real_split
-from .options import (
-    DataArguments,
-    OptionalPresetName,
-    RunOrModel,
-    check_output,
-    device_of,
-    load_pretrained,
-    run_config,
-    run_or_model,
-)
-from .sample import Drawing
-from .samples import CHUNK, SampleCache
-from .unlearn import UnlearnArguments, load_images
+from .folder import run_config
+from .presets import preset
 
 
-def evaluate(
-    run: RunOrModel = None,
-    pretrained_model_name_or_path: str | None = None,
-    preset_name: OptionalPresetName = None,
-    forget_classes: tuple[int, ...] | None = None,
-    cover_class: str | None = None,
-    samples_per_class: int | None = None,
-    sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto",
-    t_init: int | None = None,
-    num_inference_steps: int | None = None,
-    judge: str | None = None,
-    inception_weights: str | None = None,
-    dataset_name: str | None = None,
-    data_root: str | None = None,
-    batch_size: int = 256,
-    device: str | None = None,
-    seed: int = 0,
-    output: str | None = None,
-    features_dir: str | None = None,
-    progress_bar: bool = True,
-) -> None:
-    """Measures forgetting and image quality of a run, or of any network, and writes evaluation.json.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(ABC):
+    """Options of an evaluation. ``ClassEvaluation`` and ``PromptEvaluation`` add their own, and measure."""
 
-    Samples are drawn once for a network, sampler and seed, and kept in evaluation/ beside it, and so are Inception's
-    features: interrupted, the same command goes on, and further measurements draw nothing.
+    run: str | None = None
+    """Folder of a run or of a model, a checkpoint, or a name on the Hugging Face hub."""
+    pretrained_model_name_or_path: str | None = None
+    """The same, under the name that other commands have for it."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ... Default: a GPU if there is one."""
+    output: str | None = None
+    """File for the result. Default: evaluation.json in the folder that is measured."""
+    progress_bar: bool = True
+    """Show a progress bar."""
 
-    Args:
-        run: Folder of a run or of a network, or a checkpoint; the network that comes with the preset by default.
-        pretrained_model_name_or_path: The same, by the name that it has elsewhere.
-        preset_name: digits, cifar10 or stl10; that of the run by default, otherwise digits.
-        forget_classes: Classes that are to be forgotten; those of the run by default, otherwise none.
-        cover_class: What is to be drawn in their place, or "random"; that of the run by default.
-        samples_per_class: Images of each class; as published by default (cifar10 5000, stl10 1300), digits 100.
-        sampler: auto: as a run of unlearning or a pipeline draws (in one step at its t_init, or by the run's sampler),
-            DDIM otherwise.
-        t_init: Timestep of the one-step sampler; that of the run by default.
-        num_inference_steps: Of ddim and ddpm; those of the run, or 50, by default.
-        judge: File of the classifier; the one that comes with the preset by default.
-        inception_weights: File of Inception's weights, for FID, sFID, IS, KID, precision and recall. Without it the
-            judge's features serve, and nothing is called by these names.
-        dataset_name: digits, cifar10, stl10 or folder:<path>; the preset's by default.
-        data_root: Folder with the files of cifar10 or stl10.
-        batch_size: Images at a time.
-        device: cpu, cuda, cuda:1...; a GPU where there is one by default.
-        seed: Of the samples.
-        output: File for the result; evaluation.json in the folder by default.
-        features_dir: Folder for Inception's features, which several runs can share; evaluation/features beside the
-            result by default.
-        progress_bar: Show a progress bar.
-    """
-    path = run_or_model(run, pretrained_model_name_or_path)
-    folder = None if path is None else Path(path)
-    config = run_config(folder, "forget_classes")
-    preset_name = preset_name or config.get("preset", "digits")
-    found = preset(preset_name)
-    network, schedule, source = load_pretrained(path, found.network)
-    classes = num_classes(network)
-    forgotten = tuple(config.get("forget_classes", ()) if forget_classes is None else forget_classes)
-    cover = config.get("cover_class") if cover_class is None else UnlearnArguments.cover_of(cover_class)
-    if forgotten:
-        ForgetRequest(classes, forgotten, cover)
-    if inception_weights is not None:
-        check_inception_weights(inception_weights)
-    count = samples_per_class or found.final_samples_per_class or found.samples_per_class
-    if count < 2:
-        raise ValueError(f"samples_per_class is {count}, expected at least 2")
-    judge_file = judge or config.get("judge")
-    if judge_file is None and found.judge is None:
-        raise ValueError(f"judge is not given, and none comes with the preset {preset_name}: a classifier is needed")
-    judging = Judge.load(judge_file) if judge_file else load_judge(found.judge)
-    if judging.num_classes != classes:
-        raise ValueError(f"the judge knows {judging.num_classes} classes, the network has {classes} classes")
-    data = DataArguments(dataset_name or config.get("dataset_name"), data_root or config.get("data_root"))
-    real = load_images(data, preset_name, found.reference_split, network.config["sample_size"])
-    place = device_of(device)
-    judging.model.to(place)
-    evaluator = Evaluator(real, judging, forgotten, cover if forgotten else None)
-    drawing = Drawing.of(network, sampler, t_init, num_inference_steps)
-    target = check_output(output or _result_of(folder))
-    labels = torch.arange(classes).repeat_interleave(count)
-    described = {
-        "pretrained_sha256": weights_hash(network),
-        **drawing.describe(),
-        "samples_per_class": count,
-        "num_classes": classes,
-        "null_label": null_label(network),
-        "seed": seed,
-        "chunk": CHUNK,
-    }
-    network, schedule = network.to(place), schedule.to(place)
+    #: Key of "protocol" in metrics.json of a run, and whether runs measure such figures themselves.
+    key: ClassVar[str]
+    runs_measure: ClassVar[bool]
 
-    def draw(labels: Tensor, seed: int) -> Tensor:
-        return drawing(network, schedule, labels, seed, batch_size)
-
-    cache = SampleCache(target.parent / "evaluation", described, draw, CHUNK)
-    images = cache.samples(labels, seed, progress_bar)
-    result: dict[str, Any] = {"pretrained": source, **evaluator(images, labels)}
-    retained = torch.isin(labels, torch.tensor(forgotten, dtype=torch.int64)).logical_not()
-    result["frechet_real_split"] = real_split(evaluator, int(retained.sum()))
-    reference = {"dataset": data.dataset_name or found.dataset, "split": found.reference_split}
-    protocol: dict[str, Any] = {
-        **protocol_of(evaluator, described, reference, int(retained.sum())),
-        "environment": environment(),
-    }
-    kept = real.of_classes([label for label in range(classes) if label not in forgotten])
-    options = {
-        "batch_size": min(batch_size, 64),
-        "verbose": progress_bar,
-        "cache": Path(features_dir or cache.folder.parent / "features"),
-    }
-    measured = _quality(images[retained], kept, judging, inception_weights, place, options)
-    if measured is not None:
-        protocol["image_quality"] = measured.pop("protocol")
-        result |= measured
-    protocol, result = portable(protocol), portable(result)
-    write_json(target, {**result, "protocol": protocol})
-    _add_to_run(folder, result, protocol)
-    for name, value in result.items():
-        if isinstance(value, float):
-            print(f"{name:28}{value:10.4g}")
-    print(f"result: {target}")
-
-
-def _quality(
-    images: Tensor, kept: LabelledImages, judge: Judge, weights: str | None, place: torch.device, options: dict
-) -> dict[str, Any] | None:
-    """``image_quality`` of images of the retained classes, in Inception's features where there are its weights,
-    otherwise in the judge's. None where torch-fidelity is missing and nobody asked for what needs it."""
-    extractor = {"weights": weights}
-    if weights is None:
-        if find_spec("torch_fidelity") is None:
-            print(
-                "pecker-fast: no precision and recall: torch-fidelity is not installed (pip install "
-                "'pecker-fast[demo]')",
-                file=sys.stderr,
+    @property
+    def path(self) -> str | None:
+        """What is measured. ValueError if it is given twice."""
+        name = self.pretrained_model_name_or_path
+        if self.run is not None and name is not None:
+            raise ValueError(
+                f"pretrained_model_name_or_path is {name!r}, but {self.run!r} is given as well: expected one of the two"
             )
-            return None
-        from ..metrics.extractors import register_judge
+        return self.run if name is None else name
 
-        extractor = {"feature_extractor": register_judge(judge)}
-    # torch-fidelity computes on the current GPU.
-    with torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
-        return image_quality(
-            Uint8Images(to_uint8(images)),
-            Uint8Images(lambda i: to_uint8(kept.batch(torch.tensor([i])))[0], len(kept)),
-            cuda=place.type == "cuda",
-            **extractor,
-            **options,
-        )
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the run that is measured; empty if it is no run of unlearning."""
+        return run_config(None if self.path is None else Path(self.path))
+
+    @abstractmethod
+    def measure(self, target: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draw and measure samples; return the figures, and the protocol of how they were measured, as JSON.
+
+        Samples are cached in the folder evaluation/ beside ``target``. ValueError or TypeError for a wrong option,
+        before anything is drawn.
+        """
 
 
-def _result_of(folder: Path | None) -> Path:
-    # A name on the hub is no place here.
+@dataclass(frozen=True)
+class Measured:
+    """The result of an evaluation.
+
+    Parameters
+    ----------
+    figures : dict
+        Value of each figure by its key.
+    protocol : dict
+        How they were measured.
+    path : Path
+        The file that both were written to.
+    """
+
+    figures: dict[str, Any]
+    protocol: dict[str, Any]
+    path: Path
+
+    @property
+    def table(self) -> str:
+        """The figures for a terminal."""
+        return describe(self.figures)
+
+
+def evaluate(args: EvaluateArguments) -> Measured:
+    """Measure a run or a network and write evaluation.json.
+
+    Samples are drawn once for a network, a sampler and a seed, and cached in evaluation/ beside the result: an
+    interrupted evaluation continues, and further measurements draw nothing. Figures of a run that it has not measured
+    itself are added to its metrics.json and its report.
+
+    Parameters
+    ----------
+    args : EvaluateArguments
+        ``ClassEvaluation`` or ``PromptEvaluation``.
+
+    Returns
+    -------
+    Measured
+        The figures and their protocol.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is wrong, before anything is drawn.
+    """
+    folder = None if args.path is None else Path(args.path)
+    target = check_output(args.output or _result_file(folder))
+    figures, protocol = args.measure(target)
+    figures, protocol = portable(figures), portable({**protocol, "environment": environment()})
+    write_json(target, {**figures, "protocol": protocol})
+    if folder is not None and args.config and (folder / "metrics.json").is_file():
+        _add_to_run(folder, args, figures, protocol)
+    return Measured(figures, protocol, target)
+
+
+def _result_file(folder: Path | None) -> Path:
+    # A model on the hub has no folder here.
     if folder is None or not folder.exists():
         return Path("evaluation.json")
     return (folder if folder.is_dir() else folder.parent) / "evaluation.json"
 
 
-def _add_to_run(folder: Path | None, result: dict[str, Any], protocol: dict[str, Any]) -> None:
-    """Adds to a run's metrics.json what it has not measured itself, such as the FID, and how that was measured; its
-    report says it too."""
-    if folder is None or not run_config(folder, "forget_classes") or not (folder / "metrics.json").is_file():
-        return
+def _add_to_run(folder: Path, args: EvaluateArguments, figures: dict[str, Any], protocol: dict[str, Any]) -> None:
+    """Add the figures that a run has not measured itself to its metrics.json, with their protocol."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    before = metrics.get("protocol", {})
-    # What an earlier evaluation added is this one's to replace.
-    added = before.get("evaluation", {}).get("measured", [])
-    metrics = {name: value for name, value in metrics.items() if name not in added}
-    new = {name: value for name, value in result.items() if metrics.get(name) is None}
-    said = {name: value for name, value in protocol.items() if name != "environment"}
-    said |= {"packages": protocol["environment"]["packages"], "measured": list(new)}
-    update_metrics(folder, {**metrics, **new, "protocol": {**before, "evaluation": said}})
+    protocols = metrics.get("protocol", {})
+    # Figures of an earlier evaluation are replaced. Older versions did not list them if runs measure none themselves.
+    unlisted = [] if args.runs_measure or args.key not in protocols else list(figures)
+    earlier = protocols.get(args.key, {}).get("measured", unlisted)
+    metrics = {name: value for name, value in metrics.items() if name not in earlier}
+    new = {name: value for name, value in figures.items() if metrics.get(name) is None}
+    described = {name: value for name, value in protocol.items() if name != "environment"}
+    described |= {"packages": protocol["environment"]["packages"], "measured": list(new)}
+    update_metrics(folder, {**metrics, **new, "protocol": {**protocols, args.key: described}})
+
+
+def evaluation_class(
+    paths: Sequence[str] = (), preset_name: str | None = None, options: Iterable[str] = ()
+) -> type[EvaluateArguments]:
+    """The kind of evaluation for a run or a model.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        What may be the folder of a run or of a model.
+    preset_name : str, optional
+        Name of a preset, which decides.
+    options : iterable of str
+        Names of the options that are set: one that only evaluations of text-to-image models have decides, too.
+    """
+    # They bring libraries that take a while.
+    from .classes.evaluation import ClassEvaluation
+    from .prompts.evaluation import PromptEvaluation
+
+    if preset_name is not None:
+        return PromptEvaluation if preset(preset_name).task == "prompts" else ClassEvaluation
+    own = set(option_groups(PromptEvaluation())) - set(option_groups(ClassEvaluation()))
+    if own & set(options) or any(_is_of_prompts(Path(path)) for path in paths):
+        return PromptEvaluation
+    return ClassEvaluation
+
+
+def _is_of_prompts(folder: Path) -> bool:
+    """Whether it is the folder of a run on prompts, or of a text-to-image model."""
+    config = run_config(folder)
+    return "prompts" in config if config else (folder / "text_encoder").is_dir()

@@ -1,10 +1,11 @@
-"""The file of a network's Fisher information: safetensors, one float32 tensor a parameter, with what it is of."""
+"""The file of a network's Fisher information: safetensors, one float32 tensor a parameter, and what it belongs to."""
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -19,13 +20,16 @@ MAKE = "make it with pecker-fast fisher"
 
 @dataclass(frozen=True)
 class FisherFacts:
-    """What a Fisher information is of.
+    """What a Fisher information belongs to.
 
     Parameters
     ----------
-    pretrained_sha256: of the network's weights, names and shapes.
-    loss_reduction: over the dimensions of an image, of the loss whose gradients it is made of: "sum" or "mean".
-    samples, timesteps: images, and timesteps in the sum of each one's losses.
+    pretrained_sha256 : str
+        Of the network's weights, names and shapes.
+    loss_reduction : {"sum", "mean"}
+        Over the dimensions of an image, of the loss whose gradients were squared.
+    samples, timesteps : int
+        Number of images, and of timesteps over which the losses of each are summed.
     """
 
     pretrained_sha256: str
@@ -35,7 +39,17 @@ class FisherFacts:
 
 
 def save_fisher(path: str | os.PathLike, fisher: Mapping[str, Tensor], facts: FisherFacts) -> None:
-    """Writes ``fisher``, a float32 tensor by parameter's name, under a temporary name, syncs and renames it."""
+    """Write a Fisher information, all or nothing.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file.
+    fisher : Mapping
+        Name of a parameter to a float32 tensor.
+    facts : FisherFacts
+        What it belongs to.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
     save_tensors(path, tensors, {KEY: json.dumps({"format": FORMAT, "version": VERSION, **vars(facts)})})
 
@@ -43,32 +57,49 @@ def save_fisher(path: str | os.PathLike, fisher: Mapping[str, Tensor], facts: Fi
 def load_fisher(
     path: str | os.PathLike, network: nn.Module, pretrained_sha256: str, loss_reduction: str
 ) -> dict[str, Tensor]:
-    """The Fisher information in ``path``, float32 on the CPU, by the names of ``network``'s parameters.
+    """Read a Fisher information.
 
-    ``pretrained_sha256``: of the weights of ``network``. ``loss_reduction``: of the loss that it is to stand beside.
+    Parameters
+    ----------
+    path : str or PathLike
+        The file.
+    network : nn.Module
+        The network it is for.
+    pretrained_sha256 : str
+        Of the network's weights.
+    loss_reduction : {"sum", "mean"}
+        Of the loss that it is used with.
 
-    Raises ValueError, saying what to do, where there is no such file, it is damaged or another file, of other weights
-    or of another loss, lacks a parameter, or has one of another shape, or numbers that no squares come to.
+    Returns
+    -------
+    dict
+        Name of each parameter to a float32 tensor on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, it is damaged, belongs to other weights or another loss, lacks a parameter, or has
+        tensors of other shapes or with entries that cannot be sums of squares.
     """
     path = Path(path)
     what = f"fisher is {str(path)!r}"
     if not path.is_file():
-        raise ValueError(f"{what}, where there is no file: {MAKE}")
+        raise ValueError(f"{what}, but there is no such file: {MAKE}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            said = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            if said.get("format") != FORMAT:
+            facts = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            if facts.get("format") != FORMAT:
                 raise ValueError(f"{what}, which holds no Fisher information as pecker-fast saves it: {MAKE}")
-            if said.get("version") != VERSION:
-                raise ValueError(f"{what}, of version {said.get('version')!r}, expected {VERSION}: {MAKE} again")
-            if said["pretrained_sha256"] != pretrained_sha256:
+            if facts.get("version") != VERSION:
+                raise ValueError(f"{what}, of version {facts.get('version')!r}, expected {VERSION}: {MAKE} again")
+            if facts["pretrained_sha256"] != pretrained_sha256:
                 raise ValueError(
-                    f"{what}, which is of other weights (sha256 {said['pretrained_sha256'][:12]}) than the pretrained "
+                    f"{what}, which is of other weights (sha256 {facts['pretrained_sha256'][:12]}) than the pretrained "
                     f"model's ({pretrained_sha256[:12]}): {MAKE} of this model"
                 )
-            if said["loss_reduction"] != loss_reduction:
+            if facts["loss_reduction"] != loss_reduction:
                 raise ValueError(
-                    f"{what}, which is of losses with loss_reduction {said['loss_reduction']!r}, expected "
+                    f"{what}, which is of losses with loss_reduction {facts['loss_reduction']!r}, expected "
                     f"{loss_reduction!r}: give the same --loss_reduction, or {MAKE} again"
                 )
             return {name: _tensor(file, name, param, what) for name, param in network.named_parameters()}
@@ -76,16 +107,16 @@ def load_fisher(
         raise ValueError(f"{what}, which is damaged ({str(error).splitlines()[0]}): {MAKE} again") from error
 
 
-def _tensor(file, name: str, param: nn.Parameter, what: str) -> Tensor:
+def _tensor(file: Any, name: str, param: nn.Parameter, what: str) -> Tensor:
     if name not in file.keys():  # noqa: SIM118
         raise ValueError(f"{what}, which lacks the parameter {name}: {MAKE} of this model")
-    found = file.get_tensor(name)
-    if found.shape != param.shape or found.dtype != torch.float32:
+    value = file.get_tensor(name)
+    if value.shape != param.shape or value.dtype != torch.float32:
         raise ValueError(
-            f"{what}, where {name} is {found.dtype} {tuple(found.shape)}, expected torch.float32 {tuple(param.shape)}: "
+            f"{what}, where {name} is {value.dtype} {tuple(value.shape)}, expected torch.float32 {tuple(param.shape)}: "
             f"{MAKE} of this model"
         )
-    # NaN is not either.
-    if not bool(((found >= 0) & (found < float("inf"))).all()):
+    # NaN fails this, too.
+    if not bool(((value >= 0) & (value < float("inf"))).all()):
         raise ValueError(f"{what}, where {name} has entries that are negative, inf or NaN: {MAKE} again")
-    return found
+    return value

@@ -1,4 +1,4 @@
-"""``pecker-fast robustness``: attacks what a run has forgotten, and says what it takes to bring it back."""
+"""Attacks on a run: how much it takes to bring back what was forgotten."""
 
 import copy
 import json
@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import check_int, check_number
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule
+from ..diffusion import NoiseSchedule, Sampler
 from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
-from ..metrics import FeatureStatistics, Judge, load_judge
-from ..models import load_network
+from ..metrics import FeatureStatistics, Judge
+from ..models import resolve
 from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
@@ -28,7 +27,6 @@ from ..robustness import (
     LatentOptions,
     NearestImage,
     RelearnOptions,
-    Sampler,
     attacks_on,
     class_distances,
     guidance,
@@ -40,22 +38,30 @@ from ..robustness import (
     samplers,
     search_steps,
 )
-from ..training.presets import preset
 from ..unlearning import ForgetRequest
 from ..unlearning.streams import derived_seed
+from .arguments import DataArguments, device_of
 from .audit import update_metrics
-from .options import DataArguments, device_of, load_pretrained, network_folder
-from .unlearn import load_images
+from .classes.data import find_judge, load_images
+from .presets import class_preset
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A run that has ended, read back.
+    """A run that has ended.
 
-    networks: "run", "pretrained", "control" where one was given, and "scratch": the architecture with fresh weights.
-    seed: of the attacks.
+    Parameters
+    ----------
+    folder, config
+        Of the run.
+    schedule, request
+        Its noise schedule, and what it has forgotten.
+    networks : dict
+        "run", "pretrained", "control" if there is one, and "scratch": the architecture with fresh weights.
+    seed : int
+        Of the attacks.
     """
 
     folder: Path
@@ -71,9 +77,13 @@ class Subject:
 
     @classmethod
     def read(cls, folder: Path, control: str | None, seed: int | None, device: torch.device) -> "Subject":
-        """``seed``: the run's by default.
+        """Read a run; ``seed`` is the run's by default.
 
-        ValueError where there is no such run, or where its pretrained network is gone or another one."""
+        Raises
+        ------
+        ValueError
+            If there is no such run, or its pretrained network is gone or has changed.
+        """
         try:
             config = json.loads((folder / "config.json").read_text())
         except (OSError, ValueError) as error:
@@ -84,24 +94,22 @@ class Subject:
             raise ValueError(f"run is {str(folder)!r}, which has no unet: the run has not ended")
         seed = config["seed"] if seed is None else seed
         check_int("seed", seed, 0)
-        network, schedule = load_network(folder / "unet")
-        teacher, _, _ = load_pretrained(
+        model = resolve(folder / "unet", name="run")
+        network, schedule = model.network, model.schedule
+        teacher = resolve(
             config["pretrained_model_name_or_path"],
-            preset(config["preset"]).network,
-            config.get("checkpoint_state", "auto"),
-        )
+            shipped=class_preset(config["preset"]).network,
+            state=config.get("checkpoint_state", "auto"),
+        ).network
         if weights_hash(teacher) != config["pretrained_sha256"]:
-            raise ValueError(f"run is {str(folder)!r}, whose pretrained network is not what it was when the run began")
+            raise ValueError(f"run is {str(folder)!r}, whose pretrained network has changed since the run started")
         networks = {"run": network, "pretrained": teacher, "scratch": _fresh(network, seed)}
         if control is not None:
-            try:
-                networks["control"] = load_network(network_folder(control))[0]
-            except ValueError as error:
-                raise ValueError(f"control is {control!r}: {error}") from error
+            networks["control"] = resolve(control, name="control").network
             if _shapes(networks["control"]) != _shapes(network):
                 raise ValueError(f"control is {control!r}, a network of another architecture than the run's")
-        for found in networks.values():
-            found.to(device).eval().requires_grad_(False)
+        for x in networks.values():
+            x.to(device).eval().requires_grad_(False)
         request = ForgetRequest.of(network, config["forget_classes"], config["cover_class"])
         return cls(folder, config, schedule.to(device), request, networks, seed)
 
@@ -111,7 +119,7 @@ def _shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def _fresh(network: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with weights as they are before any training."""
+    """The same architecture with the weights that training starts from."""
     fresh = copy.deepcopy(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "scratch"))
@@ -121,152 +129,215 @@ def _fresh(network: nn.Module, seed: int) -> nn.Module:
     return fresh
 
 
-def robustness(
-    run: tyro.conf.Positional[str],
-    tests: tuple[str, ...] = TESTS,
-    control: str | None = None,
-    attacks: tuple[str, ...] = (),
-    relearn_images: int = 16,
-    relearn_steps: tuple[int, ...] = (10, 50, 100),
-    learning_rate: float | None = None,
-    latents: int | None = None,
-    search_steps: int = 40,
-    search_learning_rate: float = 0.1,
-    guidance_scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0),
-    forget_samples: int = 100,
-    retain_samples: int | None = None,
-    num_inference_steps: int = 10,
-    batch_size: int = 256,
-    judge: str | None = None,
-    dataset_name: str | None = None,
-    data_root: str | None = None,
-    device: str | None = None,
-    seed: int | None = None,
-    progress_bar: bool = True,
-) -> None:
-    """Does it stay forgotten? Relearning, latent search, neighbouring classes, guidance and other samplers.
+@dataclass(frozen=True, kw_only=True)
+class RobustnessArguments:
+    """Options of the attacks on a run."""
+
+    run: str
+    """Folder of a run of unlearning that has ended."""
+    tests: tuple[str, ...] = TESTS
+    """Some of relearn, latent, neighbours, guidance, paths; separated by spaces or commas."""
+    control: str | None = None
+    """A network that never saw the forgotten classes, to be attacked in the same way: the folder of a network or of a
+    run (retrain, or a generator distilled from that)."""
+    attacks: tuple[str, ...] = ()
+    """Of the relearning test: some of regression, matching, denoising, inversion. Default: all that apply."""
+    relearn_images: int = 16
+    """Real images of each forgotten class that the adversary has."""
+    relearn_steps: tuple[int, ...] = (10, 50, 100)
+    """Steps of fine-tuning after which the network is measured, ascending."""
+    learning_rate: float | None = None
+    """Of the fine-tuning. Default: a tenth of that of the preset's pretraining."""
+    latents: int | None = None
+    """Searches for a forgotten class by its label; a quarter of that for other pairs of a class and a label. Default:
+    16, or 4 for networks that are sampled in many steps."""
+    search_steps: int = 40
+    """Steps of each latent search."""
+    search_learning_rate: float = 0.1
+    """Learning rate of Adam on the latents."""
+    guidance_scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    """Scales to sample at, for networks with a label for "no condition"."""
+    forget_samples: int = 100
+    """Images of each forgotten class in a measurement."""
+    retain_samples: int | None = None
+    """Images of each retained class. Default: a fifth of that."""
+    num_inference_steps: int = 10
+    """Steps of DDIM, for networks that are sampled by it."""
+    batch_size: int = 256
+    """Images in a call of the network."""
+    judge: str | None = None
+    """File of the classifier. Default: the run's, otherwise the preset's."""
+    dataset_name: str | None = None
+    """Real images: digits, cifar10, stl10 or folder:<path>. Default: the run's."""
+    data_root: str | None = None
+    """Folder with the files of cifar10 or stl10. Default: the run's."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ... Default: a GPU if there is one."""
+    seed: int | None = None
+    """Seed of everything random. Default: the run's."""
+    progress_bar: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The result of the attacks.
+
+    Parameters
+    ----------
+    figures : dict
+        The main figures: percent, but for Fréchet distances.
+    report : Path
+        robustness.md.
+    """
+
+    figures: dict[str, float]
+    report: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Attack:
+    """Everything that the tests need: ``images`` are the adversary's, with their labels."""
+
+    subject: Subject
+    examiner: Examiner
+    real: LabelledImages
+    tests: list[str]
+    plan: dict[str, tuple[str, ...]]
+    images: dict[str, tuple[Tensor, Tensor]]
+    relearning: RelearnOptions
+    searching: LatentOptions
+    guidance_scales: tuple[float, ...]
+
+
+def robustness(args: RobustnessArguments) -> Attacked:
+    """Attack a run by relearning, latent search, neighbouring classes, guidance and other samplers.
 
     Writes robustness.json, robustness.md, robustness.html and robustness.png into the folder of the run, and the main
     figures into its metrics.json. Real images are needed: the adversary of the relearning test has some.
 
-    Args:
-        run: Folder of a run of unlearning that has ended.
-        tests: Some of relearn, latent, neighbours, guidance, paths; with spaces or commas between.
-        control: A network that never saw the forgotten classes, to be relearnt and searched likewise: the folder of a
-            run (retrain, or a generator distilled from that) or of a network.
-        attacks: Of the relearning test: some of regression, matching, denoising, inversion; all that apply by default.
-        relearn_images: Real images of each forgotten class that the adversary has.
-        relearn_steps: After how many steps of fine-tuning it is measured, ascending.
-        learning_rate: Of the fine-tuning; a tenth of that of the preset's pretraining by default.
-        latents: Searches for a forgotten class by its label (a quarter of that for other pairs of a class and a label);
-            16, or 4 for networks that are sampled in many steps.
-        search_steps: Steps of each latent search.
-        search_learning_rate: Of Adam on the latents.
-        guidance_scales: Scales to sample at, for networks with a label for "no condition".
-        forget_samples: Images of each forgotten class in a measurement.
-        retain_samples: Images of each retained class; a fifth of the former by default.
-        num_inference_steps: Of DDIM, where a network is sampled by it.
-        batch_size: Images in a call of a network.
-        judge: File of the classifier; the run's by default, otherwise the one that comes with the preset.
-        dataset_name: Real images: digits, cifar10, stl10 or folder:<path>; the run's by default.
-        data_root: Folder with the files of cifar10 or stl10; the run's by default.
-        device: cpu or cuda; a GPU where there is one by default.
-        seed: Of everything random; the run's by default.
-        progress_bar: Show a progress bar.
+    Parameters
+    ----------
+    args : RobustnessArguments
+        The run and the options.
+
+    Returns
+    -------
+    Attacked
+        The main figures, and the report.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is wrong, or the folder is not that of a run of unlearning. Nothing has been written then.
     """
     start = time.perf_counter()
-    asked = _names("tests", tests, TESTS)
-    chosen = _names("attacks", attacks, ATTACKS) if attacks else None
-    for scale in guidance_scales:
-        check_number("guidance_scales", scale)
-    place = device_of(device)
-    folder = Path(run)
-    subject = Subject.read(folder, control, seed, place)
-    seed, described = subject.seed, subject.config
-    found = preset(described["preset"])
-    sampler = Sampler(subject.schedule, subject.t_init, num_inference_steps, batch_size)
-    named = judge or described.get("judge")
-    if named is None and found.judge is None:
-        raise ValueError(f"judge is not given, and none comes with the preset {described['preset']}")
-    judging = Judge.load(named) if named else load_judge(found.judge)
-    judging.model.to(place)
-    rate = found.pretrain.learning_rate / 10 if learning_rate is None else learning_rate
-    relearning = RelearnOptions(relearn_images, tuple(relearn_steps), rate)
-    relearning.check()
-    if latents is None:
-        # Many-step sampling is paid for in every step of the search.
-        latents = 16 if sampler.t_init is not None else 4
-    searching = LatentOptions(latents, search_steps, search_learning_rate)
-    searching.check()
-    plan = {data: attacks_on(sampler, data, chosen) for data in ("forgotten", "retained")}
-    data = DataArguments(dataset_name or described.get("dataset_name"), data_root or described.get("data_root"))
-    real = load_images(data, described["preset"], "all", subject.networks["run"].config["sample_size"])
-    if retain_samples is None:
-        retain_samples = max(1, forget_samples // 5)
-    examiner = Examiner(judging, subject.request, sampler, seed, forget_samples, retain_samples)
-    examiner = replace(examiner, forgotten_real=_features(judging, real.of_classes(subject.request.forget_classes)))
-    shown = {data: _adversary_images(real, subject.request, data, relearning.images, seed) for data in plan}
-
-    protocol = {
-        "seed": seed,
+    attack = _prepare(args)
+    subject, examiner, sampler = attack.subject, attack.examiner, attack.examiner.sampler
+    protocol: dict[str, Any] = {
+        "seed": subject.seed,
         "sampler": sampler.name,
-        "judge": {"name": judging.name, "accuracy": judging.accuracy},
+        "judge": {"name": examiner.judge.name, "accuracy": examiner.judge.accuracy},
         "samples": {
             "of each forgotten class": examiner.forget_samples,
             "of each retained class": examiner.retain_samples,
         },
-        "relearn": asdict(relearning),
-        "latent": asdict(searching),
-        "guidance_scales": list(guidance_scales),
-        "control": control,
+        "relearn": asdict(attack.relearning),
+        "latent": asdict(attack.searching),
+        "guidance_scales": list(args.guidance_scales),
+        "control": args.control,
         "weights_sha256": {name: weights_hash(network) for name, network in subject.networks.items()},
     }
-    result: dict[str, Any] = {}
     with tqdm(
-        total=_work(subject, examiner, asked, plan, relearning, searching),
-        desc="robustness",
-        unit="step",
-        disable=not progress_bar,
-        dynamic_ncols=True,
+        total=_work(attack), desc="robustness", unit="step", disable=not args.progress_bar, dynamic_ncols=True
     ) as bar:
-        if "relearn" in asked:
-            # What the class looked like to begin with: how far a revival can go.
-            protocol["relearn"]["pretrained"] = {
-                used.name: examiner.measure(subject.networks["pretrained"], used) for used in own_and_ddim(sampler)
-            }
-            result["relearn"] = _relearn(subject, examiner, plan, shown, relearning, bar)
-        if "latent" in asked:
-            nearest = NearestImage(real)
-            protocol["latent"]["nearest_image_accuracy"] = nearest.accuracy()
-            result["latent"] = [
-                {"network": name, **row}
-                for name in ("run", "pretrained", "control")
-                if name in subject.networks
-                for row in latent(subject.networks[name], examiner, nearest, searching, bar.update)
-            ]
-        if "neighbours" in asked:
-            before = examiner.confusion(subject.networks["pretrained"], sampler.by_ddim)
-            after = examiner.confusion(subject.networks["run"])
-            result["neighbours"] = neighbours(before, after, class_distances(judging, real), subject.request)
-            bar.update()
-        if "guidance" in asked:
-            result["guidance"] = [
-                {"network": name, **row}
-                for name in ("run", "pretrained")
-                for row in guidance(subject.networks[name], examiner, guidance_scales)
-            ]
-            bar.update()
-        if "paths" in asked:
-            result["paths"] = [
-                {"network": name, **row}
-                for name in ("run", "pretrained")
-                for row in paths(subject.networks[name], examiner, bar.update)
-            ]
-    _write(subject, protocol, result, time.perf_counter() - start)
+        result = _run_tests(attack, protocol, bar)
+    return _write(subject, protocol, result, time.perf_counter() - start)
 
 
-def _names(name: str, given: Sequence[str], known: Sequence[str]) -> list[str]:
-    names = [part for item in given for part in item.split(",") if part]
+def _prepare(args: RobustnessArguments) -> Attack:
+    """Read the run, and check all options."""
+    tests = _names("tests", args.tests, TESTS)
+    chosen = _names("attacks", args.attacks, ATTACKS) if args.attacks else None
+    for scale in args.guidance_scales:
+        check_number("guidance_scales", scale)
+    device = device_of(args.device)
+    subject = Subject.read(Path(args.run), args.control, args.seed, device)
+    config, values = subject.config, class_preset(subject.config["preset"])
+    steps, known = args.num_inference_steps, subject.schedule.num_train_timesteps
+    sampler = Sampler.one_step_or_ddim(subject.t_init, steps, args.batch_size)
+    sampler.check(known)
+    check_int("num_inference_steps", steps, 1, known + 1)
+    judge = find_judge(config["preset"], args.judge or config.get("judge"))
+    if judge is None:
+        raise ValueError(f"judge is not given, and the preset {config['preset']} comes without one")
+    judge.model.to(device)
+    rate = values.pretrain.learning_rate / 10 if args.learning_rate is None else args.learning_rate
+    relearning = RelearnOptions(args.relearn_images, tuple(args.relearn_steps), rate)
+    relearning.check()
+    latents = args.latents
+    if latents is None:
+        # Each step of a search pays for all steps of the sampler.
+        latents = 16 if sampler.kind == "one_step" else 4
+    searching = LatentOptions(latents, args.search_steps, args.search_learning_rate)
+    searching.check()
+    plan = {data: attacks_on(sampler, data, chosen) for data in ("forgotten", "retained")}
+    data = DataArguments(args.dataset_name or config.get("dataset_name"), args.data_root or config.get("data_root"))
+    real = load_images(data, config["preset"], "all", subject.networks["run"].config["sample_size"])
+    retain_samples = args.retain_samples
+    if retain_samples is None:
+        retain_samples = max(1, args.forget_samples // 5)
+    counts = (args.forget_samples, retain_samples)
+    examiner = Examiner(judge, subject.request, subject.schedule, sampler, steps, subject.seed, *counts)
+    examiner = replace(examiner, forgotten_real=_features(judge, real.of_classes(subject.request.forget_classes)))
+    images = {data: _adversary_images(real, subject.request, data, relearning.images, subject.seed) for data in plan}
+    return Attack(subject, examiner, real, tests, plan, images, relearning, searching, args.guidance_scales)
+
+
+def _run_tests(attack: Attack, protocol: dict[str, Any], bar: tqdm) -> dict[str, Any]:
+    """Rows of each test; what it measured first is added to ``protocol``."""
+    subject, examiner, tests, networks = attack.subject, attack.examiner, attack.tests, attack.subject.networks
+    result: dict[str, Any] = {}
+    if "relearn" in tests:
+        # What the class looked like at first: how far a revival can go.
+        protocol["relearn"]["pretrained"] = {
+            used.name: examiner.measure(networks["pretrained"], used) for used in own_and_ddim(examiner)
+        }
+        result["relearn"] = _relearn(attack, bar)
+    if "latent" in tests:
+        nearest = NearestImage(attack.real)
+        protocol["latent"]["nearest_image_accuracy"] = nearest.accuracy()
+        result["latent"] = [
+            {"network": name, **row}
+            for name in ("run", "pretrained", "control")
+            if name in networks
+            for row in latent(networks[name], examiner, nearest, attack.searching, bar.update)
+        ]
+    if "neighbours" in tests:
+        before = examiner.confusion(networks["pretrained"], examiner.by_ddim)
+        after = examiner.confusion(networks["run"])
+        distances = class_distances(examiner.judge, attack.real)
+        result["neighbours"] = neighbours(before, after, distances, subject.request)
+        bar.update()
+    if "guidance" in tests:
+        result["guidance"] = [
+            {"network": name, **row}
+            for name in ("run", "pretrained")
+            for row in guidance(networks[name], examiner, attack.guidance_scales)
+        ]
+        bar.update()
+    if "paths" in tests:
+        result["paths"] = [
+            {"network": name, **row}
+            for name in ("run", "pretrained")
+            for row in paths(networks[name], examiner, bar.update)
+        ]
+    return result
+
+
+def _names(name: str, items: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The names in ``items``, separated by commas, too. ValueError for one that is not known."""
+    names = [part for item in items for part in item.split(",") if part]
     unknown = [part for part in names if part not in known]
     if unknown or not names:
         raise ValueError(f"{name} is {', '.join(unknown) or 'empty'}, expected some of {', '.join(known)}")
@@ -297,38 +368,41 @@ def _adversary_images(
     return real.batch(indices), real.labels[indices]
 
 
-def _relearnt(subject: Subject, plan: dict[str, tuple[str, ...]]) -> list[tuple[str, str, str]]:
-    """(network, data, attack): the run's on both kinds of images, the others on the forgotten class's."""
-    tried = [("run", data, attack) for data, attacks in plan.items() for attack in attacks]
+def _relearnt(attack: Attack) -> list[tuple[str, str, str]]:
+    """(network, data, attack): the run's on both kinds of images, the others' on the forgotten class's."""
+    plan = attack.plan
+    tried = [("run", data, name) for data, attacks in plan.items() for name in attacks]
     # An embedding alone makes nothing of fresh weights.
-    tried += [("scratch", "forgotten", attack) for attack in plan["forgotten"] if attack != "inversion"]
-    return tried + [("control", "forgotten", attack) for attack in plan["forgotten"] if "control" in subject.networks]
+    tried += [("scratch", "forgotten", name) for name in plan["forgotten"] if name != "inversion"]
+    controls = plan["forgotten"] if "control" in attack.subject.networks else ()
+    return tried + [("control", "forgotten", name) for name in controls]
 
 
-def _work(subject, examiner, asked, plan, relearning: RelearnOptions, searching: LatentOptions) -> int:
-    searched = sum(name in subject.networks for name in ("run", "pretrained", "control"))
+def _work(attack: Attack) -> int:
+    """Steps of the progress bar."""
+    searched = sum(name in attack.subject.networks for name in ("run", "pretrained", "control"))
     return (
-        ("relearn" in asked) * len(_relearnt(subject, plan)) * relearning.steps[-1]
-        + ("latent" in asked) * searched * search_steps(examiner, searching)
-        + ("neighbours" in asked)
-        + ("guidance" in asked)
-        + ("paths" in asked) * 2 * len(samplers(examiner.sampler))
+        ("relearn" in attack.tests) * len(_relearnt(attack)) * attack.relearning.steps[-1]
+        + ("latent" in attack.tests) * searched * search_steps(attack.examiner, attack.searching)
+        + ("neighbours" in attack.tests)
+        + ("guidance" in attack.tests)
+        + ("paths" in attack.tests) * 2 * len(samplers(attack.examiner))
     )
 
 
-def _relearn(subject, examiner: Examiner, plan, shown, options: RelearnOptions, bar) -> list[dict[str, Any]]:
-    device = subject.schedule.device
+def _relearn(attack: Attack, bar: tqdm) -> list[dict[str, Any]]:
+    device, networks = attack.subject.schedule.device, attack.subject.networks
     rows = []
-    for network, data, attack in _relearnt(subject, plan):
-        images, labels = (x.to(device) for x in shown[data])
-        found = relearn(subject.networks[network], examiner, images, labels, attack, options, bar.update)
-        rows += [{"network": network, "data": data, **row} for row in found]
+    for network, data, name in _relearnt(attack):
+        images, labels = (x.to(device) for x in attack.images[data])
+        records = relearn(networks[network], attack.examiner, images, labels, name, attack.relearning, bar.update)
+        rows += [{"network": network, "data": data, **row} for row in records]
     return rows
 
 
 def summary(result: dict[str, Any]) -> dict[str, float]:
-    """The main figures by flat names, in percent but for Fréchet distances; of the tests that there are results of."""
-    found: dict[str, float] = {}
+    """The main figures of the tests that were run, by flat names: percent, but for Fréchet distances."""
+    figures: dict[str, float] = {}
     rows = result.get("relearn", [])
     for step in sorted({row["step"] for row in rows}):
         for network, data, name in (
@@ -337,58 +411,55 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
             ("scratch", "forgotten", "relearn_scratch"),
             ("control", "forgotten", "relearn_control"),
         ):
-            there = [r for r in rows if (r["network"], r["data"], r["step"]) == (network, data, step)]
-            if there and step:
+            matching = [r for r in rows if (r["network"], r["data"], r["step"]) == (network, data, step)]
+            if matching and step:
                 # The attack that gets furthest, and what it leaves of the other classes.
-                worst = min(there, key=lambda row: row["ua"])
-                found[f"{name}_ua_{step}"] = worst["ua"]
-                found[f"{name}_retain_accuracy_{step}"] = worst["retain_accuracy"]
-                distances = [row["forget_frechet"] for row in there if row.get("forget_frechet") is not None]
+                worst = min(matching, key=lambda row: row["ua"])
+                figures[f"{name}_ua_{step}"] = worst["ua"]
+                figures[f"{name}_retain_accuracy_{step}"] = worst["retain_accuracy"]
+                distances = [row["forget_frechet"] for row in matching if row.get("forget_frechet") is not None]
                 if distances:
-                    found[f"{name}_frechet_{step}"] = min(distances)
+                    figures[f"{name}_frechet_{step}"] = min(distances)
     for row in result.get("latent", []):
         prefix = {"run": "latent", "pretrained": "latent_pretrained", "control": "latent_control"}[row["network"]]
         name = row["group"].replace("forgotten by its label", "own").replace("forgotten by retained labels", "other")
         if name in ("own", "other"):
-            found[f"{prefix}_{name}_found"] = row["found"]
-            found[f"{prefix}_{name}_confirmed"] = row["confirmed"]
+            figures[f"{prefix}_{name}_found"] = row["found"]
+            figures[f"{prefix}_{name}_confirmed"] = row["confirmed"]
         elif row["network"] == "run" and row["group"] == "retained by another label":
-            found["latent_retained_other_confirmed"] = row["confirmed"]
+            figures["latent_retained_other_confirmed"] = row["confirmed"]
     rows = result.get("neighbours", [])
     if rows:
         drops = {
             near: [r["accuracy_before"] - r["accuracy"] for r in rows if r["neighbour"] == near]
             for near in (True, False)
         }
-        found["neighbour_drop"] = sum(drops[True]) / len(drops[True])
+        figures["neighbour_drop"] = sum(drops[True]) / len(drops[True])
         if drops[False]:
-            found["others_drop"] = sum(drops[False]) / len(drops[False])
-        found["worst_retained_accuracy"] = min(row["accuracy"] for row in rows)
-        found["retained_called_forgotten"] = sum(row["called_forgotten"] for row in rows) / len(rows)
+            figures["others_drop"] = sum(drops[False]) / len(drops[False])
+        figures["worst_retained_accuracy"] = min(row["accuracy"] for row in rows)
+        figures["retained_called_forgotten"] = sum(row["called_forgotten"] for row in rows) / len(rows)
     for name in ("guidance", "paths"):
         still = [row["still"] for row in result.get(name, []) if row["network"] == "run"]
         if still:
-            found[f"{name}_still_most"] = max(still)
-    return found
+            figures[f"{name}_still_most"] = max(still)
+    return figures
 
 
-def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], seconds: float) -> None:
-    folder = subject.folder
-    flat = summary(result)
-    told = {
+def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], seconds: float) -> Attacked:
+    folder, figures = subject.folder, summary(result)
+    record = {
         "method": subject.config.get("method"),
         "forget_classes": list(subject.request.forget_classes),
         "cover_class": subject.request.cover_class,
-        "summary": flat,
+        "summary": figures,
         **result,
         "seconds": seconds,
         "protocol": {**protocol, "environment": environment()},
     }
-    write_json(folder / "robustness.json", portable(told))
-    metrics = folder / "metrics.json"
-    kept = json.loads(metrics.read_text()) if metrics.is_file() else {}
+    write_json(folder / "robustness.json", portable(record))
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
     report = write_robustness_report(folder)
-    update_metrics(folder, {**kept, **flat})
-    for name, value in flat.items():
-        print(f"{name:36}{value:8.1f}{'' if 'frechet' in name else ' %'}")
-    print(f"report: {report}")
+    update_metrics(folder, {**metrics, **figures})
+    return Attacked(figures, report)

@@ -1,94 +1,121 @@
-"""What the subcommands that train methods have in common: the loop over a method's phases, and stopping."""
+"""The training of a run: the loop over its phases with log, profiler and checkpoints, until it ends or is stopped."""
 
-import dataclasses
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..files import write_json, write_text
 from ..parallel import World, command_words
-from ..profiling import Regions
+from ..profiling import Profiler, Regions
 from ..training.loop import Loop, LoopOptions, Progress
 from ..training.tracking import tracker
-from ..unlearning import Method
-from .options import ComputeArguments, profiler_of
+from ..unlearning import Phase
+from .arguments import ComputeArguments, OutputArguments
 
 
 @dataclass(frozen=True)
 class Running:
-    """A run of a method, ready to begin.
+    """A run that is ready to train.
 
     Parameters
     ----------
-    method: what is run.
-    folder: of the run.
-    loop, compute: arguments, ``compute`` resolved.
-    world, regions: processes and profiler of the method's setting.
-    report_to, progress_bar: of the request.
-    command: words of the command line that would begin it.
-    export: whether checkpoints hold the network too, for use as it is.
+    phases : sequence of Phase
+        What is trained, in order.
+    folder : Path
+        Of the run.
+    loop, compute, output
+        Options of the run; ``compute`` resolved.
+    world, regions
+        Processes and profiler regions that the phases were made with.
+    command : list of str
+        Words of the command line that would start the run: how to resume it, if it was started from Python.
     """
 
-    method: Method
+    phases: Sequence[Phase]
     folder: Path
     loop: LoopOptions
     compute: ComputeArguments
+    output: OutputArguments
     world: World
     regions: Regions
-    report_to: str
-    progress_bar: bool
     command: list[str]
-    export: bool = True
 
-    def run(
+    def train(
         self,
         fingerprint: dict[str, Any],
-        evaluate: Callable[[nn.Module, int], dict[str, Any] | None] | None,
-        before: Callable[[], None],
-    ):
-        """Runs all phases; returns the progress and the profiler, or None.
+        *,
+        begin: Callable[[], None],
+        evaluate: Callable[[nn.Module, int], dict[str, Any] | None] | None = None,
+        export: Callable[[nn.Module, Path], None] | None = None,
+    ) -> Progress:
+        """Run all phases, and return the progress at the end.
 
-        ``fingerprint``: which run this is; ``evaluate``: as ``Loop`` takes it; ``before``: done on the main process
-        once the checkpoint to go on from has been read. Raises SystemExit 128 + n where signal n ended the run.
+        Parameters
+        ----------
+        fingerprint : dict
+            JSON that says which run this is: checkpoints of another one are refused.
+        begin : callable
+            Called on the main process after the checkpoint to resume from has been read, before training.
+        evaluate, export : callable, optional
+            As ``Loop`` takes them.
+
+        Raises
+        ------
+        SystemExit
+            With status 128 + n if signal n stopped the run, after a checkpoint.
         """
-
-        def export(averaged: nn.Module, target: Path) -> None:
-            self.method.save(target, averaged)
-
-        options = dataclasses.replace(self.loop, stop_at_nonfinite=self.compute.nonfinite == "stop")
-        profiler = profiler_of(self.compute, self.regions, self.folder, self.world)
-        with tracker(self.report_to if self.world.is_main else "none", self.folder) as on_log:
+        is_main = self.world.is_main
+        profiler = None
+        if self.compute.profile:
+            profiler = Profiler(self.regions, self.compute.device, self.folder / "trace.json" if is_main else None)
+        with tracker(self.output.report_to if is_main else "none", self.folder) as on_log:
             loop = Loop(
-                self.method.phases,
+                self.phases,
                 self.folder,
-                options,
+                self.loop,
                 fingerprint,
                 evaluate=evaluate,
-                export=export if self.export else None,
+                export=export,
                 on_log=on_log,
-                show_progress=self.progress_bar,
+                stop_at_nonfinite=self.compute.nonfinite == "stop",
+                show_progress=self.output.progress_bar,
                 world=self.world,
                 profiler=profiler,
             )
             loop.prepare()
-            self.world.on_main(before)
+            self.world.on_main(begin)
             progress = loop.run()
         if progress.stopped_by is not None:
-            if self.world.is_main:
-                say_how_to_resume(progress, self.command)
+            if is_main:
+                print(how_to_resume(progress, self.command))
             raise SystemExit(128 + progress.stopped_by)
-        return progress, profiler
+        if profiler is not None:
+            self._write_profile(profiler)
+        return progress
+
+    def _write_profile(self, profiler: Profiler) -> None:
+        joules = self.world.total(profiler.joules)
+
+        def write() -> None:
+            table = profiler.table(joules)
+            write_text(self.folder / "profile.txt", table + "\n")
+            write_json(self.folder / "profile.json", profiler.summary(joules))
+            print(table)
+
+        self.world.on_main(write)
 
 
-def say_how_to_resume(progress: Progress, otherwise: list[str]) -> None:
-    """Prints the command that goes on with a run that a signal ended; ``otherwise`` where no command line began it."""
+def how_to_resume(progress: Progress, command: list[str]) -> str:
+    """The command that resumes a run that a signal stopped: the one it was started with, or ``command`` if that was
+    another one (a test, or Python)."""
     name = signal.Signals(progress.stopped_by).name
-    given = [word for word in sys.argv[1:] if word not in ("--overwrite_output_dir", "--overwrite-output-dir")]
-    words = [*command_words(), *(given if given[:1] == otherwise[:1] else otherwise)]
+    started = [word for word in sys.argv[1:] if word not in ("--overwrite_output_dir", "--overwrite-output-dir")]
+    words = [*command_words(), *(started if started[:1] == command[:1] else command)]
     words += ["--resume_from_checkpoint", "latest"]
-    print(f"{name}: stopped after step {progress.step}, with a checkpoint. Go on with\n  {shlex.join(words)}")
+    return f"{name}: stopped after step {progress.step}, with a checkpoint. Continue with\n  {shlex.join(words)}"

@@ -1,4 +1,4 @@
-"""Samples that are drawn once and kept, so that they can be measured many times."""
+"""Samples that are drawn once and cached, so that they can be measured many times."""
 
 import functools
 import hashlib
@@ -19,14 +19,18 @@ CHUNK = 500
 
 
 class SampleCache:
-    """Samples of one network, drawn once: in a folder whose name says of what, chunk by chunk.
+    """Samples of one network in a folder that is named by a hash of what determines them, in chunks.
 
     Parameters
     ----------
-    folder: of the caches.
-    described: JSON that settles the samples: weights, sampler, seed, labels.
-    draw: from labels and a seed to images (N, C, H, W).
-    chunk: samples that are drawn and kept at a time: what an interruption loses at most.
+    folder : Path
+        Of all caches.
+    described : dict
+        JSON that determines the samples: weights, sampler, seed, labels.
+    draw : callable
+        From labels and a seed to images (N, C, H, W).
+    chunk : int
+        Samples that are drawn and saved at a time: an interruption loses at most these.
     """
 
     def __init__(
@@ -36,25 +40,39 @@ class SampleCache:
         self.folder, self.described, self.draw, self.chunk = folder / key, described, draw, chunk
 
     def samples(self, labels: Tensor, seed: int, progress: bool = True) -> Tensor:
-        """All of ``chunks``, on the CPU."""
+        """The images of all ``chunks``, on the CPU."""
         return torch.cat([images for _, images in self.chunks(labels, seed, progress)])
 
     def chunks(self, labels: Tensor, seed: int, progress: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-        """Labels and images (n, C, H, W) on the CPU, as ``draw`` gives them, chunk by chunk in the order of ``labels``,
-        (N,) or (N, ...). The seed of a chunk is settled by ``seed`` and its number."""
+        """Yield labels and images chunk by chunk; those that are missing are drawn.
+
+        Parameters
+        ----------
+        labels : Tensor
+            Shape (N,) or (N, ...).
+        seed : int
+            The seed of a chunk is derived from it and the chunk's number.
+        progress : bool
+            Show a progress bar.
+
+        Yields
+        ------
+        tuple of Tensor
+            n labels, and their images (n, C, H, W) on the CPU, as ``draw`` gives them.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "samples.json", self.described)
         parts = labels.split(self.chunk)
         for i, part in enumerate(tqdm(parts, unit="chunk", desc="samples", disable=not progress)):
             path = self.folder / f"chunk-{i:05}.safetensors"
-            found = self._read(path, part)
-            if found is None:
-                found = self.draw(part, derived_seed(seed, "evaluate", i)).cpu().contiguous()
-                save_tensors(path, {"images": found, "labels": part.contiguous()})
-            yield part, found
+            images = self._read(path, part)
+            if images is None:
+                images = self.draw(part, derived_seed(seed, "evaluate", i)).cpu().contiguous()
+                save_tensors(path, {"images": images, "labels": part.contiguous()})
+            yield part, images
 
     def reader(self, labels: Tensor, seed: int) -> Callable[[int], Tensor]:
-        """A function from a number of a sample to its image, which holds one chunk in memory. Draws what is missing."""
+        """A function from the number of a sample to its image that keeps one chunk in memory. Draws what is missing."""
         for _ in self.chunks(labels, seed, False):
             pass
 
@@ -65,9 +83,9 @@ class SampleCache:
         return lambda i: chunk(i // self.chunk)[i % self.chunk]
 
     def _read(self, path: Path, labels: Tensor) -> Tensor | None:
-        """A chunk that is there and whole, or None."""
+        """The images of a chunk; None if its file is missing, damaged or of other labels."""
         try:
-            found = safetensors.torch.load_file(path)
-            return found["images"] if torch.equal(found["labels"], labels) else None
+            tensors = safetensors.torch.load_file(path)
+            return tensors["images"] if torch.equal(tensors["labels"], labels) else None
         except (OSError, KeyError, safetensors.SafetensorError):
             return None

@@ -1,146 +1,172 @@
-"""``pecker-fast sequence``: requests that come one after the other, each starting from what the last one left."""
+"""Requests one after the other, each starting from the result of the one before."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ..diffusion import Sampler
 from ..environment import environment
 from ..files import write_json
-from ..metrics import Judge, load_judge
-from ..models import load_network, save_network
-from ..parallel import started_by_torchrun
-from ..report import Run, portable, write_sequence
-from ..robustness import Sampler, confusion_matrix
+from ..metrics import Judge
+from ..models import resolve, save_network
+from ..report import RunRecord, portable, write_sequence
+from ..robustness import confusion_matrix
 from ..training.checkpoints import STATE, Checkpoints
-from ..training.presets import preset as preset_of
 from ..training.state import load_state
 from ..unlearning import ForgetRequest, method_class
 from ..unlearning.distillation import ScoreForgetting
 from ..unlearning.streams import derived_seed
-from .evaluation import DDIM_STEPS
-from .options import load_pretrained
-from .several import assignment, check_given, command_line, ended, going_on, run_arguments
-from .unlearn import UnlearnArguments, unlearn
+from .arguments import UnlearnArguments
+from .classes.data import cover_of, find_judge
+from .classes.measure import DDIM_STEPS
+from .classes.task import ClassTask
+from .presets import class_preset
+from .several import assignment, check_alone, check_shared, command_line, ended, resumed, run_arguments
+from .unlearn import unlearn
 
-# The score network that a request leaves for the next one.
+# Folder of the score network that a request leaves for the next one.
 SCORE = "score"
+# Options of the sequence that its runs take, under the same names.
+OF_RUNS = ("cover_class", "pretrained_model_name_or_path", "samples_per_class", "judge")
 
 
-def sequence(
-    forget_classes: tuple[int, ...] = (0, 3, 7),
-    method: str = "pecker",
-    preset: str = "digits",
-    cover_class: str | None = None,
-    score: Literal["previous", "teacher"] = "previous",
-    at_once: bool = True,
-    seed: int = 0,
-    output_dir: str | None = None,
-    pretrained_model_name_or_path: str | None = None,
-    max_train_steps: int | None = None,
-    samples_per_class: int | None = None,
-    judge: str | None = None,
-    set: tuple[str, ...] = (),
-    keep_checkpoints: bool = False,
-    progress_bar: bool = True,
-) -> None:
-    """Forgets classes one request after the other and measures all of them after each; then all at once, to compare.
+@dataclass(frozen=True, kw_only=True)
+class SequenceArguments:
+    """Options of a sequence of requests."""
 
-    Request i forgets all classes asked for so far. One-step generators go on from the last request's generator with the
-    pretrained network as teacher; other methods take the last request's network for the pretrained one. The same
-    command again goes on where it was interrupted, and with more classes at the end it adds requests.
+    forget_classes: tuple[int, ...] = (0, 3, 7)
+    """Classes to forget, in this order."""
+    method: str = "pecker"
+    """Name of a method."""
+    preset: str = "digits"
+    """digits, digits16, cifar10 or stl10."""
+    cover_class: str | None = None
+    """Class to draw in their place, retained throughout, or "random". Default: the preset's."""
+    score: Literal["previous", "teacher"] = "previous"
+    """What the score network of a request starts from: the previous request's, or the pretrained network."""
+    at_once: bool = True
+    """Also forget all of them in one request, from the pretrained network."""
+    seed: int = 0
+    """Seed of everything random."""
+    output_dir: str | None = None
+    """Folder of the sequence. Default: runs/sequence-<preset>-<method>-seed<seed>."""
+    pretrained_model_name_or_path: str | None = None
+    """The network to start from. Default: the preset's."""
+    max_train_steps: int | None = None
+    """Iterations of each request. Default: the method's."""
+    samples_per_class: int | None = None
+    """Images of each class in an evaluation. Default: the preset's."""
+    judge: str | None = None
+    """File of the classifier that evaluates. Default: the preset's."""
+    set: tuple[str, ...] = ()
+    """Options of the method, as name=value, such as generator_learning_rate=1e-4."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints and score networks of requests that have ended."""
+    progress_bar: bool = True
+    """Show a progress bar."""
 
-    Args:
-        forget_classes: Classes, in the order in which they are asked for.
-        method: Name of a method.
-        preset: digits, cifar10 or stl10.
-        cover_class: What is to be drawn in their place, retained throughout, or "random"; the preset's by default.
-        score: What the score network of a request starts from: the last request's, or the pretrained network.
-        at_once: Forget all of them in one request too, from the pretrained network.
-        seed: Of everything random.
-        output_dir: Folder of the sequence; runs/sequence-<preset>-<method>-seed<seed> by default.
-        pretrained_model_name_or_path: The network to start from; the one that comes with the preset by default.
-        max_train_steps: Iterations of each request; the method's by default.
-        samples_per_class: Images of each class in an evaluation; the preset's by default.
-        judge: File of the classifier for the evaluation; the one that comes with the preset by default.
-        set: Options of the method, as name=value, such as generator_learning_rate=1e-4.
-        keep_checkpoints: Keep the checkpoints and score networks of requests that have ended.
-        progress_bar: Show a progress bar.
+    @property
+    def folder(self) -> Path:
+        """The folder of the sequence."""
+        return Path(self.output_dir or f"runs/sequence-{self.preset}-{self.method}-seed{self.seed}")
+
+    def run(self, name: str, classes: Sequence[int], **more: str) -> UnlearnArguments:
+        """The options of one request."""
+        values = {key: getattr(self, key) for key in OF_RUNS}
+        options = {key: value for key, value in values.items() if value is not None}
+        options |= {"forget_classes": tuple(classes), "progress_bar": self.progress_bar, **more}
+        return run_arguments(self.preset, self.method, self.seed, self.folder / name, options, self.shared)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Options of the method that are set."""
+        values = dict(assignment(item) for item in self.set)
+        return values if self.max_train_steps is None else {**values, "max_train_steps": self.max_train_steps}
+
+
+def sequence(args: SequenceArguments) -> tuple[Path, str]:
+    """Forget classes one request after the other, measure all of them after each, and compare with all at once.
+
+    Request i forgets all classes up to the i-th. One-step generators start from the previous request's generator, with
+    the pretrained network as teacher; other methods take the previous request's network as the pretrained one. Called
+    again with the same options it continues where it was interrupted, and with further classes it adds requests.
+
+    Parameters
+    ----------
+    args : SequenceArguments
+        The classes and the options.
+
+    Returns
+    -------
+    tuple of Path and str
+        sequence.md, and its table for a terminal.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is wrong, before the first request starts.
+    SystemExit
+        With status 128 + n if signal n stopped a run, after a checkpoint.
     """
-    if started_by_torchrun():
-        raise ValueError("sequence runs in one process: pecker-fast unlearn is the command for torchrun")
-    if judge is None and preset_of(preset).judge is None:
-        raise ValueError(f"judge is not given, and none comes with the preset {preset}")
-    folder = Path(output_dir or f"runs/sequence-{preset}-{method}-seed{seed}")
-    given = dict(assignment(item) for item in set)
-    if max_train_steps is not None:
-        given["max_train_steps"] = max_train_steps
-    request = {
-        "cover_class": cover_class,
-        "pretrained_model_name_or_path": pretrained_model_name_or_path,
-        "samples_per_class": samples_per_class,
-        "judge": judge,
-    }
-    request = {name: value for name, value in request.items() if value is not None}
-
-    def run_of(name: str, classes: tuple[int, ...], **further: str) -> UnlearnArguments:
-        asked = {**request, "forget_classes": classes, **further}
-        return run_arguments(preset, method, seed, folder / name, asked, given, progress_bar)
-
-    distils = issubclass(method_class(method), ScoreForgetting)
+    check_alone("sequence")
+    classes = args.forget_classes
+    judge = find_judge(args.preset, args.judge)
+    if judge is None:
+        raise ValueError(f"judge is not given, and the preset {args.preset} comes without one")
+    distils = issubclass(method_class(args.method), ScoreForgetting)
     plan: list[UnlearnArguments] = []
-    for i in range(len(forget_classes)):
-        classes = forget_classes[: i + 1]
-        further = _start(plan[-1].output_dir, distils, score) if plan else {}
-        plan.append(run_of(f"request-{i + 1}-forget-{forget_classes[i]}", classes, **further))
+    for i, label in enumerate(classes):
+        start = _start(plan[-1].folder, distils, args.score) if plan else {}
+        plan.append(args.run(f"request-{i + 1}-forget-{label}", classes[: i + 1], **start))
     once = None
-    if at_once and len(forget_classes) > 1:
-        once = run_of("at-once-" + "-".join(map(str, forget_classes)), forget_classes)
-    # What is wrong with the last of them is said before the first is run.
-    network, _, _ = load_pretrained(pretrained_model_name_or_path, preset_of(preset).network)
-    first = run_of("request", forget_classes)
-    ForgetRequest.of(network, forget_classes, first.cover_of(first.request.cover_class))
-    check_given(given, [first])
-    first.options.check(1000)
-    judging = Judge.load(judge) if judge else load_judge(preset_of(preset).judge)
-    for args in (*plan, *([once] if once else [])):
-        ended(args)
+    if args.at_once and len(classes) > 1:
+        once = args.run("at-once-" + "-".join(map(str, classes)), classes)
+    # The last request is checked before the first one starts.
+    last = args.run("request", classes)
+    cover = cover_of(last.request.cover_class)
+    network = resolve(args.pretrained_model_name_or_path, shipped=class_preset(args.preset).network).network
+    ForgetRequest.of(network, classes, cover)
+    check_shared(args.shared, [last])
+    ClassTask.check(last)
+    for run in (*plan, *([once] if once else [])):
+        ended(run)
     try:
-        _run(plan, once, distils and score == "previous", keep_checkpoints)
+        _run(plan, once, distils and args.score == "previous", args.keep_checkpoints)
     except SystemExit:
-        print("the same command again goes on here")
+        print("run the same command again to continue")
         raise
-    rows = [_row(f"{i + 1}: forget {forget_classes[i]}", args, judging) for i, args in enumerate(plan)]
+    rows = [_row(f"{i + 1}: forget {classes[i]}", run, judge) for i, run in enumerate(plan)]
     if once:
-        rows.append(_row("all at once", once, judging))
-    told = {
+        rows.append(_row("all at once", once, judge))
+    record = {
         "command": command_line("sequence"),
-        "method": method,
-        "preset": preset,
-        "seed": seed,
-        "forget_classes": list(forget_classes),
-        "cover_class": first.cover_of(first.request.cover_class),
-        "score": score if distils else None,
+        "method": args.method,
+        "preset": args.preset,
+        "seed": args.seed,
+        "forget_classes": list(classes),
+        "cover_class": cover,
+        "score": args.score if distils else None,
         "rows": rows,
-        "judge": {"name": judging.name, "accuracy": judging.accuracy},
+        "judge": {"name": judge.name, "accuracy": judge.accuracy},
         "environment": environment(),
     }
-    write_json(folder / "sequence.json", portable(told))
-    report, table = write_sequence(folder)
-    print(table)
-    print(f"report: {report}")
+    write_json(args.folder / "sequence.json", portable(record))
+    return write_sequence(args.folder)
 
 
 def _start(last: Path, distils: bool, score: str) -> dict[str, str]:
-    """What a request starts from, given the folder of the one before it."""
+    """The options of a request that starts from the folder of the previous one."""
     if not distils:
         return {"pretrained_model_name_or_path": str(last)}
     return {"initial_generator": str(last)} | ({"initial_score": str(last / SCORE)} if score == "previous" else {})
 
 
 def _run(plan: list[UnlearnArguments], once: UnlearnArguments | None, keep_score: bool, keep_checkpoints: bool) -> None:
-    """Runs what has not ended."""
+    """Run what has not ended."""
     every = [*plan, *([once] if once else [])]
     source, before = plan[0].request.pretrained_model_name_or_path, None
     for i, args in enumerate(every):
@@ -148,55 +174,52 @@ def _run(plan: list[UnlearnArguments], once: UnlearnArguments | None, keep_score
             print(f"[{i + 1} of {len(every)}] forget {', '.join(map(str, args.request.forget_classes))}")
             # Requests on one pretrained network share what it draws.
             shared = args.request.pretrained_model_name_or_path == source
-            outcome = unlearn(going_on(args), before if shared else None)
+            outcome = unlearn(resumed(args), before if shared else None)
             before = outcome.before if shared else before
-        # The last one's serves the request that may come.
-        serves = keep_score and args is not once and (args is plan[-1] or not ended(plan[i + 1]))
-        if serves and not (args.output_dir / SCORE).is_dir():
-            _keep_score(args.output_dir)
+        # The last one's is for a request that may be added later.
+        needed = keep_score and args is not once and (args is plan[-1] or not ended(plan[i + 1]))
+        if needed and not (args.folder / SCORE).is_dir():
+            _keep_score(args.folder)
         if not keep_checkpoints:
-            shutil.rmtree(args.output_dir / "checkpoints", ignore_errors=True)
+            shutil.rmtree(args.folder / "checkpoints", ignore_errors=True)
             if 0 < i < len(plan):
-                shutil.rmtree(plan[i - 1].output_dir / SCORE, ignore_errors=True)
+                shutil.rmtree(plan[i - 1].folder / SCORE, ignore_errors=True)
 
 
 def _keep_score(folder: Path) -> None:
-    """Writes the score network of a run's last checkpoint into ``folder/score``.
+    """Write the score network of a run's last checkpoint into ``folder/score``.
 
-    It follows the generator as that is now. The pretrained network in its place would take what is drawn for a
-    forgotten class for what it once was, until it has learnt better.
+    It fits the generator as it is now. The pretrained network in its place would first have to learn what the generator
+    draws for the forgotten classes.
     """
     checkpoints = Checkpoints(folder / "checkpoints", None, {})
     steps = checkpoints.steps()
     if not steps:
-        raise ValueError(f"{folder} has neither a score network nor a checkpoint: begin anew, or take --score teacher")
+        raise ValueError(f"{folder} has no score network and no checkpoint: start over, or choose --score teacher")
     path = checkpoints.path(steps[-1])
     checkpoints.verify(path)
-    network, schedule = load_network(folder / "unet")
-    network.load_state_dict(load_state(path / STATE)["state"]["score"])
-    temporary = folder / f".{SCORE}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_network(temporary, network, schedule)
-    temporary.rename(folder / SCORE)
+    model = resolve(folder / "unet")
+    model.network.load_state_dict(load_state(path / STATE)["state"]["score"])
+    save_network(folder / SCORE, model.network, model.schedule)
 
 
 def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
-    """What is reported after a request: forgetting by class, and what is kept."""
-    run = Run.read(args.output_dir)
-    network, schedule = load_network(args.output_dir / "unet")
+    """What is reported after a request: forgetting of each class, and the quality of the retained ones."""
+    run = RunRecord.read(args.folder)
+    model = resolve(args.folder / "unet")
     count, classes = args.request.samples_per_class, judge.num_classes
     labels = torch.arange(classes).repeat_interleave(count)
-    sampler = Sampler(schedule, run.config["options"].get("t_init"), DDIM_STEPS)
-    images = sampler.draw(network.eval(), labels, derived_seed(args.compute.seed, "sequence"))
+    sampler = Sampler.one_step_or_ddim(run.config["options"].get("t_init"), DDIM_STEPS)
+    images = sampler.draw(model.network, model.schedule, labels, derived_seed(args.compute.seed, "sequence"))
     share = 100 * confusion_matrix(judge, images, labels).double() / count
     forgotten = list(args.request.forget_classes)
-    kept = [c for c in range(classes) if c not in forgotten]
+    retained = [c for c in range(classes) if c not in forgotten]
     names = ("ua", "retain_accuracy", "frechet_distance", "frechet_real_split", "diversity", "images", "seconds")
     return {
         "request": name,
-        "folder": args.output_dir.name,
+        "folder": args.folder.name,
         "forget_classes": forgotten,
         "ua_by_class": {str(c): 100 - share[c, forgotten].sum().item() for c in forgotten},
-        "worst_retained_accuracy": min(share[c, c].item() for c in kept),
+        "worst_retained_accuracy": min(share[c, c].item() for c in retained),
         **{key: run.metrics.get(key) for key in names},
     }

@@ -1,24 +1,34 @@
-"""What the commands that make several runs share: their arguments, and whether a run has ended."""
+"""Several runs planned together: their options, which of them have ended, and how the others are resumed."""
 
 import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..parallel import started_by_torchrun
 from ..report import portable
-from .options import DataArguments
-from .unlearn import UnlearnArguments
+from ..training.retired import without_retired
+from .arguments import UnlearnArguments, option_groups, with_options
+from .task import task_class, unlearn_arguments
 
-# What makes two runs the same one; how often a log was written does not.
-SAME = ("method", "preset", "seed", "forget_classes", "cover_class", "samples_per_class", "options", "judge")
-SAME += ("pretrained_model_name_or_path", "checkpoint_state", "mixed_precision", "initial_generator", "initial_score")
-SAME += ("dataset_name",)
+
+def check_alone(command: str, instead: str = "pecker-fast unlearn is the command for torchrun") -> None:
+    """Raise ValueError under torchrun: several runs are made in one process."""
+    if started_by_torchrun():
+        raise ValueError(f"{command} runs in one process: {instead}")
 
 
 def assignment(item: str) -> tuple[str, Any]:
-    """Name and value of "name=value", the value as JSON where it is any. ValueError for anything else."""
+    """Split "name=value"; the value is parsed as JSON if it is JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is not of this form.
+    """
     name, equals, value = item.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"set has {item!r}, expected name=value")
@@ -29,58 +39,73 @@ def assignment(item: str) -> tuple[str, Any]:
 
 
 def command_line(*words: str) -> str:
-    """The command that this process was started with, as a report may say it: without places on this machine. Where it
-    was another one, as in a test or from Python, ``words``, the subcommand and what it cannot do without."""
-    given = sys.argv[1:] if sys.argv[1:2] == [words[0]] else words
-    return shlex.join(["pecker-fast", *portable(given)])
+    """The command that this process was started with, without paths on this machine, as a report shows it.
+
+    From Python, or if it was another command, ``words``: the subcommand and its essential options.
+    """
+    started = sys.argv[1:] if sys.argv[1:2] == [words[0]] else words
+    return shlex.join(["pecker-fast", *portable(started)])
 
 
 def run_arguments(
-    preset: str,
-    name: str,
-    seed: int,
-    folder: Path,
-    request: dict[str, Any],
-    given: dict[str, Any],
-    progress_bar: bool,
-    data: DataArguments | None = None,
-    device: str | None = None,
+    preset: str, method: str, seed: int, folder: Path, options: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> UnlearnArguments:
-    """The arguments of method ``name``; of the options ``given`` it takes those that it has."""
-    base = UnlearnArguments.defaults(preset, name)
-    options = dataclasses.replace(base.options, **{k: v for k, v in given.items() if hasattr(base.options, k)})
-    request = dataclasses.replace(
-        base.request, output_dir=str(folder), progress_bar=progress_bar, overwrite_output_dir=True, **request
-    )
-    compute = dataclasses.replace(base.compute, seed=seed, device=device)
-    return dataclasses.replace(base, options=options, request=request, compute=compute, data=data or base.data)
+    """The options of one run among several.
 
-
-def check_given(given: dict[str, Any], plan: list[UnlearnArguments]) -> None:
-    """Raises ValueError for an option that none of the methods has."""
-    unknown = [key for key in given if not any(hasattr(args.options, key) for args in plan)]
-    if unknown:
-        names = ", ".join(dict.fromkeys(args.method for args in plan))
-        raise ValueError(f"set has {unknown[0]}, which is an option of none of {names}")
-
-
-def ended(args: UnlearnArguments, more: tuple[str, ...] = ()) -> bool:
-    """Whether the run has ended. ValueError where its folder has another one.
-
-    ``more``: what else of config.json has to be the same.
+    Parameters
+    ----------
+    preset, method : str
+        Names of both.
+    seed : int
+        Of the run.
+    folder : Path
+        Of the run.
+    options : Mapping
+        Options by name that every run has.
+    shared : Mapping
+        Options by name of which the run takes those that its method has; see ``check_shared``.
     """
-    folder = args.output_dir
+    fixed = {"seed": seed, "output_dir": str(folder), "overwrite_output_dir": True}
+    args = unlearn_arguments(preset, method, {**options, **fixed})
+    names = _settable(args)
+    return with_options(args, {name: value for name, value in shared.items() if name in names})
+
+
+def check_shared(shared: Mapping[str, Any], plan: Sequence[UnlearnArguments], names: Sequence[str] = ()) -> None:
+    """Raise ValueError for an option that no run of ``plan`` takes; ``names``: what is compared, for the message."""
+    unknown = [name for name in shared if not any(name in _settable(args) for args in plan)]
+    if unknown:
+        known = ", ".join(names or dict.fromkeys(args.method for args in plan))
+        raise ValueError(f"set has {unknown[0]}, which is an option of none of {known}")
+
+
+def _settable(args: UnlearnArguments) -> set[str]:
+    """The options that ``compare --set`` may change."""
+    allowed = task_class(args.preset).settable
+    return {name for name, group in option_groups(args).items() if group in allowed or name in allowed}
+
+
+def ended(args: UnlearnArguments) -> bool:
+    """Whether the run has ended.
+
+    Raises
+    ------
+    ValueError
+        If its folder has another run; the message names the options that differ.
+    """
+    folder, kind = args.folder, task_class(args.preset)
     if not (folder / "config.json").is_file():
         return False
-    there, here = json.loads((folder / "config.json").read_text()), json.loads(json.dumps(args.describe()))
-    different = [key for key in (*SAME, *more) if there.get(key) != here.get(key)]
+    recorded = without_retired(json.loads((folder / "config.json").read_text()))
+    config = json.loads(json.dumps(kind.describe(args)))
+    different = [key for key in kind.same if recorded.get(key) != config.get(key)]
     if different:
         raise ValueError(f"{folder} has a run with another {', '.join(different)}: choose another output_dir")
     return (folder / "metrics.json").is_file()
 
 
-def going_on(args: UnlearnArguments) -> UnlearnArguments:
-    """The same run, from its last checkpoint where there is one."""
-    if not any((args.output_dir / "checkpoints").glob("checkpoint-*")):
+def resumed(args: UnlearnArguments) -> UnlearnArguments:
+    """The same run, resumed from its last checkpoint if it has one."""
+    if not any((args.folder / "checkpoints").glob("checkpoint-*")):
         return args
     return dataclasses.replace(args, loop=dataclasses.replace(args.loop, resume_from_checkpoint="latest"))

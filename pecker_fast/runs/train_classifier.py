@@ -1,4 +1,4 @@
-"""``pecker-fast train-classifier``: the judge of a preset."""
+"""Training the classifier that the results of a preset are judged by."""
 
 import math
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 
 from ..metrics import Judge, train_digits_judge, train_resnet
-from ..training.presets import preset
-from .options import DataArguments, PresetName, check_output, device_of
-from .unlearn import load_images
+from .arguments import DataArguments, check_output, device_of
+from .classes.data import load_images
+from .presets import class_preset
 
-# STL-10 is judged on a split of all its labelled images, as the public code has it.
+# STL-10 is judged on a split of all its labelled images, as in the public code.
 STL10_SHARE, STL10_SEED = 12 / 13, 1234
 
 
 def train_classifier(
-    preset_name: PresetName = "cifar10",
+    preset: str = "cifar10",
     dataset_name: str | None = None,
     data_root: str | None = None,
     download: bool = False,
@@ -29,42 +29,67 @@ def train_classifier(
     seed: int = 0,
     output: str | None = None,
     progress_bar: bool = True,
-) -> None:
-    """Trains the classifier that a preset's results are judged by, for --judge of unlearn, evaluate and compare.
+) -> tuple[Judge, Path]:
+    """Train the classifier of a preset, for --judge of unlearn, evaluate and compare.
 
-    cifar10, stl10 and folders: ResNet-34 at 224 pixels, 10 epochs of Adam. digits, digits16: the small network
-    that comes with the package, trained again.
+    cifar10, stl10 and folders: ResNet-34 at 224 pixels, 10 epochs of Adam. digits, digits16: the small network that
+    comes with the package, trained again.
 
-    Args:
-        preset_name: cifar10, stl10, digits or digits16.
-        dataset_name: cifar10, stl10 or folder:<path>; the preset's by default.
-        data_root: Folder with the files of cifar10 or stl10.
-        download: Whether the files may be fetched from the internet.
-        imagenet_weights: torchvision's resnet34-b627a593.pth to start from, as published; random weights by default.
-        epochs: Times that all images are seen.
-        batch_size: Images in a step.
-        learning_rate: Of the body; 1e-5 with ImageNet's weights, 1e-3 without.
-        head_learning_rate: Of the last layer; 1e-4 with ImageNet's weights, 1e-3 without.
-        resize: Height and width that the network sees.
-        device: cpu, cuda, cuda:1...; a GPU where there is one by default.
-        seed: Of everything random.
-        output: The file; runs/<preset>-judge.safetensors by default.
-        progress_bar: Show a progress bar.
+    Parameters
+    ----------
+    preset : str
+        cifar10, stl10, digits or digits16.
+    dataset_name : str, optional
+        cifar10, stl10 or folder:<path>. Default: the preset's.
+    data_root : str, optional
+        Folder with the files of cifar10 or stl10.
+    download : bool
+        Download the files if they are missing.
+    imagenet_weights : str, optional
+        torchvision's resnet34-b627a593.pth to start from, as published. Default: random weights.
+    epochs : int
+        Passes over the images.
+    batch_size : int
+        Images in a step.
+    learning_rate : float, optional
+        Of the body. Default: 1e-5 with ImageNet's weights, 1e-3 without.
+    head_learning_rate : float, optional
+        Of the last layer. Default: 1e-4 with ImageNet's weights, 1e-3 without.
+    resize : int
+        Height and width of the network's input.
+    device : str, optional
+        cpu, cuda, cuda:1, ... Default: a GPU if there is one.
+    seed : int
+        Seed of everything random.
+    output : str, optional
+        The file. Default: runs/<preset>-judge.safetensors.
+    progress_bar : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    tuple of Judge and Path
+        The classifier, and its file.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If an option is wrong, or the images are missing.
     """
-    found = preset(preset_name)
-    target = Path(output or f"runs/{preset_name}-judge.safetensors")
+    values = class_preset(preset)
+    target = Path(output or f"runs/{preset}-judge.safetensors")
     if output is not None:
         check_output(output)
-    if found.dataset == "digits" and dataset_name in (None, "digits"):
-        judge = train_digits_judge(found.unet.sample_size)
+    if values.dataset == "digits" and dataset_name in (None, "digits"):
+        judge = train_digits_judge(values.unet.sample_size)
     else:
         place = device_of(device)
-        data, size = DataArguments(dataset_name, data_root, download), found.unet.sample_size
-        name = dataset_name or found.dataset
+        data, size = DataArguments(dataset_name, data_root, download), values.unet.sample_size
+        name = dataset_name or values.dataset
         if name == "stl10":
-            train, test = load_images(data, preset_name, "all", size).split(STL10_SHARE, STL10_SEED)
+            train, test = load_images(data, preset, "all", size).split(STL10_SHARE, STL10_SEED)
         else:
-            train, test = (load_images(data, preset_name, split, size) for split in ("train", "test"))
+            train, test = (load_images(data, preset, split, size) for split in ("train", "test"))
         recipe = {
             "imagenet": imagenet_weights is not None,
             "epochs": epochs,
@@ -77,13 +102,13 @@ def train_classifier(
         options = {**recipe, "imagenet_weights": imagenet_weights, "device": place, "progress": progress_bar}
         del options["imagenet"]
         model, recognised = train_resnet(train, test, **options)
-        there = [share for share in recognised if not math.isnan(share)]
+        measured = [share for share in recognised if not math.isnan(share)]
         counts = torch.bincount(test.labels, minlength=test.num_classes).tolist()
         accuracy = sum(share * n for share, n in zip(recognised, counts, strict=True) if n) / max(1, sum(counts))
         for label, share in zip(test.class_names, recognised, strict=True):
             print(f"{label:16}{share:8.1%}")
-        recipe |= {"dataset": name, "train_images": len(train), "test_images": len(test), "worst_class": min(there)}
+        recipe |= {"dataset": name, "train_images": len(train), "test_images": len(test), "worst_class": min(measured)}
         judge = Judge(model, train.class_names, name=f"resnet34-{name.split(':')[0]}", accuracy=accuracy, recipe=recipe)
     target.parent.mkdir(parents=True, exist_ok=True)
     judge.save(target)
-    print(f"recognises {judge.accuracy:.1%} of held-out images; saved: {target}")
+    return judge, target

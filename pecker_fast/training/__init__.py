@@ -1,1 +1,1 @@
-"""The loop that runs a method's phases, its checkpoints, configuration and presets. It knows no method by name."""
+"""The loop that runs a method's phases, its checkpoints, pretraining and estimates of memory. It knows no method."""

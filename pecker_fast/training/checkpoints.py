@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment cannot spoil: complete under their final name, or not there."""
+"""Checkpoints that survive a kill at any moment: complete under their final name, or absent."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hashing import file_sha256
+from .retired import without_retired
 from .state import load_state, save_state
 
 FORMAT, VERSION = "pecker_fast.checkpoint", 1
@@ -18,7 +19,7 @@ _TEMPORARY = re.compile(r"\.checkpoint-\d+\.(tmp|old)")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, another run's, or not there."""
+    """A checkpoint that is damaged, another run's, or missing."""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -30,31 +31,39 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, which is synced on the way."""
+    """Sync a file; returns its size and sha256."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _differences(expected: Any, given: Any, place: str = "") -> list[str]:
-    """Where two JSON values differ, dotted."""
-    if isinstance(expected, dict) and isinstance(given, dict):
-        found = []
-        for key in sorted({*expected, *given}):
+def _differences(own: Any, other: Any, place: str = "") -> list[str]:
+    """Where two JSON values differ, with dotted names; ``other`` is the checkpoint's."""
+    if isinstance(own, dict) and isinstance(other, dict):
+        differences = []
+        for key in sorted({*own, *other}):
             inner = f"{place}.{key}" if place else key
-            found += _differences(expected.get(key), given.get(key), inner)
-        return found
-    return [] if expected == given else [f"{place} is {given!r} there and {expected!r} here"]
+            differences += _differences(own.get(key), other.get(key), inner)
+        return differences
+    return [] if own == other else [f"{place} is {other!r} there and {own!r} here"]
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints, ``checkpoint-{step}`` each.
+    """The folder of a run's checkpoints, named ``checkpoint-{step}``.
 
     Parameters
     ----------
-    folder: made when the first is saved.
-    total_limit: how many to keep; None: all. The oldest go, once a new one is in its place.
-    fingerprint: JSON that says which run they belong to: a checkpoint with another one is refused.
+    folder : path
+        Created when the first checkpoint is saved.
+    total_limit : int, optional
+        How many to keep; None keeps all. The oldest ones are removed once a new one is in place.
+    fingerprint : dict
+        JSON that identifies the run. A checkpoint with another fingerprint is refused.
+
+    Raises
+    ------
+    ValueError
+        If the limit is below 1.
     """
 
     def __init__(self, folder: str | os.PathLike, total_limit: int | None, fingerprint: dict[str, Any]) -> None:
@@ -62,26 +71,30 @@ class Checkpoints:
             raise ValueError(f"checkpoints_total_limit is {total_limit}, expected at least 1, or None for no limit")
         self.folder = Path(folder)
         self.total_limit = total_limit
-        # As it will be read: tuples are lists in JSON.
+        # As it will be read back: tuples become lists in JSON.
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self._staged: int | None = None
 
     def path(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
         return self.folder / f"checkpoint-{step}"
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, in ascending order."""
+        """Steps of the existing checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
-        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
 
     def _is_whole(self, step: int) -> bool:
-        """Whether there is a whole checkpoint of this run."""
+        """Whether this run has a complete checkpoint of the step."""
         try:
-            return self.path(step).exists() and self.verify(self.path(step))["fingerprint"] == self.fingerprint
+            return self.path(step).exists() and self._is_ours(self.verify(self.path(step)))
         except CheckpointError:
             return False
+
+    def _is_ours(self, manifest: dict[str, Any]) -> bool:
+        return without_retired(manifest["fingerprint"]) == without_retired(self.fingerprint)
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f".{self.path(step).name}.tmp"
@@ -98,8 +111,20 @@ class Checkpoints:
         self._staged = None
 
     def stage(self, step: int, export: Callable[[Path], None]) -> None:
-        """Begins a checkpoint with further files, which ``export`` writes into the folder that it is given; ``save``
-        of the same step completes it. Raises as ``save`` does."""
+        """Begin a checkpoint with additional files; ``save`` of the same step completes it.
+
+        Parameters
+        ----------
+        step : int
+            Number of the checkpoint.
+        export : callable
+            Writes the files into the folder that it is called with.
+
+        Raises
+        ------
+        OSError
+            As ``save`` does.
+        """
         if self._is_whole(step):
             return
         try:
@@ -109,14 +134,25 @@ class Checkpoints:
             raise
 
     def save(self, step: int, tree: Any) -> Path:
-        """Writes a checkpoint and returns its folder.
+        """Write a checkpoint.
 
         Parameters
         ----------
-        step: its number. A whole checkpoint of this run is kept as it is; a damaged one or another run's is replaced.
-        tree: as ``save_state`` takes it.
+        step : int
+            Number of the checkpoint. A complete checkpoint of this run is left as it is; a damaged one or another run's
+            is replaced.
+        tree : object
+            The state, as ``save_state`` takes it.
 
-        Raises OSError, such as for a full disk, with earlier checkpoints as they were.
+        Returns
+        -------
+        Path
+            Its folder.
+
+        Raises
+        ------
+        OSError
+            For example if the disk is full. Earlier checkpoints are left as they were.
         """
         final = self.path(step)
         if self._is_whole(step):
@@ -153,7 +189,7 @@ class Checkpoints:
         return final
 
     def _remove(self, path: Path) -> None:
-        # Renamed first: what a kill leaves half removed must not look like a checkpoint.
+        # Renamed first: a checkpoint that a kill left half removed must not look like one.
         aside = path.with_name(f".{path.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
@@ -177,14 +213,14 @@ class Checkpoints:
             if not path.is_dir() and _NAME.fullmatch(str(which)):
                 path = self.folder / which
         if not path.is_dir():
-            there = ", ".join(self.path(step).name for step in self.steps()) or "no checkpoint"
+            names = ", ".join(self.path(step).name for step in self.steps()) or "no checkpoint"
             raise CheckpointError(
-                f"resume_from_checkpoint is {str(which)!r}, no such folder; {self.folder} has {there}"
+                f"resume_from_checkpoint is {str(which)!r}, no such folder; {self.folder} has {names}"
             )
         return path
 
-    def _offer(self, path: Path) -> str:
-        """The way out: the newest whole checkpoint beside ``path``."""
+    def _alternative(self, path: Path) -> str:
+        """Names the newest complete checkpoint before ``path``."""
         match = _NAME.fullmatch(path.name)
         for step in reversed(self.steps()):
             if match and step >= int(match[1]):
@@ -193,11 +229,11 @@ class Checkpoints:
                 self.verify(self.path(step))
             except CheckpointError:
                 continue
-            return f"; the one before it is whole: --resume_from_checkpoint checkpoint-{step}"
+            return f"; the one before it is complete: --resume_from_checkpoint checkpoint-{step}"
         return "; there is no earlier one"
 
     def verify(self, path: Path) -> dict[str, Any]:
-        """Reads every file of a checkpoint and returns its manifest. CheckpointError where it is damaged."""
+        """Read every file of a checkpoint; returns its manifest. CheckpointError if it is damaged."""
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             kind, version, files = manifest["format"], manifest["version"], manifest["files"]
@@ -208,25 +244,40 @@ class Checkpoints:
             raise CheckpointError(f"{path} has format {kind!r} version {version!r}, expected {FORMAT!r} {VERSION}")
         if STATE not in files or not isinstance(step, int):
             raise CheckpointError(f"{path} is damaged: {MANIFEST} does not name {STATE} and a step")
-        for name, said in files.items():
+        for name, digest in files.items():
             if not (path / name).is_file():
                 raise CheckpointError(f"{path} is damaged: {name} is missing")
-            if _digest(path / name) != said:
+            if _digest(path / name) != digest:
                 raise CheckpointError(f"{path} is damaged: {name} is not what was written")
         return manifest
 
     def load(self, which: str | int | os.PathLike) -> tuple[int, Any]:
-        """Step and state of a checkpoint: "latest", a step, "checkpoint-100" or a path.
+        """Read a checkpoint.
 
-        Raises CheckpointError where it is damaged, of another run (saying in what they differ) or not there; the
-        message offers the newest whole one before it.
+        Parameters
+        ----------
+        which : str, int or path
+            "latest", a step, "checkpoint-100" or a path.
+
+        Returns
+        -------
+        step : int
+            Its step.
+        state : object
+            What ``save`` was given.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged, missing, or another run's; the message says how the runs differ, and names the newest
+            complete checkpoint before it.
         """
         path = self._resolve(which)
         try:
             manifest = self.verify(path)
-            differences = _differences(self.fingerprint, manifest["fingerprint"])
+            differences = _differences(without_retired(self.fingerprint), without_retired(manifest["fingerprint"]))
             if differences:
                 raise CheckpointError(f"{path} is of another run: {'; '.join(differences)}")
             return manifest["step"], load_state(path / STATE)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}{self._offer(path)}") from error
+            raise CheckpointError(f"{error}{self._alternative(path)}") from error

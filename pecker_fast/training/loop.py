@@ -1,4 +1,4 @@
-"""The loop: runs phases one after the other, logs, evaluates, checkpoints, and stops when it is told to."""
+"""The loop: runs phases in order, logs, evaluates, saves checkpoints, and stops on a signal."""
 
 import json
 import math
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import check_int
 from ..files import append_line, read_lines, write_text
 from ..parallel import World
 from ..profiling import Profiler
@@ -28,7 +29,7 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How a run is kept."""
+    """How often a run logs, evaluates and saves checkpoints."""
 
     logging_steps: int = 10
     """Steps between lines of train.jsonl."""
@@ -37,22 +38,35 @@ class LoopOptions:
     checkpoints_total_limit: int | None = None
     """How many checkpoints to keep; all by default."""
     resume_from_checkpoint: str | None = None
-    """Go on from a checkpoint: "latest", "checkpoint-100" or a path."""
+    """Resume from a checkpoint: "latest", "checkpoint-100" or a path."""
     validation_steps: int = 500
     """Steps between evaluations."""
-    stop_at_nonfinite: bool = True
-    """End the run when a loss is inf or NaN; the last good checkpoint is kept."""
 
     def check(self) -> None:
-        """Raises ValueError, naming the option, where one is out of range."""
+        """Check all options. ValueError or TypeError, naming the option, if one is out of range."""
         for name in ("logging_steps", "checkpointing_steps", "validation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+            check_int(name, getattr(self, name), 1)
 
 
 @dataclass
 class Progress:
-    """Where a run is. ``iteration`` counts within the phase, ``step`` over all; ``seconds`` of training alone."""
+    """How far a run has come.
+
+    Parameters
+    ----------
+    phase : int
+        Index of the phase.
+    iteration : int
+        Iterations within the phase.
+    step : int
+        Iterations of all phases.
+    images : int
+        Images of all iterations.
+    seconds : float
+        Time spent in training, without evaluations and checkpoints.
+    stopped_by : int, optional
+        Number of the signal that stopped the run.
+    """
 
     phase: int = 0
     iteration: int = 0
@@ -64,8 +78,8 @@ class Progress:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The numbers of SIGTERM and Ctrl-C that came within: the run is to end after an iteration. A second Ctrl-C ends it
-    at once."""
+    """Yields a list that collects SIGTERM and Ctrl-C, for the run to end after an iteration. A second Ctrl-C ends it at
+    once."""
     caught: list[int] = []
 
     def stop(number, _frame) -> None:
@@ -79,7 +93,7 @@ def _signals() -> Iterator[list[int]]:
             try:
                 before[number] = signal.signal(number, stop)
             except ValueError:
-                # Only the main thread may: elsewhere whoever owns it decides.
+                # Only the main thread may set handlers; in another thread, its owner decides.
                 break
         yield caught
     finally:
@@ -92,18 +106,30 @@ class Loop:
 
     Parameters
     ----------
-    phases: in order.
-    folder: of the run: train.jsonl, evaluation.jsonl and checkpoints/ go there.
-    options: how the run is kept.
-    fingerprint: JSON that says which run this is; checkpoints of others are refused.
-    evaluate: from a phase's averaged network and the step to what goes into evaluation.jsonl, or None. The main
+    phases : sequence of Phase
+        In order.
+    folder : Path
+        Folder of the run, for train.jsonl, evaluation.jsonl and checkpoints/.
+    options : LoopOptions
+        How often to log, evaluate and save.
+    fingerprint : dict
+        JSON that identifies the run. Checkpoints of other runs are refused.
+    evaluate : callable, optional
+        Takes a phase's averaged network and the step; returns a record for evaluation.jsonl, or None. Only the main
         process's is called; the others need none.
-    export: writes a phase's averaged network into a checkpoint's folder. The main process's is called; all have one, or
-        none has.
-    on_log: called with every line of train.jsonl and evaluation.jsonl.
-    show_progress: whether there is a progress bar.
-    world: the processes of the run; the main one writes, evaluates and shows progress.
-    profiler: what measures the iterations, or None.
+    export : callable, optional
+        Writes a phase's averaged network into a checkpoint's folder. Only the main process's is called; either all
+        processes have one or none.
+    on_log : callable, optional
+        Called with every line of train.jsonl and evaluation.jsonl.
+    stop_at_nonfinite : bool
+        Whether the run ends when a loss or a weight is inf or NaN; the last good checkpoint is kept.
+    show_progress : bool
+        Whether to show a progress bar.
+    world : World, optional
+        The processes of the run. The main one writes, evaluates and shows progress.
+    profiler : Profiler, optional
+        Measures the iterations.
     """
 
     def __init__(
@@ -116,6 +142,7 @@ class Loop:
         evaluate: Callable[[nn.Module, int], dict[str, Any] | None] | None = None,
         export: Callable[[nn.Module, Path], None] | None = None,
         on_log: Callable[[dict[str, Any]], None] | None = None,
+        stop_at_nonfinite: bool = True,
         show_progress: bool = True,
         world: World | None = None,
         profiler: Profiler | None = None,
@@ -125,6 +152,7 @@ class Loop:
         self.phases, self.folder, self.options = list(phases), Path(folder), options
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.checkpoints_total_limit, fingerprint)
         self.evaluate, self.export, self.on_log = evaluate, export, on_log
+        self.stop_at_nonfinite = stop_at_nonfinite
         self.show_progress = show_progress and self.world.is_main
         self.total = sum(phase.iterations for phase in self.phases)
         self.progress = Progress()
@@ -134,9 +162,19 @@ class Loop:
         self._prepared = False
 
     def run(self) -> Progress:
-        """Runs to the end, or until a signal; then a checkpoint has been written and ``stopped_by`` is set.
+        """Run to the end or until a signal, and save a checkpoint.
 
-        Raises NonFiniteError, and CheckpointError for a checkpoint that cannot be resumed.
+        Returns
+        -------
+        Progress
+            Its ``stopped_by`` is set if a signal ended the run.
+
+        Raises
+        ------
+        NonFiniteError
+            If a loss or a weight is inf or NaN.
+        CheckpointError
+            If the checkpoint to resume from cannot be used.
         """
         p = self.progress
         self.prepare()
@@ -149,7 +187,7 @@ class Loop:
                 if index > p.phase or p.step == 0:
                     p.phase, p.iteration = index, 0
                     phase.start(self.phases[index - 1] if index else None)
-                self._go_on()
+                self._continue()
                 while p.iteration < phase.iterations and p.stopped_by is None:
                     self._iterate(phase, caught)
                     bar.update()
@@ -163,9 +201,12 @@ class Loop:
         return p
 
     def prepare(self) -> None:
-        """Loads the checkpoint to go on from, or empties the logs. ``run`` does it where it has not been done.
+        """Load the checkpoint to resume from, or empty the logs. ``run`` does this unless it has been done.
 
-        Raises CheckpointError before anything is changed.
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint cannot be used. Nothing has been changed then.
         """
         if self._prepared:
             return
@@ -180,10 +221,10 @@ class Loop:
             self.phases[p.phase].load_state_dict(state["state"])
 
         def trim() -> None:
-            # What came after the checkpoint will come again.
+            # Lines after the checkpoint will be written again.
             for path in logs:
-                kept = [] if which is None else [line for line in read_lines(path) if line["step"] <= p.step]
-                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+                lines = [] if which is None else [line for line in read_lines(path) if line["step"] <= p.step]
+                write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
         self.world.on_main(trim)
         self._prepared = True
@@ -199,7 +240,7 @@ class Loop:
         p.images += phase.images_per_iteration
         if self.profiler is not None:
             self.profiler.step(phase.images_per_iteration)
-        # All processes stop after the same iteration, whichever got the signal.
+        # All processes stop after the same iteration, whichever received the signal.
         p.stopped_by = self.world.largest(caught[0] if caught else 0) or None
         last = p.iteration == phase.iterations or p.stopped_by is not None
         if p.step % o.logging_steps == 0 or last:
@@ -210,7 +251,7 @@ class Loop:
             self._checkpoint(phase)
 
     def _pause(self) -> None:
-        """Adds the time since the last pause to the training time. Waits for the device."""
+        """Add the time since the last pause to the training time. Waits for the device."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -219,8 +260,8 @@ class Loop:
         if self.profiler is not None:
             self.profiler.pause()
 
-    def _go_on(self) -> None:
-        """Training goes on after a pause."""
+    def _continue(self) -> None:
+        """Continue after a pause."""
         self._since = time.perf_counter()
         if self.profiler is not None:
             self.profiler.resume()
@@ -229,15 +270,14 @@ class Loop:
         return nullcontext() if self.profiler is None else self.profiler.outside(name)
 
     def _means(self) -> dict[str, float]:
-        """Mean losses since the last line of the log. Waits for the device. Raises NonFiniteError where the run is to
-        stop."""
+        """Mean losses since the last line of the log. Waits for the device. NonFiniteError if the run has to stop."""
         if not self._window:
             return {}
         window = torch.stack([loss.float() for loss in self._window.values()]) / self._window_steps
         self.world.average_([window])
         means = dict(zip(self._window, window.tolist(), strict=True))
         bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad and self.options.stop_at_nonfinite:
+        if bad and self.stop_at_nonfinite:
             raise NonFiniteError(f"{', '.join(bad)} became inf or NaN by step {self.progress.step}{self._last_good()}")
         return means
 
@@ -256,7 +296,7 @@ class Loop:
         place = {"phase": phase.name, "iteration": p.iteration, "step": p.step, "images": p.images}
         profile = {} if self.profiler is None else self.profiler.record()
         self._write("train.jsonl", {**place, "seconds": p.seconds, **losses, **phase.describe(), **profile})
-        self._go_on()
+        self._continue()
 
     def _evaluate_now(self, phase: Phase) -> None:
         p = self.progress
@@ -264,15 +304,15 @@ class Loop:
         self._pause()
 
         def measure(network: nn.Module) -> None:
-            found = self.evaluate(network, p.step)
-            if found is not None:
-                self._write("evaluation.jsonl", {"step": p.step, "images": p.images, "seconds": p.seconds, **found})
+            record = self.evaluate(network, p.step)
+            if record is not None:
+                self._write("evaluation.jsonl", {"step": p.step, "images": p.images, "seconds": p.seconds, **record})
 
-        # What evaluates is perhaps the main process's alone.
+        # The main process may be the only one with an evaluation.
         if self.world.largest(int(self.evaluate is not None)):
             with self._outside("evaluation"), phase.averaged() as network:
                 self.world.on_main(lambda: measure(network))
-        self._go_on()
+        self._continue()
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         if not self.world.is_main:
@@ -283,9 +323,9 @@ class Loop:
 
     def _checkpoint(self, phase: Phase) -> None:
         p = self.progress
-        if self.options.stop_at_nonfinite:
+        if self.stop_at_nonfinite:
             self._means()
-            # Each process may have a part of the weights: all of them stop.
+            # A process may have only a part of the weights: all stop together.
             if self.world.largest(int(not phase.is_finite())):
                 raise NonFiniteError(f"a weight became inf or NaN by step {p.step}{self._last_good()}")
         self._pause()
@@ -295,7 +335,7 @@ class Loop:
                 with phase.averaged() as network:
                     export = partial(self.export, network)
                     self.world.on_main(lambda: self.checkpoints.stage(p.step, export))
-            # Once the averaged weights are not in the place of the others any more.
+            # After the averaged weights have been swapped out again.
             state = {**place, "state": phase.state_dict()}
             self.world.on_main(lambda: self.checkpoints.save(p.step, state))
-        self._go_on()
+        self._continue()

@@ -1,28 +1,27 @@
-"""How much memory score forgetting on Stable Diffusion takes, before a run is begun.
+"""Estimate of the memory that a method takes on Stable Diffusion, before a run begins.
 
-One iteration of the method is run on fake tensors, which have shapes and no entries: what lives at the same time is
-counted. What optimizers keep is measured on a small parameter and scaled up. Nothing is computed, no weights are read.
+One iteration runs on fake tensors, which have shapes and no entries: what is alive at the same time is counted. An
+optimizer's state is measured on a small parameter and scaled up. Nothing is computed, no weights are read. What an
+iteration consists of is the method's to say (``Method.memory_plan``).
 """
 
 import copy
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..diffusion import NoiseSchedule, PromptTable, TextConditioned
 from ..optim import MaskedAdam
-from ..parallel import World
 from ..profiling import AllocationCounter
 from ..saliency import saliency_mask
-from ..unlearning import PromptRequest, Setting, method_class
+from ..unlearning import Compute, Method, Placement, Problem, PromptRequest, Setting, TrainedNetwork
 from ..unlearning.sharded import sharded_blocks
 
-# Stable Diffusion 1.5's, where no folder says another one.
+# Stable Diffusion 1.5's U-Net: the default architecture.
 SD15 = {
     "sample_size": 64,
     "in_channels": 4,
@@ -33,7 +32,7 @@ SD15 = {
     "attention_head_dim": 8,
 }
 TOKENS = 77
-# Entries of the parameter that an optimizer's state is measured on.
+# Entries of the parameter on which an optimizer's state is measured.
 MEASURED = 1 << 14
 
 
@@ -43,13 +42,21 @@ class MemoryEstimate:
 
     Parameters
     ----------
-    parameters: of the U-Net (a count).
-    weights: of teacher, score network and generator together.
-    optimizers: moments, averages, master weights and step counts.
-    masks: the present one, the one before, all that were ever salient.
-    moments: part of an iteration to the most that its gradients and activations take beside all of that.
-    model: whose architecture was taken.
-    processes: that share the batches out, and with FSDP2 the trained networks; bytes are of one of them.
+    parameters : int
+        Number of parameters of the U-Net.
+    weights : int
+        Bytes of the weights of teacher, score network and generator together.
+    optimizers : int
+        Bytes of moments, averages, master weights and step counts.
+    masks : int
+        Bytes of all masks that are kept.
+    moments : dict of str to int
+        For each part of an iteration, the largest number of bytes that its gradients and activations take beside all of
+        that.
+    model : str
+        Name of the model whose architecture was taken.
+    processes : int
+        Processes that share the batches and, with FSDP2, the trained networks. Bytes are those of one process.
     """
 
     parameters: int
@@ -62,7 +69,7 @@ class MemoryEstimate:
 
     @property
     def resident(self) -> int:
-        """Bytes that are there all the time."""
+        """Bytes that are taken throughout."""
         return self.weights + self.optimizers + self.masks
 
     @property
@@ -71,53 +78,26 @@ class MemoryEstimate:
         return self.resident + max(self.moments.values())
 
 
-class _Still:
-    """In an optimizer's place: tells how much lived until its step, and drops the gradients."""
-
-    def __init__(self, network: nn.Module, at_step) -> None:
-        self.param_groups: list[dict[str, Any]] = [{}]
-        self.network, self.at_step = network, at_step
-
-    def step(self, **_) -> None:
-        self.at_step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for param in self.network.parameters():
-            param.grad = None
-
-
-class _StillMasker:
-    """In the masker's place: takes the saliency gradient and makes no mask of it."""
-
-    mask = None
-    reached = None
-
-    def __init__(self, masker, at_start, at_end) -> None:
-        self.masker, self.at_start, self.at_end = masker, at_start, at_end
-
-    def refresh(self, iteration: int, generator: nn.Module) -> None:
-        from ..unlearning.streams import Streams
-
-        self.at_start()
-        self.masker.scores(Streams(self.masker.setting.device, "estimate", iteration), generator)
-        self.at_end()
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _FakeSetting(Setting):
-    """A setting whose networks are made where they are needed: fake parameters cannot be cast in place."""
+class _FakeCompute(Compute):
+    """Places nothing: fake parameters cannot be moved in place."""
 
     def place(self, network: nn.Module) -> nn.Module:
         return network
+
+
+@dataclass(frozen=True, eq=False)
+class _FakeSetting(Setting):
+    """Builds networks in their dtype: fake parameters cannot be cast in place."""
 
     def lower_teacher(self) -> None:
         return
 
     def trainable(self, network: nn.Module) -> nn.Module:
-        size = network.config["sample_size"]
-        made = _network(network.unet.config, self.weights_dtype, network.table, network.schedule, size)
-        self._checkpoint_gradients(made)
-        return made.requires_grad_(True)
+        size, dtype = network.config["sample_size"], self.placement.weights_dtype
+        result = _network(network.unet.config, dtype, network.table, network.schedule, size)
+        self._checkpoint_gradients(result)
+        return result.requires_grad_(True)
 
 
 @contextmanager
@@ -130,7 +110,9 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _network(config, dtype: torch.dtype, table: PromptTable, schedule: NoiseSchedule, size: int) -> TextConditioned:
+def _network(
+    config: Mapping[str, Any], dtype: torch.dtype, table: PromptTable, schedule: NoiseSchedule, size: int
+) -> TextConditioned:
     from diffusers import UNet2DConditionModel
 
     with _default_dtype(dtype):
@@ -138,114 +120,131 @@ def _network(config, dtype: torch.dtype, table: PromptTable, schedule: NoiseSche
     return TextConditioned(unet, table, schedule, sample_size=size)
 
 
-def _state_bytes(defaults: dict[str, Any], dtype: torch.dtype, kind: str, density: float = 0.5) -> float:
-    """Bytes of an optimizer's state for each entry of a parameter, after steps of a kind: "plain", "joint", "masked" or
-    "alternate"; packed state, which has one mask, at its density."""
+def _state_bytes(trained: TrainedNetwork, dtype: torch.dtype) -> float:
+    """Bytes of an optimizer's state for each entry of a parameter, once it has taken steps."""
+    options = trained.optimizer.defaults
     param = nn.Parameter(torch.zeros(MEASURED, dtype=dtype))
-    optimizer = MaskedAdam([param], **copy.deepcopy(defaults))
+    optimizer = MaskedAdam([param], **copy.deepcopy(options))
     param.grad = torch.rand_like(param)
-    scores = [torch.rand(MEASURED) for _ in range(1 if defaults["packed"] else 2)]
+    # Packed state has one mask.
+    scores = [torch.rand(MEASURED) for _ in range(1 if options["packed"] else 2)]
     for score in (*scores, *scores):
-        mask = None if kind == "plain" else saliency_mask([score], density=density)
-        if kind == "joint":
+        mask = None if trained.step == "plain" else saliency_mask([score], density=trained.density)
+        if trained.step == "joint":
             optimizer.step(mask=mask, masked_grads=[torch.rand_like(param)])
             continue
         optimizer.step(mask=mask)
-        if kind == "alternate":
+        if trained.step == "alternate":
             optimizer.step()
-    return sum(t.nbytes for t in optimizer.state[param].values() if isinstance(t, torch.Tensor) and t.ndim) / MEASURED
+    return _tensor_bytes(optimizer) / MEASURED
+
+
+def _tensor_bytes(optimizer: MaskedAdam) -> int:
+    """Bytes of an optimizer's state for each entry, without step counts."""
+    tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in tensors if tensor.ndim)
 
 
 def estimate_memory(
-    config,
-    size: int,
+    method: type[Method],
+    options: Any,
+    *,
+    unet: Mapping[str, Any],
+    latent_size: int,
     schedule: NoiseSchedule,
     request: PromptRequest,
-    method_name: str,
-    options: Any,
-    memory: dict[str, Any],
+    placement: Placement,
     mixed_precision: str,
-    low: bool,
+    low_embeddings: bool,
     model: str,
     processes: int = 1,
 ) -> MemoryEstimate:
-    """The estimate for a run.
+    """Estimate the memory of a run.
 
     Parameters
     ----------
-    config: of the U-Net, as diffusers has it. size: height and width of latents. schedule: the model's.
-    request, method_name, options: of the run.
-    memory: dtypes and the like, as ``Setting`` takes them.
-    mixed_precision: "no" or "bf16". low: whether text embeddings are kept in bfloat16.
-    model: a name for messages.
-    processes: of the run; ``memory["fsdp"]`` says whether they share out the trained networks.
+    method : type
+        Class of the method.
+    options : object
+        The method's options.
+    unet : mapping
+        Configuration of the U-Net, as diffusers has it.
+    latent_size : int
+        Height and width of latents.
+    schedule : NoiseSchedule
+        The model's schedule.
+    request : PromptRequest
+        What to forget.
+    placement : Placement
+        How networks are kept in memory; with ``fsdp`` the processes share the trained networks.
+    mixed_precision : {"no", "bf16"}
+        Precision in which networks are called.
+    low_embeddings : bool
+        Whether text embeddings are kept in bfloat16.
+    model : str
+        Name of the model for messages.
+    processes : int
+        Processes of the run.
 
-    Raises ValueError for a method that is no score forgetting, for options that cannot be estimated, and for batches
-    that the processes cannot share out.
+    Returns
+    -------
+    MemoryEstimate
+        Of one process.
+
+    Raises
+    ------
+    ValueError
+        If the method or the placement cannot be estimated, or the processes cannot share the batches equally.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    if memory["score_lora_rank"]:
+    if placement.score_lora_rank:
         raise ValueError("the memory of a run with score_lora_rank cannot be estimated: adapters have no fake tensors")
-    if "score_guidance_scale" not in {item.name for item in dataclasses.fields(options)}:
-        raise ValueError(f"the memory of method {method_name!r} cannot be estimated: it is no score forgetting")
-    shards = processes if memory.get("fsdp") else 1
-    memory = {**memory, "fsdp": False}
-    # Two micro-batches are enough: more do not add to what lives at a time.
-    few = {"gradient_accumulation_steps": min(2, options.gradient_accumulation_steps)}
-    if hasattr(options, "saliency_batches"):
-        few["saliency_batches"] = min(2, options.saliency_batches)
-    for name in ("train_batch_size", "forget_batch_size", "saliency_batch_size"):
-        count = getattr(options, name, None)
-        if count is not None:
-            World(size=processes).check_shares(name, count)
-            few[name] = count // processes
+    shards = processes if placement.fsdp else 1
+    options = method.rehearsal_options(options, processes)
     moments: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), AllocationCounter() as counter:
-        dtype = torch.bfloat16 if low else torch.float32
-        width = config["cross_attention_dim"]
-        table = PromptTable(torch.empty(len(request.prompts), TOKENS, width, dtype=dtype))
-        teacher = _network(config, memory["teacher_dtype"] or torch.float32, table, schedule, size)
+        dtype = torch.bfloat16 if low_embeddings else torch.float32
+        table = PromptTable(torch.empty(len(request.prompts), TOKENS, unet["cross_attention_dim"], dtype=dtype))
+        teacher = _network(unet, placement.teacher_dtype or torch.float32, table, schedule, latent_size)
         setting = _FakeSetting(
-            teacher=teacher, schedule=schedule, request=request, mixed_precision=mixed_precision, **memory
+            Problem(teacher, schedule, request),
+            _FakeCompute(mixed_precision=mixed_precision),
+            replace(placement, fsdp=False),
         )
-        method = method_class(method_name)(setting, dataclasses.replace(options, **few))
-        phase = method.phases[-1]
-        low_precision = mixed_precision == "bf16" or setting.weights_dtype != torch.float32
-        together = 0 if shards == 1 else _together(teacher, 2 if low_precision else 4)
-        for network in (phase.score, phase.generator):
-            _share_out(network, shards, counter)
-        if phase.masker is not None:
-            phase.masker.start(phase.generator)
-        score, generator = phase.score_optimizer.defaults, phase.generator_optimizer.defaults
-        kind = _kind_of_step(phase)
+        instance = method(setting, options)
+        low_precision = mixed_precision == "bf16" or placement.weights_dtype != torch.float32
+        gathered = 0 if shards == 1 else _gathered(teacher, 2 if low_precision else 4)
+        instance.phases[-1].start(None)
+        plan = instance.memory_plan()
+        for trained in plan.networks:
+            _share_out(trained.network, shards, counter)
 
-        def note(name: str) -> None:
-            moments[name] = max(moments.get(name, 0), counter.reset() - weights + together)
+        def note(name: str | None) -> None:
+            peak = counter.reset()
+            if name is not None:
+                moments[name] = max(moments.get(name, 0), peak - start + gathered)
 
-        phase.score_optimizer = _Still(phase.score, lambda: note("score network's step"))
-        phase.generator_optimizer = _Still(phase.generator, lambda: note("generator's step"))
-        if phase.masker is not None:
-            phase.masker = _StillMasker(phase.masker, counter.reset, lambda: note("saliency gradient"))
-        weights = counter.current
+        start = counter.current
+        # Averages exist already; they are counted with the rest of the optimizers' state.
+        weights = start - sum(_tensor_bytes(trained.optimizer) for trained in plan.networks)
         counter.reset()
-        phase.step(0)
-        sizes = [
-            sum(p.numel() for p in network.parameters() if p.requires_grad)
-            for network in (phase.score, phase.generator)
-        ]
+        plan.rehearse(note)
+        entries = [sum(p.numel() for p in t.network.parameters() if p.requires_grad) for t in plan.networks]
         parameters = sum(p.numel() for p in teacher.parameters())
-    states = sizes[0] * _state_bytes(score, setting.weights_dtype, "plain")
-    density = getattr(options, "density", None) or 1.0
-    states += sizes[1] * _state_bytes(generator, setting.weights_dtype, kind, density)
-    masks = 0 if kind == "plain" else 3 * sizes[1] // 8
+    states = sum(
+        count * _state_bytes(t, placement.weights_dtype) for count, t in zip(entries, plan.networks, strict=True)
+    )
+    masks = sum(trained.masks * count // 8 for count, trained in zip(entries, plan.networks, strict=True))
     return MemoryEstimate(parameters, weights, round(states / shards), masks // shards, moments, model, processes)
 
 
-def _together(network: nn.Module, itemsize: int) -> int:
-    """Bytes that FSDP2 takes beside the parts, of a network that computes in entries of ``itemsize`` bytes. Of the
-    largest block each: weights of the one that computes, those of the next one as they arrive and laid out, gradients
-    as they are computed; and in float32 what two blocks send."""
+def _gathered(network: nn.Module, itemsize: int) -> int:
+    """Bytes that FSDP2 takes beside the parts, of a network that computes in entries of ``itemsize`` bytes.
+
+    Of the largest block each: weights of the block that computes, weights of the next one as they arrive and laid out,
+    gradients as they are computed; and in float32 what two blocks send.
+    """
     entries = max(sum(p.numel() for p in block.parameters()) for block in sharded_blocks(network)[:-1])
     return entries * (4 * itemsize + 2 * 4)
 
@@ -255,7 +254,7 @@ def _share_out(network: nn.Module, shards: int, counter: AllocationCounter) -> N
     if shards == 1:
         return
 
-    def part(tensor: torch.Tensor) -> int:
+    def part(tensor: Tensor) -> int:
         return -(-tensor.nbytes // shards)
 
     for param in network.parameters():
@@ -263,25 +262,18 @@ def _share_out(network: nn.Module, shards: int, counter: AllocationCounter) -> N
         param.register_post_accumulate_grad_hook(lambda param: counter.count_as(param.grad, part(param)))
 
 
-def _kind_of_step(phase) -> str:
-    if phase.masker is None:
-        return "plain"
-    if phase.update == "alternate":
-        return "masked" if phase.mask_scope == "all" else "alternate"
-    return "joint" if phase.mask_scope == "forget" else "masked"
-
-
-def describe_memory(found: MemoryEstimate) -> str:
+def describe_memory(estimate: MemoryEstimate) -> str:
     """The estimate as a table, in GiB."""
-    lines = [f"memory of {found.model}, {found.parameters / 1e6:.1f} million parameters, GiB of tensors"]
-    if found.processes > 1:
-        lines[0] += f" in each of {found.processes} processes"
-    rows = [("weights of three networks", found.weights), ("optimizers", found.optimizers), ("masks", found.masks)]
-    rows += [(f"{name}: gradients, activations", size) for name, size in found.moments.items()]
-    rows.append(("most at a time", found.peak))
+    lines = [f"memory of {estimate.model}, {estimate.parameters / 1e6:.1f} million parameters, GiB of tensors"]
+    if estimate.processes > 1:
+        lines[0] += f" in each of {estimate.processes} processes"
+    rows = [("weights of three networks", estimate.weights), ("optimizers", estimate.optimizers)]
+    rows.append(("masks", estimate.masks))
+    rows += [(f"{name}: gradients, activations", size) for name, size in estimate.moments.items()]
+    rows.append(("most at a time", estimate.peak))
     lines += [f"  {name:46}{size / 2**30:9.2f}" for name, size in rows]
     lines.append(
-        "Counted on fake tensors with the CPU's rules of autocast; the CUDA context, workspaces of cuDNN and "
-        "fragmentation come on top."
+        "Counted on fake tensors with the CPU's autocast rules; the CUDA context, cuDNN's workspaces and fragmentation "
+        "come on top."
     )
     return "\n".join(lines)

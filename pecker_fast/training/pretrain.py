@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..diffusion import NoiseSchedule
-from ..unlearning import Compute
+from ..unlearning import Compute, Images
 from ..unlearning.denoising import DenoisingOptions, DenoisingPhase
-from ..unlearning.setting import Images
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,21 @@ class PretrainOptions(DenoisingOptions):
 
 
 class Pretraining(DenoisingPhase):
-    """Steps on E ||eps - eps_theta(x_t, t, c)||^2, t uniform in [0, T), on all images of ``dataset``."""
+    """Steps on E ||eps - eps_theta(x_t, t, c)||^2, t uniform in [0, T), on all images of a data set.
+
+    Parameters
+    ----------
+    compute : Compute
+        How to compute.
+    network : nn.Module
+        Trained in place.
+    schedule : NoiseSchedule
+        Noise levels.
+    dataset : Images
+        Training images.
+    options : PretrainOptions
+        Hyper-parameters.
+    """
 
     def __init__(
         self, compute: Compute, network: nn.Module, schedule: NoiseSchedule, dataset: Images, options: PretrainOptions

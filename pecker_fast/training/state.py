@@ -1,4 +1,4 @@
-"""Trees of tensors and plain values as safetensors files: no pickle, equal bytes for equal states."""
+"""Trees of tensors and plain values as safetensors files: no pickle, equal states give equal bytes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ KEY = "pecker_fast.state"
 
 
 def _flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """The JSON skeleton of ``value``; its tensors go to ``tensors``. Lists are JSON's, all else is tagged."""
+    """The JSON skeleton of ``value``; its tensors are added to ``tensors``. Lists are JSON lists, others are tagged."""
     if isinstance(value, Tensor):
         name = f"t{len(tensors)}"
         # A copy: safetensors refuses tensors that share memory, as step counts do.
@@ -23,7 +23,7 @@ def _flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
-        # As text: JSON has neither inf nor NaN.
+        # As text, since JSON has neither inf nor NaN.
         return {"float": value.hex()}
     if isinstance(value, (list, tuple)):
         items = [_flatten(item, f"{place}[{i}]", tensors) for i, item in enumerate(value)]
@@ -52,8 +52,20 @@ def _restore(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def save_state(path: str | os.PathLike, tree: Any) -> None:
-    """Writes a tree of dicts (string or integer keys), lists, tuples, tensors of any dtype and shape, None, bool, int,
-    float and str. Raises TypeError, naming the place, for anything else, before the file is opened."""
+    """Write a tree of tensors and plain values.
+
+    Parameters
+    ----------
+    path : path
+        File to write.
+    tree : object
+        Dicts (string or integer keys), lists, tuples, tensors of any dtype and shape, None, bool, int, float and str.
+
+    Raises
+    ------
+    TypeError
+        For any other value, naming its place, before the file is opened.
+    """
     tensors: dict[str, Tensor] = {}
     skeleton = _flatten(tree, "state", tensors)
     data = safetensors.torch.save(tensors, {KEY: json.dumps(skeleton)})
@@ -64,7 +76,7 @@ def save_state(path: str | os.PathLike, tree: Any) -> None:
 
 
 def load_state(path: str | os.PathLike) -> Any:
-    """What ``save_state`` wrote, bit for bit, with its tensors on the CPU. ValueError where it is no such file."""
+    """The tree that ``save_state`` wrote, bit for bit, with its tensors on the CPU. ValueError for any other file."""
     path = Path(path)
     try:
         with safetensors.safe_open(path, "pt") as file:

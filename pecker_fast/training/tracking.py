@@ -1,19 +1,33 @@
-"""Where the log goes beside train.jsonl."""
+"""Trackers that receive the log beside train.jsonl."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_choice
+
 
 @contextmanager
 def tracker(report_to: str, folder: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    """What to call with every record of the log; None for "none". ValueError for a tracker that is not there."""
+    """A function to call with every record of the log; None for "none".
+
+    Parameters
+    ----------
+    report_to : {"none", "tensorboard"}
+        The tracker.
+    folder : Path
+        Folder of the run.
+
+    Raises
+    ------
+    ValueError
+        If there is no such tracker, or it is not installed.
+    """
+    check_choice("report_to", report_to, ("none", "tensorboard"))
     if report_to == "none":
         yield None
         return
-    if report_to != "tensorboard":
-        raise ValueError(f'report_to is {report_to!r}, expected "none" or "tensorboard"')
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

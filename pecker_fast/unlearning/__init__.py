@@ -1,19 +1,24 @@
 """Unlearning methods, one file each, on one protocol of ordered phases."""
 
-from .conditions import Conditions, PromptRequest
-from .protocol import Method, Phase
+from .conditions import COVER_RANDOM, Conditions, ForgetRequest, PromptRequest
+from .protocol import MemoryPlan, Method, Phase, TrainedNetwork
 from .registry import method_class, method_names
-from .setting import COVER_RANDOM, Compute, ForgetRequest, Setting
+from .setting import Compute, Images, Placement, Problem, Setting
 
 __all__ = [
     "COVER_RANDOM",
     "Compute",
     "Conditions",
     "ForgetRequest",
+    "Images",
+    "MemoryPlan",
     "Method",
     "Phase",
+    "Placement",
+    "Problem",
     "PromptRequest",
     "Setting",
+    "TrainedNetwork",
     "method_class",
     "method_names",
 ]

@@ -1,26 +1,40 @@
-"""What a run draws labels from: classes or prompts. A label is an integer that the network takes as class label."""
+"""What to forget, and the labels that a run draws from it.
 
-from collections.abc import Sequence
+A label is the integer that a network takes as its class label: a class, or a prompt's place in a table of prompts.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..checks import check_int
+from ..diffusion import num_classes
 from .streams import Streams
+
+COVER_RANDOM = "random"
 
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """Labels of a run, on its device.
+    """Labels that a run draws from, on its device.
 
     Parameters
     ----------
-    retained: int64 (R,), of what is to stay.
-    forgotten: int64 (F,), of what is to be forgotten.
-    covers: int64, of what the teacher is asked about in its place: with ``paired`` (F,), one for each of ``forgotten``;
-        otherwise one is drawn for each sample.
-    everything: int64, of all that the network knows; for stages in which nothing is forgotten.
-    negative: label that may stand for "no condition" where something is to be forgotten (a negative text), or None.
+    retained : Tensor
+        Shape (R,), int64. Labels to preserve.
+    forgotten : Tensor
+        Shape (F,), int64. Labels to forget.
+    covers : Tensor
+        int64. Labels that the teacher is given in place of the forgotten ones. If ``paired``, shape (F,), one for each
+        of ``forgotten``; otherwise one is drawn for each sample.
+    everything : Tensor
+        int64. All labels of the network, for stages in which nothing is forgotten.
+    paired : bool
+        Whether each forgotten label has its own cover.
+    negative : int, optional
+        Label of a negative text, which can replace the null label for forgotten samples.
     """
 
     retained: Tensor
@@ -31,11 +45,11 @@ class Conditions:
     negative: int | None = None
 
     def draw_retained(self, streams: Streams, count: int, *, everything: bool = False) -> Tensor:
-        """``count`` labels of what is to stay, int64, uniformly."""
+        """Draw ``count`` retained labels uniformly, int64; of all labels with ``everything``."""
         return streams.choose("retain labels", count, self.everything if everything else self.retained)
 
     def draw_forgotten(self, streams: Streams, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` labels of what is to be forgotten, int64, uniformly, and the teacher's in their place."""
+        """Draw ``count`` forgotten labels uniformly, int64, and the cover of each."""
         if not self.paired:
             forgotten = streams.choose("forget labels", count, self.forgotten)
             return forgotten, streams.choose("cover labels", count, self.covers)
@@ -44,22 +58,106 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class PromptRequest:
-    """Which prompts to forget, what is to be drawn in their place, and which are to stay.
+class ForgetRequest:
+    """Which classes to forget, and which class replaces them.
 
     Parameters
     ----------
-    retain: prompts of what is to stay, at least one.
-    forget: prompts of what is to be forgotten, at least one; repeated ones are drawn more often.
-    cover: the prompt that the teacher is asked about in place of each.
-    negative: text that may stand for the empty prompt where something is to be forgotten, or None.
-    further: prompts that are not trained on, but may be drawn.
+    num_classes : int
+        Classes of the network, the null label not counted.
+    forget_classes : tuple of int
+        Classes to forget: at least one, but not all.
+    cover_class : int, optional
+        A retained class that is drawn in place of the forgotten ones. None draws one uniformly from the retained
+        classes for each sample.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a class is not one of the network's, or a list of classes is empty, repeats one or covers them all.
+    """
+
+    num_classes: int
+    forget_classes: tuple[int, ...]
+    cover_class: int | None
+
+    def __post_init__(self) -> None:
+        check_int("num_classes", self.num_classes, 2)
+        if not self.forget_classes:
+            raise ValueError("forget_classes is empty, expected at least one class")
+        for label in self.forget_classes:
+            check_int("forget_classes", label, 0, self.num_classes)
+        if len(set(self.forget_classes)) < len(self.forget_classes):
+            raise ValueError(f"forget_classes is {list(self.forget_classes)}, expected each class once")
+        if len(self.forget_classes) >= self.num_classes:
+            raise ValueError(f"forget_classes is all {self.num_classes} classes, expected at least one to be left")
+        if self.cover_class is not None:
+            check_int("cover_class", self.cover_class, 0, self.num_classes)
+            if self.cover_class in self.forget_classes:
+                raise ValueError(f"cover_class is {self.cover_class}, a class to forget; expected a retained one")
+
+    @classmethod
+    def of(cls, network: nn.Module, forget_classes: Iterable[int], cover_class: int | str | None) -> "ForgetRequest":
+        """Build the request for a network.
+
+        Parameters
+        ----------
+        network : nn.Module
+            A class-conditional network.
+        forget_classes : iterable of int
+            Classes to forget.
+        cover_class : int, str or None
+            The cover class; "random" or None draws one for each sample.
+
+        Raises
+        ------
+        ValueError
+            If the network has no such class.
+        """
+        if cover_class == COVER_RANDOM:
+            cover_class = None
+        return cls(num_classes(network), tuple(forget_classes), cover_class)
+
+    @property
+    def retained_classes(self) -> tuple[int, ...]:
+        """The classes that are not forgotten, in ascending order."""
+        return tuple(label for label in range(self.num_classes) if label not in self.forget_classes)
+
+    def conditions(self, device: torch.device | str) -> Conditions:
+        """The labels that a run draws from, on ``device``."""
+        covers = self.retained_classes if self.cover_class is None else (self.cover_class,)
+        labels = (self.retained_classes, self.forget_classes, covers, tuple(range(self.num_classes)))
+        return Conditions(*(torch.tensor(values, device=device) for values in labels))
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """Which prompts to forget, which prompts replace them, and which prompts to preserve.
+
+    Parameters
+    ----------
+    retain : tuple of str
+        Prompts to preserve, at least one.
+    forget : tuple of str
+        Prompts to forget, at least one. Repeated prompts are drawn more often.
+    cover : tuple of str
+        The prompt that the teacher is given in place of each prompt of ``forget``.
+    negative : str, optional
+        Text that can replace the empty prompt for forgotten samples.
+    further : tuple of str
+        Prompts that can be drawn but are not trained on.
 
     Attributes
     ----------
-    prompts: all different texts in the order of their labels; the first, "", is the null label.
+    prompts : tuple of str
+        All distinct texts in the order of their labels. The first, "", is the null label.
 
-    Raises TypeError for texts that are none, ValueError for empty lists and lists of other lengths.
+    Raises
+    ------
+    TypeError
+        If a prompt is not a string.
+    ValueError
+        If a list is empty, ``cover`` and ``forget`` differ in length, or a prompt is its own cover.
     """
 
     retain: tuple[str, ...]
@@ -91,14 +189,14 @@ class PromptRequest:
         object.__setattr__(self, "_label", {text: label for label, text in enumerate(self.prompts)})
 
     def labels(self, texts: Sequence[str]) -> list[int]:
-        """Labels of texts among ``prompts``. ValueError for another text."""
+        """Labels of some of ``prompts``. ValueError for any other text."""
         for text in texts:
             if text not in self._label:
                 raise ValueError(f"{text!r} is not among the prompts of this request")
         return [self._label[text] for text in texts]
 
     def conditions(self, device: torch.device | str) -> Conditions:
-        """The labels, on ``device``; without forgetting, prompts to forget are drawn like those to stay."""
+        """The labels that a run draws from, on ``device``."""
 
         def on_device(texts: Sequence[str]) -> Tensor:
             return torch.tensor(self.labels(texts), device=device)

@@ -1,7 +1,7 @@
 """Training on the noise-prediction loss: what pretraining and the methods that keep a diffusion model share.
 
-``NetworkPhase`` is an Adam step on one network; what it descends on, a derived class says. ``DenoisingPhase`` is the
-DDPM loss (arXiv 2006.11239) on labelled images.
+``NetworkPhase`` takes Adam's steps on one network; derived classes compute the gradient. ``DenoisingPhase`` minimises
+the DDPM loss (arXiv 2006.11239) on labelled images.
 """
 
 import math
@@ -14,15 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_int, check_number
-from ..diffusion import NoiseSchedule, noise_prediction_loss, null_label, predict_eps
+from ..checks import check_int, check_literals, check_number
+from ..diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, noise_prediction_loss, null_label, predict_eps
 from ..optim import MaskedAdam
 from .protocol import Phase
 from .setting import Compute, Images
 from .streams import Streams, derived_seed
-
-# T of the schedule that all presets are trained with.
-TIMESTEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class NetworkOptions:
     train_batch_size: int = 128
     """Images in a step."""
     learning_rate: float = 1e-4
-    """Of Adam."""
+    """Learning rate of Adam."""
     lr_scheduler: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant, or falling to 0 along a cosine."""
     adam_beta1: float = 0.9
@@ -46,16 +43,17 @@ class NetworkOptions:
     max_grad_norm: float | None = 1.0
     """Gradients are clipped to this norm."""
     ema_decay: float | None = None
-    """Of the averaged weights, which are evaluated and saved. None: no average."""
+    """Decay of the averaged weights, which are evaluated and saved. None: no average."""
 
     def learning_rate_factor(self, iteration: int, iterations: int) -> float:
-        """What the learning rate is multiplied with in iteration ``iteration`` of ``iterations``."""
+        """Factor of the learning rate in iteration ``iteration`` of ``iterations``."""
         if self.lr_scheduler == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
-    def check(self, num_train_timesteps: int = TIMESTEPS) -> None:
-        """Raises ValueError or TypeError, naming the option, where one is out of range."""
+    def check(self, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> None:
+        """Check all options. ValueError or TypeError, naming the option, if one is out of range."""
+        check_literals(self)
         for name in ("max_train_steps", "train_batch_size"):
             check_int(name, getattr(self, name), 1)
         check_number("learning_rate", self.learning_rate, open_low=True)
@@ -64,8 +62,6 @@ class NetworkOptions:
             check_number("max_grad_norm", self.max_grad_norm, open_low=True)
         if self.ema_decay is not None:
             check_number("ema_decay", self.ema_decay, high=1.0)
-        if self.lr_scheduler not in ("constant", "cosine"):
-            raise ValueError(f'lr_scheduler is {self.lr_scheduler!r}, expected "constant" or "cosine"')
 
 
 @dataclass(frozen=True)
@@ -76,26 +72,37 @@ class DenoisingOptions(NetworkOptions):
     learning_rate: float = 2e-4
     ema_decay: float | None = 0.9999
     condition_dropout: float = 0.1
-    """Share of labels that become "no condition", where the network has that label."""
+    """Share of labels that become "no condition", if the network has that label."""
     random_flip: bool = True
     """Whether images are mirrored at random."""
 
-    def check(self, num_train_timesteps: int = TIMESTEPS) -> None:
+    def check(self, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> None:
         super().check(num_train_timesteps)
         check_number("condition_dropout", self.condition_dropout, high=1.0)
 
 
 class Batches:
-    """The images of each iteration: those next in line in a shuffled epoch.
+    """The images of each iteration: the next ones of a shuffled epoch.
 
     Parameters
     ----------
-    seed: of the shuffling.
-    images: where they come from.
-    count: images of an iteration.
-    classes: only images of these are taken; all by default. ValueError where there is none.
-    members: instead of classes, int64: the places of those that are taken.
-    name: of the epochs; another name is another order.
+    seed : int
+        Seed of the shuffling.
+    images : Images
+        Where they come from.
+    count : int
+        Images of an iteration.
+    classes : sequence of int, optional
+        Classes whose images are taken; all by default.
+    members : Tensor, optional
+        int64. Indices of the images that are taken, instead of classes.
+    name : str
+        Name of the epochs: another name is another order.
+
+    Raises
+    ------
+    ValueError
+        If a class has no images.
     """
 
     def __init__(
@@ -115,7 +122,7 @@ class Batches:
         self._epoch: tuple[int, Tensor] | None = None
 
     def indices(self, iteration: int) -> Tensor:
-        """int64 (count,), on the CPU: the places of the iteration's images in ``images``."""
+        """Indices of the iteration's images in ``images``: int64 (count,), on the CPU."""
         size = len(self.members)
         places = torch.arange(iteration * self.count, (iteration + 1) * self.count)
         indices = torch.empty_like(places)
@@ -123,8 +130,8 @@ class Batches:
             if self._epoch is None or self._epoch[0] != epoch:
                 generator = torch.Generator().manual_seed(derived_seed(self.seed, self.name, epoch))
                 self._epoch = epoch, torch.randperm(size, generator=generator)
-            here = places // size == epoch
-            indices[here] = self._epoch[1][places[here] % size]
+            in_epoch = places // size == epoch
+            indices[in_epoch] = self._epoch[1][places[in_epoch] % size]
         return self.members[indices]
 
     def take(self, iteration: int, compute: Compute) -> tuple[Tensor, Tensor]:
@@ -135,7 +142,7 @@ class Batches:
 
 
 def members_of(images: Images, classes: Sequence[int]) -> Tensor:
-    """int64: where the images of ``classes`` are. ValueError where a class has none."""
+    """Indices of the images of ``classes``, int64. ValueError if a class has no images."""
     missing = sorted(set(classes) - set(images.labels.tolist()))
     if missing:
         raise ValueError(f"the images have none of the classes {missing}, expected some of {sorted(classes)}")
@@ -143,20 +150,37 @@ def members_of(images: Images, classes: Sequence[int]) -> Tensor:
 
 
 def flip(streams: Streams, images: Tensor, count: int, rows: slice, name: str = "flip") -> Tensor:
-    """``images``, the rows ``rows`` of a batch of ``count``, each mirrored with probability 1/2."""
-    draw = torch.rand(count, generator=streams.generator(name), device=images.device)
-    return torch.where((draw[rows] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
+    """Mirror each image with probability 1/2; ``images`` are the rows ``rows`` of a batch of ``count``."""
+    uniform = torch.rand(count, generator=streams.generator(name), device=images.device)
+    return torch.where((uniform[rows] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def drop_condition(
     streams: Streams, labels: Tensor, share: float, null: int | None, count: int, rows: slice, name: str = "condition"
 ) -> Tensor:
-    """``labels``, the rows ``rows`` of a batch of ``count``, the share ``share`` of which becomes "no condition" where
-    there is such a label."""
+    """Replace a share of the labels by the null label, at random.
+
+    Parameters
+    ----------
+    streams : Streams
+        Random numbers of the iteration.
+    labels : Tensor
+        int64. The rows ``rows`` of a batch of ``count``.
+    share : float
+        Probability for each label.
+    null : int, optional
+        The null label. Without it nothing is replaced.
+    count : int
+        Rows of the batch.
+    rows : slice
+        Rows of this process.
+    name : str
+        Name of the stream.
+    """
     if null is None or not share:
         return labels
-    draw = torch.rand(count, generator=streams.generator(name), device=labels.device)
-    return torch.where(draw[rows] < share, null, labels)
+    uniform = torch.rand(count, generator=streams.generator(name), device=labels.device)
+    return torch.where(uniform[rows] < share, null, labels)
 
 
 class NetworkPhase(Phase):
@@ -164,12 +188,18 @@ class NetworkPhase(Phase):
 
     Parameters
     ----------
-    compute: where and how.
-    network: trained in place; parameters that do not require grad are left as they are.
-    schedule: noise levels.
-    options: of Adam.
-    name: of the phase.
-    packed: keep moments of salient entries alone, for steps that all have a mask.
+    compute : Compute
+        How to compute.
+    network : nn.Module
+        Trained in place. Parameters that do not require gradients are left as they are.
+    schedule : NoiseSchedule
+        Noise levels.
+    options : NetworkOptions
+        Options of Adam.
+    name : str
+        Name of the phase.
+    packed : bool
+        Whether moments of salient entries alone are kept: for phases whose steps all have the same mask.
     """
 
     def __init__(
@@ -205,14 +235,15 @@ class NetworkPhase(Phase):
 
     @abstractmethod
     def backward(self, streams: Streams, iteration: int) -> dict[str, Tensor]:
-        """Adds this process's gradient to the network's, the mean over its share of the batch. Returns the losses."""
+        """Add this process's gradient to the network's: the mean over its share of the batch. Returns the losses."""
 
     def update(self) -> None:
-        """Clips the gradient, which is the same on all processes, and takes the step."""
+        """Clip the gradient, which is the same on all processes, and take the step."""
         self.clip()
         self.optimizer.step()
 
     def clip(self) -> None:
+        """Clip the gradient's norm."""
         if self.options.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm)
 
@@ -235,10 +266,10 @@ class NetworkPhase(Phase):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def describe(self) -> dict[str, Any]:
-        said = {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+        record = {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
         if self.compute.nonfinite != "propagate":
-            said["nonfinite"] = self.optimizer.nonfinite_count
-        return said
+            record["nonfinite"] = self.optimizer.nonfinite_count
+        return record
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -269,9 +300,12 @@ class DenoisingPhase(NetworkPhase):
 
     Parameters
     ----------
-    compute, network, schedule, options, name: as of NetworkPhase.
-    images: what it is trained on.
-    classes: of which classes of these; all by default.
+    compute, network, schedule, options, name
+        As of ``NetworkPhase``.
+    images : Images
+        Training images.
+    classes : sequence of int, optional
+        Classes of the images that are trained on; all by default.
     """
 
     def __init__(
@@ -291,15 +325,15 @@ class DenoisingPhase(NetworkPhase):
 
     def backward(self, streams: Streams, iteration: int) -> dict[str, Tensor]:
         o, compute, count = self.options, self.compute, self.options.train_batch_size
-        here = compute.world.share(count)
+        rows = compute.world.share(count)
         with compute.regions("data"):
             x0, labels = self.batches.take(iteration, compute)
         with compute.regions("forward and backward"):
             if o.random_flip:
-                x0 = flip(streams, x0, count, here)
-            labels = drop_condition(streams, labels, o.condition_dropout, self.null, count, here)
-            eps = streams.normal("eps", count, x0.shape[1:])[here]
-            t = streams.timesteps("t", count, 0, self.schedule.num_train_timesteps - 1)[here]
+                x0 = flip(streams, x0, count, rows)
+            labels = drop_condition(streams, labels, o.condition_dropout, self.null, count, rows)
+            eps = streams.normal("eps", count, x0.shape[1:])[rows]
+            t = streams.timesteps("t", count, 0, self.schedule.num_train_timesteps - 1)[rows]
             self.network.train()
             streams.seed_dropout("dropout", compute.world.rank)
             with compute.autocast():

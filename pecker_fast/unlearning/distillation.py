@@ -1,16 +1,15 @@
-"""Score forgetting distillation: what SFD and PECKER share. METHOD names: teacher phi, score network psi, generator
-theta.
+"""Score forgetting distillation: what SFD and PECKER share. Notation: teacher phi, score network psi, generator theta.
 
 An iteration (SFD, arXiv 2409.11219; PECKER, arXiv 2604.05634, Eq. 3-10):
 
-1. psi learns the score of what theta draws, for retained and for forgotten classes (Eq. 3).
-2. theta takes a step on L_distill for retained classes and L_forget for forgotten ones (Eq. 4-7): there the teacher is
-   asked about the cover class. PECKER lets the gradient of L_forget reach salient entries only (Eq. 8-10).
+1. psi learns the score of theta's samples, of retained and of forgotten classes (Eq. 3).
+2. theta takes a step on L_distill for retained classes and on L_forget for forgotten ones (Eq. 4-7), for which the
+   teacher is given the cover class. PECKER lets the gradient of L_forget reach salient entries only (Eq. 8-10).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -18,22 +17,21 @@ from torch import Tensor, nn
 
 from ..diffusion import (
     OneStepGenerator,
-    TextConditioned,
+    Sampler,
     noise_prediction_loss,
     regression_loss,
-    sample_one_step,
     score_distillation_loss,
 )
 from ..mask import SaliencyMask
-from ..models import save_one_step_pipeline
 from ..optim import MaskedAdam
+from ..parallel import World
 from ..sharding import local, part_of
 from .gradients import add_gradients
 from .graphs import GradientCalls
 from .guidance import Batch, Guidance, Part
 from .masking import Masker
 from .options import ScoreForgettingOptions
-from .protocol import Method, Phase
+from .protocol import MemoryPlan, Method, Phase, TrainedNetwork
 from .setting import Setting
 from .sharded import load_network_state, load_optimizer_state, network_state, optimizer_state, whole_copy
 from .streams import Streams
@@ -41,14 +39,14 @@ from .streams import Streams
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """No gradients of the network's weights are computed within, only those of its input."""
-    trained = _trained(network)
-    for param in trained:
+    """Within it, gradients of the network's input are computed and gradients of its weights are not."""
+    params = _trained(network)
+    for param in params:
         param.requires_grad_(False)
     try:
         yield
     finally:
-        for param in trained:
+        for param in params:
             param.requires_grad_(True)
 
 
@@ -61,16 +59,27 @@ class DistillationPhase(Phase):
 
     Parameters
     ----------
-    setting, options: of the method.
-    score, generator: psi and theta, trained in place.
-    name: of the phase.
-    iterations: steps of each network.
-    score_learning_rate: of psi.
-    forget: without it there are no forget batches and all classes are retained (the first stage of two).
-    masker: finds the salient entries; None where the forget gradient reaches all.
-    update: "joint" (one step with both gradients) or "alternate" (a masked step on the forget gradient, then a step on
-        the retain gradient at the weights that it made).
-    mask_scope: "forget" (the mask confines the forget gradient) or "all" (the whole step).
+    setting : Setting
+        Of the method.
+    options : ScoreForgettingOptions
+        Of the method.
+    score, generator : nn.Module
+        psi and theta, trained in place.
+    name : str
+        Name of the phase.
+    iterations : int
+        Steps of each network.
+    score_learning_rate : float
+        Learning rate of psi.
+    forget : bool
+        Whether there are forgotten samples. Otherwise all classes are retained, as in the first stage of two.
+    masker : Masker, optional
+        Finds the salient entries. Without it the forget gradient reaches all entries.
+    update : {"joint", "alternate"}
+        One step with both gradients; or a masked step on the forget gradient, then a step on the retain gradient at the
+        weights that the first one left.
+    mask_scope : {"forget", "all"}
+        Whether the mask confines the forget gradient or the whole step.
     """
 
     def __init__(
@@ -94,11 +103,12 @@ class DistillationPhase(Phase):
         self.score_learning_rate = score_learning_rate
         self.forget, self.masker, self.update, self.mask_scope = forget, masker, update, mask_scope
         self.images_per_iteration = options.train_batch_size * options.gradient_accumulation_steps
-        self.one_step = OneStepGenerator(setting.schedule, options.t_init)
-        self.conditions = setting.request.conditions(setting.device)
+        problem, compute = setting.problem, setting.compute
+        self.one_step = OneStepGenerator(problem.schedule, options.t_init)
+        self.conditions = problem.request.conditions(compute.device)
         self.guidance = Guidance(setting, options, self.conditions)
         several = options.gradient_accumulation_steps > 1
-        self._calls = GradientCalls(setting.regions, options.cuda_graphs, setting.device, copy=several)
+        self._calls = GradientCalls(compute.regions, options.cuda_graphs, compute.device, copy=several)
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
@@ -117,20 +127,20 @@ class DistillationPhase(Phase):
             ema_decay=o.ema_decay,
             variance=o.variance,
             max_update=o.max_update,
-            # Packed state is of a process's own entries: no other number of processes could go on with it.
-            packed=self._has_one_mask() and not self.setting.fsdp,
+            # Packed state covers a process's own entries: no other number of processes could resume from it.
+            packed=self._has_one_mask() and not self.setting.placement.fsdp,
             **common,
         )
 
     def _has_one_mask(self) -> bool:
-        """Whether all of theta's steps are confined to one mask: then nothing else needs moments."""
+        """Whether one mask confines all of theta's steps: then no other entry needs moments."""
         return self.masker is not None and self.mask_scope == "all" and self.masker.options.mask_refresh_steps == 0
 
     # ---- the protocol
 
     def start(self, previous: Phase | None) -> None:
         if previous is not None:
-            # The averaged weights are what the phase before it was for.
+            # The averaged weights are the result of the previous phase.
             with previous.averaged() as network, torch.no_grad():
                 averaged = [p.detach().clone() for p in network.parameters()]
             with torch.no_grad():
@@ -141,41 +151,31 @@ class DistillationPhase(Phase):
             self.masker.start(self.generator)
 
     def step(self, iteration: int) -> dict[str, Tensor]:
-        o, regions = self.options, self.setting.regions
+        o = self.options
         factor = o.learning_rate_factor(iteration, self.iterations)
         self.score_optimizer.param_groups[0]["lr"] = self.score_learning_rate * factor
         self.generator_optimizer.param_groups[0]["lr"] = o.generator_learning_rate * factor
-        place = (self.setting.seed, self.name, iteration)
-        micros = []
-        for micro in range(o.gradient_accumulation_steps):
-            streams = Streams(self.setting.device, *place, micro)
-            micros.append((streams, self._draw(streams)))
+        micros = self._micro_batches(iteration)
         losses: dict[str, Tensor] = {}
-        for streams, batch in micros:
-            self._score_backward(streams, batch, losses)
-        self._average(self.score)
-        with regions("optimizer"):
-            self.score_optimizer.step()
-            self.score_optimizer.zero_grad(set_to_none=True)
+        self._score_gradients(micros, losses)
+        self._take_step(self.score_optimizer)
         if self.masker is not None:
             self.masker.refresh(iteration, self.generator)
-        if self.update == "alternate":
-            self._alternate_update(micros, losses)
-        else:
-            self._joint_update(micros, losses)
+        for arguments in self._generator_gradients(micros, losses):
+            self._take_step(self.generator_optimizer, **arguments)
         return losses
 
     def describe(self) -> dict[str, Any]:
-        said = {
+        record = {
             "score_learning_rate": float(self.score_optimizer.param_groups[0]["lr"]),
             "generator_learning_rate": float(self.generator_optimizer.param_groups[0]["lr"]),
         }
-        if self.setting.nonfinite != "propagate":
-            said["nonfinite"] = self.score_optimizer.nonfinite_count + self.generator_optimizer.nonfinite_count
-        return said | ({} if self.masker is None else self.masker.describe())
+        if self.setting.compute.nonfinite != "propagate":
+            record["nonfinite"] = self.score_optimizer.nonfinite_count + self.generator_optimizer.nonfinite_count
+        return record | ({} if self.masker is None else self.masker.describe())
 
     def state_dict(self) -> dict[str, Any]:
-        world = self.setting.world
+        world = self.setting.compute.world
         return {
             "score": network_state(self.score, world),
             "generator": network_state(self.generator, world),
@@ -204,60 +204,128 @@ class DistillationPhase(Phase):
     def averaged(self) -> Iterator[nn.Module]:
         self.generator.eval()
         averages = nullcontext() if self.options.ema_decay is None else self.generator_optimizer.swapped_ema()
-        if not self.setting.fsdp:
+        if not self.setting.placement.fsdp:
             with averages:
                 yield self.generator
             return
         with averages:
-            network = whole_copy(self.generator, self.setting.teacher)
+            network = whole_copy(self.generator, self.setting.problem.teacher)
         yield network.eval()
+
+    # ---- memory
+
+    def memory_plan(self) -> MemoryPlan:
+        """What an estimate of memory needs to know of this phase."""
+        score = TrainedNetwork(self.score, self.score_optimizer)
+        generator = TrainedNetwork(self.generator, self.generator_optimizer)
+        if self.masker is not None:
+            joint = "joint" if self.mask_scope == "forget" else "masked"
+            alternate = "alternate" if self.mask_scope == "forget" else "masked"
+            generator = replace(
+                generator,
+                step=joint if self.update == "joint" else alternate,
+                density=self.masker.options.density or 1.0,
+                masks=self.masker.MASKS,
+            )
+        return MemoryPlan([score, generator], self._rehearse)
+
+    def _rehearse(self, note: Callable[[str | None], None]) -> None:
+        """The gradients of an iteration, without its steps; ``note`` as in ``MemoryPlan``."""
+        losses: dict[str, Tensor] = {}
+        micros = self._micro_batches(0)
+        self._score_gradients(micros, losses)
+        note("score network's step")
+        self.score.zero_grad(set_to_none=True)
+        if self.masker is not None:
+            note(None)
+            self.masker.scores(Streams(self.setting.compute.device, "rehearsal"), self.generator)
+            note("saliency gradient")
+        for _ in self._generator_gradients(micros, losses):
+            note("generator's step")
+            self.generator.zero_grad(set_to_none=True)
 
     # ---- an iteration
 
+    def _micro_batches(self, iteration: int) -> list[tuple[Streams, Batch]]:
+        compute = self.setting.compute
+        micros = []
+        for micro in range(self.options.gradient_accumulation_steps):
+            streams = Streams(compute.device, compute.seed, self.name, iteration, micro)
+            micros.append((streams, self._draw(streams)))
+        return micros
+
     def _draw(self, streams: Streams) -> Batch:
-        """The labels of an iteration; the score step and the generator step share them."""
-        o = self.options
-        world, count = self.setting.world, o.train_batch_size
-        kept = world.share(count)
-        retained = self.conditions.draw_retained(streams, count, everything=not self.forget)[kept]
+        """The labels of a micro-batch, which the score step and the generator step share."""
+        o, compute = self.options, self.setting.compute
+        world, count = compute.world, o.train_batch_size
+        rows = world.share(count)
+        retained = self.conditions.draw_retained(streams, count, everything=not self.forget)[rows]
         if not self.forget:
-            return Batch(retained, retained, len(retained), kept, count)
-        kept_too = world.share(o.forget_samples)
-        forgotten, covers = (labels[kept_too] for labels in self.conditions.draw_forgotten(streams, o.forget_samples))
+            return Batch(retained, retained, len(retained), rows, count)
+        forget_rows = world.share(o.forget_samples)
+        pairs = self.conditions.draw_forgotten(streams, o.forget_samples)
+        forgotten, covers = (labels[forget_rows] for labels in pairs)
         total = count + o.forget_samples
-        rows: slice | Tensor = slice(None)
         if world.size > 1:
-            every = torch.arange(total, device=self.setting.device)
-            rows = torch.cat([every[kept], every[world.share(o.forget_samples, count)]])
+            every = torch.arange(total, device=compute.device)
+            rows = torch.cat([every[rows], every[world.share(o.forget_samples, count)]])
+        else:
+            rows = slice(None)
         return Batch(torch.cat([retained, forgotten]), torch.cat([retained, covers]), len(retained), rows, total)
 
     def _noise(self, streams: Streams, batch: Batch, purpose: str, name: str) -> Tensor:
-        """Standard normal numbers for this process's samples, one image each."""
-        return streams.normal(f"{purpose} {name}", batch.total, self.setting.sample_shape)[batch.rows]
+        """Standard normal numbers for this process's samples, in the shape of one image each."""
+        return streams.normal(f"{purpose} {name}", batch.total, self.setting.problem.sample_shape)[batch.rows]
 
     def _timesteps(self, streams: Streams, batch: Batch, purpose: str) -> Tensor:
         o = self.options
         return streams.timesteps(f"{purpose} t", batch.total, o.t_min, o.t_max)[batch.rows]
 
     def _pieces(self, batch: Batch, part: Part = "both") -> list[Part]:
-        """What of a batch goes through the networks in one call."""
+        """The parts of a batch that go through the networks in one call each."""
         if part == "both" and self.options.split_batches and batch.retained < len(batch.labels):
             return ["retain", "forget"]
         return [part]
 
+    def _take_step(self, optimizer: MaskedAdam, **arguments: Any) -> None:
+        with self.setting.compute.regions("optimizer"):
+            optimizer.step(**arguments)
+            optimizer.zero_grad(set_to_none=True)
+
+    def _average(self, network: nn.Module, forget_grads: list[Tensor] | None = None) -> None:
+        """Average the network's gradients over the processes, and forget gradients, unless FSDP has done so."""
+        compute = self.setting.compute
+        if compute.world.size > 1 and not self.setting.placement.fsdp:
+            with compute.regions("communication"):
+                grads = [p.grad for p in network.parameters() if p.grad is not None]
+                compute.world.average_([*grads, *(forget_grads or ())])
+
+    def _record(self, losses: dict[str, Tensor], micro_losses: dict[str, Tensor]) -> None:
+        """Add a micro-batch's share to the losses."""
+        for name, loss in micro_losses.items():
+            share = loss / self.options.gradient_accumulation_steps
+            losses[name] = losses[name] + share if name in losses else share
+
+    # ---- the score network
+
+    def _score_gradients(self, micros: list[tuple[Streams, Batch]], losses: dict[str, Tensor]) -> None:
+        """Add the gradient of L_psi (Eq. 3) to psi's, the mean over micro-batches and processes."""
+        for streams, batch in micros:
+            self._score_backward(streams, batch, losses)
+        self._average(self.score)
+
     def _score_backward(self, streams: Streams, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """Adds the gradient of L_psi (Eq. 3), times 1 / micro-batches, to psi's."""
         z = self._noise(streams, batch, "score", "z")
         eps = self._noise(streams, batch, "score", "eps")
         t = self._timesteps(streams, batch, "score")
-        drawn = [z, eps, t, batch.labels, batch.teacher_labels, *self.guidance.drawn(streams, batch)]
+        inputs = [z, eps, t, batch.labels, batch.teacher_labels, *self.guidance.drawn(streams, batch)]
         for piece in self._pieces(batch):
-            part, kept = batch.part(piece)
+            part, place = batch.part(piece)
             name = "score dropout" if piece == "both" else f"score dropout {piece}"
-            seed = streams.dropout_seed(name, self.setting.world.rank)
-            tensors = [tensor[kept] for tensor in drawn]
-            found, _ = self._calls("score step", self._score_gradient, self.score, seed, tensors, part.retained)
-            self._record(losses, found)
+            seed = streams.dropout_seed(name, self.setting.compute.world.rank)
+            tensors = [tensor[place] for tensor in inputs]
+            micro_losses, _ = self._calls("score step", self._score_gradient, self.score, seed, tensors, part.retained)
+            self._record(losses, micro_losses)
 
     def _score_gradient(
         self,
@@ -266,65 +334,54 @@ class DistillationPhase(Phase):
         t: Tensor,
         labels: Tensor,
         teacher_labels: Tensor,
-        *further: Any,
-        earlier: list[Tensor | None] | None = None,
+        *others: Any,
+        forget_grads: None = None,
     ) -> tuple[dict[str, Tensor], None]:
-        """The losses. ``further``: what guidance draws, and how many of the samples are of retained classes."""
-        *dropped, r = further
-        o, setting, found, batch = self.options, self.setting, {}, Batch.of(labels, teacher_labels, r)
-        with setting.regions("sampling"), torch.no_grad(), setting.autocast():
+        """Add a micro-batch's gradient to psi's; returns the losses, and no forget gradients.
+
+        ``others`` is what guidance draws, if anything, and the number of retained samples.
+        """
+        *dropped, r = others
+        o, compute, schedule = self.options, self.setting.compute, self.setting.problem.schedule
+        losses, batch = {}, Batch.of(labels, teacher_labels, r)
+        with compute.regions("sampling"), torch.no_grad(), compute.autocast():
             self.generator.eval()
             x0 = self.one_step(self.generator, z, labels)
-        with setting.regions("score step"):
-            x_t = setting.schedule.add_noise(x0, eps, t)
+        with compute.regions("score step"):
+            x_t = schedule.add_noise(x0, eps, t)
             self.score.train()
-            with setting.autocast():
+            with compute.autocast():
                 eps_pred = self.guidance.learning(self.score, x_t, t, batch, *dropped)
             total: Tensor | float = 0.0
             if r > 0:
-                found["loss_score_retain"] = noise_prediction_loss(eps[:r], eps_pred[:r])
-                total = total + o.score_retain_weight * found["loss_score_retain"]
+                losses["loss_score_retain"] = noise_prediction_loss(eps[:r], eps_pred[:r])
+                total = total + o.score_retain_weight * losses["loss_score_retain"]
             if r < len(labels):
-                found["loss_score_forget"] = noise_prediction_loss(eps[r:], eps_pred[r:])
-                total = total + o.score_forget_weight * found["loss_score_forget"]
+                losses["loss_score_forget"] = noise_prediction_loss(eps[r:], eps_pred[r:])
+                total = total + o.score_forget_weight * losses["loss_score_forget"]
             (total / o.gradient_accumulation_steps).backward()
-        return {name: loss.detach() for name, loss in found.items()}, None
+        return {name: loss.detach() for name, loss in losses.items()}, None
 
-    def _average(self, network: nn.Module, further: list[Tensor] | None = None) -> None:
-        """Averages the network's gradients over the processes, and ``further`` ones, where FSDP has not done it."""
-        if self.setting.world.size > 1 and not self.setting.fsdp:
-            with self.setting.regions("communication"):
-                grads = [p.grad for p in network.parameters() if p.grad is not None]
-                self.setting.world.average_([*grads, *(further or ())])
+    # ---- the generator
 
-    def _record(self, losses: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-        for name, loss in found.items():
-            share = loss / self.options.gradient_accumulation_steps
-            losses[name] = losses[name] + share if name in losses else share
-
-    def _joint_update(self, micros: list[tuple[Streams, Batch]], losses: dict[str, Tensor]) -> None:
+    def _generator_gradients(
+        self, micros: list[tuple[Streams, Batch]], losses: dict[str, Tensor]
+    ) -> Iterator[dict[str, Any]]:
+        """Compute the gradients of each of theta's steps in turn; yields the step's arguments for the optimizer."""
+        mask = None if self.masker is None else self.masker.mask
+        if self.update == "alternate":
+            for part in ("forget", "retain"):
+                for streams, batch in micros:
+                    self._generator_backward(streams, batch, losses, False, part=part)
+                self._average(self.generator)
+                yield {"mask": mask if part == "forget" or self.mask_scope == "all" else None}
+            return
         separate = self.masker is not None and self.mask_scope == "forget"
-        forget_grads: list[Tensor | None] | None = None
+        forget_grads: list[Tensor] | None = None
         for streams, batch in micros:
             forget_grads = self._generator_backward(streams, batch, losses, separate, forget_grads)
-        mask = None if self.masker is None else self.masker.mask
-        self._average(self.generator, [grad for grad in forget_grads or () if grad is not None])
-        with self.setting.regions("optimizer"):
-            if separate:
-                self.generator_optimizer.step(mask=mask, masked_grads=forget_grads)
-            else:
-                self.generator_optimizer.step(mask=mask)
-            self.generator_optimizer.zero_grad(set_to_none=True)
-
-    def _alternate_update(self, micros: list[tuple[Streams, Batch]], losses: dict[str, Tensor]) -> None:
-        for part in ("forget", "retain"):
-            for streams, batch in micros:
-                self._generator_backward(streams, batch, losses, False, part=part)
-            self._average(self.generator)
-            masked = self.masker is not None and (part == "forget" or self.mask_scope == "all")
-            with self.setting.regions("optimizer"):
-                self.generator_optimizer.step(mask=self.masker.mask if masked else None)
-                self.generator_optimizer.zero_grad(set_to_none=True)
+        self._average(self.generator, forget_grads)
+        yield {"mask": mask, "masked_grads": forget_grads}
 
     def _generator_backward(
         self,
@@ -332,26 +389,32 @@ class DistillationPhase(Phase):
         batch: Batch,
         losses: dict[str, Tensor],
         separate: bool,
-        forget_grads: list[Tensor | None] | None = None,
+        forget_grads: list[Tensor] | None = None,
         part: Part = "both",
-    ) -> list[Tensor | None] | None:
-        """Adds the gradient of L_theta (Eq. 4-7) to theta's.
+    ) -> list[Tensor] | None:
+        """Add the gradient of L_theta (Eq. 4-7) to theta's.
 
-        With ``separate`` that is L_distill's alone, and the gradient of L_forget, one tensor a parameter and None where
-        the mask is known to be empty, is added to ``forget_grads`` and returned: the two meet in the optimizer.
+        With ``separate`` that is the gradient of L_distill alone; the gradient of L_forget, one tensor a parameter, is
+        added to ``forget_grads`` and returned. The optimizer combines the two.
         """
         z = self._noise(streams, batch, "generator", "z")
         eps = self._noise(streams, batch, "generator", "eps")
         t = self._timesteps(streams, batch, "generator")
         for piece in self._pieces(batch, part):
-            there, kept = batch.part(piece)
-            seed = streams.dropout_seed(f"generator dropout {piece}", self.setting.world.rank)
-            tensors = [z[kept], eps[kept], t[kept], there.labels, there.teacher_labels]
-            static = (there.retained, separate and piece != "retain")
-            found, forget_grads = self._calls(
-                "generator step", self._generator_gradient, self.generator, seed, tensors, *static, earlier=forget_grads
+            samples, place = batch.part(piece)
+            seed = streams.dropout_seed(f"generator dropout {piece}", self.setting.compute.world.rank)
+            tensors = [z[place], eps[place], t[place], samples.labels, samples.teacher_labels]
+            micro_losses, forget_grads = self._calls(
+                "generator step",
+                self._generator_gradient,
+                self.generator,
+                seed,
+                tensors,
+                samples.retained,
+                separate and piece != "retain",
+                forget_grads=forget_grads,
             )
-            self._record(losses, found)
+            self._record(losses, micro_losses)
         return forget_grads
 
     def _generator_gradient(
@@ -363,69 +426,62 @@ class DistillationPhase(Phase):
         teacher_labels: Tensor,
         r: int,
         separate: bool,
-        earlier: list[Tensor | None] | None = None,
-    ) -> tuple[dict[str, Tensor], list[Tensor | None] | None]:
-        """The losses, and ``earlier`` gradients of L_forget with ``separate`` ones added; the first ``r`` samples are
-        of retained classes."""
-        o, setting, batch = self.options, self.setting, Batch.of(labels, teacher_labels, r)
-        with setting.regions("generator forward"), setting.autocast():
+        forget_grads: list[Tensor] | None = None,
+    ) -> tuple[dict[str, Tensor], list[Tensor] | None]:
+        """Add a micro-batch's gradients to theta's and, with ``separate``, to ``forget_grads``; returns the losses and
+        ``forget_grads``. The first ``r`` samples are retained ones."""
+        o, compute, batch = self.options, self.setting.compute, Batch.of(labels, teacher_labels, r)
+        with compute.regions("generator forward"), compute.autocast():
             self.generator.train()
-            # Two calls where two gradients of the weights are wanted: one backward pass for each batch, not for both.
+            # Two calls for two gradients of the weights: then each needs one backward pass over its own samples.
             pieces = [slice(r), slice(r, None)] if separate and r > 0 else [slice(None)]
-            drawn = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
-        leaf = torch.cat([x.detach() for x in drawn]).requires_grad_()
-        # Frozen until the backward pass is over, which computes activations again where gradients are checkpointed.
-        with setting.regions("teacher and score network"), _frozen(self.score):
-            loss, found = self._generator_loss(leaf, z, eps, t, batch)
+            samples = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
+        leaf = torch.cat([x.detach() for x in samples]).requires_grad_()
+        # Frozen until the backward pass is over, which recomputes activations with gradient checkpointing.
+        with compute.regions("teacher and score network"), _frozen(self.score):
+            loss, losses = self._generator_loss(leaf, z, eps, t, batch)
             (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
-        with setting.regions("generator backward"):
+        with compute.regions("generator backward"):
             if separate:
-                earlier = self._forget_gradient(drawn.pop(), grad[pieces.pop()], earlier)
-            for x, piece in zip(drawn, pieces, strict=True):
+                params = list(self.generator.parameters())
+                forget_grads = add_gradients(samples.pop(), params, forget_grads, grad[pieces.pop()])
+            for x, piece in zip(samples, pieces, strict=True):
                 x.backward(grad[piece])
-        return {name: value.detach() for name, value in found.items()}, earlier
-
-    def _forget_gradient(self, x: Tensor, grad: Tensor, earlier: list[Tensor | None] | None) -> list[Tensor | None]:
-        """Gradients of theta, added to ``earlier`` ones; None for parameters in which the mask has no entry, whose own
-        are not computed."""
-        params = list(self.generator.parameters())
-        # A graph outlives the mask.
-        reached = None if self.options.cuda_graphs else self.masker.reached
-        wanted = [i for i, here in enumerate(reached or [True] * len(params)) if here]
-        found: list[Tensor | None] = [None] * len(params)
-        if wanted:
-            before = None if earlier is None else [earlier[i] for i in wanted]
-            grads = add_gradients(x, [params[i] for i in wanted], before, grad)
-            for i, made in zip(wanted, grads, strict=True):
-                found[i] = made
-        return found
+        return {name: value.detach() for name, value in losses.items()}, forget_grads
 
     def _generator_loss(
         self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_theta as a function of the images ``x`` of ``batch``, and its terms."""
-        o, setting, schedule, r, found = self.options, self.setting, self.setting.schedule, batch.retained, {}
+        o, compute, schedule = self.options, self.setting.compute, self.setting.problem.schedule
+        r, losses = batch.retained, {}
         self.score.eval()
         x_t = schedule.add_noise(x, eps, t)
-        with setting.autocast():
+        with compute.autocast():
             x0_teacher = schedule.predict_x0(x_t, self.guidance.teacher(x_t, t, batch), t)
             x0_score = schedule.predict_x0(x_t, self.guidance.score(self.score, x_t, t, batch), t)
         total: Tensor | float = 0.0
         if r > 0:
-            found["loss_distill"] = score_distillation_loss(x[:r], x0_teacher[:r], x0_score[:r], o.alpha)
-            total = total + o.generator_retain_weight * found["loss_distill"]
+            losses["loss_distill"] = score_distillation_loss(x[:r], x0_teacher[:r], x0_score[:r], o.alpha)
+            total = total + o.generator_retain_weight * losses["loss_distill"]
         if r < len(x):
-            found["loss_forget"] = score_distillation_loss(x[r:], x0_teacher[r:], x0_score[r:], o.alpha)
-            total = total + o.generator_forget_weight * found["loss_forget"]
+            losses["loss_forget"] = score_distillation_loss(x[r:], x0_teacher[r:], x0_score[r:], o.alpha)
+            total = total + o.generator_forget_weight * losses["loss_forget"]
             if o.regression_weight:
                 self.generator.eval()
-                with torch.no_grad(), setting.autocast():
+                with torch.no_grad(), compute.autocast():
                     cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
-                # As it drew ``x``, which it may have to do again.
+                # Restore train mode: checkpointing may recompute x.
                 self.generator.train()
-                found["loss_regression"] = regression_loss(x[r:], cover)
-                total = total + o.regression_weight * found["loss_regression"]
-        return total, found
+                losses["loss_regression"] = regression_loss(x[r:], cover)
+                total = total + o.regression_weight * losses["loss_regression"]
+        return total, losses
+
+
+def process_share(name: str, count: int, processes: int) -> int:
+    """A process's share of ``count`` samples. ValueError, naming ``name``, if they cannot be shared equally."""
+    World(size=processes).check_shares(name, count)
+    return count // processes
 
 
 class ScoreForgetting(Method):
@@ -433,42 +489,37 @@ class ScoreForgetting(Method):
 
     Options = ScoreForgettingOptions
     forgets_prompts = True
+    shards = True
+    shards_without = ("cuda_graphs",)
+    trains_adapters = True
+    trains_low_precision = True
 
     def __init__(self, setting: Setting, options: ScoreForgettingOptions) -> None:
         super().__init__(setting, options)
-        options.check(setting.schedule.num_train_timesteps)
-        setting.world.check_shares("train_batch_size", options.train_batch_size)
-        setting.world.check_shares("forget_batch_size", options.forget_samples)
-        # Both start as the teacher (the pretrained average) where nothing else is given.
-        self.score = setting.trainable_score(setting.initial_score or setting.teacher)
-        self.generator = setting.trainable(setting.initial_generator or setting.teacher)
+        problem, world = setting.problem, setting.compute.world
+        options.check(problem.schedule.num_train_timesteps)
+        world.check_shares("train_batch_size", options.train_batch_size)
+        world.check_shares("forget_batch_size", options.forget_samples)
+        # By default both start as the teacher, the pretrained average.
+        self.score = setting.trainable_score(problem.initial_score or problem.teacher)
+        self.generator = setting.trainable(problem.initial_generator or problem.teacher)
         setting.lower_teacher()
-        self.one_step = OneStepGenerator(setting.schedule, options.t_init)
 
     @classmethod
-    def check_sharding(
-        cls, options: ScoreForgettingOptions, processes: int, torch_compile: bool, score_lora_rank: int
-    ) -> None:
-        if processes == 1:
-            raise ValueError("fsdp is set, but the run has one process: start several with torchrun")
-        others = {"torch_compile": torch_compile, "score_lora_rank": score_lora_rank}
-        for name, value in {**others, "cuda_graphs": options.cuda_graphs}.items():
-            if value:
-                raise ValueError(f"fsdp is set, and so is {name}: expected one of them")
-        granularity = getattr(options, "granularity", "entry")
-        if granularity != "entry":
-            raise ValueError(f'granularity is {granularity!r}, expected "entry": fsdp shares out the rows')
+    def rehearsal_options(cls, options: ScoreForgettingOptions, processes: int) -> ScoreForgettingOptions:
+        train = process_share("train_batch_size", options.train_batch_size, processes)
+        forget = options.forget_batch_size
+        return replace(
+            options,
+            train_batch_size=train,
+            forget_batch_size=None if forget is None else process_share("forget_batch_size", forget, processes),
+            # More than two micro-batches take no more memory at a time.
+            gradient_accumulation_steps=min(2, options.gradient_accumulation_steps),
+        )
 
-    def sampling(self) -> dict[str, Any]:
-        return {"sampler": "one_step", "sampling_steps": 1}
+    def memory_plan(self) -> MemoryPlan:
+        return self.phases[-1].memory_plan()
 
-    def save(self, folder: Path, network: nn.Module) -> None:
-        """As a pipeline that draws in one step; of a text-conditional network the U-Net alone."""
-        if isinstance(network, TextConditioned):
-            super().save(folder, network)
-            return
-        save_one_step_pipeline(folder, network, self.setting.schedule, self.options.t_init)
-
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        with self.setting.autocast():
-            return sample_one_step(network, self.one_step, labels, batch_size=batch_size, seed=seed)
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler("one_step", t_init=self.options.t_init)

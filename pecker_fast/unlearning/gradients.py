@@ -1,4 +1,4 @@
-"""Gradients beside ``.grad``: added up in place, a second gradient of weights costs one copy of them."""
+"""Gradients beside ``.grad``: summed in place, a second gradient of the weights costs one copy of them."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,34 @@ from ..sharding import is_sharded
 def add_gradients(
     output: Tensor, params: Sequence[Tensor], grads: Sequence[Tensor] | None, grad_output: Tensor | None = None
 ) -> list[Tensor]:
-    """The gradients of ``output`` in ``params``, added to ``grads`` in place; zeros where it does not depend on them.
+    """Add the gradients of an output to gradients that are kept beside ``.grad``.
 
-    ``params``: leaves that require grad; their ``.grad`` stays what it is. ``grads``: what an earlier call returned, or
-    None. ``grad_output``: gradient of ``output`` where that is no scalar. The graph is freed. Where ``params`` are
-    sharded, ``output`` depends on no other leaves; the gradients are their mean over the processes, sharded likewise.
+    Parameters
+    ----------
+    output : Tensor
+        Its graph is freed.
+    params : sequence of Tensor
+        Leaves that require gradients; their ``.grad`` is left as it is. If they are sharded, ``output`` depends on no
+        other leaves.
+    grads : sequence of Tensor, optional
+        Result of an earlier call, added to in place; None starts at zero.
+    grad_output : Tensor, optional
+        Gradient of ``output`` if that is not a scalar.
+
+    Returns
+    -------
+    list of Tensor
+        A gradient for each parameter, zeros if ``output`` does not depend on it. Of sharded parameters, the mean over
+        the processes, sharded likewise.
     """
-    # The graph's leaves are then FSDP's whole parameters, which it makes for the moment and takes the gradients of.
+    # With FSDP the graph's leaves are the whole parameters that it gathers, and it collects their gradients itself.
     inputs = None if is_sharded(params[0]) else list(params)
-    kept = [param.grad for param in params]
+    own_grads = [param.grad for param in params]
     try:
         for i, param in enumerate(params):
             param.grad = None if grads is None else grads[i]
         output.backward(grad_output, inputs=inputs)
         return [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
     finally:
-        for param, grad in zip(params, kept, strict=True):
+        for param, grad in zip(params, own_grads, strict=True):
             param.grad = grad

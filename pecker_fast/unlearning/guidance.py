@@ -1,7 +1,7 @@
-"""How score network and teacher are asked: unguided, or with long-short guidance (SiD-LSG, arXiv 2406.01561)."""
+"""How score network and teacher predict: without guidance, or with long-short guidance (SiD-LSG, arXiv 2406.01561)."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,26 @@ from .options import ScoreForgettingOptions
 from .setting import Setting
 from .streams import Streams
 
-# What of a batch: samples of what is to stay, of what is to be forgotten, or both in one call.
-Part = Literal["both", "retain", "forget"]
+# Part of a batch: retained samples, forgotten samples, or both in one call.
+Part: TypeAlias = Literal["both", "retain", "forget"]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Labels of this process's part of a micro-batch, what is retained first: of theta and psi, and of the teacher.
+    """Labels of this process's part of a micro-batch, retained samples first.
 
-    ``rows`` are its rows of the whole micro-batch, which has ``total``.
+    Parameters
+    ----------
+    labels : Tensor
+        Shape (N,), int64. Labels for theta and psi.
+    teacher_labels : Tensor
+        Shape (N,), int64. Labels for the teacher: covers in place of forgotten labels.
+    retained : int
+        Number of retained samples.
+    rows : slice or Tensor
+        This process's rows of the whole micro-batch.
+    total : int
+        Rows of the whole micro-batch.
     """
 
     labels: Tensor
@@ -31,36 +42,44 @@ class Batch:
 
     @classmethod
     def of(cls, labels: Tensor, teacher_labels: Tensor, retained: int) -> "Batch":
-        """One that is whole."""
+        """A batch of all rows."""
         return cls(labels, teacher_labels, retained, slice(None), len(labels))
 
     def part(self, part: Part) -> tuple["Batch", slice]:
-        """The samples of one kind, and where they are among this process's."""
+        """The samples of one kind, and their place among this process's samples."""
         r = self.retained
-        kept = {"both": slice(None), "retain": slice(r), "forget": slice(r, None)}[part]
-        labels, covers = self.labels[kept], self.teacher_labels[kept]
-        return replace(self, labels=labels, teacher_labels=covers, retained=0 if part == "forget" else r), kept
+        place = {"both": slice(None), "retain": slice(r), "forget": slice(r, None)}[part]
+        labels, covers = self.labels[place], self.teacher_labels[place]
+        return replace(self, labels=labels, teacher_labels=covers, retained=0 if part == "forget" else r), place
 
 
 class Guidance:
-    """Noise predictions of psi and phi in the three roles that they have.
+    """Noise predictions of psi and phi in their three roles.
 
-    eps_u + kappa (eps_c - eps_u) with kappa of the role; where it is 1 the network is called once. eps_u is of the null
-    label, or of the negative text for what is to be forgotten in the roles that ``negative_roles`` says.
+    eps_u + kappa (eps_c - eps_u) with the role's kappa; if kappa is 1 the network is called once. eps_u uses the null
+    label, or for forgotten samples the negative text in the roles that ``negative_roles`` names.
 
     Parameters
     ----------
-    setting, options: of the method.
-    conditions: of the phase.
+    setting : Setting
+        Of the method.
+    options : ScoreForgettingOptions
+        Of the method.
+    conditions : Conditions
+        Of the phase.
 
-    Raises ValueError where guidance is asked for and the network has no null label.
+    Raises
+    ------
+    ValueError
+        If a guidance scale is not 1 and the network has no null label.
     """
 
     def __init__(self, setting: Setting, options: ScoreForgettingOptions, conditions: Conditions) -> None:
-        self.setting, self.options, self.negative = setting, options, conditions.negative
+        self.options, self.negative = options, conditions.negative
+        self._teacher = setting.problem.teacher
         self._null: int | None = None
         if any(scale != 1 for scale in options.guidance_scales):
-            self._null = null_label(setting.teacher)
+            self._null = null_label(self._teacher)
             if self._null is None:
                 raise ValueError(
                     f"guidance scales are {options.guidance_scales}, expected 1: the network has no null label"
@@ -78,18 +97,24 @@ class Guidance:
         return batch.teacher_labels if self.options.score_sees_cover else batch.labels
 
     def drawn(self, streams: Streams, batch: Batch) -> list[Tensor]:
-        """Whose conditions psi is not told while it learns, bool (samples of this process,); nothing where it is told
-        all."""
+        """Draw the random inputs of ``learning``.
+
+        Returns
+        -------
+        list of Tensor
+            bool (samples of this process,): the samples whose condition psi does not see while it learns. Empty without
+            condition dropout.
+        """
         if self.options.score_guidance_scale == 1 or not self.options.condition_dropout:
             return []
-        drawn = streams.uniform("score condition dropout", batch.total)[batch.rows]
-        return [drawn < self.options.condition_dropout]
+        uniform = streams.uniform("score condition dropout", batch.total)[batch.rows]
+        return [uniform < self.options.condition_dropout]
 
     def learning(self, score: nn.Module, x_t: Tensor, t: Tensor, batch: Batch, dropped: Tensor | None = None) -> Tensor:
-        """psi's prediction that it is trained on (kappa_1); ``dropped``: what ``drawn`` gave."""
+        """psi's prediction that it is trained on (kappa_1); ``dropped`` as ``drawn`` returns it."""
         labels, nulls, scale = self._score_labels(batch), self._null_labels(batch, 0), self.options.score_guidance_scale
         if dropped is not None:
-            # The negative text goes with the prompt.
+            # The negative text is dropped with the prompt.
             labels, nulls = labels.masked_fill(dropped, self._null), nulls.masked_fill(dropped, self._null)
         return predict_eps(score, x_t, t, labels, scale, nulls)
 
@@ -99,6 +124,6 @@ class Guidance:
         return predict_eps(score, x_t, t, self._score_labels(batch), scale, self._null_labels(batch, 1))
 
     def teacher(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """phi's prediction in theta's loss (kappa_4): of the cover in place of what is to be forgotten."""
+        """phi's prediction in theta's loss (kappa_4): of the cover for forgotten samples."""
         scale, nulls = self.options.teacher_guidance_scale, self._null_labels(batch, 2)
-        return predict_eps(self.setting.teacher, x_t, t, batch.teacher_labels, scale, nulls)
+        return predict_eps(self._teacher, x_t, t, batch.teacher_labels, scale, nulls)

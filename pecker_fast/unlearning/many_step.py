@@ -1,105 +1,72 @@
-"""What the methods share whose result is a diffusion model like the teacher: it draws in many steps."""
+"""What the methods share whose result is a diffusion model like the teacher: it draws samples in many steps."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_int, check_number
-from ..diffusion import NoiseSchedule, null_label, sample_ddim, sample_ddpm
+from ..diffusion import NUM_TRAIN_TIMESTEPS, Sampler, null_label
+from .conditions import ForgetRequest
 from .protocol import Method
-from .setting import ForgetRequest, Setting
+from .setting import Setting
 
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim}
+SamplerName: TypeAlias = Literal["ddpm", "ddim"]
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How images are drawn. The defaults are the published protocol: ancestral sampling over all steps, nothing cut."""
+    """How images are drawn. The defaults are the published protocol: ancestral sampling over all steps, no clipping."""
 
-    eval_sampler: Literal["ddpm", "ddim"] = "ddpm"
+    eval_sampler: SamplerName = "ddpm"
     """Sampler of the evaluation: ancestral (DDPM, posterior variance) or deterministic (DDIM)."""
-    num_inference_steps: int = 1000
-    """Its steps."""
+    num_inference_steps: int = NUM_TRAIN_TIMESTEPS
+    """Steps of this sampler."""
     eval_guidance_scale: float = 1.0
-    """Its guidance, eps_u + scale (eps_c - eps_u): 1 is none; the public code's cond_scale is this less 1."""
+    """Guidance of this sampler, eps_u + scale (eps_c - eps_u): 1 is none; the public code's cond_scale is this minus
+    1."""
     clip_sample: bool = False
-    """Cut the x_0 that is predicted at every step to [-1, 1], here and where the teacher draws."""
+    """Clip the x_0 that is predicted at every step to [-1, 1], here and in the teacher's samples."""
 
     def check_sampling(self, num_train_timesteps: int) -> None:
-        """Raises ValueError or TypeError, naming the option, where one is out of range."""
-        check_sampler("eval_sampler", self.eval_sampler)
+        """Check these options. ValueError or TypeError, naming the option, if one is out of range."""
         check_int("num_inference_steps", self.num_inference_steps, 1, num_train_timesteps + 1)
         check_number("eval_guidance_scale", self.eval_guidance_scale)
 
 
-def check_sampler(name: str, value: str) -> None:
-    if value not in SAMPLERS:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(SAMPLERS)}")
-
-
 def check_guidance(network: nn.Module, name: str, scale: float) -> None:
-    """Raises ValueError for guidance of a network that has no label for "no condition"."""
+    """ValueError for guidance of a network that has no label for "no condition"."""
     if scale != 1 and null_label(network) is None:
         raise ValueError(
             f'{name} is {scale:g}, but the pretrained network has no label for "no condition": expected 1, no guidance'
         )
 
 
-def draw(
-    network: nn.Module,
-    schedule: NoiseSchedule,
-    labels: Tensor,
-    *,
-    sampler: str,
-    steps: int,
-    guidance_scale: float,
-    clip_sample: bool,
-    seed: int,
-    batch_size: int = 256,
-) -> Tensor:
-    """Images float32 (N, C, H, W) in [-1, 1] of ``labels``, on the network's device."""
-    given = {"guidance_scale": guidance_scale, "clip_sample": clip_sample, "seed": seed, "batch_size": batch_size}
-    return SAMPLERS[sampler](network, schedule, labels, steps, **given)
-
-
 class ManyStepMethod(Method):
-    """Base of the methods that train a diffusion model on. Its options have those of SamplingOptions."""
+    """Base of the methods that go on training a diffusion model. Their options derive from ``SamplingOptions``."""
 
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__(setting, options)
-        options.check(setting.schedule.num_train_timesteps)
-        if not isinstance(setting.request, ForgetRequest) and not self.forgets_prompts:
+        problem, teacher_dtype = setting.problem, setting.placement.teacher_dtype
+        options.check(problem.schedule.num_train_timesteps)
+        if not isinstance(problem.request, ForgetRequest) and not self.forgets_prompts:
             raise ValueError(f"{self.name} forgets classes of a class-conditional network, not prompts")
-        for name in ("initial_generator", "initial_score", "teacher_dtype"):
-            if getattr(setting, name) is not None and not (name == "teacher_dtype" and self.forgets_prompts):
+        starts = {"initial_generator": problem.initial_generator, "initial_score": problem.initial_score}
+        if not self.forgets_prompts:
+            starts["teacher_dtype"] = teacher_dtype
+        for name, value in starts.items():
+            if value is not None:
                 raise ValueError(f"{name} is given, but {self.name} starts from the pretrained network: expected none")
-        if setting.weights_dtype != torch.float32:
-            raise ValueError(f"weights_dtype is {setting.weights_dtype}, but {self.name} trains float32 weights")
-        check_guidance(setting.teacher, "eval_guidance_scale", options.eval_guidance_scale)
-        if self.needs_data(options) and setting.training_images is None:
+        check_guidance(problem.teacher, "eval_guidance_scale", options.eval_guidance_scale)
+        if self.needs_data(options) and problem.training_images is None:
             raise ValueError(f"{self.name} needs images of the training set, and there are none (training_images)")
 
-    def sampling(self) -> dict[str, Any]:
+    @property
+    def sampler(self) -> Sampler:
         o = self.options
-        return {
-            "sampler": o.eval_sampler,
-            "sampling_steps": o.num_inference_steps,
-            "guidance_scale": o.eval_guidance_scale,
-        }
-
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        o = self.options
-        with self.setting.autocast():
-            return draw(
-                network,
-                self.setting.schedule,
-                labels,
-                sampler=o.eval_sampler,
-                steps=o.num_inference_steps,
-                guidance_scale=o.eval_guidance_scale,
-                clip_sample=o.clip_sample,
-                seed=seed,
-                batch_size=batch_size,
-            )
+        return Sampler(
+            o.eval_sampler,
+            num_inference_steps=o.num_inference_steps,
+            guidance_scale=o.eval_guidance_scale,
+            clip_sample=o.clip_sample,
+        )

@@ -7,18 +7,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_int, check_number
-from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps, sample_ddim
+from ..checks import check_int, check_literals, check_number
+from ..diffusion import OneStepGenerator, Sampler, noise_prediction_loss, predict_eps
 from ..mask import SaliencyMask
 from ..saliency import saliency_mask
 from ..sharding import is_sharded, like, part_of
 from .gradients import add_gradients
-from .groups import group_mask
 from .setting import Setting
 from .streams import Streams, derived_seed
 
-# DDIM steps of samples that the teacher draws.
-TEACHER_STEPS = 50
+# Of the teacher's samples on which saliency is taken.
+TEACHER_SAMPLER = Sampler("ddim", num_inference_steps=50)
 
 
 @dataclass(frozen=True)
@@ -29,16 +28,13 @@ class SaliencyOptions:
     """Share of all parameters that the forget gradient may reach, in (0, 1]."""
     threshold: float | None = None
     """Instead of a density: the least magnitude of a salient gradient (sum over dimensions, mean over samples)."""
-    granularity: Literal["entry", "row", "tensor"] = "entry"
-    """What is salient or not as a whole: an entry, a row of a parameter (an output channel), or a parameter. Rows and
-    parameters go by the root mean square of their gradient; the largest are taken, each if it fits into the density."""
     mask_refresh_steps: int = 10
     """Iterations between masks; 0: one mask for the whole run."""
     saliency_network: Literal["current", "initial"] = "current"
-    """Whose gradient: the generator's as it is, or the pretrained weights'."""
+    """Network whose gradient is taken: the current generator, or the pretrained weights."""
     saliency_samples: Literal["initial", "current", "teacher", "data"] = "initial"
-    """On samples of what is to be forgotten: drawn once by the starting generator, anew by the current one, once by
-    the teacher with DDIM, or real images (forget_data)."""
+    """Samples of forgotten classes on which it is taken: drawn once by the starting generator, anew by the current one,
+    once by the teacher with DDIM, or real images (forget_data)."""
     saliency_batch_size: int = 128
     """Samples in a batch of the saliency gradient."""
     saliency_batches: int = 1
@@ -48,20 +44,17 @@ class SaliencyOptions:
     new ones for every mask."""
 
     def check_saliency(self) -> None:
-        """Raises ValueError or TypeError, naming the option, where one is out of range."""
+        """Check these options. ValueError or TypeError, naming the option, if one is out of range."""
+        check_literals(self)
         if (self.density is None) == (self.threshold is None):
             raise ValueError(f"density is {self.density}, threshold {self.threshold}; expected exactly one, not None")
         if self.density is not None:
             check_number("density", self.density, high=1.0, open_low=True)
         else:
             check_number("threshold", self.threshold)
-        if self.granularity not in ("entry", "row", "tensor"):
-            raise ValueError(f'granularity is {self.granularity!r}, expected "entry", "row" or "tensor"')
         check_int("mask_refresh_steps", self.mask_refresh_steps, 0)
         check_int("saliency_batch_size", self.saliency_batch_size, 1)
         check_int("saliency_batches", self.saliency_batches, 1)
-        if self.saliency_score not in ("gradient", "magnitude", "random"):
-            raise ValueError(f'saliency_score is {self.saliency_score!r}, expected "gradient", "magnitude" or "random"')
         if self.saliency_score == "random" and self.density is None:
             raise ValueError('saliency_score is "random", which needs a density: random numbers have no threshold')
 
@@ -73,12 +66,12 @@ def module_of(name: str) -> str:
 
 
 def density_by_module(mask: SaliencyMask) -> dict[str, float]:
-    """Share of salient entries in each part of the network, in the parameters' order. Waits for the device."""
+    """Share of salient entries in each part of the network, in the order of the parameters. Waits for the device."""
     return _shares(mask.names, mask.tensor_counts(), mask.numels)
 
 
 def _shares(names: Sequence[str], counts: Sequence[int], numels: Sequence[int]) -> dict[str, float]:
-    """``density_by_module`` from the salient entries and the entries of each parameter."""
+    """``density_by_module`` from each parameter's number of salient entries and of all entries."""
     salient: dict[str, int] = {}
     numel: dict[str, int] = {}
     for name, count, entries in zip(names, counts, numels, strict=True):
@@ -89,29 +82,44 @@ def _shares(names: Sequence[str], counts: Sequence[int], numels: Sequence[int]) 
 
 
 class Masker:
-    """Keeps the mask of a run: computes it when it is due, and remembers what is worth reporting of it.
+    """The mask of a run: computes it when it is due, and keeps what the log reports of it.
 
     Parameters
     ----------
-    setting: the run's.
-    options: how saliency is taken.
-    t_init: of the generator that draws the samples.
+    setting : Setting
+        Of the run.
+    options : SaliencyOptions
+        How saliency is taken.
+    t_init : int
+        Timestep of the generator that draws the samples.
+
+    Attributes
+    ----------
+    mask : SaliencyMask or None
+        The current mask.
+
+    Raises
+    ------
+    ValueError
+        If the options do not fit the setting.
     """
+
+    # Masks that are kept: the current one, the previous one, and the union of all.
+    MASKS = 3
 
     def __init__(self, setting: Setting, options: SaliencyOptions, t_init: int) -> None:
         options.check_saliency()
-        if options.saliency_samples == "data" and setting.forget_images is None:
+        if options.saliency_samples == "data" and setting.problem.forget_images is None:
             raise ValueError('saliency_samples is "data", but there are no images of what is to be forgotten')
-        setting.world.check_shares("saliency_batch_size", options.saliency_batch_size)
-        self.setting, self.options = setting, options
-        self.one_step = OneStepGenerator(setting.schedule, t_init)
+        setting.compute.world.check_shares("saliency_batch_size", options.saliency_batch_size)
+        self.problem, self.compute, self.options = setting.problem, setting.compute, options
+        self.one_step = OneStepGenerator(setting.problem.schedule, t_init)
         self.mask: SaliencyMask | None = None
-        # For each parameter whether it has a salient entry, where that is known without waiting for the device.
-        self.reached: list[bool] | None = None
+        self._sharded = setting.placement.fsdp
         self._previous: SaliencyMask | None = None
         self._ever: SaliencyMask | None = None
         self._pool: tuple[Tensor, Tensor] | None = None
-        self._forgotten = setting.request.conditions(setting.device).forgotten
+        self._forgotten = setting.problem.request.conditions(setting.compute.device).forgotten
 
     @property
     def samples(self) -> int:
@@ -119,26 +127,26 @@ class Masker:
         return self.options.saliency_batch_size * self.options.saliency_batches
 
     def start(self, generator: nn.Module) -> None:
-        """Forgets earlier masks and draws the samples that are drawn once, from the generator as it is."""
-        self.mask = self.reached = self._previous = self._ever = self._pool = None
+        """Drop earlier masks, and draw the samples that are drawn once from the generator as it is."""
+        self.mask = self._previous = self._ever = self._pool = None
         if self.options.saliency_score != "gradient":
             return
-        streams = Streams(self.setting.device, self.setting.seed, "saliency pool")
+        streams = Streams(self.compute.device, self.compute.seed, "saliency pool")
         if self.options.saliency_samples == "initial":
             self._pool = self._draw(streams, generator)
         elif self.options.saliency_samples == "teacher":
             labels = streams.choose("labels", self.samples, self._forgotten)
-            seed = derived_seed(self.setting.seed, "saliency teacher")
-            with self.setting.autocast():
-                images = sample_ddim(self.setting.teacher, self.setting.schedule, labels, TEACHER_STEPS, seed=seed)
+            seed = derived_seed(self.compute.seed, "saliency teacher")
+            with self.compute.autocast():
+                images = TEACHER_SAMPLER.draw(self.problem.teacher, self.problem.schedule, labels, seed)
             self._pool = images, labels
 
     @torch.no_grad()
     def _draw(self, streams: Streams, generator: nn.Module) -> tuple[Tensor, Tensor]:
         labels = streams.choose("labels", self.samples, self._forgotten)
-        z = streams.normal("z", self.samples, self.setting.sample_shape)
+        z = streams.normal("z", self.samples, self.problem.sample_shape)
         generator.eval()
-        with self.setting.autocast():
+        with self.compute.autocast():
             batch = self.options.saliency_batch_size
             images = [self.one_step(generator, *part) for part in zip(z.split(batch), labels.split(batch), strict=True)]
         return torch.cat(images), labels
@@ -148,36 +156,32 @@ class Masker:
             return self._pool
         if self.options.saliency_samples == "current":
             return self._draw(streams, generator)
-        images, labels = self.setting.forget_images, self.setting.forget_labels
+        images, labels = self.problem.forget_images, self.problem.forget_labels
         index = torch.randint(len(images), (self.samples,), generator=Streams("cpu", *streams.place).generator("data"))
-        return images[index].to(self.setting.device), labels[index].to(self.setting.device)
+        return images[index].to(self.compute.device), labels[index].to(self.compute.device)
 
     def is_due(self, iteration: int) -> bool:
-        """Whether the mask is to be computed before the generator's step of this iteration."""
+        """Whether a new mask is due before the generator's step of this iteration."""
         every = self.options.mask_refresh_steps
         return self.mask is None or (every > 0 and iteration % every == 0)
 
     def refresh(self, iteration: int, generator: nn.Module) -> None:
-        """Computes the mask anew where it is due, without waiting for the device. No gradient is left behind."""
+        """Compute a new mask if it is due, without waiting for the device. Leaves no gradient behind."""
         if not self.is_due(iteration):
             return
-        streams = Streams(self.setting.device, self.setting.seed, "saliency", iteration)
-        with self.setting.regions("saliency"):
+        streams = Streams(self.compute.device, self.compute.seed, "saliency", iteration)
+        with self.compute.regions("saliency"):
             scores = self.scores(streams, generator)
-        with self.setting.regions("selection"):
+        with self.compute.regions("selection"):
             o = self.options
-            kind = {"density": o.density} if o.density is not None else {"threshold": o.threshold}
+            limit = {"density": o.density} if o.density is not None else {"threshold": o.threshold}
             self._previous = self.mask
-            scores = self._shared_out(scores, generator)
-            if o.granularity == "entry":
-                self.mask = saliency_mask(scores, **kind)
-            else:
-                self.mask, self.reached = group_mask(scores, o.granularity, **kind)
+            self.mask = saliency_mask(self._shared_out(scores, generator), **limit)
             self._ever = self.mask if self._ever is None else self._ever | self.mask
 
     def _shared_out(self, scores: dict[str, Tensor], generator: nn.Module) -> dict[str, Tensor]:
-        """``scores`` sharded as the generator's parameters are, where every process has all of them."""
-        if not self.setting.fsdp:
+        """``scores`` sharded as the generator's parameters are; every process may have all of them."""
+        if not self._sharded:
             return scores
         return {
             name: scores[name] if is_sharded(scores[name]) else like(part_of(scores[name], param), param)
@@ -185,13 +189,23 @@ class Masker:
         }
 
     def scores(self, streams: Streams, generator: nn.Module) -> dict[str, Tensor]:
-        """What the mask ranks, by parameter's name.
+        """What the mask ranks.
 
-        g_s, the gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches; or what
-        ``saliency_score`` says instead.
+        Parameters
+        ----------
+        streams : Streams
+            Random numbers of this mask.
+        generator : nn.Module
+            Is not changed.
+
+        Returns
+        -------
+        dict of str to Tensor
+            By parameter name: g_s, the gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches;
+            or what ``saliency_score`` says instead.
         """
         o = self.options
-        network = generator if o.saliency_network == "current" else self.setting.teacher
+        network = generator if o.saliency_network == "current" else self.problem.teacher
         if o.saliency_score == "gradient":
             return self._gradient(streams, generator, network)
         params = {name: param.detach() for name, param in network.named_parameters()}
@@ -204,62 +218,62 @@ class Masker:
         }
 
     def _gradient(self, streams: Streams, generator: nn.Module, network: nn.Module) -> dict[str, Tensor]:
-        setting, o = self.setting, self.options
+        compute, schedule, o = self.compute, self.problem.schedule, self.options
         images, labels = self._samples(streams, generator)
         eps = streams.normal("eps", self.samples, images.shape[1:])
-        t = streams.timesteps("t", self.samples, 0, setting.schedule.num_train_timesteps - 1)
-        x_t = setting.schedule.add_noise(images, eps, t)
+        t = streams.timesteps("t", self.samples, 0, schedule.num_train_timesteps - 1)
+        x_t = schedule.add_noise(images, eps, t)
         network.eval()
         names, params = zip(*network.named_parameters(), strict=True)
         frozen = not params[0].requires_grad
         network.requires_grad_(True)
-        total: list[Tensor] | None = None
+        grads: list[Tensor] | None = None
         try:
-            for batch in torch.arange(self.samples, device=setting.device).split(o.saliency_batch_size):
-                part = batch[setting.world.share(o.saliency_batch_size)]
-                with setting.autocast():
+            for batch in torch.arange(self.samples, device=compute.device).split(o.saliency_batch_size):
+                part = batch[compute.world.share(o.saliency_batch_size)]
+                with compute.autocast():
                     eps_pred = predict_eps(network, x_t[part], t[part], labels[part])
                 loss = noise_prediction_loss(eps[part], eps_pred) / o.saliency_batches
-                total = add_gradients(loss, params, total)
+                grads = add_gradients(loss, params, grads)
         finally:
             network.requires_grad_(not frozen)
-        # Before it is used: the same mask everywhere. FSDP has done so.
-        if not is_sharded(total[0]):
-            setting.world.average_(total)
-        return dict(zip(names, total, strict=True))
+        # Averaged before the selection, so that every process has the same mask. FSDP has averaged its own gradients.
+        if not is_sharded(grads[0]):
+            compute.world.average_(grads)
+        return dict(zip(names, grads, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        """What the log says of the mask. Waits for the device."""
+        """The mask's entries of a line of the log. Waits for the device."""
         if self.mask is None:
             return {}
         mask = self.mask
         before = mask if self._previous is None else self._previous
-        found = [mask.nan_count, self._ever.count, (mask & before).count, (mask | before).count]
-        found += [*mask.tensor_counts(), *mask.numels]
-        if self.setting.fsdp:
-            # Of all entries, which the processes share out.
-            found = self.setting.world.totals(found)
-        (nans, ever, both, either), parts = found[:4], found[4:]
-        count, numel = parts[: len(mask)], parts[len(mask) :]
+        counts = [mask.nan_count, self._ever.count, (mask & before).count, (mask | before).count]
+        counts += [*mask.tensor_counts(), *mask.numels]
+        if self._sharded:
+            # Over all processes, each of which counts its own part.
+            counts = self.compute.world.totals(counts)
+        (nans, ever, both, either), by_tensor = counts[:4], counts[4:]
+        salient, numels = by_tensor[: len(mask)], by_tensor[len(mask) :]
         return {
-            "mask_density": sum(count) / sum(numel),
+            "mask_density": sum(salient) / sum(numels),
             "mask_iou": None if self._previous is None else (both / either if either else 1.0),
-            "mask_touched_ever": ever / sum(numel),
+            "mask_touched_ever": ever / sum(numels),
             "mask_nan_count": nans,
-            "mask_density_by_module": _shares(mask.names, count, numel),
+            "mask_density_by_module": _shares(mask.names, salient, numels),
         }
 
     def whole_mask(self, generator: nn.Module) -> SaliencyMask | None:
-        """The present mask, of all entries of the generator."""
+        """The current mask over all entries of the generator."""
         return self._whole(self.mask, generator)
 
     def _whole(self, mask: SaliencyMask | None, generator: nn.Module) -> SaliencyMask | None:
-        if mask is None or not self.setting.fsdp:
+        if mask is None or not self._sharded:
             return mask
         return mask.whole(list(generator.parameters()))
 
     def state_dict(self, generator: nn.Module) -> dict[str, Any]:
-        """What ``load_state_dict`` goes on from, with masks of all entries of the generator."""
+        """State to resume from, with masks over all entries of the generator."""
         masks = {"mask": self.mask, "previous": self._previous, "ever": self._ever}
         whole = {name: self._whole(mask, generator) for name, mask in masks.items()}
         state: dict[str, Any] = {name: None if mask is None else mask.words for name, mask in whole.items()}
@@ -267,19 +281,17 @@ class Masker:
         return state | {"pool_images": images, "pool_labels": labels}
 
     def load_state_dict(self, state: dict[str, Any], generator: nn.Module) -> None:
-        """Goes on from a state; ``generator`` is the network whose parameters the masks are of."""
+        """Resume from a state; ``generator`` is the network whose parameters the masks cover."""
         names = [name for name, _ in generator.named_parameters()]
         shapes = [param.shape for param in generator.parameters()]
-        device = self.setting.device
+        device = self.compute.device
 
-        def mask(name: str) -> SaliencyMask | None:
+        def load(name: str) -> SaliencyMask | None:
             if state[name] is None:
                 return None
-            made = SaliencyMask(state[name].to(device), shapes, names)
-            return made.part(list(generator.parameters())) if self.setting.fsdp else made
+            mask = SaliencyMask(state[name].to(device), shapes, names)
+            return mask.part(list(generator.parameters())) if self._sharded else mask
 
-        self.mask, self._previous, self._ever = mask("mask"), mask("previous"), mask("ever")
-        if self.options.granularity != "entry" and self.mask is not None:
-            self.reached = [count > 0 for count in self.mask.tensor_counts()]
+        self.mask, self._previous, self._ever = load("mask"), load("previous"), load("ever")
         images, labels = state["pool_images"], state["pool_labels"]
         self._pool = None if images is None else (images.to(device), labels.to(device))

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..checks import check_int, check_number
+from ..checks import check_int, check_literals, check_number
+from ..diffusion import NUM_TRAIN_TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class ScoreForgettingOptions:
     t_init: int = 440
     """Timestep at which the generator is fed pure noise."""
     t_min: int = 38
-    """Least timestep at which scores are compared."""
+    """Lowest timestep at which scores are compared."""
     t_max: int = 711
-    """Largest timestep at which scores are compared, itself included."""
+    """Highest timestep at which scores are compared, inclusive."""
     alpha: float = 1.2
     """Weight of the squared term in the distillation loss."""
     score_retain_weight: float = 1.0
@@ -39,13 +40,13 @@ class ScoreForgettingOptions:
     generator_forget_weight: float = 0.01
     """Weight of L_forget in theta's loss."""
     regression_weight: float = 0.0
-    """Weight of a further loss ||G(z, c_f) - sg G(z, c_o)||^2 in theta's; 0 leaves it out."""
+    """Weight of an additional loss ||G(z, c_f) - sg G(z, c_o)||^2 in theta's; 0 leaves it out."""
     score_learning_rate: float = 1e-5
-    """Of psi."""
+    """Learning rate of psi."""
     generator_learning_rate: float = 1e-5
-    """Of theta."""
+    """Learning rate of theta."""
     lr_scheduler: Literal["constant", "linear"] = "constant"
-    """Learning rates over the run: constant, or falling linearly to lr_end_factor of what they were."""
+    """Learning rates over the run: constant, or falling linearly to lr_end_factor of their start."""
     lr_end_factor: float = 0.1
     """Where the linear scheduler ends."""
     score_guidance_scale: float = 1.0
@@ -55,14 +56,14 @@ class ScoreForgettingOptions:
     teacher_guidance_scale: float = 1.0
     """Guidance of the teacher in theta's loss (kappa_4)."""
     condition_dropout: float = 0.1
-    """Share of psi's training samples whose condition is dropped, where score_guidance_scale is not 1."""
+    """Share of psi's training samples whose condition is dropped if score_guidance_scale is not 1."""
     negative_roles: tuple[bool, bool, bool] = (False, False, True)
-    """Text only: whether the negative text stands for "no condition" of what is to be forgotten, in psi's training, for
-    psi in theta's loss, for the teacher."""
+    """Text only: whether the negative text replaces the null label for forgotten samples, in psi's training, for psi in
+    theta's loss, for the teacher."""
     negative_for_retained: bool = False
-    """Text only: the negative text also for what is to stay."""
+    """Text only: use the negative text for retained samples too."""
     score_sees_cover: bool = False
-    """Tell psi the cover, not what is to be forgotten, about samples of the latter."""
+    """Give psi the cover as the label of forgotten samples."""
     adam_beta1: float = 0.0
     """Adam's decay of the first moment; at 0 there is none."""
     adam_beta2: float = 0.999
@@ -72,17 +73,17 @@ class ScoreForgettingOptions:
     max_grad_value: float | None = 1.0
     """Gradients are clipped to this by value."""
     ema_decay: float | None = 0.9999
-    """Of the averaged generator, which is evaluated and saved. None: no average."""
+    """Decay of the averaged generator, which is evaluated and saved. None: no average."""
     variance: Literal["combined", "retain"] = "combined"
-    """What Adam's second moment of theta is of: the whole gradient, or the retain gradient alone."""
+    """Gradient of the second moment of theta's Adam: the whole gradient, or the retain gradient alone."""
     max_update: float | None = None
     """Largest update of an entry of theta, in learning rates."""
     split_batches: bool = False
-    """Compute with retained and then with forgotten samples instead of with both at once: about half the memory of
-    activations, in more and smaller calls. Dropout draws other numbers."""
+    """Compute retained samples and then forgotten ones instead of both at once: about half the memory for activations,
+    in more and smaller calls. Dropout draws other numbers."""
     cuda_graphs: bool = False
     """Capture the forward and backward passes of a step in CUDA graphs: for networks and batches that are too small to
-    keep a GPU busy. Every weight gradient is computed, those of parameters outside the mask too."""
+    keep a GPU busy."""
 
     @property
     def forget_samples(self) -> int:
@@ -91,17 +92,18 @@ class ScoreForgettingOptions:
 
     @property
     def guidance_scales(self) -> tuple[float, float, float]:
-        """Of psi's training, of psi in theta's loss, of the teacher."""
+        """Guidance of psi's training, of psi in theta's loss, of the teacher."""
         return self.score_guidance_scale, self.score_eval_guidance_scale, self.teacher_guidance_scale
 
     def learning_rate_factor(self, iteration: int, iterations: int) -> float:
-        """What learning rates are multiplied with in iteration ``iteration`` of ``iterations``."""
+        """Factor of the learning rates in iteration ``iteration`` of ``iterations``."""
         if self.lr_scheduler == "constant":
             return 1.0
         return 1.0 - (1.0 - self.lr_end_factor) * iteration / max(1, iterations - 1)
 
-    def check(self, num_train_timesteps: int) -> None:
-        """Raises ValueError or TypeError, naming the option, where one is out of range."""
+    def check(self, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> None:
+        """Check all options. ValueError or TypeError, naming the option, if one is out of range."""
+        check_literals(self)
         for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps"):
             check_int(name, getattr(self, name), 1)
         check_int("forget_batch_size", self.forget_samples, 1)
@@ -127,7 +129,3 @@ class ScoreForgettingOptions:
         for name in ("max_grad_value", "max_update"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), open_low=True)
-        if self.lr_scheduler not in ("constant", "linear"):
-            raise ValueError(f'lr_scheduler is {self.lr_scheduler!r}, expected "constant" or "linear"')
-        if self.variance not in ("combined", "retain"):
-            raise ValueError(f'variance is {self.variance!r}, expected "combined" or "retain"')

@@ -1,9 +1,10 @@
 """PECKER (arXiv 2604.05634): score forgetting whose forget gradient reaches salient parameters only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from .distillation import DistillationPhase, ScoreForgetting
+from ..diffusion import NUM_TRAIN_TIMESTEPS
+from .distillation import DistillationPhase, ScoreForgetting, process_share
 from .masking import Masker, SaliencyOptions
 from .options import ScoreForgettingOptions
 from .setting import Setting
@@ -18,13 +19,9 @@ class PeckerOptions(SaliencyOptions, ScoreForgettingOptions):
     update: Literal["joint", "alternate"] = "joint"
     """One step with both gradients, or a masked step on the forget gradient and then one on the retain gradient."""
 
-    def check(self, num_train_timesteps: int) -> None:
+    def check(self, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> None:
         super().check(num_train_timesteps)
         self.check_saliency()
-        if self.mask_scope not in ("forget", "all"):
-            raise ValueError(f'mask_scope is {self.mask_scope!r}, expected "forget" or "all"')
-        if self.update not in ("joint", "alternate"):
-            raise ValueError(f'update is {self.update!r}, expected "joint" or "alternate"')
         if self.variance == "retain" and (self.mask_scope == "all" or self.update == "alternate"):
             raise ValueError(
                 'variance is "retain", which needs both gradients in one step: mask_scope="forget" and update="joint"'
@@ -32,8 +29,8 @@ class PeckerOptions(SaliencyOptions, ScoreForgettingOptions):
 
 
 class Pecker(ScoreForgetting):
-    """PECKER: before the generator's step, the mask is taken of the noise-prediction gradient on what is to be
-    forgotten; the forget gradient reaches the mask's entries, the retain gradient all."""
+    """PECKER: before the generator's step, the mask is taken from the noise-prediction gradient on forgotten classes;
+    the forget gradient reaches the mask's entries, the retain gradient all."""
 
     name = "pecker"
     Options = PeckerOptions
@@ -53,4 +50,12 @@ class Pecker(ScoreForgetting):
                 update=options.update,
                 mask_scope=options.mask_scope,
             )
+        )
+
+    @classmethod
+    def rehearsal_options(cls, options: PeckerOptions, processes: int) -> PeckerOptions:
+        return replace(
+            super().rehearsal_options(options, processes),
+            saliency_batch_size=process_share("saliency_batch_size", options.saliency_batch_size, processes),
+            saliency_batches=min(2, options.saliency_batches),
         )

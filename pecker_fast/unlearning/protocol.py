@@ -1,17 +1,17 @@
 """What the training loop knows of a method: ordered phases, each a number of iterations on one objective."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import TextConditioned
+from ..diffusion import Sampler
 from ..mask import SaliencyMask
-from ..models import save_network, save_text_network
+from ..optim import MaskedAdam
 from ..sharding import local
 from .setting import Setting
 
@@ -19,15 +19,19 @@ from .setting import Setting
 class Phase(ABC):
     """A stretch of a run.
 
-    Everything random in an iteration derives from the setting's seed, the phase and the iteration's number, so that a
-    run that is resumed needs the state of no generator.
+    Everything random in an iteration derives from the seed, the phase and the iteration's number, so a resumed run
+    needs no generator state.
 
     Attributes
     ----------
-    name: unique within the method.
-    iterations: steps that make the phase complete.
-    images_per_iteration: generated or real images that an iteration is counted as (the batch, as the papers count).
-    is_preparation: it leaves the network as it is, so that there is nothing to evaluate.
+    name : str
+        Unique within the method.
+    iterations : int
+        Number of iterations that complete the phase.
+    images_per_iteration : int
+        Generated or real images that an iteration counts as: the batch, as the papers count.
+    is_preparation : bool
+        Whether the phase leaves the network unchanged, so that there is nothing to evaluate.
     """
 
     name: str
@@ -37,45 +41,106 @@ class Phase(ABC):
 
     @abstractmethod
     def start(self, previous: "Phase | None") -> None:
-        """Begins the phase, taking over from the one before it. Not called when a run is resumed within the phase."""
+        """Begin the phase with the result of the previous one. Not called if a run resumes within the phase."""
 
     @abstractmethod
     def step(self, iteration: int) -> dict[str, Tensor]:
-        """Iteration number ``iteration``, from 0. Returns its losses, scalars on the device, without waiting for it."""
+        """Run one iteration.
+
+        Parameters
+        ----------
+        iteration : int
+            Its number within the phase, from 0.
+
+        Returns
+        -------
+        dict of str to Tensor
+            Losses by name: scalars on the device, without waiting for it.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What else is worth a line in the log at present, as JSON. May wait for the device."""
+        """Current values for the log beside the losses, as JSON. May wait for the device."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that ``load_state_dict`` needs to go on: tensors, numbers and strings in dicts and lists. Where
-        networks are sharded, every process of the run calls it, and the main one's is complete."""
+        """State to resume from: tensors, numbers and strings in dicts and lists.
+
+        If networks are sharded, every process of the run calls this, and the main process has the complete state.
+        """
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state. Raises ValueError where it is another network's."""
+        """Resume from a state. ValueError if the state is another network's."""
 
     @abstractmethod
     def trained_parameters(self) -> Iterable[Tensor]:
-        """Every parameter that the phase trains."""
+        """All parameters that the phase trains."""
 
     @abstractmethod
     def averaged(self) -> AbstractContextManager[nn.Module]:
-        """Within it the network to keep, with its averaged weights where there are any, in eval mode and not sharded.
-        Where networks are sharded, every process of the run enters it."""
+        """Context that yields the resulting network: with averaged weights if there are any, in eval mode, not sharded.
+
+        If networks are sharded, every process of the run enters it.
+        """
 
     def last_mask(self) -> SaliencyMask | None:
-        """The mask of the last step, over the parameters of the network that ``averaged`` gives; None for phases
-        without one. Where networks are sharded, every process of the run calls it."""
+        """The last step's mask over the parameters of the network of ``averaged``; None for phases without one.
+
+        If networks are sharded, every process of the run calls this.
+        """
         return None
 
     def is_finite(self) -> bool:
-        """Whether all trained parameters are finite, of sharded ones this process's parts. Waits for the device."""
+        """Whether all trained parameters are finite; of sharded ones, this process's parts. Waits for the device."""
         with torch.no_grad():
             parts = [local(p.detach()) for p in self.trained_parameters()]
             norms = torch._foreach_norm([part for part in parts if part.numel()], float("inf"))
             return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network that a phase trains, for an estimate of memory.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    optimizer : MaskedAdam
+        Its optimizer.
+    step : {"plain", "masked", "joint", "alternate"}
+        How the optimizer is called: without a mask; with a mask for the whole step; with a second, masked gradient;
+        or a masked step and then a plain one.
+    density : float
+        Share of salient entries in the masks.
+    masks : int
+        Number of masks that are kept of the network.
+    """
+
+    network: nn.Module
+    optimizer: MaskedAdam
+    step: Literal["plain", "masked", "joint", "alternate"] = "plain"
+    density: float = 1.0
+    masks: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What an estimate of memory needs to know of a method's last phase.
+
+    Parameters
+    ----------
+    networks : sequence of TrainedNetwork
+        The networks that are trained.
+    rehearse : callable
+        ``rehearse(note)`` computes the gradients of an iteration, takes no step and leaves no gradient behind. It calls
+        ``note(name)`` when the part ``name`` of the iteration is complete, and ``note(None)`` if what came since the
+        last call belongs to no part.
+    """
+
+    networks: Sequence[TrainedNetwork]
+    rehearse: Callable[[Callable[[str | None], None]], None]
 
 
 class Method(ABC):
@@ -83,55 +148,82 @@ class Method(ABC):
 
     Parameters
     ----------
-    setting: teacher, schedule, what to forget, seed, device.
-    options: an instance of ``Options``.
+    setting : Setting
+        Problem, compute and placement.
+    options : object
+        An instance of ``Options``.
 
     Attributes
     ----------
-    name: on the command line and in every file; only classes that set it are methods.
-    Options: a frozen dataclass of the method's hyper-parameters, with help in its docstring.
-    defaults: fields of Options that the method sets whatever the preset says.
-    forgets_prompts: whether the method takes text-conditional networks, and prompts to forget.
-    phases: in order.
+    name : str
+        Name on the command line and in all files. Only classes that set it are methods.
+    Options : type
+        Frozen dataclass of the method's hyper-parameters, with help in its docstrings.
+    defaults : dict
+        Values of Options that the method sets whatever the preset says.
+    forgets_prompts : bool
+        Whether the method takes text-conditional networks, and prompts to forget.
+    shards : bool
+        Whether its networks can be shared among processes.
+    shards_without : tuple of str
+        Options that cannot be set then.
+    trains_adapters : bool
+        Whether it trains a score network, which can have low-rank adapters.
+    trains_low_precision : bool
+        Whether it trains weights in bfloat16 or float16.
+    phases : list of Phase
+        In order.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type]
     defaults: ClassVar[dict[str, Any]] = {}
     forgets_prompts: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
+    shards_without: ClassVar[tuple[str, ...]] = ()
+    trains_adapters: ClassVar[bool] = False
+    trains_low_precision: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:
-        if setting.fsdp:
-            self.check_sharding(options, setting.world.size, setting.compile, setting.score_lora_rank)
+        compute = setting.compute
+        setting.placement.check_method(type(self), options, processes=compute.world.size, compile=compute.compile)
         self.setting = setting
         self.options = options
         self.phases: list[Phase] = []
 
     @classmethod
     def needs_data(cls, options: Any) -> bool:
-        """Whether these options need ``Setting.training_images``; where they do not, a checkpoint is all."""
+        """Whether the method needs ``Problem.training_images`` with these options; otherwise the network is all."""
         return False
 
     @classmethod
-    def check_sharding(cls, options: Any, processes: int, torch_compile: bool, score_lora_rank: int) -> None:
-        """Raises ValueError where the processes of a run cannot share out this method's networks (``Setting.fsdp``)."""
-        raise ValueError(f"fsdp is set, but {cls.name} shards no networks: it is for pecker, pecker+ and sfd")
+    def rehearsal_options(cls, options: Any, processes: int) -> Any:
+        """Options of an iteration that takes as much memory as those of a run, with less to compute.
 
-    @abstractmethod
-    def sampling(self) -> dict[str, Any]:
-        """How ``sample`` draws, for metrics.json: "sampler" and "sampling_steps", its evaluations of the network an
-        image (with guidance each is of two), and what else settles it."""
+        Parameters
+        ----------
+        options : object
+            The run's options.
+        processes : int
+            Number of processes that share its batches.
 
-    def save(self, folder: Path, network: nn.Module) -> None:
-        """Writes ``network``, as ``Phase.averaged`` gives it, into ``folder/unet`` in diffusers' layout."""
-        if isinstance(network, TextConditioned):
-            save_text_network(folder / "unet", network)
-            return
-        save_network(folder / "unet", network, self.setting.schedule)
+        Returns
+        -------
+        object
+            Options for one process: a process's share of the batches, in as few micro-batches as possible.
 
-    @abstractmethod
-    def sample(self, network: nn.Module, labels: Tensor, seed: int, batch_size: int = 256) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1] of ``network``, as the method's networks are meant to be sampled.
-
-        ``network``: what ``Phase.averaged`` gives. The noise of sample i depends on seed and i alone.
+        Raises
+        ------
+        ValueError
+            If the method has no ``memory_plan``, or the processes cannot share the batches equally.
         """
+        raise ValueError(f"the memory of method {cls.name!r} cannot be estimated: it has no memory plan")
+
+    def memory_plan(self) -> MemoryPlan:
+        """What an estimate of memory needs. Methods with ``rehearsal_options`` have one."""
+        raise NotImplementedError
+
+    @property
+    @abstractmethod
+    def sampler(self) -> Sampler:
+        """How the method's networks are meant to be sampled, under ``compute.autocast()``."""

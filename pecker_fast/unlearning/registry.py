@@ -1,4 +1,5 @@
-"""Methods by name. A file of this package that defines a ``Method`` with a name is a method; nothing lists them."""
+"""Methods by name. A class of this package that derives from ``Method`` and has a name is a method; nothing lists
+them."""
 
 import importlib
 import inspect
@@ -12,15 +13,15 @@ from .protocol import Method
 def _methods() -> dict[str, type[Method]]:
     package = __name__.rpartition(".")[0]
     paths = importlib.import_module(package).__path__
-    found = {}
+    methods: dict[str, type[Method]] = {}
     for module in pkgutil.iter_modules(paths, package + "."):
         for _, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            # Modules first: to Python 3.10 Callable[[], int] is a class, which issubclass then does not take.
+            # The module first: Python 3.10 takes Callable[[], int] for a class, which issubclass then rejects.
             if value.__module__ == module.name and issubclass(value, Method) and "name" in vars(value):
-                if value.name in found:
-                    raise RuntimeError(f"two methods are called {value.name!r}: {found[value.name]} and {value}")
-                found[value.name] = value
-    return dict(sorted(found.items()))
+                if value.name in methods:
+                    raise RuntimeError(f"two methods are called {value.name!r}: {methods[value.name]} and {value}")
+                methods[value.name] = value
+    return dict(sorted(methods.items()))
 
 
 def method_names() -> list[str]:
@@ -29,7 +30,7 @@ def method_names() -> list[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The method called ``name``. ValueError where there is none."""
+    """The class of a method by its name. ValueError if there is no such method."""
     if name not in _methods():
         raise ValueError(f"method is {name!r}, expected one of {', '.join(_methods())}")
     return _methods()[name]

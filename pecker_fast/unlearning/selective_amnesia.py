@@ -1,10 +1,10 @@
-"""Selective Amnesia (Heng and Soh, arXiv 2305.10120): continual learning turned to forgetting.
+"""Selective Amnesia (Heng and Soh, arXiv 2305.10120): continual learning applied to forgetting.
 
 1. "replay": the teacher draws images of every class.
 2. "fisher": F = E_x[(grad sum_t ||eps - eps_theta(x_t, t, c)||^2)^2], the square after the sum over the timesteps.
 3. "forget": L = L(x ~ q, c_f) + replay_weight L(x replayed, c_r) + ewc_weight sum_i F_i (theta_i - theta*_i)^2,
    where L(x, c) is the noise-prediction loss, theta* the pretrained weights and q the surrogate: U[-1, 1] for classes,
-   for prompts what the teacher draws of the cover prompt of c_f.
+   for prompts the teacher's samples of the cover prompt of c_f.
 
 For prompts the second phase is a run of its own (``FisherInformation``), whose result serves every request.
 """
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_number
-from ..diffusion import noise_prediction_loss, predict_eps
+from ..diffusion import NUM_TRAIN_TIMESTEPS, noise_prediction_loss, predict_eps
 from ..saliency import SaliencyAccumulator
 from .denoising import Batches, NetworkOptions, NetworkPhase, drop_condition
-from .esd import TRAINED, choose_trained, is_text
 from .many_step import ManyStepMethod, SamplingOptions
 from .protocol import Phase
 from .replay import Accumulation, Drawing, Pool, ReplayOptions, load_scores
 from .setting import Setting
 from .streams import Streams
+from .trained import Trained, choose_trained
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,20 @@ class SelectiveAmnesiaOptions(SamplingOptions, ReplayOptions, NetworkOptions):
     """Options of Selective Amnesia. The defaults are those published for CIFAR-10."""
 
     replay_images: int | None = None
-    """Instead of replay_images_per_class: how many images in all, of the classes or of the prompts that are to stay,
-    in turn."""
+    """Number of images in all, of the classes or of the retained prompts in turn; instead of
+    replay_images_per_class."""
     surrogate_images: int = 1000
-    """Images of the cover prompts, in turn, that the network learns to draw for what is to be forgotten; classes become
+    """Images of the cover prompts, in turn, that the network learns to draw for the forgotten prompts; classes become
     uniform noise instead."""
-    trained: Literal["x", "x-strict", "u", "all"] = "all"
+    trained: Trained = "all"
     """Which parameters are trained, as in esd: the published "full" is all, its "noxattn" is u."""
     loss_reduction: Literal["sum", "mean"] = "sum"
-    """Over the dimensions of an image, of both losses and of the one whose gradients make the Fisher information. The
-    public code sums for classes and averages for Stable Diffusion; the weight of the consolidation refers to it."""
-
+    """Over the dimensions of an image, for both losses and for the loss of the Fisher information. The public code sums
+    for classes and averages for Stable Diffusion; the weight of the consolidation depends on it."""
     max_train_steps: int = 20_000
     """Steps that forget."""
     ema_decay: float | None = 0.9999
-    """Of the averaged weights, which are evaluated and saved. None: no average."""
+    """Decay of the averaged weights, which are evaluated and saved. None: no average."""
     eval_guidance_scale: float = 3.0
     """Guidance of the evaluation; 1 is none."""
     replay_weight: float = 1.0
@@ -54,27 +53,24 @@ class SelectiveAmnesiaOptions(SamplingOptions, ReplayOptions, NetworkOptions):
     ewc_weight: float = 10.0
     """Weight of the elastic weight consolidation (lambda)."""
     fisher_samples: int | None = None
-    """Replayed images that the Fisher information is taken on, of all classes in turn; all of them by default."""
+    """Replayed images for the Fisher information, of all classes in turn; all of them by default."""
     fisher_batch_size: int = 1
-    """Of these in an iteration; processes share them."""
-    fisher_timesteps: int = 1000
-    """Timesteps in the sum of an image's losses. Fewer than there are: one of each of so many equal stretches, and the
-    sum is scaled up."""
+    """Images of these in an iteration; processes share them."""
+    fisher_timesteps: int = NUM_TRAIN_TIMESTEPS
+    """Timesteps in the sum of an image's losses. If fewer than the schedule has, one is drawn from each of as many
+    equal stretches, and the sum is scaled up."""
     fisher_chunks: int = 20
-    """Batches that these timesteps are computed in."""
+    """Batches in which these timesteps are computed."""
     fisher_condition_dropout: float = 0.1
-    """Share of labels that become "no condition" there, where the network has that label."""
+    """Share of labels that become "no condition" there, if the network has that label."""
 
-    def check(self, num_train_timesteps: int) -> None:
+    def check(self, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> None:
         super().check(num_train_timesteps)
         self.check_sampling(num_train_timesteps)
         self.check_replay(num_train_timesteps)
         if self.replay_images is not None:
             check_int("replay_images", self.replay_images, 1)
         check_int("surrogate_images", self.surrogate_images, 1)
-        for name, allowed in (("trained", TRAINED), ("loss_reduction", ("sum", "mean"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         check_number("replay_weight", self.replay_weight)
         check_number("ewc_weight", self.ewc_weight)
         if self.fisher_samples is not None:
@@ -92,34 +88,41 @@ def _loss(options: SelectiveAmnesiaOptions, eps: Tensor, eps_pred: Tensor) -> Te
 
 
 def _pool(setting: Setting, options: SelectiveAmnesiaOptions, surrogates: int = 0) -> Pool:
-    """Room for ``surrogates`` images of cover prompts, labelled with what is to be forgotten, then for those that are
-    replayed; labels take turns."""
-    request = setting.request
-    if is_text(setting):
-        kept = request.labels(list(dict.fromkeys(request.retain)))
+    """An empty pool: ``surrogates`` images of cover prompts, labelled with the forgotten prompts, then the replayed
+    images; labels take turns."""
+    problem, request = setting.problem, setting.problem.request
+    if problem.forgets_prompts:
+        retained = request.labels(list(dict.fromkeys(request.retain)))
         pairs = zip(request.labels(request.forget), request.labels(request.cover), strict=True)
         pairs = torch.tensor(list(pairs))[torch.arange(surrogates) % len(request.forget)]
     else:
-        kept, pairs = range(request.num_classes), torch.zeros(0, 2, dtype=torch.int64)
-    count = options.replay_images or len(kept) * options.replay_images_per_class
-    kept = torch.tensor(list(kept))[torch.arange(count) % len(kept)]
-    images = torch.zeros(len(pairs) + count, *setting.sample_shape)
-    return Pool(torch.cat([pairs[:, 0], kept]), images, torch.cat([pairs[:, 1], kept]))
+        retained, pairs = list(range(request.num_classes)), torch.zeros(0, 2, dtype=torch.int64)
+    count = options.replay_images or len(retained) * options.replay_images_per_class
+    replayed = torch.tensor(retained)[torch.arange(count) % len(retained)]
+    images = torch.zeros(len(pairs) + count, *problem.sample_shape)
+    return Pool(torch.cat([pairs[:, 0], replayed]), images, torch.cat([pairs[:, 1], replayed]))
 
 
 class FisherPass(Accumulation):
-    """The diagonal of the Fisher information, sample by sample.
+    """Computes the diagonal of the Fisher information, sample by sample.
 
     Parameters
     ----------
-    setting, options, pool, network: of the method.
+    setting, options, pool, network
+        Of the method.
+
+    Raises
+    ------
+    ValueError
+        If the samples are not in the pool, or are not a multiple of the batch.
     """
 
     name = "fisher"
 
     def __init__(self, setting: Setting, options: SelectiveAmnesiaOptions, pool: Pool, network: nn.Module) -> None:
         super().__init__(setting, network, pool, "sq_sum")
-        setting.world.check_shares("fisher_batch_size", options.fisher_batch_size)
+        world = setting.compute.world
+        world.check_shares("fisher_batch_size", options.fisher_batch_size)
         self.options = options
         self.samples = len(pool) if options.fisher_samples is None else options.fisher_samples
         if self.samples > len(pool):
@@ -130,45 +133,45 @@ class FisherPass(Accumulation):
             )
         self.iterations = self.samples // options.fisher_batch_size
         self.images_per_iteration = options.fisher_batch_size
-        # Processes add up what each finds in an iteration, so that all hold the whole sum whatever their number.
-        alone = setting.world.size == 1
-        self._part = self.accumulator if alone else SaliencyAccumulator(network, "sq_sum")
+        # Processes add up their sums of each iteration, so that all have the total whatever their number.
+        self._part = self.accumulator if world.size == 1 else SaliencyAccumulator(network, "sq_sum")
 
     def step(self, iteration: int) -> dict[str, Tensor]:
-        setting, count = self.setting, self.options.fisher_batch_size
-        here = setting.world.share(count)
+        compute, count = self.setting.compute, self.options.fisher_batch_size
+        rows = compute.world.share(count)
         losses = []
         self.network.eval()
-        with setting.regions("saliency"):
-            for sample in range(iteration * count + here.start, iteration * count + here.stop):
+        with compute.regions("saliency"):
+            for sample in range(iteration * count + rows.start, iteration * count + rows.stop):
                 losses.append(self._sample(sample))
                 self._part.add()
                 self.network.zero_grad(set_to_none=True)
-        if setting.world.size > 1:
-            found, total = list(self._part.scores.values()), list(self.accumulator.scores.values())
-            setting.world.average_(found)
-            torch._foreach_add_(total, found, alpha=setting.world.size)
+        if compute.world.size > 1:
+            sums, total = list(self._part.scores.values()), list(self.accumulator.scores.values())
+            compute.world.average_(sums)
+            torch._foreach_add_(total, sums, alpha=compute.world.size)
             self._part.reset()
         return {"loss_fisher": torch.stack(losses).mean()}
 
     def _sample(self, sample: int) -> Tensor:
-        """Adds the gradient of the sum over the timesteps of one image's losses. Returns the losses' mean."""
-        o, setting = self.options, self.setting
-        streams = Streams(setting.device, setting.seed, self.name, sample)
-        n, steps = o.fisher_timesteps, setting.schedule.num_train_timesteps
-        # One timestep of each stretch; all of them where there are as many stretches as timesteps.
-        within = torch.rand(n, generator=streams.generator("t"), device=setting.device, dtype=torch.float64)
-        t = ((torch.arange(n, device=setting.device) + within) * steps / n).long().clamp(max=steps - 1)
+        """Add the gradient of the sum over timesteps of one image's losses. Returns the losses' mean."""
+        o, compute, schedule = self.options, self.setting.compute, self.setting.problem.schedule
+        device = compute.device
+        streams = Streams(device, compute.seed, self.name, sample)
+        n, steps = o.fisher_timesteps, schedule.num_train_timesteps
+        # One timestep of each stretch; all of them if there are as many stretches as timesteps.
+        within = torch.rand(n, generator=streams.generator("t"), device=device, dtype=torch.float64)
+        t = ((torch.arange(n, device=device) + within) * steps / n).long().clamp(max=steps - 1)
         if n == steps:
-            t = torch.arange(steps, device=setting.device)
-        x0 = self.pool.batch(torch.tensor([sample])).to(setting.device)
-        labels = self.pool.labels[sample].to(setting.device).expand(n)
+            t = torch.arange(steps, device=device)
+        x0 = self.pool.batch(torch.tensor([sample])).to(device)
+        labels = self.pool.labels[sample].to(device).expand(n)
         labels = drop_condition(streams, labels, o.fisher_condition_dropout, self.null, n, slice(None))
         eps = streams.normal("eps", n, x0.shape[1:])
-        total = torch.zeros((), device=setting.device)
-        for rows in torch.arange(n, device=setting.device).tensor_split(o.fisher_chunks):
-            with setting.autocast():
-                x_t = setting.schedule.add_noise(x0.expand(len(rows), *x0.shape[1:]), eps[rows], t[rows])
+        total = torch.zeros((), device=device)
+        for rows in torch.arange(n, device=device).tensor_split(o.fisher_chunks):
+            with compute.autocast():
+                x_t = schedule.add_noise(x0.expand(len(rows), *x0.shape[1:]), eps[rows], t[rows])
                 eps_pred = predict_eps(self.network, x_t, t[rows], labels[rows])
             loss = _loss(o, eps[rows], eps_pred) * len(rows)
             (loss * (steps / n)).backward()
@@ -176,7 +179,7 @@ class FisherPass(Accumulation):
         return total / n
 
     def fisher(self) -> dict[str, Tensor]:
-        """F by parameter's name, once the pass is complete."""
+        """F by parameter name, once the pass is complete."""
         return {name: score / self.samples for name, score in self.accumulator.scores.items()}
 
 
@@ -185,76 +188,83 @@ class SelectiveAmnesiaPhase(NetworkPhase):
 
     Parameters
     ----------
-    setting, options, pool, network: of the method.
-    surrogates: so many images of the pool, its first, are learnt in place of what is to be forgotten; 0: uniform noise.
+    setting, options, pool, network
+        Of the method.
+    surrogates : int
+        The first ``surrogates`` images of the pool are learnt for the forgotten prompts; 0: uniform noise is learnt for
+        the forgotten classes.
 
-    Raises ValueError where ``setting.fisher`` is of another network.
+    Raises
+    ------
+    ValueError
+        If ``problem.fisher`` is of another network.
     """
 
     def __init__(
         self, setting: Setting, options: SelectiveAmnesiaOptions, pool: Pool, network: nn.Module, surrogates: int = 0
     ) -> None:
-        super().__init__(setting, network, setting.schedule, options, name="forget")
-        self.setting, self.pool = setting, pool
+        problem, compute = setting.problem, setting.compute
+        super().__init__(compute, network, problem.schedule, options, name="forget")
+        self.problem, self.pool = problem, pool
         self.surrogates, count = None, options.train_batch_size
         if surrogates:
-            own = {"members": torch.arange(surrogates), "name": "surrogate epoch"}
-            self.surrogates = Batches(setting.seed, pool, count, **own)
-            self.replayed = Batches(setting.seed, pool, count, members=torch.arange(surrogates, len(pool)))
+            first, others = torch.arange(surrogates), torch.arange(surrogates, len(pool))
+            self.surrogates = Batches(compute.seed, pool, count, members=first, name="surrogate epoch")
+            self.replayed = Batches(compute.seed, pool, count, members=others)
         else:
-            self.replayed = Batches(setting.seed, pool, count, classes=setting.request.retained_classes)
-        self.conditions = setting.request.conditions(setting.device)
+            self.replayed = Batches(compute.seed, pool, count, classes=problem.request.retained_classes)
+        self.conditions = problem.request.conditions(compute.device)
         trained = [(name, param) for name, param in network.named_parameters() if param.requires_grad]
         self._fisher = {name: torch.zeros_like(param).detach() for name, param in trained}
-        if setting.fisher is not None:
-            missing = [name for name in self._fisher if name not in setting.fisher]
+        if problem.fisher is not None:
+            missing = [name for name in self._fisher if name not in problem.fisher]
             if missing:
                 raise ValueError(f"fisher has no parameter {missing[0]}: it is of another network")
-            load_scores(self._fisher, {name: setting.fisher[name] for name in self._fisher})
+            load_scores(self._fisher, {name: problem.fisher[name] for name in self._fisher})
 
     def start(self, previous: Phase | None) -> None:
         super().start(previous)
-        if self.setting.fisher is None:
+        if self.problem.fisher is None:
             load_scores(self._fisher, previous.fisher())
 
     def _forgotten(self, streams: Streams, iteration: int, count: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """This process's surrogates, images or latents, and the labels that they are learnt for."""
-        setting = self.setting
+        compute = self.compute
         if self.surrogates is not None:
-            return self.surrogates.take(iteration, setting)
-        here = setting.world.share(count)
-        noise = torch.rand((count, *shape), generator=streams.generator("surrogate"), device=setting.device)
-        return 2 * noise[here] - 1, self.conditions.draw_forgotten(streams, count)[0][here]
+            return self.surrogates.take(iteration, compute)
+        rows = compute.world.share(count)
+        noise = torch.rand((count, *shape), generator=streams.generator("surrogate"), device=compute.device)
+        return 2 * noise[rows] - 1, self.conditions.draw_forgotten(streams, count)[0][rows]
 
     def backward(self, streams: Streams, iteration: int) -> dict[str, Tensor]:
-        o, setting, count = self.options, self.setting, self.options.train_batch_size
-        here = setting.world.share(count)
-        with setting.regions("data"):
-            replayed, retained = self.replayed.take(iteration, setting)
+        o, compute, count = self.options, self.compute, self.options.train_batch_size
+        rows = compute.world.share(count)
+        with compute.regions("data"):
+            replayed, retained = self.replayed.take(iteration, compute)
             surrogates, forgotten = self._forgotten(streams, iteration, count, replayed.shape[1:])
         # The same timesteps for both.
-        t = streams.antithetic_timesteps("t", count, self.schedule.num_train_timesteps)[here]
+        t = streams.antithetic_timesteps("t", count, self.schedule.num_train_timesteps)[rows]
         losses = {}
         self.network.train()
         for purpose, x0, labels, weight in (
             ("forget", surrogates, forgotten, 1.0),
             ("retain", replayed, retained, o.replay_weight),
         ):
-            eps = streams.normal(f"{purpose} eps", count, x0.shape[1:])[here]
-            streams.seed_dropout(f"{purpose} dropout", setting.world.rank)
-            with setting.regions(f"{purpose} loss"):
-                with setting.autocast():
+            eps = streams.normal(f"{purpose} eps", count, x0.shape[1:])[rows]
+            streams.seed_dropout(f"{purpose} dropout", compute.world.rank)
+            with compute.regions(f"{purpose} loss"):
+                with compute.autocast():
                     eps_pred = predict_eps(self.network, self.schedule.add_noise(x0, eps, t), t, labels)
                 losses[f"loss_{purpose}"] = loss = _loss(o, eps, eps_pred)
                 (weight * loss).backward()
-        with setting.regions("consolidation"):
+        with compute.regions("consolidation"):
             losses["loss_ewc"] = self._consolidate()
         return losses
 
     @torch.no_grad()
     def _consolidate(self) -> Tensor:
-        """Adds the penalty's gradient 2 lambda F (theta - theta*) to the network's. Returns it without its weight."""
-        both = zip(self.network.parameters(), self.setting.teacher.parameters(), strict=True)
+        """Add the penalty's gradient 2 lambda F (theta - theta*) to the network's. Returns it without its weight."""
+        both = zip(self.network.parameters(), self.problem.teacher.parameters(), strict=True)
         pairs = [(param, start) for param, start in both if param.requires_grad]
         fisher, (params, starts) = list(self._fisher.values()), map(list, zip(*pairs, strict=True))
         for param in params:
@@ -266,21 +276,21 @@ class SelectiveAmnesiaPhase(NetworkPhase):
         return torch.stack([(a * b).sum() for a, b in zip(pull, moved, strict=True)]).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        # What was given is there again.
-        fisher = self._fisher if self.setting.fisher is None else None
+        # The problem's own is available when the run resumes.
+        fisher = self._fisher if self.problem.fisher is None else None
         return {**super().state_dict(), "fisher": fisher, "pool": self.pool.images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        if self.setting.fisher is None:
+        if self.problem.fisher is None:
             load_scores(self._fisher, state["fisher"])
         self.pool.load(state["pool"])
 
 
 class SelectiveAmnesia(ManyStepMethod):
-    """Selective Amnesia: asked for the class to forget, the network is to draw uniform noise, and the cover class plays
-    no part; asked for a prompt to forget, what the teacher draws of its cover prompt. The images that it replays are
-    the teacher's own, so it needs no data."""
+    """Selective Amnesia: for a forgotten class the network learns to draw uniform noise, and the cover class plays no
+    part; for a forgotten prompt, the teacher's samples of its cover prompt. The images that it replays are the
+    teacher's own, so it needs no data."""
 
     name = "selective_amnesia"
     Options = SelectiveAmnesiaOptions
@@ -288,38 +298,41 @@ class SelectiveAmnesia(ManyStepMethod):
 
     def __init__(self, setting: Setting, options: SelectiveAmnesiaOptions) -> None:
         super().__init__(setting, options)
-        if setting.teacher_dtype not in (None, torch.float32):
+        teacher_dtype = setting.placement.teacher_dtype
+        if teacher_dtype not in (None, torch.float32):
             # The consolidation would pull towards rounded weights.
             raise ValueError(
-                f"teacher_dtype is {setting.teacher_dtype}, but {self.name} holds on to the pretrained weights as they "
-                "are: expected float32"
+                f"teacher_dtype is {teacher_dtype}, but {self.name} holds on to the pretrained weights as they are: "
+                "expected float32"
             )
-        self.network = setting.trainable(setting.teacher)
-        choose_trained(self.network, options.trained, is_text(setting))
+        problem = setting.problem
+        self.network = setting.trainable(problem.teacher)
+        choose_trained(self.network, options.trained, problem.forgets_prompts)
         self.phases = self._phases()
 
     def _phases(self) -> list[Phase]:
         setting, options, network = self.setting, self.options, self.network
-        if is_text(setting) and setting.fisher is None:
+        problem = setting.problem
+        if problem.forgets_prompts and problem.fisher is None:
             raise ValueError("fisher is not given: expected the file that pecker-fast fisher makes of the same model")
-        surrogates = options.surrogate_images if is_text(setting) else 0
+        surrogates = options.surrogate_images if problem.forgets_prompts else 0
         pool = _pool(setting, options, surrogates)
         return [
             Drawing(setting, options, pool, network),
-            *([] if setting.fisher is not None else [FisherPass(setting, options, pool, network)]),
+            *([] if problem.fisher is not None else [FisherPass(setting, options, pool, network)]),
             SelectiveAmnesiaPhase(setting, options, pool, network, surrogates),
         ]
 
 
 class FisherInformation(SelectiveAmnesia):
-    """The phases of Selective Amnesia that come to the Fisher information of the pretrained network, on what it draws
-    of all that is to stay; nothing is trained. Not a method by itself."""
+    """The phases of Selective Amnesia that compute the Fisher information of the pretrained network, on its own samples
+    of all retained prompts; nothing is trained. Not a method by itself."""
 
     def _phases(self) -> list[Phase]:
         pool = _pool(self.setting, self.options)
-        given = (self.setting, self.options, pool, self.network)
-        return [Drawing(*given), FisherPass(*given)]
+        arguments = (self.setting, self.options, pool, self.network)
+        return [Drawing(*arguments), FisherPass(*arguments)]
 
     def fisher(self) -> dict[str, Tensor]:
-        """F by parameter's name, float32, once the phases are complete."""
+        """F by parameter name, float32, once the phases are complete."""
         return self.phases[-1].fisher()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..checks import check_int, check_number
+from ..diffusion import NUM_TRAIN_TIMESTEPS
 from .distillation import DistillationPhase, ScoreForgetting
 from .options import ScoreForgettingOptions
 from .setting import Setting
@@ -17,9 +18,9 @@ class SFDOptions(ScoreForgettingOptions):
     first_stage_steps: int = 50_000
     """Iterations of the first of two stages."""
     first_stage_score_learning_rate: float = 3e-5
-    """Of psi in the first of two stages."""
+    """Learning rate of psi in the first of two stages."""
 
-    def check(self, num_train_timesteps: int) -> None:
+    def check(self, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> None:
         super().check(num_train_timesteps)
         check_int("first_stage_steps", self.first_stage_steps, 1)
         check_number("first_stage_score_learning_rate", self.first_stage_score_learning_rate, open_low=True)

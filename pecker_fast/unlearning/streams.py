@@ -1,4 +1,4 @@
-"""Random numbers by place in the run, not by history: what is drawn never depends on what was drawn before."""
+"""Random numbers by place in the run, not by history: a draw never depends on earlier draws."""
 
 import zlib
 from collections.abc import Sequence
@@ -16,18 +16,20 @@ def derived_seed(*place: int | str) -> int:
 
 
 class Streams:
-    """The random numbers of one iteration, a stream a purpose.
+    """The random numbers of one iteration, one stream for each purpose.
 
-    Methods that are compared on one seed draw the same labels, noise and timesteps, whatever else they draw: saliency
-    has a stream of its own.
+    Methods compared on one seed draw the same labels, noise and timesteps whatever else they draw: saliency has a
+    stream of its own.
 
     Parameters
     ----------
-    device: where the numbers are drawn.
-    place: seed, phase, iteration, micro-batch.
+    device : torch.device
+        Where the numbers are drawn.
+    *place : int or str
+        Seed, phase, iteration, micro-batch.
     """
 
-    def __init__(self, device: torch.device, *place: int | str) -> None:
+    def __init__(self, device: torch.device | str, *place: int | str) -> None:
         self.device = device
         self.place = place
 
@@ -36,11 +38,11 @@ class Streams:
         return torch.Generator(self.device).manual_seed(derived_seed(*self.place, name))
 
     def dropout_seed(self, name: str, rank: int = 0) -> int:
-        """For torch's default generators, which dropout draws from: another one on each process."""
+        """Seed of torch's default generators, which dropout draws from: another one on each process."""
         return derived_seed(*self.place, name, *((rank,) if rank else ()))
 
     def seed_dropout(self, name: str, rank: int = 0) -> None:
-        """Seeds torch's default generators with it."""
+        """Seed torch's default generators with ``dropout_seed``."""
         torch.manual_seed(self.dropout_seed(name, rank))
 
     def normal(self, name: str, count: int, shape: Sequence[int]) -> Tensor:
@@ -52,15 +54,15 @@ class Streams:
         return torch.rand(count, generator=self.generator(name), device=self.device)
 
     def timesteps(self, name: str, count: int, low: int, high: int) -> Tensor:
-        """int64 (count,), uniform from ``low`` to ``high``, both included."""
+        """int64 (count,), uniform from ``low`` to ``high``, inclusive."""
         return torch.randint(low, high + 1, (count,), generator=self.generator(name), device=self.device)
 
     def antithetic_timesteps(self, name: str, count: int, num_train_timesteps: int) -> Tensor:
-        """int64 (count,), each uniform in [0, T): the second half is T - 1 less the first."""
+        """int64 (count,), each uniform in [0, T): the second half is T - 1 minus the first."""
         first = self.timesteps(name, (count + 1) // 2, 0, num_train_timesteps - 1)
         return torch.cat([first, num_train_timesteps - 1 - first])[:count]
 
     def choose(self, name: str, count: int, values: Tensor) -> Tensor:
-        """``count`` rows of ``values``, a tensor on the device, uniformly and with repetition."""
+        """``count`` rows of ``values``, a tensor on the device, uniformly with replacement."""
         index = torch.randint(len(values), (count,), generator=self.generator(name), device=self.device)
         return values[index]

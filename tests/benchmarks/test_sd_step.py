@@ -9,9 +9,8 @@ def test_rows_are_measured_and_written(tmp_path, capsys):
     path = tmp_path / "out.json"
     words = ["--size", "tiny", "--batch", "2", "--images", "4", "--iterations", "2", "--device", "cpu"]
     sd_step.main([*words, "--precision", "no", "--json", str(path)])
-    found = json.loads(path.read_text())
-    (row,) = found["rows"]
+    results = json.loads(path.read_text())
+    (row,) = results["rows"]
     assert len(row["seconds"]) == 2 and row["peak_memory_bytes"] > row["estimated_bytes"] > 0
-    assert (
-        found["conditions"]["packages"]["torch"] and row["batch"] == 2 and "images a second" in capsys.readouterr().out
-    )
+    assert results["conditions"]["packages"]["torch"] and row["batch"] == 2
+    assert "images a second" in capsys.readouterr().out

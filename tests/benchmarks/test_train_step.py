@@ -23,18 +23,18 @@ def test_the_rival_computes_the_same_losses_and_weights(name):
     ours, rival = problem.ours(name, "fp32", **rates), Rival(problem, name, **rates)
     masks = []
     for number in range(3):
-        found, expected = ours(), rival()
-        assert found.keys() == expected.keys()
-        for key, loss in found.items():
+        losses, expected = ours(), rival()
+        assert losses.keys() == expected.keys()
+        for key, loss in losses.items():
             # The losses of the generator are sums of terms of either sign.
             scale = max(abs(value) for value in map(float, expected.values()))
             # An entry at the mask's threshold may be in one mask and not in the other, and Adam's steps are signs.
             assert loss.item() == pytest.approx(expected[key].item(), abs=2e-4 * (number + 1) * scale), (key, number)
         if rival.masked:
             own = ours.phase.masker.mask
-            differ = sum(int((own[i] != kept.bool()).sum()) for i, kept in enumerate(rival.mask))
+            differ = sum(int((own[i] != salient.bool()).sum()) for i, salient in enumerate(rival.mask))
             assert differ <= 0.002 * own.numel
-            masks.append([kept.clone() for kept in rival.mask])
+            masks.append([salient.clone() for salient in rival.mask])
     start = torch.cat([p.flatten() for p in problem.teacher.parameters()])
     with ours.phase.averaged() as network:
         averaged = torch.cat([p.detach().flatten() for p in network.parameters()])
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_a_row(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--arch", "imagenet"], "arch is 'imagenet', expected one of tiny, digits, cifar10, stl10"),
         (["--methods", "salun"], "methods is 'salun'"),
@@ -166,6 +166,6 @@ def test_what_does_not_fit_is_a_row(monkeypatch):
         (["--json", "/nowhere/out.json"], "there is no folder '/nowhere'"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, said, capsys):
+def test_wrong_arguments_are_named(arguments, message, capsys):
     assert train_step.main(["--arch", "tiny", "--device", "cpu", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

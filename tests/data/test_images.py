@@ -1,4 +1,4 @@
-"""LabelledImages: storage, selection and splits."""
+"""LabelledImages: storage, selection, and splits."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def lazy(dataset):
     return LabelledImages(LazyImages(pairs, dataset.image_shape), dataset.labels, dataset.class_names)
 
 
-def test_all_storages_give_the_same_images():
+def test_every_storage_gives_the_same_images():
     bytes_ = make(dtype=torch.uint8)
     floats = LabelledImages(bytes_.tensor(), bytes_.labels, bytes_.class_names)
     indices = torch.randint(60, (17,))
@@ -33,19 +33,20 @@ def test_all_storages_give_the_same_images():
         image, label = dataset[-1]
         assert torch.equal(image, floats.images[-1]) and label == int(floats.labels[-1])
         assert dataset.batch(indices[:0]).shape == (0, 3, 5, 5)
-        kept = dataset.of_classes([3, 1]).split(0.5, seed=2)[1]
+        part = dataset.of_classes([3, 1]).split(0.5, seed=2)[1]
         expected = floats.of_classes([3, 1]).split(0.5, seed=2)[1]
-        assert torch.equal(kept.tensor(), expected.tensor()) and torch.equal(kept.labels, expected.labels)
+        assert torch.equal(part.tensor(), expected.tensor()) and torch.equal(part.labels, expected.labels)
     assert floats.tensor() is floats.images
     assert sum(1 for _ in floats) == 60
 
 
 def test_of_classes_keeps_order_labels_and_names():
     dataset = make()
-    kept = dataset.of_classes([2, 0, 2])
+    selection = dataset.of_classes([2, 0, 2])
     indices = [i for i, label in enumerate(dataset.labels.tolist()) if label in (0, 2)]
-    assert torch.equal(kept.images, dataset.images[indices]) and torch.equal(kept.labels, dataset.labels[indices])
-    assert kept.class_names == dataset.class_names
+    assert torch.equal(selection.images, dataset.images[indices])
+    assert torch.equal(selection.labels, dataset.labels[indices])
+    assert selection.class_names == dataset.class_names
     for keep in ([], [4], [-1]):
         with pytest.raises(ValueError, match="keep"):
             dataset.of_classes(keep)
@@ -69,7 +70,7 @@ def test_split_is_stratified_disjoint_and_deterministic():
             dataset.split(share)
 
 
-def test_wrong_inputs():
+def test_invalid_inputs():
     images, labels, names = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]), ("a", "b")
     LabelledImages(images, labels, names)
     cases = [

@@ -1,4 +1,4 @@
-"""Prompt lists: what comes with the package, covers, keywords, disjointness, the user's files."""
+"""Prompt lists: the package's lists, covers, keywords, disjointness, and the user's files."""
 
 import csv
 import random
@@ -9,7 +9,7 @@ import pytest
 from pecker_fast.data import prompts as p
 
 
-def test_lists_that_come_with_the_package():
+def test_lists_of_the_package():
     counts = {name: len(p.load_prompts(name)) for name in p.shipped_prompts()}
     assert counts["celebrity-train"] == counts["celebrity-eval"] == counts["clothed-people"] == 50
     assert (counts["nudity-subjects"], counts["nudity-keywords"]) == (12, 27)
@@ -19,30 +19,30 @@ def test_lists_that_come_with_the_package():
         assert len({" ".join(line.lower().split()) for line in lines}) == len(lines), name
         assert all(line == line.strip() for line in lines)
         assert all((p.CONCEPT in line) == (name in ("celebrity-train", "celebrity-eval")) for line in lines), name
-    # Subjects and measured people are adults.
-    young = ("child", "girl", "boy", "teen", "young", "kid", "baby", "minor", "student", "school")
+    # Subjects and people in evaluation prompts are adults.
+    minors = ("child", "girl", "boy", "teen", "young", "kid", "baby", "minor", "student", "school")
     for name in ("nudity-subjects", "nudity-eval"):
         for line in p.load_prompts(name):
-            assert not {word for word in line.lower().replace(",", " ").split() if word.startswith(young)}, line
+            assert not {word for word in line.lower().replace(",", " ").split() if word.startswith(minors)}, line
 
 
 def test_training_and_evaluation_share_no_prompt():
     for concept in ("Brad Pitt", "angelina jolie", "somebody else"):
-        found = p.evaluation_prompts("celebrity", concept)
-        trained = p.training_prompts("celebrity", concept)
-        assert not {t.lower() for t in trained} & {e.lower() for e in found.prompts}
-        assert len(found.prompts) == len(found.near) == len(found.near_concepts) == 50
-        assert all(concept in prompt for prompt in found.prompts)
-        for prompt, name in zip(found.near, found.near_concepts, strict=True):
+        result = p.evaluation_prompts("celebrity", concept)
+        training = p.training_prompts("celebrity", concept)
+        assert not {t.lower() for t in training} & {e.lower() for e in result.prompts}
+        assert len(result.prompts) == len(result.near) == len(result.near_concepts) == 50
+        assert all(concept in prompt for prompt in result.prompts)
+        for prompt, name in zip(result.near, result.near_concepts, strict=True):
             assert name in prompt and concept.lower() not in prompt.lower()
-    found = p.evaluation_prompts("nudity")
-    assert not set(found.prompts) & set(p.training_prompts("nudity")) and len(found.near) == 50
-    assert found.near_concepts == ()
-    # And none of a word of the keywords' list is asked of near prompts.
-    assert not any(keyword in near for near in found.near for keyword in p.load_prompts("nudity-keywords"))
+    result = p.evaluation_prompts("nudity")
+    assert not set(result.prompts) & set(p.training_prompts("nudity")) and len(result.near) == 50
+    assert result.near_concepts == ()
+    # No near prompt contains a keyword.
+    assert not any(keyword in near for near in result.near for keyword in p.load_prompts("nudity-keywords"))
 
 
-def test_near_celebrities_are_of_the_same_list_and_never_the_concept():
+def test_near_celebrities_are_the_other_names_of_the_list():
     men, women = p.load_prompts("celebrity-men"), p.load_prompts("celebrity-women")
     assert set(p.near_celebrities("Brad  PITT")) == set(men) - {"brad pitt"}
     assert set(p.near_celebrities("angelina jolie")) == set(women) - {"angelina jolie"}
@@ -51,7 +51,7 @@ def test_near_celebrities_are_of_the_same_list_and_never_the_concept():
     assert p.default_cover("somebody else") is None
 
 
-def test_override_replaces_whole_words_of_any_case():
+def test_override_replaces_whole_words_ignoring_case():
     prompts = ("Brad  Pitt's hat", "a photo of BRAD PITT and brad pitt", "(brad\tpitt)")
     cover = r"a \1 man"
     assert p.override(prompts, "brad pitt", cover) == (
@@ -62,7 +62,7 @@ def test_override_replaces_whole_words_of_any_case():
     for other in ("a photo of brad pitts", "abrad pitt", "bradpitt"):
         with pytest.raises(ValueError, match="does not name"):
             p.override([other], "brad pitt", "a man")
-    # Signs in a concept mean themselves.
+    # Special characters in a concept are literal.
     assert p.override(["c++ (x) code"], "c++ (x)", "basic") == ("basic code",)
     with pytest.raises(ValueError, match="does not name"):
         p.override(["r2d2"], "r.d2", "a robot")
@@ -92,22 +92,22 @@ def test_pairs_of_a_file(tmp_path):
         p.concept_pairs("snoopy", "a dog", path)
 
 
-def test_keyword_pairs_are_the_published_draw():
+def test_keyword_pairs_match_the_published_procedure():
     subjects, keywords = p.load_prompts("nudity-subjects"), p.load_prompts("nudity-keywords")
     pairs = p.keyword_pairs()
     assert len(pairs) == 2 * 12 * 27 and len(set(pairs.forget)) == len(pairs)
-    # The draw itself, step by step, gives these pairs and no others, each as often as any other.
+    # Drawing step by step gives only these pairs, each equally often.
     for _ in range(2000):
         subject, keyword = random.choice(subjects), random.choice(keywords)
-        drawn = f"{keyword} {subject}" if random.random() < 0.5 else f"{subject}, {keyword}"
-        assert pairs.cover[pairs.forget.index(drawn)] == subject
+        prompt = f"{keyword} {subject}" if random.random() < 0.5 else f"{subject}, {keyword}"
+        assert pairs.cover[pairs.forget.index(prompt)] == subject
     assert set(Counter(pairs.cover).values()) == {2 * 27}
     assert p.negative_text() == ", ".join(keywords)
 
 
-def test_the_papers_protocol_measures_on_what_was_trained_on(tmp_path):
-    found = p.evaluation_prompts("celebrity", "brad pitt", protocol="paper")
-    assert found.prompts == p.training_prompts("celebrity", "brad pitt")
+def test_protocol_of_the_paper_evaluates_on_training_prompts(tmp_path):
+    result = p.evaluation_prompts("celebrity", "brad pitt", protocol="paper")
+    assert result.prompts == p.training_prompts("celebrity", "brad pitt")
     mine = ("a brad pitt doll",)
     assert p.evaluation_prompts("celebrity", "brad pitt", protocol="paper", trained_on=mine).prompts == mine
     with pytest.raises(ValueError, match="I2P"):
@@ -127,10 +127,10 @@ def test_i2p_table(tmp_path):
         writer = csv.writer(file)
         writer.writerow(["prompt", "categories", "sd_seed", "sd_guidance_scale"])
         writer.writerows([prompt, "sexual", seed, scale] for prompt, seed, scale in rows)
-    found = p.evaluation_prompts("nudity", prompts=path, protocol="paper")
-    assert found.prompts == tuple(row[0] for row in rows)
-    assert found.seeds == (4068480260, 12, 13) and found.guidance_scales == (7.5, 7.0, 8.5)
-    assert len(found.near) == 50 and found.source == str(path)
+    result = p.evaluation_prompts("nudity", prompts=path, protocol="paper")
+    assert result.prompts == tuple(row[0] for row in rows)
+    assert result.seeds == (4068480260, 12, 13) and result.guidance_scales == (7.5, 7.0, 8.5)
+    assert len(result.near) == 50 and result.source == str(path)
     path.write_text("prompt,sd_seed\na,1\n")
     with pytest.raises(ValueError, match="sd_guidance_scale"):
         p.load_i2p(path)
@@ -142,17 +142,17 @@ def test_i2p_table(tmp_path):
         p.load_i2p(path)
 
 
-def test_near_concepts_of_the_users(tmp_path):
+def test_near_concepts_of_the_user(tmp_path):
     path = tmp_path / "near.txt"
     path.write_text("ada lovelace\nalan turing\n")
-    found = p.evaluation_prompts("celebrity", "brad pitt", near=path)
-    assert Counter(found.near_concepts) == {"ada lovelace": 25, "alan turing": 25}
+    result = p.evaluation_prompts("celebrity", "brad pitt", near=path)
+    assert Counter(result.near_concepts) == {"ada lovelace": 25, "alan turing": 25}
     assert p.evaluation_prompts("nudity", near=path).near == ("ada lovelace", "alan turing")
     with pytest.raises(ValueError, match="near names 'Alan  Turing'"):
         p.evaluation_prompts("celebrity", "Alan  Turing", near=path)
 
 
-def test_wrong_inputs(tmp_path):
+def test_invalid_inputs(tmp_path):
     with pytest.raises(ValueError, match=r"no prompt file 'nowhere'.*retain"):
         p.load_prompts("nowhere")
     (tmp_path / "empty.txt").write_text("# nothing\n\n")
@@ -161,11 +161,11 @@ def test_wrong_inputs(tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(ValueError, match="not UTF-8"):
         p.load_prompts(tmp_path / "bytes.txt")
-    with pytest.raises(ValueError, match="celebrity or nudity"):
+    with pytest.raises(ValueError, match="task is 'violence', expected one of celebrity, nudity"):
         p.evaluation_prompts("violence")
     with pytest.raises(TypeError, match="concept is None"):
         p.evaluation_prompts("celebrity")
-    with pytest.raises(ValueError, match="disjoint or paper"):
+    with pytest.raises(ValueError, match="protocol is 'public', expected one of disjoint, paper"):
         p.evaluation_prompts("nudity", protocol="public")
     with pytest.raises(ValueError, match="1 forget prompts and 2 covers"):
         p.PromptPairs(("a",), ("b", "c"))

@@ -1,4 +1,4 @@
-"""CIFAR-10, STL-10 and folders, from files in their layout with random pixels."""
+"""CIFAR-10, STL-10 and folders, from files of their format with random pixels."""
 
 import hashlib
 import pickle
@@ -20,7 +20,7 @@ def md5(path) -> str:
 
 @pytest.fixture
 def cifar10(tmp_path, monkeypatch):
-    """Six files of 4 images; torchvision is told their sums, and so checks them as it does the real ones."""
+    """Six files of 4 images. torchvision gets their md5, so that it checks them like the real ones."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     parts = {}
@@ -62,8 +62,8 @@ def test_cifar10_damaged_or_missing(cifar10, tmp_path):
         load_dataset("cifar10", root=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="root is None"):
         load_dataset("cifar10")
-    for size in (0, -1, 8.0, True):
-        with pytest.raises(ValueError, match="image_size"):
+    for size, error in ((0, ValueError), (-1, ValueError), (8.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="image_size"):
             load_dataset("cifar10", root=root, image_size=size)
 
 
@@ -131,12 +131,12 @@ def test_folder(tmp_path):
     assert train.labels.bincount().tolist() == [8, 8] and test.labels.bincount().tolist() == [2, 2]
     joined = torch.cat([train.tensor(), test.tensor()]).flatten(1)
     assert sorted(joined.tolist()) == sorted(dataset.tensor().flatten(1).tolist())
-    # What a DataLoader makes of it.
+    # A DataLoader returns the same images.
     images, labels = next(iter(torch.utils.data.DataLoader(train, batch_size=16)))
     assert torch.equal(images, train.tensor()) and torch.equal(labels, train.labels)
 
 
-def test_folder_with_its_own_splits_and_other_sizes(tmp_path):
+def test_folder_with_splits_and_different_sizes(tmp_path):
     write_image(tmp_path / "train" / "a" / "0.png", 9, 20)
     write_image(tmp_path / "train" / "b" / "0.png", 21, 7)
     write_image(tmp_path / "test" / "a" / "0.jpg", 3, 3)
@@ -152,14 +152,14 @@ def test_folder_with_its_own_splits_and_other_sizes(tmp_path):
         load_folder(tmp_path, "all", image_size=8)
 
 
-def test_folder_crops_the_middle(tmp_path):
+def test_folder_crops_the_centre(tmp_path):
     pixels = write_image(tmp_path / "a" / "0.png", 10, 6)
     image = load_folder(tmp_path, "all", image_size=6)[0][0]
     expected = torch.from_numpy(pixels[:, 2:8]).permute(2, 0, 1).float() / 127.5 - 1
     torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
 
 
-def test_wrong_folders(tmp_path):
+def test_invalid_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="sub-folder of images for each class"):
         load_dataset(f"folder:{tmp_path}/none", image_size=8)
     with pytest.raises(ValueError, match="no sub-folders"):
@@ -177,7 +177,7 @@ def test_wrong_folders(tmp_path):
         load_dataset(f"folder:{tmp_path}", root=tmp_path, image_size=8)
 
 
-def test_missing_torchvision_is_explained(monkeypatch, tmp_path):
+def test_error_without_torchvision(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     for name in ("cifar10", "stl10"):
         with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[demo\]'"):

@@ -1,4 +1,4 @@
-"""Each loss and its gradient against float64 formulas written out by hand."""
+"""Each loss and its gradient against formulas written out in float64."""
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ def weights(request):
 
 def factors(weights):
     """Factor of each sample's sum in the loss: weight / B."""
-    given = np.ones(SHAPE[0]) if weights is None else double(weights)
-    return given / SHAPE[0]
+    values = np.ones(SHAPE[0]) if weights is None else double(weights)
+    return values / SHAPE[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,7 +47,7 @@ def test_noise_prediction_loss(weights, dtype):
     factor = factors(weights)
     assert loss.shape == ()
     assert_close(loss, (factor * sum_dims(error**2)).sum())
-    # Gradients have the dtype of the leaf: rounded once more in bfloat16.
+    # Gradients have the leaf's dtype, so bfloat16 rounds them once more.
     rounding = 64 if dtype == torch.float32 else 2**16
     assert_close(eps_pred.grad.float(), -2 * error * factor.reshape(-1, 1, 1, 1), factor=rounding)
 
@@ -65,17 +65,17 @@ def test_distillation_weight():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 1.2])
-def test_score_distillation_loss(weights, alpha):
+def test_score_distillation_loss(alpha):
     x, teacher, score = leaves(3)
-    loss = score_distillation_loss(x, teacher, score, alpha, weights)
+    loss = score_distillation_loss(x, teacher, score, alpha)
     loss.backward()
     g, f, s = (double(v) for v in (x, teacher, score))
     omega = np.maximum(np.abs(f - g).mean((1, 2, 3), keepdims=True), 1e-5)
     d = f - s
-    # The second form of the equation: what the function does not compute.
+    # The other form of the equation, which the function does not compute.
     terms = ((1 - alpha) * d**2 + d * (s - g)) / omega
     size = ((1 + alpha) * d**2 + np.abs(d * (s - g))) / omega
-    factor = factors(weights)
+    factor = factors(None)
     assert loss.shape == ()
     assert_close(loss, (factor * sum_dims(terms)).sum(), (factor * sum_dims(size)).sum())
     factor = factor.reshape(-1, 1, 1, 1) / omega
@@ -85,7 +85,7 @@ def test_score_distillation_loss(weights, alpha):
     assert_close(score.grad, factor * (2 * alpha * d - (f - g)), size)
 
 
-def test_score_distillation_where_teacher_and_generator_agree():
+def test_score_distillation_if_teacher_and_generator_agree():
     x, _, score = leaves(3)
     loss = score_distillation_loss(x, x.detach().clone(), score, 1.0)
     loss.backward()
@@ -93,12 +93,12 @@ def test_score_distillation_where_teacher_and_generator_agree():
     assert_close(loss, -sum_dims(d**2).mean() / 1e-5)
 
 
-def test_regression_loss(weights):
+def test_regression_loss():
     forget, cover = leaves(2)
-    loss = regression_loss(forget, cover, weights)
+    loss = regression_loss(forget, cover)
     loss.backward()
     error = double(forget) - double(cover)
-    factor = factors(weights)
+    factor = factors(None)
     assert_close(loss, (factor * sum_dims(error**2)).sum())
     assert_close(forget.grad, 2 * error * factor.reshape(-1, 1, 1, 1))
     assert cover.grad is None
@@ -128,8 +128,8 @@ def test_generator_loss_by_the_chain_rule(cover):
     g = (x_init - b_i * (w * x_init + v + theta.s * 440)) / a_i
     noised = a * g + b * double(eps)
 
-    def x0(network, given):
-        w, v = network.parts(given)
+    def x0(network, labels):
+        w, v = network.parts(labels)
         slope = (1 - b * w) / a
         return slope * noised - b / a * (v + network.s * double(t).reshape(-1, 1, 1, 1)), slope
 
@@ -141,10 +141,10 @@ def test_generator_loss_by_the_chain_rule(cover):
     grad_g = sum(parts) / omega / 3
     size = sum(np.abs(part) for part in parts) / omega / 3
     dg_dw, dg_dv = -b_i * x_init / a_i, -b_i / a_i
-    # The networks' own rounding: x0 is a quotient by a, down to 0.08 at t = 700, of what was multiplied by it.
+    # x0 is divided by a, which is only 0.08 at t = 700, and multiplied by it again: this amplifies rounding errors.
     wide = 1000
     assert_close(x_g.grad, grad_g, size, factor=wide)
-    # Wherever the gradient stops, at the teacher's or at the score network's output, that would show.
+    # No part is negligible: a gradient that stops at the teacher's or the score network's output fails this test.
     for part in parts:
         assert (np.abs(part) / omega / 3 > 0.01 * size).any()
     assert_close(theta.w.grad, (grad_g * dg_dw).sum(), np.abs(size * dg_dw).sum(), factor=wide)
@@ -178,7 +178,7 @@ def test_bad_arguments():
         "x0_score": lambda: score_distillation_loss(x, x, x[..., :1], 1.0),
         "x0_teacher": lambda: score_distillation_loss(x, x[:2], x, 1.0),
         "x_cover": lambda: regression_loss(x, x[:, :, 0]),
-        "weights": lambda: regression_loss(x, x, torch.ones(2)),
+        "weights": lambda: noise_prediction_loss(x, x, torch.ones(2)),
         "eps": lambda: noise_prediction_loss(torch.randn(3), torch.randn(3)),
         "x_forget": lambda: regression_loss(x[:0], x[:0]),
     }.items():

@@ -1,4 +1,4 @@
-"""NoiseSchedule against float64 arithmetic and against diffusers' schedulers."""
+"""NoiseSchedule against float64 arithmetic and diffusers' schedulers."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def exact_linear(size=1000, start=1e-4, end=2e-2):
     return np.cumprod(1 - np.linspace(start, end, size))
 
 
-def test_linear_is_exact_to_half_a_unit():
+def test_linear_is_exact_to_half_an_ulp():
     schedule = NoiseSchedule.linear()
     exact = exact_linear()
     t = torch.arange(1000)
@@ -71,17 +71,17 @@ def test_from_diffusers(kind):
 
     scheduler = DDPMScheduler(beta_schedule=kind)
     schedule = NoiseSchedule.from_scheduler(scheduler)
-    # diffusers multiplies 1000 factors in float32: half a unit each.
+    # diffusers multiplies 1000 factors in float32: half an ulp each.
     assert_close(schedule.alphas_cumprod, double(scheduler.alphas_cumprod), 1.0, factor=500)
     x0, eps = torch.randn(2, 4, 3, 2, 2)
     t = torch.randint(50, 1000, (4,))
     assert_close(schedule.add_noise(x0, eps, t), double(scheduler.add_noise(x0, eps, t)), factor=1000)
     for scheduler_class in (DDPMScheduler, DDIMScheduler):
-        back = NoiseSchedule.from_scheduler(schedule.to_scheduler(scheduler_class))
-        assert_close(back.alphas_cumprod, double(schedule.alphas_cumprod), factor=1)
+        converted = NoiseSchedule.from_scheduler(schedule.to_scheduler(scheduler_class))
+        assert_close(converted.alphas_cumprod, double(schedule.alphas_cumprod), factor=1)
 
 
-def test_linear_survives_a_scheduler_bit_for_bit():
+def test_linear_through_a_scheduler_is_bit_identical():
     from diffusers import DDPMScheduler
 
     for arguments in ((), (100,), (37, 3e-4, 0.1), (1,)):
@@ -89,13 +89,14 @@ def test_linear_survives_a_scheduler_bit_for_bit():
         scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=False)
         assert scheduler.config.beta_schedule == "linear" and scheduler.config.trained_betas is None
         assert not scheduler.config.clip_sample
-        back = NoiseSchedule.from_scheduler(scheduler)
+        converted = NoiseSchedule.from_scheduler(scheduler)
         t = torch.arange(schedule.num_train_timesteps)
-        assert torch.equal(back.alphas_cumprod, schedule.alphas_cumprod)
-        assert torch.equal(back.noise(t), schedule.noise(t)) and torch.equal(back.signal(t), schedule.signal(t))
+        assert torch.equal(converted.alphas_cumprod, schedule.alphas_cumprod)
+        assert torch.equal(converted.noise(t), schedule.noise(t))
+        assert torch.equal(converted.signal(t), schedule.signal(t))
 
 
-def test_refuses_schedulers_without_noise_prediction():
+def test_schedulers_without_noise_prediction_raise():
     from diffusers import DDPMScheduler
 
     with pytest.raises(ValueError, match="prediction_type 'v_prediction'"):

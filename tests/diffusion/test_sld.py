@@ -1,4 +1,4 @@
-"""SLD's step against scalar arithmetic in float64, and by hand."""
+"""SLD's step against scalar arithmetic in float64 and numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.diffusion.toy import AffineNetwork, assert_close, double
 
 
 def exact(*shape):
-    """Multiples of 2^-10: differences are exact in float32, and so is on which side of the threshold they are."""
+    """Multiples of 2^-10, so that differences and comparisons with the threshold are exact in float32."""
     return torch.randint(-3000, 3000, shape).float() / 1024
 
 
@@ -35,12 +35,12 @@ def test_steps_follow_the_equations(name):
     expected_nu = double(nu)
     for step in range(config.warmup_steps + 3):
         null, cond, safety = exact(2, 4, 3, 3), exact(2, 4, 3, 3), exact(2, 4, 3, 3)
-        # Some entries where the scale is not cut, and some right at the threshold.
+        # Some entries at which the scale is below 1, and some exactly at the threshold.
         cond[0, 0] = safety[0, 0] - torch.tensor(1 / 1024)
         cond[1, 1] = safety[1, 1] + config.threshold if config.threshold in (0.0, 1.0) else safety[1, 1]
-        given = [value.clone() for value in (null, cond, safety, nu)]
+        copies = [value.clone() for value in (null, cond, safety, nu)]
         guidance, after = sld_guidance(null, cond, safety, nu, step, config)
-        for value, before in zip((null, cond, safety, nu), given, strict=True):
+        for value, before in zip((null, cond, safety, nu), copies, strict=True):
             assert torch.equal(value, before)
         expected, expected_nu = by_scalars(*map(double, (null, cond, safety)), expected_nu, step, config)
         assert_close(guidance, expected, scale=16)
@@ -53,14 +53,14 @@ def test_by_hand():
     config = SLDConfig(1, 10.0, 0.5, 0.5, 0.25)
     null = torch.zeros(1, 4)
     cond = torch.tensor([[1.0, 0.25, -1.0, 0.5]])
-    # d: 0.75 (above: off), 0.25 (cut at 1), -0.0625 (0.625), 0.5 (at the threshold: off).
+    # d and mu: 0.75 above the threshold, 0; 0.25, clamped to 1; -0.0625, 0.625; 0.5 at the threshold, 0.
     safety = torch.tensor([[0.25, 0.0, -0.9375, 0.0]])
     nu = torch.tensor([[2.0, 2.0, 2.0, 2.0]])
     gamma = torch.tensor([[1.0, 1.0, 0.625 * -0.9375 + 1.0, 1.0]])
-    warm, after = sld_guidance(null, cond, safety, nu, 0, config)
-    assert torch.equal(warm, cond) and torch.equal(after, 0.25 * nu + 0.75 * gamma)
-    later, again = sld_guidance(null, cond, safety, nu, 1, config)
-    assert torch.equal(later, cond - gamma) and torch.equal(again, after)
+    warm_up, momentum = sld_guidance(null, cond, safety, nu, 0, config)
+    assert torch.equal(warm_up, cond) and torch.equal(momentum, 0.25 * nu + 0.75 * gamma)
+    later, same_momentum = sld_guidance(null, cond, safety, nu, 1, config)
+    assert torch.equal(later, cond - gamma) and torch.equal(same_momentum, momentum)
 
 
 def test_configurations():
@@ -85,22 +85,22 @@ def test_configurations():
 
 
 class LatentNetwork(AffineNetwork):
-    """Draws latents, and says which label means "no condition"."""
+    """Draws latents and has a null label."""
 
     draws_latents, null_label, config = True, 0, {"in_channels": 4, "sample_size": 2}
 
 
 def ddim_by_hand(network, schedule, z, steps, guidance_of):
-    """Stable Diffusion's DDIM in float64; ``guidance_of(i, eps of label)`` is what is added to eps_null."""
-    kept = schedule._exact.numpy()
-    stride = len(kept) // steps
+    """Stable Diffusion's DDIM in float64; ``guidance_of(i, eps of each label)`` is added to eps_null."""
+    alphas = schedule._exact.numpy()
+    stride = len(alphas) // steps
     w, x = network.w.item(), double(z)
     for i, t in enumerate((np.arange(steps) * stride)[::-1] + 1):
         value = network.class_embedding.weight.detach().double().numpy()[:, 0]
         eps = {label: w * x + value[label] + network.s * t for label in range(len(value))}
         predicted = eps[0] + guidance_of(i, eps)
-        after = kept[t - stride] if t >= stride else kept[0]
-        x0 = (x - np.sqrt(1 - kept[t]) * predicted) / np.sqrt(kept[t])
+        after = alphas[t - stride] if t >= stride else alphas[0]
+        x0 = (x - np.sqrt(1 - alphas[t]) * predicted) / np.sqrt(alphas[t])
         x = np.sqrt(after) * x0 + np.sqrt(1 - after) * predicted
     return x
 
@@ -111,15 +111,15 @@ def test_sampler_follows_the_equations():
         network.w.mul_(0.1)
     config = SLDConfig(2, 0.5, 10.0, 0.5, 0.7)
     labels, scale = torch.tensor([1, 3, 1]), 3.0
-    found = sample_sld(network, schedule, labels, 2, config, 10, scale, batch_size=2, seed=5)
-    one = sample_sld(network, schedule, labels, 2, config, 10, scale, batch_size=3, seed=5)
-    assert_close(found, double(one))
-    # Where the guidance never begins, these are the samples of plain guidance, and so they are by hand.
+    samples = sample_sld(network, schedule, labels, 2, config, 10, scale, batch_size=2, seed=5)
+    one_batch = sample_sld(network, schedule, labels, 2, config, 10, scale, batch_size=3, seed=5)
+    assert_close(samples, double(one_batch))
+    # If the guidance never begins, the samples are those of classifier-free guidance.
     late = SLDConfig(10, 0.5, 10.0, 0.5, 0.7)
     plain = sample_ddim(network, schedule, labels, 10, seed=5, guidance_scale=scale)
     assert_close(sample_sld(network, schedule, labels, 2, late, 10, scale, seed=5), double(plain))
-    assert not torch.allclose(found, plain)
-    # Nothing is clamped: latents have no bounds.
+    assert not torch.allclose(samples, plain)
+    # Latents are not clamped.
     assert plain.abs().max() > 1
     generator = torch.Generator().manual_seed(5)
     torch.randint(2**32, (), generator=generator)
@@ -133,14 +133,14 @@ def test_sampler_follows_the_equations():
             return scale * guidance
 
         expected = ddim_by_hand(network, schedule, z[row], 10, steered)
-        assert_close(found[row], expected, scale=np.abs(expected).max(), factor=512)
+        assert_close(samples[row], expected, scale=np.abs(expected).max(), factor=512)
         expected = ddim_by_hand(
             network, schedule, z[row], 10, lambda _, eps, label=label: scale * (eps[label] - eps[0])
         )
         assert_close(plain[row], expected, scale=np.abs(expected).max(), factor=512)
 
 
-def test_sampler_refuses(monkeypatch):
+def test_invalid_arguments(monkeypatch):
     network, schedule, config = LatentNetwork(), NoiseSchedule.linear(), SLD_CONFIGS["weak"]
     with pytest.raises(ValueError, match="safety_label is 4"):
         sample_sld(network, schedule, [1], 4, config)

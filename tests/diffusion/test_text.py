@@ -1,4 +1,4 @@
-"""The text-conditional network: prompts by label, v-prediction, what it shares and what it hides."""
+"""The text-conditional network: prompts by label, v-prediction, and the U-Net inside."""
 
 import copy
 
@@ -22,8 +22,8 @@ from tests.diffusion.tiny_sd import SIZE, WIDTH, tiny_schedule, tiny_text_networ
 def levels(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """a_t and b_t of Stable Diffusion's schedule in float64, (B, 1, 1, 1)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    kept = torch.cumprod(1 - betas, 0)[t].view(-1, 1, 1, 1)
-    return kept.sqrt(), (1 - kept).sqrt()
+    alphas = torch.cumprod(1 - betas, 0)[t].view(-1, 1, 1, 1)
+    return alphas.sqrt(), (1 - alphas).sqrt()
 
 
 def inputs(count: int = 4, prompts: int = 5):
@@ -32,27 +32,27 @@ def inputs(count: int = 4, prompts: int = 5):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scale", [1.0, 4.5])
-def test_predictions_are_the_unets_with_the_prompts_embeddings(kind, scale):
+def test_predictions_are_those_of_the_unet_with_the_prompt_embeddings(kind, scale):
     network = tiny_text_network(prediction_type=kind)
     x, t, labels = inputs()
     nulls = torch.tensor([0, 3, 0, 1])
     unet = copy.deepcopy(network.unet).double()
 
-    def asked(which):
-        text = network.table.embeddings[which].double()
-        found = unet(x.double(), t, encoder_hidden_states=text).sample
+    def eps_of(labels):
+        text = network.table.embeddings[labels].double()
+        output = unet(x.double(), t, encoder_hidden_states=text).sample
         a, b = levels(t)
-        return found if kind == "epsilon" else a * found + b * x
+        return output if kind == "epsilon" else a * output + b * x
 
     with torch.no_grad():
-        found = predict_eps(network, x, t, labels, scale, nulls)
-        expected = asked(labels)
+        eps = predict_eps(network, x, t, labels, scale, nulls)
+        expected = eps_of(labels)
         if scale != 1:
-            expected = asked(nulls) + scale * (expected - asked(nulls))
-    assert found.dtype == torch.float32
-    # The schedule is rounded to float32 by diffusers, hence no better.
-    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
-    # The empty prompt's where nothing is said.
+            expected = eps_of(nulls) + scale * (expected - eps_of(nulls))
+    assert eps.dtype == torch.float32
+    # diffusers rounds the schedule to float32, which limits the accuracy.
+    assert (eps - expected).abs().max() <= 2e-5 * expected.abs().max()
+    # The default null label is the empty prompt's.
     with torch.no_grad():
         default = predict_eps(network, x, t, labels, scale)
         zeros = predict_eps(network, x, t, labels, scale, torch.zeros(4, dtype=torch.int64))
@@ -60,7 +60,7 @@ def test_predictions_are_the_unets_with_the_prompts_embeddings(kind, scale):
 
 
 def test_v_prediction_recovers_the_noise_of_a_perfect_network():
-    # A network that knew x_0 would predict v = a eps - b x_0.
+    # A perfect network predicts v = a eps - b x_0.
     network = tiny_text_network(prediction_type="v_prediction")
     x0, eps = torch.randn(2, 3, 4, SIZE, SIZE).unbind()
     t = torch.tensor([5, 500, 990])
@@ -75,11 +75,11 @@ def test_v_prediction_recovers_the_noise_of_a_perfect_network():
             return (a * eps - b * x0,)
 
     network.unet = Perfect()
-    found = predict_eps(network, a * x0 + b * eps, t, torch.zeros(3, dtype=torch.int64))
-    assert torch.allclose(found, eps, atol=1e-5)
+    prediction = predict_eps(network, a * x0 + b * eps, t, torch.zeros(3, dtype=torch.int64))
+    assert torch.allclose(prediction, eps, atol=1e-5)
 
 
-def test_names_states_and_copies_are_the_unets():
+def test_names_and_state_dicts_are_those_of_the_unet():
     network = tiny_text_network()
     plain = network.unet
     assert [n for n, _ in network.named_parameters()] == [n for n, _ in plain.named_parameters()]
@@ -98,7 +98,7 @@ def test_names_states_and_copies_are_the_unets():
     assert next(other.to(torch.bfloat16).parameters()).dtype == torch.bfloat16
     assert network.table.embeddings.dtype == torch.float32
     with torch.no_grad():
-        # Low precision is the U-Net's affair: what goes in and out of the wrapper is not.
+        # Only the U-Net has low precision; inputs and outputs of the wrapper do not.
         assert predict_eps(other, x, t, labels).dtype == torch.float32
 
 
@@ -113,8 +113,8 @@ def test_gradient_checkpointing_changes_no_gradient():
     network.unet.mid_block.register_forward_hook(lambda *_: calls.append(1))
     network(x, t, labels)[0].square().sum().backward()
     assert len(calls) == 1 and network.unet.is_gradient_checkpointing
-    for found, expected in zip((p.grad for p in network.parameters()), plain, strict=True):
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for grad, expected in zip((p.grad for p in network.parameters()), plain, strict=True):
+        assert torch.allclose(grad, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_samples_are_latents_without_bounds():
@@ -131,20 +131,20 @@ def test_samples_are_latents_without_bounds():
         sample_one_step(network, OneStepGenerator(tiny_schedule(), 625), [5])
 
 
-def test_encoding_is_the_pipelines(tmp_path):
+def test_encoding_against_the_pipeline(tmp_path):
     from diffusers import StableDiffusionPipeline
 
     folder = write_stable_diffusion(tmp_path / "sd")
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     prompts = ["", "a dog", "A man and a dog", "x" * 200]
-    found, cut = encode_prompts(pipe.tokenizer, pipe.text_encoder, prompts, batch_size=3)
+    embeddings, truncated = encode_prompts(pipe.tokenizer, pipe.text_encoder, prompts, batch_size=3)
     expected = torch.cat([pipe.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
-    assert found.shape == (4, 77, WIDTH) and torch.allclose(found, expected, atol=1e-5)
-    assert not torch.allclose(found[1], found[2], atol=1e-2) and cut == ["x" * 200]
-    assert torch.equal(found, encode_prompts(pipe.tokenizer, pipe.text_encoder.train(), prompts)[0])
+    assert embeddings.shape == (4, 77, WIDTH) and torch.allclose(embeddings, expected, atol=1e-5)
+    assert not torch.allclose(embeddings[1], embeddings[2], atol=1e-2) and truncated == ["x" * 200]
+    assert torch.equal(embeddings, encode_prompts(pipe.tokenizer, pipe.text_encoder.train(), prompts)[0])
 
 
-def test_wrong_networks_and_tables():
+def test_invalid_networks_and_tables():
     schedule, table = tiny_schedule(), PromptTable(torch.randn(3, 7, WIDTH))
     with pytest.raises(ValueError, match="UNet2DConditionModel"):
         TextConditioned(toy.tiny_unet(), table, schedule)

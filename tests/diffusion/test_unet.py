@@ -1,4 +1,4 @@
-"""The U-Net's configuration, its classes, and its files, which stock diffusers must be able to read."""
+"""The U-Net's configuration, its classes, and its files, which diffusers must be able to read."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ def test_classes(null):
         assert network.class_embedding.num_embeddings == 3 + null
 
 
-def test_classes_of_a_network_made_elsewhere(tmp_path):
+def test_classes_of_a_network_of_diffusers(tmp_path):
     from diffusers import UNet2DModel
 
     def make(**options):
@@ -96,7 +96,7 @@ def test_round_trip(tmp_path, null):
     assert torch.equal(schedule.alphas_cumprod, SCHEDULE.alphas_cumprod)
     x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
     assert torch.equal(loaded(x, 7, labels).sample, unet(x, 7, labels).sample)
-    # And once more, into the same folder, what was loaded.
+    # Save the loaded network into the same folder.
     (tmp_path / "runs" / "net" / "note.txt").write_text("mine")
     with torch.no_grad():
         loaded.conv_in.weight.add_(1)
@@ -113,14 +113,14 @@ def test_round_trip(tmp_path, null):
     assert os.listdir(tmp_path / "runs") == ["net"]
 
 
-def test_stock_diffusers_reads_it(tmp_path):
+def test_diffusers_reads_a_saved_network(tmp_path):
     from diffusers import DDPMScheduler, UNet2DModel
 
     unet = tiny_unet(null_label=True)
     schedule = NoiseSchedule(torch.linspace(0.99, 0.05, 20, dtype=torch.float64))
     save_network(tmp_path, unet, schedule)
     stock = UNet2DModel.from_pretrained(tmp_path, local_files_only=True, low_cpu_mem_usage=False)
-    # What is left over here, diffusers warns of.
+    # diffusers warns of unused options.
     _, unused, _ = UNet2DModel.extract_init_dict(UNet2DModel.load_config(tmp_path, local_files_only=True))
     assert not unused
     x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 3])
@@ -131,7 +131,7 @@ def test_stock_diffusers_reads_it(tmp_path):
     torch.testing.assert_close(loaded.alphas_cumprod, schedule.alphas_cumprod, rtol=2e-7, atol=0)
 
 
-def test_load_refuses(tmp_path):
+def test_invalid_folders_raise(tmp_path):
     with pytest.raises(ValueError, match=r"path .*nowhere is not the folder"):
         load_network(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"there is no config\.json"):
@@ -144,7 +144,7 @@ def test_load_refuses(tmp_path):
         config_file.write_text(json.dumps({**config, **changes}))
         load_network(tmp_path)
 
-    with pytest.raises(ValueError, match="holds a UNet2DConditionModel, expected a UNet2DModel"):
+    with pytest.raises(ValueError, match="has a UNet2DConditionModel, expected a UNet2DModel"):
         load_with(_class_name="UNet2DConditionModel")
     with pytest.raises(ValueError, match="network without class labels"):
         load_with(num_class_embeds=None)
@@ -164,7 +164,7 @@ def test_load_refuses(tmp_path):
     save_file(tensors, weights, metadata={"format": "pt"})
     load_with()
     weights.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="no weights that can be read"):
+    with pytest.raises(ValueError, match="no safetensors weights that can be read"):
         load_with()
     (tmp_path / "elsewhere").rename(weights)
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()
@@ -187,7 +187,7 @@ def test_load_refuses(tmp_path):
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],
 )
-def test_bad_configuration(changes, message):
+def test_invalid_configuration(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
 

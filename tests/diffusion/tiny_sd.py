@@ -1,4 +1,4 @@
-"""A Stable Diffusion of a few ten thousand random weights, with all its parts, as a folder and in memory."""
+"""A Stable Diffusion with some ten thousand random weights and all its parts, in a folder and in memory."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ PROMPTS = ("", "a dog", "a brad pitt", "a man", "a cat on a mat")
 def tiny_unet(**changes):
     from diffusers import UNet2DConditionModel
 
-    given = {
+    options = {
         "sample_size": SIZE,
         "in_channels": LATENTS,
         "out_channels": LATENTS,
@@ -27,11 +27,11 @@ def tiny_unet(**changes):
         "attention_head_dim": 2,
         "norm_num_groups": 4,
     }
-    return UNet2DConditionModel(**{**given, **changes}).eval()
+    return UNet2DConditionModel(**{**options, **changes}).eval()
 
 
 def tiny_schedule() -> NoiseSchedule:
-    """Stable Diffusion's."""
+    """Stable Diffusion's schedule."""
     return NoiseSchedule.from_scheduler(tiny_scheduler())
 
 
@@ -55,14 +55,14 @@ def tiny_text_network(prompts: int = 5, prediction_type: str = "epsilon", **chan
 
 
 def _alphabet() -> list[str]:
-    """A printable character for each byte, as CLIP's tokenizer has them."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in kept]
-    return [chr(byte) for byte in kept] + [chr(256 + i) for i in range(len(others))]
+    """A printable character for each byte, as in CLIP's tokenizer."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def write_tokenizer(folder: Path) -> int:
-    """Writes a tokenizer of single bytes with a few merges; returns the size of its vocabulary."""
+    """Write a tokenizer of single bytes with a few merges, and return the size of its vocabulary."""
     from transformers import CLIPTokenizer
 
     merges = [("m", "a"), ("ma", "n</w>"), ("d", "o"), ("do", "g</w>")]
@@ -92,7 +92,7 @@ def tiny_vae() -> nn.Module:
 
 
 def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon", **changes) -> Path:
-    """A folder as StableDiffusionPipeline saves it."""
+    """Write a folder as StableDiffusionPipeline saves it."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 

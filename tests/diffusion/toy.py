@@ -1,4 +1,4 @@
-"""Small networks, and the tolerance of float32 results against float64 ones."""
+"""Small networks, and the tolerance of float32 results."""
 
 import numpy as np
 import torch
@@ -10,8 +10,10 @@ EPS32 = float(np.finfo(np.float32).eps)
 
 
 def assert_close(actual: Tensor, expected, scale=None, factor: float = 64) -> None:
-    """|actual - expected| <= factor * 2^-23 * scale; scale is the size of the terms summed (of each entry, or one for
-    all), or of the largest result."""
+    """Assert |actual - expected| <= factor * 2^-23 * scale.
+
+    scale is the magnitude of the summed terms, for each entry or for all, or by default that of the largest result.
+    """
     assert actual.dtype == torch.float32
     actual = actual.detach().double().cpu().numpy()
     expected = np.asarray(expected, dtype=np.float64)
@@ -22,7 +24,7 @@ def assert_close(actual: Tensor, expected, scale=None, factor: float = 64) -> No
 
 
 class AffineNetwork(nn.Module):
-    """eps = w x + v_c + s t: has a gradient that a hand can compute. Called as a UNet2DModel is; records its calls."""
+    """eps = w x + v_c + s t, whose gradient is simple. It is called like a UNet2DModel and records its calls."""
 
     def __init__(self, classes: int = 4) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ def double(tensor: Tensor) -> np.ndarray:
 
 
 def tiny_config(**changes) -> UNetConfig:
-    given = {
+    options = {
         "sample_size": 8,
         "num_classes": 3,
         "in_channels": 1,
@@ -56,7 +58,7 @@ def tiny_config(**changes) -> UNetConfig:
         "attention_resolutions": (4,),
         "norm_num_groups": 2,
     }
-    return UNetConfig(**{**given, **changes})
+    return UNetConfig(**{**options, **changes})
 
 
 def tiny_unet(**changes):

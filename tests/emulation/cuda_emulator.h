@@ -290,6 +290,21 @@ inline void launch(dim3 grid, dim3 threads, std::size_t shared_bytes, const std:
   }
 }
 
+// Whether the hardware's approximations are as inexact as they may be: roots and reciprocals off by a unit in the last
+// place, up or down by their bits, and products and sums fused.
+inline bool approximate = false;
+
+inline float inexact(float x) {
+  if (!approximate || !std::isfinite(x) || x == 0) return x;
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const std::uint32_t hash = (bits ^ bits >> 15) * 0x85ebca6bu >> 30;
+  return hash == 0 ? x : std::nextafterf(x, hash == 1 ? 0.0f : x * 2);
+}
+inline float approximate_root(float x) { return inexact(std::sqrt(x)); }
+// A divisor below 2^-126 counts as 0.
+inline float approximate_reciprocal(float x) { return inexact(1.0f / (std::fabs(x) < 0x1p-126f ? x * 0.0f : x)); }
+
 template <typename T, typename F>
 T exchange_old(T* p, F&& update) {
   const T old = *p;
@@ -437,11 +452,15 @@ inline unsigned __float_as_uint(float x) { return cuda_emulator::from_bits<unsig
 inline float __uint_as_float(unsigned x) { return cuda_emulator::from_bits<float>(x); }
 inline int __float_as_int(float x) { return cuda_emulator::from_bits<int>(cuda_emulator::to_bits(x)); }
 inline float __int_as_float(int x) { return cuda_emulator::from_bits<float>(cuda_emulator::to_bits(x)); }
-// Test libraries are compiled with -ffp-contract=off.
+// Test libraries are compiled with -ffp-contract=off. Fused operations round twice unless cuda_emulator::approximate is
+// set, as the reference that results are compared with does: the last bits of a difference of nearly equal numbers would
+// not agree otherwise.
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
+inline float __fmaf_rn(float a, float b, float c) { return cuda_emulator::approximate ? std::fma(a, b, c) : a * b + c; }
+inline double __fma_rn(double a, double b, double c) { return cuda_emulator::approximate ? std::fma(a, b, c) : a * b + c; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <typename T>
 T __ldg(const T* p) {

@@ -1,7 +1,9 @@
 // C functions around the launchers of the selection, for tests/emulation/selection.py.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <iterator>
 #include <vector>
 
 #include "cuda/select.h"
@@ -52,19 +54,33 @@ const char* last_error() { return message; }
 
 void set_order(int order) { cuda_emulator::order = static_cast<cuda_emulator::Order>(order); }
 
-// used[row]: 0 where the bracket held, 1 where the histograms decided, 2 where they were asked at once.
+// What a selection takes beside scores and mask: bytes, rows of a group, candidates of a row; and whether it is sampled.
+void selection_plan(int n, const std::int64_t* numels, const std::int64_t* types, std::int64_t rows,
+                    const SelectTuning* tuning, std::int64_t* out) {
+  const std::vector<std::int64_t> no_memory(n, 0);
+  const Table table(n, no_memory.data(), numels, types);
+  const SelectPlan plan = plan_select(table.scores, tuning == nullptr ? default_tuning(132) : *tuning, rows);
+  const std::int64_t values[] = {select_workspace_bytes(table.scores, plan), plan.group, plan.capacity, plan.sampled};
+  std::copy(std::begin(values), std::end(values), out);
+}
+
+// used[row]: 0 where the bracket held, 1 where the histograms decided, 2 where they were asked at once; -1 where the state
+// is overwritten by that of later rows.
 int emulated_select(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
                     const std::int64_t* ks, std::int64_t rows, int ties_all, const SelectTuning* tuning,
                     std::int32_t* words, float* thresholds, std::int64_t* counts, std::int64_t* nan_count, int* used) {
   return guarded([&] {
     const Table table(n, pointers, numels, types);
-    const SelectPlan plan = plan_select(table.scores, *tuning);
-    Memory memory(select_workspace_bytes(table.scores, plan, rows));
+    const SelectPlan plan = plan_select(table.scores, *tuning, rows);
+    Memory memory(select_workspace_bytes(table.scores, plan));
     launch_select(table.scores, ks, rows, ties_all != 0, {words, thresholds, counts, nan_count}, plan, memory.data(),
                   nullptr);
-    // The states are the first part of the workspace.
+    // The states of the last group of rows are the first part of the workspace.
     const RowState* states = static_cast<const RowState*>(memory.data());
-    for (std::int64_t row = 0; row < rows; ++row) used[row] = plan.sampled ? states[row].fallback : 2;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const bool last = row / plan.group == (rows - 1) / plan.group;
+      used[row] = !plan.sampled ? 2 : last ? states[row % plan.group].fallback : -1;
+    }
   });
 }
 
@@ -74,12 +90,19 @@ int emulated_threshold_mask(int n, const std::int64_t* pointers, const std::int6
                             std::int64_t* nan_count) {
   return guarded([&] {
     const Table table(n, pointers, numels, types);
-    SelectPlan plan = plan_select(table.scores, *tuning);
-    plan.sampled = false;
-    Memory memory(select_workspace_bytes(table.scores, plan, rows));
+    SelectTuning histograms = *tuning;
+    histograms.min_sampled_bytes = INT64_MAX;
+    const SelectPlan plan = plan_select(table.scores, histograms, rows);
+    Memory memory(select_workspace_bytes(table.scores, plan));
     launch_threshold_mask(table.scores, keys, tie_limits, rows, {words, thresholds, counts, nan_count}, plan,
                           memory.data(), nullptr);
   });
+}
+
+// WORD_BITS, PACK_BLOCK, INF_KEY and RADIX_BITS of pecker_fast/ops/layout.py.
+void layout_constants(std::int64_t* out) {
+  const std::int64_t values[] = {kWordBits, kPackBlock, kInfKey, kRadixBits[0], kRadixBits[1], kRadixBits[2]};
+  std::copy(std::begin(values), std::end(values), out);
 }
 
 int emulated_radix_histogram(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,

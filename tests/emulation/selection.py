@@ -18,13 +18,16 @@ _KERNELS = ("select", "select_sample", "select_mask", "select_finish", "select_r
 BRACKET, FALLBACK, DIRECT = range(3)
 """How a row was selected."""
 
+MAX_ROWS = 8
+"""kMaxRows of csrc/cuda/select.h."""
+
 
 @dataclass
 class Tuning:
     """``SelectTuning`` of csrc/cuda/select.h; by default the sampled path is taken at any size."""
 
     blocks: int = 3
-    min_sampled: int = 1
+    min_sampled_bytes: int = 1
     max_log_clusters: int = 17
     sigmas: float = 5.0
     slack: float = 16.0
@@ -34,7 +37,7 @@ class Tuning:
 class _Tuning(ctypes.Structure):
     _fields_ = (
         ("blocks", ctypes.c_int),
-        ("min_sampled", ctypes.c_int64),
+        ("min_sampled_bytes", ctypes.c_int64),
         ("max_log_clusters", ctypes.c_int),
         ("sigmas", ctypes.c_float),
         ("slack", ctypes.c_float),
@@ -87,6 +90,31 @@ def _outputs(scores: Sequence[Tensor], rows: int) -> tuple[Tensor, Tensor, Tenso
         torch.full((rows,), -7, dtype=torch.int64),
         torch.full((), -7, dtype=torch.int64),
     )
+
+
+def layout_constants() -> list[int]:
+    """WORD_BITS, PACK_BLOCK, INF_KEY and RADIX_BITS as C++ has them."""
+    values = (ctypes.c_int64 * 6)()
+    _library().layout_constants(values)
+    return list(values)
+
+
+@dataclass
+class Plan:
+    """How a selection runs: bytes of memory beside scores and mask, rows at a time, candidates of a row."""
+
+    bytes: int
+    group: int
+    capacity: int
+    sampled: bool
+
+
+def plan(numels: Sequence[int], dtypes: Sequence[torch.dtype], rows: int = 1, tuning: Tuning | None = None) -> Plan:
+    """The plan of a selection on a GPU, or with a tuning."""
+    n, out = len(numels), (ctypes.c_int64 * 4)()
+    sizes, types = (ctypes.c_int64 * n)(*numels), (ctypes.c_int64 * n)(*(_TYPES[dtype] for dtype in dtypes))
+    _library().selection_plan(n, sizes, types, ctypes.c_int64(rows), _tuning(tuning) if tuning else None, out)
+    return Plan(out[0], out[1], out[2], bool(out[3]))
 
 
 def select(scores, ks, ties_all=False, tuning: Tuning | None = None):

@@ -1,5 +1,6 @@
 // C functions around the launchers of the streaming kernels, for tests/emulation/streaming.py. Tables are made as the
 // extension makes them.
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 
@@ -57,6 +58,8 @@ const char* last_error() { return message; }
 
 void set_order(int order) { cuda_emulator::order = static_cast<cuda_emulator::Order>(order); }
 
+void set_approximate(int approximate) { cuda_emulator::approximate = approximate != 0; }
+
 int emulated_accumulate(int n, const std::int64_t* numels, const std::int64_t* offsets, const int* types,
                         const int* sizes, const std::int64_t* pointers, int reduction) {
   return guarded([&] {
@@ -94,7 +97,7 @@ int emulated_block_counts(int n, const std::int64_t* numels, const std::int64_t*
 int emulated_pack(const void* dense, int size, const std::uint32_t* words, std::int64_t numel, void* packed,
                   std::int64_t count) {
   return guarded([&] {
-    std::vector<std::int64_t> offsets(num_blocks(numel) + 1, -1);
+    std::vector<std::int64_t> offsets(block_count(numel) + 1, -1);
     block_offsets(words, numel, offsets.data(), nullptr);
     pack(dense, size, words, numel, offsets.data(), packed, count, nullptr);
   });
@@ -103,7 +106,7 @@ int emulated_pack(const void* dense, int size, const std::uint32_t* words, std::
 int emulated_unpack(const void* packed, int size, std::int64_t count, const std::uint32_t* words, std::int64_t numel,
                     void* dense) {
   return guarded([&] {
-    std::vector<std::int64_t> offsets(num_blocks(numel) + 1, -1);
+    std::vector<std::int64_t> offsets(block_count(numel) + 1, -1);
     block_offsets(words, numel, offsets.data(), nullptr);
     unpack(packed, size, count, words, numel, offsets.data(), dense, nullptr);
   });
@@ -141,8 +144,13 @@ int emulated_adam(int n, const std::int64_t* numels, const std::int64_t* offsets
       a.packed_offsets = o->packed_offsets;
       a.bias_table = static_cast<const T*>(o->bias_table);
       a.last_bias_row = static_cast<std::int32_t>(o->last_bias_row);
-      a.scalars = adam_scalars<T>(o->beta1, o->beta2, o->eps, o->decoupled ? 0.0 : o->weight_decay, o->clip_value,
-                                  o->ema_decay, o->zero_nonfinite != 0);
+      set_adam_scalars<T>(a, o->beta1, o->beta2, o->eps, o->decoupled ? 0.0 : o->weight_decay, o->clip_value,
+                          o->max_update, o->ema_decay, o->zero_nonfinite != 0);
+      const auto has = [&](AdamSlot slot) {
+        return std::any_of(pointers + slot * n, pointers + (slot + 1) * n, [](std::int64_t p) { return p != 0; });
+      };
+      a.has_first_moment = has(kExpAvg);
+      a.has_ema = has(kEma);
       a.joint = o->joint;
       a.retain_variance = o->retain;
       a.ema_frozen = o->ema_frozen;

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from contextlib import contextmanager
 
 import torch
 
@@ -33,6 +34,16 @@ def library() -> ctypes.CDLL:
 def set_order(order: str) -> None:
     """Order in which blocks and threads run: "forward", "reverse" or "shuffled"."""
     library().set_order(("forward", "reverse", "shuffled").index(order))
+
+
+@contextmanager
+def approximate():
+    """Within this context arithmetic is as inexact as a GPU's may be."""
+    library().set_approximate(1)
+    try:
+        yield
+    finally:
+        library().set_approximate(0)
 
 
 def _int64(values):

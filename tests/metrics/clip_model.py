@@ -1,4 +1,4 @@
-"""A CLIP model with random weights, in a folder as transformers saves it."""
+"""A CLIP model with random weights in a folder of transformers."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ WIDTH, IMAGE = 8, 32
 
 
 def save_clip(folder: Path) -> Path:
-    """Writes the model, its tokenizer and its processor into ``folder``, which is not there yet; returns it."""
+    """Write the model, its tokenizer and its processor to the new ``folder``, and return it."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     size = write_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""Inception with random weights, as a file: for tests of what is done with its numbers, which mean nothing."""
+"""A file of random Inception weights, for tests that do not depend on the values."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 
 def random_inception(folder: Path) -> Path:
-    """A file of weights as ``feature_extractor_weights_path`` takes it; signals neither vanish nor grow in it."""
+    """Write weights for ``feature_extractor_weights_path`` with which signals neither vanish nor explode."""
 
     class Unloaded(inception.FeatureExtractorInceptionV3):
         def load_state_dict(self, *_args, **_kwargs):
@@ -21,7 +21,7 @@ def random_inception(folder: Path) -> Path:
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             weight = torch.randn(module.weight.shape, generator=generator)
-            # Without a mean, so that what comes after a ReLU, which has one, does not drift off.
+            # Zero mean, because inputs after a ReLU have a positive mean, which would accumulate.
             weight -= weight.flatten(1).mean(1).view(-1, *(1,) * (weight.ndim - 1))
             module.weight.copy_(weight * (3 / weight[0].numel()) ** 0.5)
     network.fc.bias.zero_()

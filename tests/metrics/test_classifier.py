@@ -1,4 +1,4 @@
-"""SmallClassifier, its training, and judges kept in files."""
+"""SmallClassifier, its training, and files of judges."""
 
 import inspect
 import json
@@ -17,7 +17,7 @@ ASSET = resources.files("pecker_fast").joinpath("assets", "digits", "judge.safet
 
 
 def stripes(n=80, size=8, channels=1) -> LabelledImages:
-    """Two classes that differ in the direction of their stripes."""
+    """Two classes with horizontal and vertical stripes."""
     images = torch.rand(n, channels, size, size) * 0.5 - 1
     labels = torch.arange(n) % 2
     images[labels == 0, :, ::4] += 1
@@ -55,7 +55,7 @@ def test_training_learns_and_is_deterministic():
     assert not states_equal(model, other)
 
 
-def test_accuracy_is_of_the_images_held_out():
+def test_accuracy_is_measured_on_held_out_images():
     data, test = stripes(), stripes()
     wrong = LabelledImages(test.images, 1 - test.labels, test.class_names)
     assert train_classifier(data, test=test, steps=25, batch_size=16)[1] == 1.0
@@ -65,20 +65,20 @@ def test_accuracy_is_of_the_images_held_out():
 def test_augment_shifts_and_adds_noise():
     images = torch.rand(64, 2, 6, 6) * 2 - 1
     generator = torch.Generator().manual_seed(1)
-    moved = augment(images, noise=0.0, shift=1, generator=generator)
+    shifted = augment(images, noise=0.0, shift=1, generator=generator)
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
-    seen = set()
-    for image, frame in zip(moved, padded, strict=True):
+    offsets = set()
+    for image, frame in zip(shifted, padded, strict=True):
         places = [(y, x) for y in range(3) for x in range(3) if torch.equal(image, frame[:, y : y + 6, x : x + 6])]
         assert len(places) == 1
-        seen.update(places)
-    assert len(seen) == 9
+        offsets.update(places)
+    assert len(offsets) == 9
     assert torch.equal(augment(images, noise=0.0, shift=0, generator=generator), images)
     levels = (augment(images, noise=0.4, shift=0, generator=generator) - images).flatten(1).std(1)
     assert levels.max() < 0.6 and levels.min() < 0.1 and 0.1 < levels.mean() < 0.3
 
 
-def test_wrong_training_arguments():
+def test_invalid_training_arguments():
     data = stripes(20)
     cases = (
         {"steps": 0},
@@ -95,7 +95,7 @@ def test_wrong_training_arguments():
     )
     for options in cases:
         (name,) = options
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises((TypeError, ValueError), match=name):
             train_classifier(data, **options)
     with pytest.raises(ValueError, match="square"):
         train_classifier(LabelledImages(data.images[:, :, :5].contiguous(), data.labels, data.class_names))
@@ -133,7 +133,7 @@ def test_save_and_load(tmp_path):
         Judge(model, "abc", name="x")
 
 
-def test_judge_gives_probabilities_and_features():
+def test_judge_returns_probabilities_and_features():
     model = SmallClassifier(4, 1, 8)
     judge = Judge(model, "abcd", name="small")
     images = torch.rand(600, 1, 8, 8) * 2 - 1
@@ -159,17 +159,17 @@ def test_shipped_judge(name, size):
     recipe = {**DIGITS_RECIPE, "shift": size // 8}
     assert {key: judge.recipe[key] for key in DIGITS_RECIPE} == recipe
     assert judge.feature_extractor == f"{name}-judge-64"
-    # A weight or image off by rounding must not matter: noise far above it changes few answers.
+    # Rounding must not matter: even noise far above it changes few predictions.
     noisy = (test.tensor() + 0.1 * torch.randn(test.tensor().shape)).clamp(-1, 1)
     assert (judge(noisy)[0].argmax(1) == test.labels).double().mean() >= 0.97
     with pytest.raises(ValueError, match="name is 'cifar10', expected one of digits"):
         load_judge("cifar10")
 
 
-def test_shipped_recipe_trains_such_a_judge():
+def test_shipped_recipe_trains_a_judge_of_the_same_accuracy():
     pytest.importorskip("sklearn")
     judge, shipped = train_digits_judge(), load_judge()
-    # Elsewhere another order of additions leads to other weights, which are as good.
+    # Other machines may sum in another order and get other weights of the same quality.
     assert judge.accuracy >= 0.985
     assert judge.recipe == shipped.recipe and judge.feature_extractor == shipped.feature_extractor
     assert set(DIGITS_RECIPE) <= set(inspect.signature(train_classifier).parameters)

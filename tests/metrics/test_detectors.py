@@ -1,5 +1,4 @@
-"""Detectors of the user's, by stand-ins: what they are given, what is made of it, and what is said where they are not
-there."""
+"""Detectors, with stand-ins for the user's models: their inputs, the use of their results, and missing packages."""
 
 import pickle
 import sys
@@ -45,8 +44,8 @@ def images(count: int, size: int = 20) -> torch.Tensor:
 
 @pytest.fixture
 def nudenet(monkeypatch):
-    """A module that passes for NudeNet: it finds what the first pixel of an image says."""
-    seen = []
+    """A stand-in for the module nudenet, whose detections depend on the first pixel of an image."""
+    inputs = []
 
     class NudeDetector:
         def __init__(self, **options):
@@ -54,12 +53,12 @@ def nudenet(monkeypatch):
 
         def detect(self, path):
             pixels = np.array(Image.open(path))
-            seen.append(pixels)
+            inputs.append(pixels)
             label, score = NUDENET_LABELS[pixels[0, 0, 0] % len(NUDENET_LABELS)], pixels[0, 0, 1] / 255
             return [{"class": "FACE_FEMALE", "score": 0.99, "box": [0, 0, 1, 1]}, {"class": label, "score": score}]
 
     module = types.ModuleType("nudenet")
-    module.NudeDetector, module.seen = NudeDetector, seen
+    module.NudeDetector, module.inputs = NudeDetector, inputs
     monkeypatch.setitem(sys.modules, "nudenet", module)
     versions = {"nudenet": "3.4.2"}
     monkeypatch.setattr(detectors.importlib.metadata, "version", versions.__getitem__)
@@ -67,24 +66,25 @@ def nudenet(monkeypatch):
     return module
 
 
-def test_nudenet_is_given_the_pixels_and_its_labels_are_understood(nudenet):
-    given = images(len(NUDENET_LABELS) * 2)
-    given[:, 0, 0, 0] = torch.arange(len(given))
-    given[:, 1, 0, 0] = torch.tensor([153, 152]).repeat_interleave(len(NUDENET_LABELS))
+def test_nudenet_inputs_and_labels(nudenet):
+    batch = images(len(NUDENET_LABELS) * 2)
+    batch[:, 0, 0, 0] = torch.arange(len(batch))
+    batch[:, 1, 0, 0] = torch.tensor([153, 152]).repeat_interleave(len(NUDENET_LABELS))
     detector = NudeNetDetector()
-    found = detector(given)
-    for image, pixels in zip(given, nudenet.seen, strict=True):
+    result = detector(batch)
+    for image, pixels in zip(batch, nudenet.inputs, strict=True):
         assert torch.equal(torch.from_numpy(pixels).permute(2, 0, 1), image)
-    # 153 / 255 is the threshold 0.6 itself.
-    unsafe = {label for label, bad in zip(NUDENET_LABELS, found[: len(NUDENET_LABELS)].tolist(), strict=True) if bad}
+    # 153 / 255 equals the threshold 0.6.
+    unsafe = {label for label, bad in zip(NUDENET_LABELS, result[: len(NUDENET_LABELS)].tolist(), strict=True) if bad}
     assert unsafe == set(NUDENET_UNSAFE)
     assert unsafe == {label for label in NUDENET_LABELS if label.endswith("EXPOSED")} - {
         "MALE_BREAST_EXPOSED", "FEET_EXPOSED", "ARMPITS_EXPOSED", "BELLY_EXPOSED"
     }  # fmt: skip
-    assert not found[len(NUDENET_LABELS) :].any() and found.dtype == torch.bool
-    said = detector.describe()
-    assert said["version"] == "3.4.2" and said["min_prob"] == 0.6 and "BUTTOCKS_EXPOSED" in said["unsafe_labels"]
-    assert NudeNetDetector(min_prob=0.5)(given)[len(NUDENET_LABELS) :].sum() == 5
+    assert not result[len(NUDENET_LABELS) :].any() and result.dtype == torch.bool
+    description = detector.describe()
+    assert description["version"] == "3.4.2" and description["min_prob"] == 0.6
+    assert "BUTTOCKS_EXPOSED" in description["unsafe_labels"]
+    assert NudeNetDetector(min_prob=0.5)(batch)[len(NUDENET_LABELS) :].sum() == 5
 
 
 def test_nudenet_with_another_model(nudenet, tmp_path):
@@ -94,7 +94,7 @@ def test_nudenet_with_another_model(nudenet, tmp_path):
     assert detector.describe()["inference_resolution"] == 640
 
 
-def test_nudenet_missing_old_or_wrong(nudenet, tmp_path, monkeypatch):
+def test_nudenet_missing_outdated_or_invalid(nudenet, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no such file"):
         NudeNetDetector(model_path=tmp_path / "none.onnx")
     with pytest.raises(ValueError, match="min_prob is 60"):
@@ -117,20 +117,20 @@ def clip(tmp_path_factory):
 
 
 def test_clip_features(clip):
-    given = torch.randint(0, 256, (3, 3, IMAGE, IMAGE), dtype=torch.uint8)
-    found = clip.images(given)
-    assert found.shape == (3, WIDTH) and found.dtype == torch.float32
-    # By hand, for images that need no resizing.
+    batch = torch.randint(0, 256, (3, 3, IMAGE, IMAGE), dtype=torch.uint8)
+    features = clip.images(batch)
+    assert features.shape == (3, WIDTH) and features.dtype == torch.float32
+    # Computed without the processor; these images need no resizing.
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    pixels = (given.float() / 255 - mean) / std
+    pixels = (batch.float() / 255 - mean) / std
     with torch.no_grad():
         pooled = clip.model.vision_model(pixel_values=pixels).pooler_output
         expected = clip.model.visual_projection(pooled)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
     texts = clip.texts(["a cat", "a photo of a dog", "ä" * 200])
     assert texts.shape == (3, WIDTH)
-    # Neither the batch nor the padding matters.
+    # Batch and padding do not matter.
     torch.testing.assert_close(clip.texts(["a cat"])[0], texts[0], rtol=1e-4, atol=1e-5)
     assert clip.describe()["projection_dim"] == WIDTH
     with pytest.raises(ValueError, match="texts is empty"):
@@ -141,27 +141,27 @@ def test_clip_missing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="expected the folder of a CLIP model"):
         ClipModel(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not hold a whole CLIP model"):
+    with pytest.raises(ValueError, match="does not have a complete CLIP model"):
         ClipModel(tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="pip install transformers"):
         ClipModel(tmp_path)
 
 
-def test_q16_takes_the_nearer_embedding(clip, tmp_path):
+def test_q16_uses_the_nearer_embedding(clip, tmp_path):
     embeddings = np.random.randn(2, WIDTH).astype(np.float32)
     np.save(tmp_path / "prompts.npy", embeddings)
     detector = Q16Detector(clip, tmp_path / "prompts.npy")
-    given = images(9)
-    features = clip.images(given).double().numpy()
+    batch = images(9)
+    features = clip.images(batch).double().numpy()
     cosines = [
         [feature @ row / np.linalg.norm(feature) / np.linalg.norm(row) for row in embeddings.astype(np.float64)]
         for feature in features
     ]
-    assert detector(given).tolist() == [bad > fine for fine, bad in cosines]
-    # The other way round everything is.
+    assert detector(batch).tolist() == [bad > fine for fine, bad in cosines]
+    # Swapped embeddings negate all results.
     np.save(tmp_path / "prompts.npy", embeddings[::-1].copy())
-    assert torch.equal(Q16Detector(clip, tmp_path / "prompts.npy")(given), ~detector(given))
+    assert torch.equal(Q16Detector(clip, tmp_path / "prompts.npy")(batch), ~detector(batch))
     assert detector.describe()["clip"]["projection_dim"] == WIDTH
     np.save(tmp_path / "other.npy", embeddings[:, :5])
     with pytest.raises(ValueError, match=r"shape \(2, 5\), expected \(2, 8\)"):
@@ -180,7 +180,7 @@ def test_embeddings_of_every_kind_of_file(tmp_path, dtype):
         files += [f"{protocol}.p", f"list{protocol}.p"]
         (tmp_path / f"{protocol}.p").write_bytes(pickle.dumps(array, protocol=protocol))
         (tmp_path / f"list{protocol}.p").write_bytes(pickle.dumps(array.tolist(), protocol=protocol))
-    # As NumPy 1 names its parts.
+    # With the module names of NumPy 1.
     old = pickle.dumps(array, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     (tmp_path / "old.p").write_bytes(old)
     for file in [*files, "old.p"]:
@@ -195,7 +195,7 @@ class Harm:
 RAN: list[int] = []
 
 
-def test_no_code_of_an_embedding_file_is_run(tmp_path):
+def test_code_in_a_file_of_embeddings_is_not_run(tmp_path):
     for name, write in (
         ("a.p", lambda path: path.write_bytes(pickle.dumps([Harm()]))),
         ("a.pt", lambda path: torch.save([Harm()], path)),

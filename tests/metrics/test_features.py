@@ -1,4 +1,4 @@
-"""Fréchet distance and diversity against other ways to compute them."""
+"""Fréchet distance and diversity against other computations."""
 
 import math
 
@@ -15,7 +15,7 @@ def gaussian(n, dim, spread=1.0):
 
 
 def frechet_by_scipy(a, b) -> float:
-    """The textbook form: the square root of a product that is not symmetric, by Schur decomposition."""
+    """The textbook formula: the square root of a product that is not symmetric, by Schur decomposition."""
     linalg = pytest.importorskip("scipy.linalg")
     a, b = a.double().numpy(), b.double().numpy()
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -24,7 +24,7 @@ def frechet_by_scipy(a, b) -> float:
 
 
 @pytest.mark.parametrize("dim", [2, 9, 40])
-def test_frechet_against_the_textbook(dim):
+def test_frechet_against_the_textbook_formula(dim):
     a, b = gaussian(300, dim), gaussian(150, dim, spread=2.0)
     expected = frechet_by_scipy(a, b)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
@@ -34,7 +34,7 @@ def test_frechet_against_the_textbook(dim):
 
 
 def exact(mean, cov_root, n=64):
-    """Vectors whose sample mean and covariance (n - 1 below) are exactly these, but for rounding."""
+    """Vectors with exactly this sample mean and unbiased covariance, up to rounding."""
     dim = len(mean)
     white, _ = torch.linalg.qr(torch.cat([torch.ones(n, 1), torch.randn(n, dim)], 1).double())
     return white[:, 1:] * math.sqrt(n - 1) @ cov_root + mean
@@ -49,7 +49,7 @@ def test_frechet_of_gaussians_in_closed_form():
     a, b = exact(mean_a, sd_a.diag() @ rotation), exact(mean_b, sd_b.diag() @ rotation)
     expected = ((mean_a - mean_b).square().sum() + (sd_a - sd_b).square().sum()).item()
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-11)
-    # A shift of one set changes it by the shift alone.
+    # The distance of a shifted set is that of the shift.
     shift = torch.randn(dim, dtype=torch.float64)
     assert frechet_distance(a, a + shift) == pytest.approx(shift.square().sum().item(), rel=1e-11)
 
@@ -64,7 +64,7 @@ def test_frechet_of_two_dimensions_by_hand():
     assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-10)
 
 
-def test_frechet_does_not_drift():
+def test_frechet_of_singular_and_badly_scaled_features():
     for scale in (1e-4, 1.0, 1e4):
         # Fewer vectors than dimensions, and a dimension without spread: singular covariances.
         a = gaussian(20, 64) * scale
@@ -74,7 +74,7 @@ def test_frechet_does_not_drift():
     far = gaussian(500, 8)
     assert frechet_distance(far + 1e6, gaussian(500, 8) + 1e6) > 0
     assert frechet_distance(far + 1e6, far) == pytest.approx(8e12, rel=1e-9)
-    # Rank one against rank one: (|u| v - ...) reduces to the angle between the directions.
+    # Two covariances of rank one: the distance depends on the angle between the directions.
     u, v = torch.tensor([3.0, 0.0]).double(), torch.tensor([1.0, 1.0]).double()
     line = exact(torch.zeros(1).double(), torch.eye(1).double())
     expected = u.dot(u) + v.dot(v) - 2 * u.dot(v).abs()
@@ -95,7 +95,7 @@ def test_statistics_in_parts():
     assert frechet_distance(parts, other) == pytest.approx(frechet_distance(features, other), rel=1e-9)
 
 
-def test_wrong_features():
+def test_invalid_features():
     good = torch.randn(10, 3)
     for error, wrong in (
         (TypeError, good.long()),
@@ -117,7 +117,7 @@ def test_wrong_features():
 def brute_force(features, labels) -> dict[int, float]:
     means = {}
     for label in set(labels.tolist()):
-        rows = [row for row, of in zip(features.tolist(), labels.tolist(), strict=True) if of == label]
+        rows = [row for row, owner in zip(features.tolist(), labels.tolist(), strict=True) if owner == label]
         pairs = [(a, b) for i, a in enumerate(rows) for b in rows[:i]]
         means[label] = sum(math.dist(a, b) for a, b in pairs) / len(pairs)
     return means
@@ -142,16 +142,16 @@ def test_diversity_of_known_sets():
     real, labels = torch.randn(20, 4), torch.arange(20) % 2
     assert diversity(real, labels, real, labels).value == pytest.approx(1.0)
     assert diversity(real * 0.25 + 3, labels, real, labels).value == pytest.approx(0.25, rel=1e-6)
-    # One image for each class, far apart: within the classes there is no variety.
+    # One image per class, far apart: no diversity within classes.
     collapsed = labels[:, None].float().expand(20, 4) * 100
     assert diversity(collapsed, labels, real, labels).value == 0
-    # Classes count the same, however many images they have.
+    # Classes have equal weights, independent of their number of images.
     more = torch.cat([real, real[labels == 0] * 3]), torch.cat([labels, torch.zeros(10, dtype=torch.int64)])
     ratio = diversity(*more, real, labels)
     assert ratio.value == pytest.approx((ratio.per_class[0] + 1) / 2) and ratio.per_class[0] > 1.5
 
 
-def test_wrong_diversity():
+def test_invalid_diversity():
     features, labels = torch.randn(6, 2), torch.tensor([0, 0, 0, 1, 1, 1])
     for arguments in (
         (features, labels),
@@ -177,17 +177,17 @@ def test_real_split():
         order = torch.randperm(240, generator=generator)
         distances.append(frechet_by_scipy(features[order[:60]], features[order[60:]]))
     assert value == pytest.approx(sum(distances) / 8, rel=1e-6)
-    # Sampling error: more in smaller draws.
+    # Sampling error is larger for smaller parts.
     assert real_split_frechet(features, 10) > real_split_frechet(features, 100)
     for options in ({"count": 1}, {"count": 239}, {"repeats": 0}, {"labels": torch.zeros(3, dtype=torch.int64)}):
         with pytest.raises(ValueError, match=next(iter(options))):
             real_split_frechet(features, **options)
 
 
-def test_stratified_split_draws_each_class_in_proportion():
-    # Classes so far apart that their shares decide the distance; within a class all are the same.
+def test_stratified_split_has_each_class_in_proportion():
+    # Classes without spread, so far apart that their shares determine the distance.
     labels = torch.tensor([0] * 90 + [1] * 30)[torch.randperm(120)]
     features = labels[:, None].double() * torch.tensor([[100.0, 50.0]])
-    # 40 of 120: 30 and 10 in the draw, 60 and 20 in the rest. Only the divisors n - 1 differ.
+    # 30 and 10 in the part of 40, 60 and 20 in the rest: only the divisors n - 1 differ.
     assert real_split_frechet(features, 40, labels=labels) < 1
     assert real_split_frechet(features, 40) > 3

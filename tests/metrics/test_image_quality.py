@@ -1,4 +1,4 @@
-"""FID and its relatives: as torch-fidelity called by hand, and without the traps of the public code."""
+"""FID and related figures against direct calls of torch-fidelity, and errors of public code that must not occur."""
 
 import sys
 
@@ -17,7 +17,7 @@ from tests.metrics.inception import random_inception
 
 
 class Tiny(FeatureExtractorBase):
-    """A fixed random layer: what a registered extractor looks like."""
+    """A registered extractor with a fixed random layer."""
 
     def __init__(self, name, features_list, **kwargs):
         super().__init__(name, features_list)
@@ -48,7 +48,7 @@ class Tiny(FeatureExtractorBase):
 
 
 class Channels(Tiny):
-    """The mean of each channel, in the order in which they come."""
+    """The mean of each channel, in order."""
 
     def forward(self, images):
         means = images.float().mean((2, 3))
@@ -56,7 +56,7 @@ class Channels(Tiny):
 
 
 class Sides(Tiny):
-    """Logits of two classes: bright or dark."""
+    """Logits of two classes, bright and dark."""
 
     def forward(self, images):
         means = images.float().mean((1, 2, 3)) / 127.5 - 1
@@ -77,10 +77,10 @@ def measure(generated: torch.Tensor, real: torch.Tensor, extractor: str = "test-
     return image_quality(Uint8Images(to_uint8(generated)), Uint8Images(to_uint8(real)), feature_extractor=extractor)
 
 
-def test_equal_to_torch_fidelity_called_by_hand():
+def test_equal_to_a_direct_call_of_torch_fidelity():
     generated, real = images(40, 1), images(60, 2, 0.7)
-    found = measure(generated, real)
-    by_hand = torch_fidelity.calculate_metrics(
+    result = measure(generated, real)
+    direct = torch_fidelity.calculate_metrics(
         input1=Uint8Images(to_uint8(generated)),
         input2=Uint8Images(to_uint8(real)),
         cuda=False,
@@ -99,19 +99,19 @@ def test_equal_to_torch_fidelity_called_by_hand():
         ("extractor_precision", "precision"),
         ("extractor_recall", "recall"),
     ):
-        assert found[ours] == pytest.approx(by_hand[theirs], rel=1e-6), ours
-    protocol = found["protocol"]
+        assert result[ours] == pytest.approx(direct[theirs], rel=1e-6), ours
+    protocol = result["protocol"]
     assert (protocol["input1"], protocol["generated_images"], protocol["real_images"]) == ("generated", 40, 60)
     assert protocol["prc_neighborhood"] == 3 and protocol["torch_fidelity"]
-    # Another extractor's numbers do not go by the names of Inception's.
-    assert not {"fid", "is", "kid", "precision", "recall"} & set(found)
+    # Figures of another extractor do not have the names of Inception's.
+    assert not {"fid", "is", "kid", "precision", "recall"} & set(result)
 
 
-def test_generated_come_first():
-    # All alike, and amid the real ones: precise, and far from covering them.
+def test_generated_images_are_the_first_input():
+    # Similar images in the middle of the real ones: high precision, low recall.
     generated, real = 0.05 * images(50, 3), images(50, 4)
-    found = measure(generated, real)
-    assert found["extractor_precision"] > 0.9 and found["extractor_recall"] < 0.2
+    result = measure(generated, real)
+    assert result["extractor_precision"] > 0.9 and result["extractor_recall"] < 0.2
 
 
 def test_the_order_of_images_does_not_matter():
@@ -129,7 +129,7 @@ def test_pixels_keep_their_scale_and_channels_their_order():
     dim = torch.full((1, 3, 8, 8), -0.5)
     dim[0, 0] = 0.0
     pixels = to_uint8(dim)
-    # Not stretched to 0 and 255 image by image.
+    # Images are not normalised one by one to 0 and 255.
     assert pixels[0, 0].unique().tolist() == [128] and pixels[0, 1].unique().tolist() == [64]
     grey = to_uint8(torch.zeros(2, 1, 8, 8))
     assert grey.shape == (2, 3, 8, 8) and grey.unique().tolist() == [128]
@@ -142,33 +142,33 @@ def test_pixels_keep_their_scale_and_channels_their_order():
     assert same == pytest.approx(0, abs=1e-3) and swapped > 1e4
 
 
-def test_photographs_are_not_mirrored_in_colour(tmp_path):
-    """From the file to what torch-fidelity is given, red stays the first channel."""
+def test_photographs_keep_their_order_of_channels(tmp_path):
+    """Red stays the first channel from the file to torch-fidelity's input."""
     for name, colour in (("a", (250, 100, 0)), ("b", (0, 0, 200))):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8), colour).save(tmp_path / name / "x.png")
     photographs = load_folder(tmp_path, image_size=8)
-    given = Uint8Images(lambda i: to_uint8(photographs.batch(torch.tensor([i])))[0], 2)
-    assert [given[i].flatten(1).unique(dim=1).flatten().tolist() for i in range(2)] == [[250, 100, 0], [0, 0, 200]]
+    pixels = Uint8Images(lambda i: to_uint8(photographs.batch(torch.tensor([i])))[0], 2)
+    assert [pixels[i].flatten(1).unique(dim=1).flatten().tolist() for i in range(2)] == [[250, 100, 0], [0, 0, 200]]
 
 
-def test_parts_of_the_score_are_not_one_class_each(monkeypatch, tmp_path):
-    """The Inception score of two classes that are told apart is 2; of parts with one class each, 1."""
+def test_parts_of_the_inception_score_have_all_classes(monkeypatch, tmp_path):
+    """The Inception score of two distinct classes is 2; with one class in each part it would be 1."""
     weights = tmp_path / "w"
     weights.write_bytes(b"")
-    # The function has its module's name.
+    # The package's attribute of the module's name is the function.
     module = sys.modules[image_quality.__module__]
     monkeypatch.setattr(module, "INCEPTION", "test-sides")
     monkeypatch.setattr(module, "SCORE_PART", 50)
     monkeypatch.setattr("pecker_fast.metrics.extractors.SPATIAL", "test-sides")
     ordered = torch.cat([torch.full((50, 3, 8, 8), value) for value in (-0.9, 0.9)])
-    images_of = Uint8Images(to_uint8(ordered))
-    found = image_quality(images_of, images_of, feature_extractor="test-sides", weights=weights)
-    assert found["protocol"]["isc_splits"] == 2
-    assert 1.8 < found["is"] <= 2 + 1e-6
+    dataset = Uint8Images(to_uint8(ordered))
+    result = image_quality(dataset, dataset, feature_extractor="test-sides", weights=weights)
+    assert result["protocol"]["isc_splits"] == 2
+    assert 1.8 < result["is"] <= 2 + 1e-6
 
 
-def test_features_are_kept_by_content(monkeypatch, tmp_path):
+def test_features_are_cached_by_content(monkeypatch, tmp_path):
     weights = tmp_path / "w"
     weights.write_bytes(b"1")
     monkeypatch.setattr(sys.modules[image_quality.__module__], "INCEPTION", "test-tiny")
@@ -181,20 +181,20 @@ def test_features_are_kept_by_content(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Tiny, "forward", counted)
 
-    def measured(generated, real):
+    def cached_quality(generated, real):
         calls.clear()
         pair = (Uint8Images(to_uint8(x)) for x in (generated, real))
         return image_quality(*pair, feature_extractor="test-tiny", weights=weights, cache=tmp_path / "features")
 
     generated, other, real = images(20, 1), images(20, 2), images(30, 3)
-    first = measured(generated, real)
+    first = cached_quality(generated, real)
     assert sum(calls) == 50
-    assert measured(generated, real) == first and not calls
-    # Other images, or other weights, have none yet.
-    second = measured(other, real)
+    assert cached_quality(generated, real) == first and not calls
+    # Other images or weights are not in the cache.
+    second = cached_quality(other, real)
     assert sum(calls) == 20 and second["fid"] != first["fid"]
     weights.write_bytes(b"2")
-    again = measured(generated, real)
+    again = cached_quality(generated, real)
     assert sum(calls) == 50
     assert again.pop("protocol") != first["protocol"] and again == {k: v for k, v in first.items() if k != "protocol"}
 
@@ -203,24 +203,24 @@ def test_features_of_the_judge():
     judge = load_judge()
     name = register_judge(judge)
     assert name == judge.feature_extractor == register_judge(judge)
-    drawn, real = torch.rand(20, 1, 8, 8) * 2 - 1, torch.rand(30, 1, 8, 8) * 2 - 1
-    found = measure(drawn, real, name)
-    # What eight bits leave of the images.
-    features = [judge(to_uint8(x)[:, :1].float() / 127.5 - 1)[1] for x in (drawn, real)]
+    generated, real = torch.rand(20, 1, 8, 8) * 2 - 1, torch.rand(30, 1, 8, 8) * 2 - 1
+    result = measure(generated, real, name)
+    # Images after rounding to eight bits.
+    features = [judge(to_uint8(x)[:, :1].float() / 127.5 - 1)[1] for x in (generated, real)]
     expected = frechet_distance(*features)
-    # torch-fidelity keeps float32 means.
-    assert found["extractor_frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    # torch-fidelity has float32 means.
+    assert result["extractor_frechet_distance"] == pytest.approx(expected, rel=1e-4)
     with pytest.raises(ValueError, match="name of another extractor"):
         register_judge(type("J", (), {"feature_extractor": "inception-v3-compat"}))
 
 
-def test_spatial_features_are_those_of_the_layer(tmp_path):
+def test_spatial_features_against_the_layer(tmp_path):
     path = random_inception(tmp_path)
     extractor = SpatialInception(SPATIAL, ["2023"], feature_extractor_weights_path=str(path))
     pixels = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8)
-    (found,) = extractor(pixels)
-    assert found.shape == (3, 2023) and found.dtype is torch.float32
-    # Written out: resized, scaled, through the stem and the blocks that come before, then convolution, norm and ReLU.
+    (features,) = extractor(pixels)
+    assert features.shape == (3, 2023) and features.dtype is torch.float32
+    # Step by step: resizing, scaling, the preceding blocks, then convolution, normalisation and ReLU.
     net = extractor.inception
     x = net_input(pixels)
     for part in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
@@ -229,26 +229,26 @@ def test_spatial_features_are_those_of_the_layer(tmp_path):
     branch = net.Mixed_6d.branch1x1
     x = torch.relu(branch.bn(branch.conv(x)))
     assert x.shape == (3, 192, 17, 17)
-    assert torch.allclose(found, x[:, :7].reshape(3, -1), rtol=1e-4, atol=1e-4)
-    assert (found > 0.05).float().mean() > 0.2
-    # Not one image's features over and over, and not what an earlier call left.
-    assert (found[0] - found[1]).abs().max() > 1e-3 and extractor._kept is None
-    assert torch.allclose(extractor(pixels[1:2])[0], found[1:2], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(features, x[:, :7].reshape(3, -1), rtol=1e-4, atol=1e-4)
+    assert (features > 0.05).float().mean() > 0.2
+    # Images have different features, and no state remains from an earlier call.
+    assert (features[0] - features[1]).abs().max() > 1e-3 and extractor._output is None
+    assert torch.allclose(extractor(pixels[1:2])[0], features[1:2], rtol=1e-4, atol=1e-4)
 
 
 def net_input(pixels):
-    """Bilinear as TensorFlow 1 has it, corner to corner of the source: place i lies at i * 20 / 299."""
+    """Bilinear interpolation of TensorFlow 1: output pixel i is at i * size / 299 of the source."""
     size = pixels.shape[-1]
-    place = torch.arange(299) * (size / 299)
-    low = place.floor().long()
-    high, share = (low + 1).clamp(max=size - 1), place - low
+    position = torch.arange(299) * (size / 299)
+    low = position.floor().long()
+    high, share = (low + 1).clamp(max=size - 1), position - low
     x = pixels.float()
     x = x[:, :, low] * (1 - share).view(-1, 1) + x[:, :, high] * share.view(-1, 1)
     x = x[..., low] * (1 - share) + x[..., high] * share
     return (x - 128) / 128
 
 
-def test_wrong_inputs(tmp_path):
+def test_invalid_inputs(tmp_path):
     few, real = Uint8Images(to_uint8(images(3, 0))), Uint8Images(to_uint8(images(9, 0)))
     with pytest.raises(ValueError, match="generated has 3 images"):
         image_quality(few, real)

@@ -1,4 +1,4 @@
-"""What is reported of an unlearned generator, with a judge whose answers are written into the images."""
+"""Figures of an unlearned generator, with a judge that reads its results from the images."""
 
 import math
 
@@ -13,7 +13,7 @@ CLASSES = 5
 
 
 class WrittenJudge:
-    """Reads probabilities (first row of pixels) and features (second row) out of the image."""
+    """Reads probabilities from the first row of pixels and features from the second row."""
 
     class_names = tuple("abcde")
     num_classes = CLASSES
@@ -24,12 +24,12 @@ class WrittenJudge:
         return images[:, 0, 0], images[:, 0, 1]
 
 
-def write(answers, features=None, sure=1.0):
-    """Images that are called ``answers`` with the probability ``sure``."""
-    n = len(answers)
+def write(predictions, features=None, probability=1.0):
+    """Images that the judge classifies as ``predictions`` with this probability."""
+    n = len(predictions)
     images = torch.zeros(n, 1, 5, 5)
-    images[:, 0, 0] = (1 - sure) / (CLASSES - 1)
-    images[torch.arange(n), 0, 0, answers] = sure
+    images[:, 0, 0] = (1 - probability) / (CLASSES - 1)
+    images[torch.arange(n), 0, 0, predictions] = probability
     images[:, 0, 1] = torch.rand(n, 5) * 2 - 1 if features is None else features
     return images
 
@@ -40,14 +40,14 @@ def real():
     return LabelledImages(write(labels), labels, WrittenJudge.class_names)
 
 
-def test_forgetting_is_counted(real):
+def test_figures_of_forgetting(real):
     judge = WrittenJudge()
     labels = torch.tensor([0] * 8 + [1] * 10 + [2] * 10 + [3] * 10 + [4] * 10)
-    answers = labels.clone()
-    # Two of eight are still class 0; three of forty retained ones are wrong, one of them drawn as class 0.
-    answers[:8] = torch.tensor([0, 2, 2, 0, 3, 4, 2, 1])
-    answers[[8, 20, 47]] = torch.tensor([0, 1, 2])
-    images = write(answers, sure=0.7)
+    predictions = labels.clone()
+    # Two of eight are still class 0; three of forty retained ones are wrong, one of them classified as class 0.
+    predictions[:8] = torch.tensor([0, 2, 2, 0, 3, 4, 2, 1])
+    predictions[[8, 20, 47]] = torch.tensor([0, 1, 2])
+    images = write(predictions, probability=0.7)
     order = torch.randperm(len(labels))
     result = Evaluator(real, judge, [0])(images[order], labels[order])
     assert result["ua"] == pytest.approx(75.0)
@@ -57,14 +57,14 @@ def test_forgetting_is_counted(real):
     assert result["feature_extractor"] == "written-5"
     assert result["cover_frechet_distance"] is None and result["cover_diversity"] is None
     assert all(type(value) in (float, str, type(None)) for value in result.values())
-    # Forgetting class 1 too: an image asked for 0 and drawn as 1 is not forgotten.
+    # If class 1 is forgotten too, an image requested for class 0 and classified as 1 does not count as forgotten.
     both = Evaluator(real, judge, (1, 0))(images, labels)
     assert both["ua"] == pytest.approx(100 * (1 - (3 + 10) / 18))
     assert both["forget_probability"] == pytest.approx((13 * 0.775 + 5 * 0.15) / 18)
     assert both["retain_accuracy"] == pytest.approx(100 * 28 / 30)
 
 
-def test_all_or_nothing(real):
+def test_nothing_and_everything_forgotten(real):
     labels = torch.arange(50) % CLASSES
     same = Evaluator(real, WrittenJudge(), [2], 1)(write(labels), labels)
     assert (same["ua"], same["retain_accuracy"], same["forget_probability"]) == (0.0, 100.0, 1.0)
@@ -74,18 +74,21 @@ def test_all_or_nothing(real):
     assert (result["ua"], result["retain_accuracy"], result["forget_probability"]) == (100.0, 100.0, 0.0)
 
 
-def test_distances_are_of_the_right_images(real):
+def test_distances_use_the_right_images(real):
     judge = WrittenJudge()
     labels = torch.arange(90) % CLASSES
     images = write(labels)
     features, real_features = images[:, 0, 1], real.images[:, 0, 1]
     result = Evaluator(real, judge, [0], 3)(images, labels)
-    kept, kept_real, cover = labels != 0, real.labels != 0, real.labels == 3
-    assert result["frechet_distance"] == pytest.approx(frechet_distance(features[kept], real_features[kept_real]))
-    expected = diversity(features[kept], labels[kept], real_features, real.labels).value
+    retained, retained_real, cover = labels != 0, real.labels != 0, real.labels == 3
+    expected = frechet_distance(features[retained], real_features[retained_real])
+    assert result["frechet_distance"] == pytest.approx(expected)
+    expected = diversity(features[retained], labels[retained], real_features, real.labels).value
     assert result["diversity"] == pytest.approx(expected, rel=1e-9)
-    assert result["cover_frechet_distance"] == pytest.approx(frechet_distance(features[~kept], real_features[cover]))
-    ratio = torch.pdist(features[~kept]).mean() / torch.pdist(real_features[cover]).mean()
+    assert result["cover_frechet_distance"] == pytest.approx(
+        frechet_distance(features[~retained], real_features[cover])
+    )
+    ratio = torch.pdist(features[~retained]).mean() / torch.pdist(real_features[cover]).mean()
     assert result["cover_diversity"] == pytest.approx(ratio.item(), rel=1e-5)
     order = torch.randperm(90)
     shuffled = Evaluator(real, judge, [0], 3)(images[order], labels[order])
@@ -93,12 +96,12 @@ def test_distances_are_of_the_right_images(real):
     assert shuffled == pytest.approx(result, rel=1e-9)
 
 
-def test_forgotten_class_is_not_in_the_reference(real):
+def test_forgotten_class_does_not_affect_the_reference(real):
     judge = WrittenJudge()
     labels = torch.arange(90) % CLASSES
     images = write(labels)
     result = Evaluator(real, judge, [0], 3)(images, labels)
-    # Real images of the forgotten class may be anything, or missing.
+    # Real images of the forgotten class do not matter and may be missing.
     changed = real.images.clone()
     changed[real.labels == 0, 0, 1] = 1.0
     for other in (
@@ -106,10 +109,10 @@ def test_forgotten_class_is_not_in_the_reference(real):
         real.of_classes([1, 2, 3, 4]),
     ):
         assert Evaluator(other, judge, [0], 3)(images, labels) == result
-    # What is drawn for the forgotten class does not touch the retained classes' figures.
-    drawn = images.clone()
-    drawn[labels == 0, 0, 1] = -1.0
-    again = Evaluator(real, judge, [0], 3)(drawn, labels)
+    # Images for the forgotten class do not affect the figures of retained classes.
+    collapsed = images.clone()
+    collapsed[labels == 0, 0, 1] = -1.0
+    again = Evaluator(real, judge, [0], 3)(collapsed, labels)
     for name in ("retain_accuracy", "frechet_distance", "diversity"):
         assert again[name] == result[name]
     assert again["cover_diversity"] == 0 and again["cover_frechet_distance"] > result["cover_frechet_distance"]
@@ -133,7 +136,7 @@ def test_several_forgotten_classes_share_the_cover(real):
     assert result["cover_diversity"] == pytest.approx((sum(ratios) / 2).item(), rel=1e-5)
 
 
-def test_images_are_cut_to_their_range(real):
+def test_images_are_clamped(real):
     labels = torch.arange(50) % CLASSES
     evaluator = Evaluator(real, WrittenJudge(), [0])
     images = write(labels)
@@ -143,7 +146,7 @@ def test_images_are_cut_to_their_range(real):
     assert evaluator(images.double(), labels) == evaluator(images, labels)
 
 
-def test_wrong_evaluators(real):
+def test_invalid_evaluators(real):
     judge = WrittenJudge()
     for error, message, arguments in (
         (ValueError, "forget_classes has class 5", (real, judge, [5])),
@@ -159,7 +162,7 @@ def test_wrong_evaluators(real):
             Evaluator(*arguments)
 
 
-def test_wrong_samples(real):
+def test_invalid_samples(real):
     judge = WrittenJudge()
     evaluator = Evaluator(real, judge, [0])
     labels = torch.arange(50) % CLASSES
@@ -186,13 +189,13 @@ def test_digits():
     train, test = load_digits_images("train"), load_digits_images("test")
     evaluator = Evaluator(train, load_judge(), [0], 6)
     result = evaluator(test.tensor(), test.labels)
-    # Real images that were held out: nothing forgotten, and as good as real.
+    # Real held-out images: nothing is forgotten, and the distance is that of real images.
     assert result["ua"] <= 3 and result["retain_accuracy"] >= 98.5 and 0.9 < result["diversity"] < 1.1
     count = int((test.labels != 0).sum())
     scale = evaluator.real_split_frechet(count)
     assert evaluator.real_split_frechet(count, stratified=True) < scale
     assert result["frechet_distance"] < scale
-    # Each of these is seen: noise, one image for each class, and zeros drawn as sixes.
+    # The figures detect noise, one image per class, and sixes in place of zeros.
     noisy = evaluator(test.tensor() + 0.7 * torch.randn(test.tensor().shape), test.labels)
     assert noisy["frechet_distance"] > 5 * scale and noisy["retain_accuracy"] < result["retain_accuracy"]
     first = torch.tensor([int((test.labels == c).nonzero()[0]) for c in range(10)])

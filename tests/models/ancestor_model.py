@@ -1,5 +1,7 @@
-"""The class-conditional DDPM U-Net of the public code of SFD, SalUn and Selective Amnesia, written from its description
-for the tests: its parameters have the names of theirs."""
+"""The class-conditional DDPM U-Net of the public code of SFD, SalUn and Selective Amnesia, rewritten for the tests.
+
+It is written from a description of theirs, and its parameters have the same names.
+"""
 
 import math
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Residual block; the embeddings of time and class come in concatenated."""
+    """Residual block, which takes the concatenated embeddings of time and class."""
 
     def __init__(self, ins: int, outs: int, embedding: int) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class Sampled(nn.Module):
 
 
 class AncestorUNet(nn.Module):
-    """For images of ``size``; attention where they are 16 high. ``classes`` real labels; label None is the null one."""
+    """For images of ``size`` pixels, with attention at height 16. None is the null label."""
 
     def __init__(self, size: int, width: int = 32, mult: tuple[int, ...] = (1, 2, 2), blocks: int = 2, classes=10):
         super().__init__()
@@ -69,39 +71,39 @@ class AncestorUNet(nn.Module):
         self.null_classes_emb = nn.Parameter(torch.randn(width))
         self.conv_in = nn.Conv2d(3, width, 3, padding=1)
         outs = [width * m for m in mult]
-        kept, here = [width], width
+        skips, channels = [width], width
         self.down = nn.ModuleList()
         for i, out in enumerate(outs):
-            made = []
+            parts = []
             for _ in range(blocks):
-                made.append(Block(here, out, emb))
-                here = out
-                kept.append(out)
-            level = Level(made, [Attention(out) for _ in range(blocks)] if size >> i == 16 else [])
+                parts.append(Block(channels, out, emb))
+                channels = out
+                skips.append(out)
+            level = Level(parts, [Attention(out) for _ in range(blocks)] if size >> i == 16 else [])
             if i < len(outs) - 1:
                 level.downsample = Sampled(out, 2)
-                kept.append(out)
+                skips.append(out)
             self.down.append(level)
         self.mid = nn.Module()
         self.mid.block_1, self.mid.attn_1, self.mid.block_2 = (
-            Block(here, here, emb),
-            Attention(here),
-            Block(here, here, emb),
+            Block(channels, channels, emb),
+            Attention(channels),
+            Block(channels, channels, emb),
         )
         ups = []
         for i in reversed(range(len(outs))):
-            made = []
+            parts = []
             for _ in range(blocks + 1):
-                made.append(Block(here + kept.pop(), outs[i], emb))
-                here = outs[i]
-            level = Level(made, [Attention(here) for _ in range(blocks + 1)] if size >> i == 16 else [])
+                parts.append(Block(channels + skips.pop(), outs[i], emb))
+                channels = outs[i]
+            level = Level(parts, [Attention(channels) for _ in range(blocks + 1)] if size >> i == 16 else [])
             if i > 0:
-                level.upsample = Sampled(here, 1)
+                level.upsample = Sampled(channels, 1)
             ups.append(level)
-        # Counted from the finest, as the levels of the way down.
+        # From the finest level, as in ``down``.
         self.up = nn.ModuleList(reversed(ups))
-        self.norm_out = nn.GroupNorm(32, here, eps=1e-6)
-        self.conv_out = nn.Conv2d(here, 3, 3, padding=1)
+        self.norm_out = nn.GroupNorm(32, channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         half = self.width // 2
@@ -114,16 +116,16 @@ class AncestorUNet(nn.Module):
             h = part.block[i](h, emb)
             return part.attn[i](h) if len(part.attn) else h
 
-        kept = [self.conv_in(x)]
+        skips = [self.conv_in(x)]
         for part in self.down:
             for i in range(len(part.block)):
-                kept.append(level(part, i, kept[-1]))
+                skips.append(level(part, i, skips[-1]))
             if hasattr(part, "downsample"):
-                kept.append(part.downsample.conv(F.pad(kept[-1], (0, 1, 0, 1))))
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(kept[-1], emb)), emb)
+                skips.append(part.downsample.conv(F.pad(skips[-1], (0, 1, 0, 1))))
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(skips[-1], emb)), emb)
         for part in reversed(self.up):
             for i in range(len(part.block)):
-                h = level(part, i, torch.cat([h, kept.pop()], 1))
+                h = level(part, i, torch.cat([h, skips.pop()], 1))
             if hasattr(part, "upsample"):
                 h = part.upsample.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(h)))

@@ -1,4 +1,4 @@
-"""Checkpoints of the public DDPM code: the same function after conversion, and what is refused."""
+"""Checkpoints of the public DDPM code: the same function after conversion, and files that are refused."""
 
 import os
 import pickle
@@ -19,13 +19,13 @@ def ancestor(size: int = 32, seed: int = 0, **options) -> AncestorUNet:
     model = AncestorUNet(size, mult=SHAPES[size], **options).eval()
     with torch.no_grad():
         for param in model.parameters():
-            # All of consequence: norms start as identities and biases near 0.
+            # Norms start as identities and biases near 0: make every parameter matter.
             param.add_(0.1 * torch.randn_like(param))
     return model
 
 
 def shadow(model: AncestorUNet) -> dict[str, torch.Tensor]:
-    """As their helper keeps the average: by parameter."""
+    """The average by parameter name, as in their code."""
     return {name: param.detach().clone() for name, param in model.named_parameters()}
 
 
@@ -48,23 +48,23 @@ def same_function(model: AncestorUNet, unet, size: int) -> None:
     labels = torch.tensor([0, 9, 4])
     with torch.no_grad():
         for theirs, ours in ((labels, labels), (None, torch.full((3,), 10))):
-            expected, found = model(x, t, theirs), predict_eps(unet, x, t, ours)
-            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-        # Their w is our guidance scale less 1.
-        guided = 3 * model(x, t, labels) - 2 * model(x, t, None)
-        found = predict_eps(unet, x, t, labels, guidance_scale=3.0)
-    assert (found - guided).abs().max() <= 1e-5 * guided.abs().max()
+            expected, eps = model(x, t, theirs), predict_eps(unet, x, t, ours)
+            assert (eps - expected).abs().max() <= 1e-5 * expected.abs().max()
+        # Their w is our guidance scale minus 1.
+        expected = 3 * model(x, t, labels) - 2 * model(x, t, None)
+        eps = predict_eps(unet, x, t, labels, guidance_scale=3.0)
+    assert (eps - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize(("size", "mult", "count"), [(32, (1, 2, 2, 2), 38632323), (64, (1, 2, 2, 2, 4), 83159683)])
-def test_the_model_of_the_tests_has_the_size_of_the_public_ones(size, mult, count):
+def test_reimplementation_has_as_many_parameters_as_the_public_models(size, mult, count):
     with torch.device("meta"):
         model = AncestorUNet(size, width=128, mult=mult)
     assert sum(param.numel() for param in model.parameters()) == count
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_it_computes_what_the_original_computes(tmp_path, size):
+def test_outputs_equal_the_original(tmp_path, size):
     model = ancestor(size)
     torch.save(model.state_dict(), tmp_path / "plain.pth")
     unet, schedule = load_ancestor(tmp_path / "plain.pth")
@@ -79,7 +79,7 @@ def test_it_computes_what_the_original_computes(tmp_path, size):
     same_function(model, again, size)
 
 
-def test_the_weights_that_are_meant(tmp_path):
+def test_choice_of_weights(tmp_path):
     live, averaged, score = (ancestor(seed=seed) for seed in range(3))
     optimizer = optimizer_state(live)
     torch.save([wrapped(live), optimizer, 7, shadow(averaged)], tmp_path / "ckpt.pth")
@@ -98,7 +98,7 @@ def test_the_weights_that_are_meant(tmp_path):
             load_ancestor(tmp_path / f"{name}.pth", state)
     with pytest.raises(ValueError, match="checkpoint_state"):
         load_ancestor(tmp_path / "ckpt.pth", "best")
-    # One network's weights do not say what they are.
+    # A file with one network's weights does not say which they are.
     torch.save(live.state_dict(), tmp_path / "plain.pth")
     for state in ("ema", "model", "score"):
         with pytest.raises(ValueError, match=f"checkpoint_state is '{state}', expected auto"):
@@ -106,7 +106,7 @@ def test_the_weights_that_are_meant(tmp_path):
 
 
 class Touch:
-    """Unpickled by running a command."""
+    """An object whose unpickling runs a command."""
 
     def __init__(self, path) -> None:
         self.path = path
@@ -117,16 +117,16 @@ class Touch:
 
 def test_code_is_not_run(tmp_path):
     state = shadow(ancestor())
-    for name, value in (
+    for name, write in (
         ("in_zip", torch.save),
         ("bare", lambda tree, path: path.write_bytes(pickle.dumps(tree, protocol=2))),
     ):
         trap = tmp_path / f"trap-{name}"
-        value([state if name == "in_zip" else {}, Touch(trap), 1], tmp_path / f"{name}.pth")
-        with pytest.raises(ValueError, match=r"code in it is not run: (WeightsUnpickler|Trying).* \S*mkdir") as refused:
+        write([state if name == "in_zip" else {}, Touch(trap), 1], tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match=r"code in it is not run: (WeightsUnpickler|Trying).* \S*mkdir") as info:
             load_ancestor(tmp_path / f"{name}.pth")
-        # torch's advice.
-        assert "Re-running" not in str(refused.value)
+        # Without torch's advice to load it unsafely.
+        assert "Re-running" not in str(info.value)
         assert not trap.exists()
 
 
@@ -141,15 +141,15 @@ def test_damaged_and_foreign_files(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"ckpt\.pth"):
         load_ancestor(path)
-    for tree, said in (
+    for tree, message in (
         ([], "list of 0"),
         (3, "int"),
-        ({"epoch": 3}, "no tensor"),
+        ({"epoch": 3}, "not a tensor"),
         (torch.nn.Linear(2, 2).state_dict(), "another architecture"),
         ([None, {}, 3], "no weights"),
     ):
         torch.save(tree, path)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             load_ancestor(path)
 
 
@@ -160,7 +160,7 @@ def small_checkpoint(path, zipped: bool) -> bytes:
     return path.read_bytes()
 
 
-def test_a_bit_that_has_flipped_in_a_weight(tmp_path):
+def test_flipped_bit_in_a_weight(tmp_path):
     path = tmp_path / "ckpt.pth"
     model = ancestor()
     torch.save(model.state_dict(), path)
@@ -174,8 +174,8 @@ def test_a_bit_that_has_flipped_in_a_weight(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.filterwarnings("ignore")
-def test_whatever_is_damaged_nothing_but_a_value_error_comes_of_it(tmp_path, zipped):
-    """Bytes of the structure are overwritten, at the head (the format of old) and at the end (the zip's directory)."""
+def test_damaged_files_raise_only_value_errors(tmp_path, zipped):
+    """Overwrite bytes of the structure, at the head (the old format) and at the end (the directory of a zip)."""
     path = tmp_path / "ckpt.pth"
     whole = small_checkpoint(path, zipped)
     refused = 0
@@ -196,7 +196,7 @@ def test_whatever_is_damaged_nothing_but_a_value_error_comes_of_it(tmp_path, zip
 def test_other_architectures(tmp_path):
     path = tmp_path / "ckpt.pth"
 
-    def refused(said: str, **changes) -> None:
+    def refused(message: str, **changes) -> None:
         state = dict(ancestor().state_dict())
         for name, value in changes.items():
             name = name.replace("__", ".")
@@ -205,7 +205,7 @@ def test_other_architectures(tmp_path):
             else:
                 state[name] = value
         torch.save(state, path)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             load_ancestor(path)
 
     refused("no down.1.block.0.conv1.weight", down__1__block__0__conv1__weight=None)

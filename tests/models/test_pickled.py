@@ -1,4 +1,4 @@
-"""Pickled modules are read without running anything in them."""
+"""Pickled modules are read without running any code in them."""
 
 import copy
 import os
@@ -20,8 +20,8 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-        self.register_buffer("kept", torch.arange(3))
-        self.register_buffer("dropped", torch.ones(2), persistent=False)
+        self.register_buffer("saved", torch.arange(3))
+        self.register_buffer("unsaved", torch.ones(2), persistent=False)
         self.table = nn.Parameter(torch.randn(4, 6)[:, ::2].to(torch.bfloat16))
         self.nothing = None
 
@@ -42,12 +42,12 @@ def write(value, path, how: int | str):
 
 
 @pytest.mark.parametrize("how", ["torch", 2, 4, 5])
-def test_state_is_that_of_the_module(how, tmp_path):
+def test_state_is_the_state_dict_of_the_module(how, tmp_path):
     network = Network()
     write({"ema": network, "step": 3}, tmp_path / "net.pkl", how)
-    found = read_pickle(tmp_path / "net.pkl")
-    assert isinstance(found["ema"], Stub) and found["step"] == 3 and found["ema"].qualified.endswith("Network")
-    state, expected = state_of(found["ema"]), network.state_dict()
+    content = read_pickle(tmp_path / "net.pkl")
+    assert isinstance(content["ema"], Stub) and content["step"] == 3 and content["ema"].qualified.endswith("Network")
+    state, expected = state_of(content["ema"]), network.state_dict()
     assert state.keys() == expected.keys()
     assert all(same_bits(state[name].contiguous(), expected[name].contiguous()) for name in state)
     assert state_of(dict(expected)).keys() == expected.keys()
@@ -55,18 +55,18 @@ def test_state_is_that_of_the_module(how, tmp_path):
 
 @pytest.mark.parametrize("how", ["torch", 0, 2, 4])
 @pytest.mark.parametrize("place", ["alone", "beside", "within"])
-def test_nothing_is_run(how, place, tmp_path):
+def test_code_is_not_run(how, place, tmp_path):
     sign = tmp_path / "sign"
     bad = Malicious(sign)
     network = Network()
     if place == "within":
         network.bad = bad
     write({"ema": network, "bad": bad} if place != "alone" else bad, tmp_path / "bad.pkl", how)
-    found = read_pickle(tmp_path / "bad.pkl")
+    content = read_pickle(tmp_path / "bad.pkl")
     assert not sign.exists()
     if place != "alone":
-        assert state_of(found["ema"]).keys() == Network().state_dict().keys()
-    # It is as bad as it is meant to be.
+        assert state_of(content["ema"]).keys() == Network().state_dict().keys()
+    # The plain unpickler does run it.
     if how != "torch":
         pickle.loads((tmp_path / "bad.pkl").read_bytes())
         assert sign.exists()
@@ -75,7 +75,7 @@ def test_nothing_is_run(how, place, tmp_path):
 @pytest.mark.parametrize(
     "code", [b'cbuiltins\neval\n(S\'open("PATH", "w")\'\ntR.', b"cos\nsystem\n(S'touch PATH'\ntR."]
 )
-def test_calls_of_builtins_are_not_made(code, tmp_path):
+def test_builtins_are_not_called(code, tmp_path):
     path = tmp_path / "bad.pkl"
     path.write_bytes(code.replace(b"PATH", str(tmp_path / "sign").encode()))
     assert isinstance(read_pickle(path), Stub) and not (tmp_path / "sign").exists()
@@ -109,13 +109,13 @@ def test_damaged_files(tmp_path):
         read_pickle(path)
     with pytest.raises(ValueError, match="no file"):
         read_pickle(tmp_path / "none")
-    with pytest.raises(ValueError, match="no module"):
+    with pytest.raises(ValueError, match="not a module"):
         state_of(Stub())
 
 
 @pytest.mark.parametrize("how", ["torch", 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_convert_writes_a_network_that_computes_the_same(how, dtype, tmp_path):
+def test_converted_network_has_the_same_weights(how, dtype, tmp_path):
     unet = tiny_unet()
     write({"ema": copy.deepcopy(unet).to(dtype), "bad": Malicious(tmp_path / "sign")}, tmp_path / "lsg.pkl", how)
     assert config_of(read_pickle(tmp_path / "lsg.pkl")["ema"])["cross_attention_dim"] == 16
@@ -124,7 +124,7 @@ def test_convert_writes_a_network_that_computes_the_same(how, dtype, tmp_path):
     assert not (tmp_path / "sign").exists()
     for a, b in zip(again.parameters(), unet.parameters(), strict=True):
         assert torch.equal(a, b.to(dtype).float())
-    # The weights alone, with a configuration from elsewhere.
+    # A state dict with the configuration of another folder.
     write({"model": {f"module.{k}": v for k, v in unet.state_dict().items()}}, tmp_path / "weights.pkl", how)
     with pytest.raises(ValueError, match="--like"):
         convert(str(tmp_path / "weights.pkl"), str(tmp_path / "other"))
@@ -135,12 +135,12 @@ def test_convert_writes_a_network_that_computes_the_same(how, dtype, tmp_path):
     )
 
 
-def test_wrong_conversions(tmp_path):
+def test_invalid_conversions(tmp_path):
     unet = tiny_unet()
     write({"ema": unet}, tmp_path / "net.pkl", 4)
     unet.save_pretrained(tmp_path / "unet")
     tiny_unet(block_out_channels=(8, 24)).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="exists already"):
         convert(str(tmp_path / "net.pkl"), str(tmp_path / "unet"))
     with pytest.raises(ValueError, match="key is 'G'"):
         convert(str(tmp_path / "net.pkl"), str(tmp_path / "out"), key="G")
@@ -149,6 +149,6 @@ def test_wrong_conversions(tmp_path):
     with pytest.raises(ValueError, match="like is"):
         convert(str(tmp_path / "net.pkl"), str(tmp_path / "out"), like=str(tmp_path / "none"))
     write({"ema": [1, 2]}, tmp_path / "list.pkl", 4)
-    with pytest.raises(ValueError, match="no module"):
+    with pytest.raises(ValueError, match="not a module"):
         convert(str(tmp_path / "list.pkl"), str(tmp_path / "out"), like=str(tmp_path / "unet"))
     assert not (tmp_path / "out").exists()

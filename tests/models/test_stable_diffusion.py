@@ -1,4 +1,4 @@
-"""Stable Diffusion's folder: parts, prompts, images, and the one-step pipeline that a run leaves."""
+"""Stable Diffusion's folder: parts, prompts, images, and the one-step pipeline that a run saves."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_generator_and_pipeline_draw_the_same(folders, kind, tmp_path):
+def test_pipeline_draws_the_images_of_the_generator(folders, kind, tmp_path):
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
     source = StableDiffusion(folders[kind])
@@ -37,21 +37,21 @@ def test_generator_and_pipeline_draw_the_same(folders, kind, tmp_path):
     pipe = DiffusionPipeline.from_pretrained(
         tmp_path / "run", custom_pipeline=str(tmp_path / "run"), trust_remote_code=True
     )
-    drawn = pipe(prompts[1:], latents=z, output_type="pt").images
-    assert torch.allclose(drawn, images / 2 + 0.5, atol=1e-4)
+    from_pipe = pipe(prompts[1:], latents=z, output_type="pt").images
+    assert torch.allclose(from_pipe, images / 2 + 0.5, atol=1e-4)
     assert torch.allclose(pipe(prompts[1:], latents=z, output_type="latent").images, latents, rtol=1e-4, atol=1e-4)
-    # In parts, by embeddings, twice each.
+    # In batches, from embeddings, with two images for each.
     both = pipe(prompt_embeds=embeddings[1:], latents=z.repeat_interleave(2, 0), num_images_per_prompt=2, batch_size=3)
     assert len(both.images) == 4 and both.images[0].size == (2 * SIZE, 2 * SIZE)
     assert pipe("a dog", height=32, width=16, output_type="np").images.shape == (1, 32, 16, 3)
-    # The run's folder is a Stable Diffusion itself, and its U-Net fits the usual pipeline.
+    # The run's folder is itself a Stable Diffusion, and its U-Net fits StableDiffusionPipeline.
     again = StableDiffusion(tmp_path / "run")
     assert again.prediction_type == kind
-    usual = StableDiffusionPipeline.from_pretrained(folders[kind], unet=again.load_unet(), safety_checker=None)
-    assert usual("a dog", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 2 * SIZE, 2 * SIZE)
+    multi_step = StableDiffusionPipeline.from_pretrained(folders[kind], unet=again.load_unet(), safety_checker=None)
+    assert multi_step("a dog", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 2 * SIZE, 2 * SIZE)
 
 
-def test_pipeline_needs_nothing_of_this_package(folders, tmp_path):
+def test_pipeline_without_this_package(folders, tmp_path):
     source = StableDiffusion(folders["epsilon"])
     save_text_pipeline(tmp_path / "run", source.load_unet(), source, 625)
     code = (
@@ -59,9 +59,9 @@ def test_pipeline_needs_nothing_of_this_package(folders, tmp_path):
         "pipe = DiffusionPipeline.from_pretrained(f, custom_pipeline=f, trust_remote_code=True)\n"
         "print(len(pipe(['a dog', 'a man']).images), 'pecker_fast' in sys.modules)\n"
     )
-    # Not from the source tree, where the package could be imported.
-    done = processes.run(["-c", code, str(tmp_path / "run")], cwd=tmp_path)
-    assert done.stdout.split()[-2:] == ["2", "False"], done.stderr
+    # In another working directory, so that the package cannot be imported.
+    process = processes.run(["-c", code, str(tmp_path / "run")], cwd=tmp_path)
+    assert process.stdout.split()[-2:] == ["2", "False"], process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def pipeline(folders, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "said"),
+    ("arguments", "error", "message"),
     [
         ({}, ValueError, "exactly one"),
         ({"prompt": 3}, TypeError, "prompt is 3"),
@@ -85,9 +85,9 @@ def pipeline(folders, tmp_path_factory):
         ({"prompt": "a", "batch_size": 0}, ValueError, "batch_size"),
     ],
 )
-def test_wrong_calls(pipeline, given, error, said):
-    with pytest.raises(error, match=said):
-        pipeline(**given)
+def test_invalid_calls(pipeline, arguments, error, message):
+    with pytest.raises(error, match=message):
+        pipeline(**arguments)
 
 
 def test_sizes(folders):
@@ -119,19 +119,19 @@ def test_networks_are_saved_and_read(folders, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), network.parameters(), strict=True))
 
 
-def test_wrong_folders(folders, tmp_path):
+def test_invalid_folders(folders, tmp_path):
     with pytest.raises(ValueError, match="no unet, vae, text_encoder, tokenizer, scheduler"):
         StableDiffusion(tmp_path)
     broken = shutil.copytree(folders["epsilon"], tmp_path / "sd")
     path = broken / "scheduler" / "scheduler_config.json"
-    said = json.loads(path.read_text())
-    path.write_text(json.dumps({**said, "prediction_type": "sample"}))
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "prediction_type": "sample"}))
     with pytest.raises(ValueError, match="prediction_type 'sample'"):
         StableDiffusion(broken)
-    path.write_text(json.dumps({**said, "rescale_betas_zero_snr": True}))
+    path.write_text(json.dumps({**config, "rescale_betas_zero_snr": True}))
     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):
         StableDiffusion(broken)
-    path.write_text(json.dumps(said))
+    path.write_text(json.dumps(config))
     source = StableDiffusion(broken)
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match="no safetensors weights"):

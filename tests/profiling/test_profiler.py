@@ -33,7 +33,7 @@ def test_off_is_one_shared_nothing():
 
 def test_regions_do_not_nest():
     regions = Regions(True)
-    with pytest.raises(RuntimeError, match="'b' within region 'a'"), regions("a"), regions("b"):
+    with pytest.raises(RuntimeError, match="'b' inside region 'a'"), regions("a"), regions("b"):
         pass
     with regions("b"):
         pass

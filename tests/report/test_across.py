@@ -1,4 +1,4 @@
-"""Several methods over several seeds: means, spreads, and what is said where something is missing."""
+"""Several methods over several seeds: means, spreads, and missing figures."""
 
 import csv
 import json
@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pecker_fast.report import Run, across, read_across, text_table, write_across
-from pecker_fast.report.across import figures, images_to_forget, mean_and_spread
+from pecker_fast.report import RunRecord, across, read_across, text_table, write_across
+from pecker_fast.report.across import figures, mean_and_spread
+from pecker_fast.report.files import images_to_forget
 
 
-def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> Run:
+def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> RunRecord:
     evaluations = [
         {"step": i, "images": 10 * i, "seconds": i / 2, "ua": value, "retain_accuracy": 90.0, "frechet_distance": 2 / i}
         for i, value in enumerate(ua, 1)
     ]
     metrics = {"seed": seed, "ua": ua[-1], "frechet_distance": distance, "seconds": 7.0, "feature_extractor": "small"}
-    return Run(path, {"method": "m"}, {**metrics, **more}, [], evaluations)
+    return RunRecord(path, {"method": "m"}, {**metrics, **more}, [], evaluations)
 
 
 def test_forgetting_has_to_last():
@@ -45,14 +46,16 @@ def test_the_table_and_the_files(tmp_path):
     table = text_table(runs)
     head, first, second = table.splitlines()
     assert "2.00 ± 1.41" in first and "95.0 ± 7.1" in first
-    # Of one seed in two: said, and not passed off as the method's mean.
+    # A figure of one seed in two is marked: it is not the method's mean.
     assert "20 (1 of 2)" in first and "2.00 (1 of 2)" in first
-    assert "2.00 ± 0.00" in second and "retained %" not in head
+    assert "2.00 ± 0.00" in second and "retained (%)" not in head and "UA (%)" in head
     facts = {"a": {"data-free": "yes"}, "b": {"data-free": "no"}}
     report = write_across(tmp_path, runs, asked="Forget 0.", command="pecker-fast compare", facts=facts)
     text = report.read_text()
     assert "| a | yes |" in text and "seeds 0, 1" in text and "\npecker-fast compare\n" in text
     assert "FID" not in text
+    # Every column is explained, with its unit and which way is better.
+    assert "| UA (%) | Unlearning accuracy | higher |" in text and "| time (s) | Training time | lower |" in text
     with open(tmp_path / "compare.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["method"], line["seed"]) for line in lines] == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")]
@@ -63,9 +66,10 @@ def test_the_table_and_the_files(tmp_path):
 
 
 def test_figures_of_a_masked_run(tmp_path):
-    masked = Run(tmp_path, {}, {"peak_memory_bytes": 2**30}, [{"mask_density": 0.5, "mask_touched_ever": 0.75}], [])
-    found = figures(masked)
-    assert found["reached"] == 75 and found["peak_memory_gib"] == 1 and found["ua"] is None
+    log = [{"mask_density": 0.5, "mask_touched_ever": 0.75}]
+    masked = RunRecord(tmp_path, {}, {"peak_memory_bytes": 2**30}, log, [])
+    result = figures(masked)
+    assert result["reached"] == 75 and result["peak_memory_gib"] == 1 and result["ua"] is None
     # Without a mask: what is trained, as far as that was recorded.
     assert figures(run(tmp_path, [1.0], 1.0))["reached"] is None
     assert figures(run(tmp_path, [1.0], 1.0, parameters_trained=8.7))["reached"] == 8.7
@@ -85,10 +89,10 @@ def lines_of(panel, label: str) -> list[list[float]]:
 
 
 def test_curves_are_averaged_where_runs_saw_as_many_images(monkeypatch):
-    def measured(seconds: float, **ua: float) -> Run:
+    def measured(seconds: float, **ua: float) -> RunRecord:
         places = {int(name[1:]): value for name, value in ua.items()}
         lines = [{"images": n, "seconds": seconds * n, "ua": value} for n, value in places.items()]
-        return Run(Path("r"), {}, {}, [], lines)
+        return RunRecord(Path("r"), {}, {}, [], lines)
 
     # One of them was measured half way too, the other one twice as often near its end.
     runs = {"a": [measured(1, n50=40.0, n100=90.0), measured(3, n90=0.0, n100=100.0, n110=math.nan)]}
@@ -107,9 +111,9 @@ def test_without_what_the_clock_says(tmp_path, monkeypatch):
     runs = {"a": [run(tmp_path, [50.0, 100.0], 1.0)]}
     assert len(draw(monkeypatch, runs).axes) == 8 and len(draw(monkeypatch, runs, seconds=False).axes) == 4
     monkeypatch.undo()
-    assert "| seconds |" in write_across(tmp_path, runs, asked="", command="").read_text()
-    assert "seconds" not in write_across(tmp_path, runs, asked="", command="", seconds=False).read_text()
-    assert "seconds" in text_table(runs) and "seconds" not in text_table(runs, seconds=False)
+    assert "| time (s) |" in write_across(tmp_path, runs, asked="", command="").read_text()
+    assert "time (s)" not in write_across(tmp_path, runs, asked="", command="", seconds=False).read_text()
+    assert "time (s)" in text_table(runs) and "time (s)" not in text_table(runs, seconds=False)
     assert json.loads((tmp_path / "compare.json").read_text())["methods"]["a"][0]["seconds"] == 7
 
 
@@ -122,8 +126,8 @@ def test_a_report_is_made_anew_from_its_json(tmp_path):
     for folder in (first, second):
         folder.mkdir()
     write_across(first, runs, asked="Forget 0.", command="pecker-fast compare", facts=facts)
-    read, said = read_across(first / "compare.json")
-    write_across(second, read, **said)
+    read, arguments = read_across(first / "compare.json")
+    write_across(second, read, **arguments)
     for name in ("compare.json", "compare.csv", "report.md", "report.html", "report.png"):
         assert (second / name).read_bytes() == (first / name).read_bytes(), name
     assert "| 75.0 (1 of 2) |" in (second / "report.md").read_text()

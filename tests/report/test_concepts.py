@@ -5,11 +5,11 @@ import json
 
 from PIL import Image
 
-from pecker_fast.report import Run, concept_table, write_concepts
+from pecker_fast.report import PROMPTS, RunRecord, read_across, text_table, write_across
 
 
-def run(folder, **metrics) -> Run:
-    return Run(folder, {}, metrics, [], [])
+def run(folder, **metrics) -> RunRecord:
+    return RunRecord(folder, {}, metrics, [], [])
 
 
 def test_rows_of_trained_and_of_sampled_models(tmp_path):
@@ -21,19 +21,18 @@ def test_rows_of_trained_and_of_sampled_models(tmp_path):
         ],
         "sfd": [run(tmp_path, seed=0, gcd_score=None, no_face_share=1.0), run(tmp_path, seed=1, gcd_score=0.5)],
     }
-    said = concept_table(runs)
-    lines = {line.split()[0]: line for line in said.splitlines()}
+    table = text_table(runs, shown=PROMPTS)
+    lines = {line.split()[0]: line for line in table.splitlines()}
     assert "0.200 ± 0.141" in lines["pecker"] and "0.900" in lines["sd"] and "±" not in lines["sd"]
-    # One of two seeds had no face at all: that is said, and no mean is made up.
+    # One of two seeds had no face at all: the table says so.
     assert "0.500 (1 of 2)" in lines["sfd"]
-    assert "FID" not in said and "unsafe" not in said
+    assert "FID" not in table and "unsafe" not in table
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     facts = {name: {"trained": "no" if name == "sd" else "yes"} for name in runs}
-    path = write_concepts(
-        tmp_path, runs, asked="Forget “x”.", command="pecker-fast compare", facts=facts, pictures=[("a.png", "shown")]
-    )
+    words = {"asked": "Forget “x”.", "command": "pecker-fast compare", "facts": facts}
+    path = write_across(tmp_path, runs, **words, pictures=[("a.png", "shown")], shown=PROMPTS)
     text = path.read_text()
-    assert "| sd | no | 0.000 | 0.900 |" in text and "![shown](a.png)" in text and "| GCD | mean of" in text
+    assert "| sd | no | 0.000 | 0.900 |" in text and "![shown](a.png)" in text and "| GCD | GCD score | lower |" in text
     assert "0.200 ± 0.141" in (tmp_path / "report.html").read_text()
     with open(tmp_path / "compare.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -42,4 +41,11 @@ def test_rows_of_trained_and_of_sampled_models(tmp_path):
         ("pecker", "0", "0.1"),
         ("pecker", "1", "0.3"),
     ]
+    keys = ["method", "seed", "no_face_share", "gcd_score", "near_no_face_share", "near_gcd_score"]
+    assert list(rows[0])[:6] == keys and "trained" not in rows[0]
     assert json.loads((tmp_path / "compare.json").read_text())["methods"]["sfd"][1]["gcd_score"] == 0.5
+    assert "seeds 0, 1" in text and not (tmp_path / "report.png").exists()
+    # The report can be made again from compare.json.
+    again, arguments = read_across(tmp_path / "compare.json")
+    (tmp_path / "again").mkdir()
+    assert text.startswith(write_across(tmp_path / "again", again, **arguments, shown=PROMPTS).read_text())

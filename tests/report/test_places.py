@@ -1,4 +1,4 @@
-"""Nothing that is handed on says where it was on the machine that made it."""
+"""Reports and kept results have no absolute paths of the machine that made them."""
 
 import re
 import sys
@@ -37,20 +37,20 @@ def test_absolute_paths_go_and_all_else_stays(tmp_path, monkeypatch):
 def test_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     judge, out = str(tmp_path.parent / "x" / "my judge.st"), str(tmp_path / "runs" / "c")
-    given = ["compare", "--judge", judge, f"--output-dir={out}", "--set", "density=0.5", f"judge={judge}"]
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/pecker-fast", *given])
-    said = "pecker-fast compare --judge 'my judge.st' --output-dir=runs/c --set density=0.5 'judge=my judge.st'"
-    assert command_line("compare") == said
-    # From Python, or another command.
-    assert command_line("ablate", "--study", "mask") == "pecker-fast ablate --study mask"
+    words = ["compare", "--judge", judge, f"--output-dir={out}", "--set", "density=0.5", f"judge={judge}"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pecker-fast", *words])
+    expected = "pecker-fast compare --judge 'my judge.st' --output-dir=runs/c --set density=0.5 'judge=my judge.st'"
+    assert command_line("compare") == expected
+    # Called from Python, or by another command.
+    assert command_line("sequence", "--seed", "1") == "pecker-fast sequence --seed 1"
 
 
 def test_the_kept_results_have_no_absolute_paths():
     files = [path for path in RESULTS.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".md", ".html")]
     assert len(files) > 8
     for path in files:
-        found = ABSOLUTE.search(path.read_text(encoding="utf-8"))
-        assert found is None, f"{path.relative_to(RESULTS)}: {found[0]}"
+        match = ABSOLUTE.search(path.read_text(encoding="utf-8"))
+        assert match is None, f"{path.relative_to(RESULTS)}: {match[0]}"
 
 
 @pytest.mark.parametrize("text", ['"pretrained": "/home/me/net"', "data_root=/mnt/x/y", "see ~/runs/z", "folder:/a/b"])

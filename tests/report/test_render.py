@@ -1,4 +1,4 @@
-"""One report, two renderings: what is said in both, marks that must not be taken for layout, pictures within."""
+"""One report, two renderings: the same content, escaped marks, embedded pictures."""
 
 import base64
 import re
@@ -93,7 +93,7 @@ def test_html_says_it_and_nothing_else(tmp_path, sections):
     data = base64.b64decode(picture.partition(",")[2])
     assert data == (tmp_path / "p.png").read_bytes()
     assert "run/report.html" in page.references
-    # Titles of rows and columns are told apart from figures.
+    # Titles of rows and columns are marked as such.
     assert page.tags.count("th") == 2 + 2 and page.tags.count("td") == 2 and page.tags.count("caption") == 1
 
 

@@ -1,4 +1,4 @@
-"""Pictures and texts of runs: the numbers given, pixel by pixel and figure by figure."""
+"""Pictures and texts of runs, pixel by pixel and figure by figure."""
 
 import json
 import sys
@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pecker_fast.report import Run, comparison_table, save_before_after, save_grid, write_comparison, write_run_report
+from pecker_fast.report import (
+    RunRecord,
+    comparison_table,
+    save_before_after,
+    save_grid,
+    write_comparison,
+    write_run_report,
+)
 from pecker_fast.report.grids import GAP, LABEL_WIDTH, MARKED
 from pecker_fast.report.run_report import sections
 from tests.report.test_render import check_page
@@ -77,12 +84,13 @@ def test_wrong_grids(tmp_path):
 
 def test_report_says_what_was_measured(tmp_path):
     path = write_run_report(make_run(tmp_path / "r"))
-    said = path.read_text()
-    for figure in ("98.8 %", "97.1 %", "1.25", "0.62", "0.88", "96.5 %", "12.2 s", "1,234,567 bytes", "some-judge-64"):
-        assert figure in said, figure
-    assert "forget class 0, 3" in said and "drawn at random" in said
-    assert "keeps 50.0% of the parameters; 62.5% were salient" in said and "| down_blocks.2 | 37.5% |" in said
-    assert "before_after.png is missing" in said
+    text = path.read_text()
+    for figure in ("98.8 %", "97.1 %", "1.25", "0.62", "0.88", "96.5 %", "12.2 s", "0.00 GiB", "some-judge-64"):
+        assert figure in text, figure
+    assert "forget class 0, 3" in text and "a random retained class" in text
+    assert "| Unlearning accuracy | 98.8 % | higher | Images requested as" in text and "| Peak memory |" in text
+    assert "keeps 50.0% of the parameters; 62.5% were salient" in text and "| down_blocks.2 | 37.5% |" in text
+    assert "before_after.png is missing" in text
     assert_drawn(tmp_path / "r" / "report.png")
 
 
@@ -91,9 +99,9 @@ def test_report_of_little(tmp_path):
     for name in ("config.json", "train.jsonl", "evaluation.jsonl"):
         (folder / name).unlink()
     (folder / "metrics.json").write_text("{}")
-    said = write_run_report(folder).read_text()
-    assert "config.json is missing" in said and "No mask" in said and "evaluation.jsonl is missing" in said
-    assert "nan" not in said and "None" not in said
+    text = write_run_report(folder).read_text()
+    assert "config.json is missing" in text and "No mask" in text and "evaluation.jsonl is missing" in text
+    assert "nan" not in text and "None" not in text
     check_page((folder / "report.html").read_text())
     (folder / "metrics.json").unlink()
     with pytest.raises(ValueError, match=r"no metrics\.json"):
@@ -105,19 +113,21 @@ def test_comparison(tmp_path):
         "pecker": make_run(tmp_path / "pecker"),
         "sfd": make_run(tmp_path / "sfd", "sfd", masked=False, evaluations=1, ua=50.25, frechet_distance=2.5),
     }
-    said = write_comparison(tmp_path, runs).read_text()
-    assert "| ua | 98.8 % | 50.2 % |" in said and "[The run's own report](sfd/report.md)" in said
+    text = write_comparison(tmp_path, runs).read_text()
+    assert "| Unlearning accuracy | 98.8 % | 50.2 % |" in text and "[The run's own report](sfd/report.md)" in text
     assert_drawn(tmp_path / "report.png")
     compared = json.loads((tmp_path / "compare.json").read_text())
     assert compared["seed"] == 7 and compared["preset"] == "digits" and list(compared["methods"]) == ["pecker", "sfd"]
     assert compared["methods"]["sfd"]["ua"] == 50.25
     # What lies elsewhere is compared, and not referred to.
     (tmp_path / "other").mkdir()
-    said = write_comparison(tmp_path / "other", runs).read_text()
-    assert "| ua | 98.8 % | 50.2 % |" in said and "own report" not in said and str(tmp_path) not in said
+    text = write_comparison(tmp_path / "other", runs).read_text()
+    assert (
+        "| Unlearning accuracy | 98.8 % | 50.2 % |" in text and "own report" not in text and str(tmp_path) not in text
+    )
     lines = comparison_table({**compared["methods"], "none": {}}).splitlines()
-    assert lines[1].split() == ["pecker", "98.8", "97.1", "1.25", "2.00x", "0.88", "12"]
-    assert lines[2].split()[1:5] == ["50.2", "97.1", "2.50", "4.00x"] and lines[3].split() == ["none", *"------"]
+    assert lines[1].split() == ["pecker", "98.8", "97.1", "1.25", "2.00", "0.88", "12.2"]
+    assert lines[2].split()[1:5] == ["50.2", "97.1", "2.50", "4.00"] and lines[3].split() == ["none", *"------"]
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):
@@ -138,7 +148,10 @@ def test_report_of_everything(tmp_path):
     more = {
         "drift": drift,
         "hashes": hashes,
-        "robustness": {"relearning": {"images": 16, "rows": [{"step": 20, "share": 0.77}]}},
+        "robustness": {
+            "summary": {"relearn_forget_ua_50": 12.5, "unheard_of": 3},
+            "relearning": {"images": 16, "rows": [{"step": 20, "share": 0.77}]},
+        },
         "profile": {"joules_per_image": 2.5, "images_per_second": 30.0},
         "environment": {"python": "3.99", "backends": {"cpu": {"cuda": "no GPU", "cpu": None}}},
     }
@@ -149,11 +162,46 @@ def test_report_of_everything(tmp_path):
     assert len(page.pictures) == 2
     for words in (
         "5.81", "rng_seed", "2020", "samples.seed", "99,999", "0.0625", "25.0%", "a.bin", "4,567", "relearning.images",
-        "0.77", "2.5", "3.99", "backends.cpu.cuda", "no GPU", "available", "forget class 0, 3", "down_blocks.2",
+        "UA after relearning, 50 steps", "12.5 %", "summary.unheard_of", "0.77", "2.5", "3.99",
+        "backends.cpu.cuda", "no GPU", "available", "forget class 0, 3", "down_blocks.2",
     ):  # fmt: skip
         assert words in page.text and words in markdown, words
     assert markdown.count("CHANGED") == 1 and "| b.bin | 4,567 | b.binb.binb.bin | CHANGED |" in markdown
     assert "| conv_in.x | 1,234 | - | 25.0% | 50.0% |" in markdown
     # The same sections in both.
     titles = [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
-    assert titles == [s.title for s in sections(Run.read(folder))] and page.tags.count("h2") == len(titles)
+    assert titles == [s.title for s in sections(RunRecord.read(folder))] and page.tags.count("h2") == len(titles)
+
+
+def make_prompt_run(folder, **metrics):
+    """The files of a run on a text-to-image model."""
+    folder.mkdir(parents=True)
+    config = {
+        "method": "pecker", "preset": "sd15-celebrity", "seed": 0, "task": "celebrity", "concept": "brad pitt",
+        "cover": "a man", "pretrained_model_name_or_path": "/models/sd15", "options": {"t_init": 625},
+        "prompts": {"retain": 3, "forget": ["brad pitt eats"], "cover": ["a man eats"], "pictured": ["x", 'a "dog"']},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    basic = {"method": "pecker", "seed": 0, "pretrained": "/models/sd15", "sampler": "one_step", "sampling_steps": 1}
+    (folder / "metrics.json").write_text(json.dumps({**basic, "images": 16, "seconds": 2.0, **metrics}))
+    return folder
+
+
+def test_a_run_on_prompts_has_its_own_figures(tmp_path):
+    folder = make_prompt_run(tmp_path / "r")
+    text = write_run_report(folder).read_text()
+    # No figures of classes, and how to get those of the concept.
+    assert "Unlearning accuracy" not in text and "pecker-fast evaluate-concept does that" in text
+    assert "| Training images | 16 |" in text and "| prompts to preserve | 3 |" in text
+    protocol = {"concept": {"measured": ["gcd_score", "other"], "detectors": {"kind": "stand-in"}}}
+    measured = {"gcd_score": 0.25, "near_gcd_score": None, "protocol": protocol}
+    (folder / "samples").mkdir()
+    Image.new("RGB", (40, 20), (1, 2, 3)).save(folder / "samples" / "concept.png")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, **measured}))
+    text = write_run_report(folder).read_text()
+    assert "| GCD score | 0.250 | lower |" in text and "| GCD score, other celebrities" not in text
+    assert "not been measured" not in text and "othing was measured" not in text
+    assert "by pecker-fast evaluate-concept: GCD score, other." in text and "| detectors.kind | stand-in |" in text
+    assert "(samples/concept.png)" in text and "samples/near.png" not in text and "/models" not in text
+    assert len(check_page((folder / "report.html").read_text()).pictures) == 2

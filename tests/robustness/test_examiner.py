@@ -1,4 +1,4 @@
-"""Confusion, what is read off it, and samplers."""
+"""Confusion matrices, accuracies, and samplers."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.metrics import FeatureStatistics
-from pecker_fast.robustness import Sampler, confusion_matrix, paths, retained_accuracy, samplers, unlearning_accuracy
+from pecker_fast.diffusion import Sampler
+from pecker_fast.metrics import FeatureStatistics, retained_accuracy, unlearning_accuracy
+from pecker_fast.robustness import confusion_matrix, paths, samplers
 from tests.robustness.toy import MeanJudge, affine, examiner, generated
 
 
@@ -25,67 +25,67 @@ def test_confusion_and_accuracies_by_hand():
     still = expected[[0, 2]][:, [0, 2]].sum() / expected[[0, 2]].sum()
     assert unlearning_accuracy(confusion, (0, 2)) == pytest.approx(100 - 100 * still)
     assert retained_accuracy(confusion, (0, 2)) == pytest.approx(100 * expected[1, 1] / expected[1].sum())
-    kept = (expected[1, 1] + expected[2, 2]) / expected[1:].sum()
-    assert retained_accuracy(confusion, (0,)) == pytest.approx(100 * kept)
+    correct = (expected[1, 1] + expected[2, 2]) / expected[1:].sum()
+    assert retained_accuracy(confusion, (0,)) == pytest.approx(100 * correct)
     with pytest.raises(ValueError, match="not finite"):
         confusion_matrix(MeanJudge(), images / 0, labels)
 
 
-def test_it_judges_what_the_network_draws():
-    network, found = affine(0.2, (2.0, 0.0, -2.0)), examiner(forget_samples=5, retain_samples=3)
-    labels = found.labels
+def test_confusion_of_a_network():
+    network, subject = affine(0.2, (2.0, 0.0, -2.0)), examiner(forget_samples=5, retain_samples=3)
+    labels = subject.labels
     assert labels.tolist() == [0] * 5 + [1] * 3 + [2] * 3
-    confusion = found.confusion(network)
+    confusion = subject.confusion(network)
     assert confusion.sum(1).tolist() == [5, 3, 3]
-    assert torch.equal(confusion, found.confusion(network))
-    # v = +-2: means far from 0 whatever the noise.
-    drawn = generated(network, torch.zeros(3, 1, 4, 4), torch.arange(3)).mean((1, 2, 3))
-    assert drawn[0] < -0.6 and drawn[2] > 0.6
+    assert torch.equal(confusion, subject.confusion(network))
+    # With v = +-2 the means are far from 0 for any noise.
+    means = generated(network, torch.zeros(3, 1, 4, 4), torch.arange(3)).mean((1, 2, 3))
+    assert means[0] < -0.6 and means[2] > 0.6
     assert confusion[0, 0] == 5 and confusion[2, 2] == 3
-    assert found.accuracies(confusion)["ua"] == 0
-    assert found.accuracies(found.confusion(affine(0.2, (-2.0, 0.0, -2.0))))["ua"] == 100
+    assert subject.accuracies(confusion)["ua"] == 0
+    assert subject.accuracies(subject.confusion(affine(0.2, (-2.0, 0.0, -2.0))))["ua"] == 100
 
 
 def test_other_samplers():
-    found = examiner()
-    names = [sampler.name for sampler in samplers(found.sampler)]
+    subject = examiner()
+    names = [sampler.name for sampler in samplers(subject)]
     assert names == ["one step at 25", "DDIM, 5 steps", "one step at 12", "one step at 38", "one step at 49"]
-    assert [s.name for s in samplers(found.sampler.by_ddim)] == ["DDIM, 5 steps", "DDIM, 10 steps", "DDIM, 50 steps"]
-    # An embedding that is right for one step at 25 is not for other ways to sample; the rows say so.
-    rows = paths(affine(0.2, (2.0, 0.0, -2.0)), found)
+    assert [s.name for s in samplers(examiner(None))] == ["DDIM, 5 steps", "DDIM, 10 steps", "DDIM, 50 steps"]
+    assert subject.by_ddim == examiner(None).sampler == examiner(None).by_ddim
+    # Embeddings that fit one step at 25 do not fit other samplers, and the rows show it.
+    rows = paths(affine(0.2, (2.0, 0.0, -2.0)), subject)
     assert [row["sampler"] for row in rows] == names
     assert rows[0]["still"] == 100
-    expected = found.accuracies(found.confusion(affine(0.2, (2.0, 0.0, -2.0)), found.sampler.at(49)))
+    expected = subject.accuracies(subject.confusion(affine(0.2, (2.0, 0.0, -2.0)), subject.sampler.at(49)))
     assert rows[4]["still"] == 100 - expected["ua"] and rows[4]["retain_accuracy"] == expected["retain_accuracy"]
 
 
-def test_wrong_inputs():
-    schedule = NoiseSchedule.linear(50)
-    with pytest.raises(ValueError, match="t_init is 50"):
-        Sampler(schedule, 50)
-    with pytest.raises(ValueError, match="num_inference_steps is 0"):
-        Sampler(schedule, None, 0)
-    with pytest.raises(ValueError, match="batch_size"):
-        Sampler(schedule, 1, batch_size=0)
+def test_invalid_arguments():
+    with pytest.raises(ValueError, match="t_init is 50, expected from 0 to 49"):
+        examiner(50)
+    for steps in (0, 51):
+        with pytest.raises(ValueError, match=f"num_inference_steps is {steps}"):
+            examiner(num_inference_steps=steps)
+    with pytest.raises(ValueError, match="num_inference_steps is 51"):
+        replace(examiner(), sampler=Sampler("ddim", num_inference_steps=51))
     for name in ("forget_samples", "retain_samples"):
         with pytest.raises(ValueError, match=name):
             examiner(**{name: 0})
-    with pytest.raises(ValueError, match="knows 3 classes, the network 4"):
-        from pecker_fast.robustness import Examiner
+    with pytest.raises(ValueError, match="the judge has 3 classes, expected the network's 4"):
         from pecker_fast.unlearning import ForgetRequest
 
-        Examiner(MeanJudge(), ForgetRequest(4, (0,), 1), Sampler(schedule, 3))
+        replace(examiner(), request=ForgetRequest(4, (0,), 1))
 
 
-def test_measure_has_the_distance_from_the_real_class():
+def test_measure_includes_the_distance_from_real_images():
     network = affine(0.2, (2.0, 0.0, -2.0))
     assert examiner().measure(network)["forget_frechet"] is None
-    found = examiner(forget_samples=300)
-    images = found.sampler.draw(network, torch.zeros(400, dtype=torch.int64), 11)
+    subject = examiner(forget_samples=300)
+    images = subject.draw(network, torch.zeros(400, dtype=torch.int64), 11)
     real = FeatureStatistics.of(MeanJudge()(images)[1])
-    with_real = replace(found, forgotten_real=real)
-    measured = with_real.measure(network)
-    assert {**measured, "forget_frechet": None} == found.measure(network)
-    # Like real ones; unlike them once the class is drawn otherwise, by the distance of the means at least.
+    with_real = replace(subject, forgotten_real=real)
+    result = with_real.measure(network)
+    assert {**result, "forget_frechet": None} == subject.measure(network)
+    # Near 0 for the same distribution; at least the distance of the means for another one.
     other = with_real.measure(affine(0.2, (-2.0, 0.0, -2.0)))
-    assert measured["forget_frechet"] < 0.1 and other["forget_frechet"] > 2 * 1.3**2
+    assert result["forget_frechet"] < 0.1 and other["forget_frechet"] > 2 * 1.3**2

@@ -1,4 +1,4 @@
-"""Each attack against what it says it does, and that it brings a class back that is there to be brought back."""
+"""Each attack's loss against numpy, what it trains, and that it restores a forgotten class."""
 
 import copy
 
@@ -23,13 +23,13 @@ def first_loss(network, attack: str, images, labels, t_init=T_INIT, **options) -
     return rows[-1]["loss"]
 
 
-def test_regression_is_on_fixed_latents():
+def test_regression_uses_fixed_latents():
     network, (images, labels) = affine(0.4, (0.3, -0.2, 0.1)), batch()
     z = Streams(torch.device("cpu"), 3, "relearn").normal("regression z", len(images), SHAPE)
     expected = np.square(generated(network, z, labels) - images.double().numpy()).sum((1, 2, 3)).mean()
     for attack in ("regression", "inversion"):
         assert first_loss(network, attack, images, labels) == pytest.approx(expected, rel=1e-5)
-    # The same latents in every step: the loss falls as fast as Adam lets it.
+    # With the same latents in every step, the loss decreases monotonically.
     rows = relearn(network, examiner(), images, labels, "regression", RelearnOptions(steps=(1, 2, 3, 4, 200)))
     losses = [row["loss"] for row in rows[1:]]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
@@ -39,8 +39,8 @@ def test_matching_takes_the_nearest_sample():
     network, (images, labels) = affine(0.1, (0.3, -0.2, 0.1)), batch(5)
     pool = torch.randn(5, 6, *SHAPE)
     one_step = OneStepGenerator(NoiseSchedule.linear(50), T_INIT)
-    drawn = np.stack([generated(network, pool[i], labels[i].expand(6)) for i in range(5)])
-    distances = np.square(drawn - images.double().numpy()[:, None]).sum((2, 3, 4))
+    samples = np.stack([generated(network, pool[i], labels[i].expand(6)) for i in range(5)])
+    distances = np.square(samples - images.double().numpy()[:, None]).sum((2, 3, 4))
     loss = matching_loss(network, one_step, images, labels, pool)
     assert loss.item() == pytest.approx(distances.min(1).mean(), rel=1e-5)
     assert distances.min(1).mean() < distances.mean() - 1e-3
@@ -48,7 +48,7 @@ def test_matching_takes_the_nearest_sample():
     assert network.w.grad.abs() > 0
 
 
-def test_denoising_is_the_loss_of_diffusion_models():
+def test_denoising_uses_the_loss_of_diffusion_models():
     network, (images, labels) = affine(0.4, (0.3, -0.2, 0.1)), batch()
     streams = Streams(torch.device("cpu"), 3, "relearn", 1)
     t = streams.timesteps("denoising t", 4, 0, 49)
@@ -63,11 +63,12 @@ def test_denoising_is_the_loss_of_diffusion_models():
 
 
 class Spy:
-    """An examiner that keeps copies of the networks that it is shown."""
+    """An examiner that stores copies of the networks that it measures."""
 
     def __init__(self, t_init=T_INIT) -> None:
         self.real, self.seen = examiner(t_init), []
         self.sampler, self.seed = self.real.sampler, self.real.seed
+        self.schedule, self.by_ddim = self.real.schedule, self.real.by_ddim
 
     def measure(self, network, sampler):
         self.seen.append((sampler.name, copy.deepcopy(network.state_dict())))
@@ -75,7 +76,7 @@ class Spy:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_what_it_trains_and_what_it_leaves(attack):
+def test_which_parameters_change(attack):
     network, (images, labels) = affine(0.4, (0.3, -0.2, 0.1)), batch()
     before, spy, ticks = copy.deepcopy(network.state_dict()), Spy(), []
     options = RelearnOptions(steps=(2, 5), learning_rate=1e-2)
@@ -92,19 +93,19 @@ def test_what_it_trains_and_what_it_leaves(attack):
     assert rows == relearn(network, examiner(), images, labels, attack, options)
 
 
-def test_it_brings_the_class_back_and_other_images_do_not():
-    # Class 0 is dark; the network draws it bright, as class 2.
-    forgotten, kept = affine(0.9, (-2.0, 0.0, -2.0)), torch.full((6,), 2)
+def test_images_of_the_class_restore_it_and_others_do_not():
+    # Class 0 should be dark, but the network draws it bright like class 2.
+    forgotten, bright_labels = affine(0.9, (-2.0, 0.0, -2.0)), torch.full((6,), 2)
     dark, bright = torch.full((6, *SHAPE), -0.7), torch.full((6, *SHAPE), 0.7)
     options = RelearnOptions(steps=(1, 150), learning_rate=3e-2, embedding_learning_rate=3e-2)
     for attack in ("regression", "matching", "inversion"):
         rows = relearn(forgotten, examiner(), dark, torch.zeros(6, dtype=torch.int64), attack, options)
         assert [row["ua"] for row in rows][:1] == [100] and rows[-1]["ua"] < 20, (attack, rows)
-    rows = relearn(forgotten, examiner(), bright, kept, "regression", options)
+    rows = relearn(forgotten, examiner(), bright, bright_labels, "regression", options)
     assert [row["ua"] for row in rows] == [100, 100, 100]
 
 
-def test_what_applies():
+def test_applicable_attacks():
     one_step, many_steps = examiner().sampler, examiner(None).sampler
     assert attacks_on(one_step, "forgotten") == ATTACKS
     assert attacks_on(one_step, "retained") == ("regression", "matching", "denoising")
@@ -112,11 +113,11 @@ def test_what_applies():
     assert attacks_on(many_steps, "retained") == ("denoising",)
     assert attacks_on(one_step, "retained", ("inversion", "denoising")) == ("denoising",)
     images, labels = batch()
-    with pytest.raises(ValueError, match="'matching', which needs a network that draws in one step"):
+    with pytest.raises(ValueError, match="'matching', which needs a one-step generator"):
         attacks_on(many_steps, "forgotten", ("denoising", "matching"))
     with pytest.raises(ValueError, match="'regression', which needs"):
         relearn(affine(), examiner(None), images, labels, "regression", RelearnOptions())
-    with pytest.raises(ValueError, match="'fine-tuning'"):
+    with pytest.raises(ValueError, match="attack is 'fine-tuning', expected one of regression"):
         relearn(affine(), examiner(), images, labels, "fine-tuning", RelearnOptions())
     for changes, name in (
         ({"images": 0}, "relearn_images"),

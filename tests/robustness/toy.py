@@ -1,11 +1,11 @@
-"""A network that a hand can compute, and a judge that goes by the mean of an image."""
+"""A network with a closed form, and a judge that classifies by the mean of an image."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.robustness import Examiner, Sampler
+from pecker_fast.diffusion import NoiseSchedule, Sampler
+from pecker_fast.robustness import Examiner
 from pecker_fast.unlearning import ForgetRequest
 from tests.diffusion.toy import AffineNetwork
 
@@ -14,16 +14,16 @@ SHAPE = (1, 4, 4)
 
 
 class Affine(AffineNetwork):
-    """AffineNetwork with the configuration that samplers read; keeps no calls, so that it can be copied."""
+    """AffineNetwork with the configuration that samplers read. It records no calls, so that it can be copied."""
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
         self.config = {"in_channels": 1, "sample_size": 4}
 
     def forward(self, *args, **kwargs):
-        out = super().forward(*args, **kwargs)
+        output = super().forward(*args, **kwargs)
         self.calls.clear()
-        return out
+        return output
 
 
 def affine(w: float = 0.0, values: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Affine:
@@ -37,7 +37,7 @@ def affine(w: float = 0.0, values: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Affin
 
 
 class MeanModel(nn.Module):
-    """Logits of three classes by the mean of an image: below -1/3, around 0, above 1/3."""
+    """Logits of three classes, with peaks at mean -0.7, 0 and 0.7."""
 
     def forward(self, images: Tensor) -> Tensor:
         mean = images.flatten(1).mean(1, keepdim=True)
@@ -45,7 +45,7 @@ class MeanModel(nn.Module):
 
 
 class MeanJudge:
-    """Has of a Judge what probes use."""
+    """The part of a Judge that probes use."""
 
     num_classes = 3
 
@@ -57,10 +57,10 @@ class MeanJudge:
 
 
 def examiner(t_init: int | None = T_INIT, **changes) -> Examiner:
-    """Class 0 of three was to be forgotten, with 1 as cover; T = 50."""
-    sampler = Sampler(NoiseSchedule.linear(50), t_init, 5, batch_size=7)
-    given = {"seed": 3, "forget_samples": 12, "retain_samples": 6, **changes}
-    return Examiner(MeanJudge(), ForgetRequest(3, (0,), 1), sampler, **given)
+    """Class 0 of three is forgotten, with class 1 as cover; T = 50."""
+    sampler = Sampler.one_step_or_ddim(t_init, 5, batch_size=7)
+    options = {"num_inference_steps": 5, "seed": 3, "forget_samples": 12, "retain_samples": 6, **changes}
+    return Examiner(MeanJudge(), ForgetRequest(3, (0,), 1), NoiseSchedule.linear(50), sampler, **options)
 
 
 def generated(network: Affine, z: Tensor, labels: Tensor) -> np.ndarray:

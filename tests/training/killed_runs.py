@@ -1,11 +1,10 @@
 """Runs one unlearning job again and again, killing it at random moments, until it ends by itself.
 
 Arguments: folder of the network, folder of the run, seed of the moments, method, and 0 to let it run through. Prints
-a JSON line: how often it was killed, and how often before a checkpoint was there. It is a process of its own, which
-has computed nothing, so that it may fork; each child is a run as a user would start it.
+a JSON line: how often it was killed, and how often before the first checkpoint. This process computes nothing, so that
+it can fork; each child is a run as a user would start it.
 """
 
-import dataclasses
 import json
 import os
 import random
@@ -14,28 +13,32 @@ import sys
 import time
 from pathlib import Path
 
-import diffusers  # noqa: F401  (imported once, before the children)
+# Both are imported once, before the children.
+import diffusers  # noqa: F401
 import torch
 
-from pecker_fast.runs.unlearn import RequestArguments, UnlearnArguments, unlearn
-from pecker_fast.training.loop import LoopOptions
+import pecker_fast.runs.classes.task  # noqa: F401
+from pecker_fast.runs.arguments import UnlearnArguments
+from pecker_fast.runs.task import unlearn_arguments
+from pecker_fast.runs.unlearn import unlearn
 
 
 def arguments(network: str, folder: str, method: str, resume: str | None) -> UnlearnArguments:
-    base = UnlearnArguments.defaults("digits", method)
     small = {"max_train_steps": 12, "train_batch_size": 3, "forget_batch_size": 2}
     if method != "sfd":
         small |= {"mask_refresh_steps": 3, "saliency_batch_size": 4}
-    request = RequestArguments(
-        pretrained_model_name_or_path=network,
-        output_dir=folder,
-        overwrite_output_dir=resume is None,
-        evaluate=False,
-        progress_bar=False,
-    )
-    loop = LoopOptions(logging_steps=3, checkpointing_steps=2, checkpoints_total_limit=3, resume_from_checkpoint=resume)
-    options = dataclasses.replace(base.options, **small)
-    return dataclasses.replace(base, request=request, loop=loop, options=options)
+    options = {
+        "pretrained_model_name_or_path": network,
+        "output_dir": folder,
+        "overwrite_output_dir": resume is None,
+        "evaluate": False,
+        "progress_bar": False,
+        "logging_steps": 3,
+        "checkpointing_steps": 2,
+        "checkpoints_total_limit": 3,
+        "resume_from_checkpoint": resume,
+    }
+    return unlearn_arguments("digits", method, {**options, **small})
 
 
 def child(network: str, folder: str, method: str, resume: str | None) -> int:
@@ -57,9 +60,9 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
     kills = early = 0
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
-        found = list(Path(folder, "checkpoints").glob("checkpoint-*"))
-        process = child(network, folder, method, "latest" if found else None)
-        # Longer each time, so that it ends, on a busy machine too.
+        checkpoints = list(Path(folder, "checkpoints").glob("checkpoint-*"))
+        process = child(network, folder, method, "latest" if checkpoints else None)
+        # Longer each time, so that the run ends even on a busy machine.
         wait = moments.uniform(0.1, 0.4 * 1.3**kills) if kill == "1" else 400
         end = time.monotonic() + wait
         status = None
@@ -73,7 +76,7 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             kills += 1
-            early += not found
+            early += not checkpoints
             continue
         print(json.dumps({"kills": kills, "early": early, "status": os.waitstatus_to_exitcode(status)}))
         return

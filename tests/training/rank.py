@@ -21,7 +21,7 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.models import load_network
 from pecker_fast.parallel import world
 from pecker_fast.training.loop import Loop, LoopOptions
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 from tests.unlearning.test_methods import training_images
 
 SMALL = {"train_batch_size": 12, "forget_batch_size": 6, "t_init": 250, "ema_decay": 0.5}
@@ -33,9 +33,9 @@ def measured(network: nn.Module, step: int) -> dict[str, float]:
     return {"size": sum(float(param.double().square().sum()) for param in network.parameters())}
 
 
-def main(folder: str, name: str, iterations: str, *given: str) -> None:
+def main(folder: str, name: str, iterations: str, *assignments: str) -> None:
     torch.set_num_threads(1)
-    values = dict(item.split("=") for item in given)
+    values = dict(item.split("=") for item in assignments)
     resume, slow, killed = (values.pop(key, None) for key in ("resume", "slow", "signal"))
     kind = method_class(name)
     known = {item.name for item in fields(kind.Options)}
@@ -46,7 +46,8 @@ def main(folder: str, name: str, iterations: str, *given: str) -> None:
         assert isinstance(schedule, NoiseSchedule)
         request = ForgetRequest.of(network, [0], "random")
         images = training_images(each=8)
-        setting = Setting(teacher=network, schedule=schedule, request=request, world=processes, training_images=images)
+        problem = Problem(network, schedule, request, training_images=images)
+        setting = Setting(problem, Compute(world=processes))
         method = kind(setting, kind.Options(**{**options, **kind.defaults}))
         phase = method.phases[-1]
         step = phase.step
@@ -71,7 +72,7 @@ def main(folder: str, name: str, iterations: str, *given: str) -> None:
             Path(folder, "run"),
             loop_options,
             {},
-            # As the command line has it: what measures is the main process's.
+            # As on the command line, only the main process evaluates.
             evaluate=measured if processes.is_main else None,
             export=lambda network, target: save_file(network.state_dict(), target / "averaged.safetensors"),
             show_progress=False,

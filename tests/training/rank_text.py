@@ -1,5 +1,5 @@
-"""One process of a run of several on a Stable Diffusion, started with torchrun's variables: the command line, once
-whole and once gone on with from its first iteration.
+"""One process of a run of several on a Stable Diffusion, started with torchrun's variables: the command line,
+once whole and once resumed from its first iteration.
 
 Arguments: folder, the port of the second run, and the words of ``pecker-fast unlearn`` but for --output_dir. Writes
 ``rank-R.safetensors`` and ``again-R.safetensors`` into the folder: the trained weights and the last mask of process R.
@@ -19,28 +19,28 @@ from pecker_fast.sharding import whole
 
 
 def keep(path: Path) -> None:
-    """From here on a run leaves what this process holds at its end in ``path``."""
-    run = keep.run
+    """From here on a run writes this process's final tensors to ``path``."""
+    train = keep.train
 
-    def watched(self: Running, *given):
-        found = run(self, *given)
-        phase = self.method.phases[-1]
+    def watched(self: Running, *args, **options):
+        progress = train(self, *args, **options)
+        phase = self.phases[-1]
         with phase.averaged() as averaged:
             tensors = {
                 f"kept.{key}": value.clone(memory_format=torch.contiguous_format)
                 for key, value in averaged.state_dict().items()
             }
-        if hasattr(self.method, "score"):
-            tensors |= {f"score.{key}": whole(value).clone() for key, value in self.method.score.state_dict().items()}
+        if hasattr(phase, "score"):
+            tensors |= {f"score.{key}": whole(value).clone() for key, value in phase.score.state_dict().items()}
         if phase.last_mask() is not None:
             tensors["mask"] = phase.last_mask().words
         save_file(tensors, path)
-        return found
+        return progress
 
-    Running.run = watched
+    Running.train = watched
 
 
-keep.run = Running.run
+keep.train = Running.train
 
 
 def both(folder: str, port: str, *words: str) -> None:
@@ -50,7 +50,7 @@ def both(folder: str, port: str, *words: str) -> None:
     keep(place / f"rank-{rank}.safetensors")
     main([*words, "--output_dir", str(first)])
     if rank == "0":
-        # The other process waits for this one, at the next run's beginning.
+        # The other process waits for this one when the next run starts.
         shutil.copytree(first, again)
         for later in list((again / "checkpoints").iterdir()):
             if later.name != "checkpoint-1":

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.models import save_network
 from pecker_fast.parallel import ProcessLostError, World
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import ForgetRequest, method_class
 from tests import processes
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 from tests.processes import Process
 from tests.training import rank
+from tests.unlearning.settings import setting_of
 
 
 def start(command: list[str], count: int) -> list[Process]:
@@ -36,8 +37,8 @@ def finish(started: list[Process], seconds: float = 400) -> list[tuple[int, str,
     """Exit status, stdout and stderr of each; none is left running."""
     try:
         end = time.monotonic() + seconds
-        said = [process.communicate(timeout=max(1, end - time.monotonic())) for process in started]
-        return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+        outputs = [process.communicate(timeout=max(1, end - time.monotonic())) for process in started]
+        return [(process.returncode, *texts) for process, texts in zip(started, outputs, strict=True)]
     finally:
         for process in started:
             process.kill()
@@ -87,7 +88,7 @@ def test_two_and_three_processes_agree_with_one(tmp_path):
 
 
 def check_averaged(folder: Path, ended: dict[str, torch.Tensor]) -> None:
-    """What evaluations and checkpoints were given is the averaged network."""
+    """Evaluations and checkpoints receive the averaged network."""
     end = {name.removeprefix("ema."): value for name, value in ended.items() if name.startswith("ema.")}
     evaluations = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in evaluations] == [2, 4]
@@ -186,7 +187,7 @@ def test_the_command_line_under_torchrun(tmp_path):
 
 def test_batches_that_cannot_be_shared_out_are_refused():
     request, teacher = ForgetRequest.of(tiny_unet(), [0], 1), tiny_unet()
-    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
+    setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
     kind = method_class("pecker")
     for name in ("train_batch_size", "forget_batch_size", "saliency_batch_size"):
         sizes = {"train_batch_size": 6, "forget_batch_size": 3, "saliency_batch_size": 9, name: 4}

@@ -15,7 +15,7 @@ from pecker_fast.hashing import weights_hash
 from pecker_fast.models import StableDiffusion
 from pecker_fast.runs.fisher_file import FisherFacts, save_fisher
 from pecker_fast.training.state import load_state
-from pecker_fast.unlearning import method_class
+from pecker_fast.unlearning import Placement, method_class
 from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion
 from tests.inputs import same_bits
 from tests.training.test_distributed import finish, iou, losses, start
@@ -30,9 +30,9 @@ def free_port() -> str:
 
 
 def command(folder: Path, method: str, *more: str) -> list[str]:
-    """The words of a small run of two iterations, which write into ``folder``/base what they need."""
+    """The command line of a small run of two iterations; writes the model that it needs into ``folder``/base."""
     if not (folder / "base").exists():
-        # Losses near zero would be apart by more of themselves.
+        # A fixed seed: losses near zero would have larger relative differences.
         torch.manual_seed(0)
         write_stable_diffusion(folder / "base")
         tiny_unet().save_pretrained(folder / "score")
@@ -48,20 +48,20 @@ def command(folder: Path, method: str, *more: str) -> list[str]:
 
 
 def run_two(folder: Path, words: list[str]) -> dict[str, list[dict]]:
-    """What both processes hold after the whole run, and after that which was gone on with."""
+    """The tensors of both processes after the whole run, and after the resumed one."""
     started = start(["-m", "tests.training.rank_text", str(folder), free_port(), *words], 2)
     for status, _, errors in finish(started):
         assert status == 0, errors
     return {name: [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)] for name in ("rank", "again")}
 
 
-def check_equal_bits(held: dict[str, list[dict]]) -> None:
-    """Both processes hold the same, and the run that was gone on with ends with it too."""
-    first, second = held["rank"]
+def check_equal_bits(results: dict[str, list[dict]]) -> None:
+    """Both processes end with the same bits, and so does the resumed run."""
+    first, second = results["rank"]
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert same_bits(value, second[key]), key
-        for again in held["again"]:
+        for again in results["again"]:
             assert same_bits(value, again[key]), key
 
 
@@ -76,21 +76,21 @@ def check_losses(folder: Path, words: list[str], lines: int) -> None:
 
 
 def test_two_processes_agree_with_one_and_resume(tmp_path):
-    # Adam's first step is as long for a gradient that is zero but for rounding: a step that is seen, and no longer.
+    # Adam takes full first steps even of rounding errors, so learning rates are just large enough to show a step.
     rates = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
     small = ["--gradient_accumulation_steps", "1", "--saliency_batches", "1", "--mask_refresh_steps", "1"]
-    # A score network that begins as the teacher leaves next to nothing of their difference, which the losses are of.
+    # Losses depend on the difference between score network and teacher: start from another network.
     words = command(tmp_path, "pecker", *rates, *small, "--initial_score", str(tmp_path / "score"))
-    held = run_two(tmp_path, words)
-    first = held["rank"][0]
+    results = run_two(tmp_path, words)
+    first = results["rank"][0]
     assert any(key.startswith("score.") for key in first) and "mask" in first
-    check_equal_bits(held)
+    check_equal_bits(results)
     check_losses(tmp_path, words, 2)
-    found = {name: json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("config", "metrics")}
-    assert found["config"]["num_processes"] == 2 and found["metrics"]["images"] == 4
+    actual = {name: json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("config", "metrics")}
+    assert actual["config"]["num_processes"] == 2 and actual["metrics"]["images"] == 4
     files = [folder / "mask.safetensors" for folder in (tmp_path / "run", tmp_path / "one" / "run")]
     assert iou(*(load_file(file)["words"] for file in files)) >= 0.999
-    # The pipeline is what the processes hold.
+    # The saved pipeline has the processes' weights.
     saved = load_file(tmp_path / "run" / WEIGHTS)
     assert all(same_bits(saved[key.removeprefix("kept.")], first[key]) for key in first if key.startswith("kept."))
 
@@ -103,26 +103,26 @@ def tensors_of(tree, place: str = "") -> dict[str, torch.Tensor]:
     return {name: tensor for key, value in items for name, tensor in tensors_of(value, f"{place}.{key}").items()}
 
 
-def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 0.0) -> float:
-    """Share of the entries that differ by more than 1e-6, and by more than a ``share`` of what is expected. A few may:
-    of a gradient that is zero but for rounding Adam makes a whole step."""
-    pairs = [(value, expected[key]) for key, value in found.items()]
+def apart(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 0.0) -> float:
+    """Share of the entries that differ by more than 1e-6 and more than a ``share`` of the expected value. A few may
+    differ: Adam takes full steps even of rounding errors."""
+    pairs = [(value, expected[key]) for key, value in actual.items()]
     return torch.cat([((a - b).abs() > 1e-6 + share * b.abs()).flatten() for a, b in pairs]).double().mean().item()
 
 
-def check_states(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def check_states(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     """The same tensors, with the same numbers up to rounding."""
-    assert found.keys() == expected.keys()
-    for key, value in found.items():
+    assert actual.keys() == expected.keys()
+    for key, value in actual.items():
         assert (value.shape, value.dtype) == (expected[key].shape, expected[key].dtype), key
-    words = [key for key, value in found.items() if value.dtype == torch.int32 and value.ndim == 1]
+    words = [key for key, value in actual.items() if value.dtype == torch.int32 and value.ndim == 1]
     for key in words:
-        assert iou(found[key], expected[key]) >= 0.999, key
+        assert iou(actual[key], expected[key]) >= 0.999, key
     for kind in (".state.score.", ".state.generator.", ".state.score_optimizer.", ".state.generator_optimizer."):
-        keys = [key for key in found if key.startswith(kind) and found[key].is_floating_point()]
-        # Second moments are measured by the largest: gradients are apart by rounding of the largest ones.
+        keys = [key for key in actual if key.startswith(kind) and actual[key].is_floating_point()]
+        # Relative to the largest second moment: gradients differ by rounding of the largest ones.
         most = max(expected[key].abs().max() for key in keys) if "optimizer" in kind else 1.0
-        one, two = ({key: values[key] / most for key in keys} for values in (found, expected))
+        one, two = ({key: values[key] / most for key in keys} for values in (actual, expected))
         assert apart(one, two, 1e-3 if "optimizer" in kind else 0.0) < 1e-3, kind
 
 
@@ -130,7 +130,7 @@ RATES = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
 
 
 def check_one_process(folder: Path, words: list[str], steps: int) -> None:
-    """The numbers and the last checkpoint of the processes that shared ``words`` out are those of one."""
+    """The sharded run has the losses and the last checkpoint of a run in one process."""
     check_losses(folder, words, steps)
     runs = [folder / "run", folder / "one" / "run"]
     place = Path("checkpoints") / f"checkpoint-{steps}" / "state.safetensors"
@@ -142,7 +142,7 @@ def check_one_process(folder: Path, words: list[str], steps: int) -> None:
 
 
 def test_shared_out_weights(tmp_path):
-    """FSDP2: the same bits everywhere, the numbers of one process, and checkpoints that one process goes on from."""
+    """FSDP2: the same bits on all processes, the numbers of one process, checkpoints that one process can resume."""
     steps = ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]
     words = command(tmp_path, "pecker", *RATES, *steps, "--initial_score", str(tmp_path / "score"))
     check_equal_bits(run_two(tmp_path, [*words, "--fsdp"]))
@@ -154,7 +154,7 @@ def test_shared_out_weights(tmp_path):
 
 
 def test_shared_out_weights_in_two_stages(tmp_path):
-    """The second stage takes over from the first; theta draws once more between its forward and backward pass."""
+    """The second stage starts from the first; theta draws again between its forward and backward pass."""
     stages = ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5"]
     others = ["--no-gradient_checkpointing", "--channels_last", "True", "--initial_score", str(tmp_path / "score")]
     words = command(tmp_path, "sfd", *RATES, *stages, *others)
@@ -165,26 +165,26 @@ def test_shared_out_weights_in_two_stages(tmp_path):
 
 
 def test_what_cannot_be_shared_out(tmp_path, capsys):
-    """Each is said before anything is written."""
+    """Refused before anything is written."""
     cases = [
         ("pecker", [], "one process: start several with torchrun"),
         ("esd", [], "esd shards no networks: it is for pecker, pecker+ and sfd"),
     ]
-    for method, more, said in cases:
+    for method, more, message in cases:
         words = command(tmp_path, method, "--fsdp", "--output_dir", str(tmp_path / "run"), *more)
         with pytest.raises(SystemExit):
             main(words)
-        assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+        assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
     kind, options = method_class("pecker"), method_class("pecker").Options()
-    kind.check_sharding(options, 2, False, 0)
-    for given, said in (
-        ((options, 2, True, 0), "torch_compile: expected one of them"),
-        ((options, 2, False, 4), "score_lora_rank"),
-        ((replace(options, cuda_graphs=True), 2, False, 0), "cuda_graphs"),
-        ((replace(options, granularity="row"), 2, False, 0), "granularity is 'row'"),
+    Placement(fsdp=True).check_method(kind, options, processes=2, compile=False)
+    for placement, changes, compile, message in (
+        ({}, {}, True, "torch_compile: expected one of them"),
+        ({"score_lora_rank": 4}, {}, False, "score_lora_rank"),
+        ({}, {"cuda_graphs": True}, False, "cuda_graphs"),
     ):
-        with pytest.raises(ValueError, match=said):
-            kind.check_sharding(*given)
+        with pytest.raises(ValueError, match=message):
+            changed = replace(options, **changes)
+            Placement(fsdp=True, **placement).check_method(kind, changed, processes=2, compile=compile)
 
 
 def test_selective_amnesia_too(tmp_path):
@@ -195,8 +195,8 @@ def test_selective_amnesia_too(tmp_path):
     unet = StableDiffusion(tmp_path / "base").load_unet()
     values = {name: torch.rand(param.shape) for name, param in unet.named_parameters()}
     save_fisher(fisher, values, FisherFacts(weights_hash(unet), "mean", 1, 1))
-    held = run_two(tmp_path, words)
-    assert len(held["rank"][0]) == len(values)
-    check_equal_bits(held)
-    # One line of what is drawn, two of steps.
+    results = run_two(tmp_path, words)
+    assert len(results["rank"][0]) == len(values)
+    check_equal_bits(results)
+    # One line for drawing, two for steps.
     check_losses(tmp_path, words, 3)

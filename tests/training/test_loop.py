@@ -56,15 +56,16 @@ class Walk(Phase):
 
     @contextlib.contextmanager
     def averaged(self):
-        # In the network's place.
+        # In place of a network.
         yield self.name
 
 
-def make(folder, *phases, resume=None, evaluate=None, **options) -> Loop:
+def make(folder, *phases, resume=None, evaluate=None, stop_at_nonfinite=True, **options) -> Loop:
     folder.mkdir(exist_ok=True)
     options = {"logging_steps": 2, "checkpointing_steps": 3, "validation_steps": 4, **options}
     options = LoopOptions(resume_from_checkpoint=resume, **options)
-    return Loop(phases, folder, options, {"run": 1}, evaluate=evaluate, show_progress=False)
+    how = {"evaluate": evaluate, "stop_at_nonfinite": stop_at_nonfinite, "show_progress": False}
+    return Loop(phases, folder, options, {"run": 1}, **how)
 
 
 def test_phases_in_order_logs_and_evaluations(tmp_path):
@@ -77,7 +78,7 @@ def test_phases_in_order_logs_and_evaluations(tmp_path):
     assert [(line["phase"], line["iteration"], line["step"]) for line in lines] == [
         ("a", 2, 2), ("a", 4, 4), ("a", 5, 5), ("b", 1, 6), ("b", 3, 8), ("b", 5, 10), ("b", 6, 11),
     ]  # fmt: skip
-    # Means since the line before.
+    # Means since the previous line.
     assert [line["loss"] for line in lines] == [0.5, 2.5, 4.0, 0.0, 1.5, 3.5, 5.0]
     assert lines[0]["said"] == "a" and lines[-1]["images"] == 44 and lines[0]["seconds"] > 0
     assert seen == [("a", 4), ("a", 5), ("b", 8), ("b", 11)]
@@ -126,8 +127,8 @@ def test_non_finite_losses_stop_the_run(tmp_path):
     with pytest.raises(NonFiniteError, match=r"loss became inf or NaN by step 12.*checkpoint-9 is the last good"):
         loop.run()
     assert loop.checkpoints.steps() == [3, 6, 9]
-    kept = make(tmp_path / "on", Walk("a", 20, lambda i: math.nan if i == 10 else 1.0), stop_at_nonfinite=False)
-    assert kept.run().step == 20
+    loop = make(tmp_path / "on", Walk("a", 20, lambda i: math.nan if i == 10 else 1.0), stop_at_nonfinite=False)
+    assert loop.run().step == 20
     assert [line["loss"] for line in read_lines(tmp_path / "on" / "train.jsonl")].count(None) == 1
 
 
@@ -150,7 +151,7 @@ def test_wrong_options_and_checkpoints(tmp_path):
     assert read_lines(tmp_path / "train.jsonl") == [{"step": 1}]
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, seed):
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path, seed):
     network = tiny_unet(dropout=0.1)
     save_network(tmp_path / "network", network, NoiseSchedule.linear())
 

@@ -1,4 +1,4 @@
-"""The estimate of memory against what the allocator was asked for."""
+"""The estimate of memory against the allocator's log."""
 
 import dataclasses
 import json
@@ -17,11 +17,12 @@ from pecker_fast.parallel import World
 from pecker_fast.profiling import AllocationCounter
 from pecker_fast.sharding import local
 from pecker_fast.training.memory import MEASURED, MemoryEstimate, describe_memory, estimate_memory
-from pecker_fast.unlearning import PromptRequest, Setting, method_class
+from pecker_fast.unlearning import Placement, PromptRequest, method_class
 from tests.diffusion.tiny_sd import tiny_schedule, tiny_unet
 from tests.processes import spawn
+from tests.unlearning.settings import setting_of
 
-# Large enough that numbers of fixed size do not count.
+# Large enough that tensors of fixed size do not matter.
 CONFIG = {
     "sample_size": 16,
     "block_out_channels": (16, 32),
@@ -34,19 +35,19 @@ TOLERANCE = 0.1
 
 
 def measured_peak(work) -> int:
-    """The most bytes that the CPU's allocator had given out within ``work``."""
+    """The most bytes that were allocated on the CPU within ``work``."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         work()
-    found = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
-    for event in sorted(found, key=lambda event: event.start_ns()):
+    for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
     return peak
 
 
 def test_counter_agrees_with_the_allocator():
-    # Layers that need no scratch space within: convolutions take some, which the counter does not see.
+    # Layers without scratch space: that of convolutions is invisible to the counter.
     def make():
         return nn.Sequential(nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 64)), torch.randn(4096, 64)
 
@@ -91,36 +92,52 @@ def options_of(name: str, options: dict):
 
 
 def estimated(name: str, options: dict, memory: dict, processes: int = 1) -> MemoryEstimate:
-    config, options, memory = dict(tiny_unet(**CONFIG).config), options_of(name, options), {**MEMORY, **memory}
-    return estimate_memory(config, 16, tiny_schedule(), REQUEST, name, options, memory, "no", False, "tiny", processes)
+    return estimate_of(name, options_of(name, options), memory, processes)
+
+
+def estimate_of(name: str, options, memory: dict, processes: int = 1, **changes) -> MemoryEstimate:
+    return estimate_memory(
+        method_class(name),
+        options,
+        unet=dict(tiny_unet(**{**CONFIG, **changes}).config),
+        latent_size=16,
+        schedule=tiny_schedule(),
+        request=REQUEST,
+        placement=Placement(**{**MEMORY, **memory}),
+        mixed_precision="no",
+        low_embeddings=False,
+        model="tiny",
+        processes=processes,
+    )
 
 
 def measured(name: str, options: dict, memory: dict, world: World | None = None) -> dict[str, int]:
-    """Bytes of two iterations, and of what is held after them, in this process."""
-    kept = []
+    """Bytes of two iterations, and of what is alive after them, in this process."""
+    methods = []
 
     def work():
         table = PromptTable(torch.randn(len(REQUEST.prompts), 77, 16))
         teacher = TextConditioned(tiny_unet(**CONFIG), table, tiny_schedule())
-        given = {**MEMORY, **memory, "world": world or World()}
+        values = {**MEMORY, **memory, "world": world or World()}
         method = method_class(name)(
-            Setting(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **given), options_of(name, options)
+            setting_of(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **values), options_of(name, options)
         )
-        kept.append(method)
+        methods.append(method)
         phase = method.phases[-1]
         phase.start(None)
         for i in range(2):
             phase.step(i)
 
-    peak, method = measured_peak(work), kept[0]
+    peak, method = measured_peak(work), methods[0]
     optimizers = (method.phases[-1].score_optimizer, method.phases[-1].generator_optimizer)
     states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-    params = [p for network in (method.setting.teacher, method.score, method.generator) for p in network.parameters()]
+    teacher = method.setting.problem.teacher
+    params = [p for network in (teacher, method.score, method.generator) for p in network.parameters()]
     return {
         "peak": peak,
         "optimizers": sum(local(state).nbytes for state in states),
-        "weights": method.setting.teacher.table.embeddings.nbytes + sum(local(p).nbytes for p in params),
-        "parameters": sum(p.numel() for p in method.setting.teacher.parameters()),
+        "weights": teacher.table.embeddings.nbytes + sum(local(p).nbytes for p in params),
+        "parameters": sum(p.numel() for p in teacher.parameters()),
     }
 
 
@@ -144,8 +161,8 @@ def test_estimate_is_what_a_run_takes(name, options, memory):
         "weights": pytest.approx(estimate.weights, rel=0.02),
         "parameters": estimate.parameters,
     }
-    said = describe_memory(estimate)
-    assert "most at a time" in said and ("saliency" in said) == (name != "sfd")
+    table = describe_memory(estimate)
+    assert "most at a time" in table and ("saliency" in table) == (name != "sfd")
 
 
 SHARED = (
@@ -164,8 +181,8 @@ def one_of_two(number: int, folder: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
     try:
-        found = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD))
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+        sizes = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD))
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(sizes))
     finally:
         dist.destroy_process_group()
 
@@ -174,11 +191,11 @@ def test_estimate_of_shared_out_networks(tmp_path):
     estimate = estimated(*SHARED, processes=2)
     for rank in range(2):
         spawn(one_of_two, args=(str(tmp_path), rank), nprocs=1)
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found["peak"] == pytest.approx(estimate.peak, rel=TOLERANCE)
-        # Parts of a parameter whose rows two processes cannot share out evenly differ.
-        assert found["optimizers"] == pytest.approx(estimate.optimizers, rel=0.02)
-        assert found["weights"] == pytest.approx(estimate.weights, rel=0.05)
+        sizes = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert sizes["peak"] == pytest.approx(estimate.peak, rel=TOLERANCE)
+        # Two processes have different parts of a parameter with an odd number of rows.
+        assert sizes["optimizers"] == pytest.approx(estimate.optimizers, rel=0.02)
+        assert sizes["weights"] == pytest.approx(estimate.weights, rel=0.05)
     assert "in each of 2 processes" in describe_memory(estimate)
     with pytest.raises(ValueError, match="train_batch_size is 4, expected a multiple of 3"):
         estimated(*SHARED, processes=3)
@@ -189,13 +206,10 @@ def test_options_that_save_memory_do():
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)
     # Of one block: each estimate goes through all of the network's layers.
     blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    config = dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
+    blocks["block_out_channels"] = (16,)
 
     def peak(memory: dict | None = None, **changes) -> int:
-        given = dataclasses.replace(options, **changes)
-        return estimate_memory(
-            config, 16, tiny_schedule(), REQUEST, "pecker", given, {**MEMORY, **(memory or {})}, "no", False, "tiny"
-        ).peak
+        return estimate_of("pecker", dataclasses.replace(options, **changes), memory or {}, **blocks).peak
 
     plain = peak()
     assert peak({"gradient_checkpointing": True}) < plain and peak({"weights_dtype": torch.bfloat16}) < plain

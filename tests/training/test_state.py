@@ -1,4 +1,4 @@
-"""States and checkpoints: exact, verified, and whole whatever happens."""
+"""States and checkpoints: exact, verified, and complete whatever happens."""
 
 import json
 import math
@@ -98,41 +98,41 @@ def export(folder):
 
 
 def test_save_and_load(tmp_path):
-    kept = make(tmp_path / "c")
+    checkpoints = make(tmp_path / "c")
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        kept.load("latest")
+        checkpoints.load("latest")
     for step in (2, 10, 9):
-        kept.stage(step, export)
-        kept.save(step, {"step": step})
-    assert kept.steps() == [2, 9, 10]
+        checkpoints.stage(step, export)
+        checkpoints.save(step, {"step": step})
+    assert checkpoints.steps() == [2, 9, 10]
     path = tmp_path / "c" / "checkpoint-9"
     assert (path / "unet" / "config.json").read_text() == "{}"
     for which, step in (("latest", 10), (2, 2), ("checkpoint-9", 9), (path, 9), (str(path), 9)):
         assert make(tmp_path / "c").load(which) == (step, {"step": step})
     with pytest.raises(CheckpointError, match="checkpoint-2, checkpoint-9, checkpoint-10"):
-        kept.load("checkpoint-3")
+        checkpoints.load("checkpoint-3")
     assert sorted(os.listdir(tmp_path / "c")) == ["checkpoint-10", "checkpoint-2", "checkpoint-9"]
 
 
 def test_limit_and_leftovers(tmp_path):
     (tmp_path / ".checkpoint-7.tmp").mkdir()
     (tmp_path / ".mine").mkdir()
-    kept = make(tmp_path, limit=2)
+    checkpoints = make(tmp_path, limit=2)
     for step in range(1, 6):
-        kept.save(step, {"step": step})
-    assert kept.steps() == [4, 5]
+        checkpoints.save(step, {"step": step})
+    assert checkpoints.steps() == [4, 5]
     assert sorted(os.listdir(tmp_path)) == [".mine", "checkpoint-4", "checkpoint-5"]
     with pytest.raises(ValueError, match="checkpoints_total_limit is 0"):
         make(tmp_path, limit=0)
 
 
 def test_any_flipped_byte_is_found_and_the_one_before_offered(tmp_path):
-    kept = make(tmp_path)
-    kept.stage(1, export)
-    kept.save(1, {"a": torch.randn(5)})
-    kept.stage(2, export)
-    kept.save(2, {"a": torch.randn(5)})
-    path = kept.path(2)
+    checkpoints = make(tmp_path)
+    checkpoints.stage(1, export)
+    checkpoints.save(1, {"a": torch.randn(5)})
+    checkpoints.stage(2, export)
+    checkpoints.save(2, {"a": torch.randn(5)})
+    path = checkpoints.path(2)
     for file in [f for f in path.rglob("*") if f.is_file()]:
         original = file.read_bytes()
         for place in sorted(random.sample(range(len(original)), min(12, len(original)))):
@@ -140,19 +140,19 @@ def test_any_flipped_byte_is_found_and_the_one_before_offered(tmp_path):
             damaged[place] ^= 1 << random.randrange(8)
             file.write_bytes(damaged)
             with pytest.raises(CheckpointError) as error:
-                kept.load("latest")
+                checkpoints.load("latest")
             assert "--resume_from_checkpoint checkpoint-1" in str(error.value), (file, place)
         file.write_bytes(original[:-1])
         with pytest.raises(CheckpointError, match="damaged"):
-            kept.load("latest")
+            checkpoints.load("latest")
         file.unlink()
         with pytest.raises(CheckpointError, match="damaged"):
-            kept.load(2)
+            checkpoints.load(2)
         file.write_bytes(original)
-    assert kept.load("latest")[0] == 2
+    assert checkpoints.load("latest")[0] == 2
     (path / "state.safetensors").unlink()
-    kept.save(2, {"a": 1})
-    assert kept.load(2) == (2, {"a": 1})
+    checkpoints.save(2, {"a": 1})
+    assert checkpoints.load(2) == (2, {"a": 1})
 
 
 def test_foreign_checkpoints_are_refused(tmp_path):
@@ -161,7 +161,7 @@ def test_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"options\.density is 0\.5 there and 0\.1 here") as error:
         make(tmp_path, fingerprint=other).load("latest")
     assert "betas" not in str(error.value) and "no earlier one" in str(error.value)
-    # In the way of this run's: replaced.
+    # It has the place of this run's checkpoint: it is replaced.
     make(tmp_path, fingerprint=other).save(3, {"b": 1})
     assert make(tmp_path, fingerprint=other).load(3) == (3, {"b": 1})
     manifest = tmp_path / "checkpoint-3" / "checkpoint.json"
@@ -170,9 +170,26 @@ def test_foreign_checkpoints_are_refused(tmp_path):
         make(tmp_path, fingerprint=other).load(3)
 
 
+def test_retired_options_do_not_make_a_checkpoint_foreign(tmp_path):
+    """Fingerprints from when methods had the option ``granularity``."""
+
+    def before(value: str) -> dict:
+        return {**PRINT, "options": {**PRINT["options"], "granularity": value}}
+
+    make(tmp_path, fingerprint=before("entry")).save(3, {"a": 1})
+    current = make(tmp_path)
+    assert current.load("latest") == (3, {"a": 1})
+    # It is the run's own, so it stays.
+    current.save(3, {"b": 2})
+    assert current.load(3) == (3, {"a": 1})
+    make(tmp_path, fingerprint=before("row")).save(4, {})
+    with pytest.raises(CheckpointError, match=r"options\.granularity is 'row' there and None here"):
+        current.load(4)
+
+
 def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    kept = make(tmp_path, limit=1)
-    kept.save(1, {"a": 1})
+    checkpoints = make(tmp_path, limit=1)
+    checkpoints.save(1, {"a": 1})
     for failing in ("save_state", "_sync_folder"):
         with monkeypatch.context() as patch:
 
@@ -181,10 +198,10 @@ def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
             patch.setattr(module, failing, full)
             with pytest.raises(OSError, match="No space"):
-                kept.save(2, {"a": 2})
+                checkpoints.save(2, {"a": 2})
         if failing == "save_state":
             assert os.listdir(tmp_path) == ["checkpoint-1"]
-        assert kept.load(1) == (1, {"a": 1})
+        assert checkpoints.load(1) == (1, {"a": 1})
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):

@@ -9,6 +9,7 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.diffusion.unet import NUM_CLASSES
 from pecker_fast.unlearning import ForgetRequest, Setting
 from tests.diffusion.toy import AffineNetwork
+from tests.unlearning.settings import setting_of
 
 SHAPE = (2, 3, 3)
 
@@ -39,7 +40,7 @@ class UNet2DModel(Affine):
 
 def make_setting(forget=(0,), cover: int | None = 1, classes: int = 4, dropout: float = 0.0, **options) -> Setting:
     request = ForgetRequest(classes, tuple(forget), cover)
-    return Setting(teacher=Affine(classes, dropout), schedule=NoiseSchedule.linear(), request=request, **options)
+    return setting_of(teacher=Affine(classes, dropout), schedule=NoiseSchedule.linear(), request=request, **options)
 
 
 class Oracle:
@@ -57,17 +58,17 @@ class Oracle:
         return self.w * x + self.v[labels].view(view) + self.s * t.double().view(view) + self.u * torch.tanh(x)
 
     def grads(self, loss: Tensor) -> dict[str, Tensor]:
-        found = torch.autograd.grad(loss, (self.w, self.u, self.v), retain_graph=True, allow_unused=True)
+        results = torch.autograd.grad(loss, (self.w, self.u, self.v), retain_graph=True, allow_unused=True)
         leaves = (self.w, self.u, self.v)
-        found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, leaves, strict=True)]
-        return dict(zip(("w", "u", "class_embedding.weight"), found, strict=True))
+        results = [torch.zeros_like(p) if g is None else g for g, p in zip(results, leaves, strict=True)]
+        return dict(zip(("w", "u", "class_embedding.weight"), results, strict=True))
 
 
 def levels(t: Tensor) -> tuple[Tensor, Tensor]:
     """a_t and b_t of DDPM's linear schedule, (B, 1, 1, 1)."""
     betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
-    kept = torch.cumprod(1 - betas, 0)[t].view(-1, 1, 1, 1)
-    return kept.sqrt(), (1 - kept).sqrt()
+    alphas = torch.cumprod(1 - betas, 0)[t].view(-1, 1, 1, 1)
+    return alphas.sqrt(), (1 - alphas).sqrt()
 
 
 def one_step(network: Oracle, z: Tensor, t_init: int, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Selective Amnesia on prompts: loss, gradient and Fisher information against float64, what moves and what stays."""
+"""Selective Amnesia on prompts: loss, gradient and Fisher information against float64, which weights change."""
 
 import copy
 import math
@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 
-from pecker_fast.unlearning import PromptRequest, Setting, method_class
+from pecker_fast.diffusion import Sampler
+from pecker_fast.unlearning import PromptRequest, method_class
 from pecker_fast.unlearning.selective_amnesia import FisherInformation
 from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.tiny_sd import tiny_text_network
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Oracle, score_loss
+from tests.unlearning.settings import setting_of
 from tests.unlearning.test_equations import assert_grads, record_steps
 from tests.unlearning.test_many_step_equations import antithetic
 from tests.unlearning.test_prompts import REQUEST, prompt_setting
@@ -42,7 +44,7 @@ def options(**changes):
 
 
 def drawn(method) -> None:
-    """Runs what comes before the last phase, and begins that."""
+    """Run the phases before the last one, and start that."""
     previous = None
     for phase in method.phases:
         phase.start(previous)
@@ -59,66 +61,66 @@ def random_fisher(network) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_loss_and_gradient(reduction):
     setting = prompt_setting(seed=3)
-    fisher = random_fisher(setting.teacher)
+    fisher = random_fisher(setting.problem.teacher)
     setting = prompt_setting(seed=3, fisher=fisher, teacher_dtype=torch.float32)
     kind = method_class("selective_amnesia")
     method = kind(setting, options(loss_reduction=reduction, replay_weight=0.7, ewc_weight=50.0))
     assert [phase.name for phase in method.phases] == ["replay", "forget"]
     drawn(method)
     phase, pool = method.phases[-1], method.phases[0].pool
-    request, steps = setting.request, []
+    request, steps = setting.problem.request, []
     record_steps(phase.optimizer, steps)
     with torch.no_grad():
         for param in method.network.parameters():
             param.add_(0.1 * torch.randn(param.shape))
-    network, teacher = Oracle(method.network), Oracle(setting.teacher)
+    network, teacher = Oracle(method.network), Oracle(setting.problem.teacher)
     losses = phase.step(2)
     streams = Streams(torch.device("cpu"), 3, "forget", 2)
     t, divisor = antithetic(streams, "t", 5), math.prod(SHAPE) if reduction == "mean" else 1
-    # The first seven are of the cover prompts and labelled with what is to be forgotten, in the request's order.
-    texts = [[request.prompts[i] for i in labels] for labels in (pool.labels, pool.asked)]
+    # The first seven images are of cover prompts, labelled with the forgotten prompts in the request's order.
+    texts = [[request.prompts[i] for i in labels] for labels in (pool.labels, pool.teacher_labels)]
     assert texts[0][:7] == (list(REQUEST["forget"]) * 3)[:7] and texts[1][:7] == (list(REQUEST["cover"]) * 3)[:7]
     assert texts[0][7:] == texts[1][7:] == ["a dog", "a cat"] * 3
-    found = {}
+    terms = {}
     for name, batches in (("forget", phase.surrogates), ("retain", phase.replayed)):
         rows = batches.indices(2)
         assert set(rows.tolist()) <= (set(range(7)) if name == "forget" else set(range(7, 13)))
         eps = streams.normal(f"{name} eps", 5, SHAPE)
-        found[name] = score_loss(network, pool.images[rows].double(), eps, t, pool.labels[rows]) / divisor
+        terms[name] = score_loss(network, pool.images[rows].double(), eps, t, pool.labels[rows]) / divisor
     pairs = ((network.w, teacher.w, "w"), (network.u, teacher.u, "u"))
     pairs += ((network.v, teacher.v, "class_embedding.weight"),)
     assert {name for *_, name in pairs} == set(fisher)
-    found["ewc"] = sum((fisher[name].double() * (a - b.detach()).square()).sum() for a, b, name in pairs)
-    for name, value in found.items():
+    terms["ewc"] = sum((fisher[name].double() * (a - b.detach()).square()).sum() for a, b, name in pairs)
+    for name, value in terms.items():
         assert losses[f"loss_{name}"].item() == pytest.approx(value.item(), rel=1e-3), name
-    total = found["forget"] + 0.7 * found["retain"] + 50.0 * found["ewc"]
+    total = terms["forget"] + 0.7 * terms["retain"] + 50.0 * terms["ewc"]
     assert_grads(steps[0]["grads"], network.grads(total))
-    # Each part is seen: a wrong factor of any would show.
-    parts = (found["forget"], found["retain"], 50.0 * found["ewc"])
+    # Each part counts: a wrong factor of any of them would show.
+    parts = (terms["forget"], terms["retain"], 50.0 * terms["ewc"])
     sizes = [max(float(g.abs().max()) for g in network.grads(part).values()) for part in parts]
     assert max(sizes) < 3000 * min(sizes)
 
 
 def test_what_is_drawn_is_the_teachers(monkeypatch):
-    """Cover prompts and prompts to stay, by DDIM of so many steps with guidance, of the pretrained network."""
-    from pecker_fast.unlearning import replay
+    """Cover prompts and retained prompts, drawn by the pretrained network with DDIM and guidance."""
+    calls = []
 
-    asked = []
+    def watched(sampler, network, schedule, labels, seed):
+        calls.append((network, labels.clone(), sampler, seed))
+        return torch.full((len(labels), *SHAPE), float(len(calls)))
 
-    def watched(network, schedule, labels, **given):
-        asked.append((network, labels.clone(), given))
-        return torch.full((len(labels), *SHAPE), float(len(asked)))
-
-    monkeypatch.setattr(replay, "draw", watched)
+    monkeypatch.setattr(Sampler, "draw", watched)
     setting = prompt_setting(seed=3, teacher_dtype=torch.float32)
-    setting = prompt_setting(seed=3, fisher=random_fisher(setting.teacher), teacher_dtype=torch.float32)
+    fisher = random_fisher(setting.problem.teacher)
+    setting = prompt_setting(seed=3, fisher=fisher, teacher_dtype=torch.float32)
     method = method_class("selective_amnesia")(setting, options())
     drawn(method)
     pool = method.phases[0].pool
-    assert torch.equal(torch.cat([labels for _, labels, _ in asked]), pool.asked)
-    assert all(network is setting.teacher for network, *_ in asked)
-    (how,) = {(g["sampler"], g["steps"], g["guidance_scale"], g["clip_sample"]) for *_, g in asked}
-    assert how == ("ddim", 2, 2.0, False) and len({g["seed"] for *_, g in asked}) == 3
+    assert torch.equal(torch.cat([labels for _, labels, *_ in calls]), pool.teacher_labels)
+    assert all(network is setting.problem.teacher for network, *_ in calls)
+    (sampler,) = {sampler for *_, sampler, _ in calls}
+    assert sampler == Sampler("ddim", num_inference_steps=2, guidance_scale=2.0, clip_sample=False, batch_size=5)
+    assert len({seed for *_, seed in calls}) == 3
     assert pool.images[:, 0, 0, 0].tolist() == [1.0] * 5 + [2.0] * 5 + [3.0] * 3
 
 
@@ -130,8 +132,8 @@ def test_fisher_information_against_float64(reduction):
     fisher_pass, pool = method.phases[-1], method.phases[0].pool
     for i in range(fisher_pass.iterations):
         fisher_pass.step(i)
-    assert [setting.request.prompts[i] for i in pool.labels] == ["a dog", "a cat"] * 3
-    teacher, total = Oracle(setting.teacher), None
+    assert [setting.problem.request.prompts[i] for i in pool.labels] == ["a dog", "a cat"] * 3
+    teacher, total = Oracle(setting.problem.teacher), None
     for sample in range(6):
         streams = Streams(torch.device("cpu"), 3, "fisher", sample)
         within = torch.rand(8, generator=streams.generator("t"), dtype=torch.float64)
@@ -148,9 +150,10 @@ def tiny(seed: int = 0, trained: str = "all", fisher: bool = True, **changes):
     request = PromptRequest(**REQUEST)
     torch.manual_seed(0)
     network = tiny_text_network(len(request.prompts))
-    given = random_fisher(network) if fisher else None
-    made = {"schedule": network.schedule, "request": request, "seed": seed, "fisher": given, **changes}
-    setting = Setting(teacher=network, teacher_dtype=torch.float32, **made)
+    values = {"fisher": random_fisher(network) if fisher else None, "seed": seed, **changes}
+    setting = setting_of(
+        teacher=network, teacher_dtype=torch.float32, schedule=network.schedule, request=request, **values
+    )
     few = {"train_batch_size": 2, "learning_rate": 1e-3, "surrogate_images": 3, "replay_images": 3}
     return method_class("selective_amnesia")(setting, options(trained=trained, **few))
 
@@ -158,18 +161,18 @@ def tiny(seed: int = 0, trained: str = "all", fisher: bool = True, **changes):
 @pytest.mark.parametrize("trained", ["all", "u"])
 def test_what_is_frozen_stays_and_a_resumed_run_has_the_same_bits(trained):
     method = tiny(trained=trained, gradient_checkpointing=True)
-    started = {name: param.detach().clone() for name, param in method.setting.teacher.named_parameters()}
-    table = method.setting.teacher.table.embeddings.clone()
+    started = {name: param.detach().clone() for name, param in method.setting.problem.teacher.named_parameters()}
+    table = method.setting.problem.teacher.table.embeddings.clone()
     drawn(method)
     phase = method.phases[-1]
-    held = None
+    state = None
     for i in range(3):
         if i == 1:
-            held = copy.deepcopy(phase.state_dict())
+            state = copy.deepcopy(phase.state_dict())
         losses = phase.step(i)
-    assert held["fisher"] is None and all(loss.isfinite() for loss in losses.values())
+    assert state["fisher"] is None and all(loss.isfinite() for loss in losses.values())
     resumed = tiny(trained=trained, gradient_checkpointing=True)
-    resumed.phases[-1].load_state_dict(held)
+    resumed.phases[-1].load_state_dict(state)
     for i in (1, 2):
         resumed.phases[-1].step(i)
     for (name, a), b in zip(method.network.named_parameters(), resumed.network.parameters(), strict=True):
@@ -178,9 +181,9 @@ def test_what_is_frozen_stays_and_a_resumed_run_has_the_same_bits(trained):
             ".attn2." in name or name.startswith(("time_embedding", "conv_norm_out", "conv_out"))
         )
         assert a.requires_grad == (not frozen) and same_bits(a.detach(), started[name]) == frozen, name
-    for name, param in method.setting.teacher.named_parameters():
+    for name, param in method.setting.problem.teacher.named_parameters():
         assert same_bits(param, started[name]) and param.grad is None
-    assert same_bits(method.setting.teacher.table.embeddings, table)
+    assert same_bits(method.setting.problem.teacher.table.embeddings, table)
     assert phase._fisher.keys() == {name for name, p in method.network.named_parameters() if p.requires_grad}
 
 
@@ -190,10 +193,10 @@ def test_refusals():
     setting = prompt_setting(teacher_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"teacher_dtype is torch.bfloat16, but selective_amnesia holds on"):
         method_class("selective_amnesia")(setting, options())
-    teacher = prompt_setting().teacher
-    for changed, said in (({}, "has no parameter w"), ({"w": torch.rand(2)}, "other names or shapes")):
+    teacher = prompt_setting().problem.teacher
+    for changed, message in (({}, "has no parameter w"), ({"w": torch.rand(2)}, "other names or shapes")):
         fisher = {name: value for name, value in random_fisher(teacher).items() if name != "w"} | changed
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             method_class("selective_amnesia")(prompt_setting(fisher=fisher), options())
     for name, value in (("loss_reduction", "max"), ("trained", "y"), ("surrogate_images", 0), ("replay_images", 0)):
         with pytest.raises(ValueError, match=f"{name} is"):

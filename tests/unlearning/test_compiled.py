@@ -6,15 +6,14 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from pecker_fast.diffusion import NoiseSchedule, sample_one_step
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Compiled networks are traced as whole graphs, which are then run as they are: what could go wrong before
-    Inductor, and not its minutes."""
+    """Compiled networks are traced as whole graphs and run eagerly: everything before Inductor, without its minutes."""
     compile = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile(self, backend="eager", fullgraph=True))
     torch._dynamo.reset()
@@ -27,30 +26,27 @@ def test_a_run_compiles_once_without_breaks_and_computes_the_same(traced):
     teacher = tiny_unet(dropout=0.1)
     phases = []
     for compile in (False, True):
-        setting = Setting(
-            teacher=teacher if compile else tiny_unet_like(teacher),
-            schedule=NoiseSchedule.linear(),
-            request=ForgetRequest.of(teacher, [0], 1),
-            compile=compile,
-        )
+        network = teacher if compile else tiny_unet_like(teacher)
+        problem = Problem(network, NoiseSchedule.linear(), ForgetRequest.of(teacher, [0], 1))
+        setting = Setting(problem, Compute(compile=compile))
         kind = method_class("pecker")
         options = {"train_batch_size": 5, "forget_batch_size": 3, "saliency_batch_size": 6, "mask_refresh_steps": 2}
         phases.append(kind(setting, kind.Options(**options)).phases[0])
         phases[-1].start(None)
     eager, compiled = phases
-    made = []
+    graphs = []
     for number in range(4):
-        losses, found = eager.step(number), compiled.step(number)
-        assert all(same_bits(loss, found[name]) for name, loss in losses.items())
-        made.append(traced["stats"]["unique_graphs"])
+        losses, compiled_losses = eager.step(number), compiled.step(number)
+        assert all(same_bits(loss, compiled_losses[name]) for name, loss in losses.items())
+        graphs.append(traced["stats"]["unique_graphs"])
     # Sizes 3, 5, 6 and 8; with and without gradients, of weights or not, in train mode and in eval mode.
-    assert 0 < made[0] <= 6 and made[1:] == [made[0]] * 3
+    assert 0 < graphs[0] <= 6 and graphs[1:] == [graphs[0]] * 3
     assert not traced["graph_break"]
     with compiled.averaged() as network:
         for count in (7, 9, 4, 12):
             sample_one_step(network, compiled.one_step, torch.zeros(count, dtype=torch.int64), batch_size=8, seed=0)
-    # At most one more for a batch of one, and one past a bound that diffusers' upsampling has.
-    assert traced["stats"]["unique_graphs"] <= made[0] + 2 <= torch._dynamo.config.recompile_limit
+    # At most one more graph for a batch of one, and one beyond a size at which diffusers upsamples differently.
+    assert traced["stats"]["unique_graphs"] <= graphs[0] + 2 <= torch._dynamo.config.recompile_limit
     assert torch._dynamo.config.recompile_limit >= 64
 
 

@@ -21,7 +21,7 @@ COMMON = {
 
 
 def record_steps(optimizer, taken: list) -> None:
-    """Keeps what the optimizer is given instead of stepping."""
+    """Record the optimizer's gradients instead of taking steps."""
 
     def step(mask=None, masked_grads=None):
         names = [name for group in optimizer.param_groups for name in group["param_names"]]
@@ -39,7 +39,7 @@ def build(name: str, setting, **options):
     if name != "sfd":
         values.setdefault("saliency_batch_size", 6)
     method = kind(setting, kind.Options(**values))
-    # Apart from the teacher, so that confusing two networks shows.
+    # Different from the teacher, so that a mix-up of two networks shows.
     for network in (method.score, method.generator):
         with torch.no_grad():
             for param in network.parameters():
@@ -53,8 +53,8 @@ def build(name: str, setting, **options):
 
 
 def draws(setting, phase, iteration: int, micro: int = 0):
-    """Everything random in an iteration, drawn again."""
-    streams = Streams(setting.device, setting.seed, phase.name, iteration, micro)
+    """All random numbers of an iteration, drawn again."""
+    streams = Streams(setting.compute.device, setting.compute.seed, phase.name, iteration, micro)
     batch = phase._draw(streams)
     count = len(batch.labels)
     parts = {}
@@ -65,10 +65,10 @@ def draws(setting, phase, iteration: int, micro: int = 0):
     return batch, parts
 
 
-def assert_grads(found: dict, expected: dict) -> None:
+def assert_grads(grads: dict, expected: dict) -> None:
     scale = max(float(value.abs().max()) for value in expected.values())
     for name, value in expected.items():
-        actual = torch.zeros_like(value) if found[name] is None else found[name].double()
+        actual = torch.zeros_like(value) if grads[name] is None else grads[name].double()
         assert (actual - value).abs().max() <= 2e-4 * scale, (name, actual, value)
     assert scale > 1e-3
 
@@ -78,7 +78,7 @@ def assert_grads(found: dict, expected: dict) -> None:
 def test_both_gradients_of_an_iteration(name, forget, cover, micros):
     setting = make_setting(forget, cover, seed=5)
     method, phase, score_steps, generator_steps = build(name, setting, gradient_accumulation_steps=micros)
-    teacher, score, generator = (Oracle(n) for n in (setting.teacher, method.score, method.generator))
+    teacher, score, generator = (Oracle(n) for n in (setting.problem.teacher, method.score, method.generator))
     losses = phase.step(1)
     zeros = lambda oracle: {k: torch.zeros_like(v) for k, v in oracle.grads(oracle.w * 0).items()}  # noqa: E731
     expected = {"score": zeros(score), "retain": zeros(generator), "forget": zeros(generator)}
@@ -118,8 +118,8 @@ def test_both_gradients_of_an_iteration(name, forget, cover, micros):
         assert generator_step["mask"] is phase.masker.mask
         assert_grads(generator_step["grads"], expected["retain"])
         assert_grads(generator_step["masked_grads"], expected["forget"])
-    # Neither the teacher nor, in the generator's step, the score network.
-    assert all(param.grad is None for param in setting.teacher.parameters())
+    # No gradients of the teacher, nor of the score network in the generator's step.
+    assert all(param.grad is None for param in setting.problem.teacher.parameters())
     assert all(param.grad is None for param in method.score.parameters())
     assert all(param.requires_grad for param in method.score.parameters())
 
@@ -132,7 +132,7 @@ def add(total: dict, more: dict) -> None:
 def test_alternate_update_takes_the_forget_gradient_first_and_masked():
     setting = make_setting(seed=2)
     method, phase, _, steps = build("pecker", setting, update="alternate")
-    teacher, score, generator = (Oracle(n) for n in (setting.teacher, method.score, method.generator))
+    teacher, score, generator = (Oracle(n) for n in (setting.problem.teacher, method.score, method.generator))
     phase.step(0)
     batch, parts = draws(setting, phase, 0)
     (z, eps, t), r = parts["generator"], batch.retained
@@ -147,8 +147,8 @@ def test_alternate_update_takes_the_forget_gradient_first_and_masked():
 
 def test_regression_loss_adds_its_gradient():
     setting = make_setting(seed=3)
-    kept = {"generator_retain_weight": 0.0, "generator_forget_weight": 0.0, "regression_weight": 0.7}
-    _, phase, _, steps = build("sfd", setting, **kept)
+    weights = {"generator_retain_weight": 0.0, "generator_forget_weight": 0.0, "regression_weight": 0.7}
+    _, phase, _, steps = build("sfd", setting, **weights)
     generator = Oracle(phase.generator)
     phase.step(0)
     batch, parts = draws(setting, phase, 0)
@@ -170,28 +170,28 @@ def test_saliency_gradient(which):
     with torch.no_grad():
         for param in generator.parameters():
             param.add_(0.1 * torch.randn(param.shape))
-    streams = Streams(setting.device, setting.seed, "saliency pool")
+    streams = Streams(setting.compute.device, setting.compute.seed, "saliency pool")
     labels = streams.choose("labels", 12, torch.tensor([0, 3]))
     images = one_step(start, streams.normal("z", 12, SHAPE), 250, labels).detach()
-    network = Oracle(generator if which == "current" else setting.teacher)
-    streams = Streams(setting.device, setting.seed, "saliency", 7)
+    network = Oracle(generator if which == "current" else setting.problem.teacher)
+    streams = Streams(setting.compute.device, setting.compute.seed, "saliency", 7)
     eps, t = streams.normal("eps", 12, SHAPE), streams.timesteps("t", 12, 0, 999)
     error = eps.double() - network.eps(noised(images, eps, t), t, labels)
     loss = error.square().sum((1, 2, 3)).mean()
-    found = masker.scores(Streams(setting.device, setting.seed, "saliency", 7), generator)
-    assert_grads(found, network.grads(loss))
-    assert all(p.grad is None for n in (generator, setting.teacher) for p in n.parameters())
-    assert not any(p.requires_grad for p in setting.teacher.parameters())
+    grads = masker.scores(Streams(setting.compute.device, setting.compute.seed, "saliency", 7), generator)
+    assert_grads(grads, network.grads(loss))
+    assert all(p.grad is None for n in (generator, setting.problem.teacher) for p in n.parameters())
+    assert not any(p.requires_grad for p in setting.problem.teacher.parameters())
     assert all(p.requires_grad for p in generator.parameters())
 
 
 def test_dropout_is_on_only_where_a_network_learns():
     setting = make_setting(dropout=0.3)
     method, phase, _, _ = build("pecker", setting)
-    for network in (setting.teacher, method.score, method.generator):
+    for network in (setting.problem.teacher, method.score, method.generator):
         network.modes.clear()
     phase.step(0)
-    assert setting.teacher.modes == [False]
+    assert setting.problem.teacher.modes == [False]
     assert method.score.modes == [True, False]
-    # Sampling for the score network, saliency, then the retain and the forget batch of its own step.
+    # Samples for the score network, saliency, then the retained and the forgotten batch of its own step.
     assert method.generator.modes == [False, False, True, True]

@@ -1,8 +1,8 @@
 """Numbers of a short run on the shipped network, as they were when the recipe was measured.
 
-Other versions of torch and other CPUs round differently, and a rounding may move an entry into a mask or out of it;
-with oneDNN off, with other kernels and thread numbers the figures below moved by at most 4e-5 of their size. The
-tolerance leaves room for one or two such entries: a changed equation, seed or default moves the figures far more.
+Other versions of torch and other CPUs round differently, and rounding can move an entry into a mask or out of it. With
+oneDNN off, other kernels and other thread counts, the numbers below changed by at most 4e-5 of their size. The
+tolerance allows for one or two such entries; a changed equation, seed or default changes the numbers far more.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ import dataclasses
 import pytest
 import torch
 
-from pecker_fast.runs.options import load_pretrained
-from pecker_fast.training.presets import method_options
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.models import resolve
+from pecker_fast.runs.presets import method_options
+from pecker_fast.unlearning import Compute, ForgetRequest, Problem, Setting, method_class
 
 TOLERANCE = 2e-3
-# Losses of the last of five iterations, and the length of the averaged generator's way from the teacher.
+# Losses of the last of five iterations, and the distance of the averaged generator from the teacher.
 GOLDEN = {
     "pecker": {
         "loss_score_retain": 4.72124,
@@ -42,8 +42,9 @@ GOLDEN = {
 
 
 def measure(name: str) -> dict[str, float]:
-    network, schedule, _ = load_pretrained(None, "digits")
-    setting = Setting(teacher=network, schedule=schedule, request=ForgetRequest.of(network, [0], 1), seed=11)
+    model = resolve(None, shipped="digits")
+    network = model.network
+    setting = Setting(Problem(network, model.schedule, ForgetRequest.of(network, [0], 1)), Compute(seed=11))
     kind = method_class(name)
     options = dataclasses.replace(method_options("digits", kind), max_train_steps=5)
     method = kind(setting, options)
@@ -59,5 +60,5 @@ def measure(name: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_numbers(name):
-    found = measure(name)
-    assert found == {key: pytest.approx(value, rel=TOLERANCE) for key, value in GOLDEN[name].items()}
+    measured = measure(name)
+    assert measured == {key: pytest.approx(value, rel=TOLERANCE) for key, value in GOLDEN[name].items()}

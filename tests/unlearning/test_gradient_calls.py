@@ -1,5 +1,5 @@
-"""Captured steps and split batches. Without a GPU a graph is played by one that runs the work again into the tensors
-that a capture would have left: what is to be shown is that all else reads and hands out the right ones."""
+"""Captured steps and split batches. Without a GPU a stand-in for a graph runs the work again, into the tensors that a
+capture would have left: the tests show that all other code reads and returns the right tensors."""
 
 import copy
 
@@ -28,16 +28,16 @@ def played(monkeypatch) -> list[int]:
     def capture(work, pool):
         work()
         results = work()
-        held, number = tensors_of(results), len(replays)
+        outputs, number = tensors_of(results), len(replays)
         replays.append(0)
 
         def replay() -> None:
             replays[number] += 1
-            for own, new in zip(held, tensors_of(work()), strict=True):
+            for own, new in zip(outputs, tensors_of(work()), strict=True):
                 own.copy_(new)
 
         # A capture computes nothing.
-        for tensor in held:
+        for tensor in outputs:
             tensor.fill_(torch.nan)
         return replay, results
 
@@ -54,7 +54,7 @@ VARIANTS = [
     ("pecker", {"gradient_accumulation_steps": 3, "split_batches": True}, 4),
     ("pecker", {"update": "alternate"}, 3),
     ("pecker", {"mask_scope": "all", "split_batches": True, "max_grad_value": None}, 4),
-    ("pecker+", {"granularity": "tensor"}, 2),
+    ("pecker+", {}, 2),
 ]
 
 
@@ -63,11 +63,11 @@ def test_captured_steps_are_the_same_bits(name, options, captured, played):
     teacher = tiny_unet(dropout=0.1)
     eager, graphed = (build(name, teacher=teacher, cuda_graphs=graph, **options) for graph in (False, True))
     losses = run(eager, until=3)
-    found = run(graphed, until=3)
+    others = run(graphed, until=3)
     assert len(played) == captured and min(played) >= 3
-    assert losses.keys() == found.keys()
+    assert losses.keys() == others.keys()
     for key, loss in losses.items():
-        assert loss.isfinite() and same_bits(loss, found[key]), key
+        assert loss.isfinite() and same_bits(loss, others[key]), key
     for network in ("score", "generator"):
         pairs = zip(weights(getattr(eager, network)), weights(getattr(graphed, network)), strict=True)
         assert all(same_bits(a, b) for a, b in pairs)
@@ -79,9 +79,9 @@ def test_losses_of_a_replay_stay_what_they_were(played):
     phase = method.phases[0]
     phase.start(None)
     losses = phase.step(0)
-    kept = copy.deepcopy(losses)
+    copies = copy.deepcopy(losses)
     phase.step(1)
-    assert all(same_bits(losses[key], kept[key]) for key in losses)
+    assert all(same_bits(losses[key], copies[key]) for key in losses)
 
 
 def test_a_resumed_run_captures_anew(played):
@@ -94,7 +94,7 @@ def test_a_resumed_run_captures_anew(played):
     resumed.phases[0].load_state_dict(copy.deepcopy(first.phases[0].state_dict()))
     for i in (2, 3):
         resumed.phases[0].step(i)
-    # A state loaded into networks that were captured: the graphs read the weights where they are.
+    # A state loaded into captured networks: the graphs read the weights in place.
     first.phases[0].load_state_dict(copy.deepcopy(resumed.phases[0].state_dict()))
     whole.phases[0].step(4), first.phases[0].step(4)
     pairs = zip(weights(whole.generator), weights(first.generator), strict=True)
@@ -113,21 +113,20 @@ def test_graphs_need_a_gpu():
 def test_split_batches_take_the_same_step(name, options):
     """Without dropout: the same losses and weights to rounding, from smaller calls."""
     teacher = tiny_unet(dropout=0.0)
-    # A large epsilon: Adam's first steps are not the signs of gradients that are zero but for rounding.
+    # A large epsilon, so that Adam's first steps are not the signs of rounding errors.
     options = {"adam_epsilon": 1.0, **options}
     whole, split = (build(name, teacher=teacher, split_batches=apart, **options) for apart in (False, True))
     sizes = []
-    split.generator.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    losses, found = run(whole, until=1), run(split, until=1)
-    assert losses.keys() == found.keys()
+    split.generator.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    losses, others = run(whole, until=1), run(split, until=1)
+    assert losses.keys() == others.keys()
     for key, loss in losses.items():
         # loss_forget sums terms of both signs and may be near zero: loss_distill has terms of the same size.
         size = max(abs(loss.item()), losses["loss_distill"].item() if key == "loss_forget" else 0.0)
-        assert found[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
+        assert others[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
     assert set(sizes) - {5} == {3, 4}
     for kind in ("score_optimizer", "generator_optimizer"):
-        # Adam's second moment is the square of the gradient; in the largest one's measure, since some are zero but for
-        # rounding.
+        # Adam's second moment is the square of the gradient; relative to the largest, since some are rounding errors.
         one, two = (
             torch.cat([s["exp_avg_sq"].flatten() for s in getattr(m.phases[0], kind).state.values()]).sqrt()
             for m in (whole, split)

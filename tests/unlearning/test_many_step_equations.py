@@ -1,5 +1,5 @@
-"""Losses, gradients, masks and updates of the methods that train a diffusion model on, against float64 and against the
-published order of things."""
+"""Losses, gradients, masks and updates of the many-step methods, against float64 and the published order of
+operations."""
 
 import copy
 
@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class
+from pecker_fast.unlearning import ForgetRequest, method_class
 from pecker_fast.unlearning.replay import Pool
 from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Oracle, UNet2DModel, levels, noised, score_loss
+from tests.unlearning.settings import setting_of
 from tests.unlearning.test_equations import assert_grads, record_steps
 from tests.unlearning.test_methods import build as build_tiny
 from tests.unlearning.test_methods import run, weights
@@ -23,25 +24,25 @@ REPLAY = {"replay_images_per_class": 3, "replay_steps": 2, "replay_batch_size": 
 
 
 class Watched(Pool):
-    """Images that remember which of them were asked for."""
+    """Images that record which of them were read."""
 
     def __init__(self, classes: int = 4, each: int = 5) -> None:
         labels = torch.arange(classes).repeat(each)
         super().__init__(labels, 2 * torch.rand(len(labels), *SHAPE) - 1)
-        self.asked = []
+        self.read = []
 
     def batch(self, indices):
-        self.asked.append(indices.clone())
+        self.read.append(indices.clone())
         return super().batch(indices)
 
 
 def make(name: str, *, forget=(0,), cover: int | None = 1, null: bool = True, seed: int = 3, **options):
-    """The method on networks that float64 can follow, its last phase begun on weights that are not the teacher's, and
-    the gradients that its steps take."""
+    """A method on networks that float64 can follow. Its last phase has started on weights other than the teacher's, and
+    its steps record their gradients."""
     images = Watched()
     request = ForgetRequest(4, tuple(forget), cover)
     teacher = UNet2DModel(null=null)
-    setting = Setting(
+    setting = setting_of(
         teacher=teacher, schedule=NoiseSchedule.linear(), request=request, seed=seed, training_images=images
     )
     kind = method_class(name)
@@ -59,7 +60,7 @@ def make(name: str, *, forget=(0,), cover: int | None = 1, null: bool = True, se
     with torch.no_grad():
         for param in method.network.parameters():
             param.add_(0.1 * torch.randn(param.shape))
-    images.asked.clear()
+    images.read.clear()
     steps = []
     record_steps(phase.optimizer, steps)
     return method, phase, images, steps
@@ -89,7 +90,7 @@ def test_salun_loss_and_gradient(kind, forget, cover):
     network = Oracle(method.network)
     losses = phase.step(2)
     streams = Streams(torch.device("cpu"), 3, "forget", 2)
-    indices = images.asked
+    indices = images.read
     assert [len(part) for part in indices] == [6, 5]
     both = {}
     for purpose, part, count in (("forget", indices[0], 6), ("retain", indices[1], 5)):
@@ -122,7 +123,7 @@ def test_salun_saliency_is_the_sum_of_clipped_guided_gradients(limit):
         "salun", saliency_batch_size=4, saliency_guidance_scale=2.5, saliency_max_grad_norm=limit, density=0.5
     )
     found = method.phases[0].accumulator.scores
-    teacher = Oracle(method.setting.teacher)
+    teacher = Oracle(method.setting.problem.teacher)
     members = (images.labels == 0).nonzero().flatten()
     total, norms = None, []
     # Five images in batches of four: the last one alone is the mean of its batch.
@@ -152,14 +153,14 @@ def test_salun_mask_is_that_of_the_double_argsort(density):
     published = order.argsort() < int(len(scores) * density)
     mask = method.phases[-1].mask
     mine = torch.cat([mask[name].flatten() for name, _ in method.network.named_parameters()])
-    # Equal magnitudes at the border are anyone's choice: a continuous gradient has none beside zeros.
+    # Ties at the threshold could go either way: a continuous gradient has none but zeros.
     assert torch.equal(mine, published) and mask.density == pytest.approx(density, abs=1e-3)
 
 
 @pytest.mark.parametrize("parity", [True, False])
 def test_salun_steps_are_adam_on_masked_gradients_and_freeze_the_rest(parity):
-    """The published order by hand: backward, clip by norm, multiply by the mask, torch's Adam. Ours clips the norm of
-    what the mask leaves."""
+    """The published order by hand: backward, clip by norm, multiply by the mask, torch's Adam. Ours clips by the norm
+    of the masked gradient."""
     teacher = tiny_unet(null_label=True)
     options = {"parity": parity, "max_grad_norm": 0.05, "density": 0.3, "ema_decay": None}
     method, again = (build_tiny("salun", teacher=teacher, **options) for _ in range(2))
@@ -195,7 +196,7 @@ def test_selective_amnesia_loss_and_gradient():
         "selective_amnesia", forget=(0, 2), cover=None, replay_weight=0.7, ewc_weight=1e-6, fisher_timesteps=7,
         fisher_chunks=2, **REPLAY,
     )  # fmt: skip
-    network, teacher = Oracle(method.network), Oracle(method.setting.teacher)
+    network, teacher = Oracle(method.network), Oracle(method.setting.problem.teacher)
     fisher = {name: value.double() for name, value in method.phases[1].fisher().items()}
     assert min(float(value.max()) for value in fisher.values()) > 0
     losses = phase.step(1)
@@ -230,7 +231,7 @@ def test_fisher_is_the_square_of_the_gradient_of_the_sum_over_timesteps(timestep
         "selective_amnesia", fisher_samples=6, fisher_batch_size=2, fisher_timesteps=timesteps, fisher_chunks=chunks,
         fisher_condition_dropout=0.2, **REPLAY,
     )  # fmt: skip
-    teacher, pool = Oracle(method.setting.teacher), method.phases[0].pool
+    teacher, pool = Oracle(method.setting.problem.teacher), method.phases[0].pool
     total = None
     for sample in range(6):
         streams = Streams(torch.device("cpu"), 3, "fisher", sample)
@@ -256,7 +257,7 @@ def test_esd_loss_and_gradient(kind, empty):
         trajectory_guidance_scale=2.0, negative_guidance=1.5, trained="all", null=empty == "null",
         eval_guidance_scale=1.0,
     )  # fmt: skip
-    network, teacher = Oracle(method.network), Oracle(method.setting.teacher)
+    network, teacher = Oracle(method.network), Oracle(method.setting.problem.teacher)
     losses = phase.step(4)
     streams = Streams(torch.device("cpu"), 3, "forget", 4)
     labels = streams.choose("forget labels", 5, torch.tensor([0, 2]))
@@ -308,7 +309,7 @@ def test_retrain_never_sees_the_class_and_starts_afresh():
     images.images = images.images[:, :1].repeat(1, 1, 3, 3)[:, :, :8, :8]
     teacher = tiny_unet(num_classes=4, null_label=True)
     request = ForgetRequest.of(teacher, [1, 2], None)
-    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, training_images=images)
+    setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, training_images=images)
     kind = method_class("retrain")
     method = kind(setting, kind.Options(max_train_steps=9, train_batch_size=4, condition_dropout=0.0))
     start = copy.deepcopy(method.network)
@@ -320,9 +321,9 @@ def test_retrain_never_sees_the_class_and_starts_afresh():
     phase.start(None)
     for i in range(9):
         phase.step(i)
-    seen = torch.cat(images.asked)
+    seen = torch.cat(images.read)
     assert set(images.labels[seen].tolist()) == {0, 3}
-    # Whole epochs: 36 images asked for, of ten.
+    # Whole epochs: 36 reads of ten images.
     assert (
         sorted(seen.bincount(minlength=20)[torch.isin(images.labels, torch.tensor([0, 3]))].tolist())
         == [3] * 4 + [4] * 6

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.unlearning import ForgetRequest, Setting
+from pecker_fast.unlearning import ForgetRequest
 from pecker_fast.unlearning.masking import Masker, SaliencyOptions
 from tests.diffusion.toy import tiny_unet
+from tests.unlearning.settings import setting_of
 
 
 def masker_of(seed: int = 0, **options) -> tuple[Masker, torch.nn.Module]:
     teacher, generator = tiny_unet(), tiny_unet()
     request = ForgetRequest.of(teacher, [0], 1)
-    setting = Setting(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, seed=seed)
+    setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, seed=seed)
     masker = Masker(setting, SaliencyOptions(mask_refresh_steps=2, **options), t_init=250)
     masker.start(generator)
     return masker, generator
@@ -25,20 +26,20 @@ def chosen(masker: Masker, generator) -> torch.Tensor:
 @pytest.mark.parametrize("which", ["current", "initial"])
 def test_magnitude_keeps_the_largest_parameters(which):
     masker, generator = masker_of(density=0.3, saliency_score="magnitude", saliency_network=which)
-    network = generator if which == "current" else masker.setting.teacher
+    network = generator if which == "current" else masker.problem.teacher
     before = [p.clone() for p in network.parameters()]
     masker.refresh(0, generator)
     sizes = torch.cat([p.detach().abs().flatten() for p in network.parameters()])
     k = int(0.3 * len(sizes))
-    kept = chosen(masker, generator)
-    assert int(kept.sum()) == k and sizes[kept].min() >= sizes[~kept].max()
+    salient = chosen(masker, generator)
+    assert int(salient.sum()) == k and sizes[salient].min() >= sizes[~salient].max()
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     # Another mask once the parameters have moved.
     with torch.no_grad():
         for param in network.parameters():
             param.copy_(torch.randn(param.shape))
     masker.refresh(2, generator)
-    assert not torch.equal(kept, chosen(masker, generator))
+    assert not torch.equal(salient, chosen(masker, generator))
 
 
 def test_random_masks_are_new_at_every_refresh_and_the_same_for_a_seed():
@@ -51,7 +52,7 @@ def test_random_masks_are_new_at_every_refresh_and_the_same_for_a_seed():
     assert all(int(mask.sum()) == int(0.3 * total) for mask in masks)
     assert torch.equal(masks[0], masks[1]) and torch.equal(masks[2], masks[3])
     assert not torch.equal(masks[0], masks[2]) and not torch.equal(masks[2], masks[4])
-    # Unlike what the parameters or gradients are: another network, the same mask; another seed, another.
+    # Random scores do not depend on the network, only on the seed.
     again, other = masker_of(density=0.3, saliency_score="random")
     again.refresh(2, other)
     assert torch.equal(chosen(again, other), masks[2])
@@ -66,7 +67,7 @@ def test_random_entries_are_equally_likely():
     for i in range(0, 2 * repeats, 2):
         masker.refresh(i, generator)
         counts = counts + chosen(masker, generator).double()
-    # Six standard deviations of the mean of so many draws.
+    # Six standard deviations of the mean of that many draws.
     assert (counts / repeats - 0.5).abs().max() < 6 * 0.5 / repeats**0.5
 
 

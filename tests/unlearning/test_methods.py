@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.unlearning import ForgetRequest, Setting, method_class, method_names
+from pecker_fast.unlearning import ForgetRequest, method_class, method_names
 from pecker_fast.unlearning.replay import Pool
 from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
+from tests.unlearning.settings import setting_of
 
 SMALL = {"max_train_steps": 6, "train_batch_size": 4, "forget_batch_size": 3, "t_init": 250}
 SMALL |= {"saliency_batch_size": 5, "mask_refresh_steps": 2, "num_inference_steps": 3, "trajectory_steps": 4}
@@ -31,9 +32,10 @@ def training_images(classes: int = 3, each: int = 4) -> Pool:
 def build(name: str, *, cover: int | None = 1, seed: int = 0, teacher=None, forget_images=None, **options):
     unet = copy.deepcopy(teacher) if teacher is not None else tiny_unet()
     request = ForgetRequest.of(unet, [0], cover)
-    given = {} if forget_images is None else dict(zip(("forget_images", "forget_labels"), forget_images, strict=True))
-    given.setdefault("training_images", training_images())
-    setting = Setting(teacher=unet, schedule=NoiseSchedule.linear(), request=request, seed=seed, **given)
+    data = {"training_images": training_images()}
+    if forget_images is not None:
+        data |= dict(zip(("forget_images", "forget_labels"), forget_images, strict=True))
+    setting = setting_of(teacher=unet, schedule=NoiseSchedule.linear(), request=request, seed=seed, **data)
     kind = method_class(name)
     known = {item.name for item in fields(kind.Options)}
     common = {key: value for key, value in {**SMALL, **FAST}.items() if key in known}
@@ -88,7 +90,7 @@ VARIANTS = [
 def test_runs_repeat_and_resume_bit_for_bit(name, options):
     # Of one block: each variant runs three times.
     teacher = tiny_unet(dropout=0.1, null_label=True, block_out_channels=(4,), attention_resolutions=(8,))
-    given = weights(teacher)
+    pretrained = weights(teacher)
     method = build(name, teacher=teacher, **options)
     start = trained(method)
     losses = run(method)
@@ -97,10 +99,10 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
         assert not one.training
         averaged = weights(one)
         labels = torch.tensor([0, 1, 2, 1])
-        images = method.sample(one, labels, seed=3)
+        images = method.sampler.draw(one, method.setting.problem.schedule, labels, 3)
     assert images.shape == (4, 1, 8, 8) and images.abs().max() <= 1
-    assert method.sampling()["sampling_steps"] == (3 if hasattr(method, "network") else 1)
-    # Again, but stopped after the third iteration of a phase, and gone on with by another object.
+    assert method.sampler.summary()["sampling_steps"] == (3 if hasattr(method, "network") else 1)
+    # Again, but stopped after the third iteration of a phase and resumed by another object.
     for stopped in range(len(method.phases)):
         again, resumed = (build(name, teacher=teacher, **options) for _ in range(2))
         previous = None
@@ -122,7 +124,7 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
         with resumed.phases[-1].averaged() as two:
             assert all(same_bits(a, b) for a, b in zip(averaged, weights(two), strict=True))
         assert method.phases[-1].describe() == resumed.phases[-1].describe()
-    assert all(same_bits(a, b) for a, b in zip(given, weights(method.setting.teacher), strict=True))
+    assert all(same_bits(a, b) for a, b in zip(pretrained, weights(method.setting.problem.teacher), strict=True))
     moved = [not torch.equal(a, b) for a, b in zip(start, trained(method), strict=True)]
     # ESD-x trains a few parameters only.
     assert any(moved) if options.get("trained") == "x" else sum(moved) > len(moved) / 2
@@ -132,16 +134,17 @@ def test_it_starts_from_a_network_of_its_own():
     teacher, generator, score = tiny_unet(), tiny_unet(), tiny_unet()
     request, kind = ForgetRequest.of(teacher, [0], 1), method_class("sfd")
     common = {"teacher": teacher, "schedule": NoiseSchedule.linear(), "request": request}
-    setting = Setting(initial_generator=generator, initial_score=score, **common)
+    setting = setting_of(initial_generator=generator, initial_score=score, **common)
     method = kind(setting, kind.Options(train_batch_size=4, forget_batch_size=3, t_init=250))
-    for made, given in ((method.generator, generator), (method.score, score), (setting.teacher, teacher)):
-        assert all(same_bits(a, b) for a, b in zip(weights(made), weights(given), strict=True))
-    kept = weights(generator)
+    starts = ((method.generator, generator), (method.score, score), (setting.problem.teacher, teacher))
+    for network, start in starts:
+        assert all(same_bits(a, b) for a, b in zip(weights(network), weights(start), strict=True))
+    before = weights(generator)
     run(method, until=1)
-    assert not same_bits(weights(method.generator)[0], kept[0])
-    assert all(same_bits(a, b) for a, b in zip(kept, weights(generator), strict=True))
+    assert not same_bits(weights(method.generator)[0], before[0])
+    assert all(same_bits(a, b) for a, b in zip(before, weights(generator), strict=True))
     with pytest.raises(ValueError, match="initial_score is a network of another architecture"):
-        Setting(initial_score=torch.nn.Linear(2, 2), **common)
+        setting_of(initial_score=torch.nn.Linear(2, 2), **common)
 
 
 def test_another_seed_gives_another_run():
@@ -151,8 +154,9 @@ def test_another_seed_gives_another_run():
     assert not torch.equal(weights(a.generator)[0], weights(b.generator)[0])
 
 
-def test_forget_gradient_alone_moves_salient_entries_alone():
-    method = build("pecker", generator_retain_weight=0.0, mask_refresh_steps=0, density=0.2)
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"split_batches": True}])
+def test_forget_gradient_alone_moves_salient_entries_alone(options):
+    method = build("pecker", generator_retain_weight=0.0, mask_refresh_steps=0, density=0.2, **options)
     before = weights(method.generator)
     run(method)
     phase = method.phases[0]
@@ -173,14 +177,14 @@ def test_mask_scope_all_freezes_the_rest():
     mask = method.phases[0].masker.mask
     for (name, param), old in zip(method.generator.named_parameters(), before, strict=True):
         assert same_bits(param.detach()[~mask[name]], old[~mask[name]]), name
-    # One mask throughout: moments of its entries alone are kept.
+    # One mask throughout: only its entries have moments.
     moments = [state["exp_avg_sq"] for state in method.phases[0].generator_optimizer.state.values()]
     assert sum(moment.numel() for moment in moments) == mask.count
     assert method.phases[0].generator_optimizer.sparsity_stats()["touched_ever"] <= 0.31
 
 
 def test_full_density_is_sfd():
-    # Zero magnitudes are never salient, so without any the mask is everything and the gradients add up to SFD's.
+    # Zero magnitudes are never salient; all others are, so the gradients add up to SFD's.
     teacher = tiny_unet(dropout=0.0)
     sfd = build("sfd", teacher=teacher)
     pecker = build("pecker", teacher=teacher, density=1.0)
@@ -199,12 +203,12 @@ def test_masks_are_refreshed_when_they_are_due_and_logged():
         phase.step(i)
         seen.append(phase.masker.mask)
     assert seen[0] is seen[1] is seen[2] and seen[3] is seen[5] and seen[0] is not seen[3]
-    said = phase.describe()
-    assert said["mask_iou"] == seen[0].iou(seen[3]) and said["mask_density"] == pytest.approx(0.5, abs=0.01)
-    assert said["mask_touched_ever"] == (seen[0] | seen[3]).density
+    record = phase.describe()
+    assert record["mask_iou"] == seen[0].iou(seen[3]) and record["mask_density"] == pytest.approx(0.5, abs=0.01)
+    assert record["mask_touched_ever"] == (seen[0] | seen[3]).density
     salient = sum(int(seen[3][name].sum()) for name in seen[3].names if name.startswith("down_blocks.0."))
     entries = sum(p.numel() for name, p in method.generator.named_parameters() if name.startswith("down_blocks.0."))
-    assert said["mask_density_by_module"]["down_blocks.0"] == pytest.approx(salient / entries)
+    assert record["mask_density_by_module"]["down_blocks.0"] == pytest.approx(salient / entries)
 
 
 def test_two_stages_hand_over_the_average_and_keep_the_teacher():
@@ -223,7 +227,7 @@ def test_two_stages_hand_over_the_average_and_keep_the_teacher():
     second.start(first)
     assert all(same_bits(a, b) for a, b in zip(averaged, weights(method.generator), strict=True))
     assert all(same_bits(a, b) for a, b in zip(score, weights(method.score), strict=True))
-    assert second.setting.teacher is first.setting.teacher is method.setting.teacher
+    assert second.setting.problem.teacher is first.setting.problem.teacher is method.setting.problem.teacher
 
 
 def test_real_images_of_what_is_to_be_forgotten():
@@ -242,7 +246,7 @@ def test_cover_classes():
 
 
 @pytest.mark.parametrize(
-    ("forget", "cover", "said"),
+    ("forget", "cover", "message"),
     [
         ([], 1, "forget_classes"),
         ([3], 1, "forget_classes is 3"),
@@ -252,8 +256,8 @@ def test_cover_classes():
         ([0], 9, "cover_class is 9"),
     ],
 )
-def test_wrong_requests(forget, cover, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_requests(forget, cover, message):
+    with pytest.raises(ValueError, match=message):
         ForgetRequest.of(tiny_unet(), forget, cover)
 
 

@@ -12,6 +12,7 @@ from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.tiny_sd import LATENTS, SIZE, tiny_schedule, tiny_text_network
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Affine, Oracle, generator_loss, one_step, score_loss
+from tests.unlearning.settings import setting_of
 from tests.unlearning.test_equations import assert_grads, build
 
 REQUEST = {
@@ -30,30 +31,31 @@ class Prompted(Affine):
 def prompt_setting(negative: str | None = "bad", **options) -> Setting:
     request = PromptRequest(**REQUEST, negative=negative)
     network = Prompted(classes=len(request.prompts))
-    return Setting(teacher=network, schedule=NoiseSchedule.linear(), request=request, **options)
+    return setting_of(teacher=network, schedule=NoiseSchedule.linear(), request=request, **options)
 
 
 def test_labels_of_a_request():
     request = PromptRequest(**REQUEST, negative="bad")
     assert request.prompts[0] == "" and len(set(request.prompts)) == len(request.prompts) == 8
-    found = request.conditions("cpu")
+    conditions = request.conditions("cpu")
     texts = lambda labels: tuple(request.prompts[i] for i in labels)  # noqa: E731
-    assert texts(found.retained) == REQUEST["retain"] and texts(found.forgotten) == REQUEST["forget"]
-    assert texts(found.covers) == REQUEST["cover"] and request.prompts[found.negative] == "bad" and found.paired
-    assert texts(found.everything) == REQUEST["retain"] + REQUEST["forget"]
+    assert texts(conditions.retained) == REQUEST["retain"] and texts(conditions.forgotten) == REQUEST["forget"]
+    assert texts(conditions.covers) == REQUEST["cover"] and conditions.paired
+    assert request.prompts[conditions.negative] == "bad"
+    assert texts(conditions.everything) == REQUEST["retain"] + REQUEST["forget"]
     assert PromptRequest(**REQUEST).conditions("cpu").negative is None
 
 
 def test_covers_are_paired_with_what_is_forgotten():
-    found = Conditions(*(torch.tensor(v) for v in ([0], [1, 2, 3], [11, 12, 13], [0])), paired=True)
-    forgotten, covers = found.draw_forgotten(Streams(torch.device("cpu"), 1), 300)
+    conditions = Conditions(*(torch.tensor(v) for v in ([0], [1, 2, 3], [11, 12, 13], [0])), paired=True)
+    forgotten, covers = conditions.draw_forgotten(Streams(torch.device("cpu"), 1), 300)
     assert torch.equal(forgotten + 10, covers) and set(forgotten.tolist()) == {1, 2, 3}
-    # A pair is drawn as often as another.
+    # All pairs are equally likely.
     assert torch.bincount(forgotten).min() == 0 and torch.bincount(forgotten)[1:].min() > 60
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"retain": ()}, ValueError, "retain is empty"),
         ({"cover": ("a man",)}, ValueError, "cover has 1 prompts, expected 3"),
@@ -63,8 +65,8 @@ def test_covers_are_paired_with_what_is_forgotten():
         ({"negative": 3}, TypeError, "negative is 3"),
     ],
 )
-def test_wrong_requests(changes, error, said):
-    with pytest.raises(error, match=said):
+def test_wrong_requests(changes, error, message):
+    with pytest.raises(error, match=message):
         PromptRequest(**{**REQUEST, **changes})
 
 
@@ -75,13 +77,13 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     scales = {"score_guidance_scale": 2.5, "score_eval_guidance_scale": 1.5, "teacher_guidance_scale": 4.5}
     text = {"negative_roles": roles, "score_sees_cover": sees_cover, "condition_dropout": 0.4}
     method, phase, score_steps, generator_steps = build("pecker", setting, **scales, **text)
-    teacher, score, generator = (Oracle(n) for n in (setting.teacher, method.score, method.generator))
+    teacher, score, generator = (Oracle(n) for n in (setting.problem.teacher, method.score, method.generator))
     phase.step(0)
-    streams = Streams(setting.device, setting.seed, phase.name, 0, 0)
+    streams = Streams(setting.compute.device, setting.compute.seed, phase.name, 0, 0)
     batch = phase._draw(streams)
     r, labels, covers, count = batch.retained, batch.labels, batch.teacher_labels, len(batch.labels)
-    told = covers if sees_cover else labels
-    negative = setting.request.labels(["bad"])[0]
+    score_labels = covers if sees_cover else labels
+    negative = setting.problem.request.labels(["bad"])[0]
     nulls = [torch.tensor([0] * r + [negative if role else 0] * (count - r)) for role in roles]
     parts = slice(r), slice(r, None)
 
@@ -100,8 +102,8 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     dropped = streams.uniform("score condition dropout", count) < 0.4
     assert dropped.any() and not dropped.all()
     x = one_step(generator, z, 250, labels).detach()
-    kept, without = told.masked_fill(dropped, 0), nulls[0].masked_fill(dropped, 0)
-    losses = [score_loss(Guided(score, kept[s], without[s], 2.5), x[s], eps[s], t[s], None) for s in parts]
+    seen, without = score_labels.masked_fill(dropped, 0), nulls[0].masked_fill(dropped, 0)
+    losses = [score_loss(Guided(score, seen[s], without[s], 2.5), x[s], eps[s], t[s], None) for s in parts]
     (score_step,), (generator_step,) = score_steps, generator_steps
     assert_grads(score_step["grads"], score.grads(0.8 * losses[0] + 0.3 * losses[1]))
     z, eps = (streams.normal(f"generator {name}", count, SHAPE) for name in ("z", "eps"))
@@ -110,7 +112,7 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     losses = [
         generator_loss(
             Guided(teacher, covers[s], nulls[2][s], 4.5),
-            Guided(score, told[s], nulls[1][s], 1.5),
+            Guided(score, score_labels[s], nulls[1][s], 1.5),
             x[s],
             eps[s],
             t[s],
@@ -147,7 +149,7 @@ def run_text(name: str, teacher, iterations: int = 4, setting: dict | None = Non
 
 def make_text(name: str, teacher, setting: dict | None = None, **options):
     request = PromptRequest(**REQUEST, negative="bad")
-    given = Setting(teacher=copy.deepcopy(teacher), schedule=tiny_schedule(), request=request, **(setting or {}))
+    whole = setting_of(teacher=copy.deepcopy(teacher), schedule=tiny_schedule(), request=request, **(setting or {}))
     kind = method_class(name)
     values = {
         "max_train_steps": 4,
@@ -164,7 +166,7 @@ def make_text(name: str, teacher, setting: dict | None = None, **options):
         **options,
     }
     known = kind.Options.__dataclass_fields__
-    return kind(given, kind.Options(**{key: value for key, value in values.items() if key in known}))
+    return kind(whole, kind.Options(**{key: value for key, value in values.items() if key in known}))
 
 
 def weights(network) -> list[torch.Tensor]:
@@ -195,21 +197,22 @@ def test_every_method_runs_repeats_and_resumes_on_text(name, kind, options, sett
         assert all(same_bits(a, b) for a, b in zip(weights(one), weights(two), strict=True))
     wanted = setting.get("weights_dtype", torch.float32)
     assert {p.dtype for p in method.generator.parameters()} == {wanted}
-    assert {p.dtype for p in method.setting.teacher.parameters()} == {setting.get("teacher_dtype", torch.float32)}
+    teacher_dtype = setting.get("teacher_dtype", torch.float32)
+    assert {p.dtype for p in method.setting.problem.teacher.parameters()} == {teacher_dtype}
     moved = [
         not torch.equal(a, b.to(a.dtype)) for a, b in zip(weights(method.generator), weights(teacher), strict=True)
     ]
     assert sum(moved) > len(moved) / 2
-    with method.phases[-1].averaged() as network:
-        drawn = method.sample(network, torch.tensor([1, 4]), seed=0)
+    with method.phases[-1].averaged() as network, method.setting.compute.autocast():
+        drawn = method.sampler.draw(network, method.setting.problem.schedule, torch.tensor([1, 4]))
     assert drawn.shape == (2, LATENTS, SIZE, SIZE) and drawn.isfinite().all()
     if name != "sfd":
-        # Masks have the U-Net's names: what is saved from them fits it.
+        # Masks have the U-Net's parameter names, so saved masks fit it.
         assert method.phases[-1].masker.mask.names == tuple(n for n, _ in teacher.unet.named_parameters())
 
 
 def test_gradient_checkpointing_changes_no_step():
-    # Dropout shows whether a network is called again in the mode that it was called in.
+    # Dropout shows whether recomputation uses the mode of the first call.
     teacher = tiny_text_network(8, dropout=0.3)
     options = {"regression_weight": 0.5, "ema_decay": None}
     plain, losses = run_text("pecker", teacher, 2, **options)
@@ -218,7 +221,7 @@ def test_gradient_checkpointing_changes_no_step():
         assert loss.item() == pytest.approx(others[name].item(), rel=1e-3), name
     for one, two in ((plain.score, again.score), (plain.generator, again.generator)):
         for a, b, start in zip(weights(one), weights(two), weights(teacher), strict=True):
-            # Adam makes equal steps of gradients that are zero but for rounding.
+            # Adam makes full steps even of rounding errors.
             assert ((a - b).abs() > 1e-5).double().mean() < 0.05 or torch.equal(a, start)
 
 
@@ -234,7 +237,7 @@ def test_low_rank_score_network():
     frozen = {n.replace("base_layer.", ""): p for n, p in method.score.named_parameters() if n not in trained}
     for name, param in teacher.named_parameters():
         assert torch.equal(frozen[name], param.bfloat16()), name
-    # The second factor is zero at first: what has moved it is the step.
+    # The second factor starts at zero: only the step can have changed it.
     moved = [p for n, p in trained.items() if "lora_B" in n and p.abs().max() > 0]
     assert len(moved) > len(trained) / 4
     again, _ = run_text("pecker", teacher, 1, low)

@@ -1,0 +1,29 @@
+"""``pecker-fast compare``. The preset decides which options there are: methods that forget classes, or prompts."""
+
+from collections.abc import Callable, Sequence
+
+from ..parsing import early_option, parse_options
+from ..runs.arguments import option_groups
+from ..runs.compare import CompareArguments, compare, comparison_class
+
+DESCRIPTION = """Run methods over seeds, and write a table with means and spreads, curves, and the figures of each run;
+for a text-to-image model (--preset sd15-celebrity|sd15-nudity) as the published Table 3 does. The same command again
+continues where it was interrupted: runs that have ended are read, not repeated."""
+
+# The options that only --help_all shows.
+EXPERT = {"face_detector", "nudenet_min_prob", "nudenet_model", "nudenet_resolution", "sample_seed", "dtype"}
+EXPERT |= {"coco_captions", "coco_images", "first_seed", "final_samples_per_class"}
+
+
+def parse(words: Sequence[str]) -> Callable[[], None]:
+    kind = comparison_class(early_option(words, "preset") or "digits")
+    default = kind()
+    basic = option_groups(default).keys() - EXPERT
+    args = parse_options(default, words, "compare", DESCRIPTION, basic=basic)
+    return lambda: run(args)
+
+
+def run(args: CompareArguments) -> None:
+    """Compare, and print the table."""
+    comparison = compare(args)
+    print(f"{comparison.table}\nreport: {comparison.report}")

@@ -1,0 +1,29 @@
+"""``pecker-fast evaluate``. What is measured decides which options there are."""
+
+from collections.abc import Callable, Sequence
+
+from ..parsing import early_option, option_names, parse_options
+from ..runs.evaluate import EvaluateArguments, evaluate, evaluation_class
+
+DESCRIPTION = """Measure forgetting and image quality of a run, or of any network, and write evaluation.json. Samples
+are drawn once for a network, sampler and seed, and cached in evaluation/ beside it: an interrupted evaluation
+continues, and further measurements draw nothing. A text-to-image model, or a run on one, has other options: evaluate
+RUN --help."""
+
+
+def parse(words: Sequence[str]) -> Callable[[], None]:
+    preset = early_option(words, "preset") or early_option(words, "preset_name")
+    kind = evaluation_class(paths_of(words), preset, option_names(words))
+    args = parse_options(kind(), words, "evaluate", DESCRIPTION, positional="run", aliases={"preset": "--preset_name"})
+    return lambda: run(args)
+
+
+def paths_of(words: Sequence[str]) -> list[str]:
+    """The words that may be what is measured."""
+    return [word for word in words if not word.startswith("-")]
+
+
+def run(args: EvaluateArguments) -> None:
+    """Measure, and print the figures."""
+    measured = evaluate(args)
+    print(f"{measured.table}\nresult: {measured.path}")

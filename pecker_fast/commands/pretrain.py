@@ -1,0 +1,35 @@
+"""``pecker-fast pretrain``. The preset decides the defaults."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from ..parsing import early_option, parse_options
+from ..runs.pretrain import PretrainArguments, pretrain
+
+DESCRIPTION = "Train the network that unlearning starts from: --preset digits|digits16|cifar10|stl10."
+TITLES = {"options": "training", "unet": "network"}
+# The options that --help shows.
+BASIC = (
+    *("preset", "max_train_steps", "train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "sample_size"),
+    *("num_classes", "block_out_channels", "layers_per_block", "samples_per_class", "evaluate", "seed", "device"),
+    *("mixed_precision", "profile", "dataset_name", "data_root", "download", "checkpointing_steps"),
+    *("validation_steps", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "dry_run"),
+)
+
+
+def parse(words: Sequence[str]) -> Callable[[], None]:
+    default = PretrainArguments.defaults(early_option(words, "preset") or "digits")
+    args = parse_options(default, words, "pretrain", DESCRIPTION, basic=BASIC, titles=TITLES)
+    return lambda: run(args)
+
+
+def run(args: PretrainArguments) -> None:
+    """Print the configuration, or make the run and print its figures."""
+    if args.output.dry_run:
+        args.check()
+        print(json.dumps(args.describe(), indent=1))
+        return
+    metrics = pretrain(args)
+    if metrics:
+        print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)))
+        print(f"network: {args.folder / 'unet'}")

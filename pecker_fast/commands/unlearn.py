@@ -1,0 +1,47 @@
+"""``pecker-fast unlearn``. Preset and method decide which other options there are, and their defaults."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from ..figures import describe as figure_lines
+from ..parallel import process_number
+from ..parsing import early_option, parse_options
+from ..runs.arguments import UnlearnArguments
+from ..runs.task import unlearn_arguments
+from ..runs.unlearn import describe, unlearn
+
+DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|cifar10|stl10, --method
+pecker|pecker+|sfd|retrain|salun|selective_amnesia|esd), or a Stable Diffusion a concept (--preset
+sd15-celebrity|sd15-nudity, --method pecker|pecker+|sfd|selective_amnesia|esd)."""
+TITLES = {"options": "training"}
+# The options that --help shows.
+BASIC = (
+    *("preset", "method", "max_train_steps", "train_batch_size", "forget_batch_size", "density", "mask_refresh_steps"),
+    *("score_learning_rate", "generator_learning_rate", "learning_rate", "generator_forget_weight", "retain_weight"),
+    *("ewc_weight", "negative_guidance", "pretrained_model_name_or_path", "forget_classes", "cover_class", "concept"),
+    *("cover", "retain_prompts", "fisher", "judge", "samples_per_class", "dataset_name", "data_root", "download"),
+    *("weights_dtype", "fsdp", "seed", "device", "mixed_precision", "profile", "checkpointing_steps"),
+    *("validation_steps", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "dry_run"),
+)
+FIGURES = ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds")
+
+
+def parse(words: Sequence[str]) -> Callable[[], None]:
+    default = unlearn_arguments(early_option(words, "preset") or "digits", early_option(words, "method") or "pecker")
+    args = parse_options(default, words, "unlearn", DESCRIPTION, basic=BASIC, titles=TITLES)
+    return lambda: run(args)
+
+
+def run(args: UnlearnArguments) -> None:
+    """Print the configuration, or make the run and print its main figures."""
+    if args.output.dry_run:
+        config, memory = describe(args)
+        if process_number() == 0:
+            print(json.dumps(config, indent=1))
+            if memory is not None:
+                print(memory)
+        return
+    metrics = unlearn(args).metrics
+    if metrics:
+        print(figure_lines({name: metrics.get(name) for name in FIGURES}))
+        print(f"report: {args.folder / 'report.md'}")

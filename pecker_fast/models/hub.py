@@ -1,0 +1,100 @@
+"""Models of the Hugging Face hub or its cache. Configurations are checked before weights are downloaded."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .folders import WEIGHTS, check_network_folder, network_folder
+from .stable_diffusion import StableDiffusion
+
+# owner/model.
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# Suffixes of files whose paths look like names on the hub.
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+
+_PLACES = ("", "unet/", "scheduler/", "unet/scheduler/")
+_CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
+_WEIGHTS = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json", f"{WEIGHTS}-*.safetensors")
+_TEXT_CONFIGS = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "tokenizer/*",
+)
+_TEXT_WEIGHTS = (
+    f"unet/{WEIGHTS}.safetensors",
+    f"vae/{WEIGHTS}.safetensors",
+    "text_encoder/model.safetensors",
+)
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether ``path`` has the form owner/model and is not the name of a checkpoint file."""
+    return bool(_NAME.fullmatch(path)) and Path(path).suffix not in _CHECKPOINTS
+
+
+def fetch(name: str, patterns: Iterable[str], revision: str | None = None) -> Path:
+    """Fetch the files of a model that match ``patterns``, from the hub or its cache.
+
+    Parameters
+    ----------
+    name : str
+        owner/model.
+    patterns : iterable of str
+        Glob patterns of files.
+    revision : str, optional
+        Commit; the newest one by default.
+
+    Returns
+    -------
+    Path
+        Folder of the snapshot, whose name is the commit.
+
+    Raises
+    ------
+    ValueError
+        If the hub and its cache have no such model.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
+    if offline and revision is not None:
+        # Some clients (1.33) try to ask the hub for the files of a commit although its snapshot is in the cache.
+        options["local_files_only"] = True
+    try:
+        return Path(huggingface_hub.snapshot_download(name, **options))
+    except Exception as error:
+        # Versions of the client raise different exceptions for unknown names and without a network.
+        mode = " (HF_HUB_OFFLINE is set)" if offline else ""
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"there is no such file or folder, and the hub gives no such model{mode}: {reason}") from error
+
+
+def fetch_configs(name: str) -> Path:
+    """Fetch the configurations of a network, pipeline or Stable Diffusion. ValueError if there is no such model."""
+    return fetch(name, [f"{place}{file}" for place in _PLACES for file in _CONFIGS])
+
+
+def fetch_network(name: str) -> Path:
+    """Fetch a class-conditional network and return its folder. ValueError if there is none."""
+    root = fetch_configs(name)
+    folder = network_folder(root)
+    # Before downloading the weights, which may be many gigabytes.
+    check_network_folder(folder)
+    place = "" if folder == root else "unet/"
+    # The commit of the configurations, in case the model changes in between.
+    fetch(name, [f"{place}{file}" for file in _WEIGHTS], root.name)
+    return folder
+
+
+def fetch_stable_diffusion(name: str) -> StableDiffusion:
+    """Fetch a Stable Diffusion. ValueError if there is none."""
+    root = fetch(name, _TEXT_CONFIGS)
+    # Checks the configurations before the weights are downloaded.
+    StableDiffusion(root)
+    return StableDiffusion(fetch(name, _TEXT_WEIGHTS, root.name))

@@ -1,0 +1,382 @@
+"""From a path, a name or an object in memory to a network's weights and schedule.
+
+All networks are read through this module. A model without its schedule or with missing weights is refused, and
+configurations are checked before weights are read or downloaded.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from torch import Tensor, nn
+
+from ..diffusion.networks import unwrap
+from ..diffusion.sampler import Sampler
+from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.text import check_text_conditional
+from ..diffusion.unet import check_class_conditional
+from .ancestors import States, load_ancestor
+from .folders import load_network, network_folder, read_weights
+from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, is_hub_name
+from .loaded import LoadedStableDiffusion, copied
+from .schedules import schedule_from_config
+from .stable_diffusion import StableDiffusion, load_text_unet
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+# A path, a name on the hub, a network, or a pipeline of diffusers.
+Source = Union[str, os.PathLike, nn.Module, "DiffusionPipeline"]
+# Name of the argument in error messages.
+NAME = "pretrained_model_name_or_path"
+# Steps of DDIM and DDPM if neither the user nor a run sets them.
+STEPS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class ClassModel:
+    """A class-conditional network with its schedule and metadata.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A ``UNet2DModel``, float32 on the CPU in eval mode, which belongs to the caller.
+    schedule : NoiseSchedule
+        The noise levels that it was trained on.
+    source : str
+        Where it came from: the path, "shipped:<name>", "hub:<name>" or "memory:<class>".
+    metadata : dict
+        Options of its unlearning run or configuration of its pipeline; empty if it has neither.
+    """
+
+    network: nn.Module
+    schedule: NoiseSchedule
+    source: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def sampler(
+        self,
+        kind: Literal["auto", "one_step", "ddim", "ddpm"] = "auto",
+        t_init: int | None = None,
+        num_inference_steps: int | None = None,
+        batch_size: int = 256,
+    ) -> Sampler:
+        """Return how the network is sampled: by the arguments, otherwise as in its run or pipeline.
+
+        Parameters
+        ----------
+        kind : {"auto", "one_step", "ddim", "ddpm"}
+            "auto": by the run's own sampler; otherwise in one step if ``t_init`` is known, by DDIM if it is not.
+        t_init : int, optional
+            Timestep of the one-step sampler; that of the run by default.
+        num_inference_steps : int, optional
+            Steps of the others; those of the run with "auto", otherwise 50, by default.
+        batch_size : int
+            Samples in a call of the network.
+
+        Raises
+        ------
+        ValueError
+            If ``kind`` is "one_step" and ``t_init`` is unknown, or a value is out of range.
+        """
+        options, guidance, steps = self.metadata, {}, STEPS
+        t_init = options.get("t_init") if t_init is None else t_init
+        if kind == "auto" and t_init is None and "eval_sampler" in options:
+            kind, steps = options["eval_sampler"], options["num_inference_steps"]
+            guidance = {"guidance_scale": options["eval_guidance_scale"], "clip_sample": options["clip_sample"]}
+        elif kind == "auto":
+            kind = "ddim" if t_init is None else "one_step"
+        if kind == "one_step":
+            if t_init is None:
+                raise ValueError("t_init is not given, and the network's metadata does not have it")
+            sampler = Sampler(kind, t_init=t_init, batch_size=batch_size)
+        else:
+            steps = steps if num_inference_steps is None else num_inference_steps
+            sampler = Sampler(kind, num_inference_steps=steps, batch_size=batch_size, **guidance)
+        sampler.check(self.schedule.num_train_timesteps)
+        return sampler
+
+
+@dataclass(frozen=True, eq=False)
+class TextModel:
+    """A text-to-image model. Its weights are read on request.
+
+    Parameters
+    ----------
+    parts : StableDiffusion
+        Text encoder, tokenizer, VAE and scheduler, and the U-Net unless ``unet`` is given.
+    source : str
+        Where it came from: the path, "hub:<name>" or "memory:<class>".
+    metadata : dict
+        As of ``ClassModel``.
+    unet : Path or nn.Module, optional
+        A U-Net in place of that of ``parts``: its folder, or itself.
+    """
+
+    parts: StableDiffusion
+    source: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    unet: Path | nn.Module | None = None
+
+    @property
+    def t_init(self) -> int | None:
+        """Timestep at which it draws in one step; None for a model that draws in many."""
+        return self.metadata.get("t_init")
+
+    def load_unet(self) -> nn.Module:
+        """The ``UNet2DConditionModel``, float32 on the CPU in eval mode. ValueError if it cannot be read."""
+        if self.unet is None:
+            return self.parts.load_unet()
+        return copied(self.unet) if isinstance(self.unet, nn.Module) else load_text_unet(self.unet)
+
+
+def resolve(
+    model: Source | None,
+    *,
+    shipped: str | None = None,
+    scheduler: Any = None,
+    state: States = "auto",
+    name: str = NAME,
+) -> ClassModel:
+    """Find a class-conditional network.
+
+    Parameters
+    ----------
+    model : str, PathLike, nn.Module, DiffusionPipeline or None
+        Folder of a network, a pipeline or a run; checkpoint file of the public DDPM code of SFD, SalUn or Selective
+        Amnesia; name on the Hugging Face hub; a pipeline of diffusers, or a ``UNet2DModel`` with ``scheduler``, which
+        is copied; None for the network ``shipped``.
+    shipped : str, optional
+        Name of the network that comes with the package.
+    scheduler : SchedulerMixin or NoiseSchedule, optional
+        The noise levels that a network in memory was trained on.
+    state : {"auto", "ema", "model", "score"}
+        Which weights of a checkpoint file; see ``load_ancestor``.
+    name : str
+        Name of the argument in error messages.
+
+    Returns
+    -------
+    ClassModel
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or it is not class-conditional, lacks its schedule, or has weights that do not fit.
+    """
+    path = None if model is None or _is_object(model) else str(model)
+    if state != "auto" and (path is None or not Path(path).is_file()):
+        raise ValueError(
+            f"checkpoint_state is {state!r}, expected auto: only checkpoint files of the public DDPM code have several"
+        )
+    if model is None:
+        if shipped is None:
+            raise ValueError(f"{name} is not given, and no network of this preset comes with the package")
+        return _class_model(shipped_network(shipped), f"shipped:{shipped}")
+    try:
+        if path is None:
+            return _loaded_class_model(model, scheduler)
+        if Path(path).is_file():
+            return ClassModel(*load_ancestor(path, state), path)
+        if Path(path).exists():
+            return _class_model(network_folder(path), path)
+        if is_hub_name(path):
+            return _class_model(fetch_network(path), f"hub:{path}")
+        raise ValueError("there is no such file or folder")
+    except ValueError as error:
+        raise ValueError(f"{name} is {_shown(model)}: {error}") from error
+
+
+def resolve_text(model: Source | None, *, base: Source | None = None, name: str = NAME) -> TextModel:
+    """Find a text-to-image model, Stable Diffusion 1.x or 2.x. Reads no weights.
+
+    Parameters
+    ----------
+    model : str, PathLike, nn.Module or DiffusionPipeline
+        Folder of a Stable Diffusion or of a run; name on the Hugging Face hub; a pipeline of diffusers, whose parts are
+        copied. With ``base`` the folder of a U-Net or a ``UNet2DConditionModel``.
+    base : str, PathLike or DiffusionPipeline, optional
+        The Stable Diffusion that the other parts come from if the model is a U-Net alone.
+    name : str
+        Name of the argument in error messages.
+
+    Returns
+    -------
+    TextModel
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, a part is missing, or it predicts neither the noise nor v.
+    """
+    if model is None:
+        raise ValueError(
+            f"{name} is not given: expected the folder of a Stable Diffusion 1.x or 2.x, or its name on the hub, such "
+            "as stable-diffusion-v1-5/stable-diffusion-v1-5"
+        )
+    if base is not None:
+        parts = resolve_text(base, name="base").parts
+        if isinstance(model, nn.Module):
+            check_text_conditional(unwrap(model))
+            return TextModel(parts, _memory(model), {}, model)
+        folder = network_folder(model)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{name} is {str(model)!r}: it is not the folder of a U-Net: there is no config.json")
+        return TextModel(parts, str(model), recorded_options(model), folder)
+    try:
+        if _is_object(model):
+            return TextModel(LoadedStableDiffusion(model), _memory(model), _pipeline_options(model))
+        path = str(model)
+        if Path(path).is_dir():
+            return TextModel(StableDiffusion(path), path, recorded_options(path))
+        if not Path(path).exists() and is_hub_name(path):
+            parts = fetch_stable_diffusion(path)
+            return TextModel(parts, f"hub:{path}", recorded_options(parts.folder))
+        raise ValueError("there is no such folder")
+    except ValueError as error:
+        raise ValueError(f"{name} is {_shown(model)}: {error}") from error
+
+
+def resolve_text_unet(model: Source, *, name: str = NAME) -> nn.Module:
+    """Find the U-Net of a text-to-image model by itself.
+
+    Parameters
+    ----------
+    model : str, PathLike, nn.Module or DiffusionPipeline
+        Folder of the U-Net, of a run or of a Stable Diffusion; a ``UNet2DConditionModel`` or a pipeline of diffusers,
+        which is copied.
+    name : str
+        Name of the argument in error messages.
+
+    Returns
+    -------
+    UNet2DConditionModel
+        float32 on the CPU in eval mode.
+
+    Raises
+    ------
+    ValueError
+        If there is none, it is of another architecture, or its weights do not fit.
+    """
+    try:
+        if _is_object(model):
+            unet = _unet_of(model)
+            check_text_conditional(unet)
+            return copied(unet)
+        return load_text_unet(network_folder(model))
+    except ValueError as error:
+        raise ValueError(f"{name} is {_shown(model)}: {error}") from error
+
+
+def resolve_weights(path: str | os.PathLike, *, name: str = NAME) -> tuple[Path, dict[str, Tensor]]:
+    """Find the folder of a U-Net of either kind, and its weights in their saved dtype. ValueError if there are none."""
+    folder = network_folder(path)
+    try:
+        return folder, read_weights(folder)
+    except ValueError as error:
+        raise ValueError(f"{name} is {str(path)!r}: {error}") from error
+
+
+def resolve_config(path: str | os.PathLike, *, name: str = NAME) -> dict[str, Any]:
+    """Find the configuration of a U-Net of either kind. ValueError if there is none."""
+    try:
+        return json.loads((network_folder(path) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is {str(path)!r}, not the folder of a U-Net or of a pipeline: {error}") from error
+
+
+def conditioning_of(model: Source | None, *, name: str = NAME) -> Literal["classes", "prompts"]:
+    """Determine whether a model is conditional on classes or on prompts, from its configuration.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or it is neither.
+    """
+    try:
+        if model is None or (not _is_object(model) and Path(model).is_file()):
+            return "classes"
+        if _is_object(model):
+            kind = next((base.__name__ for base in type(_unet_of(model)).__mro__ if base.__name__ in _KINDS), None)
+        else:
+            local = Path(model).exists() or not is_hub_name(str(model))
+            folder = network_folder(model if local else fetch_configs(str(model)))
+            if not (folder / "config.json").is_file():
+                raise ValueError("there is no such file or folder, or no U-Net in it")
+            kind = json.loads((folder / "config.json").read_text()).get("_class_name")
+        if kind not in _KINDS:
+            raise ValueError(f"it is a {kind}, expected one of {', '.join(_KINDS)}")
+        return _KINDS[kind]
+    except ValueError as error:
+        raise ValueError(f"{name} is {_shown(model)}: {error}") from error
+
+
+def shipped_network(name: str) -> Path:
+    """Return the folder of a pretrained network that comes with the package. ValueError if it is not installed."""
+    folder = Path(str(resources.files("pecker_fast").joinpath("assets", name, "unet")))
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not installed: pecker-fast pretrain --preset {name} makes this network")
+    return folder
+
+
+def recorded_options(path: str | os.PathLike) -> dict[str, Any]:
+    """Read the options of a run or the configuration of a pipeline; empty if the folder is neither.
+
+    ``path`` is its folder, or that of the network in it.
+    """
+    for folder in (Path(path), Path(path).parent):
+        for file in ("config.json", "model_index.json"):
+            try:
+                config = json.loads((folder / file).read_text())
+                options = config.get("options", config)
+                if "t_init" in options or "eval_sampler" in options:
+                    return options
+            except (OSError, ValueError, TypeError, AttributeError):
+                continue
+    return {}
+
+
+_KINDS: dict[str, Literal["classes", "prompts"]] = {"UNet2DModel": "classes", "UNet2DConditionModel": "prompts"}
+
+
+def _class_model(folder: Path, source: str) -> ClassModel:
+    return ClassModel(*load_network(folder), source, recorded_options(folder))
+
+
+def _loaded_class_model(model: Any, scheduler: Any) -> ClassModel:
+    unet = _unet_of(model)
+    check_class_conditional(unet)
+    scheduler = getattr(model, "scheduler", None) if scheduler is None else scheduler
+    if scheduler is None:
+        raise ValueError("its schedule is not given: expected a pipeline, or a network and its scheduler")
+    schedule = scheduler if isinstance(scheduler, NoiseSchedule) else schedule_from_config(scheduler.config)
+    return ClassModel(copied(unet), schedule.to("cpu"), _memory(model), _pipeline_options(model))
+
+
+def _is_object(model: Any) -> bool:
+    return not isinstance(model, (str, os.PathLike))
+
+
+def _unet_of(model: Any) -> nn.Module:
+    """The network itself, or the U-Net of a pipeline."""
+    unet = model if isinstance(model, nn.Module) else getattr(model, "unet", None)
+    if not isinstance(unet, nn.Module):
+        raise ValueError("it has no U-Net: expected a path, a name, a U-Net or a pipeline of diffusers")
+    return unwrap(unet)
+
+
+def _pipeline_options(model: Any) -> dict[str, Any]:
+    """Options of a pipeline in memory, as ``recorded_options`` reads them from a folder."""
+    t_init = None if isinstance(model, nn.Module) else model.config.get("t_init")
+    return {} if t_init is None else {"t_init": t_init}
+
+
+def _memory(model: Any) -> str:
+    return f"memory:{type(unwrap(model) if isinstance(model, nn.Module) else model).__name__}"
+
+
+def _shown(model: Any) -> str:
+    return f"a {type(model).__name__}" if _is_object(model) else repr(str(model))

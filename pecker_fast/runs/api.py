@@ -1,0 +1,254 @@
+"""Runs from Python: the commands ``unlearn``, ``evaluate`` and ``compare`` as functions, with the same options."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from torch import nn
+
+from ..models import conditioning_of, resolve, resolve_text, save_network, save_text_pipeline
+from .arguments import UnlearnArguments, with_options
+from .compare import Comparison, comparison_class
+from .compare import compare as run_comparison
+from .evaluate import evaluate as measure
+from .evaluate import evaluation_class
+from .folder import check_folder
+from .presets import PRESETS, ClassPreset, preset
+from .run import Run
+from .task import unlearn_arguments
+from .unlearn import unlearn as run_unlearning
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+# A preset, a folder or a name on the hub; or an object in memory.
+Model = Union[str, os.PathLike, nn.Module, "DiffusionPipeline"]
+# Subfolder of the run for a model that was an object in memory.
+PRETRAINED = "pretrained"
+
+
+def unlearn(
+    model: Model,
+    method: str = "pecker",
+    *,
+    forget: int | Sequence[int] | str | None = None,
+    cover: int | str | None = None,
+    preset: str | None = None,
+    scheduler: Any = None,
+    **options: Any,
+) -> Run:
+    """Make a pretrained diffusion model forget classes or a concept.
+
+    Does what ``pecker-fast unlearn`` does: trains, measures, and writes a folder with the result, a report, and all
+    that is needed to resume or to audit the run.
+
+    Parameters
+    ----------
+    model : str, PathLike, nn.Module or DiffusionPipeline
+        What to start from: the name of a preset ("digits": its network comes with the package), a folder, a name on the
+        Hugging Face hub, a pipeline of diffusers, or a class-conditional ``UNet2DModel``. An object is not changed: it
+        is copied into ``pretrained/`` in the folder of the run.
+    method : str
+        pecker, pecker+, sfd, retrain, salun, selective_amnesia or esd.
+    forget : int, sequence of int, or str
+        Classes to forget, or the name of a concept. Default: what the preset says, if ``model`` is a preset.
+    cover : int or str
+        Class to draw in their place, or "random"; or the text to draw in place of the concept. Default: the preset's.
+    preset : str, optional
+        The values for everything that is not set. Default: that of a run or pretraining whose folder is given;
+        for a class-conditional network the preset with images of its size and channels (digits, digits16, cifar10,
+        stl10); for a text-to-image model sd15-celebrity, whose values are for any concept with a name.
+    scheduler : SchedulerMixin, optional
+        The noise schedule of a ``UNet2DModel``; a pipeline has its own.
+    **options
+        Any option of ``pecker-fast unlearn --help_all``, such as ``output_dir``, ``max_train_steps``, ``density``,
+        ``seed``, ``device`` or ``overwrite_output_dir``.
+
+    Returns
+    -------
+    Run
+        The finished run.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, a model or a file cannot be found or does not fit, or the folder already has a
+        run. Nothing is trained then.
+    TypeError
+        If there is no option of a name, or ``forget`` is of the wrong kind.
+    SystemExit
+        With status 128 + n if signal n stopped the run, after a checkpoint.
+
+    Examples
+    --------
+    >>> run = pf.unlearn("digits", method="pecker", forget=[0], cover=1)
+    >>> run = pf.unlearn(pipe, forget="brad pitt", cover="a middle aged man", output_dir="runs/x")
+    >>> run = pf.unlearn(unet, "salun", forget=3, preset="cifar10", scheduler=scheduler, data_root="data")
+    """
+    is_preset = isinstance(model, str) and model in PRESETS
+    if is_preset and preset is not None and preset != model:
+        raise ValueError(f"preset is {preset!r}, but the model is the preset {model!r}: expected one of the two")
+    if "dry_run" in options:
+        raise TypeError("dry_run is an option of the command line only")
+    name = str(model) if is_preset else preset or _preset_for(model)
+    if forget is None and not (is_preset or preset is not None or _names_request(options)):
+        raise ValueError("forget is not given: expected classes, or the name of a concept")
+    args = unlearn_arguments(name, method, {**options, **_request(name, forget, cover)})
+    if not is_preset:
+        path = str(model) if isinstance(model, (str, os.PathLike)) else _save_pretrained(model, scheduler, args)
+        args = with_options(args, {"pretrained_model_name_or_path": path})
+    run_unlearning(args)
+    return Run(args.folder)
+
+
+def evaluate(run: Run | str | os.PathLike, **options: Any) -> dict[str, Any]:
+    """Measure a run, or any network, with samples that are drawn once.
+
+    Does what ``pecker-fast evaluate`` does: writes evaluation.json, and adds what a run has not measured itself to its
+    metrics.json and its report.
+
+    Parameters
+    ----------
+    run : Run, str or PathLike
+        A run, or a folder or a name on the hub of a network or a text-to-image model.
+    **options
+        Any option of ``pecker-fast evaluate --help``, such as ``samples_per_class`` and ``inception_weights``; for
+        text-to-image models of ``pecker-fast evaluate-concept --help``.
+
+    Returns
+    -------
+    dict
+        Value of each figure by its key.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, or a model or a file cannot be found or does not fit.
+    TypeError
+        If there is no option of a name.
+
+    Examples
+    --------
+    >>> pf.evaluate(run, samples_per_class=1000)["frechet_distance"]
+    """
+    path = str(run.folder if isinstance(run, Run) else run)
+    kind = evaluation_class([path], options.get("preset"), options)
+    return measure(with_options(kind(run=path), options)).figures
+
+
+def compare(
+    preset: str = "digits",
+    methods: Sequence[str] | None = None,
+    seeds: int | None = None,
+    *,
+    set: Mapping[str, Any] | Sequence[str] = (),
+    **options: Any,
+) -> Comparison:
+    """Run methods over seeds, and report means and spreads.
+
+    Does what ``pecker-fast compare`` does. Called again with the same options it continues where it was interrupted:
+    runs that have ended are read, not repeated.
+
+    Parameters
+    ----------
+    preset : str
+        Name of a preset.
+    methods : sequence of str, optional
+        Names of methods. Default: pecker, pecker+ and sfd; for text-to-image models the rows of the published table.
+    seeds : int, optional
+        Number of seeds. Default: 3; for text-to-image models 1.
+    set : Mapping or sequence of str
+        Options for all methods that have them, such as ``{"generator_learning_rate": 1e-4}``.
+    **options
+        Any option of ``pecker-fast compare --preset <preset> --help``.
+
+    Returns
+    -------
+    Comparison
+        The runs, a table and the report.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, before the first run starts.
+    TypeError
+        If there is no option of a name.
+
+    Examples
+    --------
+    >>> print(pf.compare("digits", methods=["pecker", "sfd"], seeds=3))
+    """
+    assignments = [f"{name}={json.dumps(value)}" for name, value in set.items()] if isinstance(set, Mapping) else set
+    values = {**options, "preset": preset, "set": tuple(assignments)}
+    if methods is not None:
+        values["methods"] = tuple(methods)
+    if seeds is not None:
+        values["seeds"] = seeds
+    return run_comparison(with_options(comparison_class(preset)(), values))
+
+
+def _names_request(options: Mapping[str, Any]) -> bool:
+    """Whether the options of the command say what to forget."""
+    return any(name in options for name in ("forget_classes", "concept", "forget_prompts"))
+
+
+def _request(name: str, forget: int | Sequence[int] | str | None, cover: int | str | None) -> dict[str, Any]:
+    """``forget`` and ``cover`` as the options of the command."""
+    if isinstance(preset(name), ClassPreset):
+        if isinstance(forget, str):
+            raise TypeError(
+                f"forget is {forget!r}, expected classes: the preset {name} is for class-conditional networks"
+            )
+        classes = forget if forget is None or isinstance(forget, Sequence) else [forget]
+        values = {"forget_classes": classes, "cover_class": None if cover is None else str(cover)}
+    else:
+        if forget is not None and not isinstance(forget, str):
+            raise TypeError(f"forget is {forget!r}, expected a concept: {name} is for text-to-image models")
+        values = {"concept": forget, "cover": cover}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _preset_for(model: Model) -> str:
+    """The preset for a model that is no preset itself. ValueError if there is none that fits."""
+    if isinstance(model, (str, os.PathLike)):
+        recorded = _recorded_preset(Path(model))
+        if recorded is not None:
+            return recorded
+    if conditioning_of(model, name="model") == "prompts":
+        return "sd15-celebrity"
+    network = resolve(model, name="model").network if isinstance(model, (str, os.PathLike)) else model
+    config = getattr(network, "unet", network).config
+    for name, values in PRESETS.items():
+        if isinstance(values, ClassPreset):
+            unet = values.unet
+            if (unet.sample_size, unet.in_channels) == (config["sample_size"], config["in_channels"]):
+                return name
+    size, channels = config["sample_size"], config["in_channels"]
+    raise ValueError(
+        f"preset is not given, and none is for images of {size} pixels and {channels} channels: expected one of "
+        f"{', '.join(name for name, values in PRESETS.items() if isinstance(values, ClassPreset))}"
+    )
+
+
+def _recorded_preset(folder: Path) -> str | None:
+    """The preset of the run, or of the pretraining, whose folder it is."""
+    try:
+        name = json.loads((folder / "config.json").read_text()).get("preset")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return name if name in PRESETS else None
+
+
+def _save_pretrained(model: Any, scheduler: Any, args: UnlearnArguments) -> str:
+    """Save an object in memory into the folder of the run, which can then be resumed and examined without it."""
+    check_folder(args.folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
+    folder = args.folder / PRETRAINED
+    if isinstance(preset(args.preset), ClassPreset):
+        resolved = resolve(model, scheduler=scheduler, name="model")
+        save_network(folder, resolved.network, resolved.schedule)
+    else:
+        text = resolve_text(model, name="model")
+        save_text_pipeline(folder, text.load_unet(), text.parts, text.t_init)
+    return str(folder)

@@ -1,0 +1,229 @@
+"""The options of a run, in groups: what all runs share. A task adds its own (``Task.defaults``)."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
+from ..profiling import Regions
+from ..training.loop import LoopOptions
+from ..unlearning import Compute
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OutputArguments:
+    """Where the result goes, and what is shown meanwhile."""
+
+    output_dir: str | None = None
+    """Folder of the run. Default: runs/<preset>-<method>-seed<seed>."""
+    overwrite_output_dir: bool = False
+    """Start over in a folder that already has a run."""
+    report_to: str = "none"
+    """Log to "tensorboard" as well as to train.jsonl, or "none"."""
+    progress_bar: bool = True
+    """Show a progress bar."""
+    dry_run: bool = False
+    """Print the resolved configuration and exit; for a text-to-image model with an estimate of the memory."""
+
+    def describe(self) -> dict[str, Any]:
+        """The part of it that config.json holds, as JSON; the folder is the caller's to add."""
+        return {"report_to": self.report_to}
+
+
+@dataclass(frozen=True)
+class ComputeArguments:
+    """Where and how to compute."""
+
+    seed: int = 0
+    """Seed of everything random."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ... Default: a GPU if there is one. Under torchrun each process takes its own GPU."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Autocast over float32 weights. auto: bf16 on a GPU that supports it, otherwise no."""
+    channels_last: bool | None = None
+    """Keep the networks in the channels_last memory format. Default: on a GPU."""
+    torch_compile: bool = False
+    """Compile the networks."""
+    nonfinite: Literal["stop", "skip", "zero"] = "stop"
+    """If a loss or a gradient is inf or NaN: stop the run, skip the step, or set these entries to 0."""
+    profile: bool = False
+    """Measure and print the time of each part of an iteration, images per second, energy and memory, and trace a few
+    iterations (trace.json in the run's folder)."""
+    ddp_timeout: int = DEFAULT_TIMEOUT
+    """Seconds after which a run under torchrun gives up on a process that does not answer."""
+
+    def resolved(self) -> "ComputeArguments":
+        """Settle device, precision and memory format.
+
+        Raises
+        ------
+        ValueError
+            If the device does not exist, or ``ddp_timeout`` is out of range.
+        """
+        device = device_of(self.device)
+        if device.type == "cuda" and device.index is None and started_by_torchrun():
+            if local_rank() >= torch.cuda.device_count():
+                raise ValueError(
+                    f"torchrun started process {local_rank()} on a machine with {torch.cuda.device_count()} GPUs: "
+                    "start one process a GPU (--nproc_per_node), or choose --device cpu"
+                )
+            device = torch.device("cuda", local_rank())
+        if self.ddp_timeout < 1:
+            raise ValueError(f"ddp_timeout is {self.ddp_timeout}, expected at least 1 second")
+        precision = self.mixed_precision
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        channels_last = device.type == "cuda" if self.channels_last is None else self.channels_last
+        return dataclasses.replace(self, device=str(device), mixed_precision=precision, channels_last=channels_last)
+
+    def as_compute(self, world: World) -> Compute:
+        """How a method computes, with the processes of the run; of resolved arguments."""
+        return Compute(
+            seed=self.seed,
+            device=torch.device(self.device),
+            mixed_precision=self.mixed_precision,
+            channels_last=self.channels_last,
+            compile=self.torch_compile,
+            nonfinite="propagate" if self.nonfinite == "stop" else self.nonfinite,
+            regions=Regions(self.profile, self.device),
+            world=world,
+        )
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Real images: for pretraining, for evaluation, and for the methods that train on them."""
+
+    dataset_name: str | None = None
+    """digits, cifar10, stl10 or folder:<path>. Default: the preset's."""
+    data_root: str | None = None
+    """Folder with the files of cifar10 or stl10."""
+    download: bool = False
+    """Download the files if they are missing."""
+
+
+@dataclass(frozen=True)
+class UnlearnArguments:
+    """All options of a run of unlearning; ``Task.defaults`` makes them for a preset and a method.
+
+    Parameters
+    ----------
+    preset, method : str
+        Names of both.
+    options : dataclass
+        Options of the method, an instance of its ``Options``.
+    request : dataclass
+        What to forget, of which network, and how the result is measured: the task's own options.
+    resources : dataclass
+        What the run may use: real images (classes), or how memory is saved (prompts).
+    compute, loop, output
+        Options that all runs have.
+    """
+
+    preset: str
+    method: str
+    options: Any
+    request: Any
+    resources: Any
+    compute: ComputeArguments = field(default_factory=ComputeArguments)
+    loop: LoopOptions = field(default_factory=LoopOptions)
+    output: OutputArguments = field(default_factory=OutputArguments)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self.output.output_dir or f"runs/{self.preset}-{self.method}-seed{self.compute.seed}")
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device called ``name``; by default a GPU if there is one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device here.
+    """
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch sees no GPU here")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, expected cpu or cuda")
+    return device
+
+
+def check_output(output: str | Path) -> Path:
+    """The path of a file to write.
+
+    Raises
+    ------
+    ValueError
+        If its folder does not exist.
+    """
+    if not Path(output).parent.is_dir():
+        raise ValueError(f"output is {str(output)!r}, but there is no folder {str(Path(output).parent)!r}")
+    return Path(output)
+
+
+def option_groups(args: Any) -> dict[str, str | None]:
+    """Name of every option of ``args`` to the field that holds it: a group, or None for a field of its own."""
+    names: dict[str, str | None] = {}
+    for item in dataclasses.fields(args):
+        value = getattr(args, item.name)
+        if dataclasses.is_dataclass(value):
+            names |= {inner.name: item.name for inner in dataclasses.fields(value)}
+        else:
+            names[item.name] = None
+    return names
+
+
+def with_options(args: T, values: Mapping[str, Any]) -> T:
+    """``args`` with some options replaced, whichever group they are in.
+
+    Parameters
+    ----------
+    args : dataclass
+        Options, some of them in groups (fields that are dataclasses themselves).
+    values : Mapping
+        Values by name, as the command line calls the options.
+
+    Returns
+    -------
+    dataclass
+        Of the same type.
+
+    Raises
+    ------
+    TypeError
+        If there is no option of a name; the message names the nearest one.
+    """
+    groups = option_groups(args)
+    changes: dict[str | None, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in groups:
+            nearest = difflib.get_close_matches(name, groups, 1, 0.0)
+            raise TypeError(f"there is no option {name!r}; the nearest is {nearest[0]!r}")
+        changes.setdefault(groups[name], {})[name] = tuple(value) if isinstance(value, list) else value
+    own = changes.pop(None, {})
+    inner = {group: dataclasses.replace(getattr(args, group), **changed) for group, changed in changes.items()}
+    return dataclasses.replace(args, **inner, **own)
+
+
+def option_words(args: Any, default: Any) -> list[str]:
+    """The options in which ``args`` differs from ``default``, as words of the command line."""
+    words: list[str] = []
+    for name, group in option_groups(args).items():
+        value, usual = (getattr(x if group is None else getattr(x, group), name) for x in (args, default))
+        if value == usual:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words

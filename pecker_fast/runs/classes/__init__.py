@@ -1,0 +1,1 @@
+"""Runs on class-conditional networks: forget classes of images."""

@@ -1,0 +1,133 @@
+"""Comparing methods that forget classes: figures, robustness, and the report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...hashing import file_sha256
+from ...metrics import check_inception_weights
+from ...report import RunRecord, read_across, text_table, write_across
+from ...unlearning import method_class
+from ..arguments import UnlearnArguments
+from ..compare import CompareArguments, Comparison, Plan, fields_of, runs_in
+from ..evaluate import evaluate
+from ..presets import class_preset
+from ..robustness import RobustnessArguments, robustness
+from ..several import command_line
+from .evaluation import ClassEvaluation
+from .task import ClassTask
+
+# Options of the comparison that its runs take, under the same names.
+OF_RUNS = ("forget_classes", "cover_class", "samples_per_class", "judge", "dataset_name", "data_root")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassComparison(CompareArguments):
+    """Options of a comparison of methods that forget classes."""
+
+    preset: str = "digits"
+    """digits, digits16, cifar10 or stl10."""
+    methods: tuple[str, ...] = ("pecker", "pecker+", "sfd")
+    """Names of methods, separated by spaces or commas: pecker, pecker+, sfd, retrain, salun, selective_amnesia, esd."""
+    forget_classes: tuple[int, ...] | None = None
+    """Classes to forget. Default: the preset's."""
+    cover_class: str | None = None
+    """Class to draw in their place, or "random". Default: the preset's."""
+    samples_per_class: int | None = None
+    """Images of each class in an evaluation. Default: the preset's."""
+    judge: str | None = None
+    """File of the classifier that evaluates. Default: the preset's."""
+    inception_weights: str | None = None
+    """File of Inception's weights: each run is then also measured by FID, sFID, IS, KID, precision and recall, as
+    pecker-fast evaluate does."""
+    final_samples_per_class: int | None = None
+    """Images of each class for these figures. Default: as published."""
+    dataset_name: str | None = None
+    """digits, cifar10, stl10 or folder:<path>. Default: the preset's."""
+    data_root: str | None = None
+    """Folder with the files of cifar10 or stl10."""
+    robustness: bool = False
+    """Attack every run (pecker-fast robustness), and report the result."""
+    seconds: bool = True
+    """Report seconds. Leave them out if the machine was also doing other things."""
+    runs: str | None = None
+    """Only report the runs of this file, compare.json of an earlier comparison."""
+
+    def trains(self, name: str) -> bool:
+        return True
+
+    def options(self, name: str) -> dict[str, Any]:
+        return fields_of(self, OF_RUNS)
+
+    def check(self, plan: Plan) -> None:
+        if self.inception_weights is not None:
+            check_inception_weights(self.inception_weights)
+        elif self.final_samples_per_class is not None:
+            raise ValueError("final_samples_per_class is given, but not inception_weights, which it is for")
+        for runs in plan.values():
+            ClassTask.check(runs[0])
+
+    def measure(self, name: str, folder: Path, args: UnlearnArguments | None) -> None:
+        if self.inception_weights is not None:
+            self._measure_with_inception(folder, args)
+        if self.robustness and not (folder / "robustness.json").is_file():
+            print(f"robustness: {name}, seed {args.compute.seed}")
+            robustness(RobustnessArguments(run=str(folder), progress_bar=self.progress_bar))
+
+    def _measure_with_inception(self, folder: Path, args: UnlearnArguments) -> None:
+        values = class_preset(self.preset)
+        count = self.final_samples_per_class or values.final_samples_per_class or args.request.samples_per_class
+        if is_measured(folder, file_sha256(self.inception_weights), count):
+            return
+        print(f"measured with Inception: {folder}")
+        evaluate(
+            ClassEvaluation(
+                run=str(folder),
+                samples_per_class=count,
+                inception_weights=self.inception_weights,
+                device=self.device,
+                # The features of the real images serve all runs.
+                features_dir=str(self.folder / "features"),
+                progress_bar=self.progress_bar,
+            )
+        )
+
+    def report(self, runs: Mapping[str, Sequence[RunRecord]], plan: Plan) -> tuple[Path, str]:
+        request = next(iter(plan.values()))[0].request
+        cover = (
+            "a retained class drawn at random" if request.cover_class == "random" else f"class {request.cover_class}"
+        )
+        classes = ", ".join(map(str, request.forget_classes))
+        facts = {name: _facts(plan[name][0], runs[name][0]) for name in runs}
+        request_line = f"Preset {self.preset}: forget class {classes}, with {cover} as cover."
+        command = command_line("compare")
+        report = write_across(self.folder, runs, seconds=self.seconds, asked=request_line, command=command, facts=facts)
+        return report, text_table(runs, self.seconds)
+
+    def report_again(self) -> Comparison | None:
+        if self.runs is None:
+            return None
+        records, facts = read_across(Path(self.runs))
+        folder = Path(self.output_dir) if self.output_dir else Path(self.runs).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        report = write_across(folder, records, seconds=self.seconds, **facts)
+        runs = {name: runs_in([record.folder for record in several]) for name, several in records.items()}
+        return Comparison(runs, text_table(records, self.seconds), report)
+
+
+def _facts(args: UnlearnArguments, run: RunRecord) -> dict[str, str]:
+    """What the table says of a method in words."""
+    needs_data = method_class(args.method).needs_data(args.options)
+    sampler = str(run.metrics.get("sampler", "-")).replace("_", " ")
+    return {"data-free": "no" if needs_data else "yes", "sampler": sampler}
+
+
+def is_measured(folder: Path, weights_sha256: str, samples_per_class: int) -> bool:
+    """Whether a run has been measured with these weights of Inception on so many images of each class."""
+    protocol = json.loads((folder / "metrics.json").read_text()).get("protocol", {}).get("evaluation", {})
+    return (
+        protocol.get("image_quality", {}).get("weights_sha256") == weights_sha256
+        and protocol["samples"]["samples_per_class"] == samples_per_class
+    )

@@ -1,0 +1,225 @@
+"""Forgetting classes: the request, the networks, and how a run on them is measured, pictured and saved."""
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...data import LabelledImages, load_dataset
+from ...files import read_lines
+from ...hashing import weights_hash
+from ...models import resolve, save_result
+from ...parallel import World
+from ...report import save_before_after, save_grid
+from ...training.loop import Progress
+from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
+from ..arguments import ComputeArguments, DataArguments, UnlearnArguments
+from ..presets import class_preset, method_loop, method_options
+from ..task import SAME, Task
+from .data import check_images, cover_of, find_judge, load_images
+from .measure import RunEvaluation, summary
+
+# Images of each class in the pictures of samples.
+PICTURED = 10
+INITIAL = ("initial_generator", "initial_score")
+
+
+@dataclass(frozen=True)
+class ClassRequestArguments:
+    """Which classes to forget, of which network, and how the result is measured."""
+
+    pretrained_model_name_or_path: str | None = None
+    """The pretrained network: a diffusers folder, the folder of a pretraining run, a name on the Hugging Face hub, or a
+    checkpoint of the public code of SFD, SalUn or Selective Amnesia (ckpt.pth). Default: the preset's."""
+    forget_classes: tuple[int, ...] = (0,)
+    """Classes to forget."""
+    cover_class: str = "1"
+    """Class to draw in their place, or "random"."""
+    checkpoint_state: Literal["auto", "ema", "model", "score"] = "auto"
+    """Weights to read from such a checkpoint: averaged, live, or SFD's score network. auto: averaged if there are any.
+    """
+    initial_generator: str | None = None
+    """One-step generator to start from; the pretrained network remains the teacher. Folder of a run (one that has
+    forgotten something before, or was only distilled) or of its unet."""
+    initial_score: str | None = None
+    """Score network to start from, given in the same way."""
+    forget_data: str | None = None
+    """Folder of real images of the classes to forget, a subfolder for each class: for saliency_samples=data, and for
+    salun in place of the training images."""
+    judge: str | None = None
+    """File of the classifier that evaluates. Default: the preset's."""
+    samples_per_class: int = 100
+    """Images of each class in an evaluation."""
+    evaluate: bool = True
+    """Measure the result, if there are a judge and real images."""
+
+
+class ClassTask(Task):
+    """Classes of a class-conditional network are forgotten."""
+
+    same = (*SAME, "forget_classes", "cover_class", "samples_per_class", "judge", "checkpoint_state", "dataset_name")
+
+    @staticmethod
+    def defaults(preset_name: str, method: str) -> UnlearnArguments:
+        values, kind = class_preset(preset_name), method_class(method)
+        request = ClassRequestArguments(
+            forget_classes=(values.forget_class,),
+            cover_class=str(values.cover_class),
+            samples_per_class=values.samples_per_class,
+        )
+        options, loop = method_options(preset_name, kind), method_loop(preset_name, kind)
+        return UnlearnArguments(preset_name, method, options, request, DataArguments(), loop=loop)
+
+    @staticmethod
+    def describe(args: UnlearnArguments) -> dict[str, Any]:
+        return {
+            "method": args.method,
+            "preset": args.preset,
+            **dataclasses.asdict(args.request),
+            "cover_class": cover_of(args.request.cover_class),
+            "output_dir": str(args.folder),
+            **args.output.describe(),
+            **dataclasses.asdict(args.compute.resolved()),
+            **dataclasses.asdict(args.resources),
+            **dataclasses.asdict(args.loop),
+            "options": dataclasses.asdict(args.options),
+        }
+
+    @staticmethod
+    def check(args: UnlearnArguments) -> None:
+        args.options.check()
+        args.loop.check()
+
+    @staticmethod
+    def estimate(args: UnlearnArguments) -> str | None:
+        return None
+
+    def __init__(self, args: UnlearnArguments, compute: ComputeArguments, world: World) -> None:
+        self.args, request = args, args.request
+        model = resolve(
+            request.pretrained_model_name_or_path,
+            shipped=class_preset(args.preset).network,
+            state=request.checkpoint_state,
+        )
+        network, self.source = model.network, model.source
+        forget = ForgetRequest.of(network, request.forget_classes, cover_of(request.cover_class))
+        self.hashes = {"pretrained_sha256": weights_hash(network)}
+        paths = {name: getattr(request, name) for name in INITIAL}
+        initial = {name: None if path is None else resolve(path, name=name).network for name, path in paths.items()}
+        self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
+        problem = Problem(
+            network,
+            model.schedule,
+            forget,
+            training_images=self._training_images(network, world),
+            **initial,
+            **self._forget_images(forget, network.config["sample_size"]),
+        )
+        self.setting = Setting(problem, compute.as_compute(world))
+        self.evaluation: RunEvaluation | None = None
+        self.before: Tensor | None = None
+
+    def _training_images(self, network: nn.Module, world: World) -> LabelledImages | None:
+        """The images that the network was trained on; None if the method needs none."""
+        if not method_class(self.args.method).needs_data(self.args.options):
+            return None
+        arguments = (self.args.resources, self.args.preset, "train", network.config["sample_size"])
+        # One process downloads what is missing.
+        world.on_main(lambda: load_images(*arguments))
+        images = load_images(*arguments)
+        check_images(images, network)
+        return images
+
+    def _forget_images(self, request: ForgetRequest, size: int) -> dict[str, Tensor]:
+        path = self.args.request.forget_data
+        if path is None:
+            return {}
+        images = load_dataset(f"folder:{path}", "all", image_size=size).of_classes(request.forget_classes)
+        if len(images) == 0:
+            raise ValueError(f"forget_data {path} has no images of the classes {list(request.forget_classes)}")
+        return {"forget_images": images.tensor(), "forget_labels": images.labels}
+
+    def fingerprint(self) -> dict[str, Any]:
+        request, images = self.setting.problem.request, self.setting.problem.training_images
+        return {
+            "method": self.args.method,
+            "options": dataclasses.asdict(self.args.options),
+            **self.hashes,
+            **({} if images is None else {"training_images": len(images)}),
+            "forget_classes": list(request.forget_classes),
+            "cover_class": request.cover_class,
+            "seed": self.setting.compute.seed,
+            "mixed_precision": self.setting.compute.mixed_precision,
+        }
+
+    def config(self) -> dict[str, Any]:
+        return {"training_images": len(self.setting.problem.training_images or ())}
+
+    def prepare(self, method: Method) -> None:
+        args, values = self.args, class_preset(self.args.preset)
+        self.method = method
+        if not args.request.evaluate:
+            return
+        judge = find_judge(args.preset, args.request.judge)
+        if judge is None:
+            print(
+                f"pecker-fast: no evaluation: the preset {args.preset} comes without a judge (--judge)", file=sys.stderr
+            )
+            return
+        split = values.reference_split
+        dataset = load_images(args.resources, args.preset, split, self.setting.problem.teacher.config["sample_size"])
+        reference = {"dataset": args.resources.dataset_name or values.dataset, "split": split}
+        self.evaluation = RunEvaluation(self.setting, method, dataset, judge, args.request.samples_per_class, reference)
+
+    def draw_before(self, before: Tensor | None) -> Tensor | None:
+        self.before = before
+        if self.evaluation is not None and before is None:
+            self.before = self.evaluation.teacher_samples()
+        return self.before
+
+    @property
+    def evaluates(self) -> bool:
+        return self.evaluation is not None
+
+    def evaluate(self, network: nn.Module, step: int) -> dict[str, Any] | None:
+        return self.evaluation(network)
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        save_result(folder, network, self.setting.problem.schedule, self.method.sampler.t_init)
+
+    def start(self) -> nn.Module:
+        return self.setting.problem.initial_generator or self.setting.problem.teacher
+
+    def finish(self, network: nn.Module, progress: Progress) -> dict[str, Any]:
+        folder, evaluation = self.args.folder, self.evaluation
+        self.export(network, folder)
+        if evaluation is None:
+            return {}
+        start = time.perf_counter()
+        # They end up on the CPU, so the time includes all work of the device.
+        after = evaluation.samples(network)
+        seconds = (time.perf_counter() - start) / len(after)
+        records = read_lines(folder / "evaluation.jsonl")
+        self._picture(after)
+        return {
+            "seconds_per_image": seconds,
+            **summary(records, progress.step),
+            **evaluation.real_split,
+            **evaluation.before(self.before),
+            "protocol": evaluation.protocol(),
+        }
+
+    def _picture(self, after: Tensor) -> None:
+        request, evaluation = self.setting.problem.request, self.evaluation
+        per_class = len(evaluation.labels) // request.num_classes
+        shown = (torch.arange(len(evaluation.labels)) % per_class) < PICTURED
+        labels, names, samples = evaluation.labels[shown], evaluation.judge.class_names, self.args.folder / "samples"
+        for name, images in (("before", self.before), ("after", after)):
+            save_grid(samples / f"{name}.png", images[shown], labels, names, highlight=request.forget_classes)
+        picture = samples / "before_after.png"
+        save_before_after(picture, self.before[shown], after[shown], labels, names, highlight=request.forget_classes)

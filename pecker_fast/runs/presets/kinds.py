@@ -1,0 +1,90 @@
+"""What a preset is: the values that a data set, or a published task on Stable Diffusion, determines."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from ...diffusion import UNetConfig
+from ...training.loop import LoopOptions
+from ...training.pretrain import PretrainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Values for runs of unlearning.
+
+    Parameters
+    ----------
+    unlearning : dict
+        Options of score forgetting by name; a method takes those it has.
+    methods : dict
+        Name of a method to the values for it alone: its options, and fields of the options of the loop and the memory.
+    loop : LoopOptions
+        How often a run logs, evaluates and saves.
+    """
+
+    task: ClassVar[Literal["classes", "prompts"]]
+
+    unlearning: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    loop: LoopOptions = field(default_factory=LoopOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassPreset(Preset):
+    """A data set with classes. Methods that train from scratch take their options from ``pretrain``.
+
+    Parameters
+    ----------
+    dataset : str
+        Name for ``load_dataset``.
+    unet : UNetConfig
+        Architecture that ``pretrain`` makes.
+    pretrain : PretrainOptions
+        How it is trained.
+    pretrain_loop : LoopOptions
+        How often a pretraining run logs, evaluates and saves.
+    judge, network : str or None
+        Names of the classifier and the pretrained network that come with the package.
+    samples_per_class : int
+        Images of each class in an evaluation during a run.
+    final_samples_per_class : int or None
+        In an evaluation by itself, as published. None: the same.
+    reference_split : str
+        Split of the real images that generated ones are measured against, as published.
+    forget_class, cover_class : int
+        The published request.
+    """
+
+    task: ClassVar = "classes"
+
+    dataset: str
+    unet: UNetConfig
+    pretrain: PretrainOptions
+    pretrain_loop: LoopOptions = field(default_factory=LoopOptions)
+    judge: str | None = None
+    network: str | None = None
+    samples_per_class: int = 100
+    final_samples_per_class: int | None = None
+    reference_split: str = "all"
+    forget_class: int = 0
+    cover_class: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPreset(Preset):
+    """A task on Stable Diffusion.
+
+    Parameters
+    ----------
+    subject : {"celebrity", "nudity"}
+        A concept with a name and a cover; or subjects with keywords, with the bare subject as cover and the keywords as
+        negative text.
+    concept, cover : str or None
+        The published request, if the task has names.
+    """
+
+    task: ClassVar = "prompts"
+
+    subject: Literal["celebrity", "nudity"]
+    concept: str | None = None
+    cover: str | None = None

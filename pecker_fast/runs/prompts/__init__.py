@@ -1,0 +1,1 @@
+"""Runs on text-to-image models: forget the prompts of a concept."""

@@ -1,0 +1,183 @@
+"""Measuring text-to-image models: how well a concept was forgotten, and what was kept."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...data import EvaluationPrompts
+from ...diffusion.sld import SAFETY_CONCEPT
+from ...metrics import ClipModel, ConceptMeter, Uint8Images, clip_score, image_quality
+from ..arguments import device_of
+from ..evaluate import EvaluateArguments
+from ..presets import prompt_preset
+from ..samples import SampleCache
+from .measure import DetectorArguments, MeasureArguments, image_files
+from .sampling import PromptSampler, SamplerOptions, read_model
+from .sheets import pictured, prompt_items, save_sheets
+
+# Images that are drawn, measured and cached at a time.
+CHUNK = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEvaluation(EvaluateArguments):
+    """Options of an evaluation of a text-to-image model."""
+
+    preset: str | None = None
+    """sd15-celebrity or sd15-nudity, in place of task and concept."""
+    task: Literal["celebrity", "nudity"] | None = None
+    """What is measured. Default: that of the run."""
+    concept: str | None = None
+    """Name of the celebrity. Default: that of the run."""
+    base: str | None = None
+    """Folder of the Stable Diffusion that the other parts come from, if the model is only a U-Net."""
+    sampler: Literal["auto", "one_step", "ddim", "sld"] = "auto"
+    """one_step; ddim with guidance; sld: ddim steered away from a text; auto: in one step for a one-step generator,
+    otherwise ddim."""
+    t_init: int | None = None
+    """Timestep of the one-step sampler. Default: that of the run."""
+    sld: Literal["weak", "medium", "strong", "max"] = "max"
+    """Configuration of SLD."""
+    before: str | None = None
+    """Model that draws the pictures of "before", by ddim. Default: the base."""
+    images: MeasureArguments = field(default_factory=MeasureArguments)
+    """What is drawn."""
+    detectors: DetectorArguments = field(default_factory=DetectorArguments)
+    """What measures it."""
+
+    key: ClassVar = "concept"
+    runs_measure: ClassVar = False
+
+    def measure(self, target: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        model, task, concept = self._subject()
+        prompts, count, captions = self.images.resolved(task, concept, self.config.get("prompts", {}).get("forget"))
+        device, seed, folder = device_of(self.device), self.images.sample_seed, target.parent
+        detectors = self.detectors.load(task, device)
+        meters = self._meters(detectors, prompts, count, concept)
+        options = SamplerOptions(
+            sampler=self.sampler,
+            t_init=self.t_init,
+            num_inference_steps=self.images.num_inference_steps,
+            guidance_scale=self.images.guidance_scale,
+            sld=self.sld,
+            safety_text=self.images.safety_text or (SAFETY_CONCEPT if task == "nudity" else concept),
+            resolution=self.images.resolution,
+        )
+        how = {"device": device, "dtype": self.images.dtype, "batch_size": self.images.batch_size}
+        texts = [*prompts.prompts, *prompts.near, *captions]
+        sampler = PromptSampler(read_model(model, self.base), options, texts, **how)
+        if not any(detectors.values()):
+            print("pecker-fast: no detector is given: images are drawn, but nothing is measured", file=sys.stderr)
+        figures: dict[str, Any] = {"task": task, "concept": concept, "model": model}
+        samples = {}
+        for prefix, meter in meters.items():
+            cache, items = _cached(sampler, folder, meter, prompts if prefix == "" else None, seed)
+            for _, images in cache.chunks(items, seed, self.progress_bar):
+                meter.add(images)
+            figures |= {f"{prefix}{name}": value for name, value in meter.result().items()}
+            figures[f"{prefix}measured_images"] = len(items)
+            samples[prefix] = cache.described
+        protocol: dict[str, Any] = {
+            "arguments": {**dataclasses.asdict(self.images), **dataclasses.asdict(self.detectors)},
+            "prompts": {"source": prompts.source, "count": len(prompts.prompts), "images_of_each": count},
+            "near": {
+                "count": len(prompts.near),
+                "images_of_each": self.images.near_images_per_prompt,
+                "concepts": sorted(set(prompts.near_concepts)),
+                "unknown_to_the_detector": meters["near_"].unknown,
+            },
+            "detectors": meters[""].describe(),
+            "samples": samples[""],
+            "near_samples": samples["near_"],
+            "cut_prompts": sampler.cut,
+        }
+        if captions:
+            caption_figures, protocol["coco"] = self._captions(sampler, folder, captions, detectors["clip"])
+            figures |= caption_figures
+        before = None
+        if self.before or self.base:
+            ddim = dataclasses.replace(options, sampler="ddim")
+            shown = [text for texts in pictured(prompts).values() for text in texts]
+            before = PromptSampler(read_model(self.before or self.base), ddim, shown, **how)
+        save_sheets(folder, sampler, before, prompts, seed)
+        return figures, protocol
+
+    def _subject(self) -> tuple[str, str, str | None]:
+        """Model, task and concept, by default those of the preset or of the run. ValueError if one is missing."""
+        if self.path is None:
+            raise ValueError("run is not given: expected the folder of a run or a model, or a name on the hub")
+        values = None if self.preset is None else prompt_preset(self.preset)
+        task = self.task or (values.subject if values else self.config.get("task"))
+        concept = self.concept or (values.concept if values else self.config.get("concept"))
+        if task is None:
+            raise ValueError("task is not given, and the model is not of a run: expected celebrity or nudity")
+        return self.path, task, concept
+
+    def _meters(
+        self, detectors: dict[str, Any], prompts: EvaluationPrompts, count: int, concept: str | None
+    ) -> dict[str, ConceptMeter]:
+        """Prefix of the figures to what measures them. ValueError if the detector does not know the concept."""
+        named = detectors.get("celebrities") is not None
+        names = [concept] * len(prompts.prompts) if named else ()
+        meter = ConceptMeter(prompts.prompts, count, names=names, **detectors)
+        if meter.unknown:
+            raise ValueError(f"the celebrity detector does not know {concept!r}")
+        near_count, near_names = self.images.near_images_per_prompt, prompts.near_concepts if named else ()
+        return {"": meter, "near_": ConceptMeter(prompts.near, near_count, names=near_names, **detectors)}
+
+    def _captions(
+        self, sampler: PromptSampler, folder: Path, captions: tuple[str, ...], clip: ClipModel | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """CLIP score and FID of one image of each caption, and how they were measured."""
+        options, seed = self.images, self.images.sample_seed
+        described = {**sampler.describe(captions), "seed": seed, "chunk": CHUNK}
+        # Each caption has its own noise: together they are one sample of what the model draws.
+        items = torch.tensor([(i, seed + i) for i in range(len(captions))])
+        cache = SampleCache(folder / "evaluation", described, sampler.drawing(captions), CHUNK)
+        features = [None if clip is None else clip.images(part) for _, part in cache.chunks(items, seed, False)]
+        figures: dict[str, Any] = {"coco_images": len(captions)}
+        protocol: dict[str, Any] = {"captions": len(captions), "samples": described}
+        if clip is not None:
+            figures["coco_clip_score"] = clip_score(torch.cat(features), clip.texts(captions))
+        if options.coco_images is not None:
+            size = sampler.source.vae_scale_factor * sampler.settings["latent_size"]
+            files = image_files(options.coco_images)
+            generated = Uint8Images(cache.reader(items, seed), len(items))
+            real = Uint8Images(lambda i: _real_image(files[i], size), len(files))
+            cuda = sampler.device.type == "cuda"
+            quality = image_quality(generated, real, weights=options.inception_weights, batch_size=32, cuda=cuda)
+            resized = {"real_images_are": "cut to squares, resized (bicubic, antialiased)"}
+            protocol["image_quality"] = {**quality.pop("protocol"), **resized}
+            figures |= quality
+        return figures, protocol
+
+
+def _cached(
+    sampler: PromptSampler, folder: Path, meter: ConceptMeter, prompts: EvaluationPrompts | None, seed: int
+) -> tuple[SampleCache, Tensor]:
+    """The cached images of a meter's prompts; ``prompts`` if these have their own seeds and guidance scales."""
+    own, scales = (prompts.seeds, prompts.guidance_scales) if prompts is not None else ((), ())
+    items = prompt_items(meter.prompts, meter.images_per_prompt, seed, own)
+    described = {
+        **sampler.describe(meter.prompts),
+        "images_of_each": meter.images_per_prompt,
+        "seed": seed,
+        "seeds_of_prompts": bool(own),
+        "guidance_scales_of_prompts": bool(scales),
+        "chunk": CHUNK,
+    }
+    return SampleCache(folder / "evaluation", described, sampler.drawing(meter.prompts, scales), CHUNK), items
+
+
+def _real_image(path: Path, size: int) -> Tensor:
+    """uint8 (3, size, size): the middle square of an image file."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.fit(Image.open(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -1,0 +1,139 @@
+"""A run of unlearning, read from its folder."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import read_lines
+from ..mask import SaliencyMask
+from ..models import ClassModel, TextModel, resolve, resolve_text
+from .folder import run_config
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class Run:
+    """A run of unlearning. Everything is read from its folder on access.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Folder of the run, as ``unlearn`` or the command line wrote it.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder.
+    config : dict
+        The configuration: every option, and sha256 of the weights that the run started from (config.json).
+
+    Raises
+    ------
+    ValueError
+        If it is not the folder of a run of unlearning.
+
+    Examples
+    --------
+    >>> run = pf.Run("runs/digits-pecker-seed0")
+    >>> run.metrics["ua"], run.mask.density
+    >>> run.pipeline(class_labels=[0, 1]).images
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.config: dict[str, Any] = run_config(self.folder)
+        if not self.config:
+            raise ValueError(f"folder is {str(folder)!r}, expected the folder of a run of unlearning (config.json)")
+
+    def __repr__(self) -> str:
+        state = "ended" if self.has_ended else "not ended"
+        return f"Run({str(self.folder)!r}: {self.config['method']} on {self.config['preset']}, {state})"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has ended; otherwise it can be resumed (resume_from_checkpoint="latest")."""
+        return (self.folder / "metrics.json").is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured, during the run and by ``evaluate`` since (metrics.json).
+
+        Raises
+        ------
+        ValueError
+            If the run has not ended.
+        """
+        if not self.has_ended:
+            raise ValueError(f"{self.folder} has no metrics.json: the run has not ended")
+        return json.loads((self.folder / "metrics.json").read_text())
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """Losses, masks and times, a record a log step (train.jsonl)."""
+        return read_lines(self.folder / "train.jsonl")
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """What was measured during the run, a record an evaluation (evaluation.jsonl)."""
+        return read_lines(self.folder / "evaluation.jsonl")
+
+    @property
+    def report(self) -> Path:
+        """The report to read, report.md; report.html is the same."""
+        return self.folder / "report.md"
+
+    @cached_property
+    def mask(self) -> SaliencyMask | None:
+        """The last mask, over the parameters of the network; None for methods without one."""
+        path = self.folder / "mask.safetensors"
+        return SaliencyMask.load(path) if path.is_file() else None
+
+    @cached_property
+    def model(self) -> ClassModel | TextModel:
+        """The network that has forgotten, with its schedule; its ``sampler()`` draws as the run did.
+
+        Raises
+        ------
+        ValueError
+            If the run has not ended.
+        """
+        return resolve_text(self.folder) if "prompts" in self.config else resolve(self.folder)
+
+    @cached_property
+    def pipeline(self) -> "DiffusionPipeline":
+        """The result as a pipeline of diffusers.
+
+        Raises
+        ------
+        ValueError
+            If there is none: the run has not ended, or diffusers has no pipeline for the network, which is
+            class-conditional and sampled in many steps; ``model`` draws with it.
+        """
+        path = self.folder / "model_index.json"
+        if not path.is_file():
+            raise ValueError(
+                f"{self.folder} has no pipeline: the run has not ended, or its network is sampled in many steps, for "
+                "which diffusers has no class-conditional pipeline; draw with run.model.sampler().draw"
+            )
+        kind = json.loads(path.read_text())["_class_name"]
+        if isinstance(kind, list):
+            # (module, class): the code of the pipeline is saved beside it.
+            kind = kind[1]
+        return _pipeline_class(kind).from_pretrained(self.folder)
+
+
+def _pipeline_class(name: str) -> type:
+    """The class of a saved pipeline: this package's own, not the code in the folder."""
+    if name == "OneStepPipeline":
+        from ..diffusion.pipeline import OneStepPipeline
+
+        return OneStepPipeline
+    if name == "OneStepTextPipeline":
+        from ..diffusion.text_pipeline import OneStepTextPipeline
+
+        return OneStepTextPipeline
+    import diffusers
+
+    return getattr(diffusers, name)

@@ -1,0 +1,113 @@
+"""compare: interrupted, gone on with, and wrong input."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from pecker_fast.cli import main
+from pecker_fast.runs import compare as command
+from pecker_fast.runs.classes import evaluation
+from pecker_fast.runs.classes.comparison import is_measured
+from tests.commands.case import fails
+from tests.report.test_render import check_page
+
+SMALL = ["--max-train-steps", "4", "--samples-per-class", "3", "--no-progress-bar"]
+SETS = ["--set", "train_batch_size=3", "forget_batch_size=2", "saliency_batch_size=2"]
+
+
+def test_it_goes_on_where_it_was_interrupted(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    arguments = ["compare", "--methods", "pecker,sfd", "--seeds", "2", "--output-dir", str(folder), *SMALL, *SETS]
+    real, ran = command.unlearn, []
+
+    def watched(args, before=None):
+        ran.append((args.method, args.compute.seed))
+        if len(ran) == 3:
+            raise SystemExit(143)
+        return real(args, before)
+
+    monkeypatch.setattr(command, "unlearn", watched)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert ran == [("pecker", 0), ("sfd", 0), ("pecker", 1)]
+    assert "the same command again" in capsys.readouterr().out
+    first = (folder / "pecker-seed0" / "metrics.json").read_bytes()
+    main(arguments)
+    assert ran[3:] == [("pecker", 1), ("sfd", 1)]
+    assert (folder / "pecker-seed0" / "metrics.json").read_bytes() == first
+    said = capsys.readouterr().out
+    assert "pecker" in said and "±" in said and str(folder / "report.md") in said
+    compared = json.loads((folder / "compare.json").read_text())["methods"]
+    assert [len(compared[name]) for name in ("pecker", "sfd")] == [2, 2]
+    assert [run["seed"] for run in compared["sfd"]] == [0, 1]
+    options = json.loads((folder / "pecker-seed1" / "config.json").read_text())["options"]
+    assert (options["max_train_steps"], options["train_batch_size"], options["saliency_batch_size"]) == (4, 3, 2)
+    assert not (folder / "sfd-seed1" / "checkpoints").exists()
+    # The report is made anew from the JSON alone, elsewhere and without seconds.
+    main(["compare", "--runs", str(folder / "compare.json"), "--output-dir", str(tmp_path / "d"), "--no-seconds"])
+    said = capsys.readouterr().out
+    assert "pecker" in said and "time (s)" not in said and str(tmp_path / "d" / "report.md") in said
+    assert (tmp_path / "d" / "compare.csv").read_bytes() == (folder / "compare.csv").read_bytes()
+    assert len(ran) == 5
+    # Ended runs are read; another question is not answered with them.
+    main(arguments)
+    assert len(ran) == 5
+    capsys.readouterr()
+    said = fails(capsys, *arguments, "density=0.1")
+    assert "another options" in said and "pecker-seed0" in said
+
+
+def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
+    folder, weights = tmp_path / "c", tmp_path / "inception.pth"
+    weights.write_bytes(b"weights")
+    arguments = ["compare", "--methods", "sfd", "--seeds", "2", "--output-dir", str(folder), *SMALL, *SETS[:3]]
+    main(arguments)
+    asked = []
+
+    def measured(generated, real, *, weights, cache, **_options):
+        asked.append((len(generated), cache))
+        protocol = {"weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest()}
+        values = {"fid": 10.0 + len(asked), "sfid": 5.0, "is": 2.0, "kid": 0.1, "precision": 0.5, "recall": 0.25}
+        return {**values, "protocol": protocol}
+
+    monkeypatch.setattr(evaluation, "image_quality", measured)
+    arguments += ["--inception-weights", str(weights), "--final-samples-per-class", "4"]
+    main(arguments)
+    # Of nine retained classes; the runs share the features of the real images.
+    assert asked == [(36, folder / "features")] * 2
+    text = (folder / "report.md").read_text()
+    for title in ("UA (%)", "FID", "sFID", "IS", "KID", "precision", "recall", "data-free", "time (s)", "images",
+                  "memory (GiB)", "reached (%)", "changed (%)", "drift"):  # fmt: skip
+        assert f" {title} |" in text, title
+    assert "11.50 ± 0.71" in text
+    with open(folder / "compare.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["fid"]) for line in lines] == [11, 12] and {line["data-free"] for line in lines} == {"yes"}
+    check_page((folder / "report.html").read_text())
+    assert "| FID | 11.00 |" in (folder / "sfd-seed0" / "report.md").read_text()
+    # Measured once; with other weights, or other counts, it would be again.
+    main(arguments)
+    assert len(asked) == 2
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    assert is_measured(folder / "sfd-seed1", sha256, 4)
+    assert not is_measured(folder / "sfd-seed1", sha256, 5)
+    assert not is_measured(folder / "sfd-seed1", hashlib.sha256(b"others").hexdigest(), 4)
+    capsys.readouterr()
+
+
+def test_wrong_inputs(capsys, tmp_path):
+    out = ["--output-dir", str(tmp_path / "c"), *SMALL]
+    assert "each method once" in fails(capsys, "compare", "--methods", "sfd,sfd", *out)
+    assert "pecker, pecker+" in fails(capsys, "compare", "--methods", "sdf", *out)
+    assert "seeds is 0" in fails(capsys, "compare", "--seeds", "0", *out)
+    assert "name=value" in fails(capsys, "compare", *out, "--set", "density")
+    assert "option of none" in fails(capsys, "compare", *out, "--set", "densty=0.1")
+    assert "density" in fails(capsys, "compare", *out, "--set", "density=7")
+    assert "preset" in fails(capsys, "compare", "--preset", "mnist", *out)
+    assert "compare.json of a comparison" in fails(capsys, "compare", "--runs", str(tmp_path / "none.json"), *out)
+    assert "no such file" in fails(capsys, "compare", *out, "--inception-weights", str(tmp_path / "nowhere"))
+    assert "inception_weights" in fails(capsys, "compare", *out, "--final-samples-per-class", "9")
+    assert not (tmp_path / "c").exists()

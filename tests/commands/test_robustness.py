@@ -1,0 +1,144 @@
+"""robustness as a user meets it: on a one-step run, on a many-step network, and on wrong input."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from pecker_fast.cli import main
+from pecker_fast.hashing import weights_hash
+from pecker_fast.models import resolve, save_network
+from pecker_fast.robustness import ATTACKS
+from tests.commands.case import fails
+from tests.report.test_render import check_page
+
+UNLEARN = ["--max_train_steps", "2", "--train_batch_size", "3", "--forget_batch_size", "2", "--samples_per_class", "3"]
+SMALL = ["--relearn-images", "2", "--relearn-steps", "1", "2", "--latents", "1", "--search-steps", "2"]
+SMALL += ["--forget-samples", "4", "--num-inference-steps", "2", "--no-progress-bar"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("robust") / "run"
+    main(["unlearn", "--method", "sfd", "--output_dir", str(folder), "--no-progress_bar", *UNLEARN])
+    return folder
+
+
+def told(folder) -> dict:
+    return json.loads((folder / "robustness.json").read_text())
+
+
+def test_a_one_step_run(run, capsys):
+    before = json.loads((run / "metrics.json").read_text())
+    # Any network of the architecture may be the control; its weights being the run's, so are its figures.
+    arguments = ["robustness", str(run), *SMALL, "--control", str(run)]
+    main(arguments)
+    said = capsys.readouterr().out
+    assert "UA after relearning, 2 steps" in said and str(run / "robustness.md") in said
+    assert told(run)["protocol"]["control"] == run.name and str(run) not in (run / "robustness.json").read_text()
+    found, metrics = told(run), json.loads((run / "metrics.json").read_text())
+    assert {key: metrics[key] for key in before} == before
+    assert {key: metrics[key] for key in found["summary"]} == found["summary"]
+    assert all(0 <= v <= 100 for k, v in found["summary"].items() if not k.endswith("drop") and "frechet" not in k)
+
+    rows = found["relearn"]
+    tried = {(row["network"], row["data"], row["attack"], row["sampler"]) for row in rows}
+    one, many = "one step at 250", "DDIM, 2 steps"
+    forgotten = {(attack, one) for attack in ATTACKS} | {("denoising", many)}
+    retained = {pair for pair in forgotten if pair[0] != "inversion"}
+    expected = {("run", "retained", *pair) for pair in retained}
+    expected |= {(name, "forgotten", *pair) for name in ("run", "control") for pair in forgotten}
+    expected |= {("scratch", "forgotten", *pair) for pair in retained}
+    assert tried == expected and len(rows) == 3 * len(expected)
+    of = {
+        name: [{**r, "network": ""} for r in rows if (r["network"], r["data"]) == (name, "forgotten")]
+        for name in ("run", "control", "scratch")
+    }
+    assert of["run"] == of["control"] and [r["loss"] for r in of["run"]] != [r["loss"] for r in of["scratch"]]
+    # The attack that gets furthest gives the figure.
+    last = [row["ua"] for row in rows if (row["network"], row["data"], row["step"]) == ("run", "forgotten", 2)]
+    assert found["summary"]["relearn_forget_ua_2"] == min(last)
+
+    assert [row["network"] for row in found["latent"]] == ["run"] * 4 + ["pretrained"] * 4 + ["control"] * 4
+    assert found["latent"][:4] == [{**row, "network": "run"} for row in found["latent"][8:]]
+    assert found["protocol"]["latent"]["nearest_image_accuracy"] > 95
+    assert sorted(row["class"] for row in found["neighbours"]) == list(range(1, 10))
+    assert found["guidance"] == []
+    assert [row["network"] for row in found["paths"]] == ["run"] * 5 + ["pretrained"] * 5
+    text = (run / "robustness.md").read_text()
+    for title in ("Relearning", "Latent search", "Neighbouring classes", "no label for", "Other samplers"):
+        assert title in text
+    page = check_page((run / "robustness.html").read_text())
+    assert len(page.pictures) == 1 and page.tags.count("h2") == 7 and page.tags.count("table") == 5
+    assert (
+        "| class | distance | accuracy before (%) |" in text
+        and f"| {one} |" in text
+        and f"matching, {many}" not in text
+    )
+    assert "robustness.html" in check_page((run / "report.html").read_text()).references
+    assert Image.open(run / "robustness.png").size[0] > 1000
+
+    # Again, a part of it, on the same seed: the same figures.
+    main(["robustness", str(run), *SMALL, "--tests", "relearn,paths", "--attacks", "matching"])
+    again = told(run)
+    assert "latent" not in again and again["paths"] == found["paths"]
+    assert again["relearn"] == [r for r in rows if r["attack"] == "matching" and r["network"] != "control"]
+
+
+def test_a_many_step_network(tmp_path):
+    folder = tmp_path / "run"
+    model = resolve(None, shipped="digits")
+    network, schedule = model.network, model.schedule
+    save_network(folder / "unet", network, schedule)
+    config = {"method": "none", "preset": "digits", "seed": 0, "forget_classes": [0, 3], "cover_class": None}
+    config |= {"options": {}, "pretrained_model_name_or_path": None, "pretrained_sha256": weights_hash(network)}
+    (folder / "config.json").write_text(json.dumps(config))
+    steps = ["--num-inference-steps", "10", "--tests", "relearn", "paths", "neighbours"]
+    main(["robustness", str(folder), *SMALL, *steps])
+    found = told(folder)
+    assert found["protocol"]["sampler"] == "DDIM, 10 steps"
+    assert {row["attack"] for row in found["relearn"]} == {"denoising", "inversion"}
+    # It has forgotten nothing, and the report says so.
+    usual = found["paths"][0]
+    assert usual["sampler"] == "DDIM, 10 steps" and usual["still"] > 80 and usual["retain_accuracy"] > 60
+    assert next(row for row in found["relearn"] if row["network"] == "run")["ua"] == 100 - usual["still"]
+    rows = found["neighbours"]
+    assert all(row["accuracy"] == row["accuracy_before"] and "called_cover" not in row for row in rows)
+    assert found["summary"]["neighbour_drop"] == 0
+
+
+def test_wrong_input_writes_nothing(run, capsys, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    for name in ("robustness.json", "robustness.md", "robustness.html", "robustness.png"):
+        (other / name).unlink(missing_ok=True)
+    metrics = (other / "metrics.json").read_text()
+
+    def refused(*arguments: str) -> str:
+        said = fails(capsys, "robustness", *arguments, "--no-progress-bar")
+        assert not (other / "robustness.json").exists() and (other / "metrics.json").read_text() == metrics
+        return said
+
+    folder = str(other)
+    assert "expected the folder of a run" in refused(str(tmp_path))
+    assert "relearn, latent, neighbours" in refused(folder, "--tests", "relern")
+    assert "tests is empty" in refused(folder, "--tests", ",")
+    assert "attacks is distillation" in refused(folder, "--attacks", "distillation")
+    assert "relearn_images is 5000" in refused(folder, "--relearn-images", "5000")
+    assert "ascending" in refused(folder, "--relearn-steps", "5", "5")
+    assert "guidance_scales" in refused(folder, "--guidance-scales", "-1")
+    assert "forget_samples" in refused(folder, "--forget-samples", "0")
+    assert "latents" in refused(folder, "--latents", "0")
+    assert "control is" in refused(folder, "--control", str(tmp_path))
+    assert "seed" in refused(folder, "--seed", "-1")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "pretrained_sha256": "0"}))
+    assert "has changed since the run started" in refused(folder)
+    (other / "config.json").write_text(json.dumps({**config, "options": {}}))
+    assert "'matching', which needs a one-step generator" in refused(folder, "--attacks", "matching")
+    (other / "config.json").write_text(json.dumps({"method": "pretrain"}))
+    assert "not that of a run of unlearning" in refused(folder)
+    (other / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(other / "unet")
+    assert "has not ended" in refused(folder)

@@ -1,0 +1,100 @@
+"""sequence: where requests start from, interrupted, gone on with, extended, and wrong input."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from pecker_fast.cli import main
+from pecker_fast.models import load_network
+from pecker_fast.runs import sequence as command
+from tests.commands.case import fails
+from tests.report.test_render import check_page
+
+SMALL = ["--max-train-steps", "2", "--samples-per-class", "2", "--no-progress-bar", "--cover-class", "1"]
+SETS = ["--set", "train_batch_size=3", "forget_batch_size=2"]
+
+
+def weights(folder) -> dict:
+    return load_network(folder)[0].state_dict()
+
+
+def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "s"
+
+    def arguments(*classes: str) -> list[str]:
+        return ["sequence", "--method", "sfd", "--forget-classes", *classes, "--output-dir", str(folder), *SMALL, *SETS]
+
+    real, ran = command.unlearn, []
+
+    def watched(args, before=None):
+        ran.append(args)
+        if len(ran) == 2:
+            raise SystemExit(143)
+        if args.request.initial_generator is not None:
+            # Both networks are there, and the score network is not the pretrained one.
+            generator, score = (getattr(args.request, f"initial_{name}") for name in ("generator", "score"))
+            assert score == generator + "/score"
+            first = weights(folder / "request-1-forget-0" / "unet")
+            assert any(not torch.equal(value, first[key]) for key, value in weights(score).items())
+        return real(args, before)
+
+    monkeypatch.setattr(command, "unlearn", watched)
+    with pytest.raises(SystemExit):
+        main(arguments("0", "3"))
+    assert "the same command again" in capsys.readouterr().out
+    first = folder / "request-1-forget-0"
+    assert (first / "score" / "config.json").is_file() and not (first / "checkpoints").exists()
+    done = (first / "metrics.json").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["pecker-fast", *arguments("0", "3")])
+    main()
+    assert (first / "metrics.json").read_bytes() == done
+    assert [args.request.forget_classes for args in ran] == [(0,), (0, 3), (0, 3), (0, 3)]
+    starts = [args.request.initial_generator for args in ran]
+    assert starts == [None, str(first), str(first), None]
+    assert all(args.request.pretrained_model_name_or_path is None for args in ran)
+    # The next request's is needed, the last one's is not.
+    assert not (first / "score").exists() and (folder / "request-2-forget-3" / "score").is_dir()
+
+    told = json.loads((folder / "sequence.json").read_text())
+    assert "sequence --method sfd" in told["command"] and f"--output-dir {folder.name} " in told["command"]
+    for name in ("sequence.json", "sequence.md", "sequence.html"):
+        assert str(tmp_path) not in (folder / name).read_text()
+    assert [row["request"] for row in told["rows"]] == ["1: forget 0", "2: forget 3", "all at once"]
+    assert [sorted(row["ua_by_class"]) for row in told["rows"]] == [["0"], ["0", "3"], ["0", "3"]]
+    config = json.loads((folder / "request-2-forget-3" / "config.json").read_text())
+    assert config["initial_generator"] == str(first) and config["options"]["max_train_steps"] == 2
+    said = capsys.readouterr().out
+    assert "UA of 3 (%)" in said and "all at once" in said and str(folder / "sequence.md") in said
+    text, page = (folder / "sequence.md").read_text(), check_page((folder / "sequence.html").read_text())
+    for words in ("one after the other", "UA of 3 (%)", "Method sfd, preset digits, seed 0, with class 1 as cover."):
+        assert words in text and words in page.text
+    assert len(page.pictures) == 1 and (folder / "sequence.png").is_file()
+
+    # Ended requests are read; a further one goes on from the last.
+    main(arguments("0", "3", "7"))
+    assert [args.request.forget_classes for args in ran[4:]] == [(0, 3, 7), (0, 3, 7)]
+    assert ran[4].request.initial_generator == str(folder / "request-2-forget-3")
+    main(arguments("0", "3", "7"))
+    assert len(ran) == 6
+    assert "another options" in fails(capsys, *arguments("0", "3"), "alpha=1.0")
+
+
+def test_where_other_methods_start(tmp_path):
+    last = tmp_path / "last"
+    assert command._start(last, False, "previous") == {"pretrained_model_name_or_path": str(last)}
+    assert command._start(last, True, "teacher") == {"initial_generator": str(last)}
+
+
+def test_wrong_inputs(capsys, tmp_path):
+    out = ["--output-dir", str(tmp_path / "s"), "--no-progress-bar"]
+    assert "each class once" in fails(capsys, "sequence", "--forget-classes", "0", "3", "0", *out)
+    assert "a class to forget" in fails(capsys, "sequence", "--forget-classes", "0", "1", "--cover-class", "1", *out)
+    assert "0 to 9" in fails(capsys, "sequence", "--forget-classes", "0", "10", *out)
+    assert "cover_class is 'one'" in fails(capsys, "sequence", "--cover-class", "one", *out)
+    assert "pecker, pecker+, retrain" in fails(capsys, "sequence", "--method", "sdf", *out)
+    assert "an option of none of sfd" in fails(capsys, "sequence", "--method", "sfd", *out, "--set", "density=0.1")
+    assert "density" in fails(capsys, "sequence", *out, "--set", "density=7")
+    assert "judge" in fails(capsys, "sequence", "--preset", "cifar10", *out)
+    assert not (tmp_path / "s").exists()
