@@ -10,6 +10,8 @@ Environment
 PECKER_FAST_BUILD_CPU=0, PECKER_FAST_BUILD_CUDA=0   leave these kernels out.
 TORCH_CUDA_ARCH_LIST   GPU architectures, as torch reads it; default "8.0;9.0+PTX".
 MAX_JOBS               compilations at a time.
+
+``build_in_place`` compiles without installing: benchmarks/gpu_check.py calls it.
 """
 
 import json
@@ -20,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -75,9 +77,9 @@ def why_no_cuda() -> str | None:
 
 
 def cuda_home(found: str | None) -> str | None:
-    """The folder of the CUDA toolkit, where torch found it or where its nvcc says it is.
+    """The folder of the CUDA toolkit: the one that torch found, or that its nvcc names.
 
-    torch takes the folder above the nvcc on PATH, which has no headers where that nvcc is a script or a link.
+    torch takes the folder above the nvcc on PATH, which has no headers if that nvcc is a script or a link.
     """
     if found is None or not (Path(found) / "bin" / "nvcc").exists():
         return None
@@ -187,7 +189,8 @@ def build_py_with_record(record: dict) -> type[build_py]:
     return BuildPyWithRecord
 
 
-def main() -> None:
+def plan_build() -> tuple[dict, list, type[build_ext]]:
+    """The record with what cannot be built here, the extensions, and the command that builds them."""
     record = {"cpu": why_no_cpu(), "cuda": why_no_cuda()}
     for backend, reason in record.items():
         if reason:
@@ -197,9 +200,30 @@ def main() -> None:
     base = build_ext
     if extensions:
         from torch.utils.cpp_extension import BuildExtension as base
+    return record, extensions, optional_build(base, record)
+
+
+def build_in_place() -> dict[str, str | None]:
+    """Compiles the kernels into this source tree, with the packages at hand and no installation.
+
+    Returns, as pecker_fast/_build.json holds it, why the kernels of a back end were not built, or None. Call with the
+    source tree as the current folder.
+    """
+    record, extensions, command_class = plan_build()
+    # Not setup(): it would read pyproject.toml, which asks for a newer setuptools than may be there.
+    distribution = Distribution({"name": "pecker-fast", "packages": ["pecker_fast"], "ext_modules": extensions})
+    command = command_class(distribution)
+    command.inplace = True
+    command.ensure_finalized()
+    command.run()
+    return record
+
+
+def main() -> None:
+    record, extensions, command_class = plan_build()
     setup(
         ext_modules=extensions,
-        cmdclass={"build_ext": optional_build(base, record), "build_py": build_py_with_record(record)},
+        cmdclass={"build_ext": command_class, "build_py": build_py_with_record(record)},
     )
 
 

@@ -1,70 +1,12 @@
 #!/usr/bin/env bash
-# Everything there is to know about the kernels on this machine's GPU, in one command:
-# builds, runs the tests on the GPU, compute-sanitizer on small shapes, the benchmarks of the operators, and an iteration
-# of the trainer against a plain-PyTorch one.
+# Everything there is to know about the kernels on this machine's GPU, in stages of at most four minutes:
 #
-#     benchmarks/gpu_check.sh [--quick]
+#     PYTHON=python3 benchmarks/gpu_check.sh [--stage build|correct|kernels|steps|sanitize|all] [--wheels FOLDER]
 #
-# Writes benchmarks/results/<gpu>-<date>.json and -train-step.json (with device, versions and commit), a plot of each and
-# a log beside them. --quick leaves out the sanitizer, the largest networks and most ways of computing an iteration.
+# Needs no network and installs nothing: the interpreter at hand has torch, numpy and pytest, the CUDA toolkit has nvcc.
+# Packages that it lacks are taken from a folder of pure-Python wheels if one is given. gpu_check.py says what the stages
+# do and where their JSON is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-quick=0
-for argument in "$@"; do
-  case "$argument" in
-    --quick) quick=1 ;;
-    *) echo "gpu_check.sh: unknown argument $argument (only --quick is known)" >&2; exit 2 ;;
-  esac
-done
-
-command -v nvidia-smi >/dev/null || { echo "gpu_check.sh: no nvidia-smi, so no NVIDIA driver: run this on a machine with a GPU" >&2; exit 2; }
-make install
-python=.venv/bin/python
-$python - <<'PY'
-import sys
-import torch
-from pecker_fast.ops import backend_reasons
-if not torch.cuda.is_available():
-    sys.exit("gpu_check.sh: torch finds no CUDA device")
-reason = backend_reasons("cuda")["cuda"]
-if reason:
-    sys.exit(f"gpu_check.sh: no compiled CUDA kernels: {reason}")
-PY
-
-name=$($python -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')
-out="benchmarks/results/$name-$(date -u +%Y%m%d)"
-mkdir -p benchmarks/results
-exec > >(tee "$out.log") 2>&1
-$python -m pecker_fast env
-
-# The tests of the operators and of what rests on them, on both back ends that run there.
-PECKER_FAST_TEST_BACKENDS=cuda,triton,reference $python -m pytest tests/test_gpu.py tests/ops tests/test_saliency.py tests/test_optim.py -q \
-  --deselect tests/ops/test_isa.py --deselect tests/ops/test_errors.py
-
-sizes=(cifar10 sd15)
-if [ "$quick" = 0 ]; then
-  sizes+=(sdxl)
-  if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-      PECKER_FAST_TEST_BACKENDS=cuda PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-        compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
-        $python -m pytest tests/ops/test_packing.py tests/ops/test_pointwise.py -q -x -k "not float64"
-    done
-  else
-    echo "compute-sanitizer is not installed: left out"
-  fi
-fi
-
-$python -m pecker_fast bench --device cuda --size "${sizes[@]}" --dtype float32 bfloat16 --max-seconds 1 --json "$out.json"
-$python -m pecker_fast.benchmarks.plots "$out.json" "$out.png"
-echo "written: $out.json $out.png"
-
-steps=(--quick --repeats 5 --max-seconds 8)
-if [ "$quick" = 0 ]; then
-  # About an hour.
-  steps=(--arch cifar10 stl10)
-fi
-$python -m pecker_fast.benchmarks.train_step --device cuda "${steps[@]}" --json "$out-train-step.json"
-$python -m pecker_fast.benchmarks.step_report "$out-train-step.json" --plot "$out-train-step.png"
-echo "written: $out-train-step.json"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python3}" -m pecker_fast.benchmarks.gpu_check "$@"

@@ -16,15 +16,16 @@ import torch
 import pecker_fast as pf
 
 from .inputs import DTYPES, Problem
-from .selections import RIVALS
+from .selections import rivals
 
 
 def run_selection(problem: Problem, name: str, size: str | None = None):
     """A call without arguments that makes a mask at density 0.5 in the way called ``name``."""
     grads = Problem(size or problem.size, problem.dtype, problem.device, problem.backend).gradients()
-    if name in RIVALS:
+    rival = rivals(problem.device, problem.dtype).get(name)
+    if rival is not None:
         tensors = list(grads.values())
-        return lambda: RIVALS[name](tensors, 0.5)
+        return lambda: rival(tensors, 0.5)
     return lambda: pf.saliency_mask(grads, density=0.5, backend=problem.backend)
 
 

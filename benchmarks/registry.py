@@ -16,7 +16,7 @@ import pecker_fast as pf
 
 from .inputs import GRADIENT_KINDS, Problem
 from .memory import extra_memory_share
-from .selections import CPU_ONLY, RIVALS, flat_magnitudes
+from .selections import flat_magnitudes, rivals
 
 OURS = "pecker_fast"
 DENSITIES = (0.5, 0.1, 0.01)
@@ -51,6 +51,8 @@ class Case:
     functions: dict[str, Callable[[], object]]
     figures: list[Figure]
     floors: dict[str, float] = field(default_factory=dict)
+    # On a GPU launches and memory of each function, once they are known.
+    counted: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,7 @@ def saliency_mask(problem: Problem) -> Case:
         figures.append(
             Figure("saliency_mask / one read at copy bandwidth", bar=bar(1.6), aim=bar(1.2), against_copy="read")
         )
-    for name, rival in RIVALS.items():
-        if problem.device.type != "cpu" and name in CPU_ONLY:
-            continue
+    for name, rival in rivals(problem.device, problem.dtype).items():
         functions[name] = partial(rival, grads, 0.5)
         figures.append(Figure(f"{name} / saliency_mask", name, OURS, bar(bars.get(name)), at_most=False))
     return Case(functions, figures, {OURS: problem.itemsize + 0.125, "torch.sum": problem.itemsize})
@@ -174,10 +174,9 @@ def saliency_mask_memory(problem: Problem) -> Case:
             unit="",
         )
     ]
-    for name in RIVALS:
-        if problem.device.type == "cpu" or name not in CPU_ONLY:
-            value = partial(extra_memory_share, problem, name)
-            figures.append(Figure(f"the same of {name}", value=value, unit=""))
+    for name in rivals(problem.device, problem.dtype):
+        value = partial(extra_memory_share, problem, name)
+        figures.append(Figure(f"the same of {name}", value=value, unit=""))
     return Case({}, figures)
 
 
@@ -245,16 +244,16 @@ def masked_adam(problem: Problem, params: dict[str, nn.Parameter], beta1: float,
 
 def other_fused_adams() -> dict[str, Callable[..., torch.optim.Optimizer]]:
     """Fused Adams of other libraries that are installed."""
-    found = {}
+    rivals = {}
     if find_spec("apex") and find_spec("apex.optimizers"):
         from apex.optimizers import FusedAdam
 
-        found["apex FusedAdam"] = FusedAdam
+        rivals["apex FusedAdam"] = FusedAdam
     if find_spec("transformer_engine"):
         from transformer_engine.pytorch.optimizers import FusedAdam
 
-        found["TransformerEngine FusedAdam"] = FusedAdam
-    return found
+        rivals["TransformerEngine FusedAdam"] = FusedAdam
+    return rivals
 
 
 @register("masked_adam", "plain dense step", buffers=88)
@@ -354,32 +353,32 @@ def masked_step(problem: Problem) -> Case:
     return case
 
 
-@register("masked_adam_joint", "joint step: retain gradient, and forget gradient where salient", buffers=100)
+@register("masked_adam_joint", "joint step: a gradient everywhere, and a second one where salient", buffers=100)
 def joint_step(problem: Problem) -> Case:
-    retain, forget = problem.gradients(3), problem.gradients(4)
+    grads, masked_grads = problem.gradients(3), problem.gradients(4)
     mask = problem.mask(0.5)
     float_mask = problem.float_mask(mask)
     bar = partial(fp32_only, problem)
     # The rival adds to its gradients in place, so it has its own.
     rival_params = problem.parameters(problem.gradients(3))
     rival_grads = [param.grad for param in rival_params.values()]
-    rival_forget = list(problem.gradients(4).values())
+    rival_masked = list(problem.gradients(4).values())
     fused = torch_adam(list(rival_params.values()), 0.9)
 
     def multiply_add_step() -> None:
-        torch._foreach_mul_(rival_forget, float_mask)
-        torch._foreach_add_(rival_grads, rival_forget)
+        torch._foreach_mul_(rival_masked, float_mask)
+        torch._foreach_add_(rival_grads, rival_masked)
         fused.step()
 
     def addcmul_step() -> None:
-        torch._foreach_addcmul_(rival_grads, rival_forget, float_mask)
+        torch._foreach_addcmul_(rival_grads, rival_masked, float_mask)
         fused.step()
 
-    step = masked_adam(problem, problem.parameters(retain), 0.9).step
-    step0 = masked_adam(problem, problem.parameters(retain), 0.0).step
+    step = masked_adam(problem, problem.parameters(grads), 0.9).step
+    step0 = masked_adam(problem, problem.parameters(grads), 0.0).step
     functions = {
-        OURS: partial(step, mask=mask, masked_grads=forget),
-        f"{OURS} betas[0] = 0": partial(step0, mask=mask, masked_grads=forget),
+        OURS: partial(step, mask=mask, masked_grads=masked_grads),
+        f"{OURS} betas[0] = 0": partial(step0, mask=mask, masked_grads=masked_grads),
         "mul, add, torch fused": multiply_add_step,
         "addcmul, torch fused": addcmul_step,
     }

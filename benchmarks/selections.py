@@ -4,8 +4,19 @@ Each takes the list of gradients and returns one bool tensor (SalUn: int64) for 
 once and select in place where their library lets them.
 """
 
+import ctypes
+import inspect
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
 import torch
 from torch import Tensor
+
+Selection = Callable[[list[Tensor], float], list[Tensor]]
 
 
 def flat_magnitudes(grads: list[Tensor]) -> Tensor:
@@ -35,11 +46,7 @@ def torch_kthvalue(grads: list[Tensor], density: float) -> list[Tensor]:
 
 def torch_topk(grads: list[Tensor], density: float) -> list[Tensor]:
     flat = flat_magnitudes(grads)
-    indices = torch.topk(flat, keep(density, flat.numel()), sorted=False).indices
-    mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-    mask[indices] = True
-    pieces = mask.split([grad.numel() for grad in grads])
-    return [piece.view(grad.shape) for piece, grad in zip(pieces, grads, strict=True)]
+    return mask_of_indices(torch.topk(flat, keep(density, flat.numel()), sorted=False).indices, grads, flat.numel())
 
 
 def torch_sort(grads: list[Tensor], density: float) -> list[Tensor]:
@@ -57,7 +64,62 @@ def argsort_of_argsort(grads: list[Tensor], density: float) -> list[Tensor]:
     return [piece.view(grad.shape) for piece, grad in zip(pieces, grads, strict=True)]
 
 
-RIVALS = {
+def mask_of_indices(indices: Tensor, grads: list[Tensor], numel: int) -> list[Tensor]:
+    mask = torch.zeros(numel, dtype=torch.bool, device=indices.device)
+    mask[indices.reshape(-1)] = True
+    pieces = mask.split([grad.numel() for grad in grads])
+    return [piece.view(grad.shape) for piece, grad in zip(pieces, grads, strict=True)]
+
+
+def flashinfer_top_k(grads: list[Tensor], density: float) -> list[Tensor]:
+    import flashinfer
+
+    flat = flat_magnitudes(grads)
+    # Newer versions can be asked for the same entries at every call, and for the first of equal ones.
+    wanted = {"deterministic": True, "tie_break": "small_index"}
+    options = {key: value for key, value in wanted.items() if key in inspect.signature(flashinfer.top_k).parameters}
+    try:
+        _, indices = flashinfer.top_k(flat.unsqueeze(0), keep(density, flat.numel()), **options)
+    except (TypeError, ValueError):
+        _, indices = flashinfer.top_k(flat.unsqueeze(0), keep(density, flat.numel()))
+    return mask_of_indices(indices, grads, flat.numel())
+
+
+def cub_device_top_k(grads: list[Tensor], density: float) -> list[Tensor]:
+    library = cub_library()
+    flat = flat_magnitudes(grads).float()
+    k = keep(density, flat.numel())
+    keys, indices = torch.empty(k, device=flat.device), torch.empty(k, dtype=torch.int64, device=flat.device)
+    stream = ctypes.c_void_p(torch.cuda.current_stream(flat.device).cuda_stream)
+    size = ctypes.c_size_t()
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (flat, keys, indices)]
+    counts = ctypes.c_int64(flat.numel()), ctypes.c_int64(k)
+    status = library.top_k(None, ctypes.byref(size), *pointers, *counts, stream)
+    memory = torch.empty(size.value, dtype=torch.uint8, device=flat.device)
+    status = status or library.top_k(ctypes.c_void_p(memory.data_ptr()), ctypes.byref(size), *pointers, *counts, stream)
+    if status != 0:
+        raise RuntimeError(f"cub::DeviceTopK failed with CUDA error {status}")
+    return mask_of_indices(indices, grads, flat.numel())
+
+
+@cache
+def cub_library() -> ctypes.CDLL | None:
+    """cub::DeviceTopK behind a C function, compiled here; None where the toolkit has none."""
+    from .sass import find_tool
+
+    nvcc, source = find_tool("nvcc"), Path(__file__).with_name("cub_top_k.cu")
+    if nvcc is None or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    folder = tempfile.mkdtemp(prefix="pecker_fast_cub_")
+    library = Path(folder) / "cub_top_k.so"
+    command = [nvcc, "-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC", f"-arch=sm_{major}{minor}", str(source)]
+    if subprocess.run([*command, "-o", str(library)], capture_output=True).returncode != 0:
+        return None
+    return ctypes.CDLL(str(library))
+
+
+RIVALS: dict[str, Selection] = {
     "numpy.partition": numpy_partition,
     "torch.kthvalue": torch_kthvalue,
     "torch.topk": torch_topk,
@@ -65,3 +127,15 @@ RIVALS = {
     "argsort of argsort": argsort_of_argsort,
 }
 CPU_ONLY = {"numpy.partition"}
+
+
+@cache
+def rivals(device: torch.device, dtype: torch.dtype) -> dict[str, Selection]:
+    """What can be compared with on this device."""
+    chosen = {name: rival for name, rival in RIVALS.items() if device.type == "cpu" or name not in CPU_ONLY}
+    if device.type == "cuda":
+        if find_spec("flashinfer") is not None:
+            chosen["flashinfer.top_k"] = flashinfer_top_k
+        if cub_library() is not None:
+            chosen["cub::DeviceTopK"] = cub_device_top_k
+    return chosen

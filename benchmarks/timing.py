@@ -49,13 +49,34 @@ def median_of_ratios(numerator: Timing, denominator: Timing) -> float:
 
 
 class Clock:
-    """Times one call on ``device``: perf_counter on the CPU; CUDA events after a cache flush on the GPU."""
+    """Times one call on ``device``: perf_counter on the CPU; CUDA events after a cache flush on the GPU.
+
+    The GPU sleeps until everything is launched. Otherwise the events of a call that launches slower than the GPU works
+    would time Python.
+    """
+
+    # Of what a call takes to launch, and at least so much.
+    SLEEP_SHARE, LEAST_SLEEP = 1.5, 2e-4
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._flush = None
+        self._launch_seconds: dict[Callable, float] = {}
         if device.type == "cuda":
             self._flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=device)
+            self._cycles_per_second = self._calibrate()
+
+    @staticmethod
+    def _calibrate() -> float:
+        """Cycles of ``torch.cuda._sleep`` in a second."""
+        cycles = 20_000_000
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(cycles // 10)
+        start.record()
+        torch.cuda._sleep(cycles)
+        end.record()
+        end.synchronize()
+        return cycles / (start.elapsed_time(end) / 1000)
 
     def __call__(self, function: Callable[[], object]) -> float:
         """Seconds that ``function`` takes."""
@@ -64,12 +85,17 @@ class Clock:
             function()
             return time.perf_counter() - start
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # Besides emptying the cache, the flush keeps the GPU busy while Python launches what is timed.
+        launching = self._launch_seconds.get(function, 0.0)
         self._flush.zero_()
+        torch.cuda._sleep(int(max(self.SLEEP_SHARE * launching, self.LEAST_SLEEP) * self._cycles_per_second))
         start.record()
+        began = time.perf_counter()
         function()
+        launched = time.perf_counter() - began
         end.record()
         end.synchronize()
+        # The shortest counts: the first call may compile or allocate.
+        self._launch_seconds[function] = min(launching or launched, launched)
         return start.elapsed_time(end) / 1000
 
 

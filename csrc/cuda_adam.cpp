@@ -18,7 +18,7 @@ struct Options {
   std::optional<double> clip_value, max_update;
   bool retain_variance, zero_nonfinite;
   std::optional<double> ema_decay;
-  bool ema_frozen, stochastic_rounding;
+  bool ema_everywhere, stochastic_rounding;
   std::int64_t seed;
 };
 
@@ -69,13 +69,13 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
                       const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf, double beta1,
                       double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
                       std::optional<double> clip_value, std::optional<double> max_update, bool retain_variance,
-                      bool zero_nonfinite, std::optional<double> ema_decay, bool ema_frozen, bool stochastic_rounding,
+                      bool zero_nonfinite, std::optional<double> ema_decay, bool ema_everywhere, bool stochastic_rounding,
                       std::int64_t seed) {
   const std::size_t n = params.size();
   if (n == 0) return;
   const Options o{beta1,        beta2,      eps,           weight_decay,        decoupled_weight_decay,
                   maximize,     clip_value, max_update,    retain_variance,     zero_nonfinite,
-                  ema_decay,    ema_frozen, stochastic_rounding, seed};
+                  ema_decay,    ema_everywhere, stochastic_rounding, seed};
   check_options(o);
   const at::ScalarType dtype = params[0].scalar_type();
   const c10::Device device = params[0].device();
@@ -181,9 +181,9 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
     a.has_ema = !emas.empty();
     a.joint = joint;
     a.retain_variance = retain_variance && joint;
-    a.ema_frozen = ema_frozen && words && !joint && !emas.empty();
+    a.ema_everywhere = ema_everywhere && words && !joint && !emas.empty();
     a.stochastic_rounding = stochastic_rounding && masters.empty() && (dtype == at::kBFloat16 || dtype == at::kHalf);
-    a.rare = !max_exp_avg_sqs.empty() || !masters.empty() || !counts.empty() || a.retain_variance || a.ema_frozen ||
+    a.rare = !max_exp_avg_sqs.empty() || !masters.empty() || !counts.empty() || a.retain_variance || a.ema_everywhere ||
              a.stochastic_rounding;
     launch<T>(spec, dtype, a, scalars, o);
   };

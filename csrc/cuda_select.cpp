@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/radix_key.h"
 #include "cuda/select.h"
 #include "cuda_checks.h"
 
@@ -113,7 +114,7 @@ Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int6
   const c10::DeviceGuard guard(prefixes.device());
   const auto options = prefixes.options();
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const std::int64_t bins = level == 0 ? 2048 : 1024;
+  const std::int64_t bins = std::int64_t{1} << kRadixBits[level];
   Tensor counts = at::empty({prefixes.numel(), bins}, options.dtype(at::kLong));
   if (counts.numel() == 0) return counts;
   table.upload(options, stream);

@@ -2,8 +2,10 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <list>
@@ -12,10 +14,10 @@
 namespace pecker_fast {
 namespace {
 
-// Distinct steps of a training loop (parameter groups, retain and forget phases) that find their tables again.
-constexpr std::size_t kTablesKept = 32;
+// Distinct calls of a training loop (parameter groups, kinds of steps) that find their tables again.
+constexpr std::size_t kCachedTables = 32;
 
-struct Kept {
+struct CachedTable {
   std::uint64_t hash;
   std::vector<std::int64_t> key;
   std::vector<std::int64_t> dynamic;
@@ -25,7 +27,7 @@ struct Kept {
 struct Cache {
   std::mutex mutex;
   // Most recently used first.
-  std::list<Kept> tables;
+  std::list<CachedTable> list;
 };
 
 Cache& cache() {
@@ -42,6 +44,16 @@ std::uint64_t hash_words(const std::vector<std::int64_t>& words) {
   }
   return hash;
 }
+
+// Sets the most bytes that a read from DRAM fetches (0: leaves it) on the current device; returns what holds then.
+std::int64_t l2_fetch_granularity(std::int64_t bytes) {
+  if (bytes > 0) C10_CUDA_CHECK(cudaDeviceSetLimit(cudaLimitMaxL2FetchGranularity, static_cast<std::size_t>(bytes)));
+  std::size_t now = 0;
+  C10_CUDA_CHECK(cudaDeviceGetLimit(&now, cudaLimitMaxL2FetchGranularity));
+  return static_cast<std::int64_t>(now);
+}
+
+TORCH_LIBRARY_FRAGMENT(pecker_fast, m) { m.def("l2_fetch_granularity", &l2_fetch_granularity); }
 
 }  // namespace
 
@@ -79,21 +91,21 @@ Table device_table(const TableSpec& spec, int purpose, std::int64_t scratch_byte
                                 spec.num_tensors,      spec.slots,                             spec.dynamic_slots};
   key.insert(key.end(), spec.words.begin(), dynamic_begin);
   const std::uint64_t hash = hash_words(key);
-  Cache& kept = cache();
-  table.lock = std::unique_lock<std::mutex>(kept.mutex);
-  const auto found = std::find_if(kept.tables.begin(), kept.tables.end(),
-                                  [&](const Kept& other) { return other.hash == hash && other.key == key; });
-  if (found == kept.tables.end()) {
+  Cache& tables = cache();
+  table.lock = std::unique_lock<std::mutex>(tables.mutex);
+  const auto entry = std::find_if(tables.list.begin(), tables.list.end(),
+                                  [&](const CachedTable& other) { return other.hash == hash && other.key == key; });
+  if (entry == tables.list.end()) {
     make();
-    kept.tables.push_front({hash, std::move(key), {dynamic_begin, spec.words.end()}, table.storage});
-    if (kept.tables.size() > kTablesKept) kept.tables.pop_back();
+    tables.list.push_front({hash, std::move(key), {dynamic_begin, spec.words.end()}, table.storage});
+    if (tables.list.size() > kCachedTables) tables.list.pop_back();
     return table;
   }
-  kept.tables.splice(kept.tables.begin(), kept.tables, found);
-  std::int64_t* const words = use(found->storage);
-  if (!std::equal(dynamic_begin, spec.words.end(), found->dynamic.begin())) {
+  tables.list.splice(tables.list.begin(), tables.list, entry);
+  std::int64_t* const words = use(entry->storage);
+  if (!std::equal(dynamic_begin, spec.words.end(), entry->dynamic.begin())) {
     upload_words(&*dynamic_begin, spec.dynamic_slots * spec.num_tensors, words + static_words, table.stream);
-    found->dynamic.assign(dynamic_begin, spec.words.end());
+    entry->dynamic.assign(dynamic_begin, spec.words.end());
   }
   return table;
 }

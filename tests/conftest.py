@@ -85,6 +85,18 @@ def device(backend) -> str:
     return _device(backend)
 
 
+@pytest.fixture(autouse=True)
+def default_device(request):
+    """The back end's device is where tensors are made, in tests that do not place them themselves (by ``device``)."""
+    names = request.fixturenames
+    device = _device(request.getfixturevalue("backend")) if "backend" in names and "device" not in names else "cpu"
+    if device == "cpu":
+        yield
+    else:
+        with torch.device(device):
+            yield
+
+
 @pytest.fixture
 def small(backend) -> bool:
     """Whether inputs have to be small: Triton's interpreter runs one program after another in Python."""

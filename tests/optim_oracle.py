@@ -42,7 +42,7 @@ class OracleOptimizer:
         executed = any(grad is not None for grad in [*grads, *(masked_grads or [])])
         for i, state in enumerate(self.states):
             grad, forget = flat(grads[i]), flat(masked_grads[i]) if joint else None
-            bits = None if mask is None else mask[i].reshape(-1).numpy()
+            bits = None if mask is None else mask[i].reshape(-1).cpu().numpy()
             if grad is not None or forget is not None:
                 if self.packed:
                     self.forget_entries_that_leave(state, bits)

@@ -1,10 +1,12 @@
-"""What only a GPU shows: steps and selections neither wait nor allocate, and run from a CUDA graph."""
+"""What only a GPU shows: steps and selections that neither wait nor allocate, CUDA graphs, and large inputs."""
 
 import pytest
 import torch
 from torch import nn
 
 import pecker_fast as pf
+from pecker_fast import ops
+from tests.inputs import same_bits, scores
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,11 +26,11 @@ def network() -> dict[str, nn.Parameter]:
 
 
 def optimizer(params: dict[str, nn.Parameter], backend: str, **options) -> pf.MaskedAdam:
-    given = {"lr": 1e-2, "betas": (0.0, 0.99), "clip_value": 1.0, "backend": backend, **options}
-    return pf.MaskedAdam(params.items(), **given)
+    options = {"lr": 1e-2, "betas": (0.0, 0.99), "clip_value": 1.0, "backend": backend, **options}
+    return pf.MaskedAdam(params.items(), **options)
 
 
-def give(params: dict[str, nn.Parameter], seed: int) -> None:
+def set_grads(params: dict[str, nn.Parameter], seed: int) -> None:
     """New gradients, in the memory of the old ones where there are any: a graph reads them there."""
     for name, grad in tensors(seed).items():
         if params[name].grad is None:
@@ -43,15 +45,15 @@ def step_of(kind: str, opt: pf.MaskedAdam, params: dict[str, nn.Parameter]):
         return opt.step
     if kind == "masked":
         return lambda: opt.step(mask=mask)
-    forget = list(tensors(8).values())
-    return lambda: opt.step(mask=mask, masked_grads=forget)
+    masked_grads = list(tensors(8).values())
+    return lambda: opt.step(mask=mask, masked_grads=masked_grads)
 
 
 @pytest.mark.parametrize("kind", ["plain", "masked", "joint"])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_captured_step_does_what_steps_do(kind, name):
     captured, plain = network(), network()
-    give(captured, 1), give(plain, 1)
+    set_grads(captured, 1), set_grads(plain, 1)
     options = {"capturable": True, "ema_decay": 0.9}
     a, b = optimizer(captured, name, **options), optimizer(plain, name, **options)
     one, two = step_of(kind, a, captured), step_of(kind, b, plain)
@@ -67,7 +69,7 @@ def test_a_captured_step_does_what_steps_do(kind, name):
     with torch.cuda.graph(graph):
         one()
     for seed in (2, 3, 4):
-        give(captured, seed), give(plain, seed)
+        set_grads(captured, seed), set_grads(plain, seed)
         graph.replay()
         two()
     for key in captured:
@@ -96,7 +98,7 @@ def test_a_captured_selection_follows_its_gradients(name):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_steps_and_selections_neither_wait_nor_allocate(kind, name):
     params = network()
-    give(params, 1)
+    set_grads(params, 1)
     opt = optimizer(params, name)
     step, grads = step_of(kind, opt, params), tensors(9)
     for _ in range(3):
@@ -113,6 +115,51 @@ def test_steps_and_selections_neither_wait_nor_allocate(kind, name):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert between == before, "a step allocates"
+
+
+# Sampled selections, by far the most of those in production, begin at 4 and 8 million entries.
+LARGE = [
+    *((kind, 8_400_001) for kind in ("normal", "heavy", "ties", "two_valued", "constant", "zeros", "special")),
+    *((kind, 40_000_003) for kind in ("normal", "ties", "special")),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "numel"), LARGE)
+def test_large_selections_have_the_bits_of_the_cpu(kind, numel, dtype):
+    flat = scores(kind, numel, dtype)
+    parts = [part.clone() for part in flat.split([numel // 3, 1, 0, 33, numel - numel // 3 - 34])]
+    ks = torch.tensor([numel // 2, numel // 100, numel // 10, 1, numel // 3])
+    backend = "cpu" if ops.backend_reasons("cpu")["cpu"] is None else "reference"
+    expected = ops.select(parts, ks, backend=backend)
+    placed = [part.cuda() for part in parts]
+    for name in BACKENDS:
+        for rows in (slice(0, 1), slice(None)):
+            words, thresholds, counts, nan_count = ops.select(placed, ks[rows].cuda(), backend=name)
+            assert torch.equal(words.cpu(), expected[0][rows]), name
+            assert same_bits(thresholds.cpu(), expected[1][rows]) and torch.equal(counts.cpu(), expected[2][rows]), name
+            assert nan_count.item() == expected[3].item(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_bits_of_a_step_do_not_depend_on_the_path(dtype):
+    """Whole tiles, ends of tensors and tensors that are not aligned; a full mask, dense or packed, and none."""
+    numel = 3 * 16384 + 77
+    start, grad = (torch.randn(numel + 1, device="cuda").to(dtype) for _ in range(2))
+    full = pf.SaliencyMask.from_bool([torch.ones(numel, dtype=torch.bool, device="cuda")])
+    results = []
+    for first, mask, packed in ((0, None, False), (1, None, False), (0, full, False), (0, full, True), (1, full, True)):
+        storage = torch.empty(numel + 1, dtype=dtype, device="cuda")
+        param = nn.Parameter(storage[first : first + numel])
+        with torch.no_grad():
+            param.copy_(start[:numel])
+        opt = pf.MaskedAdam([param], lr=1e-2, weight_decay=0.1, packed=packed, backend="cuda")
+        for _ in range(3):
+            param.grad = grad[:numel].clone()
+            opt.step(mask=mask)
+        results.append(param.detach())
+    for other in results[1:]:
+        assert same_bits(other, results[0])
 
 
 def test_more_entries_than_an_int32_can_count():

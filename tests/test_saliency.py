@@ -19,7 +19,7 @@ def random_scores(kind: str = "normal") -> list[torch.Tensor]:
 
 
 def check(mask: pf.SaliencyMask, expected: oracle.Selection) -> None:
-    assert (mask.words.numpy() == oracle.all_words(expected.masks)).all()
+    assert (mask.words.cpu().numpy() == oracle.all_words(expected.masks)).all()
     assert (mask.count, mask.threshold) == (expected.count, expected.threshold)
     assert mask.nan_count == expected.nan_count
 
@@ -84,7 +84,7 @@ def test_scope_tensor(ties, backend):
             assert mask.threshold[i] == math.inf
             continue
         expected = oracle.select([tensor], max(1, int(0.3 * tensor.numel())), ties_all=ties == "all")
-        assert (mask[i].view(-1).numpy() == expected.masks[0]).all() and mask.threshold[i] == expected.threshold
+        assert (mask[i].view(-1).cpu().numpy() == expected.masks[0]).all() and mask.threshold[i] == expected.threshold
     named = pf.saliency_mask({"a": tensors[0], "b": tensors[1]}, threshold=1.0, scope="tensor", backend=backend)
     assert set(named.threshold) == {"a", "b"}
     assert torch.equal(named["a"], tensors[0].float().abs() >= 1.0)

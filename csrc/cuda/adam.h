@@ -52,9 +52,9 @@ struct AdamArguments {
   const T* bias_table;                 // null: shared step counts
   std::int32_t last_bias_row;
   AdamScalars<T> scalars;
-  bool has_first_moment, has_ema, joint, retain_variance, ema_frozen, stochastic_rounding, counts_are_16_bit;
+  bool has_first_moment, has_ema, joint, retain_variance, ema_everywhere, stochastic_rounding, counts_are_16_bit;
   // Features that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts, retain_variance,
-  // stochastic_rounding, ema_frozen.
+  // stochastic_rounding, ema_everywhere.
   bool rare;
   // Whether gradients are clipped, decayed or made finite, or updates are limited: set_adam_scalars knows.
   bool conditioned;

@@ -497,7 +497,7 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
       const bool fast = t.aligned && whole_tile(tile, t.numel);
       const unsigned bits = tile_words[k][lane_id()];
       unsigned touched = bits;
-      if (Tensor::kRareToo && a.ema_frozen && t.template has<kEma>()) {
+      if (Tensor::kRareToo && a.ema_everywhere && t.template has<kEma>()) {
         touched = existing_word(tile_word(chunk.index, k), t.shift, t.numel);
       }
       const int total = list_groups(bits, touched, list);
@@ -510,7 +510,7 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
         b.first = tile + static_cast<int>(item & 255u) * kGroup;
         b.update = item >> 8 & 15u;
         b.ema = b.update;
-        if (Tensor::kRareToo && a.ema_frozen) b.ema = active ? group_bits(b.first, t.numel) : 0u;
+        if (Tensor::kRareToo && a.ema_everywhere) b.ema = active ? group_bits(b.first, t.numel) : 0u;
         b.masked = 0;
         b.fast = fast;
         if constexpr (kKind == Kind::masked) {

@@ -6,9 +6,11 @@ they are ``torch.ops.pecker_fast.*``.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .dispatch import backend_reasons, resolve, set_backend
+from .extension import why_missing
 from .layout import PACK_BLOCK, WORD_BITS, num_blocks, num_words, word_offsets
 from .reference import bias_table, compute_dtype, pack_bits, unpack_bits
 
@@ -22,6 +24,7 @@ __all__ = [
     "block_counts",
     "compute_dtype",
     "count_nonfinite",
+    "l2_fetch_granularity",
     "masked_adam_",
     "num_blocks",
     "num_words",
@@ -107,6 +110,21 @@ def count_nonfinite(
     tensors = [t for t in [*grads, *masked_grads, words] if t is not None]
     run = resolve("count_nonfinite", tensors[0].device, backend)
     return run(grads, masked_grads, words, word_offsets, grad_scale)
+
+
+def l2_fetch_granularity(device: torch.device, size: int | None = None) -> int:
+    """Bytes that the CUDA ``device`` reads from DRAM at a time at most, after setting it to ``size`` (32, 64 or 128).
+
+    It holds for the whole process. With 32 a masked step of low density fetches less that it does not need; the
+    benchmark ``fetch_granularity`` tells whether that is faster. Needs the compiled CUDA kernels.
+    """
+    if size not in (None, 32, 64, 128):
+        raise ValueError(f"size is {size}, expected 32, 64 or 128")
+    reason = why_missing("cuda")
+    if reason is not None:
+        raise RuntimeError(f"l2_fetch_granularity needs the compiled CUDA kernels: {reason}")
+    with torch.cuda.device(device):
+        return torch.ops.pecker_fast.l2_fetch_granularity(size or 0)
 
 
 def masked_adam_(params: Sequence[Tensor], *args, backend: str | None = None, **kwargs) -> None:

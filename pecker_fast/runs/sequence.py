@@ -18,7 +18,7 @@ from ..robustness import confusion_matrix
 from ..training.checkpoints import STATE, Checkpoints
 from ..training.state import load_state
 from ..unlearning import ForgetRequest, method_class
-from ..unlearning.distillation import ScoreForgetting
+from ..unlearning.score_forgetting import ScoreForgetting
 from ..unlearning.streams import derived_seed
 from .arguments import UnlearnArguments
 from .classes.data import cover_of, find_judge

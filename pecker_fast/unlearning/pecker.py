@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..diffusion import NUM_TRAIN_TIMESTEPS
-from .distillation import DistillationPhase, ScoreForgetting, process_share
+from .distillation import DistillationPhase
 from .masking import Masker, SaliencyOptions
 from .options import ScoreForgettingOptions
+from .score_forgetting import ScoreForgetting, process_share
 from .setting import Setting
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from ..checks import check_int, check_number
 from ..diffusion import NUM_TRAIN_TIMESTEPS
-from .distillation import DistillationPhase, ScoreForgetting
+from .distillation import DistillationPhase
 from .options import ScoreForgettingOptions
+from .score_forgetting import ScoreForgetting
 from .setting import Setting
 
 

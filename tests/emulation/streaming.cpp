@@ -122,7 +122,7 @@ struct AdamOptions {
   const float* found_inf;
   std::int64_t last_bias_row, seed;
   double beta1, beta2, eps, weight_decay, clip_value, max_update, ema_decay;
-  int decoupled, maximize, retain, zero_nonfinite, ema_frozen, stochastic, joint, counts_are_16_bit, rare;
+  int decoupled, maximize, retain, zero_nonfinite, ema_everywhere, stochastic, joint, counts_are_16_bit, rare;
 };
 
 int emulated_adam(int n, const std::int64_t* numels, const std::int64_t* offsets, const int* types, const int* sizes,
@@ -153,7 +153,7 @@ int emulated_adam(int n, const std::int64_t* numels, const std::int64_t* offsets
       a.has_ema = has(kEma);
       a.joint = o->joint;
       a.retain_variance = o->retain;
-      a.ema_frozen = o->ema_frozen;
+      a.ema_everywhere = o->ema_everywhere;
       a.stochastic_rounding = o->stochastic;
       a.counts_are_16_bit = o->counts_are_16_bit;
       a.rare = o->rare;

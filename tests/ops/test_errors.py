@@ -21,6 +21,17 @@ def tensors_in(value) -> list[torch.Tensor]:
     return []
 
 
+def on_device(value, device: str):
+    """Tensors of an argument, moved."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return [on_device(item, device) for item in value] if isinstance(value, list) else value
+
+
+class ByValue(dict):
+    """Arguments whose values are wrong: on a GPU nothing looks at them, which would be waiting for it."""
+
+
 def refuses(op: str, arguments: dict, backend: str, pattern: str) -> None:
     """Calls ``op`` and expects an error whose text matches ``pattern``, and no tensor changed."""
     given = [t for value in arguments.values() for t in tensors_in(value) if t.layout is torch.strided]
@@ -43,16 +54,16 @@ def cases_of(name: str) -> list[tuple[dict, str]]:
             ({"scores": [torch.ones(40, dtype=torch.int32)]}, r"scores"),
             ({"scores": [torch.randn(40), torch.randn(4, 10).t()]}, r"scores.*1|contiguous"),
             ({"scores": [torch.randn(40).to_sparse()]}, r"scores|[Ss]parse"),
-            ({"ks": torch.tensor([3, 0])}, r"ks"),
-            ({"ks": torch.tensor([-1])}, r"ks"),
+            (ByValue(ks=torch.tensor([3, 0])), r"ks"),
+            (ByValue(ks=torch.tensor([-1])), r"ks"),
             ({"ks": torch.tensor([3], dtype=torch.int32)}, r"ks"),
             ({"ks": torch.tensor([[3]])}, r"ks"),
         ],
         "threshold_mask": [
             ({"scores": [torch.randn(40).double()]}, r"scores"),
             ({"scores": [torch.randn(8, 5).t()]}, r"scores"),
-            ({"keys": torch.tensor([0], dtype=torch.int32)}, r"keys"),
-            ({"keys": torch.tensor([0x7F800001], dtype=torch.int32)}, r"keys"),
+            (ByValue(keys=torch.tensor([0], dtype=torch.int32)), r"keys"),
+            (ByValue(keys=torch.tensor([0x7F800001], dtype=torch.int32)), r"keys"),
             ({"keys": torch.tensor([5])}, r"keys"),
             ({"tie_limits": torch.tensor([5, 6])}, r"tie_limits|keys"),
             ({"tie_limits": torch.tensor([5], dtype=torch.int32)}, r"tie_limits"),
@@ -144,13 +155,13 @@ OPERATORS = "select threshold_mask radix_histogram block_counts pack unpack appl
 
 @pytest.mark.parametrize("name", OPERATORS.split())
 def test_refuses_wrong_arguments(name, backend, device):
-    if device != "cpu":
-        pytest.skip("the arguments are on the CPU")
     good = good_arguments(name)
-    args = [good[n] for n in inspect.signature(getattr(reference, name)).parameters]
+    args = [on_device(good[n], device) for n in inspect.signature(getattr(reference, name)).parameters]
     getattr(ops, name)(*args, backend=backend)
     for wrong, pattern in cases_of(name):
-        refuses(name, {**good_arguments(name), **wrong}, backend, pattern)
+        if device == "cpu" or not isinstance(wrong, ByValue):
+            arguments = {**good_arguments(name), **wrong}
+            refuses(name, {key: on_device(value, device) for key, value in arguments.items()}, backend, pattern)
 
 
 def adam_arguments() -> dict:
@@ -226,30 +237,24 @@ ADAM_CASES = [
 
 @pytest.mark.parametrize("position", range(len(ADAM_CASES)), ids=[f"{n}{i}" for i, (n, _, _) in enumerate(ADAM_CASES)])
 def test_masked_adam_refuses(position, backend, device):
-    if device != "cpu":
-        pytest.skip("the arguments are on the CPU")
     name, wrong, pattern = ADAM_CASES[position]
-    refuses("masked_adam_", {**adam_arguments(), name: wrong}, backend, pattern)
+    arguments = {**adam_arguments(), name: wrong}
+    refuses("masked_adam_", {key: on_device(value, device) for key, value in arguments.items()}, backend, pattern)
 
 
 def test_masked_adam_takes_the_good_arguments(backend, device):
-    if device != "cpu":
-        pytest.skip("the arguments are on the CPU")
-    good = adam_arguments()
+    good = {key: on_device(value, device) for key, value in adam_arguments().items()}
     positional = [good[n] for n in list(inspect.signature(reference.masked_adam_).parameters)[:17]]
     ops.masked_adam_(*positional, beta1=0.9, beta2=0.9, eps=1e-8, ema_decay=0.9, backend=backend)
     assert (good["counts"][0] == 1).sum() == 35
 
 
 def test_packed_steps_have_to_be_masked(backend, device):
-    if device != "cpu":
-        pytest.skip("the arguments are on the CPU")
     packed = {"packed_offsets": torch.zeros(2, dtype=torch.int64)}
     joint = {**packed, "masked_grads": [torch.randn(40), torch.randn(17)]}
-    refuses(
-        "masked_adam_", {**adam_arguments(), **packed, "words": None, "word_offsets": []}, backend, "packed_offsets"
-    )
-    refuses("masked_adam_", {**adam_arguments(), **joint}, backend, "packed_offsets")
+    for wrong in ({**packed, "words": None, "word_offsets": []}, joint):
+        arguments = {key: on_device(value, device) for key, value in {**adam_arguments(), **wrong}.items()}
+        refuses("masked_adam_", arguments, backend, "packed_offsets")
 
 
 def test_unknown_backend():

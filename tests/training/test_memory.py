@@ -95,11 +95,11 @@ def estimated(name: str, options: dict, memory: dict, processes: int = 1) -> Mem
     return estimate_of(name, options_of(name, options), memory, processes)
 
 
-def estimate_of(name: str, options, memory: dict, processes: int = 1, **changes) -> MemoryEstimate:
+def estimate_of(name: str, options, memory: dict, processes: int = 1, unet: dict | None = None) -> MemoryEstimate:
     return estimate_memory(
         method_class(name),
         options,
-        unet=dict(tiny_unet(**{**CONFIG, **changes}).config),
+        unet=dict(tiny_unet(**CONFIG).config) if unet is None else unet,
         latent_size=16,
         schedule=tiny_schedule(),
         request=REQUEST,
@@ -206,10 +206,10 @@ def test_options_that_save_memory_do():
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)
     # Of one block: each estimate goes through all of the network's layers.
     blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    blocks["block_out_channels"] = (16,)
+    config = dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
 
     def peak(memory: dict | None = None, **changes) -> int:
-        return estimate_of("pecker", dataclasses.replace(options, **changes), memory or {}, **blocks).peak
+        return estimate_of("pecker", dataclasses.replace(options, **changes), memory or {}, unet=config).peak
 
     plain = peak()
     assert peak({"gradient_checkpointing": True}) < plain and peak({"weights_dtype": torch.bfloat16}) < plain
