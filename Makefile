@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-random bench lint install clean
+.PHONY: demo test test-random bench lint docs install clean
 
 demo: $(STAMP)
 	$(BIN)/pecker-fast demo
@@ -25,6 +25,11 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The packages of the extra "docs". Warnings are errors.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(STAMP)
 
@@ -42,4 +47,4 @@ $(STAMP): $(BIN)/python $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info pecker_fast/*.so pecker_fast/_build.json
+	rm -rf $(VENV) build site *.egg-info pecker_fast/*.so pecker_fast/_build.json

@@ -30,17 +30,28 @@ def plain_name(name: str) -> str:
 class SaliencyMask:
     """One bit for every entry of an ordered list of tensors, bit-packed. Immutable; made by ``saliency_mask``.
 
+    Boolean indexing needs 8 times the memory of the words; ``mask[name]`` expands one tensor at a time.
+
     Parameters
     ----------
-    words: int32 [W]. Bit i of word w of a tensor is its entry 32 w + i in row-major order; every tensor starts on a
-        word; bits past its end are 0.
-    shapes: the tensors' shapes.
-    names: their names, or None.
-    threshold: float32 [] or [number of tensors] (scope="tensor"): smallest kept magnitude; None where unknown.
-    nan_count: int64 [], NaN entries seen by the selection; None counts as 0.
-    params: the parameters that the mask was made from, held weakly, for alignment with an optimizer.
+    words : Tensor
+        int32 [W]. Bit i of word w of a tensor is its entry 32 w + i in row-major order. Every tensor starts on a word;
+        bits past its end are 0.
+    shapes : sequence of sequence of int
+        Shapes of the tensors.
+    names : sequence of str, optional
+        Names of the tensors.
+    threshold : Tensor, optional
+        float32 [] or [number of tensors] (scope="tensor"): the smallest magnitude that is kept. None if unknown.
+    nan_count : Tensor, optional
+        int64 []: NaN entries seen by the selection. None counts as 0.
+    params : sequence of Tensor, optional
+        The parameters that the mask was made from, held weakly, to align it with an optimizer.
 
-    Bool indexing costs 8 times the memory of ``words``; ``mask[name]`` makes one tensor at a time.
+    Raises
+    ------
+    TypeError, ValueError
+        If the words do not fit the shapes, or the names are not unique.
     """
 
     def __init__(

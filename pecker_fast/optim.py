@@ -35,38 +35,53 @@ class MaskedAdam(Optimizer):
     are in ``pecker_fast.ops.reference.masked_adam_``. Arithmetic and moments are float32 (float64 for float64
     parameters), whatever the parameters' dtype. A parameter is skipped if it has neither gradient.
 
+    Masks are aligned with the parameters by identity, by name, or by order (``SaliencyMask.align``). The entries of a
+    parameter share a step count until steps treat them differently; then it is kept per entry, so that an entry first
+    updated late takes a first step of Adam's usual size.
+
+    Sharded parameters (DTensor, as created by FSDP2) are updated in place: each process works on its shard, with the
+    masks of local shards that ``saliency_mask`` returns. Only the non-finite policies communicate.
+
     Parameters
     ----------
-    params: parameters, (name, parameter) pairs, or groups of them. Names let masks made elsewhere be aligned.
-    lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay, maximize: as in torch. lr may be a tensor. With
-        ``betas[0] == 0`` no first moment is stored, read or written; it may not be changed to another value later.
-        A masked step decays salient entries only.
-    capturable: accepted as in torch. The step count, lr and scaling are always read on the device.
-    clip_value: clamp every entry of the gradient to +- clip_value, as ``clip_grad_value_`` does.
-    ema_decay: keep an EMA of the parameters in float32: ema += (1 - ema_decay) (p - ema), each step.
-    packed: store moments for the mask's entries only. Accepts masked steps only; a new mask re-packs: entries that stay
-        keep moments and count, those that leave lose them.
-    master_weights: float32 copies of bfloat16 and float16 parameters, which updates go to first.
-    stochastic_rounding: without master weights: round bfloat16 and float16 parameters up or down at random, right in
-        expectation; a function of ``seed``, step, parameter and entry only.
-    nonfinite: gradients with inf or NaN: "propagate" (torch's behaviour), "skip" the whole step, "zero" these entries,
-        or "raise" FloatingPointError before anything is changed (waits for the device). All but the first count them:
+    params : iterable
+        Parameters, (name, parameter) pairs, or groups of them. Names let masks made elsewhere be aligned.
+    lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay, maximize
+        As in torch. lr may be a tensor. With ``betas[0] == 0`` no first moment is stored, read or written, and
+        betas[0] cannot be changed later. A masked step decays salient entries only.
+    capturable : bool
+        Accepted as in torch. Step count, lr and scaling are always read on the device.
+    clip_value : float, optional
+        Clamp every entry of the gradient to +- clip_value, like ``clip_grad_value_``.
+    ema_decay : float, optional
+        Keep an EMA of the parameters in float32: ema += (1 - ema_decay) (p - ema) in each step.
+    packed : bool
+        Store moments for the entries of the mask only. Accepts masked steps only. A new mask repacks them: entries that
+        stay keep moments and step count, entries that leave lose them.
+    master_weights : bool
+        Keep float32 copies of bfloat16 and float16 parameters, which take the updates first.
+    stochastic_rounding : bool
+        Without master weights: round bfloat16 and float16 parameters up or down at random, without bias, as a function
+        of ``seed``, step, parameter and entry only.
+    seed : int
+        Seed of stochastic rounding.
+    nonfinite : {"propagate", "skip", "zero", "raise"}
+        For gradients with inf or NaN: torch's behaviour; skip the whole step; set these entries to zero; or raise
+        FloatingPointError before anything is changed, which waits for the device. All but the first count them in
         ``nonfinite_count``.
-    variance: "combined", or "retain": in joint steps the second moment sees p.grad's part only.
-    max_update: clamp each entry's update to +- max_update * lr.
-    backend: "cuda", "triton", "cpu", "reference", or None: the best one for the device.
-    foreach, fused, differentiable: torch's arguments. The first two change nothing, the last is refused.
-
-    Sharded parameters (DTensor, as FSDP2 makes them) are updated where they are: each process works on its part, with
-    masks of the local parts, as ``saliency_mask`` gives them; only the non-finite policies talk to other processes.
-
-    Masks are aligned with the parameters by identity, by name, or by order (``SaliencyMask.align``). Step counts are
-    shared by a parameter's entries until steps treat them differently, then kept per entry, so that an entry first
-    touched late takes a first step of Adam's usual size.
+    variance : {"combined", "retain"}
+        "retain": in joint steps the second moment sees only p.grad.
+    max_update : float, optional
+        Clamp each entry's update to +- max_update * lr.
+    backend : {"cuda", "triton", "cpu", "reference"}, optional
+        By default the best one for the device.
+    foreach, fused, differentiable
+        Arguments of torch. The first two change nothing, the last is refused.
 
     Raises
     ------
-    ValueError, TypeError, RuntimeError: from the constructor and from ``step``, before anything is changed.
+    ValueError, TypeError, RuntimeError
+        From the constructor and from ``step``, before anything is changed.
     """
 
     # GradScaler hands over its scale and found_inf, as attributes, instead of waiting for the device itself.

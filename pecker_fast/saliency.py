@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -85,46 +86,134 @@ class _Scores:
         )
 
 
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    density: float,
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    k: int,
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    threshold: float,
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> SaliencyMask: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    density: Sequence[float],
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> list[SaliencyMask]: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    k: Sequence[int],
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> list[SaliencyMask]: ...
+
+
+@overload
+def saliency_mask(
+    scores: Scores,
+    *,
+    threshold: Sequence[float],
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> list[SaliencyMask]: ...
+
+
 def saliency_mask(
     scores: Scores,
     *,
     density: float | Sequence[float] | None = None,
     k: int | Sequence[int] | None = None,
     threshold: float | Sequence[float] | None = None,
-    scope: str = "global",
-    ties: str = "lowest_index",
+    scope: Literal["global", "tensor"] = "global",
+    ties: Literal["lowest_index", "all"] = "lowest_index",
     group: "dist.ProcessGroup | None" = None,
     backend: str | None = None,
 ) -> SaliencyMask | list[SaliencyMask]:
     """The mask m = 1(|score| >= gamma) of PECKER (its equation 10) and SalUn, over all tensors at once.
 
-    gamma is given, or is the k-th largest magnitude, found exactly: without concatenating or sorting the scores.
+    gamma is given, or is the k-th largest magnitude, found exactly, without concatenating or sorting the scores.
 
     Parameters
     ----------
-    scores: a module (the .grad of its ``named_parameters()`` that require grad; a None grad counts as zeros), a mapping
-        of named tensors, or tensors. float32, bfloat16 and float16 in any mixture (compared as float32), any shape and
-        strides, on one device. They are only read. Tensors that are not contiguous are copied for the call.
-    density: share of entries to keep, in (0, 1]: k = max(1, int(density * N)) of all N entries.
-    k: entries to keep, from 1 to N.
-    threshold: keep every entry of at least this magnitude, >= 0.
-        Exactly one of the three. A sequence gives a list of masks, found in one go.
-    scope: "global": over all tensors together; "tensor": density, k or threshold holds within each tensor.
-    ties: of entries as large as the k-th, "lowest_index" keeps the first ones (tensors in order, then row-major index),
-        so that exactly k are kept; "all" keeps every one.
-    group: a process group whose ranks each hold a part of the scores: the k largest of all ranks together, ties by
-        (rank, index). Each rank gets the mask of its own part; its threshold is that of the whole. Collective. Scores
-        that are DTensors (FSDP2) bring their group along; the mask is of the local parts.
-    backend: "cuda", "triton", "cpu", "reference", or None: the best one for the device.
+    scores : nn.Module, mapping of str to Tensor, or sequence of Tensor
+        A module stands for the .grad of its ``named_parameters()`` that require grad; a None grad counts as zeros.
+        float32, bfloat16 and float16 in any mixture (compared as float32), any shape and strides, on one device. They
+        are only read. Tensors that are not contiguous are copied for the call.
+    density : float or sequence of float
+        Share of entries to keep, in (0, 1]: k = max(1, int(density * N)) of all N entries.
+    k : int or sequence of int
+        Number of entries to keep, from 1 to N.
+    threshold : float or sequence of float
+        Keep every entry of at least this magnitude, >= 0. Exactly one of density, k and threshold must be given. A
+        sequence gives a list of masks, found in one call.
+    scope : {"global", "tensor"}
+        Whether density, k or threshold holds over all tensors together, or within each tensor.
+    ties : {"lowest_index", "all"}
+        Of entries as large as the k-th, keep the first ones (tensors in order, then row-major index), so that exactly k
+        are kept; or keep all of them.
+    group : ProcessGroup, optional
+        Its ranks each hold a part of the scores: selects the k largest over all ranks, ties by (rank, index). Each rank
+        gets the mask of its own part with the threshold of the whole. Collective. Scores that are DTensors (FSDP2)
+        bring their group along; the mask covers the local shards.
+    backend : {"cuda", "triton", "cpu", "reference"}, optional
+        By default the best one for the device.
 
     Returns
     -------
-    SaliencyMask, or a list of them. Entries that are zero or NaN are never salient, so fewer than k may be kept; NaN
-    are counted in ``mask.nan_count``. inf is the largest magnitude. The masks of all back ends are bit-identical.
+    SaliencyMask or list of SaliencyMask
+        Entries that are zero or NaN are never salient, so fewer than k may be kept; NaN are counted in
+        ``mask.nan_count``. inf is the largest magnitude. The masks of all back ends are bit-identical.
 
     Raises
     ------
-    ValueError, TypeError: the argument that is wrong, and what is allowed.
+    ValueError, TypeError
+        If an argument is wrong; the message names it and what is allowed.
+
+    Examples
+    --------
+    >>> loss.backward()
+    >>> mask = saliency_mask(model, density=0.1)
+    >>> sparse, dense = saliency_mask(model, density=(0.01, 0.5))
     """
     rows = _Rows(density, k, threshold)
     if scope not in ("global", "tensor"):
@@ -279,12 +368,22 @@ class SaliencyAccumulator:
 
     Parameters
     ----------
-    model: a module (its parameters that require grad), or an iterable of parameters or (name, parameter) pairs.
-    reduce: "sum": of signed gradients (the saliency of SalUn and PECKER is the magnitude of it); "abs_sum": of
-        magnitudes; "sq_sum": of squares (the diagonal of the empirical Fisher information, up to the factor 1 / n).
-    backend: as in ``saliency_mask``.
+    model : nn.Module or iterable
+        A module, whose parameters that require grad are taken, or parameters or (name, parameter) pairs.
+    reduce : {"sum", "abs_sum", "sq_sum"}
+        "sum" adds signed gradients (the saliency of SalUn and PECKER is its magnitude), "abs_sum" magnitudes,
+        "sq_sum" squares (the diagonal of the empirical Fisher information, up to the factor 1 / n).
+    backend : str, optional
+        As in ``saliency_mask``.
 
-    Use: ``loss.backward(); acc.add(); model.zero_grad()`` for each batch, then ``acc.mask(density=0.5)``.
+    Examples
+    --------
+    >>> accumulator = SaliencyAccumulator(model)
+    >>> for batch in batches:
+    ...     loss(model, batch).backward()
+    ...     accumulator.add()
+    ...     model.zero_grad()
+    >>> mask = accumulator.mask(density=0.5)
     """
 
     def __init__(self, model: nn.Module | Iterable, reduce: str = "sum", *, backend: str | None = None) -> None:

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from pecker_fast.cli import main
 from pecker_fast.delta import apply_delta, save_delta
 from pecker_fast.hashing import state_hash
 from pecker_fast.runs.delta import delta
@@ -109,9 +110,9 @@ def test_networks_on_the_command_line(tmp_path, capsys):
     weights["conv_in.bias"] = weights["conv_in.bias"] + 1
     safetensors.torch.save_file(weights, file, {"format": "pt"})
     small = tmp_path / "change.safetensors"
-    delta("save", base=str(base), changed=str(tmp_path / "run"), output=str(small))
+    main(["delta", "save", "--base", str(base), "--changed", str(tmp_path / "run"), "--output", str(small)])
     assert "24 of" in capsys.readouterr().out and small.stat().st_size < 2000
-    delta("apply", base=str(base), delta=str(small), output=str(tmp_path / "again"))
+    main(["delta", "apply", "--base", str(base), "--delta", str(small), "--output", str(tmp_path / "again")])
     from pecker_fast.models import load_network
 
     again, _ = load_network(tmp_path / "again")
@@ -121,7 +122,7 @@ def test_networks_on_the_command_line(tmp_path, capsys):
         ({"action": "save", "changed": str(tmp_path), "output": "x"}, "ends with .safetensors"),
         ({"action": "save", "changed": str(tmp_path), "output": str(small)}, "there is no network"),
         ({"action": "apply"}, "delta is not given"),
-        ({"action": "apply", "delta": str(small), "output": str(tmp_path)}, "there already"),
+        ({"action": "apply", "delta": str(small), "output": str(tmp_path)}, "exists already"),
     ):
         with pytest.raises(ValueError, match=said):
             delta(**{"base": str(base), "output": str(tmp_path / "new"), **given})
