@@ -52,7 +52,7 @@ def draw_roofline(results: dict[str, Any], path: str | os.PathLike) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
     except ImportError as error:
-        raise ImportError("the plot needs matplotlib: pip install 'pecker-fast[demo]'") from error
+        raise ImportError("the plot needs matplotlib: pip install 'pecker-fast[train]'") from error
     panels = list(dict.fromkeys((p["size"], p["dtype"], p["threads"]) for p in found))
     figure = Figure(figsize=(6.5 * len(panels), 6), layout="constrained")
     speed = copy_speed(results)

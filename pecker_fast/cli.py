@@ -71,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command = importlib.import_module(f".commands.{words[0].replace('-', '_')}", __package__)
         command.parse(words[1:])()
+    except ModuleNotFoundError as error:
+        print(f"pecker-fast: {error}: pip install 'pecker-fast[train]'", file=sys.stderr)
+        raise SystemExit(2) from error
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         print(f"pecker-fast: {error}", file=sys.stderr)
         raise SystemExit(2) from error

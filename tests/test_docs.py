@@ -1,11 +1,15 @@
-"""The examples of the documentation run."""
+"""The examples of the documentation run, its commands can be parsed, and the files it names are there."""
 
+import importlib
 import re
+import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import pecker_fast as pf
+from pecker_fast.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -36,3 +40,39 @@ def test_documented_files_exist():
             r"`((?:pecker_fast|tests|csrc|kernels|benchmarks)/[\w/]+\.\w+)`", (ROOT / name).read_text()
         ):
             assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+def commands() -> list[tuple[str, str]]:
+    """Lines of code blocks that are commands, and commands within the text, with the page that has each."""
+    found = set()
+    for name in PAGES:
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        lines = re.findall(r"^ {4}((?:pecker-fast|python -m|make) .*)$", text, re.MULTILINE)
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            lines += re.findall(r"^((?:pecker-fast|python -m|make) .*)$", block, re.MULTILINE)
+        lines += re.findall(r"`((?:pecker-fast|make) [^`]+)`", text)
+        found |= {(name, " ".join(re.split(r"\s#\s", line)[0].split())) for line in lines}
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_command_is_parsed(page, command, tmp_path, monkeypatch, capsys):
+    """With the options that it names; the folders that it names need not be there."""
+    monkeypatch.chdir(tmp_path)
+    program, *words = shlex.split(command.removesuffix(" ..."))
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in words if "=" not in word} <= {name for row in targets for name in row.split()}
+    elif program == "python":
+        assert find_spec(words[1]) is not None, words[1]
+    elif words[0].startswith("-"):
+        assert words[0] in ("--help", "--version")
+    else:
+        assert words[0] in COMMANDS
+        if len(words) == 1 or {"NAME", "FILE"} & {*words[2:]}:
+            return  # the command by its name, or an option of it
+        parse = importlib.import_module(f"pecker_fast.commands.{words[0].replace('-', '_')}").parse
+        try:
+            parse(words[1:])
+        except SystemExit as stop:
+            assert stop.code in (0, None) and {"--help", "--help_all"} & {*words}, capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import pecker_fast as pf
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +45,7 @@ def test_wheel_holds_the_package_alone(wheel):
         "kernels/masked_adam.py",
         "benchmarks/registry.py",
         "ops/schemas.py",
+        "py.typed",
         "adam/slots.py",
         "py.typed",
         "commands/unlearn.py",
@@ -54,6 +58,33 @@ def test_wheel_holds_the_package_alone(wheel):
     assert not [name for name in names if name.endswith(".so")]
     # Studies run from a checkout.
     assert not [name for name in names if name.startswith("pecker_fast/benchmarks/studies")]
+
+
+def test_every_package_is_listed():
+    """All but the studies, which run from a checkout."""
+    listed = set(re.findall(r'^    "(pecker_fast[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    folders = {"pecker_fast": ROOT / "pecker_fast"}
+    folders |= {f"pecker_fast.{name}": ROOT / name for name in ("kernels", "benchmarks")}
+    packages = {
+        ".".join([name, *path.parent.relative_to(folder).parts])
+        for name, folder in folders.items()
+        for path in folder.rglob("__init__.py")
+    }
+    assert listed == {name for name in packages if "studies" not in name}
+
+
+def test_version_and_extras(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(name).decode().splitlines()
+    assert f"Version: {pf.__version__}" in lines
+    needed = [line.split()[1] for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    # Of the runs' libraries none.
+    assert {re.split(r"[<>=!~; ]", item)[0] for item in needed} == {
+        "torch", "numpy", "safetensors", "tyro", "docstring-parser", "tqdm",
+    }  # fmt: skip
+    extras = {line.split()[1] for line in lines if line.startswith("Provides-Extra:")}
+    assert {"train", "eval", "all", "demo", "test", "dev", "docs"} <= extras
 
 
 def test_without_a_compiler_it_runs_and_says_so(wheel, tmp_path):

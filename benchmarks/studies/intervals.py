@@ -47,7 +47,7 @@ def interval(values: Sequence[float], censored: int = 0, level: float = LEVEL) -
     try:
         from scipy import stats
     except ImportError as error:
-        raise ImportError("confidence intervals need scipy: pip install 'pecker-fast[demo]'") from error
+        raise ImportError("confidence intervals need scipy: pip install 'pecker-fast[train]'") from error
     quantile = float(stats.t.ppf(0.5 + level / 2, len(values) - 1))
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half, len(values), censored)

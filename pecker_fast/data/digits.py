@@ -44,7 +44,7 @@ def load_digits_images(split: str = "train", seed: int = 0, image_size: int | No
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits need scikit-learn: pip install 'pecker-fast[demo]'") from error
+        raise ImportError("the digits need scikit-learn: pip install 'pecker-fast[train]'") from error
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     if size != SIZE:

@@ -26,7 +26,7 @@ def _torchvision() -> ModuleType:
     try:
         import torchvision
     except ImportError as error:
-        raise ImportError("CIFAR-10, STL-10 and folders need torchvision: pip install 'pecker-fast[demo]'") from error
+        raise ImportError("CIFAR-10, STL-10 and folders need torchvision: pip install 'pecker-fast[train]'") from error
     return torchvision
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -158,19 +158,20 @@ class Sampler:
             If an argument does not fit the network or the schedule, such as a label out of range.
         """
         options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
+        # The kinds that require them have them.
+        steps, t_init, sld = cast(int, self.num_inference_steps), cast(int, self.t_init), cast(str, self.sld)
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
         if self.kind == "sld":
             if self.safety_label is None:
                 raise ValueError("safety_label is not given: expected the label of safety_text")
-            config = sld_config(self.sld)
-            return sample_sld(network, schedule, labels, self.safety_label, config, self.num_inference_steps, **options)
+            return sample_sld(network, schedule, labels, self.safety_label, sld_config(sld), steps, **options)
         options["shape"] = shape
         if self.kind == "one_step":
-            return sample_one_step(network, OneStepGenerator(schedule, self.t_init), labels, **options)
+            return sample_one_step(network, OneStepGenerator(schedule, t_init), labels, **options)
         options["clip_sample"] = self.clip_sample
         draw = sample_ddim if self.kind == "ddim" else sample_ddpm
-        return draw(network, schedule, labels, self.num_inference_steps, **options)
+        return draw(network, schedule, labels, steps, **options)
 
     def through(self, network: nn.Module, schedule: NoiseSchedule, z: Tensor, labels: Tensor) -> Tensor:
         """Draw the samples that start from ``z``, with the gradients of ``z`` and of the weights.
@@ -194,14 +195,15 @@ class Sampler:
         """
         guidance = 1.0 if self.guidance_scale is None else self.guidance_scale
         if self.kind == "one_step":
-            return OneStepGenerator(schedule, self.t_init).through(network, z, labels, guidance_scale=guidance)
+            generator = OneStepGenerator(schedule, cast(int, self.t_init))
+            return generator.through(network, z, labels, guidance_scale=guidance)
         if self.kind == "ddim":
             return ddim_through(
                 network,
                 schedule,
                 z,
                 labels,
-                self.num_inference_steps,
+                cast(int, self.num_inference_steps),
                 guidance_scale=guidance,
                 clip_sample=self.clip_sample,
             )

@@ -130,7 +130,7 @@ def image_quality(
     try:
         import torch_fidelity
     except ImportError as error:
-        raise ImportError("FID needs torch-fidelity: pip install 'pecker-fast[demo]'") from error
+        raise ImportError("FID needs torch-fidelity: pip install 'pecker-fast[eval]'") from error
     options = {
         "feature_extractor": feature_extractor,
         "samples_shuffle": True,

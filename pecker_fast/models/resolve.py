@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from .stable_diffusion import StableDiffusion, load_text_unet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from typing_extensions import TypeIs
 
 # A path, a name on the hub, a network, or a pipeline of diffusers.
 Source = Union[str, os.PathLike, nn.Module, "DiffusionPipeline"]
@@ -95,7 +96,7 @@ class ClassModel:
             sampler = Sampler(kind, t_init=t_init, batch_size=batch_size)
         else:
             steps = steps if num_inference_steps is None else num_inference_steps
-            sampler = Sampler(kind, num_inference_steps=steps, batch_size=batch_size, **guidance)
+            sampler = Sampler(cast(Any, kind), num_inference_steps=steps, batch_size=batch_size, **guidance)
         sampler.check(self.schedule.num_train_timesteps)
         return sampler
 
@@ -316,7 +317,7 @@ def conditioning_of(model: Source | None, *, name: str = NAME) -> Literal["class
 
 def shipped_network(name: str) -> Path:
     """Return the folder of a pretrained network that comes with the package. ValueError if it is not installed."""
-    folder = Path(str(resources.files("pecker_fast").joinpath("assets", name, "unet")))
+    folder = Path(str(resources.files("pecker_fast") / "assets" / name / "unet"))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not installed: pecker-fast pretrain --preset {name} makes this network")
     return folder
@@ -356,7 +357,7 @@ def _loaded_class_model(model: Any, scheduler: Any) -> ClassModel:
     return ClassModel(copied(unet), schedule.to("cpu"), _memory(model), _pipeline_options(model))
 
 
-def _is_object(model: Any) -> bool:
+def _is_object(model: Any) -> "TypeIs[nn.Module | DiffusionPipeline]":
     return not isinstance(model, (str, os.PathLike))
 
 

@@ -5,6 +5,7 @@ they are ``torch.ops.pecker_fast.*``.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,7 +128,7 @@ def l2_fetch_granularity(device: torch.device, size: int | None = None) -> int:
         return torch.ops.pecker_fast.l2_fetch_granularity(size or 0)
 
 
-def masked_adam_(params: Sequence[Tensor], *args, backend: str | None = None, **kwargs) -> None:
+def masked_adam_(params: Sequence[Tensor], *args: Any, backend: str | None = None, **kwargs: Any) -> None:
     """One plain, masked or joint Adam step, in place. Arguments and equations: ``reference.masked_adam_``."""
     if params:
         resolve("masked_adam_", params[0].device, backend)(params, *args, **kwargs)

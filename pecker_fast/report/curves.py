@@ -21,7 +21,7 @@ def new_figure(rows: int, columns: int):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the report's curves need matplotlib: pip install 'pecker-fast[demo]'") from error
+        raise ImportError("the report's curves need matplotlib: pip install 'pecker-fast[train]'") from error
     canvas = Figure(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
     FigureCanvasAgg(canvas)
     return canvas, canvas.subplots(rows, columns, squeeze=False)

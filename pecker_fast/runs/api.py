@@ -202,7 +202,7 @@ def _request(name: str, forget: int | Sequence[int] | str | None, cover: int | s
                 f"forget is {forget!r}, expected classes: the preset {name} is for class-conditional networks"
             )
         classes = forget if forget is None or isinstance(forget, Sequence) else [forget]
-        values = {"forget_classes": classes, "cover_class": None if cover is None else str(cover)}
+        values: dict[str, Any] = {"forget_classes": classes, "cover_class": None if cover is None else str(cover)}
     else:
         if forget is not None and not isinstance(forget, str):
             raise TypeError(f"forget is {forget!r}, expected a concept: {name} is for text-to-image models")
@@ -219,7 +219,7 @@ def _preset_for(model: Model) -> str:
     if conditioning_of(model, name="model") == "prompts":
         return "sd15-celebrity"
     network = resolve(model, name="model").network if isinstance(model, (str, os.PathLike)) else model
-    config = getattr(network, "unet", network).config
+    config: Any = getattr(network, "unet", network).config
     for name, values in PRESETS.items():
         if isinstance(values, ClassPreset):
             unet = values.unet

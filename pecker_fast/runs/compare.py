@@ -2,7 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,7 @@ def _run(args: CompareArguments, plan: Plan, folders: Mapping[str, Sequence[Path
             args.measure(name, several[i], run)
 
 
-def comparison_class(preset_name: str) -> type[CompareArguments]:
+def comparison_class(preset_name: str) -> Callable[[], CompareArguments]:
     """The kind of comparison on a preset. ValueError if there is no such preset."""
     # Imported only if needed: each brings libraries that take a while.
     if preset(preset_name).task == "prompts":

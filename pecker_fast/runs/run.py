@@ -124,7 +124,7 @@ class Run:
         return _pipeline_class(kind).from_pretrained(self.folder)
 
 
-def _pipeline_class(name: str) -> type:
+def _pipeline_class(name: str) -> "type[DiffusionPipeline]":
     """The class of a saved pipeline: this package's own, not the code in the folder."""
     if name == "OneStepPipeline":
         from ..diffusion.pipeline import OneStepPipeline

@@ -128,7 +128,7 @@ class ClassEvaluation(EvaluateArguments):
             if find_spec("torch_fidelity") is None:
                 print(
                     "pecker-fast: no precision and recall: torch-fidelity is not installed (pip install "
-                    "'pecker-fast[demo]')",
+                    "'pecker-fast[eval]')",
                     file=sys.stderr,
                 )
                 return None
