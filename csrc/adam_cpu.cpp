@@ -69,6 +69,26 @@ T* data(const Tensor& t) {
 }
 
 
+// Whether lists of state hold the salient entries only: their tensors have as many entries as the packed moments, and
+// not as many as the parameters. With a mask of all entries there is no difference.
+class Packing {
+ public:
+  Packing(const AdamLists& lists, bool packed) : lists_(lists), packed_(packed) {}
+
+  bool of(TensorList tensors) const {
+    bool differs = false;
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      if (tensors[i].numel() != lists_.exp_avg_sqs[i].numel()) return false;
+      differs |= tensors[i].numel() != lists_.params[i].numel();
+    }
+    return packed_ && differs;
+  }
+
+ private:
+  const AdamLists& lists_;
+  bool packed_;
+};
+
 template <typename T>
 AdamScalars<T> make_scalars(const AdamOptions& options, T lr, const std::optional<Tensor>& grad_scale) {
   constexpr T kInf = std::numeric_limits<T>::infinity();
@@ -102,12 +122,20 @@ void run(ParamType, const AdamStep<double>& step, const AdamTensor<double>* tens
 template <typename T>
 class TypedTable : public AdamTable {
  public:
-  TypedTable(const AdamLists& lists, const AdamOptions& options, bool joint)
+  TypedTable(const AdamLists& lists, const AdamOptions& options, bool joint, bool packed_grads)
       : type_(param_type(lists.params[0].scalar_type())), options_(options), joint_(joint),
         words_(lists.words), bias_table_(lists.bias_table) {
     const at::ScalarType dtype = lists.params[0].scalar_type();
     step_.masked = lists.words.has_value() && !joint;
     step_.packed = lists.packed_offsets.has_value();
+    step_.packed_grads = packed_grads;
+    const Packing packing(lists, step_.packed);
+    step_.packed_masters = packing.of(lists.masters);
+    step_.packed_emas = packing.of(lists.emas);
+    TORCH_CHECK_VALUE(!step_.packed_emas || !options.ema_everywhere,
+                      "masked_adam_: ema_everywhere is for emas of all entries, these are packed");
+    TORCH_CHECK_VALUE(lists.masters.empty() || lists.emas.empty() || step_.packed_masters == step_.packed_emas,
+                      "masked_adam_: either both masters and emas are packed or none");
     step_.retain_variance = options.retain_variance;
     step_.ema_everywhere = options.ema_everywhere;
     step_.stochastic_rounding =
@@ -174,8 +202,8 @@ class TypedTable : public AdamTable {
     t.exp_avg_sq = state(lists.exp_avg_sqs, "exp_avg_sqs", state_numel);
     t.exp_avg = state(lists.exp_avgs, "exp_avgs", state_numel);
     t.max_exp_avg_sq = state(lists.max_exp_avg_sqs, "max_exp_avg_sqs", state_numel);
-    t.master = state(lists.masters, "masters", numel);
-    t.ema = state(lists.emas, "emas", numel);
+    t.master = state(lists.masters, "masters", step_.packed_masters ? state_numel : numel);
+    t.ema = state(lists.emas, "emas", step_.packed_emas ? state_numel : numel);
     if (!lists.counts.empty()) {
       check_tensor(lists.counts[i], "counts", i, lists.counts[0].scalar_type(), state_numel);
       t.counts = lists.counts[i].data_ptr();
@@ -261,7 +289,8 @@ class TypedTable : public AdamTable {
 
 }  // namespace
 
-std::unique_ptr<AdamTable> AdamTable::make(const AdamLists& lists, const AdamOptions& options, bool joint) {
+std::unique_ptr<AdamTable> AdamTable::make(const AdamLists& lists, const AdamOptions& options, bool joint,
+                                           bool packed_grads) {
   const std::size_t n = lists.params.size();
   TORCH_CHECK_VALUE(n > 0, "masked_adam_: a table needs params");
   check_length(lists.exp_avgs.size(), n, true, "exp_avgs");
@@ -306,20 +335,22 @@ std::unique_ptr<AdamTable> AdamTable::make(const AdamLists& lists, const AdamOpt
     TORCH_CHECK_VALUE(table.dim() == 2 && table.size(0) >= 2 && table.size(1) == 2,
                       "masked_adam_: bias_table must be [M + 1, 2] with M >= 1, got ", table.sizes());
   }
-  if (wide) return std::make_unique<TypedTable<double>>(lists, options, joint);
-  return std::make_unique<TypedTable<float>>(lists, options, joint);
+  TORCH_CHECK_VALUE(!packed_grads || lists.packed_offsets, "masked_adam_: packed grads need packed_offsets");
+  if (wide) return std::make_unique<TypedTable<double>>(lists, options, joint, packed_grads);
+  return std::make_unique<TypedTable<float>>(lists, options, joint, packed_grads);
 }
 
 namespace {
 
-// The gradients' memory, null where there is none.
-std::vector<const void*> pointers(const OptionalTensors& tensors, const char* name, TensorList params) {
+// The gradients' memory, null where there is none. `sizes`: tensors of as many entries.
+std::vector<const void*> pointers(const OptionalTensors& tensors, const char* name, TensorList params,
+                                  TensorList sizes) {
   std::vector<const void*> result(tensors.size(), nullptr);
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const std::optional<Tensor> tensor = tensors.get(i);
     if (!tensor) continue;
-    check_tensor(*tensor, name, i, params[0].scalar_type(), params[i].numel());
-    result[i] = tensor->const_data_ptr();
+    check_tensor(*tensor, name, i, params[0].scalar_type(), sizes[i].numel());
+    result[i] = gradient_data(*tensor);
   }
   return result;
 }
@@ -342,9 +373,16 @@ void masked_adam_cpu(TensorList params, const OptionalTensors& grads, const Opti
   const AdamOptions options{beta1,      beta2,      eps,        weight_decay,    decoupled_weight_decay,
                             maximize,   clip_value, max_update, retain_variance, zero_nonfinite,
                             ema_decay,  ema_everywhere, stochastic_rounding, seed};
-  const auto table = AdamTable::make(lists, options, !masked_grads.empty());
-  table->step({pointers(grads, "grads", params), pointers(masked_grads, "masked_grads", params)}, steps, lr,
-              grad_scale, found_inf);
+  check_length(exp_avg_sqs.size(), params.size(), false, "exp_avg_sqs");
+  bool packed_grads = packed_offsets.has_value();
+  for (std::size_t i = 0; packed_grads && i < params.size(); ++i) {
+    const std::optional<Tensor> grad = grads.get(i);
+    packed_grads = !grad || grad->numel() == exp_avg_sqs[i].numel();
+  }
+  const auto table = AdamTable::make(lists, options, !masked_grads.empty(), packed_grads);
+  table->step({pointers(grads, "grads", params, packed_grads ? exp_avg_sqs : params),
+               pointers(masked_grads, "masked_grads", params, params)},
+              steps, lr, grad_scale, found_inf);
 }
 
 TORCH_LIBRARY_IMPL(pecker_fast, CPU, m) { m.impl("masked_adam_", &masked_adam_cpu); }

@@ -35,12 +35,20 @@ struct AdamGradients {
   const std::vector<const void*>& masked_grads;  // empty: this is no joint step
 };
 
+// The memory of a gradient that is there; an empty one has none, but is no missing one.
+inline const void* gradient_data(const at::Tensor& grad) {
+  static const char nothing = 0;
+  return grad.numel() > 0 ? grad.const_data_ptr() : &nothing;
+}
+
 class AdamTable {
  public:
   virtual ~AdamTable() = default;
 
-  // Raises if tensors or options do not fit. The memory of the tensors has to stay where it is.
-  static std::unique_ptr<AdamTable> make(const AdamLists& lists, const AdamOptions& options, bool joint);
+  // Raises if tensors or options do not fit. The memory of the tensors has to stay where it is. packed_grads: gradients
+  // hold the salient entries only; whether masters and emas do is seen by their sizes.
+  static std::unique_ptr<AdamTable> make(const AdamLists& lists, const AdamOptions& options, bool joint,
+                                         bool packed_grads);
 
   virtual void step(const AdamGradients& gradients, const at::Tensor& steps, const at::Tensor& lr,
                     const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) = 0;

@@ -76,6 +76,14 @@ class ParameterWatch : public torch::CustomClassHolder {
   // Which parameters have a gradient, of either kind.
   void expect(const c10::List<bool>& present) { present_.assign(present.begin(), present.end()); }
 
+  // From now on gradients are packed: `packed` stands for each in the parameter's .grad, `values` are its entries.
+  void pack(const Tensors& packed, Tensors values) {
+    TORCH_CHECK_VALUE(packed.size() == parameters_.size() && values.size() == parameters_.size(),
+                      "packed gradients and parameters differ in number");
+    packed_ = packed;
+    values_ = std::move(values);
+  }
+
   // Whether the parameters have the memory that they had.
   bool is_current() const {
     for (const Parameter& parameter : parameters_) {
@@ -97,8 +105,10 @@ class ParameterWatch : public torch::CustomClassHolder {
       const Tensor& grad = param.grad();
       if (joint) masked_grads_.push_back(masked_grads.get(i).value_or(Tensor()));
       const bool present = grad.defined() || (joint && masked_grads_[i].defined());
-      expected = present == present_[i] && fits(grad, param) && (!joint || fits(masked_grads_[i], param));
-      grads_[i] = &grad;
+      const bool is_packed = !packed_.empty() && grad.defined();
+      expected = present == present_[i] && (!joint || fits(masked_grads_[i], param)) &&
+                 (is_packed ? grad.is_same(packed_[i]) : fits(grad, param));
+      grads_[i] = is_packed ? &values_[i] : &grad;
     }
     if (!expected) return kOtherGradients;
     collected_ = true;
@@ -177,6 +187,7 @@ class ParameterWatch : public torch::CustomClassHolder {
 
   std::vector<Parameter> parameters_;
   std::vector<bool> present_;
+  Tensors packed_, values_;
   // Of one step. The parameters hold the gradients that are pointed to.
   std::vector<const Tensor*> grads_;
   Tensors masked_grads_;
@@ -195,10 +206,12 @@ class AdamPlan : public torch::CustomClassHolder {
  public:
   // positions: of the parameters among those watched. params: contiguous, as the kernel takes them. orders: for each of
   // them the dimensions of its gradients from the slowest to the fastest in memory; empty: row-major.
-  // state: exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas and counts.
-  AdamPlan(Positions positions, Tensors params, std::vector<Positions> orders, std::vector<Tensors> state)
+  // state: exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas and counts. packed_grads: the watch was given packed
+  // gradients.
+  AdamPlan(Positions positions, Tensors params, std::vector<Positions> orders, std::vector<Tensors> state,
+           bool packed_grads)
       : positions_(std::move(positions)), params_(std::move(params)), orders_(std::move(orders)),
-        state_(std::move(state)) {
+        state_(std::move(state)), packed_grads_(packed_grads) {
     TORCH_CHECK_VALUE(state_.size() == 6, "state has ", state_.size(), " lists, expected 6");
     TORCH_CHECK_VALUE(params_.size() == positions_.size() && orders_.size() == positions_.size(),
                       "params, orders and positions differ in length");
@@ -236,7 +249,7 @@ class AdamPlan : public torch::CustomClassHolder {
     if (params_[0].is_cpu()) {
       table_ = AdamTable::make({params_, state_[0], state_[1], state_[2], state_[3], state_[4], state_[5], bias_table_,
                                 words_, word_offsets_, packed_offsets_},
-                               options_, joint_);
+                               options_, joint_, packed_grads_);
     }
   }
 
@@ -280,9 +293,9 @@ class AdamPlan : public torch::CustomClassHolder {
     Tensors copies;
     const auto point_to = [&](const Tensor& grad, std::size_t i) -> const void* {
       if (!grad.defined()) return nullptr;
-      if (is_laid_out(grad, i)) return grad.const_data_ptr();
+      if (is_laid_out(grad, i)) return gradient_data(grad);
       copies.push_back(laid_out(grad, i));
-      return copies.back().const_data_ptr();
+      return gradient_data(copies.back());
     };
     grads_.resize(positions_.size());
     for (std::size_t i = 0; i < positions_.size(); ++i) grads_[i] = point_to(watch.grad(positions_[i]), i);
@@ -328,6 +341,7 @@ class AdamPlan : public torch::CustomClassHolder {
   Tensors params_;
   std::vector<Positions> orders_;
   std::vector<Tensors> state_;
+  bool packed_grads_;
   std::vector<Watched> watched_;
   bool joint_ = false;
   Tensor lr_;
@@ -342,13 +356,15 @@ TORCH_LIBRARY_FRAGMENT(pecker_fast, m) {
   m.class_<ParameterWatch>("ParameterWatch")
       .def(torch::init<const Tensors&>())
       .def("expect", &ParameterWatch::expect)
+      .def("pack", &ParameterWatch::pack)
       .def("is_current", &ParameterWatch::is_current)
       .def("collect", &ParameterWatch::collect)
       .def("release", &ParameterWatch::release)
       .def("written", &ParameterWatch::written)
-      .def("record", &ParameterWatch::record);
+      .def("record", &ParameterWatch::record)
+      .def("bump", &ParameterWatch::bump);
   m.class_<AdamPlan>("AdamPlan")
-      .def(torch::init<Positions, Tensors, std::vector<Positions>, std::vector<Tensors>>())
+      .def(torch::init<Positions, Tensors, std::vector<Positions>, std::vector<Tensors>, bool>())
       .def("watch", &AdamPlan::watch)
       .def("is_current", &AdamPlan::is_current)
       .def("configure", &AdamPlan::configure)

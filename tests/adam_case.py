@@ -34,6 +34,8 @@ class AdamCase:
     emas: list[Tensor] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)
     packed: bool = False
+    packed_grads: bool = False
+    packed_values: bool = False  # masters and EMA too
     ema_everywhere: bool = False
     found_inf: float | None = None
     stochastic_rounding: bool = False
@@ -49,7 +51,8 @@ class AdamCase:
 
     def describe(self) -> str:
         return (
-            f"{self.kind} {self.dtype} numels={self.numels} packed={self.packed} masters={bool(self.masters)} "
+            f"{self.kind} {self.dtype} numels={self.numels} packed={self.packed} packed_grads={self.packed_grads} "
+            f"packed_values={self.packed_values} masters={bool(self.masters)} "
             f"counts={[c.dtype for c in self.counts[:1]]} amsgrad={bool(self.max_exp_avg_sqs)} "
             f"ema_everywhere={self.ema_everywhere} steps={self.steps} {self.options}"
         )
@@ -59,10 +62,16 @@ class AdamCase:
         o = self.options
         move = lambda tensors: [None if t is None else t.clone().to(device) for t in tensors]  # noqa: E731
         lists = {name: move(getattr(self, name)) for name in ("params", *STATE_LISTS)}
+        grads = move(self.grads)
         offsets = None
+        packed_lists = ["exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "counts"] if self.packed else []
         if self.packed:
+            packed_lists += ["masters", "emas"] if self.packed_values else []
             chosen = [torch.from_numpy(mask) for mask in self.masks]
-            for name in ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "counts"):
+            if self.packed_grads:
+                pairs = zip(grads, chosen, strict=True)
+                grads = [None if g is None else g.view(-1)[bits.to(device)] for g, bits in pairs]
+            for name in packed_lists:
                 lists[name] = [t.view(-1)[bits.to(device)] for t, bits in zip(lists[name], chosen, strict=False)]
             before = [np.concatenate([[0], np.cumsum(mask)])[:-1:16384] for mask in self.masks]
             offsets = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *before])).to(device)
@@ -70,7 +79,7 @@ class AdamCase:
         scalar = lambda v, dtype=torch.float32: None if v is None else torch.tensor(v, dtype=dtype, device=device)  # noqa: E731
         ops.masked_adam_(
             lists["params"],
-            move(self.grads),
+            grads,
             move(self.masked_grads),
             *(lists[name] for name in STATE_LISTS),
             torch.tensor(self.steps, dtype=torch.float32, device=device),
@@ -98,7 +107,7 @@ class AdamCase:
             backend=backend,
         )
         if self.packed:
-            for name in ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "counts"):
+            for name in packed_lists:
                 for i, bits in enumerate(chosen[: len(lists[name])]):
                     dense = getattr(self, name)[i].clone().view(-1)
                     dense[bits] = lists[name][i].cpu()
@@ -277,4 +286,7 @@ def random_case(
             # Leaving the EMA of frozen entries alone is right only where it equals the parameter.
             kept = [torch.from_numpy(mask) for mask in masks]
             case.emas = [torch.where(k, e, t.to(compute)) for k, e, t in zip(kept, case.emas, own, strict=True)]
+    if packed:
+        case.packed_grads = bool(np.random.rand() < 0.5)
+        case.packed_values = not case.ema_everywhere and bool(np.random.rand() < 0.5)
     return case

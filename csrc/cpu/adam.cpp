@@ -21,8 +21,8 @@ void adam_chunk(const AdamStep<double>& step, const AdamTensor<double>& t, const
       continue;
     }
     const std::int64_t k = step.packed ? state++ : i;
-    double* x = t.master != nullptr ? t.master + i : param + i;
-    double g = grad != nullptr ? grad[i] * s.grad_factor : 0.0;
+    double* x = t.master != nullptr ? t.master + (step.packed_masters ? k : i) : param + i;
+    double g = grad != nullptr ? grad[step.packed_grads ? k : i] * s.grad_factor : 0.0;
     double h = g;
     if (masked_grad != nullptr && salient) g += masked_grad[i] * s.grad_factor;
     g = condition_grad(s, g, *x);
@@ -33,7 +33,10 @@ void adam_chunk(const AdamStep<double>& step, const AdamTensor<double>& t, const
                                  t.exp_avg_sq + k, t.max_exp_avg_sq != nullptr ? t.max_exp_avg_sq + k : nullptr);
     *x = *x * s.decay - u;
     param[i] = *x;
-    if (t.ema != nullptr) t.ema[i] += s.ema_weight * (*x - t.ema[i]);
+    if (t.ema != nullptr) {
+      double* ema = t.ema + (step.packed_emas ? k : i);
+      *ema += s.ema_weight * (*x - *ema);
+    }
   }
 }
 

@@ -42,6 +42,7 @@ struct AdamStep {
   bool counts_are_16_bit;
   bool masked;  // only salient entries are updated
   bool packed;  // moments and counts hold the salient entries only
+  bool packed_grads, packed_masters, packed_emas;  // so do these
   bool retain_variance;
   bool ema_everywhere;
   bool stochastic_rounding;
@@ -52,7 +53,7 @@ struct AdamChunk {
   std::int64_t begin;    // first entry, a multiple of kAdamChunk
   std::int64_t length;   // at most kAdamChunk
   std::int64_t salient;  // entries to update
-  std::int64_t state;    // of the first updated entry: its index into packed state; `begin` where state is dense
+  std::int64_t state;    // of the first updated entry: its index into packed lists; `begin` if state is dense
 };
 
 // Set bits among the first `numel` of `words`: one count for each kAdamChunk entries.

@@ -3,8 +3,9 @@
 //
 // Three ways through a chunk, all with the same arithmetic for an entry:
 //   sweep    every entry, full vectors; in a masked step with dense state, frozen lanes are blended back.
-//   packed   tiles: the salient gradients are compressed into a buffer in L1, Adam runs on the buffer and on the
-//            contiguous packed state, and the updates are spread over the parameters.
+//   packed   tiles: the salient gradients are compressed into a buffer in L1 (or packed already), Adam runs on the buffer
+//            and on the contiguous packed state, and the updates are spread over the parameters. With packed masters or
+//            averages the new values are computed in the buffer too, and spread instead.
 //   gather   the entries are listed, gathered one by one, updated in vectors, and scattered; for sparse masks, and for
 //            the last entries of a tensor, which do not fill a mask word.
 // What limits the loops beside memory is how many of their iterations fit into the processor's reorder buffer, hence
@@ -92,6 +93,8 @@ class AdamRunner {
     k_.decayed = s.decay != 1.0f;
     k_.coupled = s.coupled_decay != 0.0f;
     k_.zero_nonfinite = s.zero_nonfinite;
+    makes_values_ = step.packed_masters || step.packed_emas;
+    stages_values_ = k_.coupled || makes_values_;
   }
 
   void run(const AdamTensor<float>& tensor, const AdamChunk& chunk) {
@@ -229,36 +232,67 @@ class AdamRunner {
   // Salient entries of [begin, end), at most kTile and a multiple of 32, with state packed from `state` on. Returns how
   // many of them there were.
   std::int64_t packed_tile(std::int64_t begin, std::int64_t end, std::int64_t state) {
-    const std::int64_t n = compress_tile(begin, end);
+    const bool takes_values = stages_values_ && !step_.packed_masters;
+    std::int64_t n;
+    if (step_.packed_grads) {
+      n = takes_values ? compress_tile<false>(begin, end, true) : count_tile(begin, end);
+      widen_run(grad_ + state, n, buffers_.g);
+    } else {
+      n = compress_tile<true>(begin, end, takes_values);
+    }
+    if (stages_values_ && step_.packed_masters) copy_run(t_->master + state, n, buffers_.x);
     if (!kLean && t_->counts != nullptr) {
       for (std::int64_t j = 0; j < n; ++j) correct(j, state + j);
     }
     advance_run(n, k_.scaled, false, t_->exp_avg + state, t_->exp_avg_sq + state,
                 t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
-    t_->ema != nullptr ? spread_tile<true>(begin, end) : spread_tile<false>(begin, end);
+    if (makes_values_) {
+      if (!kLean && step_.stochastic_rounding) list_entries(begin, end, false);
+      make_values(begin, n, state);
+      spread_values(begin, end);
+    } else {
+      t_->ema != nullptr ? spread_tile<true>(begin, end) : spread_tile<false>(begin, end);
+    }
     return n;
   }
 
-  // The salient gradients, and parameters where weight decay needs them, into the buffers.
-  PF_NOINLINE std::int64_t compress_tile(std::int64_t begin, std::int64_t end) {
+  std::int64_t count_tile(std::int64_t begin, std::int64_t end) const {
+    std::int64_t n = 0;
+    for (std::int64_t i = begin; i < end; i += 32) n += count_bits(t_->words[i >> 5]);
+    return n;
+  }
+
+  // What follows a packed run belongs to another chunk or to nobody, so the last entries are read one by one.
+  static void widen_run(const P* packed, std::int64_t n, float* staged) {
+    std::int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) store(staged + j, load_wide(packed + j));
+    for (; j < n; ++j) staged[j] = widen(packed[j]);
+  }
+
+  static void copy_run(const float* packed, std::int64_t n, float* staged) {
+    std::memcpy(staged, packed, static_cast<std::size_t>(n) * sizeof(float));
+  }
+
+  // The salient gradients (kGrads), and parameters or masters (`takes_values`), into the buffers.
+  template <bool kGrads>
+  PF_NOINLINE std::int64_t compress_tile(std::int64_t begin, std::int64_t end, bool takes_values) {
     const P* const param = param_;
     const P* const grad = grad_;
     const float* const master = kLean ? nullptr : t_->master;
     const std::uint32_t* const words = t_->words;
-    const bool coupled = k_.coupled;
     float* const g = buffers_.g;
     float* const x = buffers_.x;
     std::int64_t n = 0;
     for (std::int64_t i = begin; i < end; i += 32) {
       const std::uint32_t word = words[i >> 5];
       // What this step of a later tile reads; the other steps do the same for theirs, so that memory is busy in all.
-      prefetch_word(grad + i + kTileAhead);
+      if (kGrads) prefetch_word(grad + i + kTileAhead);
       if (word == 0) continue;
       PF_UNROLL
       for (int j = 0; j < 32; j += kLanes) {
         const std::uint32_t bits = word >> j & kLaneMask;
-        store(g + n, compress(bits, load_wide(grad + i + j)));
-        if (coupled) {
+        if (kGrads) store(g + n, compress(bits, load_wide(grad + i + j)));
+        if (takes_values) {
           store(x + n, compress(bits, master != nullptr ? load(master + i + j) : load_wide(param + i + j)));
         }
         n += count_bits(bits);
@@ -288,6 +322,58 @@ class AdamRunner {
         const Spread update = spread(bits, load(u));
         finish<true>(k, t, i + j, raw, x, x * k.decay - update.value, update.filled);
         u += count_bits(bits);
+      }
+    }
+  }
+
+  // Makes the new values of n staged entries of the updates in buffers_.g, which they replace, and advances packed
+  // masters and averages. What is rounded at random needs the entries listed, relative to `begin`.
+  PF_NOINLINE void make_values(std::int64_t begin, std::int64_t n, std::int64_t state) {
+    const Constants k = k_;
+    Buffers& b = buffers_;
+    float* const master = step_.packed_masters ? t_->master + state : nullptr;
+    float* const ema = step_.packed_emas ? t_->ema + state : nullptr;
+    const bool stochastic = !kLean && sizeof(P) == 2 && step_.stochastic_rounding;
+    for (std::int64_t j = 0; j < n; j += kLanes) {
+      const std::int64_t rest = n - j < kLanes ? n - j : kLanes;
+      Vec x = decayed(k, load(b.x + j)) - load(b.g + j);
+      if (master != nullptr) {
+        store_first(master + j, x, rest);
+      } else if (stochastic) {
+        store(b.g + j, x);
+        for (std::int64_t lane = j; lane < j + rest; ++lane) {
+          P rounded;
+          narrow_stochastic(b.g[lane], random_bits(t_->random_state, begin + b.index[lane]), &rounded);
+          b.g[lane] = widen(rounded);
+        }
+        x = load(b.g + j);
+      } else {
+        x = Io<P>::widen(Io<P>::narrow(x));
+      }
+      store(b.g + j, x);
+      if (ema != nullptr) {
+        const Vec average = load_first(ema + j, rest);
+        store_first(ema + j, average + k.ema_weight * (x - average), rest);
+      }
+    }
+  }
+
+  // Puts the values in buffers_.g into the salient parameters.
+  PF_NOINLINE void spread_values(std::int64_t begin, std::int64_t end) {
+    P* const param = param_;
+    const std::uint32_t* const words = t_->words;
+    const float* value = buffers_.g;
+    for (std::int64_t i = begin; i < end; i += 32) {
+      const std::uint32_t word = words[i >> 5];
+      prefetch_word(param + i + kTileAhead);
+      if (word == 0) continue;
+      PF_UNROLL
+      for (int j = 0; j < 32; j += kLanes) {
+        const std::uint32_t bits = word >> j & kLaneMask;
+        const Spread values = spread(bits, load(value));
+        const Raw raw = Io<P>::load(param + i + j);
+        Io<P>::store(param + i + j, Io<P>::blend(values.filled, Io<P>::narrow(values.value), raw));
+        value += count_bits(bits);
       }
     }
   }
@@ -336,7 +422,7 @@ class AdamRunner {
   void gather(std::int64_t begin, std::int64_t end, std::int64_t state, bool few = false) {
     const std::int64_t n = list_entries(begin, end, few);
     const std::uint16_t* const index = buffers_.index;
-    gather_entries(begin, n);
+    gather_entries(begin, n, state);
     if (!kLean && t_->counts != nullptr) {
       for (std::int64_t j = 0; j < n; ++j) correct(j, step_.packed ? state + j : begin + index[j]);
     }
@@ -354,7 +440,13 @@ class AdamRunner {
       if (kHasM) copy_to(buffers_.m, n, t_->exp_avg + begin);
       if (amsgrad) copy_to(buffers_.vmax, n, t_->max_exp_avg_sq + begin);
     }
-    scatter_updates(begin, n);
+    if (makes_values_) {
+      make_values(begin, n, state);
+      P* const param = param_ + begin;
+      for (std::int64_t j = 0; j < n; ++j) narrow(buffers_.g[j], param + index[j]);
+    } else {
+      scatter_updates(begin, n);
+    }
   }
 
   // Fills buffers_.index with the entries to update, relative to `begin`; returns their number.
@@ -395,7 +487,7 @@ class AdamRunner {
 
   // Listed gradients and parameters (or masters) into the buffers. Almost every entry has a cache line of
   // its own: loading both here was faster than prefetching parameters for scatter_updates to load.
-  PF_NOINLINE void gather_entries(std::int64_t begin, std::int64_t n) {
+  PF_NOINLINE void gather_entries(std::int64_t begin, std::int64_t n, std::int64_t state) {
     const std::uint16_t* const index = buffers_.index;
     const P* const param = param_ + begin;
     const P* const grad = grad_ != nullptr ? grad_ + begin : nullptr;
@@ -403,7 +495,20 @@ class AdamRunner {
     const float factor = step_.scalars.grad_factor;
     float* const g = buffers_.g;
     float* const x = buffers_.x;
-    if (grad != nullptr && master == nullptr) {
+    if (step_.packed_grads || step_.packed_masters) {
+      if (step_.packed_grads) {
+        for (std::int64_t j = 0; j < n; ++j) g[j] = widen(grad_[state + j]) * factor;
+      } else {
+        for (std::int64_t j = 0; j < n; ++j) g[j] = widen(grad[index[j]]) * factor;
+      }
+      if (step_.packed_masters) {
+        copy_run(t_->master + state, n, x);
+      } else if (master != nullptr) {
+        for (std::int64_t j = 0; j < n; ++j) x[j] = master[index[j]];
+      } else {
+        for (std::int64_t j = 0; j < n; ++j) x[j] = widen(param[index[j]]);
+      }
+    } else if (grad != nullptr && master == nullptr) {
       for (std::int64_t j = 0; j < n; ++j) {
         x[j] = widen(param[index[j]]);
         g[j] = widen(grad[index[j]]) * factor;
@@ -484,6 +589,7 @@ class AdamRunner {
   }
 
   const AdamStep<float>& step_;
+  bool makes_values_, stages_values_;
   Buffers& buffers_;
   Constants k_;
   const AdamTensor<float>* t_ = nullptr;

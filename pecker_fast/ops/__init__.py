@@ -5,14 +5,16 @@ they are ``torch.ops.pecker_fast.*``.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .dispatch import backend_reasons, resolve, set_backend
+from .dispatch import backend_reasons, chosen_backend, resolve, set_backend
 from .extension import why_missing
 from .layout import PACK_BLOCK, WORD_BITS, num_blocks, num_words, word_offsets
+from .packed import needs_packed_values, step_on_packed_values
 from .reference import bias_table, compute_dtype, pack_bits, unpack_bits
 
 __all__ = [
@@ -130,5 +132,18 @@ def l2_fetch_granularity(device: torch.device, size: int | None = None) -> int:
 
 def masked_adam_(params: Sequence[Tensor], *args: Any, backend: str | None = None, **kwargs: Any) -> None:
     """One plain, masked or joint Adam step, in place. Arguments and equations: ``reference.masked_adam_``."""
-    if params:
-        resolve("masked_adam_", params[0].device, backend)(params, *args, **kwargs)
+    if not params:
+        return
+    device = params[0].device
+    step = resolve("masked_adam_", device, backend)
+    grads, exp_avg_sqs, masters, emas, packed_offsets = args[0], args[3], args[5], args[6], args[13]
+    if (
+        packed_offsets is not None
+        and chosen_backend("masked_adam_", device, backend) in ("cuda", "triton")
+        and needs_packed_values(params, grads, masters, emas, exp_avg_sqs)
+    ):
+        # Their kernels know packed moments only.
+        packing = partial(pack, backend=backend), partial(unpack, backend=backend)
+        step_on_packed_values(step, *packing, params, *args, **kwargs)
+        return
+    step(params, *args, **kwargs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .layout import INF_KEY, RADIX_BITS, num_blocks, num_words
-from .reference import compute_dtype
+from .reference import compute_dtype, is_packed
 
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PARAM_DTYPES = (*SCORE_DTYPES, torch.float64)
@@ -186,11 +186,12 @@ def masked_adam_(
     for i, param in enumerate(params):
         _tensor(f"params[{i}]", param, (dtype,), device)
     require(len(grads) == n, f"{len(grads)} grads for {n} params")
-    _gradients(grads, masked_grads, numels, dtype, device)
-    compute = compute_dtype(dtype)
-    packed = packed_offsets is not None
-    require(not packed or (words is not None and not masked_grads), "packed_offsets are only for masked steps")
     require(len(exp_avg_sqs) == n, f"{len(exp_avg_sqs)} exp_avg_sqs for {n} params")
+    packed = packed_offsets is not None
+    packed_grads, *both = (packed and is_packed(tensors, params, exp_avg_sqs) for tensors in (grads, masters, emas))
+    _gradients(grads, masked_grads, None if packed_grads else numels, dtype, device)
+    compute = compute_dtype(dtype)
+    require(not packed or (words is not None and not masked_grads), "packed_offsets are only for masked steps")
     require(bool(exp_avgs) == (beta1 != 0), f"exp_avgs must be given exactly when beta1 is not 0, beta1 is {beta1}")
     require(ema_decay is None or bool(emas), "ema_decay is given without emas")
     require(not emas or ema_decay is not None, "emas are given without ema_decay")
@@ -198,6 +199,10 @@ def masked_adam_(
         raise TypeError(f"masters are for bfloat16 and float16 parameters, params are {dtype}")
     state = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs, "counts": counts}
     dense = {"masters": masters, "emas": emas}
+    if any(both):
+        require(not (masters and emas) or all(both), "either both masters and emas are packed or none")
+        require(not options.get("ema_everywhere"), "ema_everywhere is for emas of all entries, these are packed")
+        state, dense = {**state, **dense}, {}
     for name, tensors in {**state, **dense}.items():
         require(len(tensors) in (0, n), f"{len(tensors)} {name} for {n} params, expected as many or none")
         dtypes = (torch.int16, torch.int32) if name == "counts" else (compute,)

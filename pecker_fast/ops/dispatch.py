@@ -100,16 +100,21 @@ def resolve(op: str, device: torch.device, backend: str | None = None) -> Callab
     if torch.compiler.is_compiling():
         # One opaque node in the graph; the dispatcher calls the automatic choice for the device.
         return op_overload(op)
-    name = requested_backend(backend)
-    if name is None:
-        name = automatic_backend(op, device.type)
-    else:
-        reason = why_not(name, op, device)
-        if reason is not None:
-            raise RuntimeError(f"back end {name!r} cannot run {op}: {reason}")
+    name = chosen_backend(op, device, backend)
     if name == device.type:
         return op_overload(op)
     return _python_kernel(op, name)
+
+
+def chosen_backend(op: str, device: torch.device, backend: str | None = None) -> str:
+    """The back end that runs ``op``. Raises RuntimeError if one was asked for by name and cannot run."""
+    name = requested_backend(backend)
+    if name is None:
+        return automatic_backend(op, device.type)
+    reason = why_not(name, op, device)
+    if reason is not None:
+        raise RuntimeError(f"back end {name!r} cannot run {op}: {reason}")
+    return name
 
 
 @cache

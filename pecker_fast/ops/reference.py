@@ -131,17 +131,17 @@ def accumulate_(accumulators: Sequence[Tensor], grads: Sequence[Tensor], reduce:
 
 def _combined(grad, masked_grad, bits, inv_scale, dtype, like):
     """(g, g_r): the gradient of the step and p.grad's part of it, flat, unscaled, in the compute dtype."""
-    retain = torch.zeros(like.numel(), dtype=dtype, device=like.device)
+    own = torch.zeros(like.numel(), dtype=dtype, device=like.device)
     if grad is not None:
-        retain = grad.reshape(-1).to(dtype) * inv_scale if inv_scale is not None else grad.reshape(-1).to(dtype)
+        own = grad.reshape(-1).to(dtype) * inv_scale if inv_scale is not None else grad.reshape(-1).to(dtype)
     if masked_grad is None:
-        return retain, retain
-    forget = masked_grad.reshape(-1).to(dtype)
+        return own, own
+    masked = masked_grad.reshape(-1).to(dtype)
     if inv_scale is not None:
-        forget = forget * inv_scale
+        masked = masked * inv_scale
     if bits is not None:
-        forget = torch.where(bits, forget, 0)
-    return retain + forget, retain
+        masked = torch.where(bits, masked, 0)
+    return own + masked, own
 
 
 def count_nonfinite(grads, masked_grads, words, word_offsets, grad_scale=None):
@@ -168,6 +168,14 @@ def count_nonfinite(grads, masked_grads, words, word_offsets, grad_scale=None):
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Type in which the operators do arithmetic on parameters of ``dtype``: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_packed(tensors: Sequence[Tensor | None], params: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor]) -> bool:
+    """Whether a list of a packed step holds the salient entries only: as many as the packed moments, and not as many as
+    the parameters. With a mask of all entries there is no difference."""
+    trios = zip(tensors, params, exp_avg_sqs, strict=False)
+    sizes = [(t.numel(), param.numel(), v.numel()) for t, param, v in trios if t is not None]
+    return all(size == salient for size, _, salient in sizes) and any(size != numel for size, numel, _ in sizes)
 
 
 def masked_adam_(
@@ -239,7 +247,8 @@ def masked_adam_(
     steps: float32 [len(params)], this step already counted. lr: float64, 0-dim, on the parameters' device.
     packed_offsets: int64, one per PACK_BLOCK of every tensor. When given, exp_avgs, exp_avg_sqs, max_exp_avg_sqs and
         counts hold the salient entries only, in order, and the value is the number of salient entries of the same
-        tensor before that block. Only for masked steps.
+        tensor before that block. Only for masked steps. grads, and masters and emas together, may be packed as well,
+        which shows in their sizes.
     grad_scale: float32 0-dim. found_inf: float32 0-dim; where it is not 0 nothing at all is changed.
     ema_everywhere: in a masked step, update the EMA of entries outside the mask too. Without it their EMA is left
         alone, which is right only if it equals the parameter.
@@ -250,17 +259,21 @@ def masked_adam_(
         return
     joint = len(masked_grads) > 0
     masked = words is not None and not joint
+    packed = packed_offsets is not None
+    packed_grads, packed_masters, packed_emas = (
+        packed and is_packed(tensors, params, exp_avg_sqs) for tensors in (grads, masters, emas)
+    )
     for i, param in enumerate(params):
         numel = param.numel()
         grad = grads[i]
-        forget = masked_grads[i] if joint else None
-        if numel == 0 or (grad is None and forget is None):
+        masked_grad = masked_grads[i] if joint else None
+        if numel == 0 or (grad is None and masked_grad is None):
             continue
         dtype = compute_dtype(param.dtype)
         rate = lr.to(dtype)
         bits = None if words is None else unpack_bits(words[word_offsets[i] :], numel)
         inv_scale = None if grad_scale is None else 1.0 / grad_scale.to(dtype)
-        g, g_r = _combined(grad, forget, bits, inv_scale, dtype, param)
+        g, g_r = _combined(grad, masked_grad, bits, inv_scale, dtype, grad if packed_grads else param)
 
         # Everything below works on the entries to update only: `take` reads them, `put` writes them back.
         def take(t, bits=bits if masked else None):
@@ -272,17 +285,19 @@ def masked_adam_(
             else:
                 t.view(-1)[bits] = value.to(t.dtype)
 
-        packed = packed_offsets is not None
-        take_state = (lambda t: t.view(-1)) if packed else take
-        put_state = (lambda t, value: t.view(-1).copy_(value)) if packed else put
-        g, g_r = take(g), take(g_r)
+        take_all = lambda t: t.view(-1)  # noqa: E731
+        put_all = lambda t, value: t.view(-1).copy_(value)  # noqa: E731
+        take_state, put_state = (take_all, put_all) if packed else (take, put)
+        take_master, put_master = (take_all, put_all) if packed_masters else (take, put)
+        if not packed_grads:
+            g, g_r = take(g), take(g_r)
         if zero_nonfinite:
             g, g_r = torch.where(g.isfinite(), g, 0), torch.where(g_r.isfinite(), g_r, 0)
         if clip_value is not None:
             g, g_r = g.clamp(-clip_value, clip_value), g_r.clamp(-clip_value, clip_value)
         if maximize:
             g, g_r = -g, -g_r
-        x = take(masters[i] if masters else param).to(dtype)
+        x = take_master(masters[i]) if masters else take(param).to(dtype)
         if weight_decay != 0:
             if decoupled_weight_decay:
                 x = x * (1 - rate * weight_decay)
@@ -313,13 +328,16 @@ def masked_adam_(
             u = u.clamp(-max_update * rate, max_update * rate)
         x = x - u
         if masters:
-            put(masters[i], x)
+            put_master(masters[i], x)
         if stochastic_rounding and not masters and param.dtype in (torch.bfloat16, torch.float16):
             index = torch.arange(numel, device=param.device)
             put(param, round_stochastic(x, param.dtype, random_bits(seed, steps[i], i, take(index))))
         else:
             put(param, x)
-        if emas:
+        if packed_emas:
+            target = masters[i].view(-1) if masters else take(param).to(dtype)
+            emas[i].view(-1).add_((1 - ema_decay) * (target - emas[i].view(-1)))
+        elif emas:
             target = (masters[i] if masters else param).view(-1).to(dtype)
             ema = emas[i].view(-1)
             if masked and not ema_everywhere:

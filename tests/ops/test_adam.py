@@ -55,7 +55,7 @@ def test_packed_state_gives_what_dense_state_gives(backend, device, small):
     for _ in range(1 if small else 20):
         case = random_case(torch.float32, numels, "masked", packed=True)
         packed = run_and_check(case, backend, device)
-        case.packed = False
+        case.packed = case.packed_grads = case.packed_values = False
         dense = run_and_check(case, backend, device)
         for name in packed:
             assert all(same_bits(a, b) for a, b in zip(packed[name], dense[name], strict=True)), case.describe()
