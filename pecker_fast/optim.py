@@ -51,8 +51,10 @@ class MaskedAdam(Optimizer):
         Keep an EMA of the parameters in float32: ema += (1 - ema_decay) (p - ema), each step. It starts at the
         parameters as they are when the optimizer gets them.
     packed : bool
-        Store moments for the mask's entries only. Accepts masked steps only. A new mask re-packs: entries that stay
-        keep moments and count, those that leave lose them.
+        Store moments, EMA and float32 masters of the mask's entries only. Accepts masked steps only. Outside the mask
+        the EMA is the parameter, which does not move. A new mask re-packs: entries that stay keep their state, those
+        that leave lose it, new ones begin with zero moments and with EMA and master at the parameter. The EMA starts
+        at the first step. ``pack_gradients`` packs the gradients too.
     master_weights : bool
         Keep float32 copies of bfloat16 and float16 parameters, which updates go to first. An entry of a parameter that
         somebody else writes to becomes its master's value; a write through ``.data`` passes unnoticed.
@@ -279,10 +281,11 @@ class MaskedAdam(Optimizer):
         Returns
         -------
         list of Tensor
-            float32 (float64 for float64 parameters), not copies, sharded as the parameters are.
+            float32 (float64 for float64 parameters), sharded as the parameters are. The optimizer's own tensors; with
+            packed=True, new ones.
         """
         self._require_ema()
-        return [like(slot.state["ema"], slot.owner) for slot in self._slots()]
+        return [like(slot.whole("ema"), slot.owner) for slot in self._slots()]
 
     @contextmanager
     @torch.no_grad()
@@ -323,7 +326,7 @@ class MaskedAdam(Optimizer):
         "mask_words" (of the one mask used so far, or the packed one).
 
         State of sharded parameters (DTensor) that has their shape is sharded like them, as distributed checkpoints want
-        it. Words, and moments with packed=True, are this process's own: save them process by process.
+        it. Words, and all state with packed=True, are this process's own: save them process by process.
         """
         slots = self._slots()
         result = super().state_dict()

@@ -34,6 +34,8 @@ class Roster:
         self._groups = list(groups)
         self._state = state
         self._backend = defaults["backend"]
+        # The CUDA kernels know packed moments only: ops.masked_adam_ does the rest around them.
+        self._packs_values = defaults["packed"] and (defaults["master_weights"] or defaults["ema_decay"] is not None)
         self.slots: list[Slot] = []
         for group, names in zip(groups, _names(groups, previous), strict=True):
             for param, name in zip(group["params"], names, strict=True):
@@ -76,7 +78,11 @@ class Roster:
 
     def _runs_natively(self) -> bool:
         # Called at each step: set_backend may have been, too.
-        return all([runs_natively(device, self._backend) for device in self.devices]) and self._plain
+        return (
+            all([runs_natively(device, self._backend) for device in self.devices])
+            and self._plain
+            and not (self.may_be_captured and self._packs_values)
+        )
 
     def is_current(self, groups: Groups, state: Mapping[Tensor, dict]) -> bool:
         """Whether groups, names and the state's dictionaries are those that this was made of, and the kernels too.

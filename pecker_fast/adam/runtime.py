@@ -52,10 +52,11 @@ class Runtime:
     def start_averages(self, group: dict) -> None:
         """The state that the parameters of a new group have before their first step."""
         for slot in self.slots:
-            if slot.group is not group:
+            if slot.group is not group or slot.packed:
+                # Packed state begins with the first step, which brings the mask.
                 continue
             slot.start_ema()
-            if slot.owner.requires_grad and not slot.packed:
+            if slot.owner.requires_grad:
                 # Distributed checkpoints load what is there, and take a state that is not empty for a whole one.
                 slot.init_state(None)
                 slot.state["step"] = torch.zeros((), device=slot.param.device)
@@ -87,7 +88,8 @@ class Runtime:
             self._bucket_slots = None
         if self._bucket_slots is None:
             self._make_buckets(binding if kind == "masked" else None)
-        ema_everywhere = kind == "masked" and not (history.regime == "mask" and history.ema_follows)
+        packed = optimizer.defaults["packed"]
+        ema_everywhere = kind == "masked" and not packed and not (history.regime == "mask" and history.ema_follows)
         for bucket in self._buckets:
             bucket.run(binding, kind == "joint", ema_everywhere, scale, found_inf)
         if optimizer.defaults["ema_decay"] is not None and len(active) < len(slots):
@@ -158,19 +160,19 @@ class Runtime:
         for slot in roster.active:
             count = binding.count(slot) if binding is not None and slot.packed else None
             started = "step" in slot.state
+            if not started and binding is not None and (slot.packed or regime == "mask"):
+                slot.state["mask_words"] = binding.tensor_words(slot)
             slot.conform(count)
             if slot.position in self._unknown:
                 self._unknown.discard(slot.position)
                 slot.refresh_master()
             self._counters.adopt(slot)
-            if slot.group["ema_decay"] is not None and "ema" not in slot.state:
-                slot.start_ema()
             if not started:
                 slot.init_state(count)
                 if regime == "mixed":
                     slot.start_counts(None)
-                if binding is not None and (slot.packed or regime == "mask"):
-                    slot.state["mask_words"] = binding.tensor_words(slot)
+            if slot.group["ema_decay"] is not None and "ema" not in slot.state:
+                slot.start_ema()
             roster.register(slot)
             by_kind.setdefault((id(slot.group), slot.param.device, slot.param.dtype), []).append(slot)
         roster.remember_state()
