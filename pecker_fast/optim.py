@@ -13,11 +13,14 @@ from .adam.alignment import MaskedGrads
 from .adam.checkpoint import restore_state, sharded_state, torch_groups, torch_state
 from .adam.history import History
 from .adam.options import SHARED_OPTIONS, check_group, check_options, fill_options
+from .adam.packing import PackedGradients, pack_gradients
 from .adam.runtime import Runtime
 from .adam.slots import Slot
 from .adam.statistics import sparsity_stats
 from .mask import SaliencyMask
 from .sharding import is_sharded, like
+
+__all__ = ["MaskedAdam", "PackedGradients", "pack_gradients"]
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -98,6 +101,7 @@ class MaskedAdam(Optimizer):
     # Not part of what is copied or pickled: see set_mask.
     _mask: SaliencyMask | None = None
     _masked_grads: MaskedGrads | None = None
+    _packing: PackedGradients | None = None
 
     def __init__(
         self,
@@ -164,6 +168,8 @@ class MaskedAdam(Optimizer):
             raise
         if group["ema_decay"] is not None:
             self._renewed_runtime().start_averages(group)
+        if self._packing is not None:
+            self._packing.add_hooks()
 
     # ---- parameters
 
@@ -181,6 +187,11 @@ class MaskedAdam(Optimizer):
         """The parameters as they are now."""
         runtime = self._current_runtime()
         return (self._renewed_runtime() if runtime.roster.has_other_params() else runtime).slots
+
+    @property
+    def _active_packing(self) -> PackedGradients | None:
+        """The packing of gradients. Without a mask, they are dense."""
+        return None if self._mask is None else self._packing
 
     def _history(self) -> History:
         return self._current_runtime().history
@@ -248,6 +259,8 @@ class MaskedAdam(Optimizer):
         if isinstance(masked_grads, Iterator):
             # They may be looked at twice.
             masked_grads = list(masked_grads)
+        if self._active_packing is not None:
+            self._active_packing.use(mask)
         runtime = self._current_runtime()
         if not runtime.collect(masked_grads):
             runtime = self._renewed_runtime()

@@ -29,7 +29,8 @@ class Runtime:
         for group in groups:
             fill_options(group, defaults)
             check_group(group, defaults)
-        self.roster = Roster(groups, optimizer.state, defaults, previous.roster if previous else None)
+        roster = previous.roster if previous else None
+        self.roster = Roster(groups, optimizer.state, defaults, roster, optimizer._active_packing)
         self.history = History(self.roster.slots, previous.history if previous else None)
         self.nonfinite: Tensor | None = previous.nonfinite if previous else None
         self._structure = self.roster.structure()
@@ -47,7 +48,7 @@ class Runtime:
 
     def is_current(self, optimizer: Optimizer) -> bool:
         """Whether groups, state and kernels are those that this was made of; ``collect`` compares the parameters."""
-        return self.roster.is_current(optimizer.param_groups, optimizer.state)
+        return self.roster.is_current(optimizer.param_groups, optimizer.state, optimizer._active_packing)
 
     def start_averages(self, group: dict) -> None:
         """The state that the parameters of a new group have before their first step."""
@@ -132,7 +133,9 @@ class Runtime:
         if policy == "propagate":
             return found_inf
         roster = self.roster
-        total = count_nonfinite(roster.active, roster.grads(), roster.masked_grads, binding, scale, backend)
+        # Of packed gradients all entries are in the mask.
+        within = binding if roster.packing is None else None
+        total = count_nonfinite(roster.active, roster.grads(), roster.masked_grads, within, scale, backend)
         if roster.sharded:
             # One decision for all parts.
             total = add_over(total, [slot.owner for slot in roster.active])
