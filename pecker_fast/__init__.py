@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .mask import SaliencyMask
 from .ops import set_backend
-from .optim import MaskedAdam
+from .optim import MaskedAdam, pack_gradients
 from .saliency import SaliencyAccumulator, saliency_mask
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "SaliencyMask",
     "compare",
     "evaluate",
+    "pack_gradients",
     "saliency_mask",
     "set_backend",
     "unlearn",
