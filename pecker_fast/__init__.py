@@ -1,6 +1,6 @@
 """Fast unlearning in diffusion models: exact saliency masks, masked Adam, and whole runs of unlearning.
 
-``unlearn``, ``evaluate``, ``compare`` and ``Run`` are imported when they are first used.
+``unlearn``, ``distil``, ``evaluate``, ``compare`` and ``Run`` are imported when they are first used.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from .optim import MaskedAdam, pack_gradients
 from .saliency import SaliencyAccumulator, saliency_mask
 
 if TYPE_CHECKING:
-    from .runs.api import compare, evaluate, unlearn
+    from .runs.api import compare, distil, evaluate, unlearn
     from .runs.compare import Comparison
     from .runs.run import Run
 
@@ -23,6 +23,7 @@ __all__ = [
     "SaliencyAccumulator",
     "SaliencyMask",
     "compare",
+    "distil",
     "evaluate",
     "pack_gradients",
     "saliency_mask",
@@ -36,6 +37,7 @@ _LAZY = {
     "Comparison": ".runs.compare",
     "Run": ".runs.run",
     "compare": ".runs.api",
+    "distil": ".runs.api",
     "evaluate": ".runs.api",
     "unlearn": ".runs.api",
 }

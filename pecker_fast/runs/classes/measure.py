@@ -150,7 +150,7 @@ class RunEvaluation:
         forgotten = torch.isin(self.labels, torch.tensor(self.setting.problem.request.forget_classes))
         right = probabilities.argmax(1)[forgotten] == self.labels[forgotten]
         return {
-            "before_forget_accuracy": 100 * right.double().mean().item(),
+            "before_forget_accuracy": 100 * right.double().mean().item() if len(right) else None,
             "before_retain_accuracy": measured["retain_accuracy"],
             "before_frechet_distance": measured["frechet_distance"],
             "before_diversity": measured["diversity"],
