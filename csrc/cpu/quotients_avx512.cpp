@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/bit_words.h"
 #include "cpu/quotients.h"
 #include "cpu/simd_tables.h"
 

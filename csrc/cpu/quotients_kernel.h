@@ -10,8 +10,14 @@ void write_quotients(const QuotientRange& range, float* quotients) {
   const Vec damping = set(range.damping), smallest = set(kSmallestNormal);
   with_type(range.scores, [&](const auto* scores) {
     const auto* const others = static_cast<decltype(scores)>(range.others);
+    constexpr std::int64_t kPage = 4096 / sizeof(*scores);
     std::int64_t i = 0;
     for (; i + kLanes <= length; i += kLanes) {
+      if (i % kPage == 0) {
+        // See for_blocks in select_kernel.h.
+        prefetch_read(scores + i + kPage);
+        prefetch_read(others + i + kPage);
+      }
       // maximum returns its second argument if that is NaN.
       const Vec denominator = maximum(smallest, absolute(load_wide(others + i)) + damping);
       store(quotients + i, absolute(load_wide(scores + i)) / denominator);
@@ -63,55 +69,62 @@ inline float largest_lane(Vec x) {
   return result;
 }
 
-// Adds kSumBlock magnitudes, none of which is inf or NaN. Within a window double is exact for so many of them: 24 bits
-// of the significands, 15 of the exponents, 10 of the count.
+// Entries that are summed up in double: within a window that is exact for so many of them, with 24 bits of the
+// significands, 15 of the exponents and 10 of the count.
 constexpr std::int64_t kSumBlock = 1024;
-inline void add_block(const float* magnitudes, std::int64_t* sums) {
-  Vec largest = set(0.0f);
-  for (std::int64_t i = 0; i < kSumBlock; i += kLanes) largest = maximum(largest, load(magnitudes + i));
-  float top = largest_lane(largest);
-  while (top > 0.0f) {
-    const std::uint32_t window = sum_window(float_bits(top));
+
+// Adds the magnitudes of a block, none of which is inf or NaN, and overwrites them.
+inline void add_block(float* magnitudes, float largest, std::int64_t* sums) {
+  // Few windows have entries. The largest of those that are left tells which is the next.
+  while (largest > 0.0f) {
+    const std::uint32_t window = sum_window(float_bits(largest));
     const Vec bottom = set(float_from_bits(window << kSumShift));
-    const float above = window + 1 == kSumWindows ? HUGE_VALF : float_from_bits((window + 1) << kSumShift);
-    const Vec end = set(above);
-    LaneSums lanes = no_sums();
+    LaneSums even = no_sums(), odd = no_sums();
     Vec next = set(0.0f);
-    for (std::int64_t i = 0; i < kSumBlock; i += kLanes) {
-      const Vec x = load(magnitudes + i), below_end = keep(less(x, end), x);
-      const Vec below = keep(less(below_end, bottom), below_end);
-      next = maximum(next, below);
-      add(below_end - below, &lanes);
+    const auto take = [&](float* from, LaneSums* lanes) {
+      const Vec x = load(from), left = keep(less(x, bottom), x);
+      next = maximum(next, left);
+      store(from, left);
+      add(x - left, lanes);
+    };
+    for (std::int64_t i = 0; i < kSumBlock; i += 2 * kLanes) {
+      take(magnitudes + i, &even);
+      take(magnitudes + i + kLanes, &odd);
     }
     // In the window's unit the sum is an integer.
-    const double sum = std::ldexp(total(lanes), 150 - kSumExponents * static_cast<int>(window));
+    const double sum = std::ldexp(total(even) + total(odd), 150 - kSumExponents * static_cast<int>(window));
     add_to_window(static_cast<std::uint64_t>(sum), window, sums);
-    top = largest_lane(next);
+    largest = largest_lane(next);
   }
 }
 
 void add_magnitudes(const ScanRange& range, std::int64_t* sums) {
   with_type(range, [&](const auto* data) {
     float block[kSumBlock];
+    const Vec infinity = set(HUGE_VALF);
     for (std::int64_t begin = 0; begin < range.length; begin += kSumBlock) {
       const std::int64_t count = range.length - begin < kSumBlock ? range.length - begin : kSumBlock;
       std::int64_t finite = 0, i = 0;
-      const Vec infinity = set(HUGE_VALF);
+      Vec largest = set(0.0f);
       for (; i + kLanes <= count; i += kLanes) {
         const Vec x = absolute(load_wide(data + begin + i));
         const Mask is_finite = less(x, infinity);
         finite += count_bits(bits_of(is_finite));
-        store(block + i, keep(is_finite, x));
+        const Vec kept = keep(is_finite, x);
+        largest = maximum(largest, kept);
+        store(block + i, kept);
       }
+      float top = largest_lane(largest);
       for (; i < count; ++i) {
         const float x = magnitude(widen(data[begin + i]));
         const bool is_finite = x < HUGE_VALF;
         finite += is_finite;
         block[i] = is_finite ? x : 0.0f;
+        top = block[i] > top ? block[i] : top;
       }
       for (; i < kSumBlock; ++i) block[i] = 0.0f;
       sums[2 * kSumWindows] += finite;
-      add_block(block, sums);
+      add_block(block, top, sums);
     }
   });
 }

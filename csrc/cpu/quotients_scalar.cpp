@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/bit_words.h"
 #include "cpu/quotients.h"
 
 #define PF_ISA scalar
