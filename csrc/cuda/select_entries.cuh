@@ -194,16 +194,19 @@ __device__ __forceinline__ void read_batch(const Batch& batch, Part& part, Finis
       float x[kPart];
       if constexpr (!kBoth) load_half(data, half, raw[0]);
       if constexpr (kRelative) {
-        uint4 raw_others[kLoads];
-        load_half(others, half, raw_others);
-        float y[Score::kVector];
+        // Two vectors of the other tensor at a time: registers for more are not there.
+        const auto* const vectors = reinterpret_cast<const uint4*>(others) + lane + half * (kPartEntries / Score::kVector);
 #pragma unroll
-        for (int i = 0; i < kLoads; ++i) {
-          float* const own = x + i * Score::kVector;
-          Score::widen(raw[0][i], own);
-          Score::widen(raw_others[i], y);
+        for (int i = 0; i < kLoads; i += 2) {
+          const uint4 pair[2] = {load_streaming(vectors + 32 * i), load_streaming(vectors + 32 * (i + 1))};
 #pragma unroll
-          for (int j = 0; j < Score::kVector; ++j) own[j] = quotient(own[j], y[j], damping);
+          for (int j = 0; j < 2 * Score::kVector; ++j) {
+            float y[Score::kVector];
+            if (j % Score::kVector == 0) Score::widen(raw[0][i + j / Score::kVector], x + i * Score::kVector + j);
+            Score::widen(pair[j / Score::kVector], y);
+            float& own = x[i * Score::kVector + j];
+            own = quotient(own, y[j % Score::kVector], damping);
+          }
         }
       } else {
 #pragma unroll

@@ -80,9 +80,10 @@ __device__ void decide(RowState* state, std::int64_t k, bool ties_all, u64 capac
 }
 
 // For all rows together: writes the entries within their `high` and collects the candidates. kRows: at most so many
-// rows. The shared memory of several leaves room for three blocks a multiprocessor.
+// rows. The shared memory of several leaves room for three blocks a multiprocessor, and the registers that division takes
+// leave no more.
 template <int kRows, bool kRelative>
-__global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
+__global__ void __launch_bounds__(kSelectThreads, kRows == 1 && !kRelative ? 4 : 3)
     bracket_kernel(Scores scores, const std::int64_t* ks, bool ties_all, Workspace workspace, MaskGroup out) {
   constexpr int kRoom = kStaged<kRows>;
   __shared__ u64 staged[kSelectWarps][kRows][kRoom];

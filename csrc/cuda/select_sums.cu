@@ -8,6 +8,14 @@ namespace {
 // sums in shared memory until it comes to the next tensor, or to so many entries that more might not fit 64 bits.
 constexpr int kMostBatches = 1 << 14;
 
+// Keeps the compiler from keeping in registers what is computed from x: there is no room for it.
+__device__ __forceinline__ float opaque(float x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
+}
+
 __global__ void __launch_bounds__(kSelectThreads, 4) sums_kernel(Scores scores, std::int64_t* sums) {
   // The windows' sums, and the number of finite entries.
   __shared__ u64 all[kSelectWarps][kSumWindows + 1];
@@ -56,7 +64,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4) sums_kernel(Scores scores, 
       u32 next = 0;
 #pragma unroll
       for (int i = 0; i < kPart; ++i) {
-        const u32 key = float_key(x[i]), at = place(key);
+        const u32 key = float_key(opaque(x[i])), at = place(key);
         sum += at == window ? sum_value(key) : 0;
         next = max(next, at < window ? at : 0);
       }
