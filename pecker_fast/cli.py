@@ -15,6 +15,7 @@ COMMANDS = {
     "robustness": "Attack a run: how much it takes to bring back what was forgotten.",
     "sequence": "Forget classes one request after the other.",
     "report": "Write the report of a run again.",
+    "distil": "Distil the network into a one-step generator, once for many requests.",
     "pretrain": "Train the network that unlearning starts from.",
     "fisher": "Compute the Fisher information of a Stable Diffusion, for selective_amnesia.",
     "sample": "Draw images of a network.",

@@ -75,6 +75,7 @@ CLASS_PRESETS: dict[str, ClassPreset] = {
         # Chosen in the trials of docs/methods.md. The shipped network has no label for "no condition", so nothing is
         # guided.
         methods={
+            "distil": {"max_train_steps": 300, "score_learning_rate": 6e-4, "validation_steps": 50},
             "retrain": {**DIGITS_SAMPLING, "validation_steps": 3000, "checkpointing_steps": 500, "logging_steps": 50},
             "salun": {
                 **DIGITS_SAMPLING,
@@ -105,6 +106,7 @@ CLASS_PRESETS: dict[str, ClassPreset] = {
                 "fisher_chunks": 1,
                 "validation_steps": 171,
             },
+            "relabel": DIGITS_SAMPLING,
             "esd": {
                 **DIGITS_SAMPLING,
                 "max_train_steps": 100,
