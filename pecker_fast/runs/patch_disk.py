@@ -16,7 +16,6 @@ from ..hashing import state_hash
 from ..models import WeightFiles, find_weight_files, other_weights, recorded_options
 from ..patches import Patch, Switched, check_patches
 from .arguments import check_output
-from .folder import run_config
 
 PathLike = str | _PathLike
 
@@ -44,7 +43,7 @@ def switch_on_disk(
         raise ValueError(f"model is {str(model)!r}, expected a folder or a safetensors file on disk")
     if in_place == (output is not None):
         raise ValueError("expected one of output, a new folder or file, and in_place")
-    is_run = bool(run_config(source))
+    is_run = _has_records(source)
     if in_place and is_run:
         raise ValueError(
             f"model is {str(model)!r}, the folder of a run, whose records would no longer be true: give an output"
@@ -139,6 +138,15 @@ def _widened(weights: Mapping[str, Tensor], patch: Patch | None) -> Mapping[str,
     if patch is None or not small or any(t.dtype != "float32" for t in patch.tensors if t.name in small):
         return weights
     return {name: value.float() if name in small else value for name, value in weights.items()}
+
+
+def _has_records(folder: Path) -> bool:
+    """Whether a folder is that of a run, whose config.json is that of no network."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return not isinstance(config, dict) or "_class_name" not in config
 
 
 def _parts(run: Path) -> set[str]:

@@ -20,6 +20,7 @@ from ..models import (
 )
 from ..patches import Patch, apply_delta, check_patches, file_kind, patch_mask, switch_
 from .arguments import check_output
+from .distilled import Distilled
 from .folder import run_config
 from .patch_disk import PathLike, fitting_weights, sampling_notes, switch_on_disk
 from .presets import PRESETS, class_preset
@@ -89,14 +90,13 @@ def make_patch(
         raise ValueError(f"dtype is {dtype!r}, expected base or result")
     if Path(output).suffix != ".safetensors":
         raise ValueError(f"output is {str(output)!r}, expected a file that ends with .safetensors")
-    check_output(output)
-    expected = None
+    check_output(str(output))
+    expected, label = None, None
     if result is None:
-        result = base if isinstance(base, Run) else Run(_path(base, "run"))
+        result = base if isinstance(base, Run) else Run(str(_path(base, "run")))
         base, label, expected = _base_of(result)
     else:
-        label = base if isinstance(base, str) and not Path(base).exists() else None
-        label = f"shipped:{label}" if label in PRESETS else label
+        label = _label(base)
     before = _state(base, "base", variant)
     if expected is not None and state_hash(_as_float32(before)) != expected:
         raise ValueError(f"base is {str(base)!r}, whose weights are not those that the run started from: sha256 differ")
@@ -165,7 +165,10 @@ def verify_patch(file: PathLike, model: Weights, *, variant: str | None = None) 
         If the file is damaged, or the model is neither.
     """
     patch = Patch.load(file)
-    state = fitting_weights(model, patch, None, variant)[1] if _on_disk(model) else _state(model, "model", variant)
+    if isinstance(model, (str, os.PathLike)) and Path(model).exists():
+        state = fitting_weights(model, patch, None, variant)[1]
+    else:
+        state = _state(model, "model", variant)
     own = {tensor.name: state[tensor.name] for tensor in patch.tensors if tensor.name in state}
     revert = state_hash(own) == patch.result != patch.base
     check_patches(state, [patch], revert)
@@ -293,7 +296,7 @@ def _state(model: Run | Weights, name: str, variant: str | None = None) -> Mappi
         return unet_of(model).state_dict()
     path = Path(model)
     if not path.exists() and str(model) in PRESETS:
-        return find_weight_files(shipped_network(class_preset(str(model)).network))[0].weights
+        return find_weight_files(_shipped(str(model)))[0].weights
     if path.is_dir() or path.suffix == ".safetensors":
         return find_weight_files(path, variant, name=name)[0].weights
     # A checkpoint of public code, or a name on the hub.
@@ -308,16 +311,34 @@ def _state(model: Run | Weights, name: str, variant: str | None = None) -> Mappi
 def _base_of(run: Run) -> tuple[Weights, str, str | None]:
     """What a run started from: where it is, a name to record, and its sha256 in float32 if that is known."""
     config = run.config
-    kind = "pretrained" if config.get("initial_generator") is None else "initial_generator"
-    source = config.get("initial_generator") or config.get("pretrained_model_name_or_path")
+    initial = config.get("initial_generator")
+    if config.get("distilled") is not None:
+        distilled = Distilled.read(config["distilled"])
+        initial = distilled.networks["initial_generator"]
+    expected = config.get("pretrained_sha256" if initial is None else "initial_generator_sha256")
+    source = config.get("pretrained_model_name_or_path") if initial is None else initial
     if source is None:
-        preset = config["preset"]
-        return shipped_network(class_preset(preset).network), f"shipped:{preset}", config.get("pretrained_sha256")
+        return _shipped(config["preset"]), f"shipped:{config['preset']}", expected
     path = Path(source)
     if not path.exists() and (path.is_absolute() or len(path.parts) != 2):
         raise ValueError(f"the base of {run.folder} was {source!r}, which is not there: give BASE and RESULT")
     # The folders of whoever made it are not for whoever gets it.
-    return source, path.name if path.exists() else source, config.get(f"{kind}_sha256")
+    return source, path.name if path.exists() else source, expected
+
+
+def _shipped(preset: str) -> Path:
+    """The network of a preset. ValueError if it comes with none."""
+    name = class_preset(preset).network
+    if name is None:
+        raise ValueError(f"no network of the preset {preset} comes with the package")
+    return shipped_network(name)
+
+
+def _label(base: Any) -> str | None:
+    """The name of a preset or of a model on the hub, to record; None for anything else."""
+    if not isinstance(base, str) or Path(base).exists():
+        return None
+    return f"shipped:{base}" if base in PRESETS else base
 
 
 def _described(result: Any) -> dict[str, Any]:

@@ -266,6 +266,27 @@ def test_what_a_run_started_from(runs):
         pf.make_patch({}, output="p.safetensors")
 
 
+def test_a_run_on_a_distilled_generator(runs):
+    """Its files may be in a smaller dtype: the patch is of what the run read, float32."""
+    config, run = json.loads(Path("compare/pecker-seed0/config.json").read_text()), Path("compare/pecker-seed0")
+    narrow = {name: value.bfloat16() for name, value in moved(weights_of("network")).items()}
+    wide = {name: value.float() for name, value in narrow.items()}
+    shutil.copytree("network", "distilled/unet")
+    safetensors.torch.save_file(narrow, f"distilled/unet/{WEIGHTS}.safetensors")
+    facts = {"method": "distil", "options": {"t_init": 250}, "pretrained_sha256": config["pretrained_sha256"]}
+    Path("distilled/config.json").write_text(json.dumps(facts))
+    Path("distilled/metrics.json").write_text("{}")
+    config |= {"distilled": "distilled", "initial_generator_sha256": state_hash(wide)}
+    (run / "config.json").write_text(json.dumps(config))
+    patch = pf.make_patch(run, output="p.safetensors")
+    assert patch.base == state_hash(wide) and patch.metadata["base_model"] == "distilled"
+    with pytest.warns(UserWarning, match="written in float32"):
+        pf.apply_patch("distilled", "p.safetensors", output="forgot")
+    assert same(weights_of("forgot"), weights_of(run))
+    # What the distillation recorded is not true of the copy.
+    assert [path.name for path in Path("forgot").iterdir()] == ["unet"]
+
+
 def test_delta_files_become_patches(tmp_path):
     base = weights_of(shipped_network("digits"))
     result = moved(base)
