@@ -46,6 +46,7 @@ ALLOWED = {
         "parallel",
         "sharding",
         "mask",
+        "patches",
         "saliency",
         "optim",
     },

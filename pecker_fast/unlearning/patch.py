@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..checks import check_int, check_number
 from ..diffusion import NUM_TRAIN_TIMESTEPS, OneStepGenerator, noise_prediction_loss, predict_eps
 from ..mask import SaliencyMask
+from ..patches import file_kind, patch_mask
 from ..saliency import SaliencyAccumulator
 from .distillation import DistillationPhase
 from .masking import BaseMasker, random_scores
@@ -60,7 +61,7 @@ class PatchOptions(ScoreForgettingOptions):
     Stable Diffusion), body (the rest), or patterns of parameter names such as "mid_block.*". Fewer entries than density
     asks for are all taken."""
     disjoint_from: tuple[str, ...] = ()
-    """Mask files (mask.safetensors of a run) whose entries the patch leaves alone: those of earlier patches."""
+    """Patch files, or mask files (mask.safetensors of a run), whose entries the patch leaves alone."""
     score_density: float = 1.0
     """Share of psi's parameters that are trained, chosen as theta's are; 1 trains all of them."""
 
@@ -171,7 +172,8 @@ class PatchMasker(BaseMasker):
         masks = []
         for path in paths:
             try:
-                mask = SaliencyMask.load(path, self.compute.device)
+                mask = patch_mask(path) if file_kind(path) == "patch" else SaliencyMask.load(path)
+                mask = mask.to(self.compute.device)
                 order = mask.align(params, names)
             except (OSError, ValueError) as error:
                 raise ValueError(f"disjoint_from has {path!r}: {error}") from error

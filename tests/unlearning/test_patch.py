@@ -7,6 +7,7 @@ import torch
 
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.mask import SaliencyMask
+from pecker_fast.patches import Patch
 from pecker_fast.unlearning import ForgetRequest
 from pecker_fast.unlearning.patch import PatchMasker, PatchOptions, in_part, sparse_learning_rate
 from pecker_fast.unlearning.streams import Streams
@@ -156,6 +157,11 @@ def test_a_patch_leaves_earlier_ones_alone(tmp_path):
     SaliencyMask.from_bool({name: second[name] for name in names}).save(paths[1])
     third = masker_of(generator, density=0.2, disjoint_from=tuple(paths))[0].mask
     assert (third & (first | second)).count == 0 and third.count == int(0.2 * third.numel)
+    # The file of a patch says what it changed.
+    base = generator.state_dict()
+    result = {name: value + first[name] if name in first.names else value for name, value in base.items()}
+    Patch.between(base, result).save(paths[0])
+    assert masker_of(generator, density=0.2, disjoint_from=tuple(paths))[0].mask.equal(third)
     whole = ~(first & ~first)
     whole.save(paths[0])
     with pytest.raises(ValueError, match="no entry is left"):
