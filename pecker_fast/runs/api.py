@@ -1,4 +1,4 @@
-"""Runs from Python: the commands ``unlearn``, ``distil``, ``evaluate`` and ``compare`` as functions, with the same options."""
+"""Runs from Python: ``unlearn``, ``distil``, ``evaluate`` and ``compare`` as functions, with the commands' options."""
 
 import json
 import os
