@@ -20,7 +20,7 @@ COMMANDS = {
     "fisher": "Compute the Fisher information of a Stable Diffusion, for selective_amnesia.",
     "sample": "Draw images of a network.",
     "convert": "Convert a pickled U-Net to safetensors.",
-    "delta": "Save or apply the change of a network's weights in a run.",
+    "patch": "Make, inspect, verify, apply or revert a patch: what a run changed, as a file.",
     "mask": "Compute a mask, or show one.",
     "train-classifier": "Train the classifier that a preset's results are judged by.",
     "env": "Print versions, devices and back ends.",

@@ -90,7 +90,7 @@ class ForgetRequest:
         if len(set(self.forget_classes)) < len(self.forget_classes):
             raise ValueError(f"forget_classes is {list(self.forget_classes)}, expected each class once")
         if len(self.forget_classes) >= self.num_classes:
-            raise ValueError(f"forget_classes is all {self.num_classes} classes, expected at least one to be left")
+            raise ValueError(f"forget_classes is all {self.num_classes} classes, expected at least one retained class")
         if self.cover_class is not None:
             check_int("cover_class", self.cover_class, 0, self.num_classes)
             if self.cover_class in self.forget_classes:

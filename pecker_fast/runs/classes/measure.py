@@ -86,7 +86,7 @@ class RunEvaluation:
     Raises
     ------
     ValueError
-        If the judge knows another number of classes than the network.
+        If the judge has another number of classes than the network.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RunEvaluation:
         request: ForgetRequest = setting.problem.request
         if judge.num_classes != request.num_classes:
             raise ValueError(
-                f"the judge knows {judge.num_classes} classes, the pretrained network {request.num_classes}"
+                f"the judge has {judge.num_classes} classes, the pretrained network {request.num_classes}"
             )
         self.setting, self.method, self.judge = setting, method, judge
         judge.model.to(setting.compute.device)
