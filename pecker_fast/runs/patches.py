@@ -25,6 +25,7 @@ from ..models import (
 )
 from ..patches import Patch, apply_delta, check_patches, file_kind, patch_mask, switch_
 from .arguments import check_output
+from .distilled import SHIPPED, Distilled
 from .folder import RUN_FILES, run_config
 from .presets import PRESETS, class_preset
 from .run import Run
@@ -64,7 +65,7 @@ def make_patch(
     ----------
     base : Run, path, name, state dict, nn.Module or DiffusionPipeline
         What to start from; or, without ``result``, a run: its base is the generator that it started from
-        (initial_generator), otherwise its pretrained network.
+        (distilled or initial_generator), otherwise its pretrained network.
     result : as ``base``, optional
         The changed network; also a delta file of an earlier version.
     output : path-like
@@ -100,6 +101,8 @@ def make_patch(
     if result is None:
         result = base if isinstance(base, Run) else Run(_path(base, "run"))
         base, label, expected = _base_of(result)
+        # A run computes with float32 copies, whatever the dtype of its base's files.
+        dtype = dtype or "result"
     else:
         label = base if isinstance(base, str) and not Path(base).exists() else None
         label = f"shipped:{label}" if label in PRESETS else label
@@ -386,6 +389,10 @@ def fitting_weights(model: PathLike, patch: Patch | None, revert: bool | None, v
 def _base_of(run: Run) -> tuple[Weights, str, str | None]:
     """What a run started from: where it is, a name to record, and its sha256 in float32 if that is known."""
     config = run.config
+    if config.get("distilled") is not None:
+        distilled = Distilled.read(config["distilled"])
+        name = distilled.name if distilled.name.startswith(SHIPPED) else distilled.folder.name
+        return distilled.networks["initial_generator"], name, config.get("initial_generator_sha256")
     kind = "pretrained" if config.get("initial_generator") is None else "initial_generator"
     source = config.get("initial_generator") or config.get("pretrained_model_name_or_path")
     if source is None:
