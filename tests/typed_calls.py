@@ -39,6 +39,8 @@ def steps(model: nn.Module, mask: pf.SaliencyMask) -> None:
 def runs() -> None:
     run = pf.unlearn("digits", method="pecker", forget=[0], cover=1, max_train_steps=20)
     assert_type(run, pf.Run)
+    distilled = pf.distil("digits", max_train_steps=20, save_dtype="float16")
+    assert_type(pf.unlearn("digits", "sfd", forget=3, distilled=distilled), pf.Run)
     assert_type(run.metrics, dict[str, Any])
     assert_type(run.mask, pf.SaliencyMask | None)
     assert_type(run.report, Path)

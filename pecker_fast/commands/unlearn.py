@@ -11,7 +11,7 @@ from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
 
 DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|cifar10|stl10, --method
-pecker|pecker+|sfd|retrain|salun|selective_amnesia|esd), or a Stable Diffusion a concept (--preset
+pecker|pecker+|sfd|retrain|salun|selective_amnesia|esd|relabel), or a Stable Diffusion a concept (--preset
 sd15-celebrity|sd15-nudity, --method pecker|pecker+|sfd|selective_amnesia|esd)."""
 TITLES = {"options": "training"}
 # The options that --help shows.

@@ -75,7 +75,7 @@ CLASS_PRESETS: dict[str, ClassPreset] = {
         # Chosen in the trials of docs/methods.md. The shipped network has no label for "no condition", so nothing is
         # guided.
         methods={
-            "distil": {"max_train_steps": 300, "score_learning_rate": 6e-4, "validation_steps": 50},
+            "distil": {"max_train_steps": 300, "score_learning_rate": 6e-4, "validation_steps": 100},
             "retrain": {**DIGITS_SAMPLING, "validation_steps": 3000, "checkpointing_steps": 500, "logging_steps": 50},
             "salun": {
                 **DIGITS_SAMPLING,
