@@ -13,11 +13,14 @@ from .adam.alignment import MaskedGrads
 from .adam.checkpoint import restore_state, sharded_state, torch_groups, torch_state
 from .adam.history import History
 from .adam.options import SHARED_OPTIONS, check_group, check_options, fill_options
+from .adam.packing import PackedGradients, pack_gradients
 from .adam.runtime import Runtime
 from .adam.slots import Slot
 from .adam.statistics import sparsity_stats
 from .mask import SaliencyMask
 from .sharding import is_sharded, like
+
+__all__ = ["MaskedAdam", "PackedGradients", "pack_gradients"]
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -51,8 +54,10 @@ class MaskedAdam(Optimizer):
         Keep an EMA of the parameters in float32: ema += (1 - ema_decay) (p - ema), each step. It starts at the
         parameters as they are when the optimizer gets them.
     packed : bool
-        Store moments for the mask's entries only. Accepts masked steps only. A new mask re-packs: entries that stay
-        keep moments and count, those that leave lose them.
+        Store moments, EMA and float32 masters of the mask's entries only. Accepts masked steps only. Outside the mask
+        the EMA is the parameter, which does not move. A new mask re-packs: entries that stay keep their state, those
+        that leave lose it, new ones begin with zero moments and with EMA and master at the parameter. The EMA starts
+        at the first step. ``pack_gradients`` packs the gradients too.
     master_weights : bool
         Keep float32 copies of bfloat16 and float16 parameters, which updates go to first. An entry of a parameter that
         somebody else writes to becomes its master's value; a write through ``.data`` passes unnoticed.
@@ -96,6 +101,7 @@ class MaskedAdam(Optimizer):
     # Not part of what is copied or pickled: see set_mask.
     _mask: SaliencyMask | None = None
     _masked_grads: MaskedGrads | None = None
+    _packing: PackedGradients | None = None
 
     def __init__(
         self,
@@ -162,6 +168,8 @@ class MaskedAdam(Optimizer):
             raise
         if group["ema_decay"] is not None:
             self._renewed_runtime().start_averages(group)
+        if self._packing is not None:
+            self._packing.add_hooks()
 
     # ---- parameters
 
@@ -179,6 +187,11 @@ class MaskedAdam(Optimizer):
         """The parameters as they are now."""
         runtime = self._current_runtime()
         return (self._renewed_runtime() if runtime.roster.has_other_params() else runtime).slots
+
+    @property
+    def _active_packing(self) -> PackedGradients | None:
+        """The packing of gradients. Without a mask, they are dense."""
+        return None if self._mask is None else self._packing
 
     def _history(self) -> History:
         return self._current_runtime().history
@@ -246,6 +259,8 @@ class MaskedAdam(Optimizer):
         if isinstance(masked_grads, Iterator):
             # They may be looked at twice.
             masked_grads = list(masked_grads)
+        if self._active_packing is not None:
+            self._active_packing.use(mask)
         runtime = self._current_runtime()
         if not runtime.collect(masked_grads):
             runtime = self._renewed_runtime()
@@ -279,10 +294,11 @@ class MaskedAdam(Optimizer):
         Returns
         -------
         list of Tensor
-            float32 (float64 for float64 parameters), not copies, sharded as the parameters are.
+            float32 (float64 for float64 parameters), sharded as the parameters are. The optimizer's own tensors; with
+            packed=True, new ones.
         """
         self._require_ema()
-        return [like(slot.state["ema"], slot.owner) for slot in self._slots()]
+        return [like(slot.whole("ema"), slot.owner) for slot in self._slots()]
 
     @contextmanager
     @torch.no_grad()
@@ -323,7 +339,7 @@ class MaskedAdam(Optimizer):
         "mask_words" (of the one mask used so far, or the packed one).
 
         State of sharded parameters (DTensor) that has their shape is sharded like them, as distributed checkpoints want
-        it. Words, and moments with packed=True, are this process's own: save them process by process.
+        it. Words, and all state with packed=True, are this process's own: save them process by process.
         """
         slots = self._slots()
         result = super().state_dict()

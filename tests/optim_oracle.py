@@ -49,6 +49,9 @@ class OracleOptimizer:
                 self.states[i] = oracle.adam_step(state, grad, forget, bits, joint, self.options)
             if executed and self.options.ema_decay is not None:
                 self.emas[i] = oracle.ema_step(self.emas[i], self.states[i].x, self.options.ema_decay)
+                if self.packed:
+                    # The average of an entry outside the mask is the parameter.
+                    self.emas[i] = np.where(bits, self.emas[i], self.states[i].x)
 
     @staticmethod
     def forget_entries_that_leave(state: AdamState, bits: np.ndarray) -> None:

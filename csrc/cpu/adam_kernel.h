@@ -21,7 +21,10 @@ constexpr std::int64_t kTileAhead = 512;
 constexpr std::int64_t kListed = 1024;
 // Below this share of salient entries gathering is faster than going over all of them.
 constexpr double kGatherDensity = 0.035;
-static_assert(kGatherDensity * kAdamChunk <= kListed, "a gathered chunk must fit the buffers");
+// The same if gradients are packed: parameters alone are gathered.
+constexpr double kGatherDensityPacked = 0.0625;
+static_assert(kGatherDensity <= kGatherDensityPacked && kGatherDensityPacked * kAdamChunk <= kListed,
+              "a gathered chunk must fit the buffers");
 
 // How far ahead a sweep prefetches, in entries: the hardware's streams stop at every page.
 constexpr std::int64_t kAhead = 640;
@@ -111,7 +114,8 @@ class AdamRunner {
       if (body < end) gather(body, end, body);
       return;
     }
-    if (static_cast<double>(chunk.salient) < kGatherDensity * static_cast<double>(chunk.length)) {
+    const double gathered = step_.packed_grads ? kGatherDensityPacked : kGatherDensity;
+    if (static_cast<double>(chunk.salient) < gathered * static_cast<double>(chunk.length)) {
       if (chunk.salient > 0) gather(begin, end, chunk.state, 64 * chunk.salient < chunk.length);
       if (tensor.ema != nullptr && step_.ema_everywhere) average(begin, end);
       return;
@@ -497,7 +501,9 @@ class AdamRunner {
     float* const x = buffers_.x;
     if (step_.packed_grads || step_.packed_masters) {
       if (step_.packed_grads) {
-        for (std::int64_t j = 0; j < n; ++j) g[j] = widen(grad_[state + j]) * factor;
+        const P* const packed = grad_ + state;
+        for (std::int64_t j = 0; j < n; ++j) g[j] = widen(packed[j]) * factor;
+        if (!stages_values_) return;
       } else {
         for (std::int64_t j = 0; j < n; ++j) g[j] = widen(grad[index[j]]) * factor;
       }
@@ -535,12 +541,18 @@ class AdamRunner {
     const float decay = step_.scalars.decay;
     float* const master = !kLean && t_->master != nullptr ? t_->master + begin : nullptr;
     const bool stochastic = !kLean && step_.stochastic_rounding;
+    const bool unstaged = step_.packed_grads && !stages_values_;
     if (master == nullptr && !stochastic) {
-      for (std::int64_t j = 0; j < n; ++j) narrow(x[j] * decay - u[j], param + index[j]);
+      if (unstaged) {
+        for (std::int64_t j = 0; j < n; ++j) narrow(widen(param[index[j]]) * decay - u[j], param + index[j]);
+      } else {
+        for (std::int64_t j = 0; j < n; ++j) narrow(x[j] * decay - u[j], param + index[j]);
+      }
     } else {
       for (std::int64_t j = 0; j < n; ++j) {
         const std::int64_t i = index[j];
-        const float moved = x[j] * decay - u[j];
+        const float old = !unstaged ? x[j] : master != nullptr ? master[i] : widen(param[i]);
+        const float moved = old * decay - u[j];
         if (master != nullptr) master[i] = moved;
         if (stochastic) {
           narrow_stochastic(moved, random_bits(t_->random_state, begin + i), param + i);

@@ -15,7 +15,9 @@ def follow(idle: Sequence[Slot], found_inf: Tensor | None) -> None:
         ema = slot.state.get("ema")
         if ema is None:
             continue
-        source = slot.state.get("master_param", slot.param.detach())
+        source = slot.state.get("master_param")
+        if source is None:
+            source = slot.salient(slot.param) if slot.has_packed("ema") else slot.param.detach()
         change = (1 - slot.group["ema_decay"]) * (source.to(ema.dtype) - ema)
         if found_inf is not None:
             change = torch.where(found_inf.to(ema.device) == 0, change, 0)
@@ -25,12 +27,20 @@ def follow(idle: Sequence[Slot], found_inf: Tensor | None) -> None:
 @contextmanager
 def swapped(slots: Sequence[Slot]) -> Iterator[None]:
     """The parameters hold their averages; afterwards their own values again, bit for bit."""
-    own = [slot.param.detach().clone() for slot in slots]
+    own: list[tuple[Slot, Tensor]] = []
     try:
         for slot in slots:
-            if "ema" in slot.state:
-                slot.param.detach().copy_(slot.state["ema"])
+            if "ema" not in slot.state:
+                continue
+            param, ema = slot.param.detach(), slot.state["ema"]
+            if slot.has_packed("ema"):
+                own.append((slot, slot.salient(param)))
+                slot.put_salient(param, ema.to(param.dtype))
+            else:
+                own.append((slot, param.clone()))
+                param.copy_(ema)
         yield
     finally:
-        for slot, value in zip(slots, own, strict=True):
-            slot.param.detach().copy_(value)
+        for slot, values in own:
+            param = slot.param.detach()
+            slot.put_salient(param, values) if slot.has_packed("ema") else param.copy_(values)

@@ -61,7 +61,8 @@ class Bucket:
         if roster.native:
             orders = [[] if slot.copied or slot.view.is_contiguous else slot.view.order for slot in slots]
             lists = [self.lists[key] for key in _STATE_KEYS]
-            self._plan = compiled("AdamPlan")(self._positions, self._params, orders, lists, False)
+            packs = roster.packing is not None
+            self._plan = compiled("AdamPlan")(self._positions, self._params, orders, lists, packs)
             self._plan.watch(self._state_tensors())
         else:
             self._memory = self._state_memory()

@@ -8,11 +8,10 @@ from torch import Tensor
 from .. import ops
 from ..sharding import like, local
 from .options import TORCH_OPTIONS
-from .slots import MOMENTS, Slot
+from .slots import COPIES, PER_ENTRY, Slot
 
-_DENSE = ("ema", "master_param")
 _WORDS = ("mask_words", "touched_words")
-_KNOWN = {"step", "counts", *_WORDS, *MOMENTS, *_DENSE}
+_KNOWN = {"step", *_WORDS, *PER_ENTRY}
 
 
 def restore_state(slot: Slot, saved: dict[str, Any]) -> dict[str, Tensor]:
@@ -47,7 +46,7 @@ def restore_state(slot: Slot, saved: dict[str, Any]) -> dict[str, Tensor]:
             state[key] = value.to(param.device)
         elif key == "exp_avg" and slot.group["betas"][0] == 0:
             continue
-        elif packed_count is not None and key in (*MOMENTS, "counts"):
+        elif packed_count is not None and not (key in COPIES and value.shape == param.shape):
             if value.shape != (packed_count,):
                 raise ValueError(
                     f"{key} of parameter {slot.label} has shape {tuple(value.shape)}, expected ({packed_count},)"
@@ -66,12 +65,17 @@ def restore_state(slot: Slot, saved: dict[str, Any]) -> dict[str, Tensor]:
                 state[key] = slot.zeros(torch.int32).copy_(value.to(param.device, torch.int32)).to(value.dtype)
             else:
                 state[key] = slot.zeros(compute).copy_(value)
+    if packed_count is not None:
+        # Older versions packed moments only.
+        for key in COPIES:
+            if key in state and state[key].shape == param.shape:
+                state[key] = slot.salient(state[key], state["mask_words"], packed_count)
     return state
 
 
 def sharded_state(slot: Slot) -> dict[str, Tensor]:
     """The state of one parameter with what has its shape sharded as it is."""
-    dense = {"counts", *_DENSE, *MOMENTS} if not slot.packed else set(_DENSE)
+    dense = () if slot.packed else PER_ENTRY
     return {key: like(value, slot.owner) if key in dense else value for key, value in slot.state.items()}
 
 

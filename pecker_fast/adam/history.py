@@ -61,7 +61,7 @@ class History:
         packed = bool(slots) and slots[0].packed
         if before == "fresh":
             self.regime = "mask" if masked else "all"
-            if masked and all("ema" in slot.state for slot in slots):
+            if masked and not packed and all("ema" in slot.state for slot in slots):
                 self.ema_follows = all(torch.equal(s.state["ema"], s.param.to(s.state["ema"].dtype)) for s in slots)
         elif before == "all" and masked:
             for slot in started:

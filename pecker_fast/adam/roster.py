@@ -5,12 +5,14 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..flat import FlatView, has_lazy_values
 from ..sharding import is_sharded, local
 from .alignment import MaskedGrads, align_masked_grads, with_gradients
 from .options import OPTIONS
+from .packing import PackedGradients
 from .slots import Slot
 from .watch import AS_EXPECTED, OTHER_GRADIENTS, PythonWatch, can_watch_natively, compiled, runs_natively
 
@@ -30,10 +32,18 @@ class Roster:
         state: Mapping[Tensor, dict],
         defaults: dict[str, Any],
         previous: "Roster | None" = None,
+        packing: PackedGradients | None = None,
     ) -> None:
         self._groups = list(groups)
         self._state = state
         self._backend = defaults["backend"]
+        # The CUDA kernels know packed moments only: ops.masked_adam_ does the rest around them.
+        self._packs_values = packing is not None or (
+            defaults["packed"] and (defaults["master_weights"] or defaults["ema_decay"] is not None)
+        )
+        # Set if the steps take packed gradients.
+        self.packing = packing
+        self._packed: dict[Tensor, Any] | None = None
         self.slots: list[Slot] = []
         for group, names in zip(groups, _names(groups, previous), strict=True):
             for param, name in zip(group["params"], names, strict=True):
@@ -76,15 +86,20 @@ class Roster:
 
     def _runs_natively(self) -> bool:
         # Called at each step: set_backend may have been, too.
-        return all([runs_natively(device, self._backend) for device in self.devices]) and self._plain
+        return (
+            all([runs_natively(device, self._backend) for device in self.devices])
+            and self._plain
+            and not (self.may_be_captured and self._packs_values)
+        )
 
-    def is_current(self, groups: Groups, state: Mapping[Tensor, dict]) -> bool:
+    def is_current(self, groups: Groups, state: Mapping[Tensor, dict], packing: PackedGradients | None) -> bool:
         """Whether groups, names and the state's dictionaries are those that this was made of, and the kernels too.
 
         The parameters themselves are compared by ``collect``.
         """
         return (
             state is self._state
+            and packing is self.packing
             and len(groups) == len(self._groups)
             and all(map(is_, groups, self._groups))
             and len(state) == len(self._dictionaries)
@@ -122,13 +137,19 @@ class Roster:
             self.masked_grads = masked
         if not self._has_same_params():
             return False
+        self.update_packed()
         try:
             outcome = self.watch.collect(masked)
         except (RuntimeError, TypeError):
             # Something in masked_grads is no tensor, which is found out below.
             outcome = OTHER_GRADIENTS
         if outcome == OTHER_GRADIENTS:
-            self.active = with_gradients(self.slots, self.grads(), masked)
+            if self.packing is not None:
+                self.packing.take_all()
+                self.update_packed()
+                self.active = [slot for slot in self.slots if slot.owner.grad is not None]
+            else:
+                self.active = with_gradients(self.slots, self.grads(), masked)
             present = {slot.position for slot in self.active}
             self.watch.expect([i in present for i in range(len(self.slots))])
             outcome = self.watch.collect(masked)
@@ -139,9 +160,23 @@ class Roster:
         self.masked_grads = None
         self.watch.release()
 
+    def update_packed(self) -> None:
+        """Takes the packed gradients as they are now, if there are any."""
+        if self.packing is None or self.packing.gradients is self._packed:
+            return
+        self._packed = gradients = self.packing.gradients
+        found = [gradients.get(owner) for owner in self._owners]
+        nothing = torch.empty(0)
+        stand_ins = [nothing if g is None else g.stand_in if self.native else g.packed for g in found]
+        self.watch.pack(stand_ins, [nothing if g is None else g.packed.entries for g in found])
+
     def grads(self) -> list[Tensor | None]:
-        """The gradients, in the order of the parameters; of sharded ones this process's parts."""
-        return [_local(slot.owner.grad) for slot in self.slots]
+        """The gradients, in the order of the parameters; of sharded ones this process's parts, of packed ones the
+        entries."""
+        grads = [_local(slot.owner.grad) for slot in self.slots]
+        if self.packing is not None:
+            grads = [None if grad is None else grad.entries for grad in grads]
+        return grads
 
     def options_are_current(self) -> bool:
         """Whether the groups' options are what they were. The learning rate is read at each step anyway."""

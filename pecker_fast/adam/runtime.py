@@ -29,7 +29,8 @@ class Runtime:
         for group in groups:
             fill_options(group, defaults)
             check_group(group, defaults)
-        self.roster = Roster(groups, optimizer.state, defaults, previous.roster if previous else None)
+        roster = previous.roster if previous else None
+        self.roster = Roster(groups, optimizer.state, defaults, roster, optimizer._active_packing)
         self.history = History(self.roster.slots, previous.history if previous else None)
         self.nonfinite: Tensor | None = previous.nonfinite if previous else None
         self._structure = self.roster.structure()
@@ -47,15 +48,16 @@ class Runtime:
 
     def is_current(self, optimizer: Optimizer) -> bool:
         """Whether groups, state and kernels are those that this was made of; ``collect`` compares the parameters."""
-        return self.roster.is_current(optimizer.param_groups, optimizer.state)
+        return self.roster.is_current(optimizer.param_groups, optimizer.state, optimizer._active_packing)
 
     def start_averages(self, group: dict) -> None:
         """The state that the parameters of a new group have before their first step."""
         for slot in self.slots:
-            if slot.group is not group:
+            if slot.group is not group or slot.packed:
+                # Packed state begins with the first step, which brings the mask.
                 continue
             slot.start_ema()
-            if slot.owner.requires_grad and not slot.packed:
+            if slot.owner.requires_grad:
                 # Distributed checkpoints load what is there, and take a state that is not empty for a whole one.
                 slot.init_state(None)
                 slot.state["step"] = torch.zeros((), device=slot.param.device)
@@ -87,7 +89,8 @@ class Runtime:
             self._bucket_slots = None
         if self._bucket_slots is None:
             self._make_buckets(binding if kind == "masked" else None)
-        ema_everywhere = kind == "masked" and not (history.regime == "mask" and history.ema_follows)
+        packed = optimizer.defaults["packed"]
+        ema_everywhere = kind == "masked" and not packed and not (history.regime == "mask" and history.ema_follows)
         for bucket in self._buckets:
             bucket.run(binding, kind == "joint", ema_everywhere, scale, found_inf)
         if optimizer.defaults["ema_decay"] is not None and len(active) < len(slots):
@@ -130,7 +133,9 @@ class Runtime:
         if policy == "propagate":
             return found_inf
         roster = self.roster
-        total = count_nonfinite(roster.active, roster.grads(), roster.masked_grads, binding, scale, backend)
+        # Of packed gradients all entries are in the mask.
+        within = binding if roster.packing is None else None
+        total = count_nonfinite(roster.active, roster.grads(), roster.masked_grads, within, scale, backend)
         if roster.sharded:
             # One decision for all parts.
             total = add_over(total, [slot.owner for slot in roster.active])
@@ -158,19 +163,19 @@ class Runtime:
         for slot in roster.active:
             count = binding.count(slot) if binding is not None and slot.packed else None
             started = "step" in slot.state
+            if not started and binding is not None and (slot.packed or regime == "mask"):
+                slot.state["mask_words"] = binding.tensor_words(slot)
             slot.conform(count)
             if slot.position in self._unknown:
                 self._unknown.discard(slot.position)
                 slot.refresh_master()
             self._counters.adopt(slot)
-            if slot.group["ema_decay"] is not None and "ema" not in slot.state:
-                slot.start_ema()
             if not started:
                 slot.init_state(count)
                 if regime == "mixed":
                     slot.start_counts(None)
-                if binding is not None and (slot.packed or regime == "mask"):
-                    slot.state["mask_words"] = binding.tensor_words(slot)
+            if slot.group["ema_decay"] is not None and "ema" not in slot.state:
+                slot.start_ema()
             roster.register(slot)
             by_kind.setdefault((id(slot.group), slot.param.device, slot.param.dtype), []).append(slot)
         roster.remember_state()

@@ -10,6 +10,9 @@ from ..flat import FlatView, row_major
 from ..ops.reference import bias_correction_rows
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+# Copies of the parameter: outside the mask of packed state they equal it.
+COPIES = ("master_param", "ema")
+PER_ENTRY = (*MOMENTS, "counts", *COPIES)
 COUNT_DTYPES = (torch.int16, torch.int32)
 
 
@@ -52,6 +55,36 @@ class Slot:
         """``tensor``, of the parameter's shape, as the kernel wants it: contiguous, in the parameter's order."""
         return row_major(tensor) if self.copied or self.view.is_contiguous else self.view.flatten(tensor)
 
+    # ---- packed state
+
+    def salient(self, tensor: Tensor, words: Tensor | None = None, count: int | None = None) -> Tensor:
+        """The salient entries of ``tensor``, which has the parameter's shape: by default those of the packed state."""
+        if words is None:
+            words, count = self.state["mask_words"], self.state["exp_avg_sq"].numel()
+        return ops.pack(row_major(tensor.detach()), words, count, backend=self.group["backend"])
+
+    def put_salient(self, tensor: Tensor, values: Tensor) -> None:
+        """Sets the salient entries of ``tensor``, which has the parameter's shape, to packed ``values``."""
+        words, numel = self.state["mask_words"], tensor.numel()
+        dense = ops.unpack(values, words, numel, backend=self.group["backend"]).view(tensor.shape)
+        tensor.copy_(torch.where(ops.unpack_bits(words, numel).view(tensor.shape), dense, tensor))
+
+    def has_packed(self, key: str) -> bool:
+        """Whether the state has ``key`` for the salient entries only."""
+        # State of older versions has packed moments only; the next step packs the rest.
+        return self.packed and key in self.state and self.state[key].shape != self.param.shape
+
+    def whole(self, key: str) -> Tensor:
+        """The master or the average of every entry: the state itself, or if it is packed, a new tensor."""
+        if key in self.state and not self.has_packed(key):
+            return self.state[key]
+        result = self.like_param(self.compute)
+        if key in self.state:
+            self.put_salient(result, self.state[key])
+        return result
+
+    # ---- the start
+
     def init_state(self, count: int | None) -> None:
         """Moments for the first step: of all entries, or of the ``count`` salient ones. The caller sets "step"."""
         for key in self.wanted_moments():
@@ -66,20 +99,27 @@ class Slot:
         wanted = {"exp_avg": self.group["betas"][0] != 0, "exp_avg_sq": True, "max_exp_avg_sq": self.group["amsgrad"]}
         return [key for key in MOMENTS if wanted[key]]
 
+    def _start_copy(self, key: str) -> None:
+        if not self.packed:
+            self.state[key] = self.like_param(self.compute)
+        elif "exp_avg_sq" in self.state:
+            # Which entries are salient is known from the first step on.
+            self.state[key] = self.salient(self.param).to(self.compute)
+
     def start_ema(self) -> None:
         """The average begins at the parameter."""
-        self.state["ema"] = self.like_param(self.compute)
+        self._start_copy("ema")
 
     def start_master(self) -> None:
         """So does the copy that takes the updates, if the group has one."""
         if self.group["master_weights"] and self.compute != self.param.dtype:
-            self.state["master_param"] = self.like_param(self.compute)
+            self._start_copy("master_param")
 
     def refresh_master(self) -> None:
-        """Entries of the parameter that somebody else has written to are the master's new values."""
+        """Entries of the parameter that something else has written to become the master's new values."""
         master = self.state.get("master_param")
         if master is not None:
-            param = self.param.detach()
+            param = self.salient(self.param) if self.has_packed("master_param") else self.param.detach()
             master.copy_(torch.where(master.to(param.dtype) == param, master, param.to(master.dtype)))
 
     def require_complete(self) -> None:
@@ -108,13 +148,15 @@ class Slot:
         They may have been put there by somebody else, and the parameter may have been laid out anew. ``count``: the
         salient entries of packed state. Raises ValueError or TypeError if a tensor has another shape.
         """
-        for key in (*MOMENTS, "counts", "master_param", "ema"):
+        packed = self.packed
+        for key in PER_ENTRY:
             value = self.state.get(key)
             if value is None:
                 continue
             if not isinstance(value, Tensor):
                 raise TypeError(f"{key} of parameter {self.label} is {type(value).__name__}, expected a tensor")
-            packed = self.packed and key in (*MOMENTS, "counts")
+            if packed and count is not None and key in COPIES and value.shape == self.param.shape:
+                value = self.state[key] = self.salient(value, self.state["mask_words"], count)
             shape = torch.Size((count,)) if packed and count is not None else self.param.shape
             if value.shape != shape:
                 raise ValueError(
@@ -149,11 +191,16 @@ class Slot:
         self.state["counts"] = counts.to(dtype, memory_format=torch.preserve_format)
 
     def repack(self, old_words: Tensor, new_words: Tensor, count: int, backend: str | None) -> None:
-        """Moves packed state to another mask: entries in both keep theirs, new ones begin at zero."""
+        """Moves packed state to another mask: entries in both keep theirs, new ones begin afresh."""
         numel = self.param.numel()
-        for key in (*MOMENTS, "counts"):
-            if key in self.state:
+        for key in PER_ENTRY:
+            if key not in self.state:
+                continue
+            if key in COPIES:
+                # Entries that leave the mask become equal to the parameter, new ones begin at it.
+                dense = row_major(self.whole(key))
+            else:
                 dense = ops.unpack(self.state[key], old_words, numel, backend=backend)
-                self.state[key] = ops.pack(dense, new_words, count, backend=backend)
+            self.state[key] = ops.pack(dense, new_words, count, backend=backend)
         # Packed state forgets the entries that leave; that they were touched is kept for the statistics.
         self.state["touched_words"] = self.state.get("touched_words", old_words) | new_words

@@ -37,12 +37,17 @@ class PythonWatch:
         self._params = list(params)
         self._memory = [_memory(local(param)) for param in params]
         self._present = [True] * len(params)
+        self._packed: list[Tensor] = []
+        self._entries: list[Tensor] = []
         self.grads: list[Tensor | None] = []
         self.masked_grads: list[Tensor | None] = []
         self.record()
 
     def expect(self, present: list[bool]) -> None:
         self._present = present
+
+    def pack(self, packed: list[Tensor], entries: list[Tensor]) -> None:
+        self._packed, self._entries = packed, entries
 
     def is_current(self) -> bool:
         # FSDP may replace the local parts of parameters, in the first forward pass after loading a state for instance.
@@ -58,7 +63,11 @@ class PythonWatch:
         pairs = list(zip(grads, masked_grads, strict=True)) if masked_grads else [(grad, None) for grad in grads]
         if [grad is not None or other is not None for grad, other in pairs] != self._present:
             return OTHER_GRADIENTS
-        if not all(g is None or fits(g, part) for part, pair in zip(parts, pairs, strict=True) for g in pair):
+        if self._packed:
+            if any(grad is not None and grad is not packed for grad, packed in zip(grads, self._packed, strict=True)):
+                return OTHER_GRADIENTS
+            grads = [None if grad is None else entries for grad, entries in zip(grads, self._entries, strict=True)]
+        elif not all(g is None or fits(g, part) for part, pair in zip(parts, pairs, strict=True) for g in pair):
             return OTHER_GRADIENTS
         self.grads, self.masked_grads = grads, masked_grads
         return AS_EXPECTED

@@ -26,7 +26,17 @@ BASIC = (
         "retain_weight",
     ),
     *("ewc_weight", "negative_guidance", "pretrained_model_name_or_path", "forget_classes", "cover_class", "concept"),
-    *("cover", "retain_prompts", "fisher", "judge", "samples_per_class", "dataset_name", "data_root", "download"),
+    *(
+        "cover",
+        "distilled",
+        "retain_prompts",
+        "fisher",
+        "judge",
+        "samples_per_class",
+        "dataset_name",
+        "data_root",
+        "download",
+    ),
     *("weights_dtype", "fsdp", "seed", "device", "mixed_precision", "profile", "checkpointing_steps"),
     *("validation_steps", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "dry_run"),
 )

@@ -15,8 +15,6 @@ from ..metrics import Judge
 from ..models import resolve, save_network
 from ..report import RunRecord, portable, write_sequence
 from ..robustness import confusion_matrix
-from ..training.checkpoints import STATE, Checkpoints
-from ..training.state import load_state
 from ..unlearning import ForgetRequest, method_class
 from ..unlearning.score_forgetting import ScoreForgetting
 from ..unlearning.streams import derived_seed
@@ -24,12 +22,11 @@ from .arguments import UnlearnArguments
 from .classes.data import cover_of, find_judge
 from .classes.measure import DDIM_STEPS
 from .classes.task import ClassTask
+from .distilled import SCORE, last_score
 from .presets import class_preset
 from .several import assignment, check_alone, check_shared, command_line, ended, resumed, run_arguments
 from .unlearn import unlearn
 
-# Folder of the score network that a request leaves for the next one.
-SCORE = "score"
 # Options of the sequence that its runs take, under the same names.
 OF_RUNS = ("cover_class", "pretrained_model_name_or_path", "samples_per_class", "judge")
 
@@ -192,14 +189,8 @@ def _keep_score(folder: Path) -> None:
     It fits the generator as it is now. The pretrained network in its place would first have to learn what the generator
     draws for the forgotten classes.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", None, {})
-    steps = checkpoints.steps()
-    if not steps:
-        raise ValueError(f"{folder} has no score network and no checkpoint: start over, or choose --score teacher")
-    path = checkpoints.path(steps[-1])
-    checkpoints.verify(path)
     model = resolve(folder / "unet")
-    model.network.load_state_dict(load_state(path / STATE)["state"]["score"])
+    model.network.load_state_dict(last_score(folder, "start over, or choose --score teacher"))
     save_network(folder / SCORE, model.network, model.schedule)
 
 

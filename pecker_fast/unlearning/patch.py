@@ -11,11 +11,13 @@ not part of the result that has to be shipped. What differs from PECKER with a f
 * The learning rate rises as the density falls (``sparse_learning_rate``).
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from ..checks import check_int, check_number
 from ..diffusion import NUM_TRAIN_TIMESTEPS, OneStepGenerator, noise_prediction_loss, predict_eps
 from ..mask import SaliencyMask
+from ..patches import file_kind, patch_mask
 from ..saliency import SaliencyAccumulator
 from .distillation import DistillationPhase
 from .masking import BaseMasker, random_scores
@@ -60,7 +63,7 @@ class PatchOptions(ScoreForgettingOptions):
     Stable Diffusion), body (the rest), or patterns of parameter names such as "mid_block.*". Fewer entries than density
     asks for are all taken."""
     disjoint_from: tuple[str, ...] = ()
-    """Mask files (mask.safetensors of a run) whose entries the patch leaves alone: those of earlier patches."""
+    """Files of earlier patches, or of masks (mask.safetensors of a run), whose entries this patch leaves alone."""
     score_density: float = 1.0
     """Share of psi's parameters that are trained, chosen as theta's are; 1 trains all of them."""
 
@@ -78,8 +81,8 @@ class PatchOptions(ScoreForgettingOptions):
 
 
 def sparse_learning_rate(rate: float, share: float) -> float:
-    """The learning rate for a share of the entries that does what ``rate`` does for all of them: rate / share."""
-    return rate / share
+    """The learning rate for a share of the entries: rate / sqrt(share), which keeps the norm of an update of Adam."""
+    return rate / math.sqrt(share)
 
 
 def in_part(name: str, act_on: Iterable[str], text: bool = False) -> bool:
@@ -171,7 +174,9 @@ class PatchMasker(BaseMasker):
         masks = []
         for path in paths:
             try:
-                mask = SaliencyMask.load(path, self.compute.device)
+                is_patch = Path(path).is_file() and file_kind(path) == "patch"
+                mask = patch_mask(path) if is_patch else SaliencyMask.load(path)
+                mask = mask.to(self.compute.device)
                 order = mask.align(params, names)
             except (OSError, ValueError) as error:
                 raise ValueError(f"disjoint_from has {path!r}: {error}") from error

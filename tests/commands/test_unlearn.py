@@ -246,7 +246,7 @@ def test_wrong_inputs(capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "is a file" in fails(capsys, "unlearn", "--output_dir", str(tmp_path / "file"), *SMALL)
     assert (tmp_path / "file").read_text() == "mine"
-    # Another architecture: of another number of classes than the judge knows.
+    # Another architecture: its number of classes is not the judge's.
     save_network(tmp_path / "tiny", tiny_unet(), NoiseSchedule.linear())
     tiny = ["--pretrained_model_name_or_path", str(tmp_path / "tiny")]
     assert "10 classes" in fails(capsys, "unlearn", *tiny, "--output_dir", out)

@@ -73,6 +73,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "checkpointing_steps": 500,
         "validation_steps": 2500,
     },
+    # As published for Stable Diffusion 1.5 (SiD-LSG).
+    "distil": {"score_learning_rate": 1e-6},
     "sfd": {"max_train_steps": 37_500},
     # The ratio that worked on digits, with the published weight for the generator; not tried at this size.
     "pecker+": {"generator_forget_weight": 1.0, "score_forget_weight": 0.2},
@@ -80,7 +82,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "patch": {
         "generator_forget_weight": 1.0,
         "score_forget_weight": 0.2,
-        "generator_learning_rate": 4e-7,
+        "generator_learning_rate": 1.25e-6,
         "saliency_chunk_size": 2,
     },
 }
