@@ -1,5 +1,6 @@
 """The study of patches, as data: its conditions, and the order in which runs are made."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,8 +64,15 @@ def _patch(name: str, density: float, rate: float | None = None, group: str = "p
     """A patch; ``rate`` is that of its own density, by default the preset's rule."""
     values: dict[str, Any] = {"density": density, **options}
     if rate is not None:
-        values["generator_learning_rate"] = rate * density
+        # The option is the rate of density 1.
+        values["generator_learning_rate"] = rate * math.sqrt(density)
     return Condition(name, "patch", values, group)
+
+
+def _lora(rate: float) -> Condition:
+    """Adapters of about as many bytes as a patch of a tenth of the digits' network."""
+    options = {"generator_forget_weight": 0.3, "score_forget_weight": 0.02, "generator_learning_rate": rate}
+    return Condition(f"lora at {rate:g}", "lora", options, "lora")
 
 
 def _scores() -> Iterator[Condition]:
@@ -102,7 +110,7 @@ CORE = (
         saliency_score="random",
         group="place",
     ),
-    Condition("lora", "lora", {"generator_forget_weight": 0.3, "score_forget_weight": 0.02}, "lora"),
+    _lora(2.4e-3),
 )
 # Run on the first pair: the same grid for the dense rules and the patch, and what else can be set.
 GRID = (
@@ -128,22 +136,14 @@ GRID = (
 FURTHER = (
     *(
         _patch(f"{score} {density:g} at {rate:g}", density, rate, "score", saliency_score=score)
-        for density, rates in ((0.1, (1.2e-3, 4.8e-3)), (0.05, (2.4e-3, 9.6e-3)), (0.02, (6e-3, 2.4e-2)))
+        for density, rates in ((0.1, (1.2e-3, 4.8e-3)), (0.05, (1.7e-3, 6.8e-3)), (0.02, (2.6e-3, 1.2e-2)))
         for rate in rates
         for score in ("ratio", "random", "gradient")
     ),
     *(_patch(f"patch 0.1, psi {d:g}", 0.1, score_density=d, group="psi") for d in (0.5, 0.2, 0.1)),
     _patch("conditioning 0.1", 0.1, act_on=("conditioning",), group="place"),
     _patch("body 0.1", 0.1, act_on=("body",), group="place"),
-    *(
-        Condition(
-            f"lora at {rate:g}",
-            "lora",
-            {"generator_forget_weight": 0.3, "score_forget_weight": 0.02, "generator_learning_rate": rate},
-            "lora",
-        )
-        for rate in (1.5e-4, 2.4e-3, 9.6e-3)
-    ),
+    *(_lora(rate) for rate in (6e-4, 5e-3, 9.6e-3)),
 )
 # What is attacked, beside the two controls.
 RELEARN = (

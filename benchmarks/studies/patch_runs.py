@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pecker_fast.delta import save_delta
 from pecker_fast.diffusion.networks import unwrap
 from pecker_fast.files import save_tensors
 from pecker_fast.hashing import weights_hash
 from pecker_fast.metrics.drift import total, weight_drift
 from pecker_fast.models import resolve
+from pecker_fast.patches import Patch
 from pecker_fast.report.files import images_to_forget
+from pecker_fast.runs.distilled import SHIPPED, Distilled, is_distilled
 from pecker_fast.runs.presets import class_preset, method_options
 from pecker_fast.unlearning import Compute, ForgetRequest, Method, Problem, Setting, method_class
 
@@ -29,17 +30,18 @@ from .patch_conditions import Job
 # Half of the digits' batch, to save time; the other options are the preset's.
 COMMON = {"max_train_steps": 80, "train_batch_size": 24, "forget_batch_size": 8}
 SAMPLES_PER_CLASS = 100
-# Iterations of the distillation that all runs start from, at the preset's own batch.
-DISTILLATION = 300
+KINDS = ("generator", "score")
 
 
 def distil(preset: str, problem: Problem, retained_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The states of a one-step generator of all classes, or of the retained ones, and of its score network."""
-    kind = method_class("sfd")
-    options = replace(method_options(preset, kind), two_stage=not retained_only, first_stage_steps=DISTILLATION)
+    kind = method_class("sfd" if retained_only else "distil")
+    options = method_options(preset, kind)
     if retained_only:
+        # As long as the other, on retained samples alone.
         weights = {"generator_forget_weight": 0.0, "score_forget_weight": 0.0}
-        options = replace(options, max_train_steps=DISTILLATION, **weights)
+        length = method_options(preset, method_class("distil")).max_train_steps
+        options = replace(options, max_train_steps=length, **weights)
     method = kind(Setting(problem), options)
     phase = method.phases[0]
     phase.start(None)
@@ -52,17 +54,22 @@ def distil(preset: str, problem: Problem, retained_only: bool = False) -> tuple[
 
 
 def distilled(preset: str, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The generator and the score network that all runs on a preset start from; made once and kept in ``folder``."""
+    """The generator and the score network that all runs on a preset start from: those that come with the package, or
+    else networks that are made once and kept in ``folder``."""
     from safetensors.torch import load_file
 
+    shipped = f"{SHIPPED}{class_preset(preset).network}"
+    if is_distilled(shipped):
+        paths = Distilled.read(shipped).networks.values()
+        return dict(zip(KINDS, (resolve(path).network.state_dict() for path in paths), strict=True))
     path = folder / f"distilled-{preset}.safetensors"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         model = resolve(None, shipped=class_preset(preset).network)
         states = distil(preset, Problem(model.network, model.schedule, ForgetRequest.of(model.network, (0,), 1)))
-        named = zip(("generator", "score"), states, strict=True)
+        named = zip(KINDS, states, strict=True)
         save_tensors(path, {f"{kind}.{name}": value for kind, state in named for name, value in state.items()})
-    networks: dict[str, dict[str, Tensor]] = {"generator": {}, "score": {}}
+    networks: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     for name, value in load_file(path).items():
         kind, _, rest = name.partition(".")
         networks[kind][rest] = value
@@ -171,7 +178,8 @@ def state_bytes(phase: Any) -> int:
 
 
 def patch_bytes(base: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> int:
-    """Bytes of the smallest file that turns ``base`` into ``changed``: of the changed entries, or of all."""
+    """Bytes of the smallest file that turns ``base`` into ``changed``: a patch, or all weights."""
     with tempfile.TemporaryDirectory() as folder:
-        summary = save_delta(base, changed, Path(folder) / "delta.safetensors")
-    return min(summary.bytes, sum(value.nbytes for value in changed.values()))
+        path = Path(folder) / "patch.safetensors"
+        Patch.between(base, changed).save(path)
+        return min(path.stat().st_size, sum(value.nbytes for value in changed.values()))
