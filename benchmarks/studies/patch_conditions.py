@@ -1,6 +1,5 @@
 """The study of patches, as data: its conditions, and the order in which runs are made."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +64,7 @@ def _patch(name: str, density: float, rate: float | None = None, group: str = "p
     values: dict[str, Any] = {"density": density, **options}
     if rate is not None:
         # The option is the rate of density 1.
-        values["generator_learning_rate"] = rate * math.sqrt(density)
+        values["generator_learning_rate"] = rate * density
     return Condition(name, "patch", values, group)
 
 
@@ -111,6 +110,7 @@ CORE = (
         group="place",
     ),
     _lora(2.4e-3),
+    _lora(5e-3),
 )
 # Run on the first pair: the same grid for the dense rules and the patch, and what else can be set.
 GRID = (
@@ -136,14 +136,14 @@ GRID = (
 FURTHER = (
     *(
         _patch(f"{score} {density:g} at {rate:g}", density, rate, "score", saliency_score=score)
-        for density, rates in ((0.1, (1.2e-3, 4.8e-3)), (0.05, (1.7e-3, 6.8e-3)), (0.02, (2.6e-3, 1.2e-2)))
+        for density, rates in ((0.1, (1.2e-3, 4.8e-3)), (0.05, (2.4e-3, 9.6e-3)), (0.02, (6e-3, 2.4e-2)))
         for rate in rates
         for score in ("ratio", "random", "gradient")
     ),
     *(_patch(f"patch 0.1, psi {d:g}", 0.1, score_density=d, group="psi") for d in (0.5, 0.2, 0.1)),
     _patch("conditioning 0.1", 0.1, act_on=("conditioning",), group="place"),
     _patch("body 0.1", 0.1, act_on=("body",), group="place"),
-    *(_lora(rate) for rate in (6e-4, 5e-3, 9.6e-3)),
+    *(_lora(rate) for rate in (1.2e-3, 9.6e-3)),
 )
 # What is attacked, beside the two controls.
 RELEARN = (

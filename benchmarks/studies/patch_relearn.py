@@ -32,6 +32,8 @@ STEPS = {
     "denoising": (5, 10, 20, 50),
 }
 IMAGES = 16
+# Images of the forgotten class and of each retained one in a measurement.
+SAMPLES = (100, 20)
 # Of the control's pretraining and distillation.
 CONTROL_SEED = 0
 
@@ -89,7 +91,7 @@ def relearn_job(job: Job, folder: Path) -> dict[str, Any]:
     problem, values = method.setting.problem, class_preset(job.preset)
     judge = load_judge(values.judge)
     real = load_images(DataArguments(), job.preset, "all", network.config["sample_size"])
-    examiner = Examiner(judge, problem.request, problem.schedule, method.sampler, 10, job.seed)
+    examiner = Examiner(judge, problem.request, problem.schedule, method.sampler, 10, job.seed, *SAMPLES)
     images, labels = adversary_images(real, problem.request, "forgotten", IMAGES, job.seed)
     rows = []
     for attack, steps in STEPS.items():

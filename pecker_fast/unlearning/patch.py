@@ -11,7 +11,6 @@ not part of the result that has to be shipped. What differs from PECKER with a f
 * The learning rate rises as the density falls (``sparse_learning_rate``).
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -81,8 +80,8 @@ class PatchOptions(ScoreForgettingOptions):
 
 
 def sparse_learning_rate(rate: float, share: float) -> float:
-    """The learning rate for a share of the entries: rate / sqrt(share), which keeps the norm of an update of Adam."""
-    return rate / math.sqrt(share)
+    """The learning rate for a share of the entries: rate / share, which keeps the sum of an update's magnitudes."""
+    return rate / share
 
 
 def in_part(name: str, act_on: Iterable[str], text: bool = False) -> bool:

@@ -82,7 +82,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "patch": {
         "generator_forget_weight": 1.0,
         "score_forget_weight": 0.2,
-        "generator_learning_rate": 1.25e-6,
+        "generator_learning_rate": 4e-7,
         "saliency_chunk_size": 2,
     },
 }
