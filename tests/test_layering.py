@@ -46,9 +46,10 @@ ALLOWED = {
         "parallel",
         "sharding",
         "mask",
-        "patches",
         "saliency",
         "optim",
+        # Patches leave the entries of earlier ones alone.
+        "patches",
     },
     "training": {
         "files",
