@@ -94,7 +94,7 @@ class PackedGradient(Tensor):
             )
         target = args[0]
         func(*(_packed(target, value) for value in args), **{k: _packed(target, v) for k, v in kwargs.items()})
-        return target
+        return target if func._schema.returns else None
 
 
 def _is_whole_norm(order: float = 2, dims: Any = None, keepdim: bool = False, *_: Any) -> bool:
