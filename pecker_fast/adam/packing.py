@@ -217,7 +217,8 @@ class PackedGradients:
             words = binding.tensor_words(slot)
             packed = PackedGradient(slot.param.detach(), entries, words)
             parts = _parts(slot, words) if slot.copied else None
-            gradient = self.gradients[slot.owner] = _Gradient(slot, packed, like(packed, slot.owner), parts)
+            stand_in = like(packed, slot.owner)
+            gradient = self.gradients[slot.owner] = _Gradient(slot, local(stand_in), stand_in, parts)
             if slot.owner in present:
                 gradient.store(present[slot.owner].packed)
 
