@@ -181,7 +181,7 @@ def check_fsdp(mesh, rank: int) -> None:
         mask.apply_(models[0])
         norms = [torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05) for model in models]
         assert torch.allclose(*(norm.full_tensor() for norm in norms)) and norms[0].full_tensor() > 0.05
-        for model, optimizer in zip(models, optimizers, strict=True):
+        for optimizer in optimizers:
             optimizer.step(mask=mask)
             optimizer.zero_grad()
     for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
