@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import reduce
 from operator import or_
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
