@@ -20,7 +20,7 @@ from ..models import (
 )
 from ..patches import Patch, apply_delta, check_patches, file_kind, patch_mask, switch_
 from .arguments import check_output
-from .distilled import Distilled
+from .distilled import SHIPPED, Distilled
 from .folder import run_config
 from .patch_disk import PathLike, fitting_weights, sampling_notes, switch_on_disk
 from .presets import PRESETS, class_preset
@@ -58,7 +58,7 @@ def make_patch(
     ----------
     base : Run, path, name, state dict, nn.Module or DiffusionPipeline
         What to start from; or, without ``result``, a run: its base is the generator that it started from
-        (initial_generator), otherwise its pretrained network.
+        (distilled or initial_generator), otherwise its pretrained network.
     result : as ``base``, optional
         The changed network; also a delta file of an earlier version.
     output : path-like
@@ -95,6 +95,8 @@ def make_patch(
     if result is None:
         result = base if isinstance(base, Run) else Run(str(_path(base, "run")))
         base, label, expected = _base_of(result)
+        # A run computes with float32 copies, whatever the dtype of its base's files.
+        dtype = dtype or "result"
     else:
         label = _label(base)
     before = _state(base, "base", variant)
@@ -311,10 +313,11 @@ def _state(model: Run | Weights, name: str, variant: str | None = None) -> Mappi
 def _base_of(run: Run) -> tuple[Weights, str, str | None]:
     """What a run started from: where it is, a name to record, and its sha256 in float32 if that is known."""
     config = run.config
-    initial = config.get("initial_generator")
     if config.get("distilled") is not None:
         distilled = Distilled.read(config["distilled"])
-        initial = distilled.networks["initial_generator"]
+        name = distilled.name if distilled.name.startswith(SHIPPED) else distilled.folder.name
+        return distilled.networks["initial_generator"], name, config.get("initial_generator_sha256")
+    initial = config.get("initial_generator")
     expected = config.get("pretrained_sha256" if initial is None else "initial_generator_sha256")
     source = config.get("pretrained_model_name_or_path") if initial is None else initial
     if source is None:

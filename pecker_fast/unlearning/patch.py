@@ -79,7 +79,7 @@ class PatchOptions(ScoreForgettingOptions):
 
 
 def sparse_learning_rate(rate: float, share: float) -> float:
-    """The learning rate for a share of the entries that does what ``rate`` does for all of them: rate / share."""
+    """The learning rate for a share of the entries: rate / share, which keeps the sum of an update's magnitudes."""
     return rate / share
 
 

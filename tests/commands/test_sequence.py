@@ -98,7 +98,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "a class to forget" in fails(capsys, "sequence", "--forget-classes", "0", "1", "--cover-class", "1", *out)
     assert "0 to 9" in fails(capsys, "sequence", "--forget-classes", "0", "10", *out)
     assert "cover_class is 'one'" in fails(capsys, "sequence", "--cover-class", "one", *out)
-    assert "pecker, pecker+, retrain" in fails(capsys, "sequence", "--method", "sdf", *out)
+    assert "pecker, pecker+, relabel, retrain" in fails(capsys, "sequence", "--method", "sdf", *out)
     assert "an option of none of sfd" in fails(capsys, "sequence", "--method", "sfd", *out, "--set", "density=0.1")
     assert "density" in fails(capsys, "sequence", *out, "--set", "density=7")
     assert "judge" in fails(capsys, "sequence", "--preset", "cifar10", *out)
