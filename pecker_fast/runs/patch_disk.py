@@ -53,8 +53,7 @@ def switch_on_disk(
         check_target(source, target)
     files_there, state = fitting_weights(source, patches[0] if patches else None, revert, variant)
     check_patches(state, patches, revert)
-    notes = [] if revert else sampling_notes(patches[-1], recorded_options(source).get("t_init"))
-    notes += [f"{file.name} is left as it is: it is no part of these weights" for file in other_weights(files_there)]
+    notes = [f"{file.name} is left as it is: it is no part of these weights" for file in other_weights(files_there)]
     names = sorted({tensor.name for patch in patches for tensor in patch.changed})
     widened = state is not files_there.weights
     if widened:
@@ -89,6 +88,8 @@ def switch_on_disk(
         files_there.save_changed(names, edit, target)
     else:
         write_folder(target, write)
+    if not revert:
+        notes += sampling_notes(patches[-1], recorded_options(target).get("t_init"))
     return Switching(target, tuple(notes))
 
 

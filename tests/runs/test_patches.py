@@ -280,8 +280,10 @@ def test_a_run_on_a_distilled_generator(runs):
     (run / "config.json").write_text(json.dumps(config))
     patch = pf.make_patch(run, output="p.safetensors")
     assert patch.base == state_hash(wide) and patch.metadata["base_model"] == "distilled"
-    with pytest.warns(UserWarning, match="written in float32"):
+    with pytest.warns(UserWarning) as noted:
         pf.apply_patch("distilled", "p.safetensors", output="forgot")
+    texts = [str(warning.message) for warning in noted]
+    assert "written in float32" in texts[0] and "in one step at t_init 250, the model does not say so" in texts[1]
     assert same(weights_of("forgot"), weights_of(run))
     # What the distillation recorded is not true of the copy.
     assert [path.name for path in Path("forgot").iterdir()] == ["unet"]
