@@ -50,9 +50,9 @@ class PatchOptions(ScoreForgettingOptions):
     saliency_score: Literal["ratio", "gradient", "magnitude", "random"] = "ratio"
     """What chooses the entries: the ratio of the Fisher information of forgotten and of retained samples; for
     comparison, the magnitude of the gradient on forgotten samples, the magnitude of the parameters, random numbers."""
-    saliency_chunks: int = 16
+    saliency_chunks: int = 64
     """Chunks of generated samples of each kind; each contributes the square of its gradient."""
-    saliency_chunk_size: int = 4
+    saliency_chunk_size: int = 1
     """Samples in a chunk."""
     saliency_damping: float = 0.01
     """Of the ratio: share of a tensor's mean that is added to the Fisher information of its retained samples."""
