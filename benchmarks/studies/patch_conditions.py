@@ -100,6 +100,7 @@ CORE = (
     _patch("patch 0.02", 0.02),
     *_scores(),
     _patch("conditioning 0.05", 0.05, act_on=("conditioning",), group="place"),
+    _patch("conditioning 0.02", 0.02, act_on=("conditioning",), group="place"),
     _patch("body 0.05", 0.05, act_on=("body",), group="place"),
     # All of the layers that see the condition first, as ESD-x chooses them.
     _patch(
@@ -142,6 +143,7 @@ FURTHER = (
     ),
     *(_patch(f"patch 0.1, psi {d:g}", 0.1, score_density=d, group="psi") for d in (0.5, 0.2, 0.1)),
     _patch("conditioning 0.1", 0.1, act_on=("conditioning",), group="place"),
+    _patch("conditioning 0.05 at random", 0.05, act_on=("conditioning",), saliency_score="random", group="place"),
     _patch("body 0.1", 0.1, act_on=("body",), group="place"),
     *(_lora(rate) for rate in (1.2e-3, 9.6e-3)),
 )

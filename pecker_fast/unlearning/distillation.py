@@ -278,7 +278,7 @@ class DistillationPhase(Phase):
         self.score.zero_grad(set_to_none=True)
         if self.masker is not None:
             note(None)
-            self.masker.scores(Streams(self.setting.compute.device, "rehearsal"), self.generator)
+            self.masker.ranking(Streams(self.setting.compute.device, "rehearsal"), self.generator)
             note("saliency gradient")
         for _ in self._generator_gradients(micros, losses):
             note("generator's step")

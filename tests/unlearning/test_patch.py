@@ -87,18 +87,25 @@ def test_the_ratio_against_float64():
             grads = scored.grads(error.square().sum((1, 2, 3)).mean())
             sums = {name: sums[name] + grads[name].square() for name in sums}
         fisher[kind] = sums
-    expected = {
-        name: (f / (fisher["retained"][name] + 0.1 * fisher["retained"][name].mean())).sqrt()
-        for name, f in fisher["forgotten"].items()
-    }
-    scores = masker.scores(Streams(*place), network)
-    for name, value in expected.items():
-        assert torch.allclose(scores[name].double(), value, rtol=1e-3), name
+    scores, rest = masker.ranking(Streams(*place), network)
+    assert rest["damping"] == 0.1
+    for name in scores:
+        assert torch.allclose(scores[name].double(), fisher["forgotten"][name], rtol=1e-3), name
+        assert torch.allclose(rest["relative_to"][name].double(), fisher["retained"][name], rtol=1e-3), name
     # The rows of retained classes say nothing about forgotten ones.
     assert scores["class_embedding.weight"][[1, 2]].abs().max() == 0
     assert all(p.grad is None for n in (generator, network) for p in n.parameters())
+    masker.refresh(0, network)
+    ratio = {
+        name: f / (fisher["retained"][name] + 0.1 * fisher["retained"][name].mean())
+        for name, f in fisher["forgotten"].items()
+    }
+    values = torch.cat([ratio[name].flatten() for name in masker.mask.names])
+    chosen = torch.cat([masker.mask[name].flatten() for name in masker.mask.names])
+    assert chosen.sum() == 3 and values[chosen].min() > values[~chosen].max()
     gradient = PatchMasker(setting, PatchOptions(saliency_score="gradient", t_init=250), generator, 0.5)
-    assert gradient.scores(Streams(*place), network)["class_embedding.weight"][[1, 2]].abs().max() == 0
+    scores, rest = gradient.ranking(Streams(*place), network)
+    assert rest == {} and scores["class_embedding.weight"][[1, 2]].abs().max() == 0
 
 
 @pytest.mark.parametrize("score", ["ratio", "gradient", "magnitude", "random"])

@@ -83,7 +83,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "generator_forget_weight": 1.0,
         "score_forget_weight": 0.2,
         "generator_learning_rate": 4e-7,
-        "saliency_chunk_size": 2,
     },
 }
 # Samples and checkpoints every 5,000 images, as published.
