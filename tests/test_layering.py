@@ -22,7 +22,8 @@ ALLOWED = {
     "checks": {"checks"},
     "sharding": {"sharding"},
     "mask": {"files", "ops", "flat", "sharding", "mask"},
-    "saliency": {"ops", "flat", "sharding", "mask", "saliency"},
+    "scores": {"ops", "flat", "sharding", "mask", "scores"},
+    "saliency": {"checks", "ops", "flat", "sharding", "mask", "scores", "saliency"},
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
     "patches": {"files", "hashing", "mask", "ops", "patches"},
@@ -48,6 +49,8 @@ ALLOWED = {
         "mask",
         "saliency",
         "optim",
+        # Patches leave the entries of earlier ones alone.
+        "patches",
     },
     "training": {
         "files",

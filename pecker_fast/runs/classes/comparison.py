@@ -30,8 +30,8 @@ class ClassComparison(CompareArguments):
     preset: str = "digits"
     """digits, digits16, cifar10 or stl10."""
     methods: tuple[str, ...] = ("pecker", "pecker+", "sfd")
-    """Names of methods, separated by spaces or commas: pecker, pecker+, sfd, retrain, salun, selective_amnesia, esd,
-    relabel."""
+    """Names of methods, separated by spaces or commas: pecker, pecker+, patch, sfd, retrain, salun,
+    selective_amnesia, esd, relabel."""
     forget_classes: tuple[int, ...] | None = None
     """Classes to forget. Default: the preset's."""
     cover_class: str | None = None
