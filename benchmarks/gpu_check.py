@@ -344,7 +344,7 @@ def wheels_to_import(folder: Path) -> list[str]:
 
 
 def ninja_folder(folder: Path) -> dict[str, str]:
-    """Variables that put ``small_ninja`` in ninja's place, where there is none."""
+    """Environment variables that make ``small_ninja`` stand in for ninja on a machine without it."""
     try:
         subprocess.run(["ninja", "--version"], capture_output=True, check=True)
         return {}

@@ -17,17 +17,17 @@ from .run import load
 
 
 def points(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry for each (operation, size, dtype, threads, alternative) that says its floor in bytes: that floor, and
-    picoseconds a parameter (the least of its medians, where it stands in several rows)."""
-    found: dict[tuple, dict[str, Any]] = {}
+    """The points of the roofline: for each (operation, size, dtype, threads, alternative) with a floor in bytes, that
+    floor and the picoseconds a parameter. If several rows have the alternative, the fastest median counts."""
+    fastest: dict[tuple, dict[str, Any]] = {}
     for row in results["rows"]:
         for name, floor in row.get("floor_bytes", {}).items():
             time = 1e12 * row["seconds"][name]["p50"] / row["numel"]
             key = row["op"], row["size"], row["dtype"], row["threads"], name
-            if key not in found or time < found[key]["picoseconds"]:
+            if key not in fastest or time < fastest[key]["picoseconds"]:
                 labels = dict(zip(("op", "size", "dtype", "threads", "name"), key, strict=True))
-                found[key] = {**labels, "floor": floor, "picoseconds": time, "ours": not _is_rival(name)}
-    return list(found.values())
+                fastest[key] = {**labels, "floor": floor, "picoseconds": time, "ours": not _is_rival(name)}
+    return list(fastest.values())
 
 
 def _is_rival(name: str) -> bool:
@@ -35,7 +35,7 @@ def _is_rival(name: str) -> bool:
 
 
 def copy_speed(results: dict[str, Any]) -> float | None:
-    """GB/s of the copies that were timed in the run: their median; None where there was none."""
+    """Median GB/s of the copies that were timed in the run; None without copies."""
     speeds = sorted(row["copy_gb_per_s"] for row in results["rows"] if "copy_gb_per_s" in row)
     return speeds[len(speeds) // 2] if speeds else None
 

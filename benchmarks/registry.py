@@ -29,8 +29,8 @@ class Figure:
 
     ``numerator`` and ``denominator`` name functions of the case, timed in turns. ``at_most``: the number should be
     small. ``value`` replaces both if the number is not a ratio of times. ``against_copy``: the numerator is
-    timed in turns with a large copy instead, and the number is the share of the copy's bandwidth that its floor bytes
-    are moved with ("share"), or its time over that of one read of the parameters at that bandwidth ("read").
+    timed in turns with a large copy instead, and the number is the bandwidth of its floor bytes over that of the copy
+    ("share"), or the time is divided by that of reading the parameters once at that bandwidth ("read").
     """
 
     name: str

@@ -112,7 +112,7 @@ def measure(case: Case, figure: Figure, problem: Problem, repeats: int, max_seco
 
 
 def _peak_memory(function: Callable[[], object]) -> int:
-    """Bytes that a call takes on the GPU beyond what was taken before."""
+    """Peak bytes that a call allocates on the GPU, beyond those allocated before it."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     function()
@@ -121,7 +121,7 @@ def _peak_memory(function: Callable[[], object]) -> int:
 
 
 def met(figure: Figure, number: float) -> bool | None:
-    """Whether the bar is met; None if there is none."""
+    """Whether the bar is met; None without a bar."""
     if figure.bar is None:
         return None
     return number <= figure.bar if figure.at_most else number >= figure.bar

@@ -17,11 +17,17 @@ namespace {
 
 using MaskTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
+using OptionalTensorList = std::optional<TensorList>;
+
 constexpr Dtypes kScoreDtypes = {at::kFloat, at::kBFloat16, at::kHalf};
 
 void check_rows(const char* name, const Tensor& rows, at::ScalarType dtype, c10::Device device) {
   check_tensor(name, -1, rows, {dtype}, device);
   TORCH_CHECK_VALUE(rows.dim() == 1, name, " has shape ", rows.sizes(), ", expected one dimension");
+}
+
+void refuse_quotients(const OptionalTensorList& relative_to) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!relative_to, "relative_to is not supported by the CUDA kernels yet: use backend=\"triton\"");
 }
 
 // The scores of a call, checked; the table goes to the device with `upload`.
@@ -83,7 +89,9 @@ MaskTensors mask_rows(ScoreTable& scores, const Tensor& rows, bool may_sample, c
   return {words, thresholds, counts, nan_count};
 }
 
-MaskTensors select_cuda(TensorList scores, const Tensor& ks, bool ties_all) {
+MaskTensors select_cuda(TensorList scores, const Tensor& ks, bool ties_all, OptionalTensorList relative_to,
+                        const std::optional<Tensor>& damping) {
+  refuse_quotients(relative_to);
   check_rows("ks", ks, at::kLong, ks.device());
   ScoreTable table(scores, ks.device());
   const c10::DeviceGuard guard(ks.device());
@@ -93,7 +101,9 @@ MaskTensors select_cuda(TensorList scores, const Tensor& ks, bool ties_all) {
   });
 }
 
-MaskTensors threshold_mask_cuda(TensorList scores, const Tensor& keys, const Tensor& tie_limits) {
+MaskTensors threshold_mask_cuda(TensorList scores, const Tensor& keys, const Tensor& tie_limits,
+                                OptionalTensorList relative_to, const std::optional<Tensor>& damping) {
+  refuse_quotients(relative_to);
   check_rows("keys", keys, at::kInt, keys.device());
   check_rows("tie_limits", tie_limits, at::kLong, keys.device());
   TORCH_CHECK_VALUE(keys.numel() == tie_limits.numel(), "keys has ", keys.numel(), " rows and tie_limits ",
@@ -107,7 +117,9 @@ MaskTensors threshold_mask_cuda(TensorList scores, const Tensor& keys, const Ten
   });
 }
 
-Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int64_t level) {
+Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int64_t level,
+                            OptionalTensorList relative_to, const std::optional<Tensor>& damping) {
+  refuse_quotients(relative_to);
   check_rows("prefixes", prefixes, at::kInt, prefixes.device());
   TORCH_CHECK_VALUE(level >= 0 && level <= 2, "level is ", level, ", expected 0 to 2");
   ScoreTable table(scores, prefixes.device());

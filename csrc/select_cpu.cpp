@@ -1,10 +1,11 @@
-// select, threshold_mask, radix_histogram and block_counts on the CPU: argument checks and tensors around the selector.
+// select, threshold_mask, radix_histogram, magnitude_sums and block_counts on the CPU: argument checks and tensors around the selector.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cstring>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -17,6 +18,7 @@ namespace {
 
 using at::Tensor;
 using at::TensorList;
+using OptionalTensorList = std::optional<TensorList>;
 using MaskRows = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 void check_rows(const Tensor& rows, const char* op, const char* name, at::ScalarType type) {
@@ -26,35 +28,67 @@ void check_rows(const Tensor& rows, const char* op, const char* name, at::Scalar
                     ", expected one contiguous dimension");
 }
 
-Selector make_selector(TensorList scores, const char* op) {
-  std::vector<ScoreTensor> tensors;
-  tensors.reserve(scores.size());
-  for (std::size_t i = 0; i < scores.size(); ++i) {
-    const Tensor& t = scores[i];
-    TORCH_CHECK_TYPE(t.layout() == at::kStrided, op, ": scores[", i, "] has layout ", t.layout(), ", expected strided");
-    ParamType type = ParamType::f32;
-    switch (t.scalar_type()) {
-      case at::kFloat:
-        break;
-      case at::kBFloat16:
-        type = ParamType::bf16;
-        break;
-      case at::kHalf:
-        type = ParamType::fp16;
-        break;
-      default:
-        TORCH_CHECK_TYPE(false, op, ": scores[", i, "] is ", t.scalar_type(), ", expected float32, bfloat16 or float16");
-    }
-    TORCH_CHECK_VALUE(t.device().is_cpu(), op, ": scores[", i, "] is on ", t.device(), ", expected cpu");
-    TORCH_CHECK_VALUE(t.is_contiguous(), op, ": scores[", i, "] with strides ", t.strides(), " is not contiguous");
-    tensors.push_back({t.const_data_ptr(), type, t.numel()});
+ScoreTensor checked(const Tensor& t, const char* op, const char* name, std::size_t i) {
+  TORCH_CHECK_TYPE(t.layout() == at::kStrided, op, ": ", name, "[", i, "] has layout ", t.layout(), ", expected strided");
+  ParamType type = ParamType::f32;
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      break;
+    case at::kBFloat16:
+      type = ParamType::bf16;
+      break;
+    case at::kHalf:
+      type = ParamType::fp16;
+      break;
+    default:
+      TORCH_CHECK_TYPE(false, op, ": ", name, "[", i, "] is ", t.scalar_type(),
+                       ", expected float32, bfloat16 or float16");
   }
-  return Selector(std::move(tensors), at::get_num_threads(),
-                  [](std::int64_t n, const std::function<void(std::int64_t)>& task) {
-                    at::parallel_for(0, n, 1, [&](std::int64_t begin, std::int64_t end) {
-                      for (std::int64_t i = begin; i < end; ++i) task(i);
-                    });
-                  });
+  TORCH_CHECK_VALUE(t.device().is_cpu(), op, ": ", name, "[", i, "] is on ", t.device(), ", expected cpu");
+  TORCH_CHECK_VALUE(t.is_contiguous(), op, ": ", name, "[", i, "] with strides ", t.strides(), " is not contiguous");
+  return {t.const_data_ptr(), type, t.numel()};
+}
+
+std::vector<ScoreTensor> checked(TensorList list, const char* op, const char* name) {
+  std::vector<ScoreTensor> tensors;
+  tensors.reserve(list.size());
+  for (std::size_t i = 0; i < list.size(); ++i) tensors.push_back(checked(list[i], op, name, i));
+  return tensors;
+}
+
+void relate(const OptionalTensorList& relative_to, const std::optional<Tensor>& damping, const char* op,
+            std::vector<ScoreTensor>* scores) {
+  TORCH_CHECK_VALUE(relative_to.has_value() == damping.has_value(), op,
+                    ": give both of relative_to and damping, or neither");
+  if (!relative_to) return;
+  const std::vector<ScoreTensor> others = checked(*relative_to, op, "relative_to");
+  TORCH_CHECK_VALUE(others.size() == scores->size(), op, ": ", others.size(), " relative_to for ", scores->size(),
+                    " scores");
+  check_rows(*damping, op, "damping", at::kFloat);
+  TORCH_CHECK_VALUE(damping->numel() == static_cast<std::int64_t>(others.size()), op, ": damping has shape ",
+                    damping->sizes(), ", expected [", others.size(), "]");
+  for (std::size_t i = 0; i < others.size(); ++i) {
+    ScoreTensor& score = (*scores)[i];
+    TORCH_CHECK_TYPE(others[i].type == score.type, op, ": relative_to[", i, "] is ", (*relative_to)[i].scalar_type(),
+                     ", scores[", i, "] is of another dtype");
+    TORCH_CHECK_VALUE(others[i].numel == score.numel, op, ": relative_to[", i, "] has ", others[i].numel, " entries, scores[", i,
+                      "] has ", score.numel);
+    score.others = others[i].data;
+    score.damping = damping->const_data_ptr<float>()[i];
+  }
+}
+
+void run_tasks(std::int64_t n, const std::function<void(std::int64_t)>& task) {
+  at::parallel_for(0, n, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) task(i);
+  });
+}
+
+Selector make_selector(TensorList scores, const OptionalTensorList& relative_to, const std::optional<Tensor>& damping,
+                       const char* op) {
+  std::vector<ScoreTensor> tensors = checked(scores, op, "scores");
+  relate(relative_to, damping, op, &tensors);
+  return Selector(tensors, at::get_num_threads(), run_tasks);
 }
 
 MaskRows run(const Selector& selector, std::int64_t rows,
@@ -76,9 +110,10 @@ MaskRows run(const Selector& selector, std::int64_t rows,
   return {words, thresholds, counts, nan_count};
 }
 
-MaskRows select(TensorList scores, const Tensor& ks, bool ties_all) {
+MaskRows select(TensorList scores, const Tensor& ks, bool ties_all, OptionalTensorList relative_to,
+                const std::optional<Tensor>& damping) {
   check_rows(ks, "select", "ks", at::kLong);
-  Selector selector = make_selector(scores, "select");
+  Selector selector = make_selector(scores, relative_to, damping, "select");
   const std::int64_t* k = ks.const_data_ptr<std::int64_t>();
   for (std::int64_t r = 0; r < ks.numel(); ++r) {
     TORCH_CHECK_VALUE(k[r] >= 1, "select: ks[", r, "] is ", k[r], ", expected at least 1");
@@ -88,12 +123,13 @@ MaskRows select(TensorList scores, const Tensor& ks, bool ties_all) {
   });
 }
 
-MaskRows threshold_mask(TensorList scores, const Tensor& keys, const Tensor& tie_limits) {
+MaskRows threshold_mask(TensorList scores, const Tensor& keys, const Tensor& tie_limits, OptionalTensorList relative_to,
+                        const std::optional<Tensor>& damping) {
   check_rows(keys, "threshold_mask", "keys", at::kInt);
   check_rows(tie_limits, "threshold_mask", "tie_limits", at::kLong);
   TORCH_CHECK_VALUE(keys.numel() == tie_limits.numel(), "threshold_mask: keys has ", keys.numel(),
                     " rows and tie_limits ", tie_limits.numel());
-  Selector selector = make_selector(scores, "threshold_mask");
+  Selector selector = make_selector(scores, relative_to, damping, "threshold_mask");
   std::vector<std::uint32_t> limits;
   for (std::int64_t r = 0; r < keys.numel(); ++r) {
     const std::int32_t key = keys.const_data_ptr<std::int32_t>()[r];
@@ -108,15 +144,24 @@ MaskRows threshold_mask(TensorList scores, const Tensor& keys, const Tensor& tie
   });
 }
 
-Tensor radix_histogram(TensorList scores, const Tensor& prefixes, std::int64_t level) {
+Tensor radix_histogram(TensorList scores, const Tensor& prefixes, std::int64_t level, OptionalTensorList relative_to,
+                       const std::optional<Tensor>& damping) {
   check_rows(prefixes, "radix_histogram", "prefixes", at::kInt);
   TORCH_CHECK_VALUE(level >= 0 && level < 3, "radix_histogram: level is ", level, ", expected 0 to 2");
-  Selector selector = make_selector(scores, "radix_histogram");
+  Selector selector = make_selector(scores, relative_to, damping, "radix_histogram");
   const std::vector<std::uint32_t> wanted(prefixes.const_data_ptr<std::int32_t>(),
                                           prefixes.const_data_ptr<std::int32_t>() + prefixes.numel());
   Tensor bins = at::empty({prefixes.numel(), std::int64_t{1} << kRadixBits[level]}, at::TensorOptions().dtype(at::kLong));
   selector.histogram(wanted.data(), prefixes.numel(), static_cast<int>(level), bins.mutable_data_ptr<std::int64_t>());
   return bins;
+}
+
+Tensor magnitude_sums(TensorList tensors) {
+  const std::int64_t n = static_cast<std::int64_t>(tensors.size());
+  Tensor sums = at::empty({n, kSumColumns}, at::TensorOptions().dtype(at::kLong));
+  sum_magnitudes(checked(tensors, "magnitude_sums", "tensors"), at::get_num_threads(), run_tasks,
+                 sums.mutable_data_ptr<std::int64_t>());
+  return sums;
 }
 
 Tensor block_counts(const Tensor& words, at::IntArrayRef word_offsets, at::IntArrayRef numels) {
@@ -151,6 +196,7 @@ TORCH_LIBRARY_IMPL(pecker_fast, CPU, m) {
   m.impl("select", &select);
   m.impl("threshold_mask", &threshold_mask);
   m.impl("radix_histogram", &radix_histogram);
+  m.impl("magnitude_sums", &magnitude_sums);
   m.impl("block_counts", &block_counts);
 }
 

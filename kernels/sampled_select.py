@@ -31,10 +31,11 @@ from .tiles import (
     exclusive_ranks,
     kernel,
     keys_of,
-    load_keys,
     mix,
     pointer_at,
     popcount,
+    quotient_keys,
+    ranked_keys,
     store_words,
     tile_bits,
     tile_length,
@@ -90,6 +91,8 @@ def rank_keys(keys, places):
 @kernel
 def sample_kernel(
     addresses,
+    others,
+    damping,
     numels,
     word_offsets,
     tensor_groups,
@@ -100,6 +103,7 @@ def sample_kernel(
     group,
     SEARCH_STEPS: tl.constexpr,
     GROUPED: tl.constexpr,
+    RELATIVE: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -123,7 +127,11 @@ def sample_kernel(
         mine = mine & (tl.load(tensor_groups + tensor) == group)
     valid = valid & mine & (entry < tl.load(numels + tensor))
     raw = tl.load(pointer_at(tl.load(addresses + tensor), entry, DTYPE, False), mask=valid, other=0)
-    keys = keys_of(raw, DTYPE)
+    if RELATIVE:
+        other = tl.load(pointer_at(tl.load(others + tensor), entry, DTYPE, False), mask=valid, other=0)
+        keys = quotient_keys(raw, other, tl.load(damping + tensor), DTYPE)
+    else:
+        keys = keys_of(raw, DTYPE)
     drawn = tl.where((keys > 0) & (keys <= _INF_KEY), rank_keys(keys, place), 0)
     tl.store(sample + stratum, drawn, mask=mine)
 
@@ -169,6 +177,8 @@ def entries_to(rank_key, first_place, INCLUSIVE: tl.constexpr, BLOCK: tl.constex
 @kernel
 def mark_kernel(
     addresses,
+    others,
+    damping,
     numels,
     word_offsets,
     chunk_table,
@@ -182,6 +192,7 @@ def mark_kernel(
     tallies,
     nan_count,
     TIES_ALL: tl.constexpr,
+    RELATIVE: tl.constexpr,
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -192,7 +203,7 @@ def mark_kernel(
     tensor = tl.load(chunk_table + chunk)
     start = tl.load(chunk_table + n_chunks + chunk)
     numel = tl.load(numels + tensor)
-    keys = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
+    keys = ranked_keys(addresses, others, damping, tensor, start, numel, RELATIVE, DTYPE, ALIGNED, BLOCK)
     low, high = load_bracket(brackets, row, TIES_ALL)
     first_word = tl.load(word_offsets + tensor) + start // 32
     first_place = first_word * 32
@@ -354,7 +365,9 @@ def _draw(tables, sampling: Sampling) -> Tensor:
             group_of[index] = number
     for number, (dtype, _, members) in enumerate(tables.groups):
         sample_kernel[(triton.cdiv(sampling.samples, _BLOCK),)](
-            tables.addresses.table,
+            tables.addresses,
+            tables.others,
+            tables.damping,
             tables.numels,
             tables.word_offsets,
             int64_table(group_of, device),
@@ -365,6 +378,7 @@ def _draw(tables, sampling: Sampling) -> Tensor:
             number,
             SEARCH_STEPS=n_tensors.bit_length(),
             GROUPED=members is not None,
+            RELATIVE=tables.relative,
             DTYPE=dtype,
             BLOCK=_BLOCK,
             num_warps=4,

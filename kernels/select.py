@@ -21,7 +21,7 @@ from ..ops.layout import ALL_TIES, INF_KEY, RADIX_BITS, radix_shift, word_offset
 from .radix import digit_counts, pick
 from .sampled_select import SAMPLING, Sampling, sampled_masks
 from .tables import Chunks, chunks, groups, int64_table, numels_of, on_device, pointers
-from .tiles import FLOAT_TYPES, exclusive_ranks, kernel, load_keys, popcount, store_words, tile_length, words_of
+from .tiles import FLOAT_TYPES, exclusive_ranks, kernel, popcount, ranked_keys, store_words, tile_length, words_of
 
 BLOCK = 4096
 NUM_WARPS = 8
@@ -33,16 +33,32 @@ _ALL_TIES = tl.constexpr(ALL_TIES)
 
 
 class Scores:
-    """Tables of the scores: addresses, sizes, word offsets, and for each dtype the chunks of its tensors."""
+    """Tables of the scores: addresses, sizes, word offsets, and for each dtype the chunks of its tensors.
 
-    def __init__(self, scores: Sequence[Tensor], device: torch.device, block: int):
+    With ``relative_to`` and ``damping`` their quotients are ranked.
+    """
+
+    def __init__(
+        self,
+        scores: Sequence[Tensor],
+        device: torch.device,
+        block: int,
+        relative_to: Sequence[Tensor] | None = None,
+        damping: Tensor | None = None,
+    ):
         self.device, self.block = device, block
         self.sizes = numels_of(scores)
         self.offsets = word_offsets(self.sizes)
         self.words = self.offsets[-1]
         self.chunks = sum(-(-numel // block) for numel in self.sizes)
-        self.addresses = pointers(scores, device)
+        self.relative = relative_to is not None
+        addresses = pointers(scores, device)
+        # Without quotients any address serves: it is not read.
+        others = addresses if relative_to is None else pointers(relative_to, device)
+        self.addresses, self.others = addresses.table, others.table
+        self.aligned = addresses.aligned and others.aligned
         self.numels = int64_table(self.sizes, device)
+        self.damping = self.numels if damping is None or not scores else damping
         self.word_offsets = int64_table(self.offsets, device)
         self.groups: list[tuple[tl.dtype, Chunks, tuple[int, ...] | None]] = []
         for dtype, members in groups([s.dtype for s in scores]) if scores else ():
@@ -56,15 +72,18 @@ class Scores:
             tiles = work.count * rows
             if tiles:
                 function[(min(tiles, programs),)](
-                    self.addresses.table,
+                    self.addresses,
+                    self.others,
+                    self.damping,
                     self.numels,
                     self.word_offsets,
                     work.table,
                     work.count,
                     rows,
                     *arguments,
+                    RELATIVE=self.relative,
                     DTYPE=dtype,
-                    ALIGNED=self.addresses.aligned,
+                    ALIGNED=self.aligned,
                     BLOCK=self.block,
                     num_warps=NUM_WARPS,
                     **options,
@@ -80,6 +99,8 @@ def needed(flags, row, FLAGGED: tl.constexpr):
 @kernel
 def histogram_kernel(
     addresses,
+    others,
+    damping,
     numels,
     word_offsets,
     chunk_table,
@@ -97,6 +118,7 @@ def histogram_kernel(
     PREVIOUS_BITS: tl.constexpr,
     HISTOGRAM_STRIDE: tl.constexpr,
     FLAGGED: tl.constexpr,
+    RELATIVE: tl.constexpr,
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -120,7 +142,9 @@ def histogram_kernel(
         for chunk in range(tl.program_id(0) // rows, n_chunks, tl.num_programs(0) // rows):
             tensor = tl.load(chunk_table + chunk)
             start = tl.load(chunk_table + n_chunks + chunk)
-            keys = load_keys(tl.load(addresses + tensor), start, tl.load(numels + tensor), DTYPE, ALIGNED, BLOCK)
+            keys = ranked_keys(
+                addresses, others, damping, tensor, start, tl.load(numels + tensor), RELATIVE, DTYPE, ALIGNED, BLOCK
+            )
             counted = (keys > 0) & (keys <= _INF_KEY)
             if SHIFT + BITS < 31:
                 counted = counted & ((keys >> (SHIFT + BITS)) == prefix.to(tl.int32))
@@ -135,12 +159,20 @@ def _programs(rows: int) -> int:
     return max(MAX_PROGRAMS // rows, 1) * rows
 
 
-def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int, *, block: int = BLOCK) -> Tensor:
+def radix_histogram(
+    scores: Sequence[Tensor],
+    prefixes: Tensor,
+    level: int,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
+    *,
+    block: int = BLOCK,
+) -> Tensor:
     device, rows, bits = prefixes.device, prefixes.shape[0], RADIX_BITS[level]
     with on_device(device):
         histogram = torch.zeros((rows, 1 << bits), dtype=torch.int64, device=device)
         if rows:
-            Scores(scores, device, block).launch(
+            Scores(scores, device, block, relative_to, damping).launch(
                 histogram_kernel,
                 rows,
                 _programs(rows),
@@ -196,6 +228,8 @@ def threshold_kernel(
 @kernel
 def ties_kernel(
     addresses,
+    others,
+    damping,
     numels,
     word_offsets,
     chunk_table,
@@ -207,6 +241,7 @@ def ties_kernel(
     ties,
     all_chunks,
     FLAGGED: tl.constexpr,
+    RELATIVE: tl.constexpr,
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -219,7 +254,9 @@ def ties_kernel(
             tensor = tl.load(chunk_table + chunk)
             start = tl.load(chunk_table + n_chunks + chunk)
             rank = tl.load(chunk_table + 2 * n_chunks.to(tl.int64) + chunk)
-            loaded = load_keys(tl.load(addresses + tensor), start, tl.load(numels + tensor), DTYPE, ALIGNED, BLOCK)
+            loaded = ranked_keys(
+                addresses, others, damping, tensor, start, tl.load(numels + tensor), RELATIVE, DTYPE, ALIGNED, BLOCK
+            )
             equal = tl.sum(tl.sum((loaded == tl.load(keys + row)).to(tl.int32), axis=1), axis=0)
             tl.store(ties + row.to(tl.int64) * all_chunks + rank, equal.to(tl.int64))
 
@@ -227,6 +264,8 @@ def ties_kernel(
 @kernel
 def words_kernel(
     addresses,
+    others,
+    damping,
     numels,
     word_offsets,
     chunk_table,
@@ -244,6 +283,7 @@ def words_kernel(
     nan_count,
     COUNT_NAN: tl.constexpr,
     FLAGGED: tl.constexpr,
+    RELATIVE: tl.constexpr,
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -257,7 +297,7 @@ def words_kernel(
             start = tl.load(chunk_table + n_chunks + chunk)
             rank = tl.load(chunk_table + 2 * n_chunks.to(tl.int64) + chunk)
             numel = tl.load(numels + tensor)
-            loaded = load_keys(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
+            loaded = ranked_keys(addresses, others, damping, tensor, start, numel, RELATIVE, DTYPE, ALIGNED, BLOCK)
             key = tl.load(keys + row)
             limit = tl.load(tie_limits + row)
             tie = loaded == key
@@ -328,17 +368,23 @@ def write_masks(tables: Scores, masks: Masks, keys: Tensor, tie_limits: Tensor, 
 
 
 def threshold_mask(
-    scores: Sequence[Tensor], keys: Tensor, tie_limits: Tensor, *, block: int = BLOCK
+    scores: Sequence[Tensor],
+    keys: Tensor,
+    tie_limits: Tensor,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
+    *,
+    block: int = BLOCK,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = keys.device
     if keys.shape[0] == 0:
         # NaN are counted even so.
         words, thresholds, counts, nan_count = threshold_mask(
-            scores, keys.new_full((1,), INF_KEY), tie_limits.new_zeros((1,)), block=block
+            scores, keys.new_full((1,), INF_KEY), tie_limits.new_zeros((1,)), relative_to, damping, block=block
         )
         return words[:0], thresholds[:0], counts[:0], nan_count
     with on_device(device):
-        tables = Scores(scores, device, block)
+        tables = Scores(scores, device, block, relative_to, damping)
         masks = Masks(tables, keys.shape[0])
         write_masks(tables, masks, keys, tie_limits, None)
         return masks.result()
@@ -401,15 +447,17 @@ def select(
     scores: Sequence[Tensor],
     ks: Tensor,
     ties_all: bool = False,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
     *,
     block: int = BLOCK,
     sampling: Sampling = SAMPLING,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device, rows = ks.device, ks.shape[0]
     if rows == 0:
-        return threshold_mask(scores, ks.to(torch.int32), ks, block=block)
+        return threshold_mask(scores, ks.to(torch.int32), ks, relative_to, damping, block=block)
     with on_device(device):
-        tables = Scores(scores, device, block)
+        tables = Scores(scores, device, block, relative_to, damping)
         masks = Masks(tables, rows)
         if tables.chunks:
             flags = None

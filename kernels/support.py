@@ -11,6 +11,7 @@ OPERATORS = {
     "radix_histogram": "select",
     "threshold_mask": "select",
     "select": "select",
+    "magnitude_sums": "sums",
     "block_counts": "packing",
     "pack": "packing",
     "unpack": "packing",

@@ -15,6 +15,8 @@ FLOAT_TYPES = {
     torch.bfloat16: tl.bfloat16,
 }
 
+_SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+
 kernel = triton.jit(
     do_not_specialize=(
         "n_chunks",
@@ -92,8 +94,39 @@ def keys_of(raw, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def load_keys(address, start, numel, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """Selection keys of a tile; 0, which is never kept, past the end of the tensor."""
+def quotient_keys(raw, others, damping, DTYPE: tl.constexpr):
+    """Keys of |score| / max(|other| + damping, smallest normal number), rounded to nearest: see ops/reference.py."""
+    denominators = tl.abs(widen(others, DTYPE, tl.float32)) + damping
+    denominators = tl.where(denominators < _SMALLEST_NORMAL, _SMALLEST_NORMAL, denominators)
+    return tl.div_rn(tl.abs(widen(raw, DTYPE, tl.float32)), denominators).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def ranked_keys(
+    addresses,
+    others,
+    damping,
+    tensor,
+    start,
+    numel,
+    RELATIVE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Selection keys of a tile: of the scores, or of their quotients; 0, which is never kept, past the tensor's end."""
+    raw = load_raw(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
+    if RELATIVE:
+        other = load_raw(tl.load(others + tensor), start, numel, DTYPE, ALIGNED, BLOCK)
+        keys = quotient_keys(raw, other, tl.load(damping + tensor), DTYPE)
+    else:
+        keys = keys_of(raw, DTYPE)
+    return keys
+
+
+@triton.jit
+def load_raw(address, start, numel, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """Entries of a tile as they are stored; 0 past the end of the tensor."""
     pointer = pointer_at(address, start, DTYPE, ALIGNED)
     offsets = tile_offsets(BLOCK)
     # A whole tile needs no mask, and only without one are the loads vectors.
@@ -101,7 +134,7 @@ def load_keys(address, start, numel, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
         raw = tl.load(pointer + offsets)
     else:
         raw = tl.load(pointer + offsets, mask=offsets < tile_length(start, numel, BLOCK), other=0)
-    return keys_of(raw, DTYPE)
+    return raw
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """Fast unlearning in diffusion models: exact saliency masks, masked Adam, and whole runs of unlearning.
 
-``unlearn``, ``evaluate``, ``compare`` and ``Run`` are imported when they are first used.
+``unlearn``, ``distil``, ``evaluate``, ``compare``, ``Run`` and the functions of patch files are imported when they are
+first used.
 """
 
 import importlib
@@ -12,32 +13,50 @@ from .optim import MaskedAdam, pack_gradients
 from .saliency import SaliencyAccumulator, saliency_mask
 
 if TYPE_CHECKING:
-    from .runs.api import compare, evaluate, unlearn
+    from .patches import Patch, patch_mask
+    from .runs.api import compare, distil, evaluate, unlearn
     from .runs.compare import Comparison
+    from .runs.patches import apply_patch, inspect_patch, make_patch, revert_patch, verify_patch
     from .runs.run import Run
 
 __all__ = [
     "Comparison",
     "MaskedAdam",
+    "Patch",
     "Run",
     "SaliencyAccumulator",
     "SaliencyMask",
+    "apply_patch",
     "compare",
+    "distil",
     "evaluate",
+    "inspect_patch",
+    "make_patch",
     "pack_gradients",
+    "patch_mask",
+    "revert_patch",
     "saliency_mask",
     "set_backend",
     "unlearn",
+    "verify_patch",
 ]
 __version__ = "0.1.0"
 
 # Name to the module that has it.
 _LAZY = {
     "Comparison": ".runs.compare",
+    "Patch": ".patches",
     "Run": ".runs.run",
+    "apply_patch": ".runs.patches",
     "compare": ".runs.api",
+    "distil": ".runs.api",
     "evaluate": ".runs.api",
+    "inspect_patch": ".runs.patches",
+    "make_patch": ".runs.patches",
+    "patch_mask": ".patches",
+    "revert_patch": ".runs.patches",
     "unlearn": ".runs.api",
+    "verify_patch": ".runs.patches",
 }
 
 

@@ -7,7 +7,7 @@ from . import __version__
 
 # Subcommand to its summary. commands/<name>.py has it, with "_" for "-".
 COMMANDS = {
-    "demo": "Forget a handwritten digit by three methods, measure it and write a report.",
+    "demo": "Forget a handwritten digit by several methods, measure it and write a report.",
     "unlearn": "Make a pretrained network forget classes, or a Stable Diffusion a concept.",
     "compare": "Run several methods over several seeds, and tabulate means and spreads.",
     "evaluate": "Measure a run or a network.",
@@ -15,11 +15,12 @@ COMMANDS = {
     "robustness": "Attack a run: how much it takes to bring back what was forgotten.",
     "sequence": "Forget classes one request after the other.",
     "report": "Write the report of a run again.",
+    "distil": "Distil the network into a one-step generator, once for many requests.",
     "pretrain": "Train the network that unlearning starts from.",
     "fisher": "Compute the Fisher information of a Stable Diffusion, for selective_amnesia.",
     "sample": "Draw images of a network.",
     "convert": "Convert a pickled U-Net to safetensors.",
-    "delta": "Save or apply the change of a network's weights in a run.",
+    "patch": "Make, inspect, verify, apply or revert a patch: what a run changed, as a file.",
     "mask": "Compute a mask, or show one.",
     "train-classifier": "Train the classifier that a preset's results are judged by.",
     "env": "Print versions, devices and back ends.",

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,64 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None
             os.replace(file, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+PENDING = ".pending.json"
+
+
+def replace_together(folder: str | os.PathLike, names: Sequence[str], write: Callable[[str, Path], None]) -> None:
+    """Replaces several files of a folder: all, or none.
+
+    All new files are written beside the old ones first, then a list of them, and then each replaces its old one. If the
+    process is killed before the list is written, nothing has happened; after that, ``finish_pending`` does the rest.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder.
+    names : sequence of str
+        Names of files in it.
+    write : callable
+        Called with a name and the path to write its new file to.
+    """
+    folder = Path(folder)
+    finish_pending(folder)
+    temporaries = [_pending_name(folder, name) for name in names]
+    try:
+        for name, temporary in zip(names, temporaries, strict=True):
+            mode = (folder / name).stat().st_mode
+            write(name, temporary)
+            _sync(temporary, mode)
+        write_json(folder / PENDING, list(names))
+    except BaseException:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+        raise
+    finish_pending(folder)
+
+
+def finish_pending(folder: str | os.PathLike) -> None:
+    """Completes what ``replace_together`` began in a folder before it was killed; nothing if there is nothing.
+
+    ValueError if the folder's list of files is not one that ``replace_together`` writes.
+    """
+    folder = Path(folder)
+    if not (folder / PENDING).is_file():
+        return
+    try:
+        names = json.loads((folder / PENDING).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / PENDING} is damaged: {error}") from error
+    if not isinstance(names, list) or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise ValueError(f"{folder / PENDING} is damaged: expected a list of names of files")
+    for name in names:
+        if _pending_name(folder, name).is_file():
+            os.replace(_pending_name(folder, name), folder / name)
+    (folder / PENDING).unlink()
+
+
+def _pending_name(folder: Path, name: str) -> Path:
+    return folder / f".{name}.pending"
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

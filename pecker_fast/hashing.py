@@ -21,7 +21,9 @@ def file_sha256(path: str | os.PathLike) -> str:
 def state_hash(state: Mapping[str, Tensor]) -> str:
     """sha256 over weights with their names, shapes and dtypes."""
     digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
+    # Not items(): a state may make each value when it is asked for it.
+    for name in sorted(state):
+        value = state[name]
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -417,9 +417,12 @@ class SaliencyMask:
         words = [self._words[:0], *(ops.pack_bits(value.contiguous()) for value in bits)]
         return SaliencyMask(torch.cat(words), shapes, self.names, threshold=self._threshold, nan_count=nan_count)
 
-    def summary(self) -> str:
-        """A table: for each tensor its shape, its salient entries and their share; the whole mask last."""
-        rows = [("tensor", "shape", "salient", "density")]
+    def summary(self, what: str = "salient") -> str:
+        """A table: for each tensor its shape, its salient entries and their share; the whole mask last.
+
+        ``what`` heads the column of the entries that are set.
+        """
+        rows = [("tensor", "shape", what, "density")]
         for label, shape, count, numel in zip(
             self._labels(), self.shapes, self.tensor_counts(), self.numels, strict=True
         ):

@@ -1,7 +1,7 @@
 """saliency_mask: the entries of largest gradient magnitude, exactly, over a whole model. SaliencyAccumulator."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
@@ -10,17 +10,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import ops
-from .flat import FlatView, contiguous_grads, describe
+from .checks import check_number
+from .flat import FlatView, describe
 from .mask import SaliencyMask
 from .ops.checks import SCORE_DTYPES
 from .ops.layout import ALL_TIES, INF_KEY, RADIX_BITS
 from .ops.radix_select import radix_select
-from .sharding import local, shard_group
+from .scores import Ranked, Scores, ScoreTensors, relative_to_others
+from .sharding import local
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Scores = nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 
 
 class MaskOptions(TypedDict, total=False):
@@ -29,81 +29,9 @@ class MaskOptions(TypedDict, total=False):
     scope: Literal["global", "tensor"]
     ties: Literal["lowest_index", "all"]
     group: dist.ProcessGroup | None
+    relative_to: Scores | None
+    damping: float
     backend: str | None
-
-
-class _Scores:
-    """The scores of a call: names, shapes and tensors. A gradient that is missing counts as zeros."""
-
-    def __init__(self, scores: Scores) -> None:
-        self.params = None
-        self.names = None
-        if isinstance(scores, nn.Module):
-            named = [(name, param) for name, param in scores.named_parameters() if param.requires_grad]
-            self.names = [name for name, _ in named]
-            self.params = [param for _, param in named]
-            values = [param.grad for param in self.params]
-            if self.params and all(value is None for value in values):
-                raise ValueError(
-                    f"none of the model's {len(self.params)} parameters that require grad has a gradient: "
-                    "call loss.backward() first, or pass the scores themselves"
-                )
-            fallback = self.params[0].device if self.params else torch.device("cpu")
-        elif isinstance(scores, Tensor):
-            raise TypeError(
-                "scores is one tensor, expected a module, a mapping of tensors or several tensors: [scores]"
-            )
-        else:
-            if isinstance(scores, Mapping):
-                self.names = list(scores)
-                values = list(scores.values())
-            else:
-                values = list(scores)
-            for i, value in enumerate(values):
-                if not isinstance(value, Tensor):
-                    raise TypeError(f"scores {self._label(i)} is {type(value).__name__}, expected a tensor")
-            fallback = torch.device("cpu")
-        self.group = shard_group([*(self.params or ()), *(value for value in values if value is not None)])
-        # Of sharded tensors this process sees its part.
-        values = [None if value is None else local(value) for value in values]
-        self.shapes = [local(param).shape for param in self.params or ()] or [value.shape for value in values]
-        self.present = [i for i, value in enumerate(values) if value is not None]
-        tensors = [values[i] for i in self.present]
-        for i, value in zip(self.present, tensors, strict=True):
-            if value.layout is not torch.strided or value.dtype not in SCORE_DTYPES:
-                raise TypeError(
-                    f"scores {self._label(i)} is a {describe(value)}, expected dense float32, bfloat16 or float16"
-                )
-            if value.device != tensors[0].device:
-                raise ValueError(f"scores {self._label(i)} is on {value.device}, others are on {tensors[0].device}")
-        self.device = tensors[0].device if tensors else fallback
-        self.numels = [math.prod(shape) for shape in self.shapes]
-        self.numel = sum(self.numels)
-        self.tensors = contiguous_grads([value.detach() if value.requires_grad else value for value in tensors])
-
-    def _label(self, i: int) -> str:
-        return repr(self.names[i]) if self.names is not None else f"[{i}]"
-
-    def all_words(self, words: Tensor) -> Tensor:
-        """Mask rows of all tensors, [m, W], from those of the tensors present, [m, w]."""
-        if len(self.present) == len(self.shapes):
-            return words
-        offsets = ops.word_offsets(self.numels)
-        full = words.new_zeros((words.shape[0], offsets[-1]))
-        start = 0
-        for i in self.present:
-            width = offsets[i + 1] - offsets[i]
-            full[:, offsets[i] : offsets[i + 1]] = words[:, start : start + width]
-            start += width
-        return full
-
-    def masks(self, words: Tensor, thresholds: Tensor, nan_count: Tensor) -> list[SaliencyMask]:
-        """One mask for each row of words [m, W] and thresholds [m, ...]; they share what describes the tensors."""
-        first = SaliencyMask(
-            words[0], self.shapes, self.names, threshold=thresholds[0], nan_count=nan_count, params=self.params
-        )
-        others = zip(words[1:], thresholds[1:], strict=True)
-        return [first, *(first._with_words(row, threshold, nan_count) for row, threshold in others)]
 
 
 @overload
@@ -143,6 +71,8 @@ def saliency_mask(
     scope: str = "global",
     ties: str = "lowest_index",
     group: dist.ProcessGroup | None = None,
+    relative_to: Scores | None = None,
+    damping: float = 0.01,
     backend: str | None = None,
 ) -> SaliencyMask | list[SaliencyMask]:
     """Mark the entries of largest magnitude over all tensors together: m = 1(|score| >= gamma).
@@ -150,31 +80,72 @@ def saliency_mask(
     This is the mask of PECKER (its equation 10) and SalUn. gamma is given, or is the k-th largest magnitude, found
     exactly, without concatenating or sorting the scores.
 
+    With ``relative_to`` entries are ranked by a quotient of magnitudes instead, for example of what matters to the
+    request by what matters to the rest:
+
+        q = |s| / (|r| + d mean(|r|)),    m = 1(q >= gamma)
+
+    with s the score, r ``relative_to``, d ``damping``, and the mean taken over the tensor that the entry is in. The
+    passes of the selection compute the quotients as they read s and r; no tensor of quotients is made.
+
     Parameters
     ----------
-    scores: a module (the .grad of its ``named_parameters()`` that require grad; a None grad counts as zeros), a mapping
-        of named tensors, or tensors. float32, bfloat16 and float16 in any mixture (compared as float32), any shape and
-        strides, on one device. They are only read. Tensors that are not contiguous are copied for the call.
-    density: share of entries to keep, in (0, 1]: k = max(1, int(density * N)) of all N entries.
-    k: entries to keep, from 1 to N.
-    threshold: keep every entry of at least this magnitude, >= 0.
-        Exactly one of the three. A sequence gives a list of masks, found in one go.
-    scope: "global": over all tensors together; "tensor": density, k or threshold holds within each tensor.
-    ties: of entries as large as the k-th, "lowest_index" keeps the first ones (tensors in order, then row-major index),
+    scores : Module, mapping of names to tensors, or iterable of tensors
+        Of a module: the .grad of its ``named_parameters()`` that require grad; a None grad counts as zeros. float32,
+        bfloat16 and float16 in any mixture (compared as float32), any shape and strides, on one device. They are only
+        read. Tensors that are not contiguous are copied for the call.
+    density : float or sequence of float, optional
+        Share of entries to keep, in (0, 1]: k = max(1, int(density * N)) of all N entries.
+    k : int or sequence of int, optional
+        Entries to keep, from 1 to N.
+    threshold : float or sequence of float, optional
+        Keep every entry of at least this magnitude, or quotient, >= 0. Exactly one of density, k and threshold is
+        given. A sequence gives a list of masks, selected together.
+    scope : {"global", "tensor"}
+        "global": over all tensors together; "tensor": density, k or threshold holds within each tensor.
+    ties : {"lowest_index", "all"}
+        Of entries as large as the k-th, "lowest_index" keeps the first ones (tensors in order, then row-major index),
         so that exactly k are kept; "all" keeps every one.
-    group: a process group whose ranks each hold a part of the scores: the k largest of all ranks together, ties by
-        (rank, index). Each rank gets the mask of its own part; its threshold is that of the whole. Collective. Scores
-        that are DTensors (FSDP2) bring their group along; the mask is of the local parts.
-    backend: "cuda", "triton", "cpu", "reference", or None: the best one for the device.
+    group : ProcessGroup, optional
+        Its ranks each hold a part of the scores: the k largest of all ranks together, ties by (rank, index). Each rank
+        gets the mask of its own part; its threshold is that of the whole. Collective. Scores that are DTensors (FSDP2)
+        bring their group along; the mask is of the local parts.
+    relative_to : Module, mapping of names to tensors, or iterable of tensors, optional
+        As many tensors as ``scores`` has, matched by name if both have names, otherwise by order. Each has the shape,
+        dtype, device and sharding of its score.
+    damping : float
+        d, at least 0. It keeps an entry whose score is negligible from being ranked first because r is still smaller
+        there. Without ``relative_to`` it has no effect.
+    backend : {"cuda", "triton", "cpu", "reference"}, optional
+        None: the best one for the device.
 
     Returns
     -------
-    SaliencyMask, or a list of them. Entries that are zero or NaN are never salient, so fewer than k may be kept; NaN
-    are counted in ``mask.nan_count``. inf is the largest magnitude. The masks of all back ends are bit-identical.
+    SaliencyMask or list of SaliencyMask
+        Entries that are zero or NaN are never salient, so fewer than k may be kept; NaN are counted in
+        ``mask.nan_count``. inf is the largest magnitude. ``mask.threshold`` is the smallest magnitude, or quotient,
+        that is kept. The masks of all back ends are bit-identical.
 
     Raises
     ------
-    ValueError, TypeError: the argument that is wrong, and what is allowed.
+    ValueError, TypeError
+        Names the argument that is wrong, and what is allowed.
+
+    Notes
+    -----
+    Quotients are float32 for every dtype. The mean is that of the finite |r| (0 if there are none). Their sum is exact,
+    so it is the same for any number of threads, any launch and any back end; for shards of DTensors it is that of the
+    whole tensor. d mean is rounded to float32, then |r| + d mean is, which counts as 2 ** -126 (the smallest normal
+    number) if it is below, then the quotient is. It follows that
+
+    * a NaN in s or r, and inf / inf, give NaN: counted, never salient;
+    * 0 / 0 is 0, like 0 over any other number: never salient, not counted;
+    * a finite s over an infinite r is 0; an infinite s over a finite r, and a quotient that overflows, is inf.
+
+    If s and r are sums of squared gradients (``SaliencyAccumulator`` with reduce="sq_sum", both over as many
+    gradients), q is a ratio of two diagonals of empirical Fisher information. Its root ranks entries in the same
+    order, so no root is taken, and thresholds are those of the ratio without the root. Rounding differs: quotients
+    that are equal in float32 are ties although the exact ratios may differ, and a rounded root would tie some more.
     """
     rows = _Rows(density, k, threshold)
     if scope not in ("global", "tensor"):
@@ -183,20 +154,25 @@ def saliency_mask(
         raise ValueError(f'ties is {ties!r}, expected "lowest_index" or "all"')
     if group is not None and scope == "tensor":
         raise ValueError('group is for scope="global"')
-    values = _Scores(scores)
+    if relative_to is not None:
+        check_number("damping", damping)
+    values = ScoreTensors(scores)
     group = values.group if group is None else group
     if group is not None and scope == "tensor":
         raise ValueError('scores are sharded, which is for scope="global"')
     if values.numel == 0 and group is None:
         raise ValueError("scores has no entries to select from")
     with torch.no_grad():
+        ranked = Ranked(values.tensors)
+        if relative_to is not None:
+            ranked = relative_to_others(values, relative_to, damping, backend)
         if scope == "tensor":
-            masks = _select_per_tensor(values, rows, ties == "all", backend)
+            masks = _select_per_tensor(values, ranked, rows, ties == "all", backend)
         else:
             if group is not None:
-                results = _select_in_group(values, rows, ties == "all", group, backend)
+                results = _select_in_group(values, ranked, rows, ties == "all", group, backend)
             else:
-                results = _select(values.tensors, values.numel, values.device, rows, ties == "all", backend)
+                results = _select(ranked, values.numel, values.device, rows, ties == "all", backend)
             words, thresholds, _, nan_count = results
             masks = values.masks(values.all_words(words), thresholds, nan_count)
     return masks if rows.several else masks[0]
@@ -265,13 +241,15 @@ def _all_ties(rows: _Rows, device: torch.device) -> Tensor:
     return torch.full((len(rows.values),), ALL_TIES, dtype=torch.int64, device=device)
 
 
-def _select(tensors, numel, device, rows: _Rows, ties_all: bool, backend):
+def _select(ranked: Ranked, numel: int, device: torch.device, rows: _Rows, ties_all: bool, backend):
     if rows.kind == "threshold":
-        return ops.threshold_mask(tensors, rows.keys(device), _all_ties(rows, device), backend=backend)
-    return ops.select(tensors, _numbers(rows.ks(numel), torch.int64, device), ties_all, backend=backend)
+        return ranked.threshold_mask(rows.keys(device), _all_ties(rows, device), backend)
+    return ranked.select(_numbers(rows.ks(numel), torch.int64, device), ties_all, backend)
 
 
-def _select_per_tensor(values: _Scores, rows: _Rows, ties_all: bool, backend) -> list[SaliencyMask]:
+def _select_per_tensor(
+    values: ScoreTensors, ranked: Ranked, rows: _Rows, ties_all: bool, backend
+) -> list[SaliencyMask]:
     for numel in values.numels:
         if numel and rows.kind == "k":
             rows.ks(numel)
@@ -279,17 +257,18 @@ def _select_per_tensor(values: _Scores, rows: _Rows, ties_all: bool, backend) ->
     words = [torch.zeros((m, 0), dtype=torch.int32, device=values.device)]
     thresholds = torch.full((len(values.shapes), m), math.inf, device=values.device)
     nan_count = torch.zeros((), dtype=torch.int64, device=values.device)
-    for i, tensor in zip(values.present, values.tensors, strict=True):
-        if tensor.numel() == 0:
+    for place, i in enumerate(values.present):
+        if values.numels[i] == 0:
             continue
-        row_words, thresholds[i], _, nans = _select([tensor], tensor.numel(), values.device, rows, ties_all, backend)
+        part = ranked.part(place)
+        row_words, thresholds[i], _, nans = _select(part, values.numels[i], values.device, rows, ties_all, backend)
         words.append(row_words)
         nan_count += nans
     full = values.all_words(torch.cat(words, dim=1))
     return values.masks(full, thresholds.T.contiguous(), nan_count)
 
 
-def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backend):
+def _select_in_group(values: ScoreTensors, ranked: Ranked, rows: _Rows, ties_all: bool, group, backend):
     """Selection over the ranks of ``group``: histograms are summed, ties go to the lowest ranks first."""
     device = values.device
 
@@ -306,7 +285,7 @@ def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backen
         last: dict[str, Tensor] = {}
 
         def histogram(prefixes: Tensor, level: int) -> Tensor:
-            counts = ops.radix_histogram(values.tensors, prefixes, level, backend=backend)
+            counts = ranked.histogram(prefixes, level, backend)
             last["local"], last["prefixes"] = counts, prefixes
             return total(counts.clone())
 
@@ -319,7 +298,7 @@ def _select_in_group(values: _Scores, rows: _Rows, ties_all: bool, group, backen
         dist.all_gather(by_rank, ties, group=group)
         earlier = torch.stack(by_rank)[: dist.get_rank(group)].sum(0)
         limits = torch.where(limits == ALL_TIES, limits, (limits - earlier).clamp(min=0))
-    words, thresholds, counts, nan_count = ops.threshold_mask(values.tensors, keys, limits, backend=backend)
+    words, thresholds, counts, nan_count = ranked.threshold_mask(keys, limits, backend)
     return words, total(thresholds, dist.ReduceOp.MIN), counts, nan_count
 
 
@@ -328,10 +307,13 @@ class SaliencyAccumulator:
 
     Parameters
     ----------
-    model: a module (its parameters that require grad), or an iterable of parameters or (name, parameter) pairs.
-    reduce: "sum": of signed gradients (the saliency of SalUn and PECKER is the magnitude of it); "abs_sum": of
-        magnitudes; "sq_sum": of squares (the diagonal of the empirical Fisher information, up to the factor 1 / n).
-    backend: as in ``saliency_mask``.
+    model : Module, or iterable of parameters or of (name, parameter) pairs
+        Of a module: its parameters that require grad.
+    reduce : {"sum", "abs_sum", "sq_sum"}
+        "sum": of signed gradients (the saliency of SalUn and PECKER is the magnitude of it); "abs_sum": of magnitudes;
+        "sq_sum": of squares (the diagonal of the empirical Fisher information, up to the factor 1 / n).
+    backend : str, optional
+        As in ``saliency_mask``.
 
     Use: ``loss.backward(); acc.add(); model.zero_grad()`` for each batch, then ``acc.mask(density=0.5)``.
     """
@@ -408,7 +390,8 @@ class SaliencyAccumulator:
     def mask(self, **options: Any) -> SaliencyMask | list[SaliencyMask]:
         """Call ``saliency_mask`` on the accumulated scores with these keyword arguments.
 
-        With reduce="sq_sum" thresholds, arguments and results, are sums of squares.
+        With reduce="sq_sum" thresholds, arguments and results, are sums of squares. ``relative_to=other.scores`` ranks
+        by the ratio to another accumulator's, see there.
         """
         masks = saliency_mask(self.scores, **{"backend": self.backend, **options})
         for mask in masks if isinstance(masks, list) else [masks]:

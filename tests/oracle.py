@@ -3,7 +3,9 @@
 They share no code with the package. ``test_oracle.py`` checks them against cases worked out by hand.
 """
 
+import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -82,6 +84,26 @@ def keep_at_least(tensors: list[Tensor], threshold: float, ties: int | None = No
     kept = magnitudes > threshold
     kept[at[: len(at) if ties is None else ties]] = True
     return _selection(kept, magnitudes, tensors)
+
+
+def quotients(scores: list[Tensor], others: list[Tensor], damping: float) -> list[Tensor]:
+    """|s| / (|r| + damping * mean |r|) in float32, the mean over a tensor's finite entries; no denominator is 0."""
+    made = []
+    for score, other in zip(scores, others, strict=True):
+        s, r = (np.abs(to_numpy(t)).astype(np.float32) for t in (score, other))
+        finite = r[np.isfinite(r)].astype(np.float64)
+        mean = math.fsum(finite) / max(finite.size, 1)
+        with np.errstate(all="ignore"):
+            denominators = r + np.float32(damping * mean)
+            denominators = np.where(denominators < np.float32(2.0**-126), np.float32(2.0**-126), denominators)
+            made.append(torch.from_numpy(np.asarray(s / denominators)))
+    return made
+
+
+def exact_sum(tensor: Tensor) -> Fraction:
+    """Of the finite entries' magnitudes."""
+    values = np.abs(to_numpy(tensor).astype(np.float64)).reshape(-1)
+    return sum((Fraction(float(value)) for value in values[np.isfinite(values)]), Fraction(0))
 
 
 def histogram(tensors: list[Tensor], prefix: int, level: int) -> np.ndarray:

@@ -22,16 +22,17 @@ ALLOWED = {
     "checks": {"checks"},
     "sharding": {"sharding"},
     "mask": {"files", "ops", "flat", "sharding", "mask"},
-    "saliency": {"ops", "flat", "sharding", "mask", "saliency"},
+    "scores": {"ops", "flat", "sharding", "mask", "scores"},
+    "saliency": {"checks", "ops", "flat", "sharding", "mask", "scores", "saliency"},
     "adam": {"ops", "flat", "sharding", "mask", "adam"},
     "optim": {"ops", "flat", "sharding", "mask", "adam", "optim"},
-    "delta": {"files", "delta", "hashing", "ops"},
+    "patches": {"files", "hashing", "mask", "ops", "patches"},
     "figures": {"figures"},
     "data": {"checks", "data"},
     "hashing": {"hashing"},
     "metrics": {"checks", "files", "metrics", "data", "hashing"},
     # Names of runs are imported when they are asked for.
-    "__init__": {"ops", "mask", "saliency", "optim", "runs"},
+    "__init__": {"ops", "mask", "saliency", "optim", "patches", "runs"},
     "diffusion": {"checks", "diffusion"},
     "models": {"checks", "files", "hashing", "diffusion", "models"},
     "profiling": {"profiling"},
@@ -48,6 +49,8 @@ ALLOWED = {
         "mask",
         "saliency",
         "optim",
+        # Patches leave the entries of earlier ones alone.
+        "patches",
     },
     "training": {
         "files",
@@ -67,7 +70,7 @@ ALLOWED = {
         *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics", "runs"),
     },
     "runs": {
-        *("checks", "figures", "files", "hashing", "parallel", "profiling", "environment", "mask", "delta"),
+        *("checks", "figures", "files", "hashing", "parallel", "profiling", "environment", "mask", "patches"),
         *("diffusion", "models", "data", "metrics", "unlearning", "training", "robustness", "report", "runs"),
     },
     "parsing": {"parsing"},

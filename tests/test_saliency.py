@@ -117,6 +117,8 @@ def test_module_mapping_and_iterable_agree(backend):
 
 def test_missing_grads_count_as_zeros():
     net = network()
+    # Of one parameter at least there has to be one.
+    net[2].bias.grad = torch.zeros(5)
     assert pf.saliency_mask(net, density=0.5).count == 0
     per_tensor = pf.saliency_mask(net, density=0.5, scope="tensor")
     assert per_tensor.count == 0 and set(per_tensor.threshold.values()) == {math.inf}

@@ -22,7 +22,10 @@ CALLS = [
     {"k": [5, 900], "ties": "all"},
     {"threshold": 0.5},
     {"density": 0.4, "ties": "all"},
+    {"density": [0.3, 0.02], "damping": 0.125},
+    {"threshold": 2.0, "damping": 0.5},
 ]
+"""Those with ``damping`` are relative to other scores: see ``others_of``."""
 
 
 def shards_of(kind: str, ranks: int) -> list[list[torch.Tensor]]:
@@ -33,6 +36,11 @@ def shards_of(kind: str, ranks: int) -> list[list[torch.Tensor]]:
         of = {"empty_shard": "ties", "nan_shard": "nans" if rank == 0 else "special"}.get(kind, kind)
         made.append([scores(of, n, FLOATS[(i + rank) % 3]) for i, n in enumerate(sizes)])
     return made
+
+
+def others_of(shard: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Other scores of the same sizes and dtypes."""
+    return [t.flip(0) for t in shard]
 
 
 def answer(mask) -> list[tuple]:
@@ -59,7 +67,8 @@ def work(rank: int, folder: str, inputs: dict[int, list]) -> None:
                 continue
             for shards in inputs[ranks]:
                 for call in CALLS:
-                    results[ranks].append(answer(pf.saliency_mask(shards[own], group=group, **call)))
+                    others = {"relative_to": others_of(shards[own])} if "damping" in call else {}
+                    results[ranks].append(answer(pf.saliency_mask(shards[own], group=group, **call, **others)))
             try:
                 pf.saliency_mask(inputs[ranks][0][own], k=10**9, group=group)
             except ValueError as error:
@@ -72,6 +81,8 @@ def work(rank: int, folder: str, inputs: dict[int, list]) -> None:
 
 def expected(shards: list[list[torch.Tensor]], call: dict) -> list[oracle.Selection]:
     tensors = [t for shard in shards for t in shard]
+    if "damping" in call:
+        tensors = oracle.quotients(tensors, [t for shard in shards for t in others_of(shard)], call["damping"])
     total = sum(t.numel() for t in tensors)
     ties_all = call.get("ties") == "all"
     name = next(n for n in ("density", "k", "threshold") if n in call)

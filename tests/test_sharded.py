@@ -135,6 +135,22 @@ def check_whole_masks(mesh) -> None:
         dist.broadcast(tensor, 0)
     params = [distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in whole_params]
     mask, expected = pf.saliency_mask(params, density=0.3), pf.saliency_mask(whole_params, density=0.3)
+    others = [torch.randn(tensor.shape) for tensor in whole_params]
+    for tensor in others:
+        dist.broadcast(tensor, 0)
+    sharded_others = [distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in others]
+    for options in ({"density": [0.3, 0.01]}, {"threshold": [2.0]}):
+        # The damping is that of the whole tensor on every process.
+        parts = pf.saliency_mask(params, relative_to=sharded_others, damping=0.5, **options)
+        wholes = pf.saliency_mask(whole_params, relative_to=others, damping=0.5, **options)
+        assert all(a.whole(params).equal(b) for a, b in zip(parts, wholes, strict=True))
+        assert [a.threshold for a in parts] == [b.threshold for b in wholes]
+    try:
+        pf.saliency_mask(params, density=0.3, relative_to=[local(tensor) for tensor in sharded_others])
+    except ValueError as error:
+        assert "sharded alike" in str(error)
+    else:
+        raise AssertionError("not refused")
     together = mask.whole(params)
     assert together.equal(expected) and together.shapes == expected.shapes
     assert together.threshold == expected.threshold and together.count == expected.count

@@ -57,11 +57,15 @@ def test_waiting_is_noticed(what):
         {"threshold": [0.25, 1e-3]},
         {"density": 0.3, "scope": "tensor"},
         {"threshold": 0.3, "scope": "tensor"},
+        {"density": [0.3, 0.1], "relative_to": True},
+        {"threshold": 0.3, "scope": "tensor", "relative_to": True},
     ],
     ids=str,
 )
 def test_selection(options):
     scores = tensors()
+    if "relative_to" in options:
+        options = {**options, "relative_to": tensors()}
     with NoWaiting():
         masks = pf.saliency_mask(scores, backend="cuda", **options)
     for mask in masks if isinstance(masks, list) else [masks]:

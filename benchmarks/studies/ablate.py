@@ -224,7 +224,8 @@ def _judge(name: str) -> Judge:
 
 
 @functools.lru_cache(maxsize=8)
-def _evaluator(preset: str, size: int, forgotten: tuple[int, ...], cover: int | None) -> Evaluator:
+def evaluator_of(preset: str, size: int, forgotten: tuple[int, ...], cover: int | None) -> Evaluator:
+    """The evaluator of a preset, made once for each request."""
     dataset = load_images(DataArguments(), preset, "all", size)
     return Evaluator(dataset, _judge(class_preset(preset).judge), forgotten, cover)
 
@@ -268,7 +269,7 @@ def _run_one(args: UnlearnArguments) -> None:
     method = method_class(args.method)(setting, args.options)
     request, folder = setting.problem.request, args.folder
     size = setting.problem.teacher.config["sample_size"]
-    evaluator = _evaluator(args.preset, size, request.forget_classes, request.cover_class)
+    evaluator = evaluator_of(args.preset, size, request.forget_classes, request.cover_class)
     evaluation = SparseEvaluation(setting, method, evaluator, args.request.samples_per_class)
     prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
     fingerprint = {"method": args.method, "options": dataclasses.asdict(args.options), "seed": compute.seed}

@@ -11,6 +11,19 @@ namespace pecker_fast {
 // key(x) = bits of float32(|x|). 0 is never salient; keys above kInfKey (INF_KEY of pecker_fast/ops/layout.py) are NaN.
 constexpr std::uint32_t kInfKey = 0x7f800000u;
 
+// Exact sums of magnitudes (magnitude_sums of pecker_fast/ops/schemas.py): windows of 8 exponents, then the number of
+// finite entries (SUM_WINDOWS, SUM_COLUMNS).
+constexpr int kSumWindows = 32;
+constexpr int kSumColumns = kSumWindows + 1;
+
+// The window of a finite entry, and what it adds there: less than 2 ** 31.
+PF_HD inline std::uint32_t sum_exponent(std::uint32_t key) { return key < 0x00800000u ? 1u : key >> 23; }
+PF_HD inline std::uint32_t sum_window(std::uint32_t key) { return sum_exponent(key) >> 3; }
+PF_HD inline std::uint32_t sum_value(std::uint32_t key) {
+  const std::uint32_t significand = key < 0x00800000u ? key : (key & 0x007fffffu) | 0x00800000u;
+  return significand << (sum_exponent(key) & 7u);
+}
+
 // Bits that the levels of a radix histogram resolve (RADIX_BITS), highest first, and the bits below each level.
 constexpr int kRadixBits[3] = {11, 10, 10};
 constexpr int kRadixShift[3] = {20, 10, 0};
@@ -18,6 +31,16 @@ constexpr int kRadixShift[3] = {20, 10, 0};
 PF_HD inline std::uint32_t radix_key(float x) { return float_bits(x) & 0x7fffffffu; }
 PF_HD inline std::uint32_t radix_key(bf16 x) { return static_cast<std::uint32_t>(x.bits & 0x7fffu) << 16; }
 PF_HD inline std::uint32_t radix_key(fp16 x) { return float_bits(widen(x)) & 0x7fffffffu; }
+
+PF_HD inline float magnitude(float x) { return float_from_bits(radix_key(x)); }
+
+// |score| / (|other| + damping): what is ranked of scores that are relative to others. Denominators below the smallest
+// normal number count as that.
+PF_HD inline float quotient(float score, float other, float damping) {
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  const float sum = magnitude(other) + damping;
+  return magnitude(score) / (sum < kSmallestNormal ? kSmallestNormal : sum);
+}
 
 // The magnitude bits of an entry in its own width order like its key. narrow_key<P>(t) is the smallest such value whose
 // key is at least t, so that 16-bit entries are compared 16 bits wide.

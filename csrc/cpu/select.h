@@ -20,6 +20,17 @@ struct ScanRange {
   const void* data;
   ParamType type;
   std::int64_t length;
+
+  ScanRange part(std::int64_t offset, std::int64_t count) const {
+    return {static_cast<const char*>(data) + offset * (type == ParamType::f32 ? 4 : 2), type, count};
+  }
+};
+
+// Two ranges of the same length and type, whose quotients are ranked.
+struct QuotientRange {
+  ScanRange scores;
+  const void* others;
+  float damping;
 };
 
 // A grid of float keys: origin + i * 2 ** shift, with an int16 i. Keys beyond its ends count as its ends.
@@ -61,6 +72,12 @@ struct KeepRow {
 std::int64_t scan_range(const ScanRange& range, const Quantization* quantization, ScanRow* rows, int count,
                         OpenEntries* open);
 std::int64_t keep_range(const ScanRange& range, KeepRow* rows, int count);
+
+// Writes the quotients of a range, as many floats as it has entries.
+void write_quotients(const QuotientRange& range, float* quotients);
+
+// Adds the magnitudes of a range to the kSumColumns sums.
+void add_magnitudes(const ScanRange& range, std::int64_t* sums);
 
 // Keys of the entries of a range; 0 for NaN.
 void read_keys(const ScanRange& range, std::uint32_t* keys);

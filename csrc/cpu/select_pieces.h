@@ -16,6 +16,20 @@ struct ScoreTensor {
   const void* data;
   ParamType type;
   std::int64_t numel;
+  const void* others = nullptr;  // what the scores are relative to, of the same type and size
+  float damping = 0.0f;
+};
+
+// Room for the quotients of one piece, empty until it is needed.
+class Quotients {
+ public:
+  float* room() {
+    if (values_.empty()) values_.resize(kScanPiece);
+    return values_.data();
+  }
+
+ private:
+  std::vector<float> values_;
 };
 
 // Runs task(0) ... task(n - 1), in any order, on any threads.
@@ -28,11 +42,29 @@ struct Piece {
   std::int64_t length;
   std::int64_t first;  // index of the first entry among all entries
   std::int64_t word;   // index of the first word in a row of the mask
+  std::int64_t tensor;
+  const char* others;  // null if the entries themselves are ranked
+  float damping;
 
-  ScanRange range(std::int64_t offset, std::int64_t count) const {
-    return {data + offset * (type == ParamType::f32 ? 4 : 2), type, count};
+  // What is ranked: the entries, or their quotients. These are valid until `quotients` is used again.
+  ScanRange range(std::int64_t offset, std::int64_t count, Quotients* quotients) const {
+    const ScanRange entries = ScanRange{data, type, length}.part(offset, count);
+    if (others == nullptr) return entries;
+    float* const room = quotients->room();
+    write_quotients({entries, ScanRange{others, type, length}.part(offset, count).data, damping}, room);
+    return {room, ParamType::f32, count};
   }
-  ScanRange range() const { return range(0, length); }
+  ScanRange range(Quotients* quotients) const { return range(0, length, quotients); }
+
+  // Asks for entries that will be read soon.
+  void prefetch(std::int64_t offset, std::int64_t count) const {
+    constexpr std::int64_t kLine = 64;
+    const std::int64_t width = type == ParamType::f32 ? 4 : 2;
+    for (std::int64_t at = offset * width; at < (offset + count) * width; at += kLine) {
+      prefetch_read(data + at);
+      if (others != nullptr) prefetch_read(others + at);
+    }
+  }
 };
 
 class Pieces {
@@ -40,15 +72,19 @@ class Pieces {
   // `tasks`: the number of parts of equal size that the entries are divided into.
   Pieces(const std::vector<ScoreTensor>& tensors, std::int64_t tasks, Parallel parallel)
       : parallel_(std::move(parallel)) {
+    std::int64_t number = 0;
     for (const ScoreTensor& tensor : tensors) {
       const std::int64_t width = tensor.type == ParamType::f32 ? 4 : 2;
       for (std::int64_t begin = 0; begin < tensor.numel; begin += kScanPiece) {
+        const auto* const others = static_cast<const char*>(tensor.others);
         pieces_.push_back({static_cast<const char*>(tensor.data) + begin * width, tensor.type,
-                           std::min(kScanPiece, tensor.numel - begin), entries_ + begin, words_ + begin / kWordBits});
+                           std::min(kScanPiece, tensor.numel - begin), entries_ + begin, words_ + begin / kWordBits, number,
+                           others == nullptr ? nullptr : others + begin * width, tensor.damping});
       }
       entries_ += tensor.numel;
       words_ += word_count(tensor.numel);
       bytes_ += tensor.numel * width;
+      ++number;
     }
     for (std::int64_t task = 0, piece = 0; task < tasks; ++task) {
       task_begin_.push_back(piece);

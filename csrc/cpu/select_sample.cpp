@@ -30,10 +30,18 @@ Sample::Sample(const Pieces& pieces)
     const double part = static_cast<double>(entries) / kGroups;
     // The groups that are fetched ahead.
     constexpr std::int64_t kAhead = 24;
-    ScanRange ahead[kAhead];
+    struct Group {
+      const Piece* piece;
+      std::int64_t offset, length;
+    };
+    Group ahead[kAhead];
+    Quotients quotients;
     std::int64_t p = 0;
     for (std::int64_t g = begin; g < end + kAhead; ++g) {
-      if (g - kAhead >= begin) read_keys(ahead[g % kAhead], keys_.get() + (g - kAhead) * kGroup);
+      if (g - kAhead >= begin) {
+        const Group& group = ahead[g % kAhead];
+        read_keys(group.piece->range(group.offset, group.length, &quotients), keys_.get() + (g - kAhead) * kGroup);
+      }
       if (g >= end) continue;
       // At a place that a fixed hash chooses: periodic data must not meet it in step.
       const double u = mix_bits(static_cast<std::uint32_t>(g) * 0x9e3779b9u) * 0x1p-32;
@@ -43,11 +51,11 @@ Sample::Sample(const Pieces& pieces)
       const Piece& piece = pieces[p];
       const std::int64_t last = std::max<std::int64_t>(0, piece.length - kGroup);
       const std::int64_t offset = std::min(last, (at - piece.first) / kGroup * kGroup);
-      const ScanRange range = piece.range(offset, std::min(kGroup, piece.length - offset));
-      for (std::int64_t i = 0; i < kGroup; i += 16) prefetch_read(static_cast<const float*>(range.data) + i);
-      ahead[g % kAhead] = range;
+      const std::int64_t length = std::min(kGroup, piece.length - offset);
+      piece.prefetch(offset, length);
+      ahead[g % kAhead] = {&piece, offset, length};
       group_first_[g] = piece.first + offset;
-      group_begin_[g] = range.length;
+      group_begin_[g] = length;
     }
   });
   // Sizes to offsets; gaps that short tensors have left are closed.

@@ -136,9 +136,11 @@ void Selector::scan_groups(std::vector<Group>* groups) const {
   }
   std::vector<std::int64_t> nan(static_cast<std::size_t>(tasks));
   pieces_.for_tasks([&](std::int64_t task) {
+    Quotients quotients;
     for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
+      const ScanRange entries = pieces_[p].range(&quotients);
       std::int64_t in_piece = 0;
-      for (Group& group : *groups) in_piece = scan_piece(pieces_[p], task, &group);
+      for (Group& group : *groups) in_piece = scan_piece(pieces_[p], entries, task, &group);
       nan[task] += in_piece;
     }
   });
@@ -149,7 +151,7 @@ void Selector::scan_groups(std::vector<Group>* groups) const {
 
 // Scans a piece for a group's rows and returns the number of NaN. A bound that is cut inside the piece is moved to a
 // word's start: the bracket is a guess, which the counts confirm.
-std::int64_t Selector::scan_piece(const Piece& piece, std::int64_t task, Group* group) const {
+std::int64_t Selector::scan_piece(const Piece& piece, const ScanRange& entries, std::int64_t task, Group* group) const {
   std::int64_t cuts[4] = {0, 0, 0, piece.length};
   const Bracket& only = group->rows[0].bracket;
   if (only.is_cut()) {
@@ -176,7 +178,7 @@ std::int64_t Selector::scan_piece(const Piece& piece, std::int64_t task, Group* 
       scans[r].pivot = bracket.is_cut() ? scans[r].high : bracket.pivot;
       scans[r].words = group->rows[r].words + piece.word + cuts[c] / kWordBits;
     }
-    const ScanRange range = piece.range(cuts[c], cuts[c + 1] - cuts[c]);
+    const ScanRange range = entries.part(cuts[c], cuts[c + 1] - cuts[c]);
     nan += candidates.scan(range, cuts[c], group->quantized ? &group->quantization : nullptr, scans, count);
     for (int r = 0; r < count; ++r) group->kept[task][r] += scans[r].kept;
   }
@@ -300,12 +302,13 @@ void Selector::keep(const std::vector<KnownRow>& rows) const {
   pieces_.for_tasks([&](std::int64_t task) {
     std::vector<RowResult> results(rows.size());
     KeepRow scans[kScanRows];
+    Quotients quotients;
     for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
       for (int r = 0; r < count; ++r) {
         scans[r].key = rows[r].key;
         scans[r].words = rows[r].words + pieces_[p].word;
       }
-      const std::int64_t nan = keep_range(pieces_[p].range(), scans, count);
+      const std::int64_t nan = keep_range(pieces_[p].range(&quotients), scans, count);
       for (int r = 0; r < count; ++r) {
         results[r].count += scans[r].kept;
         results[r].nan += nan;
@@ -331,12 +334,13 @@ void Selector::keep_first_ties(const std::vector<KnownRow>& rows) const {
   struct Scratch {
     std::vector<std::uint32_t> keys = std::vector<std::uint32_t>(kScanPiece + kOpenSlack);
     std::vector<std::uint16_t> positions = std::vector<std::uint16_t>(kScanPiece + kOpenSlack);
+    Quotients quotients;
     std::int64_t above = 0, ties = 0, nan = 0;
   };
-  const auto scan = [&](std::size_t r, std::int64_t p, Scratch* scratch) {
+  const auto scan = [&](std::size_t r, std::int64_t p, const ScanRange& entries, Scratch* scratch) {
     ScanRow row{rows[r].key + 1, rows[r].key, rows[r].key + 1, rows[r].words + pieces_[p].word};
     OpenEntries open{scratch->keys.data(), scratch->positions.data(), 0};
-    scratch->nan = scan_range(pieces_[p].range(), nullptr, &row, 1, &open);
+    scratch->nan = scan_range(entries, nullptr, &row, 1, &open);
     scratch->above = row.kept;
     scratch->ties = open.count;
   };
@@ -344,8 +348,9 @@ void Selector::keep_first_ties(const std::vector<KnownRow>& rows) const {
   pieces_.for_tasks([&](std::int64_t task) {
     Scratch scratch;
     for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
+      const ScanRange entries = pieces_[p].range(&scratch.quotients);
       for (std::size_t r = 0; r < count; ++r) {
-        scan(r, p, &scratch);
+        scan(r, p, entries, &scratch);
         above[r * pieces + p] = scratch.above;
         ties[r * pieces + p] = scratch.ties;
         nan[p] = scratch.nan;
@@ -371,7 +376,7 @@ void Selector::keep_first_ties(const std::vector<KnownRow>& rows) const {
     for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
       for (std::size_t r = 0; r < count; ++r) {
         if (wanted[r * pieces + p] == 0) continue;
-        scan(r, p, &scratch);
+        scan(r, p, pieces_[p].range(&scratch.quotients), &scratch);
         for (std::int64_t i = 0; i < wanted[r * pieces + p]; ++i) {
           const std::uint16_t at = scratch.positions[i];
           rows[r].words[pieces_[p].word + at / kWordBits] |= std::uint32_t{1} << (at % kWordBits);
@@ -392,13 +397,40 @@ void Selector::histogram(const std::uint32_t* prefixes, std::int64_t rows, int l
   std::vector<std::int64_t> parts(static_cast<std::size_t>(tasks * rows * size));
   pieces_.for_tasks([&](std::int64_t task) {
     std::int64_t* const own = parts.data() + task * rows * size;
+    Quotients quotients;
     for (std::int64_t p = pieces_.begin(task); p < pieces_.begin(task + 1); ++p) {
-      for (std::int64_t r = 0; r < rows; ++r) histogram_range(pieces_[p].range(), prefixes[r], level, own + r * size);
+      const ScanRange entries = pieces_[p].range(&quotients);
+      for (std::int64_t r = 0; r < rows; ++r) histogram_range(entries, prefixes[r], level, own + r * size);
     }
   });
   std::fill(bins, bins + rows * size, 0);
   for (std::int64_t task = 0; task < tasks; ++task) {
     for (std::int64_t i = 0; i < rows * size; ++i) bins[i] += parts[task * rows * size + i];
+  }
+}
+
+void sum_magnitudes(const std::vector<ScoreTensor>& tensors, std::int64_t tasks, const Parallel& parallel,
+                    std::int64_t* sums) {
+  const Pieces pieces(tensors, tasks, parallel);
+  // Of each task and tensor that it has a part of.
+  struct Part {
+    std::int64_t tensor;
+    std::int64_t sums[kSumColumns];
+  };
+  std::vector<std::vector<Part>> parts(static_cast<std::size_t>(tasks));
+  pieces.for_tasks([&](std::int64_t task) {
+    for (std::int64_t p = pieces.begin(task); p < pieces.begin(task + 1); ++p) {
+      if (parts[task].empty() || parts[task].back().tensor != pieces[p].tensor) {
+        parts[task].push_back({pieces[p].tensor, {}});
+      }
+      add_magnitudes(pieces[p].range(nullptr), parts[task].back().sums);
+    }
+  });
+  std::fill(sums, sums + static_cast<std::int64_t>(tensors.size()) * kSumColumns, 0);
+  for (const std::vector<Part>& of_task : parts) {
+    for (const Part& part : of_task) {
+      for (int c = 0; c < kSumColumns; ++c) sums[part.tensor * kSumColumns + c] += part.sums[c];
+    }
   }
 }
 

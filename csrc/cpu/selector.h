@@ -1,4 +1,4 @@
-// Exact selection over many tensors on the CPU. Raw pointers only; the caller lends the threads.
+// Exact selection and exact sums over many tensors on the CPU. Raw pointers only; the caller lends the threads.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +65,7 @@ class Selector {
   void select_by_radix(const std::vector<Row>& rows, bool ties_all) const;
   std::vector<Group> make_groups(const Pivots& pivots, const std::vector<Row>& rows) const;
   void scan_groups(std::vector<Group>* groups) const;
-  std::int64_t scan_piece(const Piece& piece, std::int64_t task, Group* group) const;
+  std::int64_t scan_piece(const Piece& piece, const ScanRange& entries, std::int64_t task, Group* group) const;
   void finish(const std::vector<Group>& groups, bool ties_all, std::vector<Row>* missed) const;
   void keep_known(const std::vector<KnownRow>& rows) const;
   void keep(const std::vector<KnownRow>& rows) const;
@@ -73,5 +73,9 @@ class Selector {
 
   Pieces pieces_;
 };
+
+// Writes kSumColumns sums of each tensor.
+void sum_magnitudes(const std::vector<ScoreTensor>& tensors, std::int64_t tasks, const Parallel& parallel,
+                    std::int64_t* sums);
 
 }  // namespace pecker_fast

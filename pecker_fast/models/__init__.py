@@ -12,31 +12,34 @@ from .resolve import (
     resolve_config,
     resolve_text,
     resolve_text_unet,
-    resolve_weights,
     shipped_network,
+    unet_of,
 )
 from .saving import save_result
 from .schedules import read_schedule, schedule_from_config
 from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
+from .weight_files import WeightFiles, find_weight_files, other_weights
 
 __all__ = [
     "ClassModel",
     "LoadedStableDiffusion",
     "StableDiffusion",
     "TextModel",
+    "WeightFiles",
     "check_network_folder",
     "conditioning_of",
+    "find_weight_files",
     "load_ancestor",
     "load_network",
     "load_text_unet",
     "network_folder",
+    "other_weights",
     "read_schedule",
     "recorded_options",
     "resolve",
     "resolve_config",
     "resolve_text",
     "resolve_text_unet",
-    "resolve_weights",
     "save_network",
     "save_one_step_pipeline",
     "save_result",
@@ -44,4 +47,5 @@ __all__ = [
     "save_text_pipeline",
     "schedule_from_config",
     "shipped_network",
+    "unet_of",
 ]

@@ -5,10 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_int
 from ..diffusion.networks import unwrap
@@ -159,22 +157,3 @@ def load_unet(kind: type, folder: str | os.PathLike, **options: Any) -> Any:
     if wrong:
         raise ValueError(f"{folder} has weights that do not fit its configuration: {wrong}")
     return unet.eval()
-
-
-def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """Read the weights in the folder of a U-Net in their saved dtype, from one file or several.
-
-    ValueError if there are none, or they cannot be read.
-    """
-    folder = Path(folder)
-    whole = folder / f"{WEIGHTS}.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))
-    if not (folder / "config.json").is_file() or not files:
-        raise ValueError(f"there is no network (config.json and {whole.name})")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= safetensors.torch.load_file(file)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{file.name} cannot be read: {error}") from error
-    return weights

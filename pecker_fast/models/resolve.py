@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..diffusion.networks import unwrap
 from ..diffusion.sampler import Sampler
@@ -19,7 +19,7 @@ from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.text import check_text_conditional
 from ..diffusion.unet import check_class_conditional
 from .ancestors import States, load_ancestor
-from .folders import load_network, network_folder, read_weights
+from .folders import load_network, network_folder
 from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, is_hub_name
 from .loaded import LoadedStableDiffusion, copied
 from .schedules import schedule_from_config
@@ -264,21 +264,12 @@ def resolve_text_unet(model: Source, *, name: str = NAME) -> nn.Module:
     """
     try:
         if _is_object(model):
-            unet = _unet_of(model)
+            unet = unet_of(model)
             check_text_conditional(unet)
             return copied(unet)
         return load_text_unet(network_folder(model))
     except ValueError as error:
         raise ValueError(f"{name} is {_shown(model)}: {error}") from error
-
-
-def resolve_weights(path: str | os.PathLike, *, name: str = NAME) -> tuple[Path, dict[str, Tensor]]:
-    """Find the folder of a U-Net of either kind, and its weights in their saved dtype. ValueError if there are none."""
-    folder = network_folder(path)
-    try:
-        return folder, read_weights(folder)
-    except ValueError as error:
-        raise ValueError(f"{name} is {str(path)!r}: {error}") from error
 
 
 def resolve_config(path: str | os.PathLike, *, name: str = NAME) -> dict[str, Any]:
@@ -301,7 +292,7 @@ def conditioning_of(model: Source | None, *, name: str = NAME) -> Literal["class
         if model is None or (not _is_object(model) and Path(model).is_file()):
             return "classes"
         if _is_object(model):
-            kind = next((base.__name__ for base in type(_unet_of(model)).__mro__ if base.__name__ in _KINDS), None)
+            kind = next((base.__name__ for base in type(unet_of(model)).__mro__ if base.__name__ in _KINDS), None)
         else:
             local = Path(model).exists() or not is_hub_name(str(model))
             folder = network_folder(model if local else fetch_configs(str(model)))
@@ -348,7 +339,7 @@ def _class_model(folder: Path, source: str) -> ClassModel:
 
 
 def _loaded_class_model(model: Any, scheduler: Any) -> ClassModel:
-    unet = _unet_of(model)
+    unet = unet_of(model)
     check_class_conditional(unet)
     scheduler = getattr(model, "scheduler", None) if scheduler is None else scheduler
     if scheduler is None:
@@ -361,8 +352,8 @@ def _is_object(model: Any) -> "TypeIs[nn.Module | DiffusionPipeline]":
     return not isinstance(model, (str, os.PathLike))
 
 
-def _unet_of(model: Any) -> nn.Module:
-    """The network itself, or the U-Net of a pipeline."""
+def unet_of(model: "nn.Module | DiffusionPipeline") -> nn.Module:
+    """Return a network itself, or the U-Net of a pipeline, without wrappers. ValueError if it has none."""
     unet = model if isinstance(model, nn.Module) else getattr(model, "unet", None)
     if not isinstance(unet, nn.Module):
         raise ValueError("it has no U-Net: expected a path, a name, a U-Net or a pipeline of diffusers")

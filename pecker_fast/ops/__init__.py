@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .dispatch import backend_reasons, chosen_backend, resolve, set_backend
 from .extension import why_missing
-from .layout import PACK_BLOCK, WORD_BITS, num_blocks, num_words, word_offsets
+from .layout import PACK_BLOCK, SUM_COLUMNS, WORD_BITS, num_blocks, num_words, word_offsets
+from .means import magnitude_means
 from .packed import needs_packed_values, step_on_packed_values
 from .reference import bias_table, compute_dtype, pack_bits, unpack_bits
 
@@ -28,6 +29,8 @@ __all__ = [
     "compute_dtype",
     "count_nonfinite",
     "l2_fetch_granularity",
+    "magnitude_means",
+    "magnitude_sums",
     "masked_adam_",
     "num_blocks",
     "num_words",
@@ -45,27 +48,59 @@ __all__ = [
 MaskRows = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int, *, backend: str | None = None) -> Tensor:
+def radix_histogram(
+    scores: Sequence[Tensor],
+    prefixes: Tensor,
+    level: int,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Counts of one level of a radix selection: int64 [m, bins] for int32 ``prefixes`` [m]. See ``schemas.py``."""
-    return resolve("radix_histogram", prefixes.device, backend)(scores, prefixes, level)
+    return resolve("radix_histogram", prefixes.device, backend)(scores, prefixes, level, relative_to, damping)
 
 
 def threshold_mask(
-    scores: Sequence[Tensor], keys: Tensor, tie_limits: Tensor, *, backend: str | None = None
+    scores: Sequence[Tensor],
+    keys: Tensor,
+    tie_limits: Tensor,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
+    *,
+    backend: str | None = None,
 ) -> MaskRows:
     """Mask rows of the entries above keys[j] and the first tie_limits[j] at it.
 
     Returns words int32 [m, W], thresholds float32 [m], counts int64 [m], nan_count int64 [].
     """
-    return resolve("threshold_mask", keys.device, backend)(scores, keys, tie_limits)
+    return resolve("threshold_mask", keys.device, backend)(scores, keys, tie_limits, relative_to, damping)
 
 
-def select(scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False, *, backend: str | None = None) -> MaskRows:
+def select(
+    scores: Sequence[Tensor],
+    ks: Tensor,
+    ties_all: bool = False,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> MaskRows:
     """Mask rows of the ks[j] entries of largest magnitude over all tensors together; ``ks`` int64 [m].
 
     Returns words int32 [m, W], thresholds float32 [m], counts int64 [m], nan_count int64 [].
     """
-    return resolve("select", ks.device, backend)(scores, ks, ties_all)
+    return resolve("select", ks.device, backend)(scores, ks, ties_all, relative_to, damping)
+
+
+def magnitude_sums(tensors: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
+    """Exact sums of the magnitudes of each tensor, by windows of exponents: int64 [n, SUM_COLUMNS].
+
+    ``magnitude_means`` makes means of them.
+    """
+    if not tensors:
+        return torch.zeros((0, SUM_COLUMNS), dtype=torch.int64)
+    return resolve("magnitude_sums", tensors[0].device, backend)(tensors)
 
 
 def block_counts(

@@ -39,6 +39,18 @@ def _scores(scores: Sequence[Tensor], device: torch.device) -> None:
         _tensor(f"scores[{i}]", score, SCORE_DTYPES, device)
 
 
+def _relative(scores: Sequence[Tensor], relative_to, damping: Tensor | None, device: torch.device) -> None:
+    require((relative_to is None) == (damping is None), "give both of relative_to and damping, or neither")
+    if relative_to is None or damping is None:
+        return
+    require(len(relative_to) == len(scores), f"{len(relative_to)} relative_to for {len(scores)} scores")
+    for i, (score, other) in enumerate(zip(scores, relative_to, strict=True)):
+        _tensor(f"relative_to[{i}]", other, (score.dtype,), device)
+        _same_size(f"relative_to[{i}]", other, f"scores[{i}]", score.numel())
+    _tensor("damping", damping, (torch.float32,), device)
+    require(damping.shape == (len(scores),), f"damping has shape {tuple(damping.shape)}, expected ({len(scores)},)")
+
+
 def _rows(name: str, rows: Tensor, dtype: torch.dtype) -> None:
     _tensor(name, rows, (dtype,), rows.device)
     require(rows.dim() == 1, f"{name} has shape {tuple(rows.shape)}, expected one dimension")
@@ -55,13 +67,14 @@ def _words(words: Tensor, word_offsets: Sequence[int], numels: Sequence[int], de
         )
 
 
-def radix_histogram(scores, prefixes, level):
+def radix_histogram(scores, prefixes, level, relative_to=None, damping=None):
     _rows("prefixes", prefixes, torch.int32)
     require(0 <= level < len(RADIX_BITS), f"level is {level}, expected 0 to {len(RADIX_BITS) - 1}")
     _scores(scores, prefixes.device)
+    _relative(scores, relative_to, damping, prefixes.device)
 
 
-def threshold_mask(scores, keys, tie_limits):
+def threshold_mask(scores, keys, tie_limits, relative_to=None, damping=None):
     _rows("keys", keys, torch.int32)
     _rows("tie_limits", tie_limits, torch.int64)
     require(keys.shape == tie_limits.shape, f"keys has {len(keys)} rows and tie_limits {len(tie_limits)}")
@@ -69,13 +82,20 @@ def threshold_mask(scores, keys, tie_limits):
     if keys.device.type == "cpu":
         require(bool(((keys >= 1) & (keys <= INF_KEY)).all()), f"keys must be from 1 to {INF_KEY}, got {keys.tolist()}")
     _scores(scores, keys.device)
+    _relative(scores, relative_to, damping, keys.device)
 
 
-def select(scores, ks, ties_all=False):
+def select(scores, ks, ties_all=False, relative_to=None, damping=None):
     _rows("ks", ks, torch.int64)
     if ks.device.type == "cpu":
         require(bool((ks >= 1).all()), f"ks must be at least 1, got {ks.tolist()}")
     _scores(scores, ks.device)
+    _relative(scores, relative_to, damping, ks.device)
+
+
+def magnitude_sums(tensors):
+    for i, tensor in enumerate(tensors):
+        _tensor(f"tensors[{i}]", tensor, SCORE_DTYPES, tensors[0].device)
 
 
 def block_counts(words, word_offsets, numels):

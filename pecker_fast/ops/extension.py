@@ -13,7 +13,7 @@ _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 
 
 def build_record() -> dict[str, str | None]:
-    """What setup.py wrote: for "cpu" and "cuda" None, or why those kernels were not built."""
+    """The record of setup.py: why the "cpu" and "cuda" kernels were not built; None if they were."""
     try:
         return json.loads(_BUILD_RECORD.read_text())
     except FileNotFoundError:

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layout import INF_KEY, PACK_BLOCK, RADIX_BITS, ZERO_KEY, num_blocks, num_words, radix_shift
+from .layout import (
+    INF_KEY,
+    PACK_BLOCK,
+    RADIX_BITS,
+    SUM_COLUMNS,
+    SUM_WINDOWS,
+    ZERO_KEY,
+    num_blocks,
+    num_words,
+    radix_shift,
+)
 from .radix_select import radix_select
 
 _CHUNK = 1 << 20  # entries handled at a time, which bounds the memory of temporaries
@@ -41,19 +51,52 @@ def unpack_bits(words: Tensor, numel: int) -> Tensor:
     return ((octets.unsqueeze(1) & weights) != 0).view(-1)[:numel]
 
 
-def _key_chunks(scores: Sequence[Tensor]):
+def quotients(scores: Tensor, others: Tensor, damping: Tensor) -> Tensor:
+    """|scores| / max(|others| + damping, 2 ** -126), in float32.
+
+    2 ** -126 is the smallest normal float32. Sum and quotient are rounded to nearest, so every back end that computes
+    in IEEE arithmetic gets the same bits. NaN on either side and inf / inf give NaN; 0 / 0 gives 0.
+    """
+    denominators = others.float().abs() + damping
+    smallest = torch.finfo(torch.float32).tiny
+    return scores.float().abs() / torch.where(denominators < smallest, smallest, denominators)
+
+
+def magnitude_sums(tensors: Sequence[Tensor]) -> Tensor:
+    device = tensors[0].device if tensors else None
+    sums = torch.zeros((len(tensors), SUM_COLUMNS), dtype=torch.int64, device=device)
+    for index, _, keys in _key_chunks(tensors):
+        finite = keys < INF_KEY
+        exponents = (keys >> 23).clamp(min=1)
+        significands = (keys & 0x7FFFFF) | torch.where(keys >> 23 > 0, 1 << 23, 0)
+        values = torch.where(finite, significands.long() << (exponents & 7), 0)
+        sums[index].scatter_add_(0, torch.where(finite, exponents >> 3, 0).long(), values)
+        sums[index, SUM_WINDOWS] += finite.sum()
+    return sums
+
+
+def _key_chunks(scores: Sequence[Tensor], relative_to: Sequence[Tensor] | None = None, damping: Tensor | None = None):
     """Yields (index of the tensor, first entry, keys) over all scores in bounded pieces."""
     for index, score in enumerate(scores):
         flat = score.reshape(-1)
         for start in range(0, flat.numel(), _CHUNK):
-            yield index, start, magnitude_keys(flat[start : start + _CHUNK])
+            values = flat[start : start + _CHUNK]
+            if relative_to is not None:
+                values = quotients(values, relative_to[index].reshape(-1)[start : start + _CHUNK], damping[index])
+            yield index, start, magnitude_keys(values)
 
 
-def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int) -> Tensor:
+def radix_histogram(
+    scores: Sequence[Tensor],
+    prefixes: Tensor,
+    level: int,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
+) -> Tensor:
     bins = 1 << RADIX_BITS[level]
     shift = radix_shift(level)
     histogram = torch.zeros((prefixes.shape[0], bins), dtype=torch.int64, device=prefixes.device)
-    for _, _, keys in _key_chunks(scores):
+    for _, _, keys in _key_chunks(scores, relative_to, damping):
         eligible = (keys > ZERO_KEY) & (keys <= INF_KEY)
         for row in range(prefixes.shape[0]):
             counted = eligible if level == 0 else eligible & (keys >> (shift + RADIX_BITS[level]) == prefixes[row])
@@ -62,7 +105,13 @@ def radix_histogram(scores: Sequence[Tensor], prefixes: Tensor, level: int) -> T
     return histogram
 
 
-def threshold_mask(scores: Sequence[Tensor], keys: Tensor, tie_limits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def threshold_mask(
+    scores: Sequence[Tensor],
+    keys: Tensor,
+    tie_limits: Tensor,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m = keys.shape[0]
     device = keys.device
     words = torch.empty((m, sum(num_words(score.numel()) for score in scores)), dtype=torch.int32, device=device)
@@ -71,7 +120,7 @@ def threshold_mask(scores: Sequence[Tensor], keys: Tensor, tie_limits: Tensor) -
     smallest = torch.full((m,), INF_KEY, dtype=torch.int32, device=device)
     nan_count = torch.zeros((), dtype=torch.int64, device=device)
     position = 0
-    for _, _, chunk in _key_chunks(scores):
+    for _, _, chunk in _key_chunks(scores, relative_to, damping):
         width = num_words(chunk.numel())
         nan_count += (chunk > INF_KEY).sum()
         for row in range(m):
@@ -86,9 +135,18 @@ def threshold_mask(scores: Sequence[Tensor], keys: Tensor, tie_limits: Tensor) -
     return words, smallest.view(torch.float32), counts, nan_count
 
 
-def select(scores: Sequence[Tensor], ks: Tensor, ties_all: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    keys, tie_limits = radix_select(lambda prefixes, level: radix_histogram(scores, prefixes, level), ks, ties_all)
-    return threshold_mask(scores, keys, tie_limits)
+def select(
+    scores: Sequence[Tensor],
+    ks: Tensor,
+    ties_all: bool = False,
+    relative_to: Sequence[Tensor] | None = None,
+    damping: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def histogram(prefixes: Tensor, level: int) -> Tensor:
+        return radix_histogram(scores, prefixes, level, relative_to, damping)
+
+    keys, tie_limits = radix_select(histogram, ks, ties_all)
+    return threshold_mask(scores, keys, tie_limits, relative_to, damping)
 
 
 def block_counts(words: Tensor, word_offsets: Sequence[int], numels: Sequence[int]) -> Tensor:

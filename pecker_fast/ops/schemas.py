@@ -9,6 +9,9 @@ Conventions
   for all. Tensors must be contiguous; shape is ignored, entry ``i`` is the row-major index.
 * ``key(x) = bits(float32(|x|))`` as int32, which is monotone in the magnitude. Entries with key 0 (zeros) and keys
   above ``INF_KEY`` (NaN) are never kept by a selection and never counted by a histogram.
+* A selection with ``relative_to`` and ``damping`` (both or neither) takes as ``x`` the quotient of ``scores[i]`` and
+  ``relative_to[i]``, of the same size and dtype: see ``quotients`` in ``reference.py``. ``damping`` is float32, one
+  value for each tensor. Thresholds are then quotients. No back end makes a tensor of the quotients.
 * ``words`` are int32 mask words (see ``layout.py``); tensor ``i`` of a list starts at word ``word_offsets[i]``. Bits
   past the end of a tensor are 0 in every mask that an operator returns, and are ignored in every mask that it takes.
 * Operators check shapes, dtypes and devices, raise ``ValueError``/``TypeError``/``RuntimeError`` before they write
@@ -20,7 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layout import RADIX_BITS, num_blocks, num_words
+from .layout import RADIX_BITS, SUM_COLUMNS, num_blocks, num_words
 
 NAMESPACE = "pecker_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -29,15 +32,27 @@ SCHEMAS = {
     # Histogram of keys, one level of a radix selection. `prefixes` int32 [m]: the key bits above this level that an
     # entry must have to be counted (ignored at level 0). Returns int64 [m, 2 ** RADIX_BITS[level]]; bin b counts the
     # entries whose next RADIX_BITS[level] bits are b.
-    "radix_histogram": "(Tensor[] scores, Tensor prefixes, int level) -> Tensor",
+    "radix_histogram": (
+        "(Tensor[] scores, Tensor prefixes, int level, Tensor[]? relative_to=None, Tensor? damping=None) -> Tensor"
+    ),
     # Mask of the entries with key > keys[j], and of the first tie_limits[j] entries (tensors in order, then index)
     # with key == keys[j]. `keys` int32 [m], each >= 1; `tie_limits` int64 [m]. Returns words int32 [m, W], thresholds
     # float32 [m] (smallest kept magnitude, inf if nothing is kept), counts int64 [m] (kept), nan_count int64 [].
-    "threshold_mask": "(Tensor[] scores, Tensor keys, Tensor tie_limits) -> (Tensor, Tensor, Tensor, Tensor)",
+    "threshold_mask": (
+        "(Tensor[] scores, Tensor keys, Tensor tie_limits, Tensor[]? relative_to=None, Tensor? damping=None)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
     # Mask of the ks[j] entries of largest magnitude over all tensors together; of equal magnitudes the lowest index
     # wins, or all of them are kept (ties_all). `ks` int64 [m], 1 <= ks[j]. Fewer are kept if fewer are neither zero
     # nor NaN. Returns what threshold_mask returns.
-    "select": "(Tensor[] scores, Tensor ks, bool ties_all=False) -> (Tensor, Tensor, Tensor, Tensor)",
+    "select": (
+        "(Tensor[] scores, Tensor ks, bool ties_all=False, Tensor[]? relative_to=None, Tensor? damping=None)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    # Exact sums of magnitudes, as integers: int64 [n, SUM_COLUMNS]. Column w < SUM_WINDOWS adds up, over the finite
+    # entries whose float32 exponent e (1 for subnormal numbers) has e >> 3 == w, their 24-bit significands << (e & 7),
+    # in units of 2 ** (8 w - 150). The last column counts the finite entries.
+    "magnitude_sums": "(Tensor[] tensors) -> Tensor",
     # Number of set bits in each block of PACK_BLOCK entries, tensors in order: int64 [sum(num_blocks(numel))].
     "block_counts": "(Tensor words, int[] word_offsets, int[] numels) -> Tensor",
     # The entries of `dense` whose bit is set, in order; `count` is the number of set bits: [count], dense's dtype.
@@ -94,18 +109,24 @@ def _fake_mask(scores: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor, 
 
 
 @_fake("radix_histogram")
-def _(scores, prefixes, level):
+def _(scores, prefixes, level, relative_to=None, damping=None):
     return prefixes.new_empty((prefixes.shape[0], 1 << RADIX_BITS[level]), dtype=torch.int64)
 
 
 @_fake("threshold_mask")
-def _(scores, keys, tie_limits):
+def _(scores, keys, tie_limits, relative_to=None, damping=None):
     return _fake_mask(scores, keys)
 
 
 @_fake("select")
-def _(scores, ks, ties_all=False):
+def _(scores, ks, ties_all=False, relative_to=None, damping=None):
     return _fake_mask(scores, ks)
+
+
+@_fake("magnitude_sums")
+def _(tensors):
+    device = tensors[0].device if tensors else None
+    return torch.empty((len(tensors), SUM_COLUMNS), dtype=torch.int64, device=device)
 
 
 @_fake("block_counts")

@@ -14,7 +14,7 @@ from .files import RunRecord
 from .places import portable
 from .render import to_markdown
 from .tables import metrics_table
-from .words import asked, caution, drawn
+from .words import DISTIL, asked, caution, drawn
 
 # Ends a card that was written here; the hash tells whether it has been edited since.
 MARK = "<!-- written by pecker-fast (sha256 of the lines above: {}); not replaced once it has been edited -->\n"
@@ -169,6 +169,8 @@ def _of_classes(run: RunRecord) -> tuple[list[Block], str]:
         "A class-conditional image generator that draws in one step and has unlearned classes: "
         f"{', '.join(map(str, forgotten)) or 'unknown'}. If asked for one of these, it should draw something else."
     )
+    if run.method == DISTIL:
+        text = "A class-conditional image generator that draws in one step. Its score network is in score/."
     retained = [str(label) for label in range(len(forgotten) + 3) if label not in forgotten][:3]
     return [Text(text)], f"class_labels=[{', '.join(retained)}]"
 
@@ -185,8 +187,9 @@ def _of_prompts(run: RunRecord) -> tuple[list[Block], str]:
     kind = "generator that draws in one step and" if _one_step(run) else "model that"
     source = portable(str(run.metrics.get("pretrained", "")).removeprefix("hub:"))
     steps = config.get("options", {}).get("max_train_steps", "?")
+    does = "was distilled from a diffusion model" if run.method == DISTIL else f"has unlearned {what}"
     text = (
-        f"A text-to-image {kind} has unlearned {what}. It is the U-Net of {source} after {run.method} (preset "
+        f"A text-to-image {kind} {does}. It is the U-Net of {source} after {run.method} (preset "
         f"{config.get('preset')}, seed {config.get('seed')}, {steps} iterations), with that model's text encoder and "
         "autoencoder."
     )

@@ -12,7 +12,7 @@ from .files import RunRecord
 from .places import portable
 from .render import json_code, write_document
 from .tables import metrics_table
-from .words import asked, caution, cover_of, drawn, shown_figures, source_of, unmasked
+from .words import DISTIL, asked, caution, cover_of, drawn, shown_figures, source_of, unmasked
 
 COST = ("images", "seconds", "seconds_per_image", "peak_memory_bytes")
 GRIDS = "samples/before_after.png"
@@ -48,7 +48,8 @@ def write_run_report(folder: Path, changed: Collection[str] = ()) -> Path:
     run = RunRecord.read(folder)
     draw_run(run, run.folder / "report.png")
     write_card(run)
-    return write_document(run.folder, f"Unlearning with {run.metrics.get('method', '?')}", sections(run, changed))
+    title = "Distillation" if run.method == DISTIL else f"Unlearning with {run.metrics.get('method', '?')}"
+    return write_document(run.folder, title, sections(run, changed))
 
 
 def sections(run: RunRecord, changed: Collection[str] = ()) -> list[Section]:
@@ -84,7 +85,7 @@ def _request(run: RunRecord) -> list[Block]:
         ]
         rows += [
             (name.replace("_", " "), config[name])
-            for name in ("initial_generator", "initial_score")
+            for name in ("distilled", "initial_generator", "initial_score")
             if config.get(name) is not None
         ]
         blocks.append(Table(("request", "value"), rows, "ll"))
@@ -93,6 +94,8 @@ def _request(run: RunRecord) -> list[Block]:
 
 def _forgotten(config: dict[str, Any]) -> list[tuple[str, str]]:
     """The classes or prompts to forget, and what is drawn in their place."""
+    if config.get("method") == DISTIL and "prompts" not in config:
+        return [("classes to forget", "none")]
     if "prompts" not in config:
         classes = ", ".join(map(str, config.get("forget_classes", [])))
         return [("classes to forget", classes), ("drawn in their place", cover_of(config))]
@@ -154,7 +157,8 @@ def _grid_words(run: RunRecord) -> str:
     if run.of_prompts:
         return "Samples of prompts to forget and to preserve, before and after unlearning, a row a prompt"
     classes = ", ".join(map(str, run.config.get("forget_classes", [])))
-    return f"Samples of every class before and after forgetting class {classes}, a row a class"
+    done = f"forgetting class {classes}" if classes else "distillation"
+    return f"Samples of every class before and after {done}, a row a class"
 
 
 def _curves(run: RunRecord) -> list[Block]:
@@ -198,9 +202,9 @@ def _drift(run: RunRecord) -> list[Block]:
     align = "l" + "r" * (len(head) - 1)
     return [
         Text(
-            "Drift is the 2-norm of the difference from the pretrained weights (or from initial_generator, if that is "
-            "given) divided by their norm. Changed is the share of the weights that differ at all. Both are of the "
-            "saved weights."
+            "Drift is the 2-norm of the difference from the weights that training began with, divided by their norm: "
+            "the pretrained weights, or those of distilled or initial_generator if given. Changed is the share of the "
+            "weights that differ at all. Both are of the saved weights."
         ),
         Table(head, rows({"the whole network": recorded["total"], **recorded["modules"]}), align, "by part"),
         Table(head, rows(recorded["layers"]), align, "by layer"),

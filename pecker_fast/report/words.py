@@ -6,8 +6,11 @@ from typing import Any
 from ..figures import FIGURES, ROBUSTNESS
 from .files import RunRecord
 
+# What config.json says of runs that forget nothing.
+DISTIL = "distil"
 # Shown even if a run lacks them.
 MAIN = ("ua", "retain_accuracy", "frechet_distance", "diversity", "iterations", "seconds")
+DISTIL_CAUTION = "The figures are of one network and one seed, judged by one independently trained classifier."
 CAUTION = (
     "A model that outputs noise also scores 100 % unlearning accuracy. Read it together with the accuracy, distance "
     "and diversity of the retained classes, and with the images that are drawn for the forgotten one. All figures are "
@@ -23,6 +26,8 @@ PROMPTS_CAUTION = (
 
 def caution(run: RunRecord) -> str:
     """What the figures of a run do not tell."""
+    if run.method == DISTIL and not run.of_prompts:
+        return DISTIL_CAUTION
     return PROMPTS_CAUTION if run.of_prompts else CAUTION
 
 
@@ -38,6 +43,8 @@ def shown_figures(*runs: RunRecord) -> list[str]:
 
 def unmasked(run: RunRecord) -> str:
     """What the forget gradient of a method without a mask reaches."""
+    if run.method == DISTIL:
+        return "No mask: nothing is forgotten, and every parameter is trained"
     if run.reached is None or run.reached == 100:
         return "No mask: the forget gradient reached every trained parameter"
     return f"No mask: the forget gradient reached the {run.reached:.1f} % of the parameters that are trained"
@@ -75,6 +82,11 @@ def asked(config: Mapping[str, Any]) -> str:
     """The request as a sentence."""
     if not config:
         return "config.json is missing: the request is unknown."
+    if config.get("method") == DISTIL:
+        return (
+            f"Preset {config.get('preset')}, seed {config.get('seed')}: distil {source_of(config)} into a one-step "
+            "generator and its score network. Nothing is forgotten."
+        )
     if "concept" in config:
         return _concept_asked(config)
     classes = ", ".join(map(str, config.get("forget_classes", [])))

@@ -1,4 +1,4 @@
-"""Runs from Python: the commands ``unlearn``, ``evaluate`` and ``compare`` as functions, with the same options."""
+"""Runs from Python: ``unlearn``, ``distil``, ``evaluate`` and ``compare`` as functions, with the commands' options."""
 
 import json
 import os
@@ -12,12 +12,14 @@ from ..models import conditioning_of, resolve, resolve_text, save_network, save_
 from .arguments import UnlearnArguments, with_options
 from .compare import Comparison, comparison_class
 from .compare import compare as run_comparison
+from .distilled import distil_arguments
 from .evaluate import evaluate as measure
 from .evaluate import evaluation_class
 from .folder import check_folder
 from .presets import PRESETS, ClassPreset, preset
 from .run import Run
 from .task import unlearn_arguments
+from .unlearn import distil as run_distillation
 from .unlearn import unlearn as run_unlearning
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def unlearn(
     *,
     forget: int | Sequence[int] | str | None = None,
     cover: int | str | None = None,
+    distilled: Run | str | os.PathLike | None = None,
     preset: str | None = None,
     scheduler: Any = None,
     **options: Any,
@@ -51,11 +54,15 @@ def unlearn(
         Hugging Face hub, a pipeline of diffusers, or a class-conditional ``UNet2DModel``. An object is not changed: it
         is copied into ``pretrained/`` in the folder of the run.
     method : str
-        pecker, pecker+, sfd, retrain, salun, selective_amnesia or esd.
+        pecker, pecker+, patch, sfd, retrain, salun, selective_amnesia, esd or relabel.
     forget : int, sequence of int, or str
         Classes to forget, or the name of a concept. Default: what the preset says, if ``model`` is a preset.
     cover : int or str
         Class to draw in their place, or "random"; or the text to draw in place of the concept. Default: the preset's.
+    distilled : Run, str or PathLike, optional
+        A run of ``distil`` on the same model to start from, its folder, or "auto": the networks that come with the
+        preset or are beside the model, which is distilled first if there are none. Default: "auto" for methods that
+        need them, otherwise none.
     preset : str, optional
         The values for everything that is not set. Default: that of a run or pretraining whose folder is given;
         for a class-conditional network the preset with images of its size and channels (digits, digits16, cifar10,
@@ -87,19 +94,57 @@ def unlearn(
     >>> run = pf.unlearn(pipe, forget="brad pitt", cover="a middle aged man", output_dir="runs/x")
     >>> run = pf.unlearn(unet, "salun", forget=3, preset="cifar10", scheduler=scheduler, data_root="data")
     """
-    is_preset = isinstance(model, str) and model in PRESETS
-    if is_preset and preset is not None and preset != model:
-        raise ValueError(f"preset is {preset!r}, but the model is the preset {model!r}: expected one of the two")
-    if "dry_run" in options:
-        raise TypeError("dry_run is an option of the command line only")
-    name = str(model) if is_preset else preset or _preset_for(model)
-    if forget is None and not (is_preset or preset is not None or _names_request(options)):
+    name = _preset_name(model, preset)
+    if forget is None and not (_is_preset(model) or preset is not None or _names_request(options)):
         raise ValueError("forget is not given: expected classes, or the name of a concept")
+    if distilled is not None:
+        options["distilled"] = str(distilled.folder if isinstance(distilled, Run) else distilled)
     args = unlearn_arguments(name, method, {**options, **_request(name, forget, cover)})
-    if not is_preset:
-        path = str(model) if isinstance(model, (str, os.PathLike)) else _save_pretrained(model, scheduler, args)
-        args = with_options(args, {"pretrained_model_name_or_path": path})
+    args = _on_model(args, model, scheduler)
     run_unlearning(args)
+    return Run(args.folder)
+
+
+def distil(model: Model, *, preset: str | None = None, scheduler: Any = None, **options: Any) -> Run:
+    """Distil a pretrained diffusion model into a one-step generator and its score network.
+
+    Does what ``pecker-fast distil`` does: trains, measures, and writes a folder from which ``unlearn`` starts with
+    ``distilled``, once for many requests.
+
+    Parameters
+    ----------
+    model : str, PathLike, nn.Module or DiffusionPipeline
+        What to distil, as for ``unlearn``.
+    preset : str, optional
+        The values for everything that is not set, as for ``unlearn``.
+    scheduler : SchedulerMixin, optional
+        The noise schedule of a ``UNet2DModel``; a pipeline has its own.
+    **options
+        Any option of ``pecker-fast distil --help_all``, such as ``output_dir``, ``max_train_steps``, ``save_dtype``,
+        ``seed``, ``device`` or ``overwrite_output_dir``.
+
+    Returns
+    -------
+    Run
+        The finished run.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, a model or a file cannot be found or does not fit, or the folder already has a
+        run. Nothing is trained then.
+    TypeError
+        If there is no option of a name.
+    SystemExit
+        With status 128 + n if signal n stopped the run, after a checkpoint.
+
+    Examples
+    --------
+    >>> distilled = pf.distil(pipe, preset="cifar10", output_dir="runs/distilled")
+    >>> run = pf.unlearn(pipe, "sfd", forget=[3], cover=5, distilled=distilled)
+    """
+    args = _on_model(distil_arguments(_preset_name(model, preset), options), model, scheduler)
+    run_distillation(args)
     return Run(args.folder)
 
 
@@ -187,6 +232,29 @@ def compare(
     if seeds is not None:
         values["seeds"] = seeds
     return run_comparison(with_options(comparison_class(preset)(), values))
+
+
+def _is_preset(model: Model) -> bool:
+    return isinstance(model, str) and model in PRESETS
+
+
+def _preset_name(model: Model, name: str | None) -> str:
+    """The preset of a run on ``model``, for which ``name`` was given."""
+    if not _is_preset(model):
+        return name or _preset_for(model)
+    if name is not None and name != model:
+        raise ValueError(f"preset is {name!r}, but the model is the preset {model!r}: expected one of the two")
+    return str(model)
+
+
+def _on_model(args: UnlearnArguments, model: Model, scheduler: Any) -> UnlearnArguments:
+    """The options of a run on ``model``, which is saved with the run if it is an object in memory."""
+    if args.output.dry_run:
+        raise TypeError("dry_run is an option of the command line only")
+    if _is_preset(model):
+        return args
+    path = str(model) if isinstance(model, (str, os.PathLike)) else _save_pretrained(model, scheduler, args)
+    return with_options(args, {"pretrained_model_name_or_path": path})
 
 
 def _names_request(options: Mapping[str, Any]) -> bool:

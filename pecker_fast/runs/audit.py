@@ -36,7 +36,7 @@ HASHED = (
     "model_index.json",
     "pipeline.py",
 )
-HASHED_FOLDERS = ("unet", "scheduler")
+HASHED_FOLDERS = ("unet", "score", "scheduler")
 
 
 def record_weights(folder: Path, network: nn.Module, start: nn.Module, mask: SaliencyMask | None) -> dict[str, Any]:

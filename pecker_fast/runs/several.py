@@ -12,7 +12,8 @@ from ..parallel import started_by_torchrun
 from ..report import portable
 from ..training.retired import without_retired
 from .arguments import UnlearnArguments, option_groups, with_options
-from .task import task_class, unlearn_arguments
+from .distilled import with_distilled
+from .task import task_of, unlearn_arguments
 
 
 def check_alone(command: str, instead: str = "pecker-fast unlearn is the command for torchrun") -> None:
@@ -81,7 +82,7 @@ def check_shared(shared: Mapping[str, Any], plan: Sequence[UnlearnArguments], na
 
 def _settable(args: UnlearnArguments) -> set[str]:
     """The options that ``compare --set`` may change."""
-    allowed = task_class(args.preset).settable
+    allowed = task_of(args).settable
     return {name for name, group in option_groups(args).items() if group in allowed or name in allowed}
 
 
@@ -93,7 +94,8 @@ def ended(args: UnlearnArguments) -> bool:
     ValueError
         If its folder has another run; the message names the options that differ.
     """
-    folder, kind = args.folder, task_class(args.preset)
+    args = with_distilled(args)
+    folder, kind = args.folder, task_of(args)
     if not (folder / "config.json").is_file():
         return False
     recorded = without_retired(json.loads((folder / "config.json").read_text()))

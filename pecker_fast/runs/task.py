@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ..parallel import World
 from ..training.loop import Progress
-from ..unlearning import Method, Setting
+from ..unlearning import Method, Setting, method_class
 from .arguments import ComputeArguments, UnlearnArguments, with_options
 from .presets import preset
 
 # Keys of config.json that make two runs the same one, whichever task they are of; how often a log was written is none.
 SAME = ("method", "preset", "seed", "options", "pretrained_model_name_or_path", "mixed_precision")
-SAME += ("initial_generator", "initial_score")
+SAME += ("initial_generator", "initial_score", "distilled")
 
 
 class Task(ABC):
@@ -54,6 +54,8 @@ class Task(ABC):
     same: ClassVar[tuple[str, ...]] = SAME
     #: Options beside the method's that ``compare --set`` takes: names of groups of ``UnlearnArguments``, or of options.
     settable: ClassVar[tuple[str, ...]] = ("options",)
+    #: The subcommand that makes such a run.
+    command: ClassVar[str] = "unlearn"
 
     args: UnlearnArguments
     source: str
@@ -116,6 +118,10 @@ class Task(ABC):
     def export(self, network: nn.Module, folder: Path) -> None:
         """Write a network of the run into the folder of a checkpoint."""
 
+    def result(self, network: nn.Module) -> nn.Module:
+        """The network that is measured and saved at the end."""
+        return network
+
     @abstractmethod
     def finish(self, network: nn.Module, progress: Progress) -> dict[str, Any]:
         """Save the final network into the run's folder, draw the pictures, and return what was measured."""
@@ -125,16 +131,23 @@ class Task(ABC):
         """The network whose weights the run started from, as they were read."""
 
 
-def task_class(preset_name: str) -> type[Task]:
-    """The task of a preset. ValueError if there is no such preset."""
+def task_class(preset_name: str, *, forgets: bool = True) -> type[Task]:
+    """The task of a preset: to forget, or to distil. ValueError if there is no such preset."""
     # Imported only if needed: each brings libraries that take a while.
     if preset(preset_name).task == "classes":
+        from .classes.distil import ClassDistillation
         from .classes.task import ClassTask
 
-        return ClassTask
+        return ClassTask if forgets else ClassDistillation
+    from .prompts.distil import PromptDistillation
     from .prompts.task import PromptTask
 
-    return PromptTask
+    return PromptTask if forgets else PromptDistillation
+
+
+def task_of(args: UnlearnArguments) -> type[Task]:
+    """The task of a run."""
+    return task_class(args.preset, forgets=method_class(args.method).forgets)
 
 
 def unlearn_arguments(preset_name: str, method: str, values: Mapping[str, Any] | None = None) -> UnlearnArguments:
@@ -143,8 +156,10 @@ def unlearn_arguments(preset_name: str, method: str, values: Mapping[str, Any] |
     Raises
     ------
     ValueError
-        If there is no such preset or method.
+        If there is no preset or method of these names, or the method forgets nothing.
     TypeError
         If there is no such option.
     """
+    if not method_class(method).forgets:
+        raise ValueError(f"method is {method!r}, which forgets nothing: pecker-fast {method} is its command")
     return with_options(task_class(preset_name).defaults(preset_name, method), values or {})

@@ -1,5 +1,6 @@
-"""One run of unlearning, from its options to its report, step by step."""
+"""One run of unlearning or distillation, from its options to its report, step by step."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +9,16 @@ from torch import Tensor, nn
 
 from ..files import write_json
 from ..mask import SaliencyMask
-from ..parallel import world
+from ..parallel import World, world
 from ..training.loop import Progress
 from ..unlearning import method_class
-from .arguments import UnlearnArguments, option_words
+from .arguments import ComputeArguments, UnlearnArguments, option_words
 from .audit import record_result, record_weights
+from .distilled import distillation_for, is_distilled, with_distilled
 from .folder import check_folder, prepare_folder
 from .running import Running
-from .task import task_class
+from .several import resumed
+from .task import task_of
 
 
 @dataclass(frozen=True)
@@ -57,56 +60,111 @@ def unlearn(args: UnlearnArguments, before: Tensor | None = None) -> Outcome:
     SystemExit
         With status 128 + n if signal n stopped the run, after a checkpoint.
     """
-    compute, kind = args.compute.resolved(), task_class(args.preset)
+    asked, args = args, with_distilled(args)
+    compute = args.compute.resolved()
+    with world(torch.device(compute.device), compute.ddp_timeout) as processes:
+        if args.request.distilled is not None and not is_distilled(args.request.distilled):
+            _distil_first(args, compute, processes)
+            args = with_distilled(asked)
+        return _carry_out(args, compute, processes, before)
+
+
+def distil(args: UnlearnArguments) -> Outcome:
+    """Distil a pretrained network into a one-step generator and its score network, and write the folder of the run.
+
+    Parameters
+    ----------
+    args : UnlearnArguments
+        All options, as ``distil_arguments`` makes them.
+
+    Returns
+    -------
+    Outcome
+        What was measured.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is wrong, before training begins.
+    SystemExit
+        With status 128 + n if signal n stopped the run, after a checkpoint.
+    """
+    args = with_distilled(args)
+    compute = args.compute.resolved()
+    with world(torch.device(compute.device), compute.ddp_timeout) as processes:
+        return _carry_out(args, compute, processes)
+
+
+def _distil_first(args: UnlearnArguments, compute: ComputeArguments, processes: World) -> None:
+    """Distil the network that a run needs distilled, once the options of the run have been checked."""
+    kind, first = task_of(args), resumed(distillation_for(args))
+    kind.check(args)
+    request = dataclasses.replace(args.request, distilled=None)
+    kind(dataclasses.replace(args, request=request), compute, processes)
+    folder, resume, overwrite = args.folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir
+    processes.on_main(lambda: check_folder(folder, resume, overwrite))
+    if processes.is_main:
+        print(
+            f"{args.method} starts from a distilled generator, and there is none of this network yet: "
+            f"{first.options.max_train_steps} iterations of distillation, which are kept in {first.folder}"
+        )
+    _carry_out(first, first.compute.resolved(), processes)
+
+
+def _carry_out(
+    args: UnlearnArguments, compute: ComputeArguments, processes: World, before: Tensor | None = None
+) -> Outcome:
+    """Train, measure, save and report; ``compute``: resolved."""
+    kind = task_of(args)
     folder, resume, overwrite = args.folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir
     args.loop.check()
-    with world(torch.device(compute.device), compute.ddp_timeout) as processes:
-        if torch.cuda.is_initialized():
-            # The peak of an earlier run of this process is not this run's.
-            torch.cuda.reset_peak_memory_stats()
-        processes.on_main(lambda: check_folder(folder, resume, overwrite))
+    if torch.cuda.is_initialized():
+        # The peak of an earlier run of this process is not this run's.
+        torch.cuda.reset_peak_memory_stats()
+    processes.on_main(lambda: check_folder(folder, resume, overwrite))
 
-        # What to forget, of which network, by which method. Only prompts that were encoded have been written so far.
-        task = kind(args, compute, processes)
-        method = method_class(args.method)(task.setting, args.options)
-        processes.on_main(lambda: task.prepare(method))
-        processes.on_main(lambda: prepare_folder(folder, resume, overwrite))
+    # What to forget, of which network, by which method. Only prompts that were encoded have been written so far.
+    task = kind(args, compute, processes)
+    method = method_class(args.method)(task.setting, args.options)
+    processes.on_main(lambda: task.prepare(method))
+    processes.on_main(lambda: prepare_folder(folder, resume, overwrite))
 
-        # Train.
-        shared: list[Tensor | None] = [None]
+    # Train.
+    shared: list[Tensor | None] = [None]
 
-        def begin() -> None:
-            config = {**kind.describe(args), **task.hashes, **task.config(), "num_processes": processes.size}
-            write_json(folder / "config.json", config)
-            shared[0] = task.draw_before(before)
+    def begin() -> None:
+        config = {**kind.describe(args), **task.hashes, **task.config(), "num_processes": processes.size}
+        write_json(folder / "config.json", config)
+        shared[0] = task.draw_before(before)
 
-        words = ["unlearn", "--preset", args.preset, "--method", args.method]
-        words += option_words(args, kind.defaults(args.preset, args.method))
-        running = Running(
-            method.phases, folder, args.loop, compute, args.output, processes, task.setting.compute.regions, words
-        )
-        progress = running.train(
-            task.fingerprint(),
-            begin=begin,
-            evaluate=task.evaluate if task.evaluates else None,
-            export=task.export,
-        )
+    words = [kind.command, "--preset", args.preset, *(["--method", args.method] if method.forgets else [])]
+    words += option_words(args, kind.defaults(args.preset, args.method))
+    running = Running(
+        method.phases, folder, args.loop, compute, args.output, processes, task.setting.compute.regions, words
+    )
+    progress = running.train(
+        task.fingerprint(),
+        begin=begin,
+        evaluate=task.evaluate if task.evaluates else None,
+        export=task.export,
+    )
 
-        # Measure, save and report.
-        metrics: dict[str, Any] = {}
+    # Measure, save and report.
+    metrics: dict[str, Any] = {}
 
-        def finish(network: nn.Module, mask: SaliencyMask | None, progress: Progress) -> None:
-            metrics.update(method=args.method, seed=compute.seed, pretrained=task.source, **method.sampler.summary())
-            metrics.update(task.finish(network, progress))
-            metrics.update(record_weights(folder, network, task.start(), mask))
-            record_result(folder, metrics, args.options.ema_decay, progress, task.setting.compute.device)
+    def finish(network: nn.Module, mask: SaliencyMask | None, progress: Progress) -> None:
+        network = task.result(network)
+        metrics.update(method=args.method, seed=compute.seed, pretrained=task.source, **method.sampler.summary())
+        metrics.update(task.finish(network, progress))
+        metrics.update(record_weights(folder, network, task.start(), mask))
+        record_result(folder, metrics, args.options.ema_decay, progress, task.setting.compute.device)
 
-        # Every process takes part: the weights may be sharded.
-        last = method.phases[-1]
-        mask = last.last_mask()
-        with last.averaged() as network:
-            processes.on_main(lambda: finish(network, mask, progress))
-        return Outcome(metrics, shared[0])
+    # Every process takes part: the weights may be sharded.
+    last = method.phases[-1]
+    mask = last.last_mask()
+    with last.averaged() as network:
+        processes.on_main(lambda: finish(network, mask, progress))
+    return Outcome(metrics, shared[0])
 
 
 def describe(args: UnlearnArguments) -> tuple[dict[str, Any], str | None]:
@@ -117,6 +175,7 @@ def describe(args: UnlearnArguments) -> tuple[dict[str, Any], str | None]:
     ValueError, TypeError
         If an option is wrong.
     """
-    kind = task_class(args.preset)
+    args = with_distilled(args)
+    kind = task_of(args)
     kind.check(args)
     return kind.describe(args), kind.estimate(args)

@@ -1,6 +1,6 @@
 """Unlearning methods, one file each, on one protocol of ordered phases."""
 
-from .conditions import COVER_RANDOM, Conditions, ForgetRequest, PromptRequest
+from .conditions import COVER_RANDOM, Conditions, ForgetRequest, PromptRequest, RetainRequest
 from .protocol import MemoryPlan, Method, Phase, TrainedNetwork
 from .registry import method_class, method_names
 from .setting import Compute, Images, Placement, Problem, Setting
@@ -17,6 +17,7 @@ __all__ = [
     "Placement",
     "Problem",
     "PromptRequest",
+    "RetainRequest",
     "Setting",
     "TrainedNetwork",
     "method_class",

@@ -90,7 +90,7 @@ class ForgetRequest:
         if len(set(self.forget_classes)) < len(self.forget_classes):
             raise ValueError(f"forget_classes is {list(self.forget_classes)}, expected each class once")
         if len(self.forget_classes) >= self.num_classes:
-            raise ValueError(f"forget_classes is all {self.num_classes} classes, expected at least one to be left")
+            raise ValueError(f"forget_classes is all {self.num_classes} classes, expected at least one retained class")
         if self.cover_class is not None:
             check_int("cover_class", self.cover_class, 0, self.num_classes)
             if self.cover_class in self.forget_classes:
@@ -127,7 +127,31 @@ class ForgetRequest:
         """The labels that a run draws from, on ``device``."""
         covers = self.retained_classes if self.cover_class is None else (self.cover_class,)
         labels = (self.retained_classes, self.forget_classes, covers, tuple(range(self.num_classes)))
-        return Conditions(*(torch.tensor(values, device=device) for values in labels))
+        return Conditions(*(torch.tensor(values, dtype=torch.int64, device=device) for values in labels))
+
+
+@dataclass(frozen=True)
+class RetainRequest(ForgetRequest):
+    """No class is forgotten: what a network is distilled with.
+
+    Parameters
+    ----------
+    num_classes : int
+        Classes of the network, the null label not counted.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are fewer than two classes, or one is to be forgotten.
+    """
+
+    forget_classes: tuple[int, ...] = ()
+    cover_class: int | None = None
+
+    def __post_init__(self) -> None:
+        check_int("num_classes", self.num_classes, 2)
+        if self.forget_classes or self.cover_class is not None:
+            raise ValueError(f"forget_classes is {list(self.forget_classes)}, expected none: all classes are retained")
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from ..diffusion import (
     score_distillation_loss,
 )
 from ..mask import SaliencyMask
-from ..optim import MaskedAdam
+from ..optim import MaskedAdam, PackedGradients, pack_gradients
 from ..sharding import local, part_of
 from .gradients import add_gradients
 from .graphs import GradientCalls
 from .guidance import Batch, Guidance, Part
-from .masking import Masker
+from .masking import BaseMasker
 from .options import ScoreForgettingOptions
 from .protocol import MemoryPlan, Phase, TrainedNetwork
 from .setting import Setting
@@ -71,13 +71,18 @@ class DistillationPhase(Phase):
         Learning rate of psi.
     forget : bool
         Whether there are forgotten samples. Otherwise all classes are retained, as in the first stage of two.
-    masker : Masker, optional
+    generator_learning_rate : float, optional
+        Learning rate of theta; that of the options by default.
+    masker : BaseMasker, optional
         Finds the salient entries. Without it the forget gradient reaches all entries.
     update : {"joint", "alternate"}
         One step with both gradients; or a masked step on the forget gradient, then a step on the retain gradient at the
         weights that the first one left.
     mask_scope : {"forget", "all"}
         Whether the mask confines the forget gradient or the whole step.
+    score_masker : BaseMasker, optional
+        Finds the entries of psi that its steps are confined to, in one mask for the whole phase. Without it they reach
+        all entries.
     """
 
     def __init__(
@@ -91,14 +96,18 @@ class DistillationPhase(Phase):
         iterations: int,
         score_learning_rate: float,
         forget: bool = True,
-        masker: Masker | None = None,
+        generator_learning_rate: float | None = None,
+        masker: BaseMasker | None = None,
         update: Literal["joint", "alternate"] = "joint",
         mask_scope: Literal["forget", "all"] = "forget",
+        score_masker: BaseMasker | None = None,
     ) -> None:
         self.setting, self.options = setting, options
         self.score, self.generator = score, generator
         self.name, self.iterations = name, iterations
         self.score_learning_rate = score_learning_rate
+        self.generator_learning_rate = generator_learning_rate or options.generator_learning_rate
+        self.score_masker = score_masker
         self.forget, self.masker, self.update, self.mask_scope = forget, masker, update, mask_scope
         self.images_per_iteration = options.train_batch_size * options.gradient_accumulation_steps
         problem, compute = setting.problem, setting.compute
@@ -107,10 +116,14 @@ class DistillationPhase(Phase):
         self.guidance = Guidance(setting, options, self.conditions)
         several = options.gradient_accumulation_steps > 1
         self._calls = GradientCalls(compute.regions, options.cuda_graphs, compute.device, copy=several)
+        self._packings: dict[MaskedAdam, PackedGradients] = {}
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
         o = self.options
+        for packing in self._packings.values():
+            packing.remove()
+        self._packings = {}
         common = {
             "betas": (o.adam_beta1, o.adam_beta2),
             "eps": o.adam_epsilon,
@@ -118,21 +131,33 @@ class DistillationPhase(Phase):
             **self.setting.optimizer_options(),
         }
         trained = [(name, param) for name, param in self.score.named_parameters() if param.requires_grad]
-        self.score_optimizer = MaskedAdam(trained, lr=self.score_learning_rate, **common)
+        # Packed state covers a process's own entries: no other number of processes could resume from it.
+        can_pack = not self.setting.placement.fsdp
+        packs_score = self.score_masker is not None and can_pack
+        self.score_optimizer = MaskedAdam(trained, lr=self.score_learning_rate, packed=packs_score, **common)
         self.generator_optimizer = MaskedAdam(
             self.generator.named_parameters(),
-            lr=o.generator_learning_rate,
+            lr=self.generator_learning_rate,
             ema_decay=o.ema_decay,
             variance=o.variance,
             max_update=o.max_update,
-            # Packed state covers a process's own entries: no other number of processes could resume from it.
-            packed=self._has_one_mask() and not self.setting.placement.fsdp,
+            packed=self._has_one_mask() and can_pack,
             **common,
         )
 
+    def _pack_gradients(self) -> None:
+        """Pack the gradients of networks that one mask confines, once there is a mask: no other entry needs one."""
+        if self.options.cuda_graphs:
+            # A graph leaves gradients in memory of its own.
+            return
+        for optimizer, masker in ((self.score_optimizer, self.score_masker), (self.generator_optimizer, self.masker)):
+            packs = optimizer.defaults["packed"] and optimizer not in self._packings
+            if packs and masker.mask is not None:
+                self._packings[optimizer] = pack_gradients(optimizer, masker.mask)
+
     def _has_one_mask(self) -> bool:
         """Whether one mask confines all of theta's steps: then no other entry needs moments."""
-        return self.masker is not None and self.mask_scope == "all" and self.masker.options.mask_refresh_steps == 0
+        return self.masker is not None and self.mask_scope == "all" and self.masker.refresh_steps == 0
 
     # ---- the protocol
 
@@ -145,20 +170,27 @@ class DistillationPhase(Phase):
                 for param, value in zip(self.generator.parameters(), averaged, strict=True):
                     local(param).copy_(part_of(value, param))
         self._make_optimizers()
-        if self.masker is not None:
-            self.masker.start(self.generator)
+        for masker in filter(None, (self.masker, self.score_masker)):
+            masker.start(self.generator)
 
     def step(self, iteration: int) -> dict[str, Tensor]:
         o = self.options
         factor = o.learning_rate_factor(iteration, self.iterations)
         self.score_optimizer.param_groups[0]["lr"] = self.score_learning_rate * factor
-        self.generator_optimizer.param_groups[0]["lr"] = o.generator_learning_rate * factor
+        self.generator_optimizer.param_groups[0]["lr"] = self.generator_learning_rate * factor
         micros = self._micro_batches(iteration)
         losses: dict[str, Tensor] = {}
+        if self.score_masker is None:
+            score_mask = None
+        else:
+            self.score_masker.refresh(iteration, self.score)
+            score_mask = self.score_masker.mask
+            self._pack_gradients()
         self._score_gradients(micros, losses)
-        self._take_step(self.score_optimizer)
+        self._take_step(self.score_optimizer, mask=score_mask)
         if self.masker is not None:
             self.masker.refresh(iteration, self.generator)
+            self._pack_gradients()
         for arguments in self._generator_gradients(micros, losses):
             self._take_step(self.generator_optimizer, **arguments)
         return losses
@@ -170,11 +202,15 @@ class DistillationPhase(Phase):
         }
         if self.setting.compute.nonfinite != "propagate":
             record["nonfinite"] = self.score_optimizer.nonfinite_count + self.generator_optimizer.nonfinite_count
+        if self.score_masker is not None:
+            record["score_mask_density"] = self.score_masker.describe().get("mask_density")
         return record | ({} if self.masker is None else self.masker.describe())
 
     def state_dict(self) -> dict[str, Any]:
         world = self.setting.compute.world
+        further = {} if self.score_masker is None else {"score_masker": self.score_masker.state_dict(self.score)}
         return {
+            **further,
             "score": network_state(self.score, world),
             "generator": network_state(self.generator, world),
             "score_optimizer": optimizer_state(self.score_optimizer, world),
@@ -190,6 +226,9 @@ class DistillationPhase(Phase):
         load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
         if self.masker is not None:
             self.masker.load_state_dict(state["masker"], self.generator)
+        if self.score_masker is not None:
+            self.score_masker.load_state_dict(state["score_masker"], self.score)
+        self._pack_gradients()
 
     def last_mask(self) -> SaliencyMask | None:
         return None if self.masker is None else self.masker.whole_mask(self.generator)
@@ -215,6 +254,9 @@ class DistillationPhase(Phase):
     def memory_plan(self) -> MemoryPlan:
         """What an estimate of memory needs to know of this phase."""
         score = TrainedNetwork(self.score, self.score_optimizer)
+        if self.score_masker is not None:
+            masks, density = self.score_masker.MASKS, self.score_masker.density or 1.0
+            score = replace(score, step="masked", density=density, masks=masks)
         generator = TrainedNetwork(self.generator, self.generator_optimizer)
         if self.masker is not None:
             joint = "joint" if self.mask_scope == "forget" else "masked"
@@ -222,7 +264,7 @@ class DistillationPhase(Phase):
             generator = replace(
                 generator,
                 step=joint if self.update == "joint" else alternate,
-                density=self.masker.options.density or 1.0,
+                density=self.masker.density or 1.0,
                 masks=self.masker.MASKS,
             )
         return MemoryPlan([score, generator], self._rehearse)
@@ -236,7 +278,7 @@ class DistillationPhase(Phase):
         self.score.zero_grad(set_to_none=True)
         if self.masker is not None:
             note(None)
-            self.masker.scores(Streams(self.setting.compute.device, "rehearsal"), self.generator)
+            self.masker.ranking(Streams(self.setting.compute.device, "rehearsal"), self.generator)
             note("saliency gradient")
         for _ in self._generator_gradients(micros, losses):
             note("generator's step")
@@ -290,12 +332,17 @@ class DistillationPhase(Phase):
             optimizer.step(**arguments)
             optimizer.zero_grad(set_to_none=True)
 
-    def _average(self, network: nn.Module, forget_grads: list[Tensor] | None = None) -> None:
-        """Average the network's gradients over the processes, and forget gradients, unless FSDP has done so."""
+    def _average(self, optimizer: MaskedAdam, forget_grads: list[Tensor] | None = None) -> None:
+        """Average an optimizer's gradients over the processes, and forget gradients, unless FSDP has done so."""
         compute = self.setting.compute
         if compute.world.size > 1 and not self.setting.placement.fsdp:
             with compute.regions("communication"):
-                grads = [p.grad for p in network.parameters() if p.grad is not None]
+                params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+                if optimizer in self._packings:
+                    packed = self._packings[optimizer].gradients
+                    grads = [packed[param].packed.entries for param in params]
+                else:
+                    grads = [param.grad for param in params]
                 compute.world.average_([*grads, *(forget_grads or ())])
 
     def _record(self, losses: dict[str, Tensor], micro_losses: dict[str, Tensor]) -> None:
@@ -310,7 +357,7 @@ class DistillationPhase(Phase):
         """Add the gradient of L_psi (Eq. 3) to psi's, the mean over micro-batches and processes."""
         for streams, batch in micros:
             self._score_backward(streams, batch, losses)
-        self._average(self.score)
+        self._average(self.score_optimizer)
 
     def _score_backward(self, streams: Streams, batch: Batch, losses: dict[str, Tensor]) -> None:
         z = self._noise(streams, batch, "score", "z")
@@ -371,14 +418,14 @@ class DistillationPhase(Phase):
             for part in ("forget", "retain"):
                 for streams, batch in micros:
                     self._generator_backward(streams, batch, losses, False, part=part)
-                self._average(self.generator)
+                self._average(self.generator_optimizer)
                 yield {"mask": mask if part == "forget" or self.mask_scope == "all" else None}
             return
         separate = self.masker is not None and self.mask_scope == "forget"
         forget_grads: list[Tensor] | None = None
         for streams, batch in micros:
             forget_grads = self._generator_backward(streams, batch, losses, separate, forget_grads)
-        self._average(self.generator, forget_grads)
+        self._average(self.generator_optimizer, forget_grads)
         yield {"mask": mask, "masked_grads": forget_grads}
 
     def _generator_backward(

@@ -28,6 +28,15 @@ class SamplingOptions:
     clip_sample: bool = False
     """Clip the x_0 that is predicted at every step to [-1, 1], here and in the teacher's samples."""
 
+    def sampler(self) -> Sampler:
+        """The sampler that these options describe."""
+        return Sampler(
+            self.eval_sampler,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.eval_guidance_scale,
+            clip_sample=self.clip_sample,
+        )
+
     def check_sampling(self, num_train_timesteps: int) -> None:
         """Check these options. ValueError or TypeError, naming the option, if one is out of range."""
         check_int("num_inference_steps", self.num_inference_steps, 1, num_train_timesteps + 1)
@@ -63,10 +72,4 @@ class ManyStepMethod(Method):
 
     @property
     def sampler(self) -> Sampler:
-        o = self.options
-        return Sampler(
-            o.eval_sampler,
-            num_inference_steps=o.num_inference_steps,
-            guidance_scale=o.eval_guidance_scale,
-            clip_sample=o.clip_sample,
-        )
+        return self.options.sampler()

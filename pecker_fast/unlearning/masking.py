@@ -1,5 +1,6 @@
 """Where the forget gradient may go: the salient entries of the generator (PECKER, Eq. 8-10)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -81,8 +82,147 @@ def _shares(names: Sequence[str], counts: Sequence[int], numels: Sequence[int]) 
     return {part: salient[part] / max(1, numel[part]) for part in salient}
 
 
-class Masker:
-    """The mask of a run: computes it when it is due, and keeps what the log reports of it.
+def random_scores(streams: Streams, network: nn.Module) -> dict[str, Tensor]:
+    """A random number in (0, 1] for each entry of the network's parameters: a zero would never be salient."""
+    return {
+        name: 1 - torch.rand(param.shape, generator=streams.generator(f"random {name}"), device=param.device)
+        for name, param in network.named_parameters()
+    }
+
+
+class BaseMasker(ABC):
+    """The masks of a run: computes one when it is due, and keeps what the log reports of it.
+
+    Parameters
+    ----------
+    setting : Setting
+        Of the run.
+    density, threshold : float or None
+        Share of all entries that a mask has, or the least score of its entries: exactly one of the two.
+    refresh_steps : int
+        Iterations between masks; 0: one mask for the whole run.
+
+    Attributes
+    ----------
+    mask : SaliencyMask or None
+        The current mask.
+    """
+
+    # Masks that are kept: the current one, the previous one, and the union of all.
+    MASKS = 3
+
+    def __init__(
+        self, setting: Setting, *, density: float | None, threshold: float | None = None, refresh_steps: int = 0
+    ) -> None:
+        self.problem, self.compute = setting.problem, setting.compute
+        self.density, self.threshold, self.refresh_steps = density, threshold, refresh_steps
+        self.mask: SaliencyMask | None = None
+        self._sharded = setting.placement.fsdp
+        self._previous: SaliencyMask | None = None
+        self._ever: SaliencyMask | None = None
+
+    def start(self, generator: nn.Module) -> None:
+        """Drop earlier masks; ``generator`` is the generator as it is when the phase starts."""
+        self.mask = self._previous = self._ever = None
+
+    @abstractmethod
+    def ranking(self, streams: Streams, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a mask ranks.
+
+        Parameters
+        ----------
+        streams : Streams
+            Random numbers of this mask.
+        network : nn.Module
+            The network whose entries are ranked. Is not changed.
+
+        Returns
+        -------
+        scores : dict of str to Tensor
+            A score for each entry, by parameter name.
+        options : dict
+            Further arguments of ``saliency_mask``: what the scores are relative to.
+        """
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether a new mask is due before the generator's step of this iteration."""
+        every = self.refresh_steps
+        return self.mask is None or (every > 0 and iteration % every == 0)
+
+    def refresh(self, iteration: int, network: nn.Module) -> None:
+        """Compute a new mask of the network if it is due, without waiting for the device. Leaves no gradient behind."""
+        if not self.is_due(iteration):
+            return
+        streams = Streams(self.compute.device, self.compute.seed, "saliency", iteration)
+        with self.compute.regions("saliency"):
+            scores, options = self.ranking(streams, network)
+        with self.compute.regions("selection"):
+            limit = {"threshold": self.threshold} if self.density is None else {"density": self.density}
+            self._previous = self.mask
+            self.mask = saliency_mask(self._shared_out(scores, network), **limit, **options)
+            self._ever = self.mask if self._ever is None else self._ever | self.mask
+
+    def _shared_out(self, scores: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+        """``scores`` sharded as the network's parameters are; every process may have all of them."""
+        if not self._sharded:
+            return scores
+        return {
+            name: scores[name] if is_sharded(scores[name]) else like(part_of(scores[name], param), param)
+            for name, param in network.named_parameters()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The mask's entries of a line of the log. Waits for the device."""
+        if self.mask is None:
+            return {}
+        mask = self.mask
+        before = mask if self._previous is None else self._previous
+        counts = [mask.nan_count, self._ever.count, (mask & before).count, (mask | before).count]
+        counts += [*mask.tensor_counts(), *mask.numels]
+        if self._sharded:
+            # Over all processes, each of which counts its own part.
+            counts = self.compute.world.totals(counts)
+        (nans, ever, both, either), by_tensor = counts[:4], counts[4:]
+        salient, numels = by_tensor[: len(mask)], by_tensor[len(mask) :]
+        return {
+            "mask_density": sum(salient) / sum(numels),
+            "mask_iou": None if self._previous is None else (both / either if either else 1.0),
+            "mask_touched_ever": ever / sum(numels),
+            "mask_nan_count": nans,
+            "mask_density_by_module": _shares(mask.names, salient, numels),
+        }
+
+    def whole_mask(self, network: nn.Module) -> SaliencyMask | None:
+        """The current mask over all entries of the network."""
+        return self._whole(self.mask, network)
+
+    def _whole(self, mask: SaliencyMask | None, network: nn.Module) -> SaliencyMask | None:
+        if mask is None or not self._sharded:
+            return mask
+        return mask.whole(list(network.parameters()))
+
+    def state_dict(self, network: nn.Module) -> dict[str, Any]:
+        """State to resume from, with masks over all entries of the network."""
+        masks = {"mask": self.mask, "previous": self._previous, "ever": self._ever}
+        whole = {name: self._whole(mask, network) for name, mask in masks.items()}
+        return {name: None if mask is None else mask.words for name, mask in whole.items()}
+
+    def load_state_dict(self, state: dict[str, Any], network: nn.Module) -> None:
+        """Resume from a state; ``network`` is the network whose parameters the masks cover."""
+        names = [name for name, _ in network.named_parameters()]
+        shapes = [param.shape for param in network.parameters()]
+
+        def load(name: str) -> SaliencyMask | None:
+            if state[name] is None:
+                return None
+            mask = SaliencyMask(state[name].to(self.compute.device), shapes, names)
+            return mask.part(list(network.parameters())) if self._sharded else mask
+
+        self.mask, self._previous, self._ever = load("mask"), load("previous"), load("ever")
+
+
+class Masker(BaseMasker):
+    """The masks of PECKER: the entries with the largest noise-prediction gradient on what is to be forgotten.
 
     Parameters
     ----------
@@ -93,31 +233,21 @@ class Masker:
     t_init : int
         Timestep of the generator that draws the samples.
 
-    Attributes
-    ----------
-    mask : SaliencyMask or None
-        The current mask.
-
     Raises
     ------
     ValueError
         If the options do not fit the setting.
     """
 
-    # Masks that are kept: the current one, the previous one, and the union of all.
-    MASKS = 3
-
     def __init__(self, setting: Setting, options: SaliencyOptions, t_init: int) -> None:
         options.check_saliency()
         if options.saliency_samples == "data" and setting.problem.forget_images is None:
             raise ValueError('saliency_samples is "data", but there are no images of what is to be forgotten')
         setting.compute.world.check_shares("saliency_batch_size", options.saliency_batch_size)
-        self.problem, self.compute, self.options = setting.problem, setting.compute, options
+        limits = {"density": options.density, "threshold": options.threshold}
+        super().__init__(setting, **limits, refresh_steps=options.mask_refresh_steps)
+        self.options = options
         self.one_step = OneStepGenerator(setting.problem.schedule, t_init)
-        self.mask: SaliencyMask | None = None
-        self._sharded = setting.placement.fsdp
-        self._previous: SaliencyMask | None = None
-        self._ever: SaliencyMask | None = None
         self._pool: tuple[Tensor, Tensor] | None = None
         self._forgotten = setting.problem.request.conditions(setting.compute.device).forgotten
 
@@ -128,7 +258,8 @@ class Masker:
 
     def start(self, generator: nn.Module) -> None:
         """Drop earlier masks, and draw the samples that are drawn once from the generator as it is."""
-        self.mask = self._previous = self._ever = self._pool = None
+        super().start(generator)
+        self._pool = None
         if self.options.saliency_score != "gradient":
             return
         streams = Streams(self.compute.device, self.compute.seed, "saliency pool")
@@ -160,62 +291,19 @@ class Masker:
         index = torch.randint(len(images), (self.samples,), generator=Streams("cpu", *streams.place).generator("data"))
         return images[index].to(self.compute.device), labels[index].to(self.compute.device)
 
-    def is_due(self, iteration: int) -> bool:
-        """Whether a new mask is due before the generator's step of this iteration."""
-        every = self.options.mask_refresh_steps
-        return self.mask is None or (every > 0 and iteration % every == 0)
-
-    def refresh(self, iteration: int, generator: nn.Module) -> None:
-        """Compute a new mask if it is due, without waiting for the device. Leaves no gradient behind."""
-        if not self.is_due(iteration):
-            return
-        streams = Streams(self.compute.device, self.compute.seed, "saliency", iteration)
-        with self.compute.regions("saliency"):
-            scores = self.scores(streams, generator)
-        with self.compute.regions("selection"):
-            o = self.options
-            limit = {"density": o.density} if o.density is not None else {"threshold": o.threshold}
-            self._previous = self.mask
-            self.mask = saliency_mask(self._shared_out(scores, generator), **limit)
-            self._ever = self.mask if self._ever is None else self._ever | self.mask
-
-    def _shared_out(self, scores: dict[str, Tensor], generator: nn.Module) -> dict[str, Tensor]:
-        """``scores`` sharded as the generator's parameters are; every process may have all of them."""
-        if not self._sharded:
-            return scores
-        return {
-            name: scores[name] if is_sharded(scores[name]) else like(part_of(scores[name], param), param)
-            for name, param in generator.named_parameters()
-        }
+    def ranking(self, streams: Streams, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.scores(streams, network), {}
 
     def scores(self, streams: Streams, generator: nn.Module) -> dict[str, Tensor]:
-        """What the mask ranks.
-
-        Parameters
-        ----------
-        streams : Streams
-            Random numbers of this mask.
-        generator : nn.Module
-            Is not changed.
-
-        Returns
-        -------
-        dict of str to Tensor
-            By parameter name: g_s, the gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches;
-            or what ``saliency_score`` says instead.
-        """
+        """g_s by parameter name, the gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches; or
+        what ``saliency_score`` says instead. The generator is not changed."""
         o = self.options
         network = generator if o.saliency_network == "current" else self.problem.teacher
         if o.saliency_score == "gradient":
             return self._gradient(streams, generator, network)
-        params = {name: param.detach() for name, param in network.named_parameters()}
-        if o.saliency_score == "magnitude":
-            return params
-        # In (0, 1]: a zero is never salient.
-        return {
-            name: 1 - torch.rand(param.shape, generator=streams.generator(f"random {name}"), device=param.device)
-            for name, param in params.items()
-        }
+        if o.saliency_score == "random":
+            return random_scores(streams, network)
+        return {name: param.detach() for name, param in network.named_parameters()}
 
     def _gradient(self, streams: Streams, generator: nn.Module, network: nn.Module) -> dict[str, Tensor]:
         compute, schedule, o = self.compute, self.problem.schedule, self.options
@@ -242,56 +330,11 @@ class Masker:
             compute.world.average_(grads)
         return dict(zip(names, grads, strict=True))
 
-    def describe(self) -> dict[str, Any]:
-        """The mask's entries of a line of the log. Waits for the device."""
-        if self.mask is None:
-            return {}
-        mask = self.mask
-        before = mask if self._previous is None else self._previous
-        counts = [mask.nan_count, self._ever.count, (mask & before).count, (mask | before).count]
-        counts += [*mask.tensor_counts(), *mask.numels]
-        if self._sharded:
-            # Over all processes, each of which counts its own part.
-            counts = self.compute.world.totals(counts)
-        (nans, ever, both, either), by_tensor = counts[:4], counts[4:]
-        salient, numels = by_tensor[: len(mask)], by_tensor[len(mask) :]
-        return {
-            "mask_density": sum(salient) / sum(numels),
-            "mask_iou": None if self._previous is None else (both / either if either else 1.0),
-            "mask_touched_ever": ever / sum(numels),
-            "mask_nan_count": nans,
-            "mask_density_by_module": _shares(mask.names, salient, numels),
-        }
-
-    def whole_mask(self, generator: nn.Module) -> SaliencyMask | None:
-        """The current mask over all entries of the generator."""
-        return self._whole(self.mask, generator)
-
-    def _whole(self, mask: SaliencyMask | None, generator: nn.Module) -> SaliencyMask | None:
-        if mask is None or not self._sharded:
-            return mask
-        return mask.whole(list(generator.parameters()))
-
-    def state_dict(self, generator: nn.Module) -> dict[str, Any]:
-        """State to resume from, with masks over all entries of the generator."""
-        masks = {"mask": self.mask, "previous": self._previous, "ever": self._ever}
-        whole = {name: self._whole(mask, generator) for name, mask in masks.items()}
-        state: dict[str, Any] = {name: None if mask is None else mask.words for name, mask in whole.items()}
+    def state_dict(self, network: nn.Module) -> dict[str, Any]:
         images, labels = self._pool or (None, None)
-        return state | {"pool_images": images, "pool_labels": labels}
+        return super().state_dict(network) | {"pool_images": images, "pool_labels": labels}
 
-    def load_state_dict(self, state: dict[str, Any], generator: nn.Module) -> None:
-        """Resume from a state; ``generator`` is the network whose parameters the masks cover."""
-        names = [name for name, _ in generator.named_parameters()]
-        shapes = [param.shape for param in generator.parameters()]
-        device = self.compute.device
-
-        def load(name: str) -> SaliencyMask | None:
-            if state[name] is None:
-                return None
-            mask = SaliencyMask(state[name].to(device), shapes, names)
-            return mask.part(list(generator.parameters())) if self._sharded else mask
-
-        self.mask, self._previous, self._ever = load("mask"), load("previous"), load("ever")
+    def load_state_dict(self, state: dict[str, Any], network: nn.Module) -> None:
+        super().load_state_dict(state, network)
         images, labels = state["pool_images"], state["pool_labels"]
-        self._pool = None if images is None else (images.to(device), labels.to(device))
+        self._pool = None if images is None else (images.to(self.compute.device), labels.to(self.compute.device))

@@ -161,6 +161,11 @@ class Method(ABC):
         Frozen dataclass of the method's hyper-parameters, with help in its docstrings.
     defaults : dict
         Values of Options that the method sets whatever the preset says.
+    forgets : bool
+        Whether the method forgets anything. Only such methods are offered by name.
+    needs_distilled : bool
+        Whether the method starts from a distilled one-step generator and its score network. Runs that are given none
+        distil the pretrained network first.
     forgets_prompts : bool
         Whether the method takes text-conditional networks, and prompts to forget.
     shards : bool
@@ -178,6 +183,8 @@ class Method(ABC):
     name: ClassVar[str]
     Options: ClassVar[type]
     defaults: ClassVar[dict[str, Any]] = {}
+    forgets: ClassVar[bool] = True
+    needs_distilled: ClassVar[bool] = False
     forgets_prompts: ClassVar[bool] = False
     shards: ClassVar[bool] = False
     shards_without: ClassVar[tuple[str, ...]] = ()

@@ -25,12 +25,12 @@ def _methods() -> dict[str, type[Method]]:
 
 
 def method_names() -> list[str]:
-    """Names of all methods, sorted."""
-    return list(_methods())
+    """Names of all methods that forget something, sorted."""
+    return [name for name, kind in _methods().items() if kind.forgets]
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a method by its name. ValueError if there is no such method."""
     if name not in _methods():
-        raise ValueError(f"method is {name!r}, expected one of {', '.join(_methods())}")
+        raise ValueError(f"method is {name!r}, expected one of {', '.join(method_names())}")
     return _methods()[name]

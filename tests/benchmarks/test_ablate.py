@@ -112,7 +112,7 @@ def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
     compute = run.args.compute.resolved()
     setting = command.ClassTask(run.args, compute, command.World()).setting
     method = command.method_class("sfd")(setting, run.args.options)
-    evaluation = command.SparseEvaluation(setting, method, command._evaluator("digits", 8, (0,), 1), 4)
+    evaluation = command.SparseEvaluation(setting, method, command.evaluator_of("digits", 8, (0,), 1), 4)
     phase = method.phases[0]
     phase.start(None)
     # As if half forgotten: some of the noise gives another class.

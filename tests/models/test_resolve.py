@@ -14,13 +14,13 @@ from pecker_fast.models import (
     LoadedStableDiffusion,
     StableDiffusion,
     conditioning_of,
+    find_weight_files,
     load_network,
     recorded_options,
     resolve,
     resolve_config,
     resolve_text,
     resolve_text_unet,
-    resolve_weights,
     save_network,
     save_one_step_pipeline,
     save_text_pipeline,
@@ -70,9 +70,9 @@ def test_folders_of_networks_pipelines_and_runs(tmp_path):
         assert same(model, unet) and model.source == str(tmp_path / name)
         assert (model.metadata.get("t_init") if expected in (None, 250) else model.metadata) == expected
         assert recorded_options(tmp_path / name) == model.metadata
-        folder, weights = resolve_weights(tmp_path / name)
-        assert weights.keys() == unet.state_dict().keys() and resolve_config(tmp_path / name)["sample_size"] == 8
-        assert (folder / "diffusion_pytorch_model.safetensors").is_file()
+        (files,) = find_weight_files(tmp_path / name)
+        assert files.weights.keys() == unet.state_dict().keys() and resolve_config(tmp_path / name)["sample_size"] == 8
+        assert files.files == (files.folder / "diffusion_pytorch_model.safetensors",)
         assert conditioning_of(str(tmp_path / name)) == "classes"
     shipped = resolve(None, shipped="digits")
     assert shipped.source == "shipped:digits" and shipped.metadata == {} and conditioning_of(None) == "classes"
@@ -245,7 +245,7 @@ def test_sources_that_cannot_be_copied_or_read(base, pipe, tmp_path):
     with pytest.raises(ValueError, match=r"like is '.*', not the folder of a U-Net or of a pipeline"):
         resolve_config(tmp_path, name="like")
     with pytest.raises(ValueError, match=r"base is '.*': there is no network \(config\.json and diffusion_pytorch"):
-        resolve_weights(tmp_path, name="base")
+        find_weight_files(tmp_path, name="base")
     for resolving in (resolve, resolve_text, conditioning_of):
         with pytest.raises(ValueError, match=r"model is '.*nowhere': there is no such f"):
             resolving(tmp_path / "nowhere", name="model")

@@ -46,6 +46,28 @@ def refuses(op: str, arguments: dict, backend: str, pattern: str) -> None:
     assert all(same_bits(a, b) for a, b in zip(given, before, strict=True)), "something was written"
 
 
+RELATIVE_CASES = [
+    ({"relative_to": [torch.randn(40)]}, r"relative_to and damping"),
+    ({"damping": torch.zeros(1)}, r"relative_to and damping"),
+    *[
+        ({"relative_to": relative_to, "damping": torch.zeros(1)}, r"relative_to")
+        for relative_to in (
+            [],
+            [torch.randn(40)] * 2,
+            [torch.randn(39)],
+            [torch.randn(40).bfloat16()],
+            [torch.randn(40).double()],
+            [torch.randn(8, 5).t()],
+            [torch.randn(40).to_sparse()],
+        )
+    ],
+    *[
+        ({"relative_to": [torch.randn(40)], "damping": damping}, r"damping")
+        for damping in (torch.zeros(2), torch.zeros(1).double(), torch.zeros(()))
+    ],
+]
+
+
 def cases_of(name: str) -> list[tuple[dict, str]]:
     """(arguments to replace, pattern that the error has to match)."""
     return {
@@ -58,6 +80,7 @@ def cases_of(name: str) -> list[tuple[dict, str]]:
             (ByValue(ks=torch.tensor([-1])), r"ks"),
             ({"ks": torch.tensor([3], dtype=torch.int32)}, r"ks"),
             ({"ks": torch.tensor([[3]])}, r"ks"),
+            *RELATIVE_CASES,
         ],
         "threshold_mask": [
             ({"scores": [torch.randn(40).double()]}, r"scores"),
@@ -67,10 +90,12 @@ def cases_of(name: str) -> list[tuple[dict, str]]:
             ({"keys": torch.tensor([5])}, r"keys"),
             ({"tie_limits": torch.tensor([5, 6])}, r"tie_limits|keys"),
             ({"tie_limits": torch.tensor([5], dtype=torch.int32)}, r"tie_limits"),
+            *RELATIVE_CASES,
         ],
         "radix_histogram": [
             ({"scores": [torch.randn(40).double()]}, r"scores"),
             ({"scores": [torch.randn(8, 5).t()]}, r"scores"),
+            *RELATIVE_CASES,
             ({"level": 3}, r"level"),
             ({"level": -1}, r"level"),
             ({"prefixes": torch.tensor([1])}, r"prefixes"),
@@ -128,13 +153,27 @@ def cases_of(name: str) -> list[tuple[dict, str]]:
 def good_arguments(name: str) -> dict:
     words = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int64).to(torch.int32)
     return {
-        "select": {"scores": [torch.randn(40)], "ks": torch.tensor([3]), "ties_all": False},
+        "select": {
+            "scores": [torch.randn(40)],
+            "ks": torch.tensor([3]),
+            "ties_all": False,
+            "relative_to": None,
+            "damping": None,
+        },
         "threshold_mask": {
             "scores": [torch.randn(40)],
             "keys": torch.tensor([1 << 29], dtype=torch.int32),
             "tie_limits": torch.tensor([5]),
+            "relative_to": None,
+            "damping": None,
         },
-        "radix_histogram": {"scores": [torch.randn(40)], "prefixes": torch.tensor([5], dtype=torch.int32), "level": 1},
+        "radix_histogram": {
+            "scores": [torch.randn(40)],
+            "prefixes": torch.tensor([5], dtype=torch.int32),
+            "level": 1,
+            "relative_to": None,
+            "damping": None,
+        },
         "block_counts": {"words": words, "word_offsets": [0], "numels": [40]},
         "pack": {"dense": torch.randn(40), "words": torch.tensor([-1, 0], dtype=torch.int32), "count": 32},
         "unpack": {"packed": torch.randn(32), "words": torch.tensor([-1, 0], dtype=torch.int32), "numel": 40},

@@ -11,7 +11,7 @@ from tests import processes
 from tests.conftest import SEED_VARIABLE, available_backends
 
 HERE = Path(__file__).parent
-FILES = ["test_select.py", "test_adam.py", "test_packing.py", "test_pointwise.py"]
+FILES = ["test_select.py", "test_quotients.py", "test_adam.py", "test_packing.py", "test_pointwise.py"]
 
 
 def isa_in_a_child(wanted: str) -> str:

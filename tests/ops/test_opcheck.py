@@ -50,6 +50,7 @@ def adam_sample(**features) -> tuple[tuple, dict]:
 def samples(name: str) -> list[tuple[tuple, dict]]:
     numels = [40, 0, 17]
     mixed = [torch.randn(40), torch.randn(0).half(), torch.randn(17).bfloat16()]
+    others, damping = [torch.randn_like(t) for t in mixed], torch.rand(3)
     masks = random_masks(numels)
     words, offsets = words_of(masks), word_offsets(numels)
     dense = torch.randn(70)
@@ -57,10 +58,15 @@ def samples(name: str) -> list[tuple[tuple, dict]]:
     count = int(dense_mask.sum())
     prefixes = torch.tensor([1, 2], dtype=torch.int32)
     return {
-        "radix_histogram": [((mixed, prefixes, level), {}) for level in range(3)],
-        "threshold_mask": [((mixed, torch.tensor([1 << 29, 1], dtype=torch.int32), torch.tensor([1, 5])), {})],
+        "radix_histogram": [((mixed, prefixes, level), {}) for level in range(3)]
+        + [((mixed, prefixes, 0, others, damping), {})],
+        "threshold_mask": [
+            ((mixed, torch.tensor([1 << 29, 1], dtype=torch.int32), torch.tensor([1, 5]), *relative), {})
+            for relative in ((), (others, damping))
+        ],
         "select": [((mixed, torch.tensor([1, 20]), ties), {}) for ties in (False, True)]
-        + [(([], torch.tensor([1])), {})],
+        + [(([], torch.tensor([1])), {}), ((mixed, torch.tensor([1, 20]), False, others, damping), {})],
+        "magnitude_sums": [((mixed,), {})],
         "block_counts": [((words, offsets, numels), {})],
         "pack": [((dense.to(t), words_of([dense_mask]), count), {}) for t in (torch.float32, torch.int16)],
         "unpack": [((torch.randn(count), words_of([dense_mask]), 70), {})],

@@ -36,7 +36,7 @@ def record_steps(optimizer, taken: list) -> None:
 def build(name: str, setting, **options):
     kind = method_class(name)
     values = {**COMMON, **options}
-    if name != "sfd":
+    if name == "pecker":
         values.setdefault("saliency_batch_size", 6)
     method = kind(setting, kind.Options(**values))
     # Different from the teacher, so that a mix-up of two networks shows.

@@ -86,7 +86,7 @@ class RunEvaluation:
     Raises
     ------
     ValueError
-        If the judge knows another number of classes than the network.
+        If the judge has another number of classes than the network.
     """
 
     def __init__(
@@ -100,9 +100,7 @@ class RunEvaluation:
     ) -> None:
         request: ForgetRequest = setting.problem.request
         if judge.num_classes != request.num_classes:
-            raise ValueError(
-                f"the judge knows {judge.num_classes} classes, the pretrained network {request.num_classes}"
-            )
+            raise ValueError(f"the judge has {judge.num_classes} classes, the pretrained network {request.num_classes}")
         self.setting, self.method, self.judge = setting, method, judge
         judge.model.to(setting.compute.device)
         self.labels = torch.arange(request.num_classes).repeat_interleave(samples_per_class)
@@ -150,7 +148,7 @@ class RunEvaluation:
         forgotten = torch.isin(self.labels, torch.tensor(self.setting.problem.request.forget_classes))
         right = probabilities.argmax(1)[forgotten] == self.labels[forgotten]
         return {
-            "before_forget_accuracy": 100 * right.double().mean().item(),
+            "before_forget_accuracy": 100 * right.double().mean().item() if len(right) else None,
             "before_retain_accuracy": measured["retain_accuracy"],
             "before_frechet_distance": measured["frechet_distance"],
             "before_diversity": measured["diversity"],

@@ -19,6 +19,7 @@ from ...report import save_before_after, save_grid
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments
+from ..distilled import initial_paths
 from ..presets import class_preset, method_loop, method_options
 from ..task import SAME, Task
 from .data import check_images, cover_of, find_judge, load_images
@@ -26,23 +27,38 @@ from .measure import RunEvaluation, summary
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
-INITIAL = ("initial_generator", "initial_score")
 
 
 @dataclass(frozen=True)
-class ClassRequestArguments:
-    """Which classes to forget, of which network, and how the result is measured."""
+class ClassModelArguments:
+    """Which network a run is on, and how the result is measured."""
 
     pretrained_model_name_or_path: str | None = None
     """The pretrained network: a diffusers folder, the folder of a pretraining run, a name on the Hugging Face hub, or a
     checkpoint of the public code of SFD, SalUn or Selective Amnesia (ckpt.pth). Default: the preset's."""
+    checkpoint_state: Literal["auto", "ema", "model", "score"] = "auto"
+    """Weights to read from such a checkpoint: averaged, live, or SFD's score network. auto: averaged if there are any.
+    """
+    judge: str | None = None
+    """File of the classifier that evaluates. Default: the preset's."""
+    samples_per_class: int = 100
+    """Images of each class in an evaluation."""
+    evaluate: bool = True
+    """Measure the result, if there are a judge and real images."""
+
+
+@dataclass(frozen=True)
+class ClassRequestArguments(ClassModelArguments):
+    """Which classes to forget, of which network, and how the result is measured."""
+
     forget_classes: tuple[int, ...] = (0,)
     """Classes to forget."""
     cover_class: str = "1"
     """Class to draw in their place, or "random"."""
-    checkpoint_state: Literal["auto", "ema", "model", "score"] = "auto"
-    """Weights to read from such a checkpoint: averaged, live, or SFD's score network. auto: averaged if there are any.
-    """
+    distilled: str | None = None
+    """Start from a one-step generator and its score network: the folder of a run of pecker-fast distil on the same
+    network; auto: those that come with the preset or are beside the network, which is distilled first if there are
+    none. Default: auto for methods that need them, otherwise none."""
     initial_generator: str | None = None
     """One-step generator to start from; the pretrained network remains the teacher. Folder of a run (one that has
     forgotten something before, or was only distilled) or of its unet."""
@@ -51,12 +67,6 @@ class ClassRequestArguments:
     forget_data: str | None = None
     """Folder of real images of the classes to forget, a subfolder for each class: for saliency_samples=data, and for
     salun in place of the training images."""
-    judge: str | None = None
-    """File of the classifier that evaluates. Default: the preset's."""
-    samples_per_class: int = 100
-    """Images of each class in an evaluation."""
-    evaluate: bool = True
-    """Measure the result, if there are a judge and real images."""
 
 
 class ClassTask(Task):
@@ -81,6 +91,7 @@ class ClassTask(Task):
             "method": args.method,
             "preset": args.preset,
             **dataclasses.asdict(args.request),
+            "forget_classes": args.request.forget_classes,
             "cover_class": cover_of(args.request.cover_class),
             "output_dir": str(args.folder),
             **args.output.describe(),
@@ -107,11 +118,13 @@ class ClassTask(Task):
             state=request.checkpoint_state,
         )
         network, self.source = model.network, model.source
-        forget = ForgetRequest.of(network, request.forget_classes, cover_of(request.cover_class))
+        forget = self._request(network)
         self.hashes = {"pretrained_sha256": weights_hash(network)}
-        paths = {name: getattr(request, name) for name in INITIAL}
-        initial = {name: None if path is None else resolve(path, name=name).network for name, path in paths.items()}
-        self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
+        paths, distilled = initial_paths(request)
+        if distilled is not None:
+            distilled.check_base(self.hashes["pretrained_sha256"])
+        initial = {name: resolve(path, name=name).network for name, path in paths.items()}
+        self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items()}
         problem = Problem(
             network,
             model.schedule,
@@ -123,6 +136,10 @@ class ClassTask(Task):
         self.setting = Setting(problem, compute.as_compute(world))
         self.evaluation: RunEvaluation | None = None
         self.before: Tensor | None = None
+
+    def _request(self, network: nn.Module) -> ForgetRequest:
+        request = self.args.request
+        return ForgetRequest.of(network, request.forget_classes, cover_of(request.cover_class))
 
     def _training_images(self, network: nn.Module, world: World) -> LabelledImages | None:
         """The images that the network was trained on; None if the method needs none."""
@@ -208,11 +225,15 @@ class ClassTask(Task):
         self._picture(after)
         return {
             "seconds_per_image": seconds,
-            **summary(records, progress.step),
+            **self._measured(records, after, progress),
             **evaluation.real_split,
             **evaluation.before(self.before),
             "protocol": evaluation.protocol(),
         }
+
+    def _measured(self, records: list[dict[str, Any]], after: Tensor, progress: Progress) -> dict[str, Any]:
+        """The figures of the result: those of the last of the run's evaluations, ``records``."""
+        return summary(records, progress.step)
 
     def _picture(self, after: Tensor) -> None:
         request, evaluation = self.setting.problem.request, self.evaluation

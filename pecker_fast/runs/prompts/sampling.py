@@ -65,7 +65,7 @@ class SamplerOptions:
             kind = "ddim" if t_init is None else "one_step"
         if kind == "one_step":
             if t_init is None:
-                raise ValueError("t_init is not given, and the model is not of a run that says it")
+                raise ValueError("t_init is not given, and the model does not come from a run that recorded it")
             sampler = Sampler(kind, t_init=t_init, num_inference_steps=1, batch_size=batch_size)
         else:
             steered = {"sld": self.sld, "safety_text": self.safety_text or None} if kind == "sld" else {}

@@ -19,6 +19,7 @@ from ...unlearning import Method, Problem, Setting, method_class
 from ...unlearning.options import ScoreForgettingOptions
 from ...unlearning.selective_amnesia import SelectiveAmnesiaOptions
 from ..arguments import ComputeArguments, UnlearnArguments
+from ..distilled import initial_paths
 from ..fisher_file import load_fisher
 from ..presets import method_loop, method_options, method_values, prompt_preset
 from ..task import SAME, Task
@@ -26,7 +27,6 @@ from .embeddings import embed_prompts
 from .pictures import PromptPictures
 from .request import MemoryArguments, PromptRequestArguments, Prompts, resolve_prompts
 
-INITIAL = ("initial_generator", "initial_score")
 # Options of memory that do not change the numbers of a run.
 NEUTRAL = ("gradient_checkpointing", "fsdp")
 
@@ -92,10 +92,12 @@ class PromptTask(Task):
         self.model, self.source = model.parts, model.source
         args.options.check(self.model.schedule.num_train_timesteps)
         unet = model.load_unet()
-        paths = {name: getattr(request, name) for name in INITIAL}
-        initial = {name: None if path is None else resolve_text_unet(path, name=name) for name, path in paths.items()}
         self.hashes = {"pretrained_sha256": weights_hash(unet)}
-        self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items() if x is not None}
+        paths, distilled = initial_paths(request)
+        if distilled is not None:
+            distilled.check_base(self.hashes["pretrained_sha256"])
+        initial = {name: resolve_text_unet(path, name=name) for name, path in paths.items()}
+        self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items()}
         fisher = self._read_fisher(unet)
         embeddings = self._embeddings(compute, world)
         network = self.model.network(embeddings, request.resolution, unet)
@@ -190,14 +192,15 @@ class PromptTask(Task):
 
     def finish(self, network: nn.Module, progress: Progress) -> dict[str, Any]:
         self.pictures.both(self.before, self.pictures.after(network))
-        save_text_pipeline(self.args.folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
+        self._save(network)
         return {}
 
+    def _save(self, network: nn.Module) -> None:
+        save_text_pipeline(self.args.folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
 
-def _with_prompts(unet: nn.Module | None, network: TextConditioned) -> TextConditioned | None:
-    """``unet`` with the prompts of ``network``; None without one."""
-    if unet is None:
-        return None
+
+def _with_prompts(unet: nn.Module, network: TextConditioned) -> TextConditioned:
+    """``unet`` with the prompts of ``network``."""
     size = network.config["sample_size"]
     return TextConditioned(unet, network.table, network.schedule, network.prediction_type, size)
 

@@ -1,0 +1,46 @@
+"""``pecker-fast distil``. The preset decides which other options there are, and their defaults."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from ..figures import describe as figure_lines
+from ..parallel import process_number
+from ..parsing import early_option, parse_options
+from ..runs.arguments import UnlearnArguments
+from ..runs.distilled import distil_arguments
+from ..runs.unlearn import describe, distil
+
+DESCRIPTION = """Distil a pretrained network into a one-step generator of all classes or prompts, and its score network,
+for unlearn --distilled FOLDER: once for many requests. --preset
+digits|digits16|cifar10|stl10|sd15-celebrity|sd15-nudity."""
+TITLES = {"options": "training"}
+# The options that --help shows.
+BASIC = (
+    *("preset", "max_train_steps", "train_batch_size", "t_init", "score_learning_rate", "generator_learning_rate"),
+    *("lr_scheduler", "ema_decay", "pretrained_model_name_or_path", "retain_prompts", "save_dtype", "judge"),
+    *("samples_per_class", "dataset_name", "data_root", "download", "weights_dtype", "fsdp", "seed", "device"),
+    *("mixed_precision", "profile", "checkpointing_steps", "validation_steps", "resume_from_checkpoint"),
+    *("output_dir", "overwrite_output_dir", "dry_run"),
+)
+FIGURES = ("retain_accuracy", "worst_retained_accuracy", "frechet_distance", "frechet_real_split", "seconds")
+
+
+def parse(words: Sequence[str]) -> Callable[[], None]:
+    default = distil_arguments(early_option(words, "preset") or "digits")
+    args = parse_options(default, words, "distil", DESCRIPTION, basic=BASIC, titles=TITLES)
+    return lambda: run(args)
+
+
+def run(args: UnlearnArguments) -> None:
+    """Print the configuration, or make the run and print its main figures."""
+    if args.output.dry_run:
+        config, memory = describe(args)
+        if process_number() == 0:
+            print(json.dumps(config, indent=1))
+            if memory is not None:
+                print(memory)
+        return
+    metrics = distil(args).metrics
+    if metrics:
+        print(figure_lines({name: metrics[name] for name in FIGURES if name in metrics}))
+        print(f"report: {args.folder / 'report.md'}\nto unlearn: --distilled {args.folder}")

@@ -1,0 +1,30 @@
+"""Means of magnitudes, whatever the order of the entries: the same on every back end and any number of ranks."""
+
+import torch
+from torch import Tensor
+
+from .layout import SUM_WINDOWS
+
+
+def magnitude_means(sums: Tensor) -> Tensor:
+    """Mean magnitude of the finite entries, 0 if there are none: float64 [n].
+
+    Parameters
+    ----------
+    sums : Tensor
+        Shape (n, SUM_COLUMNS), int64: what ``magnitude_sums`` returns, added up over the parts of each tensor.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), float64. The integers are exact, and the floating-point numbers that follow are elementwise sums in
+        the order of a fixed binary tree, so the bits are the same on every device.
+    """
+    # Powers of two by their bits: not every device's exp2 is exact.
+    windows = torch.arange(SUM_WINDOWS, dtype=torch.int64, device=sums.device)
+    units = ((8 * windows - 150 + 1023) << 52).view(torch.float64)
+    terms = sums[:, :SUM_WINDOWS].double() * units
+    while terms.shape[1] > 1:
+        half = terms.shape[1] // 2
+        terms = terms[:, :half] + terms[:, half:]
+    return terms[:, 0] / sums[:, SUM_WINDOWS].clamp(min=1).double()
