@@ -95,6 +95,12 @@ def masked_floor(problem: Problem, density: float, moments: int, packed: bool) -
     return 0.125 + 3 * problem.itemsize * share + 8 * moments * (density if packed else share)
 
 
+def packed_floor(problem: Problem, density: float, moments: int) -> float:
+    """The same with packed moments and gradients: of the parameter alone are sectors touched."""
+    packed = density * (problem.itemsize + 8 * moments)
+    return 0.125 + 2 * problem.itemsize * touched(density, problem.device) + packed
+
+
 def fp32_only(problem: Problem, bar: float | None) -> float | None:
     """Bars are set for float32 on the CPU."""
     return bar if problem.dtype == torch.float32 and problem.device.type == "cpu" else None
@@ -324,7 +330,7 @@ def beta0_step(problem: Problem) -> Case:
     return Case(functions, figures, {**floors, "torch fused": 7 * problem.itemsize})
 
 
-@register("masked_adam_packed", "masked step, packed state, betas[0] = 0", buffers=64)
+@register("masked_adam_packed", "masked step, packed state and gradients, betas[0] = 0", buffers=72)
 def packed_step(problem: Problem) -> Case:
     grads = problem.gradients()
     params = problem.parameters(grads)
@@ -338,6 +344,15 @@ def packed_step(problem: Problem) -> Case:
         bar, aim = (fp32_only(problem, value) for value in bars[density])
         case.figures.append(Figure(f"packed, density {density} / torch fused", name, "torch fused", bar, aim))
         case.floors[name] = masked_floor(problem, density, 1, packed=True)
+    density = 0.05
+    optimizer = masked_adam(problem, problem.parameters(problem.gradients(5)), 0.0, packed=True)
+    pf.pack_gradients(optimizer, problem.mask(density))
+    name = f"{OURS} {density}, packed gradients"
+    case.functions[name] = optimizer.step
+    bar, aim = fp32_only(problem, 0.35), fp32_only(problem, 0.25)
+    figure = f"packed, density {density}, packed gradients / torch fused"
+    case.figures.append(Figure(figure, name, "torch fused", bar, aim))
+    case.floors[name] = packed_floor(problem, density, 1)
     return case
 
 

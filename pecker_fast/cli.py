@@ -7,7 +7,7 @@ from . import __version__
 
 # Subcommand to its summary. commands/<name>.py has it, with "_" for "-".
 COMMANDS = {
-    "demo": "Forget a handwritten digit by three methods, measure it and write a report.",
+    "demo": "Forget a handwritten digit by several methods, measure it and write a report.",
     "unlearn": "Make a pretrained network forget classes, or a Stable Diffusion a concept.",
     "compare": "Run several methods over several seeds, and tabulate means and spreads.",
     "evaluate": "Measure a run or a network.",

@@ -49,6 +49,8 @@ ALLOWED = {
         "mask",
         "saliency",
         "optim",
+        # Patches leave the entries of earlier ones alone.
+        "patches",
     },
     "training": {
         "files",

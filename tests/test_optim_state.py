@@ -25,14 +25,15 @@ KINDS = {
     "rounding": {"stochastic_rounding": True, "seed": 5},
     "packed": {"packed": True, "amsgrad": True, "ema_decay": 0.9},
     "packed_beta1_0": {"packed": True, "betas": (0.0, 0.99)},
+    "packed_masters": {"packed": True, "master_weights": True, "ema_decay": 0.9},
     "one_mask": {"ema_decay": 0.9},
     "counts": {"ema_decay": 0.9},
 }
-MASKED = ("packed", "packed_beta1_0", "one_mask", "counts")
+MASKED = ("packed", "packed_beta1_0", "packed_masters", "one_mask", "counts")
 
 
 def dtype_of(kind: str) -> torch.dtype:
-    return torch.bfloat16 if kind in ("bfloat16", "masters", "rounding") else torch.float32
+    return torch.bfloat16 if kind in ("bfloat16", "masters", "rounding", "packed_masters") else torch.float32
 
 
 def masks_of(kind: str, params) -> list[pf.SaliencyMask | None]:

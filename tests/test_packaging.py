@@ -52,6 +52,8 @@ def test_wheel_holds_the_package_alone(wheel):
         "runs/classes/task.py",
         "runs/presets/classes.py",
         "assets/prompts/retain.txt",
+        "assets/digits/distilled/score/diffusion_pytorch_model.safetensors",
+        "assets/digits/distilled/config.json",
         "assets/digits16/unet/diffusion_pytorch_model.safetensors",
     ):
         assert f"pecker_fast/{module}" in names

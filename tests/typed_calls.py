@@ -42,8 +42,22 @@ def steps(model: nn.Module, mask: pf.SaliencyMask) -> None:
 def runs() -> None:
     run = pf.unlearn("digits", method="pecker", forget=[0], cover=1, max_train_steps=20)
     assert_type(run, pf.Run)
+    distilled = pf.distil("digits", max_train_steps=20, save_dtype="float16")
+    assert_type(pf.unlearn("digits", "sfd", forget=3, distilled=distilled), pf.Run)
     assert_type(run.metrics, dict[str, Any])
     assert_type(run.mask, pf.SaliencyMask | None)
     assert_type(run.report, Path)
     assert_type(pf.evaluate(run), dict[str, Any])
     assert_type(pf.compare("digits", methods=["pecker", "sfd"], seeds=3), pf.Comparison)
+
+
+def patches(run: pf.Run, model: nn.Module) -> None:
+    patch = pf.make_patch(run, output="p.safetensors")
+    assert_type(patch, pf.Patch)
+    assert_type(pf.inspect_patch(Path("p.safetensors")).metadata, dict[str, Any])
+    assert_type(patch.density, float)
+    pf.make_patch(model, model.state_dict(), output="p.safetensors", dtype="base")
+    assert_type(pf.apply_patch(model, "p.safetensors", "q.safetensors"), nn.Module | Path)
+    assert_type(pf.revert_patch("folder", "p.safetensors", output="base"), str | Path)
+    assert pf.verify_patch("p.safetensors", model) in ("base", "result")
+    assert_type(pf.patch_mask("p.safetensors") | patch.mask(), pf.SaliencyMask)

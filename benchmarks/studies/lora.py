@@ -18,7 +18,7 @@ from pecker_fast.unlearning.streams import derived_seed
 class LoraOptions(ScoreForgettingOptions):
     """Options of SFD, and the rank."""
 
-    rank: int = 2
+    rank: int = 4
     """Rank of the update of every convolution and linear layer of the generator."""
 
 

@@ -1,105 +1,79 @@
 """One run of the study of patches: from a distilled generator to a record of its figures. Nothing but the distilled
 networks is kept on disk: a run takes seconds, and an interrupted one is made again."""
 
-import math
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pecker_fast.delta import save_delta
 from pecker_fast.diffusion.networks import unwrap
 from pecker_fast.files import save_tensors
 from pecker_fast.hashing import weights_hash
 from pecker_fast.metrics.drift import total, weight_drift
 from pecker_fast.models import resolve
+from pecker_fast.patches import Patch
 from pecker_fast.report.files import images_to_forget
+from pecker_fast.runs.distilled import SHIPPED, Distilled, is_distilled
 from pecker_fast.runs.presets import class_preset, method_options
 from pecker_fast.unlearning import Compute, ForgetRequest, Method, Problem, Setting, method_class
 
-from .ablate import FULL_STEPS, UA_STEPS, SparseEvaluation, evaluator_of
+from .ablate import UA_STEPS, SparseEvaluation, evaluator_of
 from .lora import LoraSFD
+from .patch_conditions import Job
 
 # Half of the digits' batch, to save time; the other options are the preset's.
 COMMON = {"max_train_steps": 80, "train_batch_size": 24, "forget_batch_size": 8}
 SAMPLES_PER_CLASS = 100
-# Iterations of the distillation that all runs start from, at the preset's own batch.
-DISTILLATION = 300
+KINDS = ("generator", "score")
 
 
-@dataclass(frozen=True)
-class Condition:
-    """A method with options.
-
-    Parameters
-    ----------
-    name : str
-        In tables, and in the key of its runs.
-    method : str
-        Name of a method, or "lora".
-    options : dict
-        Options that differ from those of the preset.
-    group : str
-        Conditions of a group are settings of one rule, of which the best counts.
-    """
-
-    name: str
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run that is to be made."""
-
-    preset: str
-    pair: tuple[int, int]
-    condition: Condition
-    seed: int
-
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What a record is found by."""
-        return self.preset, f"{self.pair[0]}-{self.pair[1]}", self.condition.name, self.seed
-
-    @property
-    def title(self) -> str:
-        preset, pair, name, seed = self.key
-        return f"{preset} {pair.replace('-', ' onto ')}, {name}, seed {seed}"
+def distil(preset: str, problem: Problem, retained_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The states of a one-step generator of all classes, or of the retained ones, and of its score network."""
+    kind = method_class("sfd" if retained_only else "distil")
+    options = method_options(preset, kind)
+    if retained_only:
+        # As long as the other, on retained samples alone.
+        weights = {"generator_forget_weight": 0.0, "score_forget_weight": 0.0}
+        length = method_options(preset, method_class("distil")).max_train_steps
+        options = replace(options, max_train_steps=length, **weights)
+    method = kind(Setting(problem), options)
+    phase = method.phases[0]
+    phase.start(None)
+    for iteration in range(phase.iterations):
+        phase.step(iteration)
+    with phase.averaged() as network:
+        states = network.state_dict(), method.score.state_dict()
+        generator, score = ({name: value.clone() for name, value in state.items()} for state in states)
+    return generator, score
 
 
 def distilled(preset: str, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The generator and the score network that all runs on a preset start from; made once and kept in ``folder``."""
+    """The generator and the score network that all runs on a preset start from: those that come with the package, or
+    else networks that are made once and kept in ``folder``."""
+    from safetensors.torch import load_file
+
+    shipped = f"{SHIPPED}{class_preset(preset).network}"
+    if is_distilled(shipped):
+        paths = Distilled.read(shipped).networks.values()
+        return dict(zip(KINDS, (resolve(path).network.state_dict() for path in paths), strict=True))
     path = folder / f"distilled-{preset}.safetensors"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        model, kind = resolve(None, shipped=class_preset(preset).network), method_class("sfd")
-        request = ForgetRequest.of(model.network, (0,), 1)
-        options = replace(method_options(preset, kind), two_stage=True, first_stage_steps=DISTILLATION)
-        method = kind(Setting(Problem(model.network, model.schedule, request)), options)
-        phase = method.phases[0]
-        phase.start(None)
-        for iteration in range(phase.iterations):
-            phase.step(iteration)
-        with phase.averaged() as network:
-            tensors = {f"generator.{name}": value.contiguous() for name, value in network.state_dict().items()}
-            tensors |= {f"score.{name}": value.contiguous() for name, value in method.score.state_dict().items()}
-            save_tensors(path, tensors)
-    from safetensors.torch import load_file
-
-    states: dict[str, dict[str, Tensor]] = {"generator": {}, "score": {}}
+        model = resolve(None, shipped=class_preset(preset).network)
+        states = distil(preset, Problem(model.network, model.schedule, ForgetRequest.of(model.network, (0,), 1)))
+        named = zip(KINDS, states, strict=True)
+        save_tensors(path, {f"{kind}.{name}": value for kind, state in named for name, value in state.items()})
+    networks: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     for name, value in load_file(path).items():
-        network, _, rest = name.partition(".")
-        states[network][rest] = value
-    return states
+        kind, _, rest = name.partition(".")
+        networks[kind][rest] = value
+    return networks
 
 
 @lru_cache(maxsize=4)
@@ -177,8 +151,19 @@ def run_job(job: Job, folder: Path) -> dict[str, Any]:
         "images": final["images"],
         "generator_sha256": _start(job.preset, folder)[3],
         "figures": figures,
+        "line": line_of(figures),
         "ua": [[record["images"], round(record["ua"], 2)] for record in evaluations],
     }
+
+
+def line_of(figures: Mapping[str, Any]) -> str:
+    """The main figures in one line."""
+    reached = figures["images_to_forget"]
+    return (
+        f"UA 98 {'never' if reached is None else f'after {reached} images'}, retained Fréchet "
+        f"{figures['frechet_distance']:.2f}, cover Fréchet {figures['cover_frechet_distance']:.0f}, "
+        f"{figures['iteration_seconds']:.3f} s an iteration"
+    )
 
 
 FINAL = ("ua", "retain_accuracy", "frechet_distance", "diversity", "cover_frechet_distance", "cover_diversity")
@@ -193,7 +178,8 @@ def state_bytes(phase: Any) -> int:
 
 
 def patch_bytes(base: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> int:
-    """Bytes of the smallest file that turns ``base`` into ``changed``: of the changed entries, or of all."""
+    """Bytes of the smallest file that turns ``base`` into ``changed``: a patch, or all weights."""
     with tempfile.TemporaryDirectory() as folder:
-        summary = save_delta(base, changed, Path(folder) / "delta.safetensors")
-    return min(summary.bytes, sum(value.nbytes for value in changed.values()))
+        path = Path(folder) / "patch.safetensors"
+        Patch.between(base, changed).save(path)
+        return min(path.stat().st_size, sum(value.nbytes for value in changed.values()))

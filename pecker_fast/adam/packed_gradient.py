@@ -21,7 +21,7 @@ class PackedGradient(Tensor):
     It has the shape, dtype and device of its parameter. In-place operations that treat each entry by itself (scaling,
     adding, clamping, zeroing), vector norms and ``clone`` work on the stored entries, so that accumulation,
     ``torch.nn.utils.clip_grad_norm_``, GradScaler and ``zero_grad`` work as they do on dense gradients; entries outside
-    the mask stay zero. Every other operation gets a dense copy and returns a dense result.
+    the mask stay zero. Every other operation gets a dense copy and returns a dense result; views are such copies too.
 
     Parameters
     ----------
@@ -73,7 +73,8 @@ class PackedGradient(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (aten.detach.default, aten.alias.default):
+        same_shape = func is aten.view.default and tuple(args[1]) == tuple(args[0].shape)
+        if same_shape or func in (aten.detach.default, aten.alias.default):
             return args[0].with_entries(args[0].entries)
         if func is aten.clone.default:
             return args[0].with_entries(args[0].entries.clone())
@@ -94,7 +95,7 @@ class PackedGradient(Tensor):
             )
         target = args[0]
         func(*(_packed(target, value) for value in args), **{k: _packed(target, v) for k, v in kwargs.items()})
-        return target
+        return target if func._schema.returns else None
 
 
 def _is_whole_norm(order: float = 2, dims: Any = None, keepdim: bool = False, *_: Any) -> bool:

@@ -113,9 +113,9 @@ class PackedGradients:
         """Packs the gradients that are there, and all that backward passes make from now on."""
         optimizer = self._require_optimizer()
         optimizer._packing = self
-        if self._own_mask is not None:
-            optimizer.set_mask(self._own_mask)
         try:
+            if self._own_mask is not None:
+                optimizer.set_mask(self._own_mask)
             self.add_hooks()
             if optimizer._mask is not None:
                 self.use(optimizer._mask)
@@ -217,7 +217,8 @@ class PackedGradients:
             words = binding.tensor_words(slot)
             packed = PackedGradient(slot.param.detach(), entries, words)
             parts = _parts(slot, words) if slot.copied else None
-            gradient = self.gradients[slot.owner] = _Gradient(slot, packed, like(packed, slot.owner), parts)
+            stand_in = like(packed, slot.owner)
+            gradient = self.gradients[slot.owner] = _Gradient(slot, local(stand_in), stand_in, parts)
             if slot.owner in present:
                 gradient.store(present[slot.owner].packed)
 
@@ -290,8 +291,11 @@ class PackedGradients:
 
 def _are_equal(mask: SaliencyMask, other: SaliencyMask) -> bool:
     """Whether two masks are the same for every parameter."""
-    same_layout = (mask.shapes, mask.names, mask.device) == (other.shapes, other.names, other.device)
-    return same_layout and mask.equal(other)
+    if (mask.shapes, mask.names, mask.device) != (other.shapes, other.names, other.device):
+        return False
+    # Without names, the parameters that a mask was made from decide which of its tensors is whose.
+    by_order = mask._params is None and other._params is None
+    return (mask.names is not None or by_order) and mask.equal(other)
 
 
 def _padded(count: int) -> int:

@@ -141,6 +141,20 @@ class Slot:
             raise ValueError(f"amsgrad is on, but parameter {self.label} began without it")
         if missing is not None:
             raise ValueError(f'the state of parameter {self.label} has no "{missing}": set it, or clear the state')
+        if self.packed and isinstance(self.state["exp_avg_sq"], Tensor):
+            size = self.state["exp_avg_sq"].shape
+            for key in PER_ENTRY:
+                self._check_shape(key, self.param.shape if self._is_dense_copy(key) else size)
+
+    def _is_dense_copy(self, key: str) -> bool:
+        return key in COPIES and key in self.state and not self.has_packed(key)
+
+    def _check_shape(self, key: str, expected: torch.Size) -> None:
+        value = self.state.get(key)
+        if isinstance(value, Tensor) and value.shape != expected:
+            raise ValueError(
+                f"{key} of parameter {self.label} has shape {tuple(value.shape)}, expected {tuple(expected)}"
+            )
 
     def conform(self, count: int | None) -> None:
         """Brings tensors of the state into the dtype, device and memory order that the kernel takes, in place.
@@ -155,13 +169,10 @@ class Slot:
                 continue
             if not isinstance(value, Tensor):
                 raise TypeError(f"{key} of parameter {self.label} is {type(value).__name__}, expected a tensor")
-            if packed and count is not None and key in COPIES and value.shape == self.param.shape:
+            if packed and count is not None and self._is_dense_copy(key):
                 value = self.state[key] = self.salient(value, self.state["mask_words"], count)
             shape = torch.Size((count,)) if packed and count is not None else self.param.shape
-            if value.shape != shape:
-                raise ValueError(
-                    f"{key} of parameter {self.label} has shape {tuple(value.shape)}, expected {tuple(shape)}"
-                )
+            self._check_shape(key, shape)
             dtype = self.compute
             if key == "counts":
                 dtype = value.dtype if value.dtype in COUNT_DTYPES else self.counts_dtype()

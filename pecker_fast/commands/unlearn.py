@@ -11,13 +11,20 @@ from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
 
 DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|cifar10|stl10, --method
-pecker|pecker+|sfd|retrain|salun|selective_amnesia|esd), or a Stable Diffusion a concept (--preset
-sd15-celebrity|sd15-nudity, --method pecker|pecker+|sfd|selective_amnesia|esd)."""
+pecker|pecker+|patch|sfd|retrain|salun|selective_amnesia|esd|relabel), or a Stable Diffusion a concept (--preset
+sd15-celebrity|sd15-nudity, --method pecker|pecker+|patch|sfd|selective_amnesia|esd)."""
 TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (
     *("preset", "method", "max_train_steps", "train_batch_size", "forget_batch_size", "density", "mask_refresh_steps"),
-    *("score_learning_rate", "generator_learning_rate", "learning_rate", "generator_forget_weight", "retain_weight"),
+    *(
+        "act_on",
+        "score_learning_rate",
+        "generator_learning_rate",
+        "learning_rate",
+        "generator_forget_weight",
+        "retain_weight",
+    ),
     *("ewc_weight", "negative_guidance", "pretrained_model_name_or_path", "forget_classes", "cover_class", "concept"),
     *(
         "cover",

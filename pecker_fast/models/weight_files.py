@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import finish_pending, replace_together, replacing
+from ..files import finish_pending, replace_together, replacing, save_tensors
 from .folders import WEIGHTS, network_folder
 
 # diffusion_pytorch_model.safetensors, .fp16.safetensors, -00001-of-00002.safetensors, .fp16-00001-of-00002.safetensors,
@@ -60,6 +60,13 @@ class WeightFiles:
                 raise ValueError(f"{file.name} has {twice[0]}, which is in another of the files too")
             weights |= tensors
         return weights
+
+    def save(self, weights: Mapping[str, Tensor], target: Path) -> None:
+        """Write other weights with these names into files of the same names and metadata, in the folder ``target``."""
+        for file in self.files:
+            with safe_open(os.fspath(file), framework="pt") as content:
+                names, metadata = list(content.keys()), content.metadata()
+            save_tensors(target / file.name, {name: weights[name].contiguous() for name in names}, metadata)
 
     def copy_changed(self, names: Sequence[str], edit: Edit, target: Path) -> None:
         """Copy the files to the folder ``target`` with some tensors changed.

@@ -50,7 +50,7 @@ def step_on_packed_values(
     state = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts)
     tail = (steps, lr, bias_table, words, word_offsets, packed_offsets, grad_scale, found_inf)
     checks.masked_adam_(params, grads, masked_grads, *state, *tail, **options)
-    if options.get("stochastic_rounding") and not masters:
+    if options.get("stochastic_rounding") and not masters and params[0].dtype in (torch.bfloat16, torch.float16):
         # The random bits of an entry depend on its place in the parameter.
         reference.masked_adam_(params, grads, masked_grads, *state, *tail, **options)
         return

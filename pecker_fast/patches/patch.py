@@ -29,11 +29,21 @@ FORMAT, VERSION = "pecker_fast.patch", "1"
 # A hostile file must not make its reader allocate without end: bytes of the table, and entries in all.
 MAX_TABLE, MAX_ENTRIES = 1 << 26, 1 << 36
 
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
-_FLOATS += ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-_INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
-DTYPES = {name: getattr(torch, name) for name in (*_FLOATS, *_INTEGERS)}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = (
+    *(
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+    ),
+    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+)
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Integers of the same size, to compare and change entries bit for bit: NaN equals NaN, and -0 differs from 0.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -135,7 +145,7 @@ class Patch:
         """Name to the tensor and to where its positions and values start."""
         codes = accumulate((tensor.code.bytes for tensor in self.tensors), initial=0)
         values = accumulate((tensor.count * tensor.itemsize for tensor in self.tensors), initial=0)
-        return {tensor.name: (tensor, *starts) for tensor, *starts in zip(self.tensors, codes, values, strict=False)}
+        return {tensor.name: (tensor, c, v) for tensor, c, v in zip(self.tensors, codes, values, strict=False)}
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -203,7 +213,7 @@ class Patch:
             before, after = (as_bits(state[name]).cpu().contiguous().reshape(-1) for state in (base, result))
             positions = (before != after).nonzero().view(-1)
             code, data = encode(positions.numpy(), before.numel())
-            tensors.append(PatchTensor(name, _NAMES[result[name].dtype], tuple(result[name].shape), code))
+            tensors.append(PatchTensor(name, NAMES[result[name].dtype], tuple(result[name].shape), code))
             codes.append(data)
             changes = before[positions] ^ after[positions]
             # Little-endian whatever the machine.
@@ -255,10 +265,10 @@ class Patch:
             metadata = json.loads(header["patch"])
             if not isinstance(metadata, dict):
                 raise ValueError("its metadata is not an object")
-            ends = [metadata.pop(name, None) for name in ("base", "result")]
-            if not all(isinstance(end, str) and _SHA256.fullmatch(end) for end in ends):
+            base, result = (metadata.pop(name, None) for name in ("base", "result"))
+            if not all(isinstance(end, str) and _SHA256.fullmatch(end) for end in (base, result)):
                 raise ValueError("base and result are not sha256")
-            patch = cls(_read_table(table), codes, values, *ends, metadata)
+            patch = cls(_read_table(table), codes, values, base, result, metadata)
             patch._check()
         except (OSError, SafetensorError, ValueError, RecursionError, zlib.error) as error:
             raise ValueError(f"{path} is not a patch file, or is damaged: {error}") from error
@@ -305,7 +315,7 @@ def check_alike(base: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> Non
             raise ValueError(f"{name} has shape {tuple(after.shape)}, in the base {tuple(before.shape)}")
         if after.dtype != before.dtype:
             raise ValueError(
-                f"{name} is {_NAMES[after.dtype]}, in the base {_NAMES[before.dtype]}: bits can only be compared in "
+                f"{name} is {NAMES[after.dtype]}, in the base {NAMES[before.dtype]}: bits can only be compared in "
                 'one dtype; with dtype "base" or "result" the other one is converted first'
             )
 
@@ -316,7 +326,7 @@ def check_plain(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} is sharded over processes, expected whole tensors")
     if value.is_meta:
         raise ValueError(f"{name} is offloaded, expected its weights in memory: move the network to a device")
-    if value.dtype not in _NAMES:
+    if value.dtype not in NAMES:
         raise ValueError(f"{name} is {value.dtype}, expected one of {', '.join(DTYPES)}")
 
 

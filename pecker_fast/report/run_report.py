@@ -202,8 +202,8 @@ def _drift(run: RunRecord) -> list[Block]:
     align = "l" + "r" * (len(head) - 1)
     return [
         Text(
-            "Drift is the 2-norm of the difference from the weights that training began with, divided by their norm: the "
-            "pretrained weights, or those of distilled or initial_generator if given. Changed is the share of the "
+            "Drift is the 2-norm of the difference from the weights that training began with, divided by their norm: "
+            "the pretrained weights, or those of distilled or initial_generator if given. Changed is the share of the "
             "weights that differ at all. Both are of the saved weights."
         ),
         Table(head, rows({"the whole network": recorded["total"], **recorded["modules"]}), align, "by part"),

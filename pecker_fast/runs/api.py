@@ -1,4 +1,4 @@
-"""Runs from Python: the commands ``unlearn``, ``distil``, ``evaluate`` and ``compare`` as functions, with the same options."""
+"""Runs from Python: ``unlearn``, ``distil``, ``evaluate`` and ``compare`` as functions, with the commands' options."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def unlearn(
         Hugging Face hub, a pipeline of diffusers, or a class-conditional ``UNet2DModel``. An object is not changed: it
         is copied into ``pretrained/`` in the folder of the run.
     method : str
-        pecker, pecker+, sfd, retrain, salun, selective_amnesia or esd.
+        pecker, pecker+, patch, sfd, retrain, salun, selective_amnesia, esd or relabel.
     forget : int, sequence of int, or str
         Classes to forget, or the name of a concept. Default: what the preset says, if ``model`` is a preset.
     cover : int or str

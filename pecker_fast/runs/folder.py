@@ -15,6 +15,7 @@ RUN_FILES = (
     "evaluation.json",
     "drift.json",
     "mask.safetensors",
+    "patch.safetensors",
     "fisher.safetensors",
     "hashes.json",
     "report.md",

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..patches import Patch
+from .patch_disk import switch_on_disk
 from .patch_exports import export_network, export_shira
-from .patches import LICENSE, difference, make_patch, switch_on_disk, verify_patch
+from .patches import LICENSE, difference, make_patch, verify_patch
 
 
 def make(

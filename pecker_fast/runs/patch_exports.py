@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..files import save_tensors, write_folder, write_json
 from ..models import resolve_config
 from ..patches import Patch, Switched, check_patches, switch_
-from .patches import PathLike, check_target, fitting_weights
+from .patch_disk import PathLike, check_target, fitting_weights
 
 
 def export_network(model: PathLike, files: Sequence[PathLike], output: PathLike, variant: str | None = None) -> Path:
@@ -45,7 +45,7 @@ def export_network(model: PathLike, files: Sequence[PathLike], output: PathLike,
         raise ValueError(f"output is {str(output)!r}, expected a file that ends with .safetensors")
     check_target(Path(model), target)
     patches = [Patch.load(file) for file in files]
-    weights = fitting_weights(model, patches[0] if patches else None, False, variant).weights
+    weights = fitting_weights(model, patches[0] if patches else None, False, variant)[1]
     state = {name: value.clone() for name, value in weights.items()}
     switch_(state, patches)
     save_tensors(target, state, {"format": "pt"})
@@ -83,7 +83,7 @@ def export_shira(model: PathLike, files: Sequence[PathLike], output: PathLike, v
     target = Path(output)
     check_target(Path(model), target)
     patches = [Patch.load(file) for file in files]
-    before = fitting_weights(model, patches[0] if patches else None, False, variant).weights
+    before = fitting_weights(model, patches[0] if patches else None, False, variant)[1]
     check_patches(before, patches)
     after = Switched(before, patches)
     # One patch for all of them.

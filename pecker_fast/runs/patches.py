@@ -1,22 +1,17 @@
 """Patch files of runs and models: made, inspected, verified, applied and reverted, on disk and in memory."""
 
 import os
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from torch import Tensor, nn
 
-from ..files import write_folder
 from ..hashing import state_hash
 from ..mask import SaliencyMask
 from ..models import (
-    WeightFiles,
     find_weight_files,
-    other_weights,
     recorded_options,
     resolve,
     resolve_text_unet,
@@ -25,14 +20,15 @@ from ..models import (
 )
 from ..patches import Patch, apply_delta, check_patches, file_kind, patch_mask, switch_
 from .arguments import check_output
-from .folder import RUN_FILES, run_config
+from .distilled import SHIPPED, Distilled
+from .folder import run_config
+from .patch_disk import PathLike, fitting_weights, sampling_notes, switch_on_disk
 from .presets import PRESETS, class_preset
 from .run import Run
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-PathLike = str | os.PathLike
 # A path or a name; or weights in memory.
 Weights = Union[PathLike, Mapping[str, Tensor], nn.Module, "DiffusionPipeline"]
 M = TypeVar("M", bound=Weights)
@@ -43,8 +39,6 @@ METRICS = (
     *("ua", "retain_accuracy", "frechet_distance", "frechet_real_split", "diversity", "cover_frechet_distance"),
     *("parameters_changed", "drift_norm", "iterations", "images"),
 )
-# What a run's folder has beside its pipeline. It does not describe the network that reverting its patch gives.
-RECORDS = {*RUN_FILES, "checkpoints", "samples", "README.md"} - {"model_index.json", "pipeline.py"}
 
 
 def make_patch(
@@ -64,13 +58,14 @@ def make_patch(
     ----------
     base : Run, path, name, state dict, nn.Module or DiffusionPipeline
         What to start from; or, without ``result``, a run: its base is the generator that it started from
-        (initial_generator), otherwise its pretrained network.
+        (distilled or initial_generator), otherwise its pretrained network.
     result : as ``base``, optional
         The changed network; also a delta file of an earlier version.
     output : path-like
         The file to write, which ends with .safetensors.
     dtype : {"base", "result"}, optional
-        If the two have different dtypes: convert the other one to that of the base or of the result.
+        If the two have different dtypes: convert the other one to that of the base or of the result. Default: for a run
+        that of the result, as which it read its base; otherwise such networks are refused.
     license : str
         The licence under which the patch may be used.
     variant : str, optional
@@ -95,14 +90,15 @@ def make_patch(
         raise ValueError(f"dtype is {dtype!r}, expected base or result")
     if Path(output).suffix != ".safetensors":
         raise ValueError(f"output is {str(output)!r}, expected a file that ends with .safetensors")
-    check_output(output)
-    expected = None
+    check_output(str(output))
+    expected, label = None, None
     if result is None:
-        result = base if isinstance(base, Run) else Run(_path(base, "run"))
+        result = base if isinstance(base, Run) else Run(str(_path(base, "run")))
         base, label, expected = _base_of(result)
+        # A run computes with float32 copies, whatever the dtype of its base's files.
+        dtype = dtype or "result"
     else:
-        label = base if isinstance(base, str) and not Path(base).exists() else None
-        label = f"shipped:{label}" if label in PRESETS else label
+        label = _label(base)
     before = _state(base, "base", variant)
     if expected is not None and state_hash(_as_float32(before)) != expected:
         raise ValueError(f"base is {str(base)!r}, whose weights are not those that the run started from: sha256 differ")
@@ -110,6 +106,9 @@ def make_patch(
         after: Mapping[str, Tensor] = apply_delta(before, result)
     else:
         after = _state(result, "result")
+    if dtype is None and expected is not None:
+        # A run starts from its base in the result's dtype.
+        dtype = "result"
     if dtype == "base":
         after = _converted(after, before)
     elif dtype == "result":
@@ -168,7 +167,10 @@ def verify_patch(file: PathLike, model: Weights, *, variant: str | None = None) 
         If the file is damaged, or the model is neither.
     """
     patch = Patch.load(file)
-    state = fitting_weights(model, patch, None, variant).weights if _on_disk(model) else _state(model, "model", variant)
+    if isinstance(model, (str, os.PathLike)) and Path(model).exists():
+        state = fitting_weights(model, patch, None, variant)[1]
+    else:
+        state = _state(model, "model", variant)
     own = {tensor.name: state[tensor.name] for tensor in patch.tensors if tensor.name in state}
     revert = state_hash(own) == patch.result != patch.base
     check_patches(state, [patch], revert)
@@ -245,65 +247,6 @@ def revert_patch(
     return _switch(model, files, True, output, in_place, variant)
 
 
-@dataclass(frozen=True)
-class Switching:
-    """Patches that were applied or reverted on disk: where, and what to know about it."""
-
-    path: Path
-    notes: tuple[str, ...]
-
-
-def switch_on_disk(
-    model: PathLike,
-    files: Sequence[PathLike],
-    revert: bool = False,
-    output: PathLike | None = None,
-    in_place: bool = False,
-    variant: str | None = None,
-) -> Switching:
-    """``apply_patch`` or ``revert_patch`` on disk, with its warnings as text."""
-    patches = [Patch.load(file) for file in files]
-    source = Path(model)
-    if not source.exists():
-        raise ValueError(f"model is {str(model)!r}, expected a folder or a safetensors file on disk")
-    if in_place == (output is not None):
-        raise ValueError("expected one of output, a new folder or file, and in_place")
-    records = RECORDS if run_config(source) else set()
-    if in_place and records:
-        raise ValueError(
-            f"model is {str(model)!r}, the folder of a run, whose records would no longer be true: give an output"
-        )
-    target = source if output is None else Path(output)
-    if output is not None:
-        check_target(source, target)
-    weights = fitting_weights(source, patches[0] if patches else None, revert, variant)
-    check_patches(weights.weights, patches, revert)
-    names = sorted({tensor.name for patch in patches for tensor in patch.changed})
-
-    def edit(name: str, bits: Any) -> None:
-        for patch in patches:
-            patch.switch_array(name, bits)
-
-    if in_place:
-        weights.change(names, edit)
-    elif source.is_file():
-        weights.save_changed(names, edit, target)
-    else:
-        replaced, place = set(weights.files), weights.folder.relative_to(source)
-
-        def left_out(folder: str, content: list[str]) -> set[str]:
-            top = records if Path(folder) == source else set()
-            return {name for name in content if Path(folder) / name in replaced or name in top}
-
-        def write(folder: Path) -> None:
-            shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
-            weights.copy_changed(names, edit, folder / place)
-
-        write_folder(target, write)
-    # A run's own configuration was not copied; that of its pipeline says the same.
-    return Switching(target, tuple(_notes(weights, source, None if revert else patches[-1])))
-
-
 def difference(first: PathLike, second: PathLike, variant: str | None = None) -> tuple[SaliencyMask, ...]:
     """The entries in which two networks differ, or those that each of two patches changes.
 
@@ -355,7 +298,7 @@ def _state(model: Run | Weights, name: str, variant: str | None = None) -> Mappi
         return unet_of(model).state_dict()
     path = Path(model)
     if not path.exists() and str(model) in PRESETS:
-        return find_weight_files(shipped_network(class_preset(str(model)).network))[0].weights
+        return find_weight_files(_shipped(str(model)))[0].weights
     if path.is_dir() or path.suffix == ".safetensors":
         return find_weight_files(path, variant, name=name)[0].weights
     # A checkpoint of public code, or a name on the hub.
@@ -367,35 +310,38 @@ def _state(model: Run | Weights, name: str, variant: str | None = None) -> Mappi
     return resolve_text_unet(model, name=name).state_dict()
 
 
-def fitting_weights(model: PathLike, patch: Patch | None, revert: bool | None, variant: str | None) -> WeightFiles:
-    """The weights on disk that a patch is for; if none are, the first ones."""
-    found = find_weight_files(model, variant)
-    if patch is None or len(found) == 1:
-        return found[0]
-    fits = [
-        files
-        for files in found
-        if all(t.name in files.weights and t.fits(files.weights[t.name]) for t in patch.tensors)
-    ]
-    if len(fits) > 1:
-        wanted = {patch.base, patch.result} if revert is None else {patch.result if revert else patch.base}
-        fits = [files for files in fits if state_hash(files.weights) in wanted] or fits
-    return (fits or found)[0]
-
-
 def _base_of(run: Run) -> tuple[Weights, str, str | None]:
     """What a run started from: where it is, a name to record, and its sha256 in float32 if that is known."""
     config = run.config
-    kind = "pretrained" if config.get("initial_generator") is None else "initial_generator"
-    source = config.get("initial_generator") or config.get("pretrained_model_name_or_path")
+    if config.get("distilled") is not None:
+        distilled = Distilled.read(config["distilled"])
+        name = distilled.name if distilled.name.startswith(SHIPPED) else distilled.folder.name
+        return distilled.networks["initial_generator"], name, config.get("initial_generator_sha256")
+    initial = config.get("initial_generator")
+    expected = config.get("pretrained_sha256" if initial is None else "initial_generator_sha256")
+    source = config.get("pretrained_model_name_or_path") if initial is None else initial
     if source is None:
-        preset = config["preset"]
-        return shipped_network(class_preset(preset).network), f"shipped:{preset}", config.get("pretrained_sha256")
+        return _shipped(config["preset"]), f"shipped:{config['preset']}", expected
     path = Path(source)
     if not path.exists() and (path.is_absolute() or len(path.parts) != 2):
         raise ValueError(f"the base of {run.folder} was {source!r}, which is not there: give BASE and RESULT")
     # The folders of whoever made it are not for whoever gets it.
-    return source, path.name if path.exists() else source, config.get(f"{kind}_sha256")
+    return source, path.name if path.exists() else source, expected
+
+
+def _shipped(preset: str) -> Path:
+    """The network of a preset. ValueError if it comes with none."""
+    name = class_preset(preset).network
+    if name is None:
+        raise ValueError(f"no network of the preset {preset} comes with the package")
+    return shipped_network(name)
+
+
+def _label(base: Any) -> str | None:
+    """The name of a preset or of a model on the hub, to record; None for anything else."""
+    if not isinstance(base, str) or Path(base).exists():
+        return None
+    return f"shipped:{base}" if base in PRESETS else base
 
 
 def _described(result: Any) -> dict[str, Any]:
@@ -450,32 +396,6 @@ def _switch(
     patches = [Patch.load(file) for file in files]
     switch_(_state(model, "model"), patches, revert)
     if not revert and not isinstance(model, (Mapping, nn.Module)):
-        for note in _sampling_notes(patches[-1], _t_init(model)):
+        for note in sampling_notes(patches[-1], _t_init(model)):
             warnings.warn(note, stacklevel=3)
     return model
-
-
-def check_target(source: Path, target: Path) -> None:
-    """Raise ValueError unless the copy of a model on disk can be written to ``target``."""
-    if target.exists():
-        raise ValueError(f"output is {str(target)!r}, which exists already")
-    check_output(target)
-    if source.is_dir() and source.resolve() in target.resolve().parents:
-        raise ValueError(f"output is {str(target)!r}, expected a place outside of the model's folder")
-
-
-def _notes(weights: WeightFiles, source: Path, patch: Patch | None) -> list[str]:
-    notes = [f"{file.name} is left as it is: it is no part of these weights" for file in other_weights(weights)]
-    return notes if patch is None else notes + _sampling_notes(patch, recorded_options(source).get("t_init"))
-
-
-def _sampling_notes(patch: Patch, recorded: int | None) -> list[str]:
-    """What to know if a model is now to be sampled in another way than it says itself."""
-    sampler = patch.metadata.get("sampler")
-    wanted = sampler.get("t_init") if isinstance(sampler, dict) else None
-    if wanted == recorded:
-        return []
-    if wanted is None:
-        return [f"the model says t_init {recorded}, the patch does not say that its result draws in one step"]
-    has = "does not say so" if recorded is None else f"says t_init {recorded}"
-    return [f"the result draws in one step at t_init {wanted}, the model {has}: sample it with that t_init"]

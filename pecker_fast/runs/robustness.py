@@ -290,7 +290,7 @@ def _prepare(args: RobustnessArguments) -> Attack:
     counts = (args.forget_samples, retain_samples)
     examiner = Examiner(judge, subject.request, subject.schedule, sampler, steps, subject.seed, *counts)
     examiner = replace(examiner, forgotten_real=_features(judge, real.of_classes(subject.request.forget_classes)))
-    images = {data: _adversary_images(real, subject.request, data, relearning.images, subject.seed) for data in plan}
+    images = {data: adversary_images(real, subject.request, data, relearning.images, subject.seed) for data in plan}
     return Attack(subject, examiner, real, tests, plan, images, relearning, searching, args.guidance_scales)
 
 
@@ -349,7 +349,7 @@ def _features(judge: Judge, images: LabelledImages) -> FeatureStatistics:
     return FeatureStatistics.of(torch.cat(parts))
 
 
-def _adversary_images(
+def adversary_images(
     real: LabelledImages, request: ForgetRequest, data: str, count: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """``count`` real images of each forgotten class, or as many of the retained ones, drawn at random."""

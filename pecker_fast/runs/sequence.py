@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +19,23 @@ from ..unlearning import ForgetRequest, method_class
 from ..unlearning.score_forgetting import ScoreForgetting
 from ..unlearning.streams import derived_seed
 from .arguments import UnlearnArguments
+from .audit import record_hashes
 from .classes.data import cover_of, find_judge
 from .classes.measure import DDIM_STEPS
 from .classes.task import ClassTask
 from .distilled import SCORE, last_score
+from .patches import make_patch
 from .presets import class_preset
+from .run import Run
 from .several import assignment, check_alone, check_shared, command_line, ended, resumed, run_arguments
 from .unlearn import unlearn
 
 # Options of the sequence that its runs take, under the same names.
 OF_RUNS = ("cover_class", "pretrained_model_name_or_path", "samples_per_class", "judge")
+# Option of methods with a fixed mask: masks whose entries they leave alone.
+TAKEN = "disjoint_from"
+# File of what a request with such a method changed.
+PATCH = "patch.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,8 @@ class SequenceArguments:
     """Class to draw in their place, retained throughout, or "random". Default: the preset's."""
     score: Literal["previous", "teacher"] = "previous"
     """What the score network of a request starts from: the previous request's, or the pretrained network."""
+    disjoint: bool = True
+    """Methods with a fixed mask (patch): each request leaves alone what earlier ones changed."""
     at_once: bool = True
     """Also forget all of them in one request, from the pretrained network."""
     seed: int = 0
@@ -71,12 +80,16 @@ class SequenceArguments:
         """The folder of the sequence."""
         return Path(self.output_dir or f"runs/sequence-{self.preset}-{self.method}-seed{self.seed}")
 
-    def run(self, name: str, classes: Sequence[int], **more: str) -> UnlearnArguments:
+    def run(self, name: str, classes: Sequence[int], **more: Any) -> UnlearnArguments:
         """The options of one request."""
         values = {key: getattr(self, key) for key in OF_RUNS}
         options = {key: value for key, value in values.items() if value is not None}
         options |= {"forget_classes": tuple(classes), "progress_bar": self.progress_bar, **more}
-        return run_arguments(self.preset, self.method, self.seed, self.folder / name, options, self.shared)
+        shared = self.shared
+        if TAKEN in more:
+            # Beside those that are set for all requests.
+            shared |= {TAKEN: (*shared.get(TAKEN, ()), *more[TAKEN])}
+        return run_arguments(self.preset, self.method, self.seed, self.folder / name, options, shared)
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -91,6 +104,9 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     Request i forgets all classes up to the i-th. One-step generators start from the previous request's generator, with
     the pretrained network as teacher; other methods take the previous request's network as the pretrained one. Called
     again with the same options it continues where it was interrupted, and with further classes it adds requests.
+
+    Requests of the method patch have disjoint masks, and each leaves a patch file: reverting that of the last withdraws
+    it, bit for bit.
 
     Parameters
     ----------
@@ -115,9 +131,12 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     if judge is None:
         raise ValueError(f"judge is not given, and the preset {args.preset} comes without one")
     distils = issubclass(method_class(args.method), ScoreForgetting)
+    patches = TAKEN in {item.name for item in fields(method_class(args.method).Options)}
     plan: list[UnlearnArguments] = []
     for i, label in enumerate(classes):
         start = _start(plan[-1].folder, distils, args.score) if plan else {}
+        if plan and patches and args.disjoint:
+            start[TAKEN] = tuple(str(run.folder / "mask.safetensors") for run in plan)
         plan.append(args.run(f"request-{i + 1}-forget-{label}", classes[: i + 1], **start))
     once = None
     if args.at_once and len(classes) > 1:
@@ -136,6 +155,10 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     except SystemExit:
         print("run the same command again to continue")
         raise
+    for run in (*plan, *([once] if once else [])) if patches else ():
+        if not (run.folder / PATCH).is_file():
+            make_patch(Run(run.folder), output=run.folder / PATCH)
+            record_hashes(run.folder, [PATCH])
     rows = [_row(f"{i + 1}: forget {classes[i]}", run, judge) for i, run in enumerate(plan)]
     if once:
         rows.append(_row("all at once", once, judge))
@@ -155,7 +178,7 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     return write_sequence(args.folder)
 
 
-def _start(last: Path, distils: bool, score: str) -> dict[str, str]:
+def _start(last: Path, distils: bool, score: str) -> dict[str, Any]:
     """The options of a request that starts from the folder of the previous one."""
     if not distils:
         return {"pretrained_model_name_or_path": str(last)}
@@ -206,6 +229,8 @@ def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
     forgotten = list(args.request.forget_classes)
     retained = [c for c in range(classes) if c not in forgotten]
     names = ("ua", "retain_accuracy", "frechet_distance", "frechet_real_split", "diversity", "images", "seconds")
+    names += ("parameters_changed",)
+    patch = args.folder / PATCH
     return {
         "request": name,
         "folder": args.folder.name,
@@ -213,4 +238,5 @@ def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
         "ua_by_class": {str(c): 100 - share[c, forgotten].sum().item() for c in forgotten},
         "worst_retained_accuracy": min(share[c, c].item() for c in retained),
         **{key: run.metrics.get(key) for key in names},
+        **({"patch_bytes": patch.stat().st_size} if patch.is_file() else {}),
     }

@@ -22,7 +22,7 @@ from ..diffusion import (
     score_distillation_loss,
 )
 from ..mask import SaliencyMask
-from ..optim import MaskedAdam
+from ..optim import MaskedAdam, PackedGradients, pack_gradients
 from ..sharding import local, part_of
 from .gradients import add_gradients
 from .graphs import GradientCalls
@@ -116,10 +116,14 @@ class DistillationPhase(Phase):
         self.guidance = Guidance(setting, options, self.conditions)
         several = options.gradient_accumulation_steps > 1
         self._calls = GradientCalls(compute.regions, options.cuda_graphs, compute.device, copy=several)
+        self._packings: dict[MaskedAdam, PackedGradients] = {}
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
         o = self.options
+        for packing in self._packings.values():
+            packing.remove()
+        self._packings = {}
         common = {
             "betas": (o.adam_beta1, o.adam_beta2),
             "eps": o.adam_epsilon,
@@ -140,6 +144,16 @@ class DistillationPhase(Phase):
             packed=self._has_one_mask() and can_pack,
             **common,
         )
+
+    def _pack_gradients(self) -> None:
+        """Pack the gradients of networks that one mask confines, once there is a mask: no other entry needs one."""
+        if self.options.cuda_graphs:
+            # A graph leaves gradients in memory of its own.
+            return
+        for optimizer, masker in ((self.score_optimizer, self.score_masker), (self.generator_optimizer, self.masker)):
+            packs = optimizer.defaults["packed"] and optimizer not in self._packings
+            if packs and masker.mask is not None:
+                self._packings[optimizer] = pack_gradients(optimizer, masker.mask)
 
     def _has_one_mask(self) -> bool:
         """Whether one mask confines all of theta's steps: then no other entry needs moments."""
@@ -171,10 +185,12 @@ class DistillationPhase(Phase):
         else:
             self.score_masker.refresh(iteration, self.score)
             score_mask = self.score_masker.mask
+            self._pack_gradients()
         self._score_gradients(micros, losses)
         self._take_step(self.score_optimizer, mask=score_mask)
         if self.masker is not None:
             self.masker.refresh(iteration, self.generator)
+            self._pack_gradients()
         for arguments in self._generator_gradients(micros, losses):
             self._take_step(self.generator_optimizer, **arguments)
         return losses
@@ -212,6 +228,7 @@ class DistillationPhase(Phase):
             self.masker.load_state_dict(state["masker"], self.generator)
         if self.score_masker is not None:
             self.score_masker.load_state_dict(state["score_masker"], self.score)
+        self._pack_gradients()
 
     def last_mask(self) -> SaliencyMask | None:
         return None if self.masker is None else self.masker.whole_mask(self.generator)
@@ -261,7 +278,7 @@ class DistillationPhase(Phase):
         self.score.zero_grad(set_to_none=True)
         if self.masker is not None:
             note(None)
-            self.masker.scores(Streams(self.setting.compute.device, "rehearsal"), self.generator)
+            self.masker.ranking(Streams(self.setting.compute.device, "rehearsal"), self.generator)
             note("saliency gradient")
         for _ in self._generator_gradients(micros, losses):
             note("generator's step")
@@ -315,12 +332,17 @@ class DistillationPhase(Phase):
             optimizer.step(**arguments)
             optimizer.zero_grad(set_to_none=True)
 
-    def _average(self, network: nn.Module, forget_grads: list[Tensor] | None = None) -> None:
-        """Average the network's gradients over the processes, and forget gradients, unless FSDP has done so."""
+    def _average(self, optimizer: MaskedAdam, forget_grads: list[Tensor] | None = None) -> None:
+        """Average an optimizer's gradients over the processes, and forget gradients, unless FSDP has done so."""
         compute = self.setting.compute
         if compute.world.size > 1 and not self.setting.placement.fsdp:
             with compute.regions("communication"):
-                grads = [p.grad for p in network.parameters() if p.grad is not None]
+                params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+                if optimizer in self._packings:
+                    packed = self._packings[optimizer].gradients
+                    grads = [packed[param].packed.entries for param in params]
+                else:
+                    grads = [param.grad for param in params]
                 compute.world.average_([*grads, *(forget_grads or ())])
 
     def _record(self, losses: dict[str, Tensor], micro_losses: dict[str, Tensor]) -> None:
@@ -335,7 +357,7 @@ class DistillationPhase(Phase):
         """Add the gradient of L_psi (Eq. 3) to psi's, the mean over micro-batches and processes."""
         for streams, batch in micros:
             self._score_backward(streams, batch, losses)
-        self._average(self.score)
+        self._average(self.score_optimizer)
 
     def _score_backward(self, streams: Streams, batch: Batch, losses: dict[str, Tensor]) -> None:
         z = self._noise(streams, batch, "score", "z")
@@ -396,14 +418,14 @@ class DistillationPhase(Phase):
             for part in ("forget", "retain"):
                 for streams, batch in micros:
                     self._generator_backward(streams, batch, losses, False, part=part)
-                self._average(self.generator)
+                self._average(self.generator_optimizer)
                 yield {"mask": mask if part == "forget" or self.mask_scope == "all" else None}
             return
         separate = self.masker is not None and self.mask_scope == "forget"
         forget_grads: list[Tensor] | None = None
         for streams, batch in micros:
             forget_grads = self._generator_backward(streams, batch, losses, separate, forget_grads)
-        self._average(self.generator, forget_grads)
+        self._average(self.generator_optimizer, forget_grads)
         yield {"mask": mask, "masked_grads": forget_grads}
 
     def _generator_backward(

@@ -126,7 +126,7 @@ class BaseMasker(ABC):
         self.mask = self._previous = self._ever = None
 
     @abstractmethod
-    def scores(self, streams: Streams, network: nn.Module) -> dict[str, Tensor]:
+    def ranking(self, streams: Streams, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a mask ranks.
 
         Parameters
@@ -138,8 +138,10 @@ class BaseMasker(ABC):
 
         Returns
         -------
-        dict of str to Tensor
+        scores : dict of str to Tensor
             A score for each entry, by parameter name.
+        options : dict
+            Further arguments of ``saliency_mask``: what the scores are relative to.
         """
 
     def is_due(self, iteration: int) -> bool:
@@ -153,11 +155,11 @@ class BaseMasker(ABC):
             return
         streams = Streams(self.compute.device, self.compute.seed, "saliency", iteration)
         with self.compute.regions("saliency"):
-            scores = self.scores(streams, network)
+            scores, options = self.ranking(streams, network)
         with self.compute.regions("selection"):
             limit = {"threshold": self.threshold} if self.density is None else {"density": self.density}
             self._previous = self.mask
-            self.mask = saliency_mask(self._shared_out(scores, network), **limit)
+            self.mask = saliency_mask(self._shared_out(scores, network), **limit, **options)
             self._ever = self.mask if self._ever is None else self._ever | self.mask
 
     def _shared_out(self, scores: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -289,9 +291,12 @@ class Masker(BaseMasker):
         index = torch.randint(len(images), (self.samples,), generator=Streams("cpu", *streams.place).generator("data"))
         return images[index].to(self.compute.device), labels[index].to(self.compute.device)
 
+    def ranking(self, streams: Streams, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.scores(streams, network), {}
+
     def scores(self, streams: Streams, generator: nn.Module) -> dict[str, Tensor]:
-        # g_s, the gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches; or what
-        # ``saliency_score`` says instead.
+        """g_s by parameter name, the gradient of E ||eps - eps_theta(x_t, t, c_f)||^2 (Eq. 8, 9), mean over batches; or
+        what ``saliency_score`` says instead. The generator is not changed."""
         o = self.options
         network = generator if o.saliency_network == "current" else self.problem.teacher
         if o.saliency_score == "gradient":

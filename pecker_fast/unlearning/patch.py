@@ -5,13 +5,13 @@ not part of the result that has to be shipped. What differs from PECKER with a f
 
 * theta starts from a distilled generator and psi from its score network. In one stage every weight has to move to
   become a generator at all, and a mask is in the way (docs/ablation.md).
-* The score weighs what is to be forgotten against what is to stay: sqrt(F_f / (F_r + damping * mean F_r)), with F the
+* The score weighs what is to be forgotten against what is to stay: F_f / (F_r + damping * mean F_r), with F the
   diagonal of the Fisher information of the noise prediction on generated samples.
 * The losses of retained and forgotten samples are summed before one backward pass.
 * The learning rate rises as the density falls (``sparse_learning_rate``).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import reduce
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..checks import check_int, check_number
 from ..diffusion import NUM_TRAIN_TIMESTEPS, OneStepGenerator, noise_prediction_loss, predict_eps
 from ..mask import SaliencyMask
+from ..patches import file_kind, patch_mask
 from ..saliency import SaliencyAccumulator
 from .distillation import DistillationPhase
 from .masking import BaseMasker, random_scores
@@ -49,9 +50,9 @@ class PatchOptions(ScoreForgettingOptions):
     saliency_score: Literal["ratio", "gradient", "magnitude", "random"] = "ratio"
     """What chooses the entries: the ratio of the Fisher information of forgotten and of retained samples; for
     comparison, the magnitude of the gradient on forgotten samples, the magnitude of the parameters, random numbers."""
-    saliency_chunks: int = 16
+    saliency_chunks: int = 64
     """Chunks of generated samples of each kind; each contributes the square of its gradient."""
-    saliency_chunk_size: int = 4
+    saliency_chunk_size: int = 1
     """Samples in a chunk."""
     saliency_damping: float = 0.01
     """Of the ratio: share of a tensor's mean that is added to the Fisher information of its retained samples."""
@@ -60,7 +61,7 @@ class PatchOptions(ScoreForgettingOptions):
     Stable Diffusion), body (the rest), or patterns of parameter names such as "mid_block.*". Fewer entries than density
     asks for are all taken."""
     disjoint_from: tuple[str, ...] = ()
-    """Mask files (mask.safetensors of a run) whose entries the patch leaves alone: those of earlier patches."""
+    """Patch files, or mask files (mask.safetensors of a run), whose entries the patch leaves alone."""
     score_density: float = 1.0
     """Share of psi's parameters that are trained, chosen as theta's are; 1 trains all of them."""
 
@@ -78,7 +79,7 @@ class PatchOptions(ScoreForgettingOptions):
 
 
 def sparse_learning_rate(rate: float, share: float) -> float:
-    """The learning rate for a share of the entries that does what ``rate`` does for all of them: rate / share."""
+    """The learning rate for a share of the entries: rate / share, which keeps the sum of an update's magnitudes."""
     return rate / share
 
 
@@ -97,19 +98,6 @@ def in_part(name: str, act_on: Iterable[str], text: bool = False) -> bool:
     conditioning = sees_condition(name, text) or (not text and name.startswith("time_embedding."))
     known = {"all": True, "conditioning": conditioning, "body": not conditioning}
     return any(known[part] if part in known else fnmatchcase(name, part) for part in act_on)
-
-
-def fisher_ratio(forgotten: Mapping[str, Tensor], retained: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-    """The score sqrt(F_f / (F_r + damping * mean F_r)), the mean within each tensor.
-
-    Parameters
-    ----------
-    forgotten, retained : mapping of str to Tensor
-        F_f and F_r by parameter name, float32, in any common unit.
-    damping : float
-        Keeps entries with next to no information from winning by noise.
-    """
-    return {name: (f / (retained[name] + damping * retained[name].mean())).sqrt() for name, f in forgotten.items()}
 
 
 class PatchMasker(BaseMasker):
@@ -171,44 +159,56 @@ class PatchMasker(BaseMasker):
         masks = []
         for path in paths:
             try:
-                mask = SaliencyMask.load(path, self.compute.device)
+                mask = patch_mask(path) if file_kind(path) == "patch" else SaliencyMask.load(path)
+                mask = mask.to(self.compute.device)
                 order = mask.align(params, names)
             except (OSError, ValueError) as error:
                 raise ValueError(f"disjoint_from has {path!r}: {error}") from error
             masks.append(SaliencyMask.from_bool({name: mask[i] for name, i in zip(names, order, strict=True)}))
         return reduce(or_, masks)
 
-    def scores(self, streams: Streams, network: nn.Module) -> dict[str, Tensor]:
+    def ranking(self, streams: Streams, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        options: dict[str, Any] = {}
+        if self.options.saliency_score == "ratio":
+            # The root of the ratio would rank entries in the same order.
+            options = {"relative_to": self._fisher(streams, network, "retained")}
+            options["damping"] = self.options.saliency_damping
         scores = self._scores(streams, network)
         for name, score in scores.items():
             if not in_part(name, self.act_on, self.text):
                 score.zero_()
         if self._taken is not None:
             (~self._taken).apply_(scores)
-        return scores
+        return scores, options
 
     def _scores(self, streams: Streams, network: nn.Module) -> dict[str, Tensor]:
-        o, conditions = self.options, self._conditions
-        if o.saliency_score == "random":
+        kind = self.options.saliency_score
+        if kind == "random":
             return random_scores(streams, network)
-        if o.saliency_score == "magnitude":
+        if kind == "magnitude":
             return {name: param.detach().clone() for name, param in network.named_parameters()}
-        if o.saliency_score == "gradient":
-            return self._accumulated(streams, network, "forgotten", conditions.forgotten, "sum")
-        forgotten, retained = (
-            self._accumulated(streams, network, kind, getattr(conditions, kind), "sq_sum")
-            for kind in ("forgotten", "retained")
-        )
-        return fisher_ratio(forgotten, retained, o.saliency_damping)
+        if kind == "gradient":
+            return self._accumulated(streams, network, "forgotten", "sum")
+        return self._fisher(streams, network, "forgotten")
+
+    def _fisher(
+        self, streams: Streams, network: nn.Module, kind: Literal["forgotten", "retained"]
+    ) -> dict[str, Tensor]:
+        """The diagonal of the Fisher information, up to a factor that is the same for both kinds."""
+        return self._accumulated(streams, network, kind, "sq_sum")
 
     def _accumulated(
-        self, streams: Streams, network: nn.Module, kind: str, labels: Tensor, reduce: Literal["sum", "sq_sum"]
+        self,
+        streams: Streams,
+        network: nn.Module,
+        kind: Literal["forgotten", "retained"],
+        reduce: Literal["sum", "sq_sum"],
     ) -> dict[str, Tensor]:
         """The noise-prediction gradients of this process's chunks of generated samples, or their squares, summed; the
         mean over the processes. Leaves no gradient behind."""
         compute, schedule, o = self.compute, self.problem.schedule, self.options
         count, size = o.saliency_chunks * o.saliency_chunk_size, o.saliency_chunk_size
-        chosen = streams.choose(f"{kind} labels", count, labels)
+        chosen = streams.choose(f"{kind} labels", count, getattr(self._conditions, kind))
         z, eps = (streams.normal(f"{kind} {name}", count, self.problem.sample_shape) for name in ("z", "eps"))
         t = streams.timesteps(f"{kind} t", count, 0, schedule.num_train_timesteps - 1)
         self.generator.eval()

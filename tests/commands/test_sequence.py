@@ -2,13 +2,18 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import pecker_fast as pf
 from pecker_fast.cli import main
 from pecker_fast.models import load_network
 from pecker_fast.runs import sequence as command
+from pecker_fast.runs import unlearn as running
+from pecker_fast.runs.arguments import with_options
+from pecker_fast.runs.audit import changed_files
 from tests.commands.case import fails
 from tests.report.test_render import check_page
 
@@ -93,8 +98,32 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "a class to forget" in fails(capsys, "sequence", "--forget-classes", "0", "1", "--cover-class", "1", *out)
     assert "0 to 9" in fails(capsys, "sequence", "--forget-classes", "0", "10", *out)
     assert "cover_class is 'one'" in fails(capsys, "sequence", "--cover-class", "one", *out)
-    assert "pecker, pecker+, retrain" in fails(capsys, "sequence", "--method", "sdf", *out)
+    assert "pecker, pecker+, relabel, retrain" in fails(capsys, "sequence", "--method", "sdf", *out)
     assert "an option of none of sfd" in fails(capsys, "sequence", "--method", "sfd", *out, "--set", "density=0.1")
     assert "density" in fails(capsys, "sequence", *out, "--set", "density=7")
     assert "judge" in fails(capsys, "sequence", "--preset", "cifar10", *out)
     assert not (tmp_path / "s").exists()
+
+
+def test_patches_one_after_the_other(tmp_path, monkeypatch):
+    """Each on top of the last, with masks that do not overlap; the last one is withdrawn bit for bit."""
+    monkeypatch.chdir(tmp_path)
+    real, short = running.distillation_for, {"max_train_steps": 2, "samples_per_class": 2}
+    monkeypatch.setattr(running, "distillation_for", lambda args: with_options(real(args), short))
+    words = ["--method", "patch", "--forget-classes", "0", "3", "--output-dir", "s", "--no-at-once"]
+    main(["sequence", *words, *SMALL, *SETS, "saliency_chunks=2"])
+    requests = [tmp_path / "s" / name for name in ("request-1-forget-0", "request-2-forget-3")]
+    first, second = patches = [pf.inspect_patch(folder / "patch.safetensors") for folder in requests]
+    assert first.result == second.base and first.count and second.count
+    assert pf.patch_mask(requests[0] / "patch.safetensors").iou(pf.patch_mask(requests[1] / "patch.safetensors")) == 0
+    assert pf.Run(requests[0]).mask.iou(pf.Run(requests[1]).mask) == 0
+    taken = pf.Run(requests[1]).config["options"]["disjoint_from"]
+    assert taken == [str(Path("s", requests[0].name, "mask.safetensors"))]
+    withdrawn = pf.revert_patch(requests[1], requests[1] / "patch.safetensors", output="withdrawn")
+    before = weights(requests[0] / "unet")
+    assert all(torch.equal(value, before[name]) for name, value in weights(withdrawn / "unet").items())
+    rows = json.loads((tmp_path / "s" / "sequence.json").read_text())["rows"]
+    sizes = [(folder / "patch.safetensors").stat().st_size for folder in requests]
+    assert [row["patch_bytes"] for row in rows[:2]] == sizes
+    assert [row["parameters_changed"] for row in rows[:2]] == pytest.approx([100 * patch.density for patch in patches])
+    assert not any(changed_files(folder) for folder in requests)

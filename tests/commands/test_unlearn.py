@@ -52,7 +52,8 @@ def test_help_names_every_option(capsys, monkeypatch, preset, method):
     short, full = help_of(capsys, *command, "--help"), help_of(capsys, *command, "--help_all")
     assert len(short.splitlines()) <= 100 and "--help_all" in short
     options = option_groups(unlearn_arguments(preset, method))
-    assert "max_train_steps" in options and "checkpoints_total_limit" in options
+    # Nothing is trained by relabel.
+    assert ("max_train_steps" in options) == (method != "relabel") and "checkpoints_total_limit" in options
     for name in options:
         assert re.search(rf"--{name}\b", full), name
         assert re.search(rf"--{name}\b", short) is not None or name not in BASIC
@@ -229,7 +230,7 @@ def test_mask_is_computed_saved_and_shown(capsys, tmp_path):
 def test_wrong_inputs(capsys, tmp_path):
     out = str(tmp_path / "run")
     assert "preset" in fails(capsys, "unlearn", "--preset", "mnist")
-    assert "pecker, pecker+, retrain" in fails(capsys, "unlearn", "--method", "forget-me-not")
+    assert "pecker, pecker+, relabel, retrain" in fails(capsys, "unlearn", "--method", "forget-me-not")
     assert "forget_classes is 12" in fails(capsys, "unlearn", "--forget_classes", "12", "--output_dir", out)
     assert "cover_class is 0" in fails(capsys, "unlearn", "--cover_class", "0", "--output_dir", out)
     assert "cover_class" in fails(capsys, "unlearn", "--cover_class", "one", "--output_dir", out)

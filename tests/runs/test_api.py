@@ -134,6 +134,10 @@ def test_a_comparison(tmp_path):
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
+        (lambda: pf.distil("digits", densty=0.1), TypeError, "no option 'densty'"),
+        (lambda: pf.distil("digits", forget=0), TypeError, "no option 'forget'"),
+        (lambda: pf.distil("digits", dry_run=True), TypeError, "command line only"),
+        (lambda: pf.unlearn("digits", "sfd", distilled="nowhere"), ValueError, "distilled is 'nowhere'"),
         (lambda: pf.unlearn("digits", densty=0.1), TypeError, "no option 'densty'; the nearest is 'density'"),
         (lambda: pf.unlearn("digits", forget="brad pitt"), TypeError, "expected classes"),
         (lambda: pf.unlearn("sd15-celebrity", forget=[0]), TypeError, "expected a concept"),
@@ -164,4 +168,4 @@ def test_a_network_of_no_preset(tmp_path):
 
 
 def test_names_are_imported_when_they_are_used():
-    assert {"unlearn", "evaluate", "compare", "Run"} <= {*dir(pf)} and set(pf.__all__) <= {*dir(pf)}
+    assert {"unlearn", "distil", "evaluate", "compare", "Run"} <= {*dir(pf)} and set(pf.__all__) <= {*dir(pf)}

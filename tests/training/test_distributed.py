@@ -103,6 +103,7 @@ def check_averaged(folder: Path, ended: dict[str, torch.Tensor]) -> None:
     [
         ("sfd", ["gradient_accumulation_steps=2"]),
         ("pecker", ['update="alternate"', "saliency_batches=2", 'saliency_samples="current"']),
+        ("patch", ["saliency_chunks=4", "score_density=0.5"]),
         ("salun", ["max_grad_norm=0.01"]),
         (
             "selective_amnesia",

@@ -151,6 +151,7 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
             {"update": "alternate", "ema_decay": None},
             {"weights_dtype": torch.bfloat16, "master_weights": True},
         ),
+        ("patch", {"score_density": 0.5, "saliency_chunks": 2, "ema_decay": None}, {}),
     ],
 )
 def test_estimate_is_what_a_run_takes(name, options, memory):

@@ -1,12 +1,20 @@
 """The networks that come with the package fit their presets and draw the right classes."""
 
+import json
+import re
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from pecker_fast.diffusion import sample_ddim
+from pecker_fast.diffusion import predict_eps, sample_ddim
+from pecker_fast.hashing import weights_hash
 from pecker_fast.metrics import load_judge
-from pecker_fast.models import resolve
+from pecker_fast.models import network_folder, resolve
+from pecker_fast.runs.distilled import Distilled
 from pecker_fast.runs.presets import class_preset
+from pecker_fast.runs.task import unlearn_arguments
+from tests.commands.case import ASSETS
 
 
 @pytest.mark.parametrize("name", ["digits", "digits16"])
@@ -23,3 +31,43 @@ def test_a_shipped_network_draws_what_is_asked(name):
     predicted = load_judge(preset.judge)(images.clamp(-1, 1))[0].argmax(1)
     # At least 97 % of thousands of images in 50 steps; with wrong weights or another scaling, chance level.
     assert (predicted == labels).float().mean() > 0.85
+
+
+@pytest.mark.parametrize(("name", "accuracy", "worst"), [("digits", 0.96, 0.85), ("digits16", 0.94, 0.75)])
+def test_shipped_distilled_networks_draw_what_is_asked(name, accuracy, worst):
+    distilled = Distilled.read(f"shipped:{name}")
+    teacher, options = resolve(None, shipped=name).network, unlearn_arguments(name, "sfd").options
+    assert distilled.t_init == options.t_init
+    distilled.check_base(weights_hash(teacher))
+    metrics = json.loads((distilled.folder / "metrics.json").read_text())
+    models = {key: resolve(distilled.networks[f"initial_{key}"]) for key in ("generator", "score")}
+    for (key, model), recorded in zip(models.items(), ("weights_sha256", "score_sha256"), strict=True):
+        # Loaded without a change of a bit, and the networks that were measured.
+        saved = load_file(network_folder(distilled.networks[f"initial_{key}"]) / "diffusion_pytorch_model.safetensors")
+        weights = model.network.state_dict()
+        assert weights.keys() == saved.keys() and {value.dtype for value in saved.values()} == {torch.float16}
+        assert all(torch.equal(saved[name].float(), value) for name, value in weights.items())
+        assert weights_hash(model.network) == metrics[recorded]
+    model, each = models["generator"], 60
+    labels = torch.arange(10).repeat_interleave(each)
+    images = model.sampler().draw(model.network, model.schedule, labels, 3)
+    right = load_judge(class_preset(name).judge)(images)[0].argmax(1) == labels
+    # Over eight seeds 97.7 to 99.0 and 95.8 to 98.7 %, of the worst class 88 to 97 and 82 to 95 %.
+    assert right.float().mean() > accuracy and right.view(10, each).float().mean(1).min() > worst
+    assert metrics["retain_accuracy"] > 97.5 and metrics["frechet_distance"] < metrics["frechet_real_split"]
+    # psi follows the generator: on its samples, the error of its prediction is below the teacher's.
+    t = torch.full((len(labels),), 250)
+    eps = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    x_t = model.schedule.add_noise(images, eps, t)
+    with torch.no_grad():
+        errors = [(predict_eps(x, x_t, t, labels) - eps).square().mean() for x in (models["score"].network, teacher)]
+    assert errors[0] < errors[1]
+
+
+def test_shipped_distilled_networks_are_small():
+    folders = [ASSETS / name / "distilled" for name in ("digits", "digits16")]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    assert 1_000_000 < sum(file.stat().st_size for file in files) < 6_000_000
+    # Nothing of the machine that made them.
+    for file in files:
+        assert file.suffix == ".safetensors" or not re.search(r'"~?/', file.read_text()), file

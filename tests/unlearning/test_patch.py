@@ -7,6 +7,7 @@ import torch
 
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.mask import SaliencyMask
+from pecker_fast.patches import Patch
 from pecker_fast.unlearning import ForgetRequest
 from pecker_fast.unlearning.patch import PatchMasker, PatchOptions, in_part, sparse_learning_rate
 from pecker_fast.unlearning.streams import Streams
@@ -31,10 +32,11 @@ def masker_of(generator=None, density: float = 0.3, **options) -> tuple[PatchMas
     return masker, generator
 
 
-@pytest.mark.parametrize("micros", [1, 2])
-def test_one_step_takes_the_sum_of_both_gradients(micros):
+@pytest.mark.parametrize(("micros", "density"), [(1, 1.0), (2, 0.6)])
+def test_one_step_takes_the_sum_of_both_gradients(micros, density):
     setting = make_setting((0, 2), None, seed=5)
-    method, phase, score_steps, generator_steps = build("patch", setting, gradient_accumulation_steps=micros)
+    options = {"gradient_accumulation_steps": micros, "density": density, "saliency_score": "random"}
+    method, phase, score_steps, generator_steps = build("patch", setting, **options)
     teacher, score, generator = (Oracle(n) for n in (setting.problem.teacher, method.score, method.generator))
     phase.step(1)
     expected_score = expected = None
@@ -56,9 +58,11 @@ def test_one_step_takes_the_sum_of_both_gradients(micros):
         add(expected, generator.grads((0.9 * losses[0] + 0.2 * losses[1]) / micros))
     (score_step,), (generator_step,) = score_steps, generator_steps
     assert_grads(score_step["grads"], expected_score)
-    assert_grads(generator_step["grads"], expected)
-    assert score_step["mask"] is None and generator_step["masked_grads"] is None
-    assert generator_step["mask"] is phase.masker.mask
+    # Gradients are packed: outside the mask they are zero.
+    mask = phase.masker.mask
+    assert mask.count == int(density * mask.numel)
+    assert_grads(generator_step["grads"], {name: grad * mask[name] for name, grad in expected.items()})
+    assert score_step["mask"] is None and generator_step["masked_grads"] is None and generator_step["mask"] is mask
 
 
 def test_the_ratio_against_float64():
@@ -83,18 +87,25 @@ def test_the_ratio_against_float64():
             grads = scored.grads(error.square().sum((1, 2, 3)).mean())
             sums = {name: sums[name] + grads[name].square() for name in sums}
         fisher[kind] = sums
-    expected = {
-        name: (f / (fisher["retained"][name] + 0.1 * fisher["retained"][name].mean())).sqrt()
-        for name, f in fisher["forgotten"].items()
-    }
-    scores = masker.scores(Streams(*place), network)
-    for name, value in expected.items():
-        assert torch.allclose(scores[name].double(), value, rtol=1e-3), name
+    scores, rest = masker.ranking(Streams(*place), network)
+    assert rest["damping"] == 0.1
+    for name in scores:
+        assert torch.allclose(scores[name].double(), fisher["forgotten"][name], rtol=1e-3), name
+        assert torch.allclose(rest["relative_to"][name].double(), fisher["retained"][name], rtol=1e-3), name
     # The rows of retained classes say nothing about forgotten ones.
     assert scores["class_embedding.weight"][[1, 2]].abs().max() == 0
     assert all(p.grad is None for n in (generator, network) for p in n.parameters())
+    masker.refresh(0, network)
+    ratio = {
+        name: f / (fisher["retained"][name] + 0.1 * fisher["retained"][name].mean())
+        for name, f in fisher["forgotten"].items()
+    }
+    values = torch.cat([ratio[name].flatten() for name in masker.mask.names])
+    chosen = torch.cat([masker.mask[name].flatten() for name in masker.mask.names])
+    assert chosen.sum() == 3 and values[chosen].min() > values[~chosen].max()
     gradient = PatchMasker(setting, PatchOptions(saliency_score="gradient", t_init=250), generator, 0.5)
-    assert gradient.scores(Streams(*place), network)["class_embedding.weight"][[1, 2]].abs().max() == 0
+    scores, rest = gradient.ranking(Streams(*place), network)
+    assert rest == {} and scores["class_embedding.weight"][[1, 2]].abs().max() == 0
 
 
 @pytest.mark.parametrize("score", ["ratio", "gradient", "magnitude", "random"])
@@ -109,8 +120,8 @@ def test_entries_outside_the_mask_keep_their_bits(score):
         assert same_bits(param.detach()[~mask[name]], old[~mask[name]]), name
     moved = sum(int((p.detach() != old).sum()) for p, old in zip(method.generator.parameters(), before, strict=True))
     assert moved > 0.5 * mask.count
-    moments = [state["exp_avg_sq"] for state in phase.generator_optimizer.state.values()]
-    assert sum(moment.numel() for moment in moments) == mask.count
+    for name in ("exp_avg_sq", "exp_avg", "ema"):
+        assert sum(state[name].numel() for state in phase.generator_optimizer.state.values()) == mask.count, name
     with phase.averaged() as network:
         for (name, param), old in zip(network.named_parameters(), before, strict=True):
             assert same_bits(param.detach()[~mask[name]], old[~mask[name]]), name
@@ -156,6 +167,11 @@ def test_a_patch_leaves_earlier_ones_alone(tmp_path):
     SaliencyMask.from_bool({name: second[name] for name in names}).save(paths[1])
     third = masker_of(generator, density=0.2, disjoint_from=tuple(paths))[0].mask
     assert (third & (first | second)).count == 0 and third.count == int(0.2 * third.numel)
+    # The file of a patch says what it changed.
+    base = generator.state_dict()
+    result = {name: value + first[name] if name in first.names else value for name, value in base.items()}
+    Patch.between(base, result).save(paths[0])
+    assert masker_of(generator, density=0.2, disjoint_from=tuple(paths))[0].mask.equal(third)
     whole = ~(first & ~first)
     whole.save(paths[0])
     with pytest.raises(ValueError, match="no entry is left"):

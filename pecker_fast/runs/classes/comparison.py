@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,15 @@ class ClassComparison(CompareArguments):
     preset: str = "digits"
     """digits, digits16, cifar10 or stl10."""
     methods: tuple[str, ...] = ("pecker", "pecker+", "sfd")
-    """Names of methods, separated by spaces or commas: pecker, pecker+, sfd, retrain, salun, selective_amnesia, esd."""
+    """Names of methods, separated by spaces or commas: pecker, pecker+, patch, sfd, retrain, salun,
+    selective_amnesia, esd, relabel."""
     forget_classes: tuple[int, ...] | None = None
     """Classes to forget. Default: the preset's."""
     cover_class: str | None = None
     """Class to draw in their place, or "random". Default: the preset's."""
+    distilled: str | None = None
+    """Distilled networks that the methods with a one-step generator start from: the folder of a run of pecker-fast
+    distil, or auto. Default: auto for methods that need them, otherwise none."""
     samples_per_class: int | None = None
     """Images of each class in an evaluation. Default: the preset's."""
     judge: str | None = None
@@ -59,7 +63,8 @@ class ClassComparison(CompareArguments):
         return True
 
     def options(self, name: str) -> dict[str, Any]:
-        return fields_of(self, OF_RUNS)
+        one_step = "t_init" in {item.name for item in fields(method_class(name).Options)}
+        return fields_of(self, [*OF_RUNS, *(["distilled"] if one_step else [])])
 
     def check(self, plan: Plan) -> None:
         if self.inception_weights is not None:

@@ -100,9 +100,7 @@ class RunEvaluation:
     ) -> None:
         request: ForgetRequest = setting.problem.request
         if judge.num_classes != request.num_classes:
-            raise ValueError(
-                f"the judge has {judge.num_classes} classes, the pretrained network {request.num_classes}"
-            )
+            raise ValueError(f"the judge has {judge.num_classes} classes, the pretrained network {request.num_classes}")
         self.setting, self.method, self.judge = setting, method, judge
         judge.model.to(setting.compute.device)
         self.labels = torch.arange(request.num_classes).repeat_interleave(samples_per_class)

@@ -78,6 +78,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "sfd": {"max_train_steps": 37_500},
     # The ratio that worked on digits, with the published weight for the generator; not tried at this size.
     "pecker+": {"generator_forget_weight": 1.0, "score_forget_weight": 0.2},
+    # Likewise, with the ratio to SFD's rate that worked on digits.
+    "patch": {
+        "generator_forget_weight": 1.0,
+        "score_forget_weight": 0.2,
+        "generator_learning_rate": 4e-7,
+    },
 }
 # Samples and checkpoints every 5,000 images, as published.
 LOOP = LoopOptions(logging_steps=10, checkpointing_steps=625, checkpoints_total_limit=2, validation_steps=625)

@@ -1,0 +1,115 @@
+"""How soon fine-tuning on a few real images brings a class back: patches, dense rules, and two controls.
+
+The controls are ``relabel``, which copies the cover class's row of the class embedding over the forgotten one's, and a
+generator that was distilled from a network that never saw the class.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pecker_fast.diffusion.networks import unwrap
+from pecker_fast.files import save_tensors
+from pecker_fast.metrics import load_judge
+from pecker_fast.robustness import Examiner, RelearnOptions, relearn
+from pecker_fast.runs.arguments import DataArguments
+from pecker_fast.runs.classes.data import load_images
+from pecker_fast.runs.presets import class_preset, method_options
+from pecker_fast.runs.robustness import adversary_images
+from pecker_fast.unlearning import Problem, Setting, method_class
+
+from .patch_conditions import NEVER_SAW, REFERENCE, RELABEL, Job
+from .patch_runs import distil, method_of, train
+
+# Steps after which each attack is measured.
+STEPS = {
+    "inversion": (50, 100, 200),
+    "regression": (5, 10, 20),
+    "matching": (5, 10, 20),
+    "denoising": (5, 10, 20, 50),
+}
+IMAGES = 16
+# Images of the forgotten class and of each retained one in a measurement.
+SAMPLES = (100, 20)
+# Of the control's pretraining and distillation.
+CONTROL_SEED = 0
+
+
+def relabelled(network: nn.Module, forgotten: int, cover: int) -> nn.Module:
+    """A copy that takes one class for another."""
+    network = copy.deepcopy(unwrap(network))
+    with torch.no_grad():
+        embedding = network.class_embedding.weight
+        embedding[forgotten] = embedding[cover]
+    return network
+
+
+def _never_saw(job: Job, folder: Path) -> nn.Module:
+    """The generator that never saw the class; made once and kept in ``folder``."""
+    from safetensors.torch import load_file
+
+    setting = method_of(Job(job.preset, job.pair, REFERENCE, CONTROL_SEED), folder).setting
+    path = folder / f"never-saw-{job.preset}-{job.pair[0]}.safetensors"
+    if not path.is_file():
+        problem, size = setting.problem, setting.problem.teacher.config["sample_size"]
+        images = load_images(DataArguments(), job.preset, "train", size)
+        kind = method_class("retrain")
+        retrained = Problem(problem.teacher, problem.schedule, problem.request, training_images=images)
+        phase = kind(Setting(retrained, setting.compute), method_options(job.preset, kind)).phases[0]
+        phase.start(None)
+        for iteration in range(phase.iterations):
+            phase.step(iteration)
+        with phase.averaged() as network:
+            teacher = copy.deepcopy(unwrap(network))
+        generator, _ = distil(job.preset, Problem(teacher, problem.schedule, problem.request), retained_only=True)
+        save_tensors(path, {name: value.contiguous() for name, value in generator.items()})
+    network = copy.deepcopy(setting.problem.teacher)
+    network.load_state_dict(load_file(path))
+    return network
+
+
+def _network(job: Job, folder: Path) -> nn.Module:
+    """The generator that is attacked."""
+    if job.condition.name == NEVER_SAW:
+        return _never_saw(job, folder)
+    if job.condition.name == RELABEL:
+        start = method_of(Job(job.preset, job.pair, REFERENCE, job.seed), folder).setting.problem.initial_generator
+        return relabelled(start, *job.pair)
+    method = method_of(job, folder)
+    train(method)
+    with method.phases[-1].averaged() as network:
+        return copy.deepcopy(unwrap(network))
+
+
+def relearn_job(job: Job, folder: Path) -> dict[str, Any]:
+    """Attack a generator; returns the record as JSON: the UA, in percent, after each number of steps of each attack."""
+    network = _network(job, folder).eval()
+    method = method_of(Job(job.preset, job.pair, REFERENCE, job.seed), folder)
+    problem, values = method.setting.problem, class_preset(job.preset)
+    judge = load_judge(values.judge)
+    real = load_images(DataArguments(), job.preset, "all", network.config["sample_size"])
+    examiner = Examiner(judge, problem.request, problem.schedule, method.sampler, 10, job.seed, *SAMPLES)
+    images, labels = adversary_images(real, problem.request, "forgotten", IMAGES, job.seed)
+    rows = []
+    for attack, steps in STEPS.items():
+        options = RelearnOptions(IMAGES, steps, values.pretrain.learning_rate / 10)
+        rows += relearn(network, examiner, images, labels, attack, options)
+    preset, pair, name, seed = job.key
+    by_attack: dict[str, dict[int, float]] = {}
+    for row in rows:
+        label = row["attack"] if row["sampler"] == method.sampler.name else f"{row['attack']}, {row['sampler']}"
+        by_attack.setdefault(label, {})[row["step"]] = row["ua"]
+    return {
+        "preset": preset,
+        "pair": pair,
+        "condition": name,
+        "seed": seed,
+        "options": job.condition.options,
+        "ua": by_attack,
+        "line": ", ".join(
+            f"{label} {' / '.join(f'{ua:.0f}' for ua in of.values())}" for label, of in by_attack.items()
+        ),
+    }
