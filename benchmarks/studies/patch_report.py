@@ -41,6 +41,9 @@ FIGURES = {
         "Moments, average, masters and mask of the generator's optimizer",
         1e-3,
     ),
+    "gradient_bytes": Figure(
+        "gradient_bytes", "Gradients", "gradients", "kB", "{:.0f}", "lower", "Gradients of the generator", 1e-3
+    ),
     "iteration_seconds": Figure(
         "iteration_seconds", "Iteration", "iteration", "s", "{:.3f}", "lower", "Processor time, median of the run"
     ),

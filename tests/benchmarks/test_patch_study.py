@@ -74,6 +74,8 @@ def test_it_resumes_and_reports(small, capsys, tmp_path):
     # An average and a second moment of a tenth of the weights, and the mask.
     assert dense["state_bytes"] == pytest.approx(8 * entries, rel=1e-3)
     assert patch["state_bytes"] == pytest.approx((0.8 + 1 / 8) * entries, rel=1e-2)
+    assert dense["gradient_bytes"] == 4 * entries
+    assert patch["gradient_bytes"] == pytest.approx(0.4 * entries, rel=2e-2)
     assert (
         dense["patch_bytes"] == pytest.approx(4 * entries, rel=1e-3)
         and patch["patch_bytes"] < 0.12 * dense["patch_bytes"]
