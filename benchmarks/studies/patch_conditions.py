@@ -142,6 +142,10 @@ FURTHER = (
         for score in ("ratio", "random", "gradient")
     ),
     *(_patch(f"patch 0.1, psi {d:g}", 0.1, score_density=d, group="psi") for d in (0.5, 0.2, 0.1)),
+    *(_patch(f"patch {d:g}", d) for d in (0.01, 0.005)),
+    _patch("patch 0.02, damping 1", 0.02, saliency_damping=1.0),
+    _patch("random 0.01", 0.01, saliency_score="random", group="score"),
+    _patch("patch 0.1, gradients not packed", 0.1, pack_gradients=False),
     _patch("conditioning 0.1", 0.1, act_on=("conditioning",), group="place"),
     _patch("conditioning 0.05 at random", 0.05, act_on=("conditioning",), saliency_score="random", group="place"),
     _patch("body 0.1", 0.1, act_on=("body",), group="place"),

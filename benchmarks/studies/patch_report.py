@@ -41,6 +41,9 @@ FIGURES = {
         "Moments, average, masters and mask of the generator's optimizer",
         1e-3,
     ),
+    "gradient_bytes": Figure(
+        "gradient_bytes", "Gradients", "gradients", "kB", "{:.0f}", "lower", "Gradients of the generator", 1e-3
+    ),
     "iteration_seconds": Figure(
         "iteration_seconds", "Iteration", "iteration", "s", "{:.3f}", "lower", "Processor time, median of the run"
     ),
@@ -57,7 +60,21 @@ def _cell(value: Interval | None, key: str, signed: bool = False) -> str:
 
 
 def results_by_place(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Results]:
-    """The runs of each preset and pair, in the order of the study's conditions and places."""
+    """The runs of each preset and pair, in the order of the study's conditions and places.
+
+    Raises
+    ------
+    ValueError
+        If runs on a preset started from different generators.
+    """
+    generators: dict[str, str] = {}
+    for record in records:
+        sha256 = record["generator_sha256"]
+        if generators.setdefault(record["preset"], sha256) != sha256:
+            raise ValueError(
+                f"runs on {record['preset']} started from two generators, {generators[record['preset']][:12]} and "
+                f"{sha256[:12]}: expected one; move the records of the other away"
+            )
     order = {condition.name: (i, condition.group) for i, condition in enumerate(CONDITIONS)}
     groups = [name for name, (_, group) in order.items() if group == "dense"]
     by_place: dict[tuple[str, str], list[AblationRun]] = {}

@@ -138,6 +138,7 @@ def run_job(job: Job, folder: Path) -> dict[str, Any]:
         "drift": drift.relative,
         "patch_bytes": method.adapter_bytes() if isinstance(method, LoraSFD) else size,
         "state_bytes": state_bytes(phase),
+        "gradient_bytes": phase.gradient_bytes(),
         **trained,
     }
     return {

@@ -83,6 +83,8 @@ class DistillationPhase(Phase):
     score_masker : BaseMasker, optional
         Finds the entries of psi that its steps are confined to, in one mask for the whole phase. Without it they reach
         all entries.
+    packs_gradients : bool
+        Whether gradients of a network whose steps one mask confines are packed.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class DistillationPhase(Phase):
         update: Literal["joint", "alternate"] = "joint",
         mask_scope: Literal["forget", "all"] = "forget",
         score_masker: BaseMasker | None = None,
+        packs_gradients: bool = True,
     ) -> None:
         self.setting, self.options = setting, options
         self.score, self.generator = score, generator
@@ -108,6 +111,8 @@ class DistillationPhase(Phase):
         self.score_learning_rate = score_learning_rate
         self.generator_learning_rate = generator_learning_rate or options.generator_learning_rate
         self.score_masker = score_masker
+        # A CUDA graph leaves gradients in memory of its own.
+        self._packs_gradients = packs_gradients and not options.cuda_graphs
         self.forget, self.masker, self.update, self.mask_scope = forget, masker, update, mask_scope
         self.images_per_iteration = options.train_batch_size * options.gradient_accumulation_steps
         problem, compute = setting.problem, setting.compute
@@ -147,8 +152,7 @@ class DistillationPhase(Phase):
 
     def _pack_gradients(self) -> None:
         """Pack the gradients of networks that one mask confines, once there is a mask: no other entry needs one."""
-        if self.options.cuda_graphs:
-            # A graph leaves gradients in memory of its own.
+        if not self._packs_gradients:
             return
         for optimizer, masker in ((self.score_optimizer, self.score_masker), (self.generator_optimizer, self.masker)):
             packs = optimizer.defaults["packed"] and optimizer not in self._packings
@@ -229,6 +233,12 @@ class DistillationPhase(Phase):
         if self.score_masker is not None:
             self.score_masker.load_state_dict(state["score_masker"], self.score)
         self._pack_gradients()
+
+    def gradient_bytes(self) -> int:
+        """Bytes of theta's gradients in an iteration, whose mask must be there if it has one."""
+        packing = self._packings.get(self.generator_optimizer)
+        params = _trained(self.generator)
+        return sum(param.nbytes for param in params) if packing is None else packing.nbytes
 
     def last_mask(self) -> SaliencyMask | None:
         return None if self.masker is None else self.masker.whole_mask(self.generator)

@@ -62,6 +62,9 @@ class PatchOptions(ScoreForgettingOptions):
     asks for are all taken."""
     disjoint_from: tuple[str, ...] = ()
     """Patch files, or mask files (mask.safetensors of a run), whose entries the patch leaves alone."""
+    pack_gradients: bool = True
+    """Store gradients of the mask's entries only. That takes some milliseconds an iteration; a small network is faster
+    without."""
     score_density: float = 1.0
     """Share of psi's parameters that are trained, chosen as theta's are; 1 trains all of them."""
 
@@ -269,6 +272,7 @@ class Patch(ScoreForgetting):
                 masker=masker,
                 mask_scope="all",
                 score_masker=score_masker,
+                packs_gradients=options.pack_gradients,
             )
         )
 

@@ -74,6 +74,8 @@ def test_it_resumes_and_reports(small, capsys, tmp_path):
     # An average and a second moment of a tenth of the weights, and the mask.
     assert dense["state_bytes"] == pytest.approx(8 * entries, rel=1e-3)
     assert patch["state_bytes"] == pytest.approx((0.8 + 1 / 8) * entries, rel=1e-2)
+    assert dense["gradient_bytes"] == 4 * entries
+    assert patch["gradient_bytes"] == pytest.approx(0.4 * entries, rel=2e-2)
     assert (
         dense["patch_bytes"] == pytest.approx(4 * entries, rel=1e-3)
         and patch["patch_bytes"] < 0.12 * dense["patch_bytes"]
@@ -104,6 +106,7 @@ def test_claims_are_paired_differences(tmp_path):
             "group": "dense",
             "images": 1920,
             "figures": figures,
+            "generator_sha256": "0123",
         }
 
     slow, fast, never = "sfd 0.3/0.02 at 0.00015", "pecker+ 0.3/0.02 at 0.0003", "sfd 0.05/0.05 at 0.0006"
@@ -115,6 +118,8 @@ def test_claims_are_paired_differences(tmp_path):
     assert best_dense(of) == fast
     report = command.write_summary(tmp_path, records).read_text()
     row = next(line.replace("\\", "") for line in report.splitlines() if f"{PATCH} minus {fast}" in line)
+    with pytest.raises(ValueError, match="two generators, 0123 and 4567"):
+        results_by_place([*records, {**records[0], "generator_sha256": "4567"}])
     assert "-10 (-10 to -10) *" in row and "-100 (-100 to -100) *" in row and "-0.10 (-0.10 to -0.10) *" in row
 
 

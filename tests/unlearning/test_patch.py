@@ -198,6 +198,17 @@ def test_the_rate_follows_the_density():
     assert share < 0.5 and method.phases[0].generator_learning_rate == sparse_learning_rate(1e-3, share)
 
 
+def test_packed_gradients_change_no_step():
+    teacher = tiny_unet()
+    packed, dense = (build_method("patch", teacher=teacher, pack_gradients=packs) for packs in (True, False))
+    run(packed), run(dense)
+    assert all(same_bits(a, b) for a, b in zip(weights(packed.generator), weights(dense.generator), strict=True))
+    entries = sum(p.numel() for p in teacher.parameters())
+    assert dense.phases[0].gradient_bytes() == 4 * entries
+    # Each tensor's part is padded to 16 bytes or more.
+    assert packed.phases[0].gradient_bytes() < 4 * (0.1 * entries + 8 * len(weights(teacher)))
+
+
 def test_the_score_network_can_be_a_patch_too():
     method = build_method("patch", score_density=0.4, saliency_chunks=2, act_on=("body",))
     before = weights(method.score)
