@@ -1,13 +1,15 @@
 // Adam on the chunks of float32, bfloat16 and float16 parameters, for one instruction set. No include guard: see
 // simd.h.
 //
-// Three ways through a chunk, all with the same arithmetic for an entry:
+// Four ways through a chunk, all with the same arithmetic for an entry:
 //   sweep    every entry, full vectors; in a masked step with dense state, frozen lanes are blended back.
 //   packed   tiles: the salient gradients are compressed into a buffer in L1 (or packed already), Adam runs on the buffer
 //            and on the contiguous packed state, and the updates are spread over the parameters. With packed masters or
 //            averages the new values are computed in the buffer too, and spread instead.
 //   gather   the entries are listed, gathered one by one, updated in vectors, and scattered; for sparse masks, and for
 //            the last entries of a tensor, which do not fill a mask word.
+//   scatter  for sparse masks with packed gradients: Adam runs on the contiguous gradients and state, and the updates
+//            are applied to the entries listed.
 // What limits the loops beside memory is how many of their iterations fit into the processor's reorder buffer, hence
 // the lean variants without the branches and clamps of rare features.
 namespace pecker_fast {
@@ -21,10 +23,13 @@ constexpr std::int64_t kTileAhead = 512;
 constexpr std::int64_t kListed = 1024;
 // Below this share of salient entries gathering is faster than going over all of them.
 constexpr double kGatherDensity = 0.035;
-// The same if gradients are packed: parameters alone are gathered.
+// The same if gradients are packed and parameters alone are scattered.
 constexpr double kGatherDensityPacked = 0.0625;
 static_assert(kGatherDensity <= kGatherDensityPacked && kGatherDensityPacked * kAdamChunk <= kListed,
               "a gathered chunk must fit the buffers");
+
+// Salient entries of a block of scatter_chunk: their cache lines are as many as can be on their way at a time.
+constexpr std::int64_t kBlockEntries = 24;
 
 // How far ahead a sweep prefetches, in entries: the hardware's streams stop at every page.
 constexpr std::int64_t kAhead = 640;
@@ -52,6 +57,7 @@ struct Buffers {
   alignas(64) float step_size[kListed + kLanes];
   alignas(64) float inv_sqrt_bc2[kListed + kLanes];
   std::uint16_t index[kListed + 64];
+  std::uint16_t next_index[kListed + 64];
 };
 
 // The multipliers limit what runs from the caches, hence the branches around no-ops here.
@@ -114,9 +120,11 @@ class AdamRunner {
       if (body < end) gather(body, end, body);
       return;
     }
-    const double gathered = step_.packed_grads ? kGatherDensityPacked : kGatherDensity;
+    const bool scatters = step_.packed_grads && !stages_values_;
+    const double gathered = scatters ? kGatherDensityPacked : kGatherDensity;
     if (static_cast<double>(chunk.salient) < gathered * static_cast<double>(chunk.length)) {
-      if (chunk.salient > 0) gather(begin, end, chunk.state, 64 * chunk.salient < chunk.length);
+      const bool few = 64 * chunk.salient < chunk.length;
+      if (chunk.salient > 0) scatters ? scatter_chunk(chunk, few) : gather(begin, end, chunk.state, few);
       if (tensor.ema != nullptr && step_.ema_everywhere) average(begin, end);
       return;
     }
@@ -251,7 +259,7 @@ class AdamRunner {
     advance_run(n, k_.scaled, false, t_->exp_avg + state, t_->exp_avg_sq + state,
                 t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
     if (makes_values_) {
-      if (!kLean && step_.stochastic_rounding) list_entries(begin, end, false);
+      if (!kLean && step_.stochastic_rounding) list_entries<false>(begin, end, false, buffers_.index);
       make_values(begin, n, state);
       spread_values(begin, end);
     } else {
@@ -424,7 +432,7 @@ class AdamRunner {
   // Entries of [begin, end), begin a multiple of 32; in a masked step the salient ones, at most kListed; `few`: at most
   // one in 64.
   void gather(std::int64_t begin, std::int64_t end, std::int64_t state, bool few = false) {
-    const std::int64_t n = list_entries(begin, end, few);
+    const std::int64_t n = list_entries<false>(begin, end, few, buffers_.index);
     const std::uint16_t* const index = buffers_.index;
     gather_entries(begin, n, state);
     if (!kLean && t_->counts != nullptr) {
@@ -449,36 +457,78 @@ class AdamRunner {
       P* const param = param_ + begin;
       for (std::int64_t j = 0; j < n; ++j) narrow(buffers_.g[j], param + index[j]);
     } else {
-      scatter_updates(begin, n);
+      scatter_updates(begin, n, index, buffers_.g, true);
     }
   }
 
-  // Fills buffers_.index with the entries to update, relative to `begin`; returns their number.
-  PF_NOINLINE std::int64_t list_entries(std::int64_t begin, std::int64_t end, bool few) {
+  // A chunk with packed gradients and few salient entries. Only parameters are not contiguous: while the updates of a
+  // block are applied, the parameters of the next are on their way.
+  void scatter_chunk(const AdamChunk& chunk, bool few) {
+    const std::int64_t n = chunk.salient, state = chunk.state, end = chunk.begin + chunk.length;
+    widen_run(grad_ + state, n, buffers_.g);
+    if (!kLean && t_->counts != nullptr) {
+      for (std::int64_t j = 0; j < n; ++j) correct(j, state + j);
+    }
+    advance_run(n, k_.scaled, false, t_->exp_avg + state, t_->exp_avg_sq + state,
+                t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
+    const std::int64_t length = (chunk.length / n * kBlockEntries + 63) / 64 * 64;
+    std::uint16_t *listed = buffers_.index, *next = buffers_.next_index;
+    std::int64_t begin = chunk.begin, stop = end - begin < length ? end : begin + length;
+    std::int64_t count = list_entries<true>(begin, stop, few, listed);
+    const float* u = buffers_.g;
+    while (begin < end) {
+      const std::int64_t after = end - stop < length ? end : stop + length;
+      const std::int64_t count_after = stop < end ? list_entries<true>(stop, after, few, next) : 0;
+      scatter_updates(begin, count, listed, u, false);
+      u += count;
+      count = count_after;
+      begin = stop;
+      stop = after;
+      std::uint16_t* const other = listed;
+      listed = next;
+      next = other;
+    }
+  }
+
+  // Fills `listed` with the entries to update, relative to `begin`; returns their number. kPrefetch: their parameters
+  // are needed soon.
+  template <bool kPrefetch>
+  PF_NOINLINE std::int64_t list_entries(std::int64_t begin, std::int64_t end, bool few, std::uint16_t* listed) {
     if (!step_.masked) {
-      for (std::int64_t i = begin; i < end; ++i) buffers_.index[i - begin] = static_cast<std::uint16_t>(i - begin);
+      for (std::int64_t i = begin; i < end; ++i) listed[i - begin] = static_cast<std::uint16_t>(i - begin);
       return end - begin;
     }
-    return few ? list_bits<2>(begin, end) : list_bits<4>(begin, end);
+    return few ? list_bits<kPrefetch, 2>(begin, end, listed)
+               : list_bits<kPrefetch, kPrefetch ? 6 : 4>(begin, end, listed);
   }
 
-  // kSlots: bits of 64 entries that are listed without a branch, which should be as many as most have.
-  template <int kSlots>
-  std::int64_t list_bits(std::int64_t begin, std::int64_t end) {
+  // kSlots: bits of 64 entries that are listed without a branch, which should be as many as most have. With six of them
+  // nearly every cache line has one, and lines fetched in order come faster than those of the entries one by one.
+  template <bool kPrefetch, int kSlots>
+  std::int64_t list_bits(std::int64_t begin, std::int64_t end, std::uint16_t* listed) {
     const std::uint32_t* const words = t_->words;
+    constexpr bool kLines = kPrefetch && kSlots > 4;
+    const P* const param = param_ + begin;
     std::int64_t n = 0, i = begin;
     const auto add = [&](std::uint64_t pair) {
-      std::uint16_t* out = buffers_.index + n;
+      std::uint16_t* out = listed + n;
       n += count_bits(pair);
       do {
         PF_UNROLL
         for (int slot = 0; slot < kSlots; ++slot) {
-          *out++ = static_cast<std::uint16_t>(i - begin + lowest_bit(pair));
+          const std::int64_t entry = i - begin + lowest_bit(pair);
+          *out++ = static_cast<std::uint16_t>(entry);
+          // Without a bit left, of the entry after these 64.
+          if (kPrefetch && !kLines) prefetch(param + entry);
           pair &= pair - 1;
         }
       } while (pair != 0);
     };
     for (; end - i >= 64; i += 64) {
+      if (kLines) {
+        prefetch_word(param_ + i);
+        prefetch_word(param_ + i + 32);
+      }
       add(words[i >> 5] | static_cast<std::uint64_t>(words[(i >> 5) + 1]) << 32);
     }
     if (i < end) {
@@ -501,9 +551,7 @@ class AdamRunner {
     float* const x = buffers_.x;
     if (step_.packed_grads || step_.packed_masters) {
       if (step_.packed_grads) {
-        const P* const packed = grad_ + state;
-        for (std::int64_t j = 0; j < n; ++j) g[j] = widen(packed[j]) * factor;
-        if (!stages_values_) return;
+        for (std::int64_t j = 0; j < n; ++j) g[j] = widen(grad_[state + j]) * factor;
       } else {
         for (std::int64_t j = 0; j < n; ++j) g[j] = widen(grad[index[j]]) * factor;
       }
@@ -533,25 +581,24 @@ class AdamRunner {
     }
   }
 
-  PF_NOINLINE void scatter_updates(std::int64_t begin, std::int64_t n) {
-    const std::uint16_t* const index = buffers_.index;
-    const float* const u = buffers_.g;
+  // Applies the updates `u` to n entries, listed relative to `begin`. `staged`: their values are in buffers_.x.
+  PF_NOINLINE void scatter_updates(std::int64_t begin, std::int64_t n, const std::uint16_t* index, const float* u,
+                                   bool staged) {
     const float* const x = buffers_.x;
     P* const param = param_ + begin;
     const float decay = step_.scalars.decay;
     float* const master = !kLean && t_->master != nullptr ? t_->master + begin : nullptr;
     const bool stochastic = !kLean && step_.stochastic_rounding;
-    const bool unstaged = step_.packed_grads && !stages_values_;
     if (master == nullptr && !stochastic) {
-      if (unstaged) {
-        for (std::int64_t j = 0; j < n; ++j) narrow(widen(param[index[j]]) * decay - u[j], param + index[j]);
-      } else {
+      if (staged) {
         for (std::int64_t j = 0; j < n; ++j) narrow(x[j] * decay - u[j], param + index[j]);
+      } else {
+        for (std::int64_t j = 0; j < n; ++j) narrow(widen(param[index[j]]) * decay - u[j], param + index[j]);
       }
     } else {
       for (std::int64_t j = 0; j < n; ++j) {
         const std::int64_t i = index[j];
-        const float old = !unstaged ? x[j] : master != nullptr ? master[i] : widen(param[i]);
+        const float old = staged ? x[j] : master != nullptr ? master[i] : widen(param[i]);
         const float moved = old * decay - u[j];
         if (master != nullptr) master[i] = moved;
         if (stochastic) {
