@@ -15,7 +15,7 @@ from .task import unlearn_arguments
 from .unlearn import unlearn
 
 # metrics.json of the demo is that of the first.
-METHODS = ("pecker", "pecker+", "sfd", "relabel")
+METHODS = ("patch", "pecker", "sfd", "relabel")
 
 
 def demo(
@@ -27,10 +27,11 @@ def demo(
     from_scratch: bool = False,
     profile: bool = False,
 ) -> tuple[Path, str]:
-    """Forget one class of real handwritten digits with PECKER, PECKER+ and SFD, measure it and write a report.
+    """Forget one class of real handwritten digits with a sparse patch, PECKER and SFD, measure it and write a report.
 
     The last row is relabel, the yardstick: the cover class's condition in place of the forgotten one's, without any
-    training. Starts from a pretrained network that comes with the package; nothing is downloaded.
+    training. The patch starts from the distilled generator that comes with the package, PECKER and SFD from the
+    pretrained network; nothing is downloaded.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ def demo(
     max_train_steps : int, optional
         Iterations of each method. Default: the preset's.
     from_scratch : bool
-        Pretrain the network first.
+        Pretrain the network first, and distil it for the patch.
     profile : bool
         Print the time of each part of an iteration.
 

@@ -48,7 +48,7 @@ def words(place) -> list[str]:
 
 def unlearn(place, folder, *more: str, method: str = "sfd", net: str = "net") -> list[str]:
     words = ["unlearn", "--method", method, "--pretrained_model_name_or_path", str(place / net)]
-    return [*words, "--output_dir", str(folder), *(SMALL if method == "sfd" else []), *QUIET, *more]
+    return [*words, "--output_dir", str(folder), "--no-evaluate", *(SMALL if method == "sfd" else []), *QUIET, *more]
 
 
 def config(folder):
@@ -103,14 +103,24 @@ def test_unlearning_starts_from_it(place, tmp_path):
     assert recorded["pretrained_sha256"] == distilled.config["pretrained_sha256"]
     assert "distilled" in (tmp_path / "run" / "report.md").read_text()
     small = {"max_train_steps": 4, "train_batch_size": 3, "forget_batch_size": 2, "samples_per_class": 3}
-    options = {**small, "progress_bar": False, "preset": "digits", "output_dir": str(tmp_path / "python")}
+    options = {
+        **small,
+        "evaluate": False,
+        "progress_bar": False,
+        "preset": "digits",
+        "output_dir": str(tmp_path / "python"),
+    }
     run = pf.unlearn(place / "net", "sfd", forget=0, cover=1, distilled=distilled, **options)
     assert run.metrics["weights_sha256"] == pf.Run(tmp_path / "run").metrics["weights_sha256"]
     assert run.config["distilled"] == recorded["distilled"]
+    # Its patch is of the generator in float32, as the run read it.
+    patch = pf.make_patch(run, output=tmp_path / "patch.safetensors")
+    assert (patch.base, patch.result) == (distilled.metrics["weights_sha256"], run.metrics["weights_sha256"])
+    assert patch.metadata["base_model"] == "distilled" and patch.metadata["sampler"]["t_init"] == 300
 
 
 def test_relabel_edits_the_generator_or_the_network(place, tmp_path):
-    more = ["--samples_per_class", "3", "--num_inference_steps", "3"]
+    more = ["--num_inference_steps", "3"]
     main(unlearn(place, tmp_path / "one", *more, "--distilled", str(place / "distilled"), method="relabel"))
     main(unlearn(place, tmp_path / "many", *more, method="relabel"))
     for name, start, sampler in (("one", "distilled", "one_step"), ("many", "net", "ddim")):

@@ -33,8 +33,8 @@ def test_a_shipped_network_draws_what_is_asked(name):
     assert (predicted == labels).float().mean() > 0.85
 
 
-@pytest.mark.parametrize("name", ["digits"])
-def test_shipped_distilled_networks_draw_what_is_asked(name):
+@pytest.mark.parametrize(("name", "accuracy", "worst"), [("digits", 0.96, 0.85), ("digits16", 0.94, 0.75)])
+def test_shipped_distilled_networks_draw_what_is_asked(name, accuracy, worst):
     distilled = Distilled.read(f"shipped:{name}")
     teacher, options = resolve(None, shipped=name).network, unlearn_arguments(name, "sfd").options
     assert distilled.t_init == options.t_init
@@ -52,8 +52,8 @@ def test_shipped_distilled_networks_draw_what_is_asked(name):
     labels = torch.arange(10).repeat_interleave(each)
     images = model.sampler().draw(model.network, model.schedule, labels, 3)
     right = load_judge(class_preset(name).judge)(images)[0].argmax(1) == labels
-    # Of thousands of images 98.8 %, of the worst class 96 %; real ones are judged right in 99.4 %.
-    assert right.float().mean() > 0.96 and right.view(10, each).float().mean(1).min() > 0.85
+    # Over eight seeds 97.7 to 99.0 and 95.8 to 98.7 %, of the worst class 88 to 97 and 82 to 95 %.
+    assert right.float().mean() > accuracy and right.view(10, each).float().mean(1).min() > worst
     assert metrics["retain_accuracy"] > 97.5 and metrics["frechet_distance"] < metrics["frechet_real_split"]
     # psi follows the generator: on its samples, the error of its prediction is below the teacher's.
     t = torch.full((len(labels),), 250)
@@ -65,9 +65,9 @@ def test_shipped_distilled_networks_draw_what_is_asked(name):
 
 
 def test_shipped_distilled_networks_are_small():
-    folders = [path for path in (ASSETS / name / "distilled" for name in ("digits", "digits16")) if path.is_dir()]
+    folders = [ASSETS / name / "distilled" for name in ("digits", "digits16")]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    assert len(folders) >= 1 and sum(file.stat().st_size for file in files) < 6_000_000
+    assert 1_000_000 < sum(file.stat().st_size for file in files) < 6_000_000
     # Nothing of the machine that made them.
     for file in files:
         assert file.suffix == ".safetensors" or not re.search(r'"~?/', file.read_text()), file
