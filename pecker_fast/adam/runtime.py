@@ -19,9 +19,9 @@ from .slots import Slot
 
 
 class Runtime:
-    """Made when it is needed, and again when somebody has edited the optimizer.
+    """Made at the first step, and again after each edit of the optimizer.
 
-    The optimizer is an argument of each method: referring to each other, the two would outlive their last user.
+    Methods take the optimizer as an argument: a reference to it would be a cycle, which delays freeing its memory.
     """
 
     def __init__(self, optimizer: Optimizer, previous: "Runtime | None" = None) -> None:
@@ -37,9 +37,9 @@ class Runtime:
         self._counters: StepCounters | None = None
         self._bindings = Bindings()
         self._buckets: list[Bucket] = []
-        # What a parameter held before is unknown, so its master is compared with it once.
+        # Nothing is known of earlier values of a parameter, so its master is compared with it once.
         self._unknown = {slot.position for slot in self.roster.slots}
-        # The parameters of the buckets, None if these have to be made again.
+        # The parameters of the buckets; None if the buckets are out of date.
         self._bucket_slots: list[Slot] | None = None
 
     @property
@@ -99,7 +99,7 @@ class Runtime:
         history.record(kind, mask)
 
     def _check_options(self, optimizer: Optimizer) -> None:
-        """Looks at the groups' options if somebody has changed them."""
+        """Checks the groups' options if they have changed."""
         if self.roster.options_are_current():
             return
         for group in optimizer.param_groups:
@@ -110,7 +110,7 @@ class Runtime:
             self._bucket_slots = None
 
     def notice_writes(self) -> None:
-        """Copies of parameters that something else has written to since the last step are no longer what they were."""
+        """Updates masters and the history for parameters that something else has written to since the last step."""
         if self.roster.has_copies:
             for slot in self.roster.written():
                 self.history.ema_follows = False
