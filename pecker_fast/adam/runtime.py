@@ -1,8 +1,9 @@
 """What MaskedAdam derives from its parameters and state, and one step with it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..mask import SaliencyMask
 from ..sharding import add_over
@@ -24,7 +25,7 @@ class Runtime:
     Methods take the optimizer as an argument: a reference to it would be a cycle, which delays freeing its memory.
     """
 
-    def __init__(self, optimizer: Optimizer, previous: "Runtime | None" = None) -> None:
+    def __init__(self, optimizer: Any, previous: "Runtime | None" = None) -> None:
         groups, defaults = optimizer.param_groups, optimizer.defaults
         for group in groups:
             fill_options(group, defaults)
@@ -46,7 +47,7 @@ class Runtime:
     def slots(self) -> list[Slot]:
         return self.roster.slots
 
-    def is_current(self, optimizer: Optimizer) -> bool:
+    def is_current(self, optimizer: Any) -> bool:
         """Whether groups, state and kernels are those that this was made of; ``collect`` compares the parameters."""
         return self.roster.is_current(optimizer.param_groups, optimizer.state, optimizer._active_packing)
 
@@ -68,7 +69,7 @@ class Runtime:
         """Takes the gradients of a step; False if the parameters or their memory are others now."""
         return self.roster.collect(masked_grads)
 
-    def step(self, optimizer: Optimizer, kind: str, mask: SaliencyMask | None) -> None:
+    def step(self, optimizer: Any, kind: str, mask: SaliencyMask | None) -> None:
         """A step with the gradients collected: "plain", "masked" or "joint"."""
         roster, history, backend = self.roster, self.history, optimizer.defaults["backend"]
         slots, active = roster.slots, roster.active
@@ -98,7 +99,7 @@ class Runtime:
             averages.follow([slot for slot in slots if slot.position not in positions], found_inf)
         history.record(kind, mask)
 
-    def _check_options(self, optimizer: Optimizer) -> None:
+    def _check_options(self, optimizer: Any) -> None:
         """Checks the groups' options if they have changed."""
         if self.roster.options_are_current():
             return
