@@ -25,7 +25,7 @@ def make(
         RUN: the folder of a run; or BASE RESULT: two networks, each the folder of a pipeline, a U-Net or a run, a
         safetensors file, a preset or a name on the hub. RESULT may also be a delta file of an earlier version.
     output : str
-        The file to write, which ends with .safetensors.
+        The file to write, which ends with .safetensors and does not exist yet.
     dtype : {"base", "result"}, optional
         If the two have different dtypes: convert the other one to that of the base or of the result.
     license : str

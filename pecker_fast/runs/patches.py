@@ -62,7 +62,7 @@ def make_patch(
     result : as ``base``, optional
         The changed network; also a delta file of an earlier version.
     output : path-like
-        The file to write, which ends with .safetensors.
+        The file to write, which ends with .safetensors and does not exist yet.
     dtype : {"base", "result"}, optional
         If the two have different dtypes: convert the other one to that of the base or of the result. Default: for a run
         that of the result, as which it read its base; otherwise such networks are refused.
@@ -79,8 +79,8 @@ def make_patch(
     Raises
     ------
     ValueError
-        If a model cannot be found or is not the one that the run started from, or the two are of different
-        architectures or dtypes.
+        If a model cannot be found or is not the one that the run started from, the two are of different architectures
+        or dtypes, or ``output`` exists.
 
     Examples
     --------
@@ -90,6 +90,8 @@ def make_patch(
         raise ValueError(f"dtype is {dtype!r}, expected base or result")
     if Path(output).suffix != ".safetensors":
         raise ValueError(f"output is {str(output)!r}, expected a file that ends with .safetensors")
+    if Path(output).exists():
+        raise ValueError(f"output is {str(output)!r}, which exists already")
     check_output(str(output))
     expected, label = None, None
     if result is None:

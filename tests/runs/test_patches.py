@@ -59,8 +59,8 @@ def patch(model, tmp_path) -> Path:
     return path
 
 
-def test_a_pipelines_folder(model, patch, tmp_path):
-    before, base = content(model), dict(weights_of(model))
+def test_a_pipelines_folder(model, tmp_path):
+    before, base, patch = content(model), dict(weights_of(model)), tmp_path / "p.safetensors"
     result = moved(base)
     pf.make_patch(model, result, output=patch)
     assert pf.verify_patch(patch, model) == "base"
@@ -137,7 +137,7 @@ def test_a_base_in_a_smaller_dtype(model, tmp_path):
     with pytest.raises(ValueError, match="in another dtype than the patch"):
         pf.apply_patch(model, patch, in_place=True)
     # Or the result is rounded, and the file has half the size.
-    size = patch.stat().st_size
+    size, patch = patch.stat().st_size, tmp_path / "rounded.safetensors"
     pf.make_patch(model, result, output=patch, dtype="base")
     assert patch.stat().st_size < 0.7 * size
     pf.apply_patch(model, patch, in_place=True)
@@ -252,18 +252,18 @@ def test_what_a_run_started_from(runs):
     safetensors.torch.save_file(generator, f"generator/{WEIGHTS}.safetensors")
     config |= {"initial_generator": "generator", "initial_generator_sha256": state_hash(generator)}
     Path("text/config.json").write_text(json.dumps(config))
-    patch = pf.make_patch(pf.Run("text"), output="p.safetensors")
+    patch = pf.make_patch(pf.Run("text"), output="q.safetensors")
     assert patch.base == state_hash(generator) and patch.metadata["base_model"] == "generator"
     safetensors.torch.save_file(moved(generator), f"generator/{WEIGHTS}.safetensors")
     with pytest.raises(ValueError, match="not those that the run started from"):
-        pf.make_patch("text", output="p.safetensors")
+        pf.make_patch("text", output="r.safetensors")
     shutil.rmtree("generator")
     with pytest.raises(ValueError, match="'generator', which is not there: give BASE and RESULT"):
-        pf.make_patch("text", output="p.safetensors")
+        pf.make_patch("text", output="r.safetensors")
     with pytest.raises(ValueError, match="expected the folder of a run"):
-        pf.make_patch("network", output="p.safetensors")
+        pf.make_patch("network", output="r.safetensors")
     with pytest.raises(ValueError, match="result is not given, and run is a dict"):
-        pf.make_patch({}, output="p.safetensors")
+        pf.make_patch({}, output="r.safetensors")
 
 
 def test_a_run_on_a_distilled_generator(runs):
@@ -287,6 +287,17 @@ def test_a_run_on_a_distilled_generator(runs):
     assert same(weights_of("forgot"), weights_of(run))
     # What the distillation recorded is not true of the copy.
     assert [path.name for path in Path("forgot").iterdir()] == ["unet"]
+
+
+def test_no_file_is_overwritten(tmp_path):
+    """Least of all the network that the patch is of."""
+    networks = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path in networks:
+        safetensors.torch.save_file({"a": torch.randn(5)}, path)
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match=r"^output is .*b\.safetensors', which exists already"):
+        pf.make_patch(*networks, output=networks[1])
+    assert content(tmp_path) == before
 
 
 def test_delta_files_become_patches(tmp_path):
@@ -344,12 +355,13 @@ def test_wrong_words(model, patch, capsys):
 # ---- without this package, and other formats
 
 
-def test_the_documented_code(model, patch):
+def test_the_documented_code(model, tmp_path):
     """The functions of docs/patch_files.md on a patch of floats, of other dtypes, and of dense changes."""
     text = (ROOT / "docs" / "patch_files.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     names: dict = {}
     exec(compile(block, "patch_files.md", "exec"), names)
+    patch = tmp_path / "all-dtypes.safetensors"
     base = dict(weights_of(model)) | {
         "half": torch.randn(200).half(),
         "long": torch.arange(9),
@@ -385,6 +397,7 @@ def test_shira_adapter(model, patch, tmp_path, capsys):
     for name, value in result.items():
         # A difference that is no short binary fraction, so that sums are rounded.
         result[name] = torch.where(base[name] == value, value, value * 1.1)
+    patch = tmp_path / "rounded.safetensors"
     pf.make_patch(base, result, output=patch)
     main(["patch", "export", str(patch), "--model", str(model), "--output", str(tmp_path / "a"), "--format", "shira"])
     text = capsys.readouterr().out
