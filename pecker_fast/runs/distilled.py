@@ -29,6 +29,8 @@ METHOD = "distil"
 SCORE = "score"
 # Networks that come with the package, such as "shipped:digits".
 SHIPPED = "shipped:"
+# Folder of the distilled networks that come with the package, and of those beside a pretrained network.
+GENERATOR = "distilled"
 AUTO = "auto"
 MAKE = "pecker-fast distil makes it"
 INITIAL = ("initial_generator", "initial_score")
@@ -214,7 +216,7 @@ def rounded(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _folder_of(name: str) -> Path:
     if name.startswith(SHIPPED):
-        return shipped_network(name.removeprefix(SHIPPED)).with_name("distilled")
+        return shipped_network(name.removeprefix(SHIPPED)).with_name(GENERATOR)
     return Path(name)
 
 
@@ -228,5 +230,5 @@ def _usual_place(args: UnlearnArguments) -> str:
     if path is not None and Path(path).is_dir():
         folder = Path(path).parent if Path(path).name == "unet" else Path(path)
         if os.access(folder, os.W_OK):
-            return str(folder / "distilled")
+            return str(folder / GENERATOR)
     return str(Path("runs") / f"{args.preset}-distil-seed0")

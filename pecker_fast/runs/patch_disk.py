@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ..files import write_folder
 from ..hashing import state_hash
-from ..models import WeightFiles, find_weight_files, other_weights, recorded_options
+from ..models import WeightFiles, find_weight_files, other_weights, recorded_options, shipped_network
 from ..patches import Patch, Switched, check_patches
 from .arguments import check_output
+from .distilled import GENERATOR, SHIPPED
+from .presets import CLASS_PRESETS
 
 PathLike = str | _PathLike
 
@@ -38,11 +40,13 @@ def switch_on_disk(
 ) -> Switching:
     """``apply_patch`` or ``revert_patch`` on disk, with its warnings as text."""
     patches = [Patch.load(file) for file in files]
-    source = Path(model)
+    source = located(model)
     if not source.exists():
         raise ValueError(f"model is {str(model)!r}, expected a folder or a safetensors file on disk")
     if in_place == (output is not None):
         raise ValueError("expected one of output, a new folder or file, and in_place")
+    if in_place and source != Path(model):
+        raise ValueError(f"model is {str(model)!r}, which comes with the package: give an output")
     is_run = _has_records(source)
     if in_place and is_run:
         raise ValueError(
@@ -51,6 +55,8 @@ def switch_on_disk(
     target = source if output is None else Path(output)
     if output is not None:
         check_target(source, target)
+        if source.is_file() and target.suffix != source.suffix:
+            raise ValueError(f"output is {str(output)!r}, expected a file that ends with {source.suffix}, as the model")
     files_there, state = fitting_weights(source, patches[0] if patches else None, revert, variant)
     check_patches(state, patches, revert)
     notes = [f"{file.name} is left as it is: it is no part of these weights" for file in other_weights(files_there)]
@@ -93,6 +99,25 @@ def switch_on_disk(
     return Switching(target, tuple(notes))
 
 
+def located(model: PathLike) -> Path:
+    """The path of a model, which is also known by name if it comes with the package.
+
+    Parameters
+    ----------
+    model : path-like
+        A path; or what patches record of their base: "shipped:digits" (or the preset's name alone) is the pretrained
+        network of a preset, "shipped:digits/distilled" its one-step generator.
+    """
+    text = str(model)
+    name, part = text.removeprefix(SHIPPED), ""
+    if text.startswith(SHIPPED):
+        name, _, part = name.partition("/")
+    network = CLASS_PRESETS[name].network if name in CLASS_PRESETS else None
+    if Path(model).exists() or network is None or part not in ("", GENERATOR):
+        return Path(model)
+    return shipped_network(network).with_name(GENERATOR) if part else shipped_network(network)
+
+
 def check_target(source: Path, target: Path) -> None:
     """Raise ValueError unless the copy of a model on disk can be written to ``target``."""
     if target.exists():
@@ -121,7 +146,7 @@ def fitting_weights(
 
     A run reads float16 and bfloat16 as float32, which is exact; so a patch of float32 fits them, too.
     """
-    choices = [(files, _widened(files.weights, patch)) for files in find_weight_files(model, variant)]
+    choices = [(files, _widened(files.weights, patch)) for files in find_weight_files(located(model), variant)]
     if patch is None or len(choices) == 1:
         return choices[0]
     fits = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..files import save_tensors, write_folder, write_json
 from ..models import resolve_config
 from ..patches import Patch, Switched, check_patches, switch_
-from .patch_disk import PathLike, check_target, fitting_weights
+from .patch_disk import PathLike, check_target, fitting_weights, located
 
 
 def export_network(model: PathLike, files: Sequence[PathLike], output: PathLike, variant: str | None = None) -> Path:
@@ -80,15 +80,17 @@ def export_shira(model: PathLike, files: Sequence[PathLike], output: PathLike, v
     ValueError
         As by ``apply_patch``, or if no linear layer changes.
     """
-    target = Path(output)
-    check_target(Path(model), target)
+    target, source = Path(output), located(model)
+    check_target(source, target)
+    if source.is_file():
+        raise ValueError(f"model is {str(model)!r}, expected a folder: an adapter needs the U-Net's configuration")
     patches = [Patch.load(file) for file in files]
     before = fitting_weights(model, patches[0] if patches else None, False, variant)[1]
     check_patches(before, patches)
     after = Switched(before, patches)
     # One patch for all of them.
     patch = Patch.between(before, after)
-    changed = [name for name in linear_layers(resolve_config(model, name="model")) if patch[f"{name}.weight"].count]
+    changed = [name for name in linear_layers(resolve_config(source, name="model")) if patch[f"{name}.weight"].count]
     if not changed:
         raise ValueError("no linear layer changes, and SHiRA adapters hold nothing else")
     rank, layers = choose_rank(

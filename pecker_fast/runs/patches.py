@@ -20,9 +20,9 @@ from ..models import (
 )
 from ..patches import Patch, apply_delta, check_patches, file_kind, patch_mask, switch_
 from .arguments import check_output
-from .distilled import SHIPPED, Distilled
+from .distilled import GENERATOR, SHIPPED, Distilled
 from .folder import run_config
-from .patch_disk import PathLike, fitting_weights, sampling_notes, switch_on_disk
+from .patch_disk import PathLike, fitting_weights, located, sampling_notes, switch_on_disk
 from .presets import PRESETS, class_preset
 from .run import Run
 
@@ -169,7 +169,7 @@ def verify_patch(file: PathLike, model: Weights, *, variant: str | None = None) 
         If the file is damaged, or the model is neither.
     """
     patch = Patch.load(file)
-    if isinstance(model, (str, os.PathLike)) and Path(model).exists():
+    if isinstance(model, (str, os.PathLike)) and located(model).exists():
         state = fitting_weights(model, patch, None, variant)[1]
     else:
         state = _state(model, "model", variant)
@@ -298,9 +298,7 @@ def _state(model: Run | Weights, name: str, variant: str | None = None) -> Mappi
         return model
     if not isinstance(model, (str, os.PathLike)):
         return unet_of(model).state_dict()
-    path = Path(model)
-    if not path.exists() and str(model) in PRESETS:
-        return find_weight_files(_shipped(str(model)))[0].weights
+    path = located(model)
     if path.is_dir() or path.suffix == ".safetensors":
         return find_weight_files(path, variant, name=name)[0].weights
     # A checkpoint of public code, or a name on the hub.
@@ -317,7 +315,7 @@ def _base_of(run: Run) -> tuple[Weights, str, str | None]:
     config = run.config
     if config.get("distilled") is not None:
         distilled = Distilled.read(config["distilled"])
-        name = distilled.name if distilled.name.startswith(SHIPPED) else distilled.folder.name
+        name = f"{distilled.name}/{GENERATOR}" if distilled.name.startswith(SHIPPED) else distilled.folder.name
         return distilled.networks["initial_generator"], name, config.get("initial_generator_sha256")
     initial = config.get("initial_generator")
     expected = config.get("pretrained_sha256" if initial is None else "initial_generator_sha256")

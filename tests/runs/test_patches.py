@@ -289,6 +289,26 @@ def test_a_run_on_a_distilled_generator(runs):
     assert [path.name for path in Path("forgot").iterdir()] == ["unet"]
 
 
+def test_networks_that_come_with_the_package(tmp_path, monkeypatch, capsys):
+    """By the names that patches record of their base."""
+    monkeypatch.chdir(tmp_path)
+    name, folder = "shipped:digits/distilled", shipped_network("digits").with_name("distilled")
+    result = moved({key: value.float() for key, value in weights_of(folder).items()})
+    safetensors.torch.save_file(result, "result.safetensors")
+    patch = pf.make_patch(name, "result.safetensors", output="p.safetensors", dtype="result")
+    assert patch.metadata["base_model"] == name and pf.verify_patch("p.safetensors", name) == "base"
+    before = content(folder)
+    main(["patch", "apply", "p.safetensors", "--model", name, "--output", "forgot"])
+    assert same(weights_of("forgot"), result) and content(folder) == before
+    for model, options, error in (
+        (name, ["--in_place"], "which comes with the package: give an output"),
+        ("digits", ["--output", "x"], "expected the base"),
+        ("shipped:digits/score", ["--output", "x"], "expected a folder or a safetensors file on disk"),
+        ("result.safetensors", ["--output", "x.bin"], "ends with .safetensors, as the model"),
+    ):
+        assert error in fails(capsys, "patch", "apply", "p.safetensors", "--model", model, *options)
+
+
 def test_no_file_is_overwritten(tmp_path):
     """Least of all the network that the patch is of."""
     networks = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
