@@ -244,14 +244,15 @@ _COST = (
     ),
     Figure(
         "drift_norm", "Weight drift", "drift", "", "{:.3g}", None,
-        "Distance of the weights from the pretrained ones, relative to their norm: ||θ - θ₀|| / ||θ₀||",
+        "Distance of the weights from those that the run started from, relative to their norm: ||θ - θ₀|| / ||θ₀||",
     ),
     Figure(
-        "parameters_changed", "Parameters changed", "changed", "%", "{:.1f}", None,
-        "Weights that differ from the pretrained ones at all",
+        "parameters_changed", "Parameters changed", "changed", "%", "{:.2f}", None,
+        "Weights that differ at all from those that the run started from",
     ),
     Figure(
-        "parameters_trained", "Parameters trained", "trained", "%", "{:.1f}", None, "Weights that the method trains"
+        "parameters_trained", "Parameters trained", "trained", "%", "{:.1f}", None,
+        "Weights of the layers that the method trains; a mask may leave fewer of them",
     ),
     Figure(
         "reached", "Parameters reached", "reached", "%", "{:.1f}", None,

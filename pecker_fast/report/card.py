@@ -14,7 +14,7 @@ from .files import RunRecord
 from .places import portable
 from .render import to_markdown
 from .tables import metrics_table
-from .words import DISTIL, asked, caution, drawn
+from .words import DISTIL, asked, caution, grid_words
 
 # Ends a card that was written here; the hash tells whether it has been edited since.
 MARK = "<!-- written by pecker-fast (sha256 of the lines above: {}); not replaced once it has been edited -->\n"
@@ -104,7 +104,7 @@ def card_text(run: RunRecord) -> str:
         if isinstance(metrics.get(key), (int, float)) and math.isfinite(metrics[key])
     ]
     source = str(metrics.get("pretrained", ""))
-    tags = ["machine-unlearning", "concept-erasure"]
+    tags = [] if run.method == DISTIL else ["machine-unlearning", "concept-erasure"]
     tags += ["one-step"] if _one_step(run) else []
     tags += [] if run.of_prompts else ["class-conditional"]
     data = ModelCardData(
@@ -135,9 +135,10 @@ def _sections(run: RunRecord, name: str) -> list[Section]:
     measured = _measured(run)
     keys = [key for key in FIGURES if key in measured and run.metrics.get(key) is not None]
     figures: list[Block] = [metrics_table(keys, {"value": run.metrics})] if keys else [Text(_nothing_measured(run))]
-    grid = Picture("samples/before_after.png", "Samples before and after unlearning, a row a class or prompt")
+    done = "distillation" if run.method == DISTIL else "unlearning"
+    grid = Picture("samples/before_after.png", f"Samples before and after {done}, a row a class or prompt")
     if (run.folder / grid.path).is_file():
-        figures += [grid, Text(f"Left: the pretrained model (DDIM). Right: {drawn(run.metrics)}. Framed: forgotten.")]
+        figures += [grid, Text(grid_words(run, "the pretrained model"))]
     what, request = _of_prompts(run) if run.of_prompts else _of_classes(run)
     code = (ONE_STEP if _one_step(run) else MANY_STEPS).format(folder=name, request=request)
     warning = (
@@ -152,7 +153,7 @@ def _sections(run: RunRecord, name: str) -> list[Section]:
         Section("What it is", [*what, Text(asked(portable(run.config)))]),
         Section("How to draw", [Code(code, "python")]),
         Section("Figures", figures),
-        Section("Caution", [Text(caution(run)), Text(warning)]),
+        Section("Caution", [Text(caution(run)), *([] if run.method == DISTIL else [Text(warning)])]),
         Section("Licence", [Text(licence)]),
         Section("More", [Link("The run's report", "report")]),
     ]

@@ -51,8 +51,11 @@ def _series(records: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[
 
 
 def _panel(axes, runs: Mapping[str, RunRecord], key: str, x: str = "iterations") -> None:
-    for colour, (name, run) in zip(_cycle(len(runs)), runs.items(), strict=True):
-        points = _series(run.evaluations, "step" if x == "iterations" else x, key)
+    curves = [_series(run.evaluations, "step" if x == "iterations" else x, key) for run in runs.values()]
+    if not any(points for points, _ in curves):
+        _say(axes, f"{figure(key).label}: not measured")
+        return
+    for colour, name, points in zip(_cycle(len(runs)), runs, curves, strict=True):
         axes.plot(*points, color=colour, marker="o", markersize=3, label=name)
     axes.set_xlabel(figure(x).axis)
     axes.set_ylabel(figure(key).axis)
@@ -63,6 +66,12 @@ def _panel(axes, runs: Mapping[str, RunRecord], key: str, x: str = "iterations")
         axes.axhline(first["frechet_real_split"], color="0.4", linestyle="--", label="real images")
     if figure(key).unit == "%":
         axes.set_ylim(-3, 103)
+
+
+def _say(axes, text: str) -> None:
+    """Words in the place of a panel."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text.replace(": ", ":\n"), ha="center", va="center")
 
 
 def _cycle(count: int) -> list[str]:
@@ -79,26 +88,35 @@ def draw_run(run: RunRecord, path: Path) -> None:
     canvas, axes = new_figure(2, 3)
     for panel, key in zip(axes.flat, PANELS, strict=False):
         _panel(panel, {run.method: run}, key)
-    axes[0][2].legend(fontsize=8)
-    losses = sorted({key for line in run.log for key in line if key.startswith("loss_")})
-    for colour, key in zip(_cycle(len(losses)), losses, strict=True):
-        axes[1][1].plot(*_series(run.log, "step", key), color=colour, label=key.removeprefix("loss_").replace("_", " "))
-    axes[1][1].set_yscale("symlog")
-    axes[1][1].set_xlabel(figure("iterations").axis)
-    axes[1][1].set_ylabel("Losses")
-    axes[1][1].grid(alpha=0.3)
-    if losses:
-        axes[1][1].legend(fontsize=8)
+    if axes[0][2].get_legend_handles_labels()[0]:
+        axes[0][2].legend(fontsize=8)
+    _loss_panel(axes[1][1], run)
     _mask_panel(axes[1][2], {run.method: run})
     save_figure(canvas, path)
+
+
+def _loss_panel(axes, run: RunRecord) -> None:
+    losses = sorted({key for line in run.log for key in line if key.startswith("loss_")})
+    if not losses:
+        _say(axes, "Losses: none was logged")
+        return
+    for colour, key in zip(_cycle(len(losses)), losses, strict=True):
+        points = _series(run.log, "step", key)
+        # A line of one point cannot be seen.
+        marker = "o" if len(points[0]) == 1 else None
+        name = key.removeprefix("loss_").replace("_", " ")
+        axes.plot(*points, color=colour, marker=marker, markersize=3, label=name)
+    axes.set_yscale("symlog")
+    axes.set_xlabel(figure("iterations").axis)
+    axes.set_ylabel("Losses")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
 
 
 def _mask_panel(axes, runs: Mapping[str, RunRecord]) -> None:
     masked = {name: run.mask for name, run in runs.items() if run.mask}
     if not masked:
-        axes.set_axis_off()
-        texts = dict.fromkeys(unmasked(run) for run in runs.values())
-        axes.text(0.5, 0.5, "\n".join(texts).replace(": ", ":\n"), ha="center", va="center")
+        _say(axes, "\n".join(dict.fromkeys(unmasked(run) for run in runs.values())))
         return
     modules = list(dict.fromkeys(m for mask in masked.values() for m in mask["mask_density_by_module"]))
     height = 0.8 / len(masked)
@@ -125,6 +143,8 @@ def draw_comparison(runs: Mapping[str, RunRecord], path: Path) -> None:
     _panel(axes[1][1], runs, "frechet_distance", x="seconds")
     _panel(axes[1][2], runs, "cover_frechet_distance")
     _mask_panel(axes[1][3], runs)
-    handles, labels = axes[0][2].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    legends = [panel.get_legend_handles_labels() for panel in (axes[0][2], *axes.flat)]
+    handles, labels = next((legend for legend in legends if legend[0]), ([], []))
+    if handles:
+        canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     save_figure(canvas, path)

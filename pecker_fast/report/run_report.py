@@ -12,7 +12,7 @@ from .files import RunRecord
 from .places import portable
 from .render import json_code, write_document
 from .tables import metrics_table
-from .words import DISTIL, asked, caution, cover_of, drawn, shown_figures, source_of, unmasked
+from .words import DISTIL, asked, caution, cover_of, grid_words, shown_figures, source_of, unmasked
 
 COST = ("images", "seconds", "seconds_per_image", "peak_memory_bytes")
 GRIDS = "samples/before_after.png"
@@ -80,9 +80,10 @@ def _request(run: RunRecord) -> list[Block]:
             ("pretrained network", source_of(config)),
             ("its weights' sha256", config.get("pretrained_sha256") or "-"),
             ("seed", str(config.get("seed"))),
-            ("images of the class to forget", config.get("forget_data") or "none given"),
-            ("training images", _data_words(run)),
         ]
+        if run.method != DISTIL:
+            rows.append(("images of the class to forget", config.get("forget_data") or "none given"))
+        rows.append(("training images", _data_words(run)))
         rows += [
             (name.replace("_", " "), config[name])
             for name in ("distilled", "initial_generator", "initial_score")
@@ -147,8 +148,7 @@ def _label(key: str) -> str:
 def _samples(run: RunRecord) -> list[Block]:
     blocks: list[Block] = [Picture(GRIDS, _grid_words(run))]
     if (run.folder / GRIDS).is_file():
-        after = drawn(run.metrics)
-        blocks.append(Text(f"Left: the pretrained network (DDIM). Right: {after}. Framed: what should be forgotten."))
+        blocks.append(Text(grid_words(run, "the pretrained network")))
     blocks += [Picture(file, text) for file, text in CONCEPT_GRIDS if (run.folder / file).is_file()]
     return blocks
 
@@ -162,8 +162,12 @@ def _grid_words(run: RunRecord) -> str:
 
 
 def _curves(run: RunRecord) -> list[Block]:
-    words = "Curves of unlearning accuracy, retained accuracy, Fréchet distance, diversity and losses, and bars of the "
-    blocks: list[Block] = [Picture("report.png", words + "mask's density by part of the network")]
+    words = "Curves of unlearning accuracy, retained accuracy, Fréchet distance, diversity and losses"
+    if run.method == DISTIL:
+        words = words.replace("unlearning accuracy, ", "")
+    if run.mask:
+        words += ", and bars of the mask's density by part of the network"
+    blocks: list[Block] = [Picture("report.png", words)]
     if not run.evaluations:
         blocks.append(Text("evaluation.jsonl is missing or empty: only the losses are drawn."))
     return blocks
@@ -196,7 +200,7 @@ def _drift(run: RunRecord) -> list[Block]:
         for name, part in parts.items():
             share = [f"{part['salient']:.1%}"] if masked else []
             drift = figure("drift_norm").number(part["drift"])
-            lines.append([name, f"{part['parameters']:,d}", drift, f"{part['changed']:.1%}", *share])
+            lines.append([name, f"{part['parameters']:,d}", drift, f"{part['changed']:.2%}", *share])
         return lines
 
     align = "l" + "r" * (len(head) - 1)
@@ -213,6 +217,8 @@ def _drift(run: RunRecord) -> list[Block]:
 
 def _robustness(run: RunRecord) -> list[Block]:
     recorded = run.json("robustness")
+    if not recorded and run.method == DISTIL:
+        return [Text("Not tested: nothing is forgotten.")]
     if not recorded:
         return [Text("Not tested: how hard it is to bring the class back is unknown.")]
     blocks: list[Block] = []

@@ -6,8 +6,8 @@ from typing import Any
 from ..figures import FIGURES, ROBUSTNESS
 from .files import RunRecord
 
-# What config.json says of runs that forget nothing.
-DISTIL = "distil"
+# What config.json says of runs that forget nothing, and of those that train nothing.
+DISTIL, RELABEL = "distil", "relabel"
 # Shown even if a run lacks them.
 MAIN = ("ua", "retain_accuracy", "frechet_distance", "diversity", "iterations", "seconds")
 DISTIL_CAUTION = "The figures are of one network and one seed, judged by one independently trained classifier."
@@ -37,6 +37,8 @@ def shown_figures(*runs: RunRecord) -> list[str]:
     Figures of robustness have a section of their own.
     """
     always = () if any(run.of_prompts for run in runs) else MAIN
+    if all(run.method == DISTIL for run in runs):
+        always = tuple(key for key in always if key != "ua")
     shown = (key for key in FIGURES if key not in ROBUSTNESS)
     return [key for key in shown if key in always or any(run.metrics.get(key) is not None for run in runs)]
 
@@ -45,9 +47,17 @@ def unmasked(run: RunRecord) -> str:
     """What the forget gradient of a method without a mask reaches."""
     if run.method == DISTIL:
         return "No mask: nothing is forgotten, and every parameter is trained"
+    if run.method == RELABEL:
+        return "No mask: rows of the class embedding are replaced, and nothing is trained"
     if run.reached is None or run.reached == 100:
         return "No mask: the forget gradient reached every trained parameter"
     return f"No mask: the forget gradient reached the {run.reached:.1f} % of the parameters that are trained"
+
+
+def grid_words(run: RunRecord, pretrained: str) -> str:
+    """What a grid of samples before and after a run shows."""
+    words = f"Left: {pretrained} (DDIM). Right: {drawn(run.metrics)}."
+    return words if run.method == DISTIL else f"{words} Framed: what should be forgotten."
 
 
 def drawn(metrics: Mapping[str, Any]) -> str:

@@ -74,6 +74,32 @@ def test_grid_pixels_are_the_images(tmp_path, channels):
     assert Image.open(tmp_path / "b.png").width == 2 * sheet.width + 12
 
 
+def test_a_distillation_forgets_nothing(tmp_path):
+    """Its report and its card do not speak of forgetting."""
+    folder = make_run(tmp_path / "run", "distil", masked=False, ua=None)
+    save_grid(folder / "samples" / "before_after.png", torch.zeros(2, 1, 8, 8), torch.arange(2), ("0", "1"))
+    (folder / "evaluation.jsonl").write_text('{"step": 1, "retain_accuracy": 90.0}\n')
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"forget_classes": []}))
+    (folder / "model_index.json").write_text("{}")
+    text = write_run_report(folder).read_text()
+    card = (folder / "README.md").read_text()
+    assert "Right: the one-step generator." in text and "Right: the one-step generator." in card
+    for word in ("Framed", "Unlearning accuracy", "images of the class to forget", "bring the class back", "bars of"):
+        assert word not in text and word not in card
+    assert "unlearning" not in card.lower() and "concept-erasure" not in card
+    assert_drawn(folder / "report.png")
+
+
+def test_a_method_that_trains_nothing(tmp_path):
+    folder = make_run(tmp_path / "run", "relabel", masked=False, parameters_changed=0.0268)
+    (folder / "train.jsonl").write_text("")
+    text = write_run_report(folder).read_text()
+    assert "No mask: rows of the class embedding are replaced, and nothing is trained" in text
+    assert "| Parameters changed | 0.03 % |" in text
+    assert_drawn(folder / "report.png")
+
+
 def test_wrong_grids(tmp_path):
     with pytest.raises(ValueError, match="images has shape"):
         save_grid(tmp_path / "g.png", torch.zeros(2, 2, 8, 8), torch.zeros(2, dtype=torch.int64), ("a",))
@@ -133,7 +159,7 @@ def test_comparison(tmp_path):
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(ImportError, match=r"pecker-fast\[demo\]"):
+    with pytest.raises(ImportError, match=r"pecker-fast\[train\]"):
         write_run_report(make_run(tmp_path / "r"))
 
 
@@ -167,7 +193,7 @@ def test_report_of_everything(tmp_path):
     ):  # fmt: skip
         assert words in page.text and words in markdown, words
     assert markdown.count("CHANGED") == 1 and "| b.bin | 4,567 | b.binb.binb.bin | CHANGED |" in markdown
-    assert "| conv_in.x | 1,234 | - | 25.0% | 50.0% |" in markdown
+    assert "| conv_in.x | 1,234 | - | 25.00% | 50.0% |" in markdown
     # The same sections in both.
     titles = [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
     assert titles == [s.title for s in sections(RunRecord.read(folder))] and page.tags.count("h2") == len(titles)
