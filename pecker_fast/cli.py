@@ -1,6 +1,7 @@
 """The command line, ``pecker-fast``. Imports a subcommand when it is called; nothing imports this module."""
 
 import importlib
+import os
 import sys
 
 from . import __version__
@@ -56,7 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     Raises
     ------
     SystemExit
-        With status 2 after one line on stderr if the input is wrong, 130 after Ctrl-C.
+        With status 2 after one line on stderr if the input is wrong, 130 after Ctrl-C, 141 if the reader of a pipe has
+        gone.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] in (["--help"], ["-h"]):
@@ -75,6 +77,10 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         print(f"pecker-fast: {error}: pip install 'pecker-fast[train]'", file=sys.stderr)
         raise SystemExit(2) from error
+    except BrokenPipeError:
+        # Whoever reads, such as head, has enough. Python would complain at its exit if it could not flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         print(f"pecker-fast: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -163,6 +163,10 @@ _QUALITY = (
         "Kernel distance between 8-bit images in the judge's features; not KID",
     ),
     Figure(
+        "extractor_kernel_distance_std", "Its standard deviation over subsets", "kernel distance, std", "", "{:.5f}",
+        None, "Standard deviation of that kernel distance over random subsets of the images",
+    ),
+    Figure(
         "extractor_precision", "Precision, judge's features", "judge precision", "", "{:.3f}", "higher",
         "Improved precision in the judge's features, k = 3",
     ),

@@ -152,7 +152,7 @@ def image_quality(
         "torch_fidelity": version("torch-fidelity"),
         "torch": torch.__version__,
     }
-    arguments = {**options, "input1": generated, "input2": real, "cuda": cuda, "verbose": verbose, "cache": False}
+    arguments = {**options, "input1": generated, "input2": real, "cuda": cuda, "verbose": verbose and inception, "cache": False}
     if path is not None:
         arguments["feature_extractor_weights_path"] = str(path)
         protocol["weights_sha256"] = file_sha256(path)

@@ -153,7 +153,9 @@ def load_unet(kind: type, folder: str | os.PathLike, **options: Any) -> Any:
     except RuntimeError as error:
         raise ValueError(f"{folder} has weights that do not fit its configuration: {error}") from error
     # diffusers initialises missing weights at random.
-    wrong = {name: keys for name, keys in info.items() if keys}
+    wrong = [
+        f"{len(keys)} {name.replace('_', ' ')}, such as {min(map(str, keys))}" for name, keys in info.items() if keys
+    ]
     if wrong:
-        raise ValueError(f"{folder} has weights that do not fit its configuration: {wrong}")
+        raise ValueError(f"{folder} has weights that do not fit its configuration: {'; '.join(wrong)}")
     return unet.eval()

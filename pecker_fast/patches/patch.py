@@ -248,7 +248,8 @@ class Patch:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"{path} is not a patch file: there is no such file")
+            what = "it is a folder" if path.is_dir() else "there is no such file"
+            raise ValueError(f"{path} is not a patch file: {what}")
         try:
             with safe_open(os.fspath(path), framework="np") as file:
                 header = file.metadata() or {}
@@ -306,7 +307,7 @@ def check_alike(base: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> Non
     """Raise ValueError unless two state dicts have the same names, shapes and supported dtypes."""
     if base.keys() != result.keys():
         names = sorted(base.keys() ^ result.keys())
-        raise ValueError(f"base and result differ in {len(names)} names, such as {names[0]}")
+        raise ValueError(f"the two networks differ in {len(names)} names of tensors, such as {names[0]}")
     for name in sorted(result):
         before, after = base[name], result[name]
         check_plain(name, before)

@@ -67,6 +67,11 @@ class Distilled:
             If there is no such run, or it has not ended.
         """
         folder = _folder_of(name)
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"distilled is {name!r}, expected the folder of a run of distillation ({MAKE}): there is no "
+                f"{folder / 'config.json'}"
+            )
         try:
             config = json.loads((folder / "config.json").read_text())
             if config["method"] != METHOD:
@@ -77,7 +82,10 @@ class Distilled:
                 f"distilled is {name!r}, expected the folder of a run of distillation ({MAKE}): {error}"
             ) from error
         if not is_distilled(name):
-            raise ValueError(f"distilled is {name!r}, whose distillation has not ended")
+            raise ValueError(
+                f"distilled is {name!r}, whose distillation has not ended: continue it with pecker-fast distil and "
+                "--resume_from_checkpoint latest"
+            )
         return cls(name, folder, *facts)
 
     @property

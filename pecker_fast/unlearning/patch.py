@@ -148,11 +148,20 @@ class PatchMasker(BaseMasker):
         for part in self.act_on:
             if not any(in_part(name, (part,), self.text) for name in numels):
                 raise ValueError(
-                    f"act_on has {part!r}, which matches no parameter; expected {', '.join(PARTS)} or a name"
+                    f"act_on has {part!r}, which matches no parameter; expected {', '.join(PARTS)} or a pattern of "
+                    f'parameter names, such as "mid_block.*" or "{next(iter(numels))}"'
                 )
-        allowed = sum(numel for name, numel in numels.items() if in_part(name, self.act_on, self.text))
-        self.share = min(density, allowed / sum(numels.values()))
         self._taken = None if anywhere else self._read_masks(options.disjoint_from, problem.teacher)
+        taken = {} if self._taken is None else dict(zip(self._taken.names, self._taken.tensor_counts(), strict=True))
+        allowed = sum(
+            numel - taken.get(name, 0) for name, numel in numels.items() if in_part(name, self.act_on, self.text)
+        )
+        if allowed == 0:
+            raise ValueError(
+                f"no entry is left to the patch: disjoint_from has all that act_on ({', '.join(self.act_on)}) allows; "
+                "leave a file out of disjoint_from, or let the patch act on more"
+            )
+        self.share = min(density, allowed / sum(numels.values()))
 
     def _read_masks(self, paths: Sequence[str], network: nn.Module) -> SaliencyMask | None:
         """The union of the masks in files; None without files."""

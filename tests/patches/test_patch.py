@@ -92,7 +92,7 @@ def test_mask(tmp_path):
 def test_other_architectures_and_dtypes():
     base, result = states()
     for wrong, error in (
-        ({**result, "more": torch.zeros(1)}, "differ in 1 names, such as more"),
+        ({**result, "more": torch.zeros(1)}, "differ in 1 names of tensors, such as more"),
         ({**result, "same": torch.zeros(3)}, "same has shape"),
         ({**result, "same": result["same"].half()}, r"same is float16, in the base float32.*dtype"),
         ({**result, "same": result["same"].to(torch.complex64)}, "same is torch.complex64, expected one of"),

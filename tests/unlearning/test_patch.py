@@ -22,11 +22,15 @@ from tests.unlearning.test_methods import run, weights
 from tests.unlearning.test_prompts import make_text, run_text
 
 
-def masker_of(generator=None, density: float = 0.3, **options) -> tuple[PatchMasker, torch.nn.Module]:
-    generator = generator or tiny_unet()
+def fresh_masker(generator, density: float = 0.3, **options) -> PatchMasker:
     request = ForgetRequest.of(generator, [0], 1)
     setting = setting_of(teacher=copy.deepcopy(generator), schedule=NoiseSchedule.linear(), request=request)
-    masker = PatchMasker(setting, PatchOptions(**{"saliency_chunks": 3, **options}), generator, density)
+    return PatchMasker(setting, PatchOptions(**{"saliency_chunks": 3, **options}), generator, density)
+
+
+def masker_of(generator=None, density: float = 0.3, **options) -> tuple[PatchMasker, torch.nn.Module]:
+    generator = generator or tiny_unet()
+    masker = fresh_masker(generator, density, **options)
     masker.start(generator)
     masker.refresh(0, generator)
     return masker, generator
@@ -174,8 +178,13 @@ def test_a_patch_leaves_earlier_ones_alone(tmp_path):
     assert masker_of(generator, density=0.2, disjoint_from=tuple(paths))[0].mask.equal(third)
     whole = ~(first & ~first)
     whole.save(paths[0])
+    # Before anything is computed.
     with pytest.raises(ValueError, match="no entry is left"):
-        masker_of(generator, disjoint_from=tuple(paths))
+        fresh_masker(generator, disjoint_from=tuple(paths))
+    # The rate is by the share that is left.
+    first.save(paths[0])
+    share = fresh_masker(generator, 0.95, disjoint_from=(paths[0],)).share
+    assert share == pytest.approx(1 - first.density, rel=1e-12)
     for wrong in (str(tmp_path / "missing.safetensors"), str(tmp_path)):
         with pytest.raises(ValueError, match="disjoint_from has"):
             masker_of(generator, disjoint_from=(wrong,))
