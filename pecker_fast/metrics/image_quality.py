@@ -106,7 +106,7 @@ def image_quality(
         Folder for Inception's features, keyed by the content of images and weights: the features of the same images are
         not computed again, also after an interruption.
     verbose : bool
-        Whether torch-fidelity prints its progress.
+        Whether torch-fidelity prints its progress with Inception.
 
     Returns
     -------
@@ -152,7 +152,9 @@ def image_quality(
         "torch_fidelity": version("torch-fidelity"),
         "torch": torch.__version__,
     }
-    arguments = {**options, "input1": generated, "input2": real, "cuda": cuda, "verbose": verbose and inception, "cache": False}
+    # It would print distances in other features as if they were in Inception's.
+    arguments = {**options, "input1": generated, "input2": real, "verbose": verbose and inception}
+    arguments |= {"cuda": cuda, "cache": False}
     if path is not None:
         arguments["feature_extractor_weights_path"] = str(path)
         protocol["weights_sha256"] = file_sha256(path)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # A path or a name; or weights in memory.
 Weights = Union[PathLike, Mapping[str, Tensor], nn.Module, "DiffusionPipeline"]
-M = TypeVar("M", bound=Weights)
+M = TypeVar("M", bound=Run | Weights)
 
 LICENSE = "that of the base model"
 # Figures of a run that its patch carries.
@@ -146,14 +146,14 @@ def inspect_patch(file: PathLike) -> Patch:
     return Patch.load(file)
 
 
-def verify_patch(file: PathLike, model: Weights, *, variant: str | None = None) -> Literal["base", "result"]:
+def verify_patch(file: PathLike, model: Run | Weights, *, variant: str | None = None) -> Literal["base", "result"]:
     """Check a patch file, and that a model is its base or its result. Nothing is changed.
 
     Parameters
     ----------
     file : path-like
         The patch file.
-    model : path, state dict, nn.Module or DiffusionPipeline
+    model : path, Run, state dict, nn.Module or DiffusionPipeline
         The model.
     variant : str, optional
         Variant of the model's weights. Default: the one that fits the patch.
@@ -169,6 +169,8 @@ def verify_patch(file: PathLike, model: Weights, *, variant: str | None = None) 
         If the file is damaged, or the model is neither.
     """
     patch = Patch.load(file)
+    if isinstance(model, Run):
+        model = model.folder
     if isinstance(model, (str, os.PathLike)) and located(model).exists():
         state = fitting_weights(model, patch, None, variant)[1]
     else:
@@ -189,9 +191,9 @@ def apply_patch(
 
     Parameters
     ----------
-    model : path, state dict, nn.Module or DiffusionPipeline
-        A folder of diffusers (pipeline, U-Net or run) or a safetensors file on disk; or weights in memory, which are
-        changed in place on their devices.
+    model : path, Run, state dict, nn.Module or DiffusionPipeline
+        A folder of diffusers (pipeline, U-Net or run) or a safetensors file on disk, as is a run; or weights in memory,
+        which are changed in place on their devices.
     *files : path-like
         Patch files in the order in which they were made.
     output : path-like, optional
@@ -297,7 +299,10 @@ def _state(model: Run | Weights, name: str, variant: str | None = None) -> Mappi
     if isinstance(model, Mapping):
         return model
     if not isinstance(model, (str, os.PathLike)):
-        return unet_of(model).state_dict()
+        try:
+            return unet_of(model).state_dict()
+        except ValueError as error:
+            raise ValueError(f"{name} is a {type(model).__name__}: {error}") from error
     path = located(model)
     if path.is_dir() or path.suffix == ".safetensors":
         return find_weight_files(path, variant, name=name)[0].weights
@@ -386,6 +391,9 @@ def _converted(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[
 def _switch(
     model: Any, files: Sequence[PathLike], revert: bool, output: PathLike | None, in_place: bool, variant: str | None
 ) -> Any:
+    if isinstance(model, Run):
+        # Its files: the weights in memory would be a copy of them.
+        model = model.folder
     if isinstance(model, (str, os.PathLike)):
         done = switch_on_disk(model, files, revert, output, in_place, variant)
         for note in done.notes:

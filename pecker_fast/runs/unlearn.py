@@ -89,6 +89,8 @@ def distil(args: UnlearnArguments) -> Outcome:
     SystemExit
         With status 128 + n if signal n stopped the run, after a checkpoint.
     """
+    if method_class(args.method).forgets:
+        raise ValueError(f"method is {args.method!r}, which forgets: pecker-fast unlearn is its command")
     args = with_distilled(args)
     compute = args.compute.resolved()
     with world(torch.device(compute.device), compute.ddp_timeout) as processes:

@@ -187,8 +187,12 @@ def test_wrong_inputs(place, tmp_path, capsys):
         said = fails(capsys, *unlearn(place, output, "--distilled", str(folder)))
         assert "expected the folder of a run of distillation (pecker-fast distil makes it)" in said
     shutil.copytree(place / "distilled", tmp_path / "half", ignore=shutil.ignore_patterns("metrics.json"))
-    assert "has not ended: continue it with pecker-fast distil" in fails(capsys, *unlearn(place, output, "--distilled", str(tmp_path / "half")))
+    half = str(tmp_path / "half")
+    assert "has not ended: continue it with pecker-fast distil" in fails(
+        capsys, *unlearn(place, output, "--distilled", half)
+    )
     assert "pecker-fast distil is its command" in fails(capsys, "unlearn", "--method", "distil")
+    assert "pecker-fast unlearn is its command" in fails(capsys, "distil", "--method", "pecker")
     assert "t_init is 300, but there is no one-step generator" in fails(
         capsys, *unlearn(place, output, "--t_init", "300", method="relabel")
     )

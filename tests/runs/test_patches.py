@@ -236,6 +236,13 @@ def test_the_patch_of_a_run_on_classes(runs, capsys):
     pf.revert_patch(run.folder, "p.safetensors", output="base")
     assert {path.name for path in Path("base").iterdir()} == {"model_index.json", "pipeline.py", "scheduler", "unet"}
     assert same(weights_of("base"), weights_of("network"))
+    # A run is its folder, whose records would not be true of changed weights.
+    assert pf.verify_patch("p.safetensors", run) == "result"
+    assert pf.revert_patch(run, "p.safetensors", output="base-of-run") == Path("base-of-run")
+    with pytest.raises(ValueError, match="expected one of output"):
+        pf.revert_patch(run, "p.safetensors")
+    with pytest.raises(ValueError, match="model is a int: it has no U-Net"):
+        pf.apply_patch(3, "p.safetensors")
     assert fails(capsys, "patch", "revert", "p.safetensors", "--model", "compare/pecker-seed0", "--in_place").endswith(
         "the folder of a run, whose records would no longer be true: give an output"
     )
