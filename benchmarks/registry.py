@@ -16,7 +16,7 @@ import pecker_fast as pf
 
 from .inputs import GRADIENT_KINDS, Problem
 from .memory import extra_memory_share
-from .selections import flat_magnitudes, rivals
+from .selections import RIVALS, flat_magnitudes, rivals
 
 OURS = "pecker_fast"
 DENSITIES = (0.5, 0.1, 0.01)
@@ -181,6 +181,43 @@ def saliency_mask_threshold(problem: Problem) -> Case:
     }
     figures = [Figure("threshold / density", OURS, "density", fp32_only(problem, 1.0))]
     return Case(functions, figures, dict.fromkeys(functions, problem.itemsize + 0.125))
+
+
+@register("saliency_mask_relative", "mask of the quotients of two tensors' magnitudes", buffers=44)
+def saliency_mask_relative(problem: Problem) -> Case:
+    named, others = problem.gradients(), problem.gradients(seed=1)
+    scores, retained = list(named.values()), list(others.values())
+
+    def quotients() -> list[Tensor]:
+        made = []
+        for score, other in zip(scores, retained, strict=True):
+            denominator = other.abs().float()
+            denominator += 0.01 * denominator.mean()
+            made.append(score.abs().float().div_(denominator))
+        return made
+
+    def run(select: Callable[[list[Tensor], float], object]) -> Callable[[], object]:
+        return lambda: select(quotients(), 0.1)
+
+    functions = {
+        OURS: lambda: pf.saliency_mask(named, density=0.1, relative_to=others, backend=problem.backend),
+        "plain": lambda: pf.saliency_mask(named, density=0.1, backend=problem.backend),
+        # The mean has to be known before a quotient is: one tensor is read once, the other twice.
+        "three reads": lambda: [tensor.sum() for tensors in (scores, retained, retained) for tensor in tensors],
+        "expression, saliency_mask": run(lambda made, density: pf.saliency_mask(made, density=density)),
+        "expression, torch.topk": run(RIVALS["torch.topk"]),
+        "expression, torch.kthvalue": run(RIVALS["torch.kthvalue"]),
+    }
+    figures = [
+        Figure("relative / plain", OURS, "plain", fp32_only(problem, 1.5)),
+        Figure("relative / torch.sum of what is read", OURS, "three reads"),
+        *[
+            Figure(f"{name} / relative", name, OURS, at_most=False)
+            for name in functions
+            if name.startswith("expression")
+        ],
+    ]
+    return Case(functions, figures, {OURS: 3 * problem.itemsize + 0.125, "plain": problem.itemsize + 0.125})
 
 
 @register("saliency_mask_memory", "peak memory of a selection beyond the gradients and the mask", buffers=0)

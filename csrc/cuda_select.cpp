@@ -1,10 +1,11 @@
-// select, threshold_mask and radix_histogram on CUDA tensors: checks, memory and launches.
+// select, threshold_mask, radix_histogram and magnitude_sums on CUDA tensors: checks, memory and launches.
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -26,21 +27,29 @@ void check_rows(const char* name, const Tensor& rows, at::ScalarType dtype, c10:
   TORCH_CHECK_VALUE(rows.dim() == 1, name, " has shape ", rows.sizes(), ", expected one dimension");
 }
 
-void refuse_quotients(const OptionalTensorList& relative_to) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!relative_to, "relative_to is not supported by the CUDA kernels yet: use backend=\"triton\"");
-}
-
 // The scores of a call, checked; the table goes to the device with `upload`.
 class ScoreTable {
  public:
-  ScoreTable(TensorList scores, c10::Device device) : rows_(scores.size()) {
+  ScoreTable(TensorList scores, c10::Device device, const OptionalTensorList& relative_to = std::nullopt,
+             const std::optional<Tensor>& damping = std::nullopt, const char* name = "scores")
+      : rows_(scores.size()) {
+    check_relative(scores, device, relative_to, damping);
+    if (damping) view_.damping = damping->const_data_ptr<float>();
     for (std::size_t i = 0; i < scores.size(); ++i) {
       const Tensor& score = scores[i];
-      check_tensor("scores", static_cast<std::int64_t>(i), score, kScoreDtypes, device);
+      const std::int64_t index = static_cast<std::int64_t>(i);
+      check_tensor(name, index, score, kScoreDtypes, device);
+      const void* others = nullptr;
+      if (relative_to) {
+        const Tensor& other = (*relative_to)[i];
+        check_tensor("relative_to", index, other, {score.scalar_type()}, device);
+        check_size("relative_to", index, other, "scores", score.numel());
+        others = other.const_data_ptr();
+      }
       const ScoreType type = score.scalar_type() == at::kFloat      ? kScoreFloat
                              : score.scalar_type() == at::kBFloat16 ? kScoreBFloat16
                                                                     : kScoreHalf;
-      append_score(view_, score.const_data_ptr(), score.numel(), type, &rows_[view_.num_tensors]);
+      append_score(view_, index, score.const_data_ptr(), others, score.numel(), type, &rows_[view_.num_tensors]);
     }
   }
 
@@ -57,6 +66,17 @@ class ScoreTable {
   }
 
  private:
+  static void check_relative(TensorList scores, c10::Device device, const OptionalTensorList& relative_to,
+                             const std::optional<Tensor>& damping) {
+    TORCH_CHECK_VALUE(relative_to.has_value() == damping.has_value(), "give both of relative_to and damping, or neither");
+    if (!damping) return;
+    TORCH_CHECK_VALUE(relative_to->size() == scores.size(), relative_to->size(), " relative_to for ", scores.size(),
+                      " scores");
+    check_rows("damping", *damping, at::kFloat, device);
+    TORCH_CHECK_VALUE(damping->numel() == static_cast<std::int64_t>(scores.size()), "damping has shape ",
+                      damping->sizes(), ", expected [", scores.size(), "]");
+  }
+
   std::vector<ScoreTensor> rows_;
   Scores view_ = {};
   Tensor storage_;
@@ -91,9 +111,8 @@ MaskTensors mask_rows(ScoreTable& scores, const Tensor& rows, bool may_sample, c
 
 MaskTensors select_cuda(TensorList scores, const Tensor& ks, bool ties_all, OptionalTensorList relative_to,
                         const std::optional<Tensor>& damping) {
-  refuse_quotients(relative_to);
   check_rows("ks", ks, at::kLong, ks.device());
-  ScoreTable table(scores, ks.device());
+  ScoreTable table(scores, ks.device(), relative_to, damping);
   const c10::DeviceGuard guard(ks.device());
   return mask_rows(table, ks, true, [&](const Scores& view, std::int64_t m, const MaskRows& out,
                                         const SelectPlan& plan, void* workspace, cudaStream_t stream) {
@@ -103,12 +122,11 @@ MaskTensors select_cuda(TensorList scores, const Tensor& ks, bool ties_all, Opti
 
 MaskTensors threshold_mask_cuda(TensorList scores, const Tensor& keys, const Tensor& tie_limits,
                                 OptionalTensorList relative_to, const std::optional<Tensor>& damping) {
-  refuse_quotients(relative_to);
   check_rows("keys", keys, at::kInt, keys.device());
   check_rows("tie_limits", tie_limits, at::kLong, keys.device());
   TORCH_CHECK_VALUE(keys.numel() == tie_limits.numel(), "keys has ", keys.numel(), " rows and tie_limits ",
                     tie_limits.numel());
-  ScoreTable table(scores, keys.device());
+  ScoreTable table(scores, keys.device(), relative_to, damping);
   const c10::DeviceGuard guard(keys.device());
   return mask_rows(table, keys, false, [&](const Scores& view, std::int64_t m, const MaskRows& out,
                                            const SelectPlan& plan, void* workspace, cudaStream_t stream) {
@@ -119,10 +137,9 @@ MaskTensors threshold_mask_cuda(TensorList scores, const Tensor& keys, const Ten
 
 Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int64_t level,
                             OptionalTensorList relative_to, const std::optional<Tensor>& damping) {
-  refuse_quotients(relative_to);
   check_rows("prefixes", prefixes, at::kInt, prefixes.device());
   TORCH_CHECK_VALUE(level >= 0 && level <= 2, "level is ", level, ", expected 0 to 2");
-  ScoreTable table(scores, prefixes.device());
+  ScoreTable table(scores, prefixes.device(), relative_to, damping);
   const c10::DeviceGuard guard(prefixes.device());
   const auto options = prefixes.options();
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
@@ -136,10 +153,26 @@ Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int6
   return counts;
 }
 
+Tensor magnitude_sums_cuda(TensorList tensors) {
+  TORCH_CHECK_VALUE(!tensors.empty(), "tensors is empty, expected at least one");
+  const c10::Device device = tensors[0].device();
+  ScoreTable table(tensors, device, std::nullopt, std::nullopt, "tensors");
+  const c10::DeviceGuard guard(device);
+  const auto options = tensors[0].options();
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const std::int64_t n = static_cast<std::int64_t>(tensors.size());
+  Tensor sums = at::empty({n, kSumColumns}, options.dtype(at::kLong));
+  table.upload(options, stream);
+  launch_magnitude_sums(table.view(), n, sums.mutable_data_ptr<std::int64_t>(),
+                        default_tuning(multiprocessors(device)).blocks, stream);
+  return sums;
+}
+
 TORCH_LIBRARY_IMPL(pecker_fast, CUDA, m) {
   m.impl("select", &select_cuda);
   m.impl("threshold_mask", &threshold_mask_cuda);
   m.impl("radix_histogram", &radix_histogram_cuda);
+  m.impl("magnitude_sums", &magnitude_sums_cuda);
 }
 
 }  // namespace

@@ -381,7 +381,8 @@ def _draw(tables, sampling: Sampling) -> Tensor:
             RELATIVE=tables.relative,
             DTYPE=dtype,
             BLOCK=_BLOCK,
-            num_warps=4,
+            # Division takes registers.
+            num_warps=8 if tables.relative else 4,
         )
     return sample.sort(descending=True).values
 

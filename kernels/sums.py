@@ -51,16 +51,18 @@ def sums_kernel(
         keys = keys_of(load_raw(tl.load(addresses + tensor), start, numel, DTYPE, ALIGNED, BLOCK), DTYPE)
         exponents = tl.maximum(keys >> 23, 1)
         significands = tl.where(keys >> 23 > 0, (keys & 0x7FFFFF) | (1 << 23), keys)
-        values = (significands << (exponents & 7)).to(tl.int64)
+        values = significands.to(tl.int64) << (exponents % 16)
         finite = keys < _INF_KEY
-        windows = tl.where(finite & (keys > 0), exponents >> 3, -1)
+        windows = tl.where(finite & (keys > 0), exponents // 16, -1)
         own = sums + tensor * _COLUMNS
         # Past the end there are zeros, which are finite.
         count = tile_length(start, numel, BLOCK) - total((keys >= _INF_KEY).to(tl.int32))
-        tl.atomic_add(own + _WINDOWS, count.to(tl.int64), sem="relaxed")
+        tl.atomic_add(own + 2 * _WINDOWS, count.to(tl.int64), sem="relaxed")
         window = largest(windows)
         while window >= 0:
-            tl.atomic_add(own + window, total(tl.where(windows == window, values, 0)), sem="relaxed")
+            found = total(tl.where(windows == window, values, 0))
+            tl.atomic_add(own + window, found & 0xFFFFFFFF, sem="relaxed")
+            tl.atomic_add(own + _WINDOWS + window, found >> 32, sem="relaxed")
             window = largest(tl.where(windows < window, windows, -1))
 
 

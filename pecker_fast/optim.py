@@ -12,6 +12,7 @@ from .adam import averages
 from .adam.alignment import MaskedGrads
 from .adam.checkpoint import restore_state, sharded_state, torch_groups, torch_state
 from .adam.history import History
+from .adam.hooks import with_hooks
 from .adam.options import SHARED_OPTIONS, check_group, check_options, fill_options
 from .adam.packing import PackedGradients, pack_gradients
 from .adam.runtime import Runtime
@@ -215,6 +216,7 @@ class MaskedAdam(Optimizer):
             raise TypeError(f"mask is {type(mask).__name__}, expected a SaliencyMask (made by saliency_mask)")
         self._mask, self._masked_grads = mask, masked_grads
 
+    @with_hooks
     @torch.no_grad()
     def step(
         self,

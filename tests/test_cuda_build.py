@@ -18,6 +18,7 @@ STREAMING_REGISTERS = 64
 # Kernels that may use more registers: how many, and why.
 MORE_REGISTERS = {
     "bracket_kernelILi8": (80, "its shared memory lets three blocks run at a time, which have as many registers"),
+    "bracket_kernelILi1ELb1": (80, "division takes registers: three blocks run at a time"),
     "adam_kernelIdd": (128, "double precision needs two registers a value; it is for checking, not for speed"),
 }
 

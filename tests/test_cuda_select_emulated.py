@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pecker_fast.ops import reference
-from pecker_fast.ops.layout import INF_KEY, PACK_BLOCK, RADIX_BITS, WORD_BITS, radix_shift
+from pecker_fast.ops.layout import INF_KEY, PACK_BLOCK, RADIX_BITS, SUM_WINDOWS, WORD_BITS, radix_shift
 
 from .emulation import library, selection
 from .emulation.selection import BRACKET, DIRECT, FALLBACK, Tuning
@@ -44,10 +44,10 @@ def split(flat: torch.Tensor, sizes=SIZES, dtypes=(torch.float32,), misaligned: 
     return tensors
 
 
-def check_select(scores, ks, ties_all=False, tuning=None) -> list[int]:
+def check_select(scores, ks, ties_all=False, tuning=None, relative=None) -> list[int]:
     ks = torch.tensor(ks, dtype=torch.int64)
-    expected = reference.select(scores, ks, ties_all)
-    actual, used = selection.select(scores, ks, ties_all, tuning)
+    expected = reference.select(scores, ks, ties_all, *(relative or ()))
+    actual, used = selection.select(scores, ks, ties_all, tuning, relative)
     for name, a, b in zip(("words", "thresholds", "counts", "nan_count"), actual, expected, strict=True):
         assert torch.equal(a, b), f"{name}: {a} instead of {b}, by {used}"
     return used
@@ -297,3 +297,87 @@ def test_radix_histogram(name, level):
     assert torch.equal(
         selection.radix_histogram(scores, prefixes, level), reference.radix_histogram(scores, prefixes, level)
     )
+
+
+# ---- quotients, and the sums that their damping is made of
+
+
+def relative_to(name: str, sizes=SIZES, dtypes=(torch.float32,), misaligned: bool = False):
+    return split(inputs(name, sum(sizes)), sizes, dtypes, misaligned), torch.rand(len(sizes)).round(decimals=1)
+
+
+@pytest.mark.parametrize("ties_all", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_quotients(name, ties_all):
+    n = sum(SIZES)
+    scores = split(inputs(name, n))
+    for other in ("normal", "few values"):
+        ks = [n // 2, n // 10] if other == "normal" else [n // 2]
+        used = check_select(scores, ks, ties_all, Tuning(**ROOMY), relative_to(other))
+        if name == other == "normal":
+            assert used == [BRACKET, BRACKET]
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,), (torch.float16,), DTYPES], ids=["bf16", "fp16", "mixed"])
+@pytest.mark.parametrize("misaligned", [(False, False), (False, True), (True, True)])
+def test_quotients_of_dtypes_and_alignments(dtypes, misaligned):
+    n = sum(SIZES)
+    scores = split(inputs("special", n), dtypes=dtypes, misaligned=misaligned[0])
+    relative = relative_to("special", dtypes=dtypes, misaligned=misaligned[1])
+    assert check_select(scores, [n // 3], False, Tuning(**ROOMY), relative) == [BRACKET]
+
+
+@pytest.mark.parametrize("tuning", [Tuning(min_sampled_bytes=1 << 40), Tuning(**ROOMY), Tuning(capacity=40)])
+def test_quotients_of_several_rows(tuning):
+    n = sum(SIZES)
+    scores = split(inputs("special", n), dtypes=DTYPES, misaligned=True)
+    relative = relative_to("few values", dtypes=DTYPES, misaligned=True)
+    check_select(scores, [n // 2, 0, n // 3, n, 7, n // 100, n // 5, 17, 1], tuning=tuning, relative=relative)
+
+
+@pytest.mark.parametrize("tuning", [Tuning(**ROOMY), Tuning(min_sampled_bytes=1 << 40)])
+def test_quotients_do_not_depend_on_the_launch(tuning):
+    n = sum(SIZES)
+    scores, relative = split(inputs("block-scaled", n)), relative_to("block-scaled")
+    for blocks in (1, 2, 7):
+        tuning.blocks = blocks
+        check_select(scores, [n // 10], tuning=tuning, relative=relative)
+
+
+@pytest.mark.parametrize("name", ["few values", "special", "constant"])
+def test_threshold_mask_of_quotients(name):
+    n = sum(SIZES)
+    scores = split(inputs(name, n), dtypes=DTYPES, misaligned=True)
+    relative = relative_to("few values", dtypes=DTYPES, misaligned=True)
+    chosen = torch.tensor([0.5, 1.0, 2.0, 3.5]).view(torch.int32)
+    keys = torch.cat([chosen, torch.tensor([1, INF_KEY, 12345678], dtype=torch.int32)]).to(torch.int32)
+    limits = torch.tensor([0, 1, 700, 1 << 62, 3, 40, -5])
+    actual = selection.threshold_mask(scores, keys, limits, relative)
+    for a, b in zip(actual, reference.threshold_mask(scores, keys, limits, *relative), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_radix_histogram_of_quotients(level):
+    scores, relative = split(inputs("special", sum(SIZES))), relative_to("normal")
+    keys = torch.tensor([0.5, 1.75, 1e30]).view(torch.int32)
+    prefixes = keys >> (radix_shift(level) + RADIX_BITS[level])
+    actual = selection.radix_histogram(scores, prefixes, level, relative)
+    assert torch.equal(actual, reference.radix_histogram(scores, prefixes, level, *relative))
+
+
+def window_sums(sums: torch.Tensor) -> torch.Tensor:
+    return sums[:, :SUM_WINDOWS] + (sums[:, SUM_WINDOWS:-1] << 32)
+
+
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("name", [*NAMES, "wide"])
+def test_magnitude_sums(name, misaligned):
+    n = sum(SIZES)
+    values = torch.ldexp(normal(n), torch.randint(-120, 120, (n,))) if name == "wide" else inputs(name, n)
+    tensors = split(values, dtypes=DTYPES if misaligned else DTYPES[:1], misaligned=misaligned)
+    expected = reference.magnitude_sums(tensors)
+    for blocks in (1, 3, 64):
+        sums = selection.magnitude_sums(tensors, blocks)
+        assert torch.equal(sums[:, -1], expected[:, -1])
+        assert torch.equal(window_sums(sums), window_sums(expected))

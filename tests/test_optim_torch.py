@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.common_optimizers import (
     OptimizerErrorEnum,
     optim_error_inputs_func_adam,
@@ -378,3 +379,29 @@ def test_training_a_compiled_model():
             optimizer.step(mask=mask)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
     assert not any(same_bits(a.detach(), torch.zeros_like(a)) for a in net.parameters())
+
+
+def test_steps_are_recorded_and_hooks_called_like_torchs():
+    param = nn.Parameter(torch.ones(3))
+    optimizer = pf.MaskedAdam([param], lr=0.1)
+    param.grad = torch.ones(3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert [e.name for e in profile.events()].count("Optimizer.step#MaskedAdam.step") == 1
+    calls = []
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: calls.append("before")),
+        optimizer.register_step_post_hook(lambda *_: calls.append("after")),
+        register_optimizer_step_pre_hook(lambda *_: calls.append("before any")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("after any")),
+    ]
+    optimizer.step()
+    assert calls == ["before any", "before", "after", "after any"]
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert len(calls) == 4 and torch.allclose(param, torch.tensor(0.7))
+    other = pf.MaskedAdam([param], lr=0.1)
+    other.register_step_post_hook(lambda *_: calls.append("other"))
+    other.step()
+    assert calls[-1] == "other"

@@ -63,6 +63,16 @@ def _calls() -> Iterator[tuple[str, Callable[[], object], bool]]:
     keys = torch.tensor([5, 6], dtype=torch.int32)
     yield "threshold_mask", lambda: operator("threshold_mask")(scores[f32], keys, ks), True
     yield "radix_histogram", lambda: operator("radix_histogram")(scores[f32], keys, 1), True
+    relative = {t: (scores[t], torch.ones(3)) for t in (f32, bf16)}
+    for t in (f32, bf16):
+        yield (
+            f"sampled selection, relative {t}",
+            lambda t=t: operator("select")(scores[t], ks, False, *relative[t], sampling=sampling),
+            t == f32,
+        )
+        yield f"magnitude_sums {t}", lambda t=t: operator("magnitude_sums")(scores[t]), t == f32
+    yield "threshold_mask, relative", lambda: operator("threshold_mask")(scores[f32], keys, ks, *relative[f32]), False
+    yield "radix_histogram, relative", lambda: operator("radix_histogram")(scores[f32], keys, 1, *relative[f32]), False
     yield "apply_mask_", lambda: operator("apply_mask_")(scores[f32], words, offsets), False
     yield "block_counts", lambda: operator("block_counts")(words, offsets, numels), False
     yield "pack", lambda: operator("pack")(scores[f32][0], words, 100), False

@@ -11,19 +11,6 @@ namespace pecker_fast {
 // key(x) = bits of float32(|x|). 0 is never salient; keys above kInfKey (INF_KEY of pecker_fast/ops/layout.py) are NaN.
 constexpr std::uint32_t kInfKey = 0x7f800000u;
 
-// Exact sums of magnitudes (magnitude_sums of pecker_fast/ops/schemas.py): windows of 8 exponents, then the number of
-// finite entries (SUM_WINDOWS, SUM_COLUMNS).
-constexpr int kSumWindows = 32;
-constexpr int kSumColumns = kSumWindows + 1;
-
-// The window of a finite entry, and what it adds there: less than 2 ** 31.
-PF_HD inline std::uint32_t sum_exponent(std::uint32_t key) { return key < 0x00800000u ? 1u : key >> 23; }
-PF_HD inline std::uint32_t sum_window(std::uint32_t key) { return sum_exponent(key) >> 3; }
-PF_HD inline std::uint32_t sum_value(std::uint32_t key) {
-  const std::uint32_t significand = key < 0x00800000u ? key : (key & 0x007fffffu) | 0x00800000u;
-  return significand << (sum_exponent(key) & 7u);
-}
-
 // Bits that the levels of a radix histogram resolve (RADIX_BITS), highest first, and the bits below each level.
 constexpr int kRadixBits[3] = {11, 10, 10};
 constexpr int kRadixShift[3] = {20, 10, 0};
@@ -36,10 +23,32 @@ PF_HD inline float magnitude(float x) { return float_from_bits(radix_key(x)); }
 
 // |score| / (|other| + damping): what is ranked of scores that are relative to others. Denominators below the smallest
 // normal number count as that.
+constexpr float kSmallestNormal = 1.17549435e-38f;
 PF_HD inline float quotient(float score, float other, float damping) {
-  constexpr float kSmallestNormal = 1.17549435e-38f;
   const float sum = magnitude(other) + damping;
   return magnitude(score) / (sum < kSmallestNormal ? kSmallestNormal : sum);
+}
+
+// Exact sums of magnitudes (magnitude_sums of pecker_fast/ops/schemas.py): kSumWindows (SUM_WINDOWS) windows of
+// kSumExponents exponents, low parts first, then the high ones, then the number of finite entries.
+constexpr int kSumWindows = 16;
+constexpr int kSumExponents = 16;
+constexpr int kSumShift = 27;
+constexpr int kSumColumns = 2 * kSumWindows + 1;
+
+// The window of a finite entry, and what it adds there: less than 2 ** 39.
+PF_HD inline std::uint32_t sum_window(std::uint32_t key) { return key >> kSumShift; }
+PF_HD inline std::uint64_t sum_value(std::uint32_t key) {
+  const std::uint32_t exponent = key >> 23;
+  const std::uint64_t significand = exponent == 0 ? key : (key & 0x007fffffu) | 0x00800000u;
+  return significand << ((exponent == 0 ? 1u : exponent) % kSumExponents);
+}
+
+// Parts of a window's sum: 32 bits, and what is above.
+constexpr int kSumLowBits = 32;
+inline void add_to_window(std::uint64_t sum, std::uint32_t window, std::int64_t* sums) {
+  sums[window] += static_cast<std::int64_t>(sum & 0xffffffffu);
+  sums[kSumWindows + window] += static_cast<std::int64_t>(sum >> kSumLowBits);
 }
 
 // The magnitude bits of an entry in its own width order like its key. narrow_key<P>(t) is the smallest such value whose

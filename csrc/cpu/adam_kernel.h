@@ -9,7 +9,7 @@
 //   gather   the entries are listed, gathered one by one, updated in vectors, and scattered; for sparse masks, and for
 //            the last entries of a tensor, which do not fill a mask word.
 //   scatter  for sparse masks with packed gradients: Adam runs on the contiguous gradients and state, and the updates
-//            are applied to the entries listed.
+//            are applied to the entries listed. Every cache line is fetched, which pays if one entry in 64 is salient.
 // What limits the loops beside memory is how many of their iterations fit into the processor's reorder buffer, hence
 // the lean variants without the branches and clamps of rare features.
 namespace pecker_fast {
@@ -23,9 +23,9 @@ constexpr std::int64_t kTileAhead = 512;
 constexpr std::int64_t kListed = 1024;
 // Below this share of salient entries gathering is faster than going over all of them.
 constexpr double kGatherDensity = 0.035;
-// The same if gradients are packed and parameters alone are scattered.
-constexpr double kGatherDensityPacked = 0.0625;
-static_assert(kGatherDensity <= kGatherDensityPacked && kGatherDensityPacked * kAdamChunk <= kListed,
+// The same of scattering, if gradients are packed and the new values depend on nothing else that is.
+constexpr double kScatterDensity = 0.0625;
+static_assert(kGatherDensity <= kScatterDensity && kScatterDensity * kAdamChunk <= kListed,
               "a gathered chunk must fit the buffers");
 
 // Salient entries of a block of scatter_chunk: their cache lines are as many as can be on their way at a time.
@@ -120,11 +120,14 @@ class AdamRunner {
       if (body < end) gather(body, end, body);
       return;
     }
-    const bool scatters = step_.packed_grads && !stages_values_;
-    const double gathered = scatters ? kGatherDensityPacked : kGatherDensity;
-    if (static_cast<double>(chunk.salient) < gathered * static_cast<double>(chunk.length)) {
-      const bool few = 64 * chunk.salient < chunk.length;
-      if (chunk.salient > 0) scatters ? scatter_chunk(chunk, few) : gather(begin, end, chunk.state, few);
+    const bool few = 64 * chunk.salient < chunk.length;
+    const double density = static_cast<double>(chunk.salient) / static_cast<double>(chunk.length);
+    if (density < kGatherDensity || (density < kScatterDensity && step_.packed_grads && !stages_values_)) {
+      if (!few && step_.packed_grads && !stages_values_) {
+        scatter_chunk(chunk);
+      } else if (chunk.salient > 0) {
+        gather(begin, end, chunk.state, few);
+      }
       if (tensor.ema != nullptr && step_.ema_everywhere) average(begin, end);
       return;
     }
@@ -259,7 +262,7 @@ class AdamRunner {
     advance_run(n, k_.scaled, false, t_->exp_avg + state, t_->exp_avg_sq + state,
                 t_->max_exp_avg_sq != nullptr ? t_->max_exp_avg_sq + state : nullptr);
     if (makes_values_) {
-      if (!kLean && step_.stochastic_rounding) list_entries<false>(begin, end, false, buffers_.index);
+      if (!kLean && step_.stochastic_rounding) list_entries(begin, end, false, buffers_.index);
       make_values(begin, n, state);
       spread_values(begin, end);
     } else {
@@ -432,7 +435,7 @@ class AdamRunner {
   // Entries of [begin, end), begin a multiple of 32; in a masked step the salient ones, at most kListed; `few`: at most
   // one in 64.
   void gather(std::int64_t begin, std::int64_t end, std::int64_t state, bool few = false) {
-    const std::int64_t n = list_entries<false>(begin, end, few, buffers_.index);
+    const std::int64_t n = list_entries(begin, end, few, buffers_.index);
     const std::uint16_t* const index = buffers_.index;
     gather_entries(begin, n, state);
     if (!kLean && t_->counts != nullptr) {
@@ -463,7 +466,7 @@ class AdamRunner {
 
   // A chunk with packed gradients and few salient entries. Only parameters are not contiguous: while the updates of a
   // block are applied, the parameters of the next are on their way.
-  void scatter_chunk(const AdamChunk& chunk, bool few) {
+  void scatter_chunk(const AdamChunk& chunk) {
     const std::int64_t n = chunk.salient, state = chunk.state, end = chunk.begin + chunk.length;
     widen_run(grad_ + state, n, buffers_.g);
     if (!kLean && t_->counts != nullptr) {
@@ -474,11 +477,11 @@ class AdamRunner {
     const std::int64_t length = (chunk.length / n * kBlockEntries + 63) / 64 * 64;
     std::uint16_t *listed = buffers_.index, *next = buffers_.next_index;
     std::int64_t begin = chunk.begin, stop = end - begin < length ? end : begin + length;
-    std::int64_t count = list_entries<true>(begin, stop, few, listed);
+    std::int64_t count = list_block(begin, stop, listed);
     const float* u = buffers_.g;
     while (begin < end) {
       const std::int64_t after = end - stop < length ? end : stop + length;
-      const std::int64_t count_after = stop < end ? list_entries<true>(stop, after, few, next) : 0;
+      const std::int64_t count_after = stop < end ? list_block(stop, after, next) : 0;
       scatter_updates(begin, count, listed, u, false);
       u += count;
       count = count_after;
@@ -490,25 +493,25 @@ class AdamRunner {
     }
   }
 
-  // Fills `listed` with the entries to update, relative to `begin`; returns their number. kPrefetch: their parameters
-  // are needed soon.
-  template <bool kPrefetch>
+  // Fills `listed` with the entries to update, relative to `begin`; returns their number.
   PF_NOINLINE std::int64_t list_entries(std::int64_t begin, std::int64_t end, bool few, std::uint16_t* listed) {
     if (!step_.masked) {
       for (std::int64_t i = begin; i < end; ++i) listed[i - begin] = static_cast<std::uint16_t>(i - begin);
       return end - begin;
     }
-    return few ? list_bits<kPrefetch, 2>(begin, end, listed)
-               : list_bits<kPrefetch, kPrefetch ? 6 : 4>(begin, end, listed);
+    return few ? list_bits<2, false>(begin, end, listed) : list_bits<4, false>(begin, end, listed);
   }
 
-  // kSlots: bits of 64 entries that are listed without a branch, which should be as many as most have. With six of them
-  // nearly every cache line has one, and lines fetched in order come faster than those of the entries one by one.
-  template <bool kPrefetch, int kSlots>
+  // The same of a block of scatter_chunk, whose parameters are needed soon.
+  PF_NOINLINE std::int64_t list_block(std::int64_t begin, std::int64_t end, std::uint16_t* listed) {
+    return list_bits<6, true>(begin, end, listed);
+  }
+
+  // kSlots: bits of 64 entries that are listed without a branch, which should be as many as most have. kPrefetch: all
+  // parameters; lines fetched in order come faster than those of the entries one by one.
+  template <int kSlots, bool kPrefetch>
   std::int64_t list_bits(std::int64_t begin, std::int64_t end, std::uint16_t* listed) {
     const std::uint32_t* const words = t_->words;
-    constexpr bool kLines = kPrefetch && kSlots > 4;
-    const P* const param = param_ + begin;
     std::int64_t n = 0, i = begin;
     const auto add = [&](std::uint64_t pair) {
       std::uint16_t* out = listed + n;
@@ -516,16 +519,13 @@ class AdamRunner {
       do {
         PF_UNROLL
         for (int slot = 0; slot < kSlots; ++slot) {
-          const std::int64_t entry = i - begin + lowest_bit(pair);
-          *out++ = static_cast<std::uint16_t>(entry);
-          // Without a bit left, of the entry after these 64.
-          if (kPrefetch && !kLines) prefetch(param + entry);
+          *out++ = static_cast<std::uint16_t>(i - begin + lowest_bit(pair));
           pair &= pair - 1;
         }
       } while (pair != 0);
     };
     for (; end - i >= 64; i += 64) {
-      if (kLines) {
+      if (kPrefetch) {
         prefetch_word(param_ + i);
         prefetch_word(param_ + i + 32);
       }

@@ -9,8 +9,6 @@ namespace pecker_fast {
   std::int64_t scan_range(const ScanRange&, const Quantization*, ScanRow*, int, OpenEntries*);                       \
   std::int64_t keep_range(const ScanRange&, KeepRow*, int);                                                         \
   void read_keys(const ScanRange&, std::uint32_t*);                                                                 \
-  void write_quotients(const QuotientRange&, float*);                                                               \
-  void add_magnitudes(const ScanRange&, std::int64_t*);                                                             \
   std::int64_t collect_keys(const std::uint32_t*, std::int64_t, std::uint32_t, std::uint32_t, std::uint32_t,        \
                             std::uint32_t*, std::uint32_t*);                                                        \
   std::int64_t count_above(const std::uint32_t*, std::int64_t, std::uint32_t);                                      \
@@ -42,10 +40,6 @@ std::int64_t scan_range(const ScanRange& range, const Quantization* quantization
 std::int64_t keep_range(const ScanRange& range, KeepRow* rows, int count) { PF_CALL(keep_range, range, rows, count) }
 
 void read_keys(const ScanRange& range, std::uint32_t* keys) { PF_CALL(read_keys, range, keys) }
-
-void write_quotients(const QuotientRange& range, float* quotients) { PF_CALL(write_quotients, range, quotients) }
-
-void add_magnitudes(const ScanRange& range, std::int64_t* sums) { PF_CALL(add_magnitudes, range, sums) }
 
 std::int64_t collect_keys(const std::uint32_t* keys, std::int64_t size, std::uint32_t low, std::uint32_t high,
                           std::uint32_t base, std::uint32_t* inside, std::uint32_t* indices) {

@@ -26,13 +26,6 @@ struct ScanRange {
   }
 };
 
-// Two ranges of the same length and type, whose quotients are ranked.
-struct QuotientRange {
-  ScanRange scores;
-  const void* others;
-  float damping;
-};
-
 // A grid of float keys: origin + i * 2 ** shift, with an int16 i. Keys beyond its ends count as its ends.
 struct Quantization {
   std::uint32_t origin;
@@ -72,12 +65,6 @@ struct KeepRow {
 std::int64_t scan_range(const ScanRange& range, const Quantization* quantization, ScanRow* rows, int count,
                         OpenEntries* open);
 std::int64_t keep_range(const ScanRange& range, KeepRow* rows, int count);
-
-// Writes the quotients of a range, as many floats as it has entries.
-void write_quotients(const QuotientRange& range, float* quotients);
-
-// Adds the magnitudes of a range to the kSumColumns sums.
-void add_magnitudes(const ScanRange& range, std::int64_t* sums);
 
 // Keys of the entries of a range; 0 for NaN.
 void read_keys(const ScanRange& range, std::uint32_t* keys);

@@ -2,6 +2,7 @@
 // PF_ISA. No include guard: see simd.h.
 #include "cpu/simd_bits.h"
 #include "cpu/select_blocks.h"
+#include "cpu/typed_range.h"
 
 namespace pecker_fast {
 namespace PF_ISA {
@@ -236,19 +237,6 @@ std::int64_t run_without_nan(const P* data, std::int64_t length, const Blocks& b
   return nan;
 }
 
-// Calls body(data) with the type of the range's entries.
-template <typename Body>
-inline auto with_type(const ScanRange& range, const Body& body) {
-  switch (range.type) {
-    case ParamType::bf16:
-      return body(static_cast<const bf16*>(range.data));
-    case ParamType::fp16:
-      return body(static_cast<const fp16*>(range.data));
-    default:
-      return body(static_cast<const float*>(range.data));
-  }
-}
-
 template <typename P, typename Keys>
 std::int64_t scan(const P* data, std::int64_t length, const Keys& reader, ScanRow* rows, int count,
                   OpenEntries* open) {
@@ -276,46 +264,6 @@ std::int64_t keep_range(const ScanRange& range, KeepRow* rows, int count) {
       return count == 1 ? keep_blocks<1>(from, range.length, rows, 1)
                         : keep_blocks<0>(from, range.length, rows, count);
     });
-  });
-}
-
-void write_quotients(const QuotientRange& range, float* quotients) {
-  const float damping = range.damping;
-  with_type(range.scores, [&](const auto* scores) {
-    const auto* const others = static_cast<decltype(scores)>(range.others);
-    for (std::int64_t i = 0; i < range.scores.length; ++i) {
-      quotients[i] = quotient(widen(scores[i]), widen(others[i]), damping);
-    }
-  });
-}
-
-// Blocks have few windows: what a block adds to each is summed up in registers.
-void add_magnitudes(const ScanRange& range, std::int64_t* sums) {
-  constexpr std::int64_t kBlock = 256;
-  // A window of its own.
-  constexpr std::uint32_t kNotFinite = kSumWindows;
-  std::uint32_t windows[kBlock], values[kBlock];
-  with_type(range, [&](const auto* data) {
-    for (std::int64_t begin = 0; begin < range.length; begin += kBlock) {
-      const std::int64_t count = range.length - begin < kBlock ? range.length - begin : kBlock;
-      std::uint32_t first = kNotFinite, last = 0, not_finite = 0;
-      for (std::int64_t i = 0; i < count; ++i) {
-        const std::uint32_t key = radix_key(data[begin + i]);
-        const bool finite = key < kInfKey;
-        values[i] = sum_value(key);
-        windows[i] = finite ? sum_window(key) : kNotFinite;
-        const std::uint32_t low = key == 0 ? kNotFinite : windows[i], high = finite ? windows[i] : 0;
-        first = low < first ? low : first;
-        last = high > last ? high : last;
-        not_finite += finite ? 0 : 1;
-      }
-      for (std::uint32_t window = first; window <= last; ++window) {
-        std::uint64_t sum = 0;
-        for (std::int64_t i = 0; i < count; ++i) sum += windows[i] == window ? values[i] : 0;
-        sums[window] += static_cast<std::int64_t>(sum);
-      }
-      sums[kSumWindows] += count - not_finite;
-    }
   });
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/bit_words.h"
+#include "cpu/quotients.h"
 #include "cpu/select.h"
 
 namespace pecker_fast {
@@ -20,11 +21,14 @@ struct ScoreTensor {
   float damping = 0.0f;
 };
 
+// Most entries of a piece with quotients: they stay in the first-level cache.
+constexpr std::int64_t kQuotientPiece = 4096;
+
 // Room for the quotients of one piece, empty until it is needed.
 class Quotients {
  public:
   float* room() {
-    if (values_.empty()) values_.resize(kScanPiece);
+    if (values_.empty()) values_.resize(kQuotientPiece);
     return values_.data();
   }
 
@@ -35,7 +39,7 @@ class Quotients {
 // Runs task(0) ... task(n - 1), in any order, on any threads.
 using Parallel = std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& task)>;
 
-// At most kScanPiece entries of one tensor.
+// At most kScanPiece entries of one tensor, or kQuotientPiece.
 struct Piece {
   const char* data;
   ParamType type;
@@ -75,10 +79,11 @@ class Pieces {
     std::int64_t number = 0;
     for (const ScoreTensor& tensor : tensors) {
       const std::int64_t width = tensor.type == ParamType::f32 ? 4 : 2;
-      for (std::int64_t begin = 0; begin < tensor.numel; begin += kScanPiece) {
-        const auto* const others = static_cast<const char*>(tensor.others);
+      const auto* const others = static_cast<const char*>(tensor.others);
+      const std::int64_t most = others == nullptr ? kScanPiece : kQuotientPiece;
+      for (std::int64_t begin = 0; begin < tensor.numel; begin += most) {
         pieces_.push_back({static_cast<const char*>(tensor.data) + begin * width, tensor.type,
-                           std::min(kScanPiece, tensor.numel - begin), entries_ + begin, words_ + begin / kWordBits, number,
+                           std::min(most, tensor.numel - begin), entries_ + begin, words_ + begin / kWordBits, number,
                            others == nullptr ? nullptr : others + begin * width, tensor.damping});
       }
       entries_ += tensor.numel;

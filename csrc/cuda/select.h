@@ -27,6 +27,10 @@ struct ScoreTensor {
   std::int64_t first_word;
   std::int64_t first_chunk;
   std::int64_t type;
+  // Number of the tensor, empty ones included.
+  std::int64_t index;
+  // What the scores are relative to, of the same type and size; null if they are ranked themselves.
+  const void* others;
 };
 
 // All scores. The table is on the device, in order and without empty tensors.
@@ -37,13 +41,17 @@ struct Scores {
   std::int64_t num_words;
   std::int64_t numel;
   std::int64_t bytes;
+  // Device pointer to what is added to the magnitudes of `others`, by the number of the tensor. If it is null, no
+  // tensor has `others`; otherwise quotients are ranked (see common/radix_key.h).
+  const float* damping;
 };
 
 // Fills one row of the table on the host; call for the tensors in order, starting with scores = {}. An empty tensor
 // takes no row (returns false).
-inline bool append_score(Scores& scores, const void* data, std::int64_t numel, std::int64_t type, ScoreTensor* row) {
+inline bool append_score(Scores& scores, std::int64_t index, const void* data, const void* others, std::int64_t numel,
+                         std::int64_t type, ScoreTensor* row) {
   if (numel == 0) return false;
-  *row = {data, numel, scores.num_words, scores.num_chunks, type};
+  *row = {data, numel, scores.num_words, scores.num_chunks, type, index, others};
   scores.num_tensors += 1;
   scores.num_chunks += (numel + kSelectChunk - 1) / kSelectChunk;
   scores.num_words += word_count(numel);
@@ -102,6 +110,10 @@ void launch_select(const Scores& scores, const std::int64_t* ks, std::int64_t ro
 
 void launch_threshold_mask(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits,
                            std::int64_t rows, const MaskRows& out, const SelectPlan& plan, void* workspace,
+                           cudaStream_t stream);
+
+// sums: int64 [tensors, kSumColumns], the scores' own magnitudes added up (common/radix_key.h). No workspace.
+void launch_magnitude_sums(const Scores& scores, std::int64_t tensors, std::int64_t* sums, int blocks,
                            cudaStream_t stream);
 
 // counts: int64 [rows, bins], bins = 2048 at level 0 and 1024 at levels 1 and 2. No workspace.

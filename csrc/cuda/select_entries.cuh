@@ -98,18 +98,37 @@ struct HalfScore {
 };
 
 // One entry as float; for the few accesses that are not a stream.
-__device__ __forceinline__ float load_score(const void* data, int type, std::int64_t index) {
+__device__ __forceinline__ float load_entry(const void* data, int type, std::int64_t index) {
   if (type == kScoreFloat) return static_cast<const float*>(data)[index];
   const unsigned short bits = static_cast<const unsigned short*>(data)[index];
   return type == kScoreBFloat16 ? BFloat16Score::widen(bits) : HalfScore::widen(bits);
 }
 
+// Where the entries of a tensor are. What is ranked of them is their magnitude or, kRelative, their quotients.
+struct Entries {
+  const void* data;
+  const void* others;
+  float damping;
+  int type;
+};
+
+template <bool kRelative>
+__device__ __forceinline__ Entries entries_of(const Scores& scores, const ScoreTensor& tensor) {
+  return {tensor.data, tensor.others, kRelative ? scores.damping[tensor.index] : 0.0f, static_cast<int>(tensor.type)};
+}
+
+template <bool kRelative>
+__device__ __forceinline__ float load_ranked(const Entries& entries, std::int64_t index) {
+  const float score = load_entry(entries.data, entries.type, index);
+  return kRelative ? quotient(score, load_entry(entries.others, entries.type, index), entries.damping) : score;
+}
+
 // A warp's batch: 1024 entries of one tensor from `first` on, `valid` of them (the others read as 0).
 struct Batch {
-  const void* data;
-  std::int64_t chunk, first;
+  Entries entries;
+  std::int64_t chunk, first, index;
   u64 position;
-  int valid, type;
+  int valid;
 };
 
 // How the lanes of a warp hold a batch: `Run` adjacent entries of each lane at a time, so that entry i of lane l is
@@ -143,34 +162,56 @@ struct Arrangement {
   }
 };
 
-template <typename Score, bool kAhead, typename Part, typename Finish>
-__device__ __forceinline__ void read_batch(const ScoreTensor& tensor, const Batch& batch, Part& part, Finish& finish) {
+template <typename Score, bool kAhead, bool kRelative, typename Part, typename Finish>
+__device__ __forceinline__ void read_batch(const Batch& batch, Part& part, Finish& finish) {
+  using Storage = typename Score::Storage;
   const int lane = lane_id();
-  const auto* data = static_cast<const typename Score::Storage*>(tensor.data) + batch.first;
+  const auto* data = static_cast<const Storage*>(batch.entries.data) + batch.first;
+  const auto* others = kRelative ? static_cast<const Storage*>(batch.entries.others) + batch.first : nullptr;
+  const float damping = batch.entries.damping;
   // A tensor that does not start at a multiple of 16 bytes never meets its mask words at one, however it is peeled:
   // its lanes read single entries side by side.
-  if (batch.valid == kWarpEntries && reinterpret_cast<std::uintptr_t>(data) % 16 == 0) {
+  const std::uintptr_t addresses = reinterpret_cast<std::uintptr_t>(data) | reinterpret_cast<std::uintptr_t>(others);
+  if (batch.valid == kWarpEntries && addresses % 16 == 0) {
     constexpr int kLoads = kPart / Score::kVector;
-    // Of 16-bit entries both halves are under way before the first is looked at; of others one half is as many bytes.
-    constexpr bool kBoth = kAhead && sizeof(typename Score::Storage) == 2;
-    const auto* const vectors = reinterpret_cast<const uint4*>(data) + lane;
+    // Of 16-bit entries both halves are under way before the first is looked at; of others one half is as many bytes,
+    // and so is one half of two tensors.
+    constexpr bool kBoth = kAhead && !kRelative && sizeof(Storage) == 2;
     uint4 raw[kBoth ? 2 : 1][kLoads];
-    const auto load_half = [&](int half, uint4(&to)[kLoads]) {
+    const auto load_half = [&](const Storage* from, int half, uint4(&to)[kLoads]) {
+      const auto* const vectors = reinterpret_cast<const uint4*>(from) + lane;
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
         to[i] = load_streaming(vectors + half * (kPartEntries / Score::kVector) + 32 * i);
       }
     };
     if constexpr (kBoth) {
-      load_half(0, raw[0]);
-      load_half(1, raw[1]);
+      load_half(data, 0, raw[0]);
+      load_half(data, 1, raw[1]);
     }
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
       float x[kPart];
-      if constexpr (!kBoth) load_half(half, raw[0]);
+      if constexpr (!kBoth) load_half(data, half, raw[0]);
+      if constexpr (kRelative) {
+        // Two vectors of the other tensor at a time: registers for more are not there.
+        const auto* const vectors = reinterpret_cast<const uint4*>(others) + lane + half * (kPartEntries / Score::kVector);
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) Score::widen(raw[0][i], x + i * Score::kVector);
+        for (int i = 0; i < kLoads; i += 2) {
+          const uint4 pair[2] = {load_streaming(vectors + 32 * i), load_streaming(vectors + 32 * (i + 1))};
+#pragma unroll
+          for (int j = 0; j < 2 * Score::kVector; ++j) {
+            float y[Score::kVector];
+            if (j % Score::kVector == 0) Score::widen(raw[0][i + j / Score::kVector], x + i * Score::kVector + j);
+            Score::widen(pair[j / Score::kVector], y);
+            float& own = x[i * Score::kVector + j];
+            own = quotient(own, y[j % Score::kVector], damping);
+          }
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) Score::widen(raw[0][i], x + i * Score::kVector);
+      }
       part(batch, half, x, Arrangement<Score::kVector>());
       if constexpr (kBoth) {
 #pragma unroll
@@ -185,7 +226,9 @@ __device__ __forceinline__ void read_batch(const ScoreTensor& tensor, const Batc
 #pragma unroll
       for (int i = 0; i < kPart; ++i) {
         const int offset = half * kPartEntries + 32 * i + lane;
-        x[i] = offset < batch.valid ? Score::widen(__ldcs(data + offset)) : 0.0f;
+        const bool exists = offset < batch.valid;
+        x[i] = exists ? Score::widen(__ldcs(data + offset)) : 0.0f;
+        if constexpr (kRelative) x[i] = exists ? quotient(x[i], Score::widen(__ldcs(others + offset)), damping) : 0.0f;
       }
       part(batch, half, x, Arrangement<1>());
     }
@@ -227,9 +270,9 @@ __device__ __forceinline__ ScoreTensor find_word(const Scores& scores, std::int6
 }
 
 // For the warp's batch in every chunk of this block: calls part(batch, half, x, arrangement) for both halves of it,
-// with the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both
+// with what is ranked of the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both
 // may use the warp's collectives, not the block's. kAhead: there are registers to load more than is worked on.
-template <bool kAhead = true, typename Part, typename Finish>
+template <bool kRelative, bool kAhead = true, typename Part, typename Finish>
 __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part, Finish&& finish) {
   int index = 0;
   for (std::int64_t chunk = blockIdx.x; chunk < scores.num_chunks; chunk += gridDim.x) {
@@ -239,17 +282,17 @@ __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part
     batch.chunk = chunk;
     batch.first = (chunk - tensor.first_chunk) * kSelectChunk + warp_id() * kWarpEntries;
     batch.position = static_cast<u64>(tensor.first_word) * 32 + batch.first;
-    batch.data = tensor.data;
-    batch.type = static_cast<int>(tensor.type);
+    batch.index = tensor.index;
+    batch.entries = entries_of<kRelative>(scores, tensor);
     const std::int64_t left = tensor.numel - batch.first;
     if (left <= 0) continue;
     batch.valid = left < kWarpEntries ? static_cast<int>(left) : kWarpEntries;
     if (tensor.type == kScoreFloat) {
-      read_batch<FloatScore, kAhead>(tensor, batch, part, finish);
+      read_batch<FloatScore, kAhead, kRelative>(batch, part, finish);
     } else if (tensor.type == kScoreBFloat16) {
-      read_batch<BFloat16Score, kAhead>(tensor, batch, part, finish);
+      read_batch<BFloat16Score, kAhead, kRelative>(batch, part, finish);
     } else {
-      read_batch<HalfScore, kAhead>(tensor, batch, part, finish);
+      read_batch<HalfScore, kAhead, kRelative>(batch, part, finish);
     }
   }
 }
@@ -288,6 +331,12 @@ __device__ __forceinline__ u32 count_nan(const float* x) {
     for (int i = 0; i < kPart; ++i) count += x[i] != x[i];
   }
   return count;
+}
+
+// Calls body(integral_constant) with whether quotients are ranked: kernels are compiled for either.
+template <typename Body>
+void for_ranking(const Scores& scores, const Body& body) {
+  for_constant<bool, false, true>(scores.damping != nullptr, body);
 }
 
 // Adds up over the block into *total (one atomic a block). All threads of the block must call it.

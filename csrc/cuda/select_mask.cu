@@ -27,7 +27,7 @@ __device__ __forceinline__ void flush(const u64* staged, int count, u64* total, 
 
 // Whole warp: stages the entries whose bits are set and returns how many are staged then. They are read again, most
 // likely from the cache: picking them out of registers would take longer than the rest of the pass.
-template <int kRoom, typename Order>
+template <bool kRelative, int kRoom, typename Order>
 __device__ __forceinline__ int stage(const Batch& batch, Order, u32 bits, u64* staged, int count, u64* total,
                                      u64* buffer, u64 capacity, int position_bits) {
   const int lane = lane_id();
@@ -40,7 +40,7 @@ __device__ __forceinline__ int stage(const Batch& batch, Order, u32 bits, u64* s
     if (bits != 0) {
       const int offset = Order::offset(__ffs(static_cast<int>(bits)) - 1, lane);
       bits &= bits - 1;
-      const u32 key = float_key(load_score(batch.data, batch.type, batch.first + offset));
+      const u32 key = float_key(load_ranked<kRelative>(batch.entries, batch.first + offset));
       staged[count + __popc(active & ((1u << lane) - 1))] = composite(key, batch.position + offset, position_bits);
     }
     count += __popc(active);
@@ -80,9 +80,10 @@ __device__ void decide(RowState* state, std::int64_t k, bool ties_all, u64 capac
 }
 
 // For all rows together: writes the entries within their `high` and collects the candidates. kRows: at most so many
-// rows. The shared memory of several leaves room for three blocks a multiprocessor.
-template <int kRows>
-__global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
+// rows. The shared memory of several leaves room for three blocks a multiprocessor, and the registers that division takes
+// leave no more.
+template <int kRows, bool kRelative>
+__global__ void __launch_bounds__(kSelectThreads, kRows == 1 && !kRelative ? 4 : 3)
     bracket_kernel(Scores scores, const std::int64_t* ks, bool ties_all, Workspace workspace, MaskGroup out) {
   constexpr int kRoom = kStaged<kRows>;
   __shared__ u64 staged[kSelectWarps][kRows][kRoom];
@@ -125,9 +126,9 @@ __global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
       store_word(out.words + row * scores.num_words, batch, order, within);
       const u32 kept = __reduce_add_sync(kFullWarp, static_cast<u32>(__popc(within)));
       u64* const total = &workspace.rows[row].candidates;
-      const int count = stage<kRoom>(batch, order, outside, staged[warp][row], staged_counts[warp][row], total,
-                                     workspace.candidates + row * workspace.capacity,
-                                     static_cast<u64>(workspace.capacity), workspace.position_bits);
+      const int count = stage<kRelative, kRoom>(batch, order, outside, staged[warp][row], staged_counts[warp][row], total,
+                                                workspace.candidates + row * workspace.capacity,
+                                                static_cast<u64>(workspace.capacity), workspace.position_bits);
       __syncwarp();
       if (lane == 0) {
         staged_counts[warp][row] = count;
@@ -136,7 +137,7 @@ __global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
       __syncwarp();
     }
   };
-  for_each_batch<kRows == 1>(scores, part, finish);
+  for_each_batch<kRelative, kRows == 1>(scores, part, finish);
   __syncwarp();
   for (int row = 0; row < rows; ++row) {
     const int count = staged_counts[warp][row];
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(kSelectThreads, kRows == 1 ? 4 : 3)
 }
 
 // Writes the words and results of the entries within the row's cut. kSmallest: looks for the smallest kept magnitude.
-template <bool kSmallest>
+template <bool kSmallest, bool kRelative>
 __global__ void __launch_bounds__(kSelectThreads, 4)
     cut_kernel(Scores scores, bool always, Workspace workspace, MaskGroup out) {
   const int row = blockIdx.y;
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
     // Whole warp: the words are made by exchange.
     if (words != nullptr) store_word(words, batch, order, bits);
   };
-  for_each_batch(scores, part, finish);
+  for_each_batch<kRelative>(scores, part, finish);
   block_add(kept, &state->kept);
   // After a pass with a bracket this counts again.
   if (out.nan_count != nullptr && row == 0) block_add(nans, &state->nans[1]);
@@ -202,21 +203,28 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
 void write_bracket_masks(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, bool ties_all,
                          const Workspace& workspace, const MaskGroup& out, cudaStream_t stream) {
   const unsigned grid = score_grid(scores, plan.tuning.blocks);
-  if (out.rows == 1) {
-    PF_LAUNCH(bracket_kernel<1>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, workspace, out);
-  } else {
-    PF_LAUNCH(bracket_kernel<kMaxRows>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, workspace, out);
-  }
+  for_ranking(scores, [&](auto relative) {
+    constexpr bool kRelative = decltype(relative)::value;
+    if (out.rows == 1) {
+      PF_LAUNCH((bracket_kernel<1, kRelative>), grid, kSelectThreads, 0, stream, scores, ks, ties_all, workspace, out);
+    } else {
+      PF_LAUNCH((bracket_kernel<kMaxRows, kRelative>), grid, kSelectThreads, 0, stream, scores, ks, ties_all, workspace,
+                out);
+    }
+  });
 }
 
 void write_cut_masks(const Scores& scores, int blocks, bool always, bool threshold_given, const Workspace& workspace,
                      const MaskGroup& out, cudaStream_t stream) {
   const dim3 grid = score_grid(scores, blocks, out.rows);
-  if (threshold_given) {
-    PF_LAUNCH(cut_kernel<true>, grid, kSelectThreads, 0, stream, scores, always, workspace, out);
-  } else {
-    PF_LAUNCH(cut_kernel<false>, grid, kSelectThreads, 0, stream, scores, always, workspace, out);
-  }
+  for_ranking(scores, [&](auto relative) {
+    constexpr bool kRelative = decltype(relative)::value;
+    if (threshold_given) {
+      PF_LAUNCH((cut_kernel<true, kRelative>), grid, kSelectThreads, 0, stream, scores, always, workspace, out);
+    } else {
+      PF_LAUNCH((cut_kernel<false, kRelative>), grid, kSelectThreads, 0, stream, scores, always, workspace, out);
+    }
+  });
 }
 
 }  // namespace pecker_fast

@@ -18,7 +18,7 @@ struct Level {
 };
 
 // Counts the keys that begin with `prefix` by their next digit, and adds the counts to `histogram`.
-template <int kLevel>
+template <int kLevel, bool kRelative>
 __device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u64* histogram) {
   constexpr int kBins = 1 << Level<kLevel>::kBits, kShift = Level<kLevel>::kShift;
   __shared__ u32 bins[kCopies][kBins];
@@ -36,7 +36,7 @@ __device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u
       if (counted) atomicAdd(own + (key >> kShift & (kBins - 1)), 1u);
     }
   };
-  for_each_batch(scores, part, [](const Batch&, auto) {});
+  for_each_batch<kRelative>(scores, part, [](const Batch&, auto) {});
   __syncthreads();
   for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) {
     u64 count = 0;
@@ -46,21 +46,22 @@ __device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u
   }
 }
 
-template <int kLevel>
+template <int kLevel, bool kRelative>
 __global__ void __launch_bounds__(kSelectThreads, 4)
     histogram_kernel(Scores scores, const std::int32_t* prefixes, u64* histograms) {
   const u32 prefix = kLevel > 0 ? static_cast<u32>(prefixes[blockIdx.y]) : 0;
-  count_digits<kLevel>(scores, prefix, histograms + (static_cast<std::int64_t>(blockIdx.y) << Level<kLevel>::kBits));
+  count_digits<kLevel, kRelative>(scores, prefix,
+                                  histograms + (static_cast<std::int64_t>(blockIdx.y) << Level<kLevel>::kBits));
 }
 
-template <int kLevel>
+template <int kLevel, bool kRelative>
 __global__ void __launch_bounds__(kSelectThreads, 4)
     radix_kernel(Scores scores, const std::int64_t* ks, bool ties_all, bool always, Workspace workspace) {
   RowState* const state = workspace.rows + blockIdx.y;
   u64* const histogram = workspace.radix_histograms + blockIdx.y * kRadixBins;
   if ((!always && !state->fallback) || state->radix.done) return;
   constexpr int kBins = 1 << Level<kLevel>::kBits;
-  count_digits<kLevel>(scores, static_cast<u32>(state->radix.prefix), histogram);
+  count_digits<kLevel, kRelative>(scores, static_cast<u32>(state->radix.prefix), histogram);
   if (!is_last_block(&state->tickets[7 + kLevel], gridDim.x)) return;
   u64 rank = state->radix.rank;
   if (kLevel == 0) {
@@ -106,6 +107,7 @@ __global__ void threshold_kernel(Scores scores, const std::int32_t* keys, const 
 }
 
 // Narrows the cut to the first tie_limit entries of its key.
+template <bool kRelative>
 __global__ void __launch_bounds__(kSelectThreads, 4) tie_kernel(Scores scores, bool always, Workspace workspace) {
   RowState* const state = workspace.rows + blockIdx.y;
   u32* const chunk_ties = workspace.chunk_ties + blockIdx.y * scores.num_chunks;
@@ -121,7 +123,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4) tie_kernel(Scores scores, b
     const u32 sum = __reduce_add_sync(kFullWarp, ties);
     if (lane_id() == 0 && sum != 0) atomicAdd(chunk_ties + batch.chunk, sum);
   };
-  for_each_batch(scores, part, finish);
+  for_each_batch<kRelative>(scores, part, finish);
   if (!is_last_block(&state->tickets[10], gridDim.x)) return;
 
   // The chunk of the last kept tie; every thread looks through a run of chunks.
@@ -152,12 +154,10 @@ __global__ void __launch_bounds__(kSelectThreads, 4) tie_kernel(Scores scores, b
   const u64 left = chunk_limit;
   const ScoreTensor tensor = scores.tensors[find_chunk(scores, chunk, 0)];
   const std::int64_t first = (chunk - tensor.first_chunk) * kSelectChunk + threadIdx.x * 32;
+  const Entries entries = entries_of<kRelative>(scores, tensor);
   u32 bits = 0;
   for (int i = 0; i < 32; ++i) {
-    if (first + i < tensor.numel &&
-        fabsf(load_score(tensor.data, static_cast<int>(tensor.type), first + i)) == threshold) {
-      bits |= 1u << i;
-    }
+    if (first + i < tensor.numel && fabsf(load_ranked<kRelative>(entries, first + i)) == threshold) bits |= 1u << i;
   }
   u64 ahead = block_exclusive_sum(__popc(bits), &total);
   if (ahead < left && left <= ahead + __popc(bits)) {
@@ -175,8 +175,11 @@ void launch_histogram(const Scores& scores, const std::int32_t* prefixes, std::i
     const std::int64_t many = rows - row < kMaxRows ? rows - row : kMaxRows;
     u64* histograms = reinterpret_cast<u64*>(counts) + (row << Level<kLevel>::kBits);
     const std::int32_t* first = prefixes + row;
-    PF_LAUNCH(histogram_kernel<kLevel>, dim3(score_grid(scores, blocks), static_cast<unsigned>(many)), kSelectThreads,
-              0, stream, scores, first, histograms);
+    const dim3 grid(score_grid(scores, blocks), static_cast<unsigned>(many));
+    for_ranking(scores, [&](auto relative) {
+      PF_LAUNCH((histogram_kernel<kLevel, decltype(relative)::value>), grid, kSelectThreads, 0, stream, scores, first,
+                histograms);
+    });
   }
 }
 
@@ -185,9 +188,12 @@ void launch_histogram(const Scores& scores, const std::int32_t* prefixes, std::i
 void radix_select(const Scores& scores, int blocks, const std::int64_t* ks, int rows, bool ties_all, bool always,
                   const Workspace& workspace, cudaStream_t stream) {
   const dim3 grid = score_grid(scores, blocks, rows);
-  PF_LAUNCH(radix_kernel<0>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
-  PF_LAUNCH(radix_kernel<1>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
-  PF_LAUNCH(radix_kernel<2>, grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
+  for_ranking(scores, [&](auto relative) {
+    constexpr bool kRelative = decltype(relative)::value;
+    PF_LAUNCH((radix_kernel<0, kRelative>), grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
+    PF_LAUNCH((radix_kernel<1, kRelative>), grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
+    PF_LAUNCH((radix_kernel<2, kRelative>), grid, kSelectThreads, 0, stream, scores, ks, ties_all, always, workspace);
+  });
 }
 
 void prepare_thresholds(const Scores& scores, const std::int32_t* keys, const std::int64_t* tie_limits, int rows,
@@ -197,7 +203,10 @@ void prepare_thresholds(const Scores& scores, const std::int32_t* keys, const st
 
 void locate_ties(const Scores& scores, int blocks, int rows, bool always, const Workspace& workspace,
                  cudaStream_t stream) {
-  PF_LAUNCH(tie_kernel, score_grid(scores, blocks, rows), kSelectThreads, 0, stream, scores, always, workspace);
+  for_ranking(scores, [&](auto relative) {
+    PF_LAUNCH(tie_kernel<decltype(relative)::value>, score_grid(scores, blocks, rows), kSelectThreads, 0, stream,
+              scores, always, workspace);
+  });
 }
 
 void launch_radix_histogram(const Scores& scores, const std::int32_t* prefixes, std::int64_t rows, int level,

@@ -41,6 +41,7 @@ __device__ __forceinline__ double sample_rank(const Scores& scores, std::int64_t
 }
 
 // For all rows together.
+template <bool kRelative>
 __global__ void __launch_bounds__(kSelectThreads) sample_kernel(Scores scores, int log_clusters, const std::int64_t* ks,
                                                                 int rows, Workspace workspace) {
   __shared__ u32 bins[kDigits];
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kSelectThreads) sample_kernel(Scores scores, i
     const std::int64_t index = static_cast<std::int64_t>(position) - tensor.first_word * 32;
     u32 key = kNoSample;
     if (index < tensor.numel) {
-      key = float_key(load_score(tensor.data, static_cast<int>(tensor.type), index));
+      key = float_key(load_ranked<kRelative>(entries_of<kRelative>(scores, tensor), index));
       if (key > kInfKey) key = 0;
       valid += 1;
       zeros += key == 0;
@@ -181,8 +182,10 @@ unsigned sample_grid(const SelectPlan& plan, std::int64_t items) {
 void bracket_ranks(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, int rows, bool ties_all,
                    const Workspace& workspace, cudaStream_t stream) {
   const std::int64_t clusters = std::int64_t{1} << plan.log_clusters, n = clusters * kCluster;
-  PF_LAUNCH(sample_kernel, sample_grid(plan, n), kSelectThreads, 0, stream, scores, plan.log_clusters, ks, rows,
-            workspace);
+  for_ranking(scores, [&](auto relative) {
+    PF_LAUNCH(sample_kernel<decltype(relative)::value>, sample_grid(plan, n), kSelectThreads, 0, stream, scores,
+              plan.log_clusters, ks, rows, workspace);
+  });
   PF_LAUNCH(variance_kernel, dim3(sample_grid(plan, clusters), static_cast<unsigned>(rows)), kSelectThreads, 0, stream,
             scores, plan.log_clusters, ks, plan.tuning.sigmas, plan.tuning.slack, workspace);
   const dim3 grid(sample_grid(plan, n), 2 * static_cast<unsigned>(rows));

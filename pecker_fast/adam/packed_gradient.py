@@ -51,10 +51,10 @@ class PackedGradient(Tensor):
     def __init__(self, param: Tensor, entries: Tensor, words: Tensor) -> None:
         self.entries, self.words = entries, words
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"PackedGradient({self.entries.numel()} of {self.numel()} entries, shape {tuple(self.shape)})"
 
-    def to_dense(self) -> Tensor:
+    def to_dense(self) -> Tensor:  # type: ignore[override]
         """A dense copy, row-major."""
         return ops.unpack(self.entries, self.words, self.numel()).view(self.shape)
 
@@ -71,7 +71,9 @@ class PackedGradient(Tensor):
         return PackedGradient(self, entries, self.words)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         same_shape = func is aten.view.default and tuple(args[1]) == tuple(args[0].shape)
         if same_shape or func in (aten.detach.default, aten.alias.default):

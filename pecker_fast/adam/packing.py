@@ -70,7 +70,7 @@ class PackedGradients:
     to keep.
     """
 
-    def __init__(self, optimizer: Optimizer, mask: SaliencyMask | None) -> None:
+    def __init__(self, optimizer: Any, mask: SaliencyMask | None) -> None:
         self._optimizer = weakref.ref(optimizer)
         # The optimizer's mask is this packing's, and was another one before.
         self._own_mask, self._earlier_mask = mask, optimizer._mask
@@ -386,7 +386,7 @@ def pack_gradients(optimizer: Optimizer, mask: SaliencyMask | None = None) -> Pa
         raise TypeError(f"optimizer is {type(optimizer).__name__}, expected a MaskedAdam")
     if not optimizer.defaults["packed"]:
         raise ValueError("the optimizer's state is dense, expected MaskedAdam(..., packed=True)")
-    if optimizer._packing is not None:
+    if getattr(optimizer, "_packing", None) is not None:
         raise RuntimeError("the optimizer's gradients are packed already: call remove() of that packing first")
     packing = PackedGradients(optimizer, mask)
     packing.start()

@@ -1,4 +1,4 @@
-"""The parameters of an optimizer as its steps see them, and whether somebody has edited the optimizer since."""
+"""The parameters of an optimizer as its steps see them. Detects edits of the optimizer between steps."""
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -22,8 +22,8 @@ Groups = list[dict[str, Any]]
 class Roster:
     """The slots of all parameters, made from ``param_groups`` and ``state``.
 
-    Everybody may edit these two. What a roster was made of is remembered, and compared at each step by identity, which
-    takes nanoseconds a parameter.
+    Users may edit both between steps. The roster remembers what it was made of, and compares it at each step by
+    identity, which takes nanoseconds a parameter.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Roster:
         self.names = None if any(slot.name is None for slot in self.slots) else [slot.name for slot in self.slots]
         self.sharded = any(is_sharded(slot.owner) for slot in self.slots)
         self.masked_grads: list[Tensor | None] | None = None
-        # Whose values are those of the parameters at the last step.
+        # Masters and averages go out of date when something else writes to the parameters.
         self.has_copies = any(g["ema_decay"] is not None or g["master_weights"] for g in groups)
         self.devices = list(dict.fromkeys(slot.param.device for slot in self.slots))
         self.may_be_captured = any(device.type != "cpu" for device in self.devices)
         self.owners = tuple(id(slot.owner) for slot in self.slots)
         self.active = self.slots
-        # The lists as they are now: somebody may change them in place.
+        # Copies: users may change the lists in place.
         self._sizes = [len(group["params"]) for group in groups]
         self._lists = [(list(group["params"]), _copy(group.get("param_names"))) for group in groups]
         self.options = self._current_options()
@@ -141,7 +141,7 @@ class Roster:
         try:
             outcome = self.watch.collect(masked)
         except (RuntimeError, TypeError):
-            # Something in masked_grads is no tensor, which is found out below.
+            # masked_grads has something that is not a tensor; the checks below name it.
             outcome = OTHER_GRADIENTS
         if outcome == OTHER_GRADIENTS:
             if self.packing is not None:
@@ -218,8 +218,8 @@ def _copy(names: list[str] | None) -> list[str] | None:
 def _names(groups: Groups, previous: Roster | None) -> list[list[str | None]]:
     """The names of each group's parameters.
 
-    Somebody who edits ``params`` may leave ``param_names`` as they are, so that positions no longer tell which name is
-    whose: a parameter then keeps the name that it had, and one that took another's place gets that one's name.
+    After an edit of ``params`` alone, positions in ``param_names`` no longer match. A parameter then keeps its earlier
+    name, and one that replaces another takes over that one's name.
     """
     known: dict[int, str | None] = {}
     before: dict[int, tuple[list[Tensor], list[str] | None]] = {}

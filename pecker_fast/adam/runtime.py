@@ -1,8 +1,9 @@
 """What MaskedAdam derives from its parameters and state, and one step with it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..mask import SaliencyMask
 from ..sharding import add_over
@@ -19,12 +20,12 @@ from .slots import Slot
 
 
 class Runtime:
-    """Made when it is needed, and again when somebody has edited the optimizer.
+    """Made at the first step, and again after each edit of the optimizer.
 
-    The optimizer is an argument of each method: referring to each other, the two would outlive their last user.
+    Methods take the optimizer as an argument: a reference to it would be a cycle, which delays freeing its memory.
     """
 
-    def __init__(self, optimizer: Optimizer, previous: "Runtime | None" = None) -> None:
+    def __init__(self, optimizer: Any, previous: "Runtime | None" = None) -> None:
         groups, defaults = optimizer.param_groups, optimizer.defaults
         for group in groups:
             fill_options(group, defaults)
@@ -37,16 +38,16 @@ class Runtime:
         self._counters: StepCounters | None = None
         self._bindings = Bindings()
         self._buckets: list[Bucket] = []
-        # What a parameter held before is unknown, so its master is compared with it once.
+        # Nothing is known of earlier values of a parameter, so its master is compared with it once.
         self._unknown = {slot.position for slot in self.roster.slots}
-        # The parameters of the buckets, None if these have to be made again.
+        # The parameters of the buckets; None if the buckets are out of date.
         self._bucket_slots: list[Slot] | None = None
 
     @property
     def slots(self) -> list[Slot]:
         return self.roster.slots
 
-    def is_current(self, optimizer: Optimizer) -> bool:
+    def is_current(self, optimizer: Any) -> bool:
         """Whether groups, state and kernels are those that this was made of; ``collect`` compares the parameters."""
         return self.roster.is_current(optimizer.param_groups, optimizer.state, optimizer._active_packing)
 
@@ -68,7 +69,7 @@ class Runtime:
         """Takes the gradients of a step; False if the parameters or their memory are others now."""
         return self.roster.collect(masked_grads)
 
-    def step(self, optimizer: Optimizer, kind: str, mask: SaliencyMask | None) -> None:
+    def step(self, optimizer: Any, kind: str, mask: SaliencyMask | None) -> None:
         """A step with the gradients collected: "plain", "masked" or "joint"."""
         roster, history, backend = self.roster, self.history, optimizer.defaults["backend"]
         slots, active = roster.slots, roster.active
@@ -98,8 +99,8 @@ class Runtime:
             averages.follow([slot for slot in slots if slot.position not in positions], found_inf)
         history.record(kind, mask)
 
-    def _check_options(self, optimizer: Optimizer) -> None:
-        """Looks at the groups' options if somebody has changed them."""
+    def _check_options(self, optimizer: Any) -> None:
+        """Checks the groups' options if they have changed."""
         if self.roster.options_are_current():
             return
         for group in optimizer.param_groups:
@@ -110,7 +111,7 @@ class Runtime:
             self._bucket_slots = None
 
     def notice_writes(self) -> None:
-        """Copies of parameters that something else has written to since the last step are no longer what they were."""
+        """Updates masters and the history for parameters that something else has written to since the last step."""
         if self.roster.has_copies:
             for slot in self.roster.written():
                 self.history.ema_follows = False

@@ -159,8 +159,8 @@ class Slot:
     def conform(self, count: int | None) -> None:
         """Brings tensors of the state into the dtype, device and memory order that the kernel takes, in place.
 
-        They may have been put there by somebody else, and the parameter may have been laid out anew. ``count``: the
-        salient entries of packed state. Raises ValueError or TypeError if a tensor has another shape.
+        Users may have replaced them, or changed the parameter's memory format. ``count``: the salient entries of packed
+        state. Raises ValueError or TypeError if a tensor has another shape.
         """
         packed = self.packed
         for key in PER_ENTRY:
@@ -179,7 +179,7 @@ class Slot:
             lies_well = value.is_contiguous() if packed or self.copied else self.view.matches(value)
             if value.dtype != dtype or value.device != self.param.device or not lies_well:
                 target = torch.empty(shape, dtype=dtype, device=self.param.device) if packed else self.zeros(dtype)
-                # In place: whoever holds the tensor goes on seeing the state.
+                # In place, so that other references to the tensor keep seeing the state.
                 value.data = target.copy_(value)
         if self.compute == self.param.dtype:
             self.state.pop("master_param", None)

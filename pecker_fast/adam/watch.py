@@ -1,4 +1,4 @@
-"""The parameters of an optimizer and their gradients at each step, and whether somebody has edited them.
+"""The parameters of an optimizer and their gradients at each step. Detects parameters with other memory.
 
 csrc/adam_plan.cpp does the work for each parameter. ``PythonWatch`` does the same in Python: without the compiled
 library, for back ends written in Python, and for sharded parameters.

@@ -22,11 +22,11 @@ ALL_TIES = (1 << 63) - 1
 RADIX_BITS = (11, 10, 10)
 """Bits of a 31-bit key that each histogram level resolves, highest first."""
 
-SUM_WINDOWS = 32
-"""Ranges of 8 float32 exponents that ``magnitude_sums`` adds up on their own."""
+SUM_WINDOWS = 16
+"""Ranges of 16 float32 exponents that ``magnitude_sums`` adds up on their own."""
 
-SUM_COLUMNS = SUM_WINDOWS + 1
-"""Columns of the result of ``magnitude_sums``: the windows and the number of finite entries."""
+SUM_COLUMNS = 2 * SUM_WINDOWS + 1
+"""Columns of the result of ``magnitude_sums``: low and high parts of the windows, and the number of finite entries."""
 
 
 def radix_shift(level: int) -> int:

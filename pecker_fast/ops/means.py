@@ -20,11 +20,14 @@ def magnitude_means(sums: Tensor) -> Tensor:
         Shape (n,), float64. The integers are exact, and the floating-point numbers that follow are elementwise sums in
         the order of a fixed binary tree, so the bits are the same on every device.
     """
+    low, high = sums[:, :SUM_WINDOWS], sums[:, SUM_WINDOWS : 2 * SUM_WINDOWS]
+    # How a sum was split differs: 32 bits are to be low.
+    high, low = high + (low >> 32), low & 0xFFFFFFFF
     # Powers of two by their bits: not every device's exp2 is exact.
     windows = torch.arange(SUM_WINDOWS, dtype=torch.int64, device=sums.device)
-    units = ((8 * windows - 150 + 1023) << 52).view(torch.float64)
-    terms = sums[:, :SUM_WINDOWS].double() * units
+    units = ((16 * windows - 150 + 1023) << 52).view(torch.float64)
+    terms = low.double() * units + high.double() * (units * 2.0**32)
     while terms.shape[1] > 1:
         half = terms.shape[1] // 2
         terms = terms[:, :half] + terms[:, half:]
-    return terms[:, 0] / sums[:, SUM_WINDOWS].clamp(min=1).double()
+    return terms[:, 0] / sums[:, -1].clamp(min=1).double()

@@ -69,9 +69,11 @@ def magnitude_sums(tensors: Sequence[Tensor]) -> Tensor:
         finite = keys < INF_KEY
         exponents = (keys >> 23).clamp(min=1)
         significands = (keys & 0x7FFFFF) | torch.where(keys >> 23 > 0, 1 << 23, 0)
-        values = torch.where(finite, significands.long() << (exponents & 7), 0)
-        sums[index].scatter_add_(0, torch.where(finite, exponents >> 3, 0).long(), values)
-        sums[index, SUM_WINDOWS] += finite.sum()
+        values = torch.where(finite, significands.long() << (exponents % 16), 0)
+        windows = torch.where(finite, exponents // 16, 0).long()
+        sums[index].scatter_add_(0, windows, values & 0xFFFFFFFF)
+        sums[index].scatter_add_(0, SUM_WINDOWS + windows, values >> 32)
+        sums[index, -1] += finite.sum()
     return sums
 
 

@@ -49,9 +49,10 @@ SCHEMAS = {
         "(Tensor[] scores, Tensor ks, bool ties_all=False, Tensor[]? relative_to=None, Tensor? damping=None)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     ),
-    # Exact sums of magnitudes, as integers: int64 [n, SUM_COLUMNS]. Column w < SUM_WINDOWS adds up, over the finite
-    # entries whose float32 exponent e (1 for subnormal numbers) has e >> 3 == w, their 24-bit significands << (e & 7),
-    # in units of 2 ** (8 w - 150). The last column counts the finite entries.
+    # Exact sums of magnitudes, as integers: int64 [n, SUM_COLUMNS]. The float32 bits of a finite entry have an exponent
+    # e (1 for subnormal numbers) and a 24-bit significand; the entry adds significand << (e % 16) to window e // 16, in
+    # units of 2 ** (16 window - 150). The sum of window w is column w + 2 ** 32 * column SUM_WINDOWS + w. The last
+    # column counts the finite entries.
     "magnitude_sums": "(Tensor[] tensors) -> Tensor",
     # Number of set bits in each block of PACK_BLOCK entries, tensors in order: int64 [sum(num_blocks(numel))].
     "block_counts": "(Tensor words, int[] word_offsets, int[] numels) -> Tensor",

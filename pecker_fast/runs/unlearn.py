@@ -38,7 +38,7 @@ class Outcome:
 
 
 def unlearn(args: UnlearnArguments, before: Tensor | None = None) -> Outcome:
-    """Make a pretrained network forget, and write the folder of the run.
+    """Make a pretrained network forget, distil it first if the method needs that, and write the folder of the run.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,7 +14,8 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.hashing import weights_hash
 from pecker_fast.models import resolve, resolve_text_unet, save_network
 from pecker_fast.runs.audit import changed_files
-from pecker_fast.runs.distilled import distil_arguments
+from pecker_fast.runs.classes.comparison import ClassComparison
+from pecker_fast.runs.distilled import distil_arguments, distillation_for, with_distilled
 from pecker_fast.runs.presets import class_preset
 from pecker_fast.runs.several import ended
 from pecker_fast.runs.task import unlearn_arguments
@@ -230,7 +232,20 @@ def test_a_text_to_image_model(text, tmp_path, capsys):
     assert "distil trains no adapter" in said
 
 
-def test_presets_have_the_published_values(capsys):
+def test_a_comparison_gives_it_to_one_step_methods():
+    comparison = ClassComparison(distilled="auto", methods=("sfd", "esd", "relabel"))
+    assert [comparison.options(name).get("distilled") for name in comparison.names] == ["auto", None, "auto"]
+    # The preset's own come with the package, with the timestep that they were distilled for.
+    settled = with_distilled(unlearn_arguments("digits16", "relabel", {"distilled": "auto"}))
+    assert (settled.request.distilled, settled.options.t_init) == ("shipped:digits16", 400)
+    assert with_distilled(settled) == settled
+    # Of cifar10 there are none: they would be made among the runs, where they are looked for.
+    settled = with_distilled(unlearn_arguments("cifar10", "sfd", {"distilled": "auto"}))
+    assert settled.request.distilled == "runs/cifar10-distil-seed0" and settled.options.t_init == 440
+    assert distillation_for(settled).folder == Path("runs/cifar10-distil-seed0")
+
+
+def test_presets_have_the_published_values():
     for name, rate in (("cifar10", 3e-5), ("stl10", 3e-5), ("sd15-celebrity", 1e-6)):
         options = distil_arguments(name).options
         assert (options.max_train_steps, options.score_learning_rate) == (50_000, rate)

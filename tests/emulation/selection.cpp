@@ -30,12 +30,16 @@ struct Table {
   std::vector<ScoreTensor> rows;
   Scores scores = {};
 
-  Table(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types) : rows(n + 1) {
+  Table(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
+        const std::int64_t* others = nullptr, const float* damping = nullptr)
+      : rows(n + 1) {
     for (int i = 0; i < n; ++i) {
-      append_score(scores, reinterpret_cast<const void*>(pointers[i]), numels[i], types[i],
+      append_score(scores, i, reinterpret_cast<const void*>(pointers[i]),
+                   damping == nullptr ? nullptr : reinterpret_cast<const void*>(others[i]), numels[i], types[i],
                    &rows[scores.num_tensors]);
     }
     scores.tensors = rows.data();
+    scores.damping = damping;
   }
 };
 
@@ -68,10 +72,10 @@ void selection_plan(int n, const std::int64_t* numels, const std::int64_t* types
 // used[row]: 0 where the bracket held, 1 where the histograms decided, 2 where they were asked at once; -1 where the
 // state is overwritten by that of later rows.
 int emulated_select(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
-                    const std::int64_t* ks, std::int64_t rows, int ties_all, const SelectTuning* tuning,
+                    const std::int64_t* others, const float* damping, const std::int64_t* ks, std::int64_t rows, int ties_all, const SelectTuning* tuning,
                     std::int32_t* words, float* thresholds, std::int64_t* counts, std::int64_t* nan_count, int* used) {
   return guarded([&] {
-    const Table table(n, pointers, numels, types);
+    const Table table(n, pointers, numels, types, others, damping);
     const SelectPlan plan = plan_select(table.scores, *tuning, rows);
     Memory memory(select_workspace_bytes(table.scores, plan));
     launch_select(table.scores, ks, rows, ties_all != 0, {words, thresholds, counts, nan_count}, plan, memory.data(),
@@ -86,11 +90,11 @@ int emulated_select(int n, const std::int64_t* pointers, const std::int64_t* num
 }
 
 int emulated_threshold_mask(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
-                            const std::int32_t* keys, const std::int64_t* tie_limits, std::int64_t rows,
+                            const std::int64_t* others, const float* damping, const std::int32_t* keys, const std::int64_t* tie_limits, std::int64_t rows,
                             const SelectTuning* tuning, std::int32_t* words, float* thresholds, std::int64_t* counts,
                             std::int64_t* nan_count) {
   return guarded([&] {
-    const Table table(n, pointers, numels, types);
+    const Table table(n, pointers, numels, types, others, damping);
     SelectTuning histograms = *tuning;
     histograms.min_sampled_bytes = INT64_MAX;
     const SelectPlan plan = plan_select(table.scores, histograms, rows);
@@ -107,11 +111,19 @@ void layout_constants(std::int64_t* out) {
 }
 
 int emulated_radix_histogram(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
-                             const std::int32_t* prefixes, std::int64_t rows, int level, int blocks,
+                             const std::int64_t* others, const float* damping, const std::int32_t* prefixes, std::int64_t rows, int level, int blocks,
                              std::int64_t* counts) {
   return guarded([&] {
-    const Table table(n, pointers, numels, types);
+    const Table table(n, pointers, numels, types, others, damping);
     launch_radix_histogram(table.scores, prefixes, rows, level, counts, blocks, nullptr);
+  });
+}
+
+int emulated_magnitude_sums(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
+                            int blocks, std::int64_t* sums) {
+  return guarded([&] {
+    const Table table(n, pointers, numels, types);
+    launch_magnitude_sums(table.scores, n, sums, blocks, nullptr);
   });
 }
 

@@ -8,12 +8,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pecker_fast.ops.layout import RADIX_BITS, num_words
+from pecker_fast.ops.layout import RADIX_BITS, SUM_COLUMNS, num_words
 
 from . import library
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_KERNELS = ("select", "select_sample", "select_mask", "select_finish", "select_radix")
+_KERNELS = ("select", "select_sample", "select_mask", "select_finish", "select_radix", "select_sums")
 
 BRACKET, FALLBACK, DIRECT = range(3)
 """How a row was selected."""
@@ -78,6 +78,18 @@ def _scores(scores: Sequence[Tensor]) -> tuple:
     )
 
 
+Relative = tuple[Sequence[Tensor], Tensor]
+"""What scores are relative to, and the damping of each tensor."""
+
+
+def _relative(relative: Relative | None) -> tuple:
+    if relative is None:
+        return (None, None)
+    others, damping = relative
+    assert all(t.is_contiguous() for t in others) and damping.dtype == torch.float32
+    return ((ctypes.c_int64 * (len(others) + 1))(*(t.data_ptr() for t in others)), _pointer(damping))
+
+
 def _tuning(tuning: Tuning):
     return ctypes.byref(_Tuning(*(getattr(tuning, name) for name, _ in _Tuning._fields_)))
 
@@ -117,25 +129,33 @@ def plan(numels: Sequence[int], dtypes: Sequence[torch.dtype], rows: int = 1, tu
     return Plan(out[0], out[1], out[2], bool(out[3]))
 
 
-def select(scores, ks, ties_all=False, tuning: Tuning | None = None):
+def select(scores, ks, ties_all=False, tuning: Tuning | None = None, relative: Relative | None = None):
     """The four results, and for each row how it was selected."""
     out = _outputs(scores, len(ks))
     used = torch.full((len(ks) + 1,), -1, dtype=torch.int32)
     tuning = _tuning(tuning or Tuning())
     tail = (tuning, *map(_pointer, out), _pointer(used))
-    _call("emulated_select", *_scores(scores), _pointer(ks), ctypes.c_int64(len(ks)), int(ties_all), *tail)
+    rows = (_pointer(ks), ctypes.c_int64(len(ks)), int(ties_all))
+    _call("emulated_select", *_scores(scores), *_relative(relative), *rows, *tail)
     return out, used[: len(ks)].tolist()
 
 
-def threshold_mask(scores, keys, tie_limits, tuning: Tuning | None = None):
+def threshold_mask(scores, keys, tie_limits, relative: Relative | None = None):
     out = _outputs(scores, len(keys))
     rows = (_pointer(keys), _pointer(tie_limits), ctypes.c_int64(len(keys)))
-    _call("emulated_threshold_mask", *_scores(scores), *rows, _tuning(tuning or Tuning()), *map(_pointer, out))
+    inputs = (*_scores(scores), *_relative(relative))
+    _call("emulated_threshold_mask", *inputs, *rows, _tuning(Tuning()), *map(_pointer, out))
     return out
 
 
-def radix_histogram(scores, prefixes, level, blocks: int = 3):
+def radix_histogram(scores, prefixes, level, relative: Relative | None = None):
     out = torch.full((len(prefixes), 1 << RADIX_BITS[level]), -7, dtype=torch.int64)
     rows = (_pointer(prefixes), ctypes.c_int64(len(prefixes)))
-    _call("emulated_radix_histogram", *_scores(scores), *rows, level, blocks, _pointer(out))
+    _call("emulated_radix_histogram", *_scores(scores), *_relative(relative), *rows, level, 3, _pointer(out))
+    return out
+
+
+def magnitude_sums(tensors, blocks: int):
+    out = torch.full((len(tensors), SUM_COLUMNS), -7, dtype=torch.int64)
+    _call("emulated_magnitude_sums", *_scores(tensors), blocks, _pointer(out))
     return out

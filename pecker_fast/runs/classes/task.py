@@ -56,9 +56,8 @@ class ClassRequestArguments(ClassModelArguments):
     cover_class: str = "1"
     """Class to draw in their place, or "random"."""
     distilled: str | None = None
-    """Start from a one-step generator and its score network: the folder of a run of pecker-fast distil on the same
-    network; auto: those that come with the preset or are beside the network, which is distilled first if there are
-    none. Default: auto for methods that need them, otherwise none."""
+    """Start from the networks in a folder of pecker-fast distil; auto: from those of the preset or beside the network,
+    which are made if there are none. Default: auto if the method needs them."""
     initial_generator: str | None = None
     """One-step generator to start from; the pretrained network remains the teacher. Folder of a run (one that has
     forgotten something before, or was only distilled) or of its unet."""

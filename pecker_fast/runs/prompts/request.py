@@ -49,9 +49,8 @@ class PromptRequestArguments:
     resolution: int | None = None
     """Size of the images in pixels. Default: what the model was trained for."""
     distilled: str | None = None
-    """Start from a one-step generator and its score network: the folder of a run of pecker-fast distil on the same
-    model; auto: those beside the model, which is distilled first if there are none. Default: auto for methods that need
-    them, otherwise none."""
+    """Start from the networks in a folder of pecker-fast distil; auto: from those beside the model, which are made if
+    there are none. Default: auto if the method needs them."""
     initial_generator: str | None = None
     """U-Net to start the one-step generator from: folder of a run or of a U-Net, such as a converted SiD-LSG checkpoint
     (pecker-fast convert). Default: the model's own."""
