@@ -263,7 +263,8 @@ def run(
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     results = {"version": FORMAT_VERSION, "conditions": conditions(where), "rows": []}
-    rates = {kind: matmul_rate(where, kind, min(2.0, max_seconds)) for kind in {variant.precision for variant in variants}}
+    kinds = {variant.precision for variant in variants}
+    rates = {kind: matmul_rate(where, kind, min(2.0, max_seconds)) for kind in kinds}
     for arch in archs:
         problem = Problem.make(arch, batch, where)
         for name in methods:
