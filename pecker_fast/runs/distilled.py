@@ -191,6 +191,9 @@ def distillation_for(args: UnlearnArguments) -> UnlearnArguments:
     options |= {"progress_bar": args.output.progress_bar}
     if args.options.t_init is not None:
         options["t_init"] = args.options.t_init
+    if hasattr(args.resources, "score_lora_rank"):
+        # A distillation trains the whole score network; an adapter is for what starts from it.
+        options["score_lora_rank"] = 0
     # The networks serve runs of every seed.
     compute = dataclasses.replace(args.compute, seed=0)
     return with_options(dataclasses.replace(base, compute=compute, resources=args.resources), options)

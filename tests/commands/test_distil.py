@@ -217,6 +217,10 @@ TEXT += ["--sample_steps", "1", "--samples_per_prompt", "1", *QUIET]
 def test_a_text_to_image_model(text, tmp_path, capsys):
     shared = ["--preset", "sd15-celebrity", "--pretrained_model_name_or_path", str(text / "sd"), *TEXT]
     shared += ["--retain_prompts", str(text / "retain.txt")]
+    # Before anything is written.
+    error = fails(capsys, "unlearn", "--method", "relabel", *shared[:4], "--output_dir", str(tmp_path / "relabel"))
+    assert "forgets classes of a class-conditional network, not prompts: expected one of esd, patch" in error
+    assert not any(tmp_path.iterdir())
     folder = tmp_path / "distilled"
     main(["distil", *shared, "--save_dtype", "bfloat16", "--output_dir", str(folder)])
     run = pf.Run(folder)
@@ -247,6 +251,10 @@ def test_a_comparison_gives_it_to_one_step_methods():
     settled = with_distilled(unlearn_arguments("cifar10", "sfd", {"distilled": "auto"}))
     assert settled.request.distilled == "runs/cifar10-distil-seed0" and settled.options.t_init == 440
     assert distillation_for(settled).folder == Path("runs/cifar10-distil-seed0")
+    # A distillation trains no adapter, whatever starts from it does.
+    options = {"distilled": "auto", "score_lora_rank": 4, "concept": "brad pitt"}
+    text = with_distilled(unlearn_arguments("sd15-celebrity", "patch", options))
+    assert (text.resources.score_lora_rank, distillation_for(text).resources.score_lora_rank) == (4, 0)
 
 
 def test_presets_have_the_published_values():

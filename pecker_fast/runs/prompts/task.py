@@ -15,7 +15,7 @@ from ...models import resolve_text, resolve_text_unet, save_result, save_text_pi
 from ...parallel import World, process_count
 from ...training.loop import Progress
 from ...training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
-from ...unlearning import Method, Problem, Setting, method_class
+from ...unlearning import Method, Problem, Setting, method_class, method_names
 from ...unlearning.options import ScoreForgettingOptions
 from ...unlearning.selective_amnesia import SelectiveAmnesiaOptions
 from ..arguments import ComputeArguments, UnlearnArguments
@@ -74,6 +74,7 @@ class PromptTask(Task):
     @staticmethod
     def check(args: UnlearnArguments) -> None:
         args.loop.check()
+        _check_method(args)
         prompts_of(args)
         _check_placement(args, process_count())
 
@@ -85,6 +86,7 @@ class PromptTask(Task):
 
     def __init__(self, args: UnlearnArguments, compute: ComputeArguments, world: World) -> None:
         self.args, request = args, args.request
+        _check_method(args)
         self._check_fisher()
         self.prompts: Prompts = prompts_of(args)
         _check_placement(args, world.size)
@@ -208,6 +210,16 @@ def _with_prompts(unet: nn.Module, network: TextConditioned) -> TextConditioned:
 def prompts_of(args: UnlearnArguments) -> Prompts:
     """The prompts of a run. ValueError if a file is missing, or something does not fit."""
     return resolve_prompts(args.request, prompt_preset(args.preset), args.compute.seed)
+
+
+def _check_method(args: UnlearnArguments) -> None:
+    """Raise ValueError if the method does not take prompts."""
+    if not method_class(args.method).forgets_prompts:
+        takers = ", ".join(name for name in method_names() if method_class(name).forgets_prompts)
+        raise ValueError(
+            f"method is {args.method!r}, which forgets classes of a class-conditional network, not prompts: expected one "
+            f"of {takers}"
+        )
 
 
 def _check_placement(args: UnlearnArguments, processes: int) -> None:
