@@ -217,8 +217,8 @@ def _check_method(args: UnlearnArguments) -> None:
     if not method_class(args.method).forgets_prompts:
         takers = ", ".join(name for name in method_names() if method_class(name).forgets_prompts)
         raise ValueError(
-            f"method is {args.method!r}, which forgets classes of a class-conditional network, not prompts: expected one "
-            f"of {takers}"
+            f"method is {args.method!r}, which forgets classes of a class-conditional network, not prompts: expected "
+            f"one of {takers}"
         )
 
 
