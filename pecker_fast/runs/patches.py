@@ -96,6 +96,8 @@ def make_patch(
     expected, label = None, None
     if result is None:
         result = base if isinstance(base, Run) else Run(str(_path(base, "run")))
+        if not result.has_ended:
+            raise ValueError(f"{result.folder} has not ended: continue it with --resume_from_checkpoint latest")
         base, label, expected = _base_of(result)
         # A run computes with float32 copies, whatever the dtype of its base's files.
         dtype = dtype or "result"

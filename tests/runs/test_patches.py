@@ -264,6 +264,9 @@ def test_what_a_run_started_from(runs):
     safetensors.torch.save_file(moved(generator), f"generator/{WEIGHTS}.safetensors")
     with pytest.raises(ValueError, match="not those that the run started from"):
         pf.make_patch("text", output="r.safetensors")
+    shutil.copytree("text", "half", ignore=shutil.ignore_patterns("metrics.json"))
+    with pytest.raises(ValueError, match="half has not ended: continue it"):
+        pf.make_patch("half", output="r.safetensors")
     shutil.rmtree("generator")
     with pytest.raises(ValueError, match="'generator', which is not there: give BASE and RESULT"):
         pf.make_patch("text", output="r.safetensors")
