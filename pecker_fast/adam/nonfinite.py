@@ -1,4 +1,4 @@
-"""How many entries of the gradients of a step are inf or NaN."""
+"""The number of entries of a step's gradients that are inf or NaN."""
 
 from collections.abc import Sequence
 
