@@ -169,8 +169,8 @@ class AdamCase:
             if self.emas:
                 self.check_ema(result, i, truth.updated, truth_type, plain_type, errors)
             assert numel == result["params"][i].numel()
-        for name, found in errors.items():
-            ours, plain = (max(column) for column in zip(*found, strict=True))
+        for name, columns in errors.items():
+            ours, plain = (max(column) for column in zip(*columns, strict=True))
             stored = self.dtype if name == "params" else self.compute
             # Where few values differ (clamped updates, say) plain code may be exact by luck.
             limit = 2 * max(plain, 1.5 * torch.finfo(stored).eps)
@@ -251,10 +251,10 @@ def random_case(
     params = [(level * torch.randn(n, dtype=compute)).to(dtype) for n in numels]
     scale = drawn.grad_scale or 1.0
     present = lambda: [bool(np.random.rand() < 0.85) for _ in numels]  # noqa: E731
-    grads = [(scale * torch.randn(n, dtype=compute)).to(dtype) if there else None
-             for n, there in zip(numels, present(), strict=True)]  # fmt: skip
-    forget = [(scale * torch.randn(n, dtype=compute)).to(dtype) if there else None
-              for n, there in zip(numels, present(), strict=True)]  # fmt: skip
+    grads = [(scale * torch.randn(n, dtype=compute)).to(dtype) if exists else None
+             for n, exists in zip(numels, present(), strict=True)]  # fmt: skip
+    forget = [(scale * torch.randn(n, dtype=compute)).to(dtype) if exists else None
+              for n, exists in zip(numels, present(), strict=True)]  # fmt: skip
     steps = [float(np.random.choice([1, 2, 7, 1000])) for _ in numels]
     fresh = lambda i, value: value * (steps[i] > 1)  # noqa: E731
     squares = [fresh(i, torch.rand(n, dtype=compute)) for i, n in enumerate(numels)]
@@ -284,8 +284,8 @@ def random_case(
         case.emas = [t.to(compute) + 0.1 * torch.randn(t.shape, dtype=compute) for t in own]
         if masked and not case.ema_everywhere:
             # Leaving the EMA of frozen entries alone is right only where it equals the parameter.
-            kept = [torch.from_numpy(mask) for mask in masks]
-            case.emas = [torch.where(k, e, t.to(compute)) for k, e, t in zip(kept, case.emas, own, strict=True)]
+            selected = [torch.from_numpy(mask) for mask in masks]
+            case.emas = [torch.where(k, e, t.to(compute)) for k, e, t in zip(selected, case.emas, own, strict=True)]
     if packed:
         case.packed_grads = bool(np.random.rand() < 0.5)
         case.packed_values = not case.ema_everywhere and bool(np.random.rand() < 0.5)

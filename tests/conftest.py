@@ -48,9 +48,9 @@ def _reasons() -> dict[str, str | None]:
 
 def available_backends() -> list[str]:
     """Back ends to test, the reference first."""
-    wanted = os.environ.get("PECKER_FAST_TEST_BACKENDS")
-    if wanted:
-        return [name.strip() for name in wanted.split(",")]
+    setting = os.environ.get("PECKER_FAST_TEST_BACKENDS")
+    if setting:
+        return [name.strip() for name in setting.split(",")]
     return [name for name in reversed(BACKENDS) if _reasons()[name] is None]
 
 

@@ -60,9 +60,9 @@ def _magnitudes(tensors: list[Tensor]) -> np.ndarray:
     return np.concatenate([np.zeros(0), *parts])
 
 
-def _selection(kept: np.ndarray, magnitudes: np.ndarray, tensors: list[Tensor]) -> Selection:
-    threshold = float(magnitudes[kept].min()) if kept.any() else float("inf")
-    return Selection(_split(kept, tensors), threshold, int(kept.sum()), int(np.isnan(magnitudes).sum()))
+def _selection(selected: np.ndarray, magnitudes: np.ndarray, tensors: list[Tensor]) -> Selection:
+    threshold = float(magnitudes[selected].min()) if selected.any() else float("inf")
+    return Selection(_split(selected, tensors), threshold, int(selected.sum()), int(np.isnan(magnitudes).sum()))
 
 
 def select(tensors: list[Tensor], k: int, ties_all: bool = False) -> Selection:
@@ -70,20 +70,20 @@ def select(tensors: list[Tensor], k: int, ties_all: bool = False) -> Selection:
     magnitudes = _magnitudes(tensors)
     eligible = np.flatnonzero(magnitudes > 0)  # NaN compares false
     ranked = eligible[np.argsort(-magnitudes[eligible], kind="stable")][:k]
-    kept = np.zeros(magnitudes.size, dtype=bool)
-    kept[ranked] = True
+    selected = np.zeros(magnitudes.size, dtype=bool)
+    selected[ranked] = True
     if ties_all and ranked.size:
-        kept |= magnitudes >= magnitudes[ranked[-1]]
-    return _selection(kept, magnitudes, tensors)
+        selected |= magnitudes >= magnitudes[ranked[-1]]
+    return _selection(selected, magnitudes, tensors)
 
 
 def keep_at_least(tensors: list[Tensor], threshold: float, ties: int | None = None) -> Selection:
     """Every entry above ``threshold``, and the first ``ties`` (None: all) of those at it."""
     magnitudes = _magnitudes(tensors)
     at = np.flatnonzero((magnitudes == threshold) & (magnitudes > 0))
-    kept = magnitudes > threshold
-    kept[at[: len(at) if ties is None else ties]] = True
-    return _selection(kept, magnitudes, tensors)
+    selected = magnitudes > threshold
+    selected[at[: len(at) if ties is None else ties]] = True
+    return _selection(selected, magnitudes, tensors)
 
 
 def quotients(scores: list[Tensor], others: list[Tensor], damping: float) -> list[Tensor]:

@@ -215,10 +215,10 @@ def test_pack_where_count_is_wrong():
     numel = 20000
     words, (offset,), (mask,) = make_mask([numel], 0.3)
     dense, count = torch.arange(1.0, numel + 1), int(mask.sum())
-    for given in (0, count - 7, count + 7):
-        packed = streaming.pack(dense, words[offset:], given)
-        expected = torch.zeros(given)
-        expected[: min(given, count)] = dense[mask][:given]
+    for requested in (0, count - 7, count + 7):
+        packed = streaming.pack(dense, words[offset:], requested)
+        expected = torch.zeros(requested)
+        expected[: min(requested, count)] = dense[mask][:requested]
         assert torch.equal(packed, expected)
 
 

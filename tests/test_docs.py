@@ -44,15 +44,15 @@ def test_documented_files_exist():
 
 def commands() -> list[tuple[str, str]]:
     """Lines of code blocks that are commands, and commands within the text, with the page that has each."""
-    found = set()
+    result = set()
     for name in PAGES:
         text = (ROOT / name).read_text().replace("\\\n", " ")
         lines = re.findall(r"^ {4}((?:pecker-fast|python -m|make) .*)$", text, re.MULTILINE)
         for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             lines += re.findall(r"^((?:pecker-fast|python -m|make) .*)$", block, re.MULTILINE)
         lines += re.findall(r"`((?:pecker-fast|make) [^`]+)`", text)
-        found |= {(name, " ".join(re.split(r"\s#\s", line)[0].split())) for line in lines}
-    return sorted(found)
+        result |= {(name, " ".join(re.split(r"\s#\s", line)[0].split())) for line in lines}
+    return sorted(result)
 
 
 @pytest.mark.parametrize(("page", "command"), commands())

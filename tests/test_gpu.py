@@ -171,8 +171,8 @@ def test_more_entries_than_an_int32_can_count():
     places = torch.tensor([0, 2**31 - 1, 2**31, 2**32 - 1, 2**32, count - 1], device="cuda")
     grad[places] = 1.0
     mask = pf.saliency_mask({"p": grad}, k=len(places), backend="cuda")
-    kept = mask["p"]
-    assert int(kept.sum()) == len(places) and bool(kept[places].all())
+    selected = mask["p"]
+    assert int(selected.sum()) == len(places) and bool(selected[places].all())
     param = nn.Parameter(torch.zeros(count, dtype=torch.bfloat16, device="cuda"))
     param.grad = grad
     pf.MaskedAdam([("p", param)], lr=1.0, betas=(0.0, 0.9), packed=True, backend="cuda").step(mask=mask)

@@ -159,12 +159,12 @@ OWNERS = {
 def test_constants_have_one_owner_a_language(pattern):
     sources = [path for _, path in sorted((str(p), p) for p in (ROOT / "csrc").rglob("*") if p.is_file())]
     sources += [path for path, parts in modules() if parts[0] in ("kernels", "ops", "adam", "mask", "saliency")]
-    found = set()
+    files = set()
     for path in sources:
         code = "\n".join(line.split("//")[0].split("#")[0] for line in path.read_text().splitlines())
         if re.search(pattern, code):
-            found.add(str(path.relative_to(ROOT)))
-    assert found == OWNERS[pattern]
+            files.add(str(path.relative_to(ROOT)))
+    assert files == OWNERS[pattern]
 
 
 def test_subcommands_are_small_and_all_named():

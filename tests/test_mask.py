@@ -260,8 +260,8 @@ def test_damaged_and_foreign_files(tmp_path):
         ({"words": words}, {**metadata, "names": '["a", "b"]'}),
         ({"other": words}, metadata),
     ]
-    for i, (tensors, given) in enumerate(wrong):
-        save_file(tensors, bad, metadata=given)
+    for i, (tensors, wrong_metadata) in enumerate(wrong):
+        save_file(tensors, bad, metadata=wrong_metadata)
         with pytest.raises(ValueError, match=r"bad.safetensors"):
             pf.SaliencyMask.load(bad)
             pytest.fail(f"case {i} was loaded")

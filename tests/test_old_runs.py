@@ -69,9 +69,9 @@ def lines(path: Path) -> list[dict]:
 
 def computes_alike(old: Path) -> bool:
     """Whether this machine rounds as the one that made the runs: by its CPU and its torch."""
-    here, there = environment(), read(old / DIGITS / "environment.json")
-    return all(here[key] == there[key] for key in ("cpu", "cpu_instruction_set")) and (
-        here["packages"]["torch"] == there["packages"]["torch"]
+    here, recorded = environment(), read(old / DIGITS / "environment.json")
+    return all(here[key] == recorded[key] for key in ("cpu", "cpu_instruction_set")) and (
+        here["packages"]["torch"] == recorded["packages"]["torch"]
     )
 
 

@@ -161,8 +161,8 @@ def test_chunks_of_many_densities_in_one_tensor(packed, backend, small):
         for these, optimizer in twins:
             set_grads(these, [g.clone() for g in grads])
             optimizer.step(mask=mask)
-    for param, expected, kept, before in zip(params, reference, masks, start, strict=True):
-        assert torch.equal(param[~kept], before[~kept])
+    for param, expected, salient, before in zip(params, reference, masks, start, strict=True):
+        assert torch.equal(param[~salient], before[~salient])
         assert torch.allclose(param, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -187,18 +187,18 @@ def test_frozen_entries_stay_bit_for_bit(dtype, backend):
     optimizer.step()
     mask = random_mask(params)
     for _ in range(2):
-        kept = [[t.detach().clone() for t in tensors(optimizer, p)] for p in params]
+        saved = [[t.detach().clone() for t in tensors(optimizer, p)] for p in params]
         grads = make_grads(params)
         for i, grad in enumerate(grads):
             grad[~mask[i]] = math.nan
         set_grads(params, grads)
         optimizer.step(mask=mask)
         for i, param in enumerate(params):
-            for before, after in zip(kept[i], tensors(optimizer, param), strict=False):
+            for before, after in zip(saved[i], tensors(optimizer, param), strict=False):
                 assert same_bits(after.detach()[~mask[i]], before[~mask[i]])
             assert param.isfinite().all()
             # One entry alone may have an update below half a unit of its last place.
-            assert mask[i].sum() < 10 or not torch.equal(param, kept[i][0])
+            assert mask[i].sum() < 10 or not torch.equal(param, saved[i][0])
 
 
 def tensors(optimizer, param) -> list[torch.Tensor]:
@@ -370,8 +370,8 @@ def test_sparsity_stats_of_each_regime():
             param.grad = torch.randn(100)
             optimizer.step(mask=mask)
         stats = optimizer.sparsity_stats()
-        found = (stats["touched_last"], stats["touched_ever"], stats["mean_update_count"])
-        assert found == pytest.approx((0.2, 0.2, 0.8))
+        result = (stats["touched_last"], stats["touched_ever"], stats["mean_update_count"])
+        assert result == pytest.approx((0.2, 0.2, 0.8))
     optimizer = pf.MaskedAdam([param])
     optimizer.step()
     stats = optimizer.sparsity_stats()

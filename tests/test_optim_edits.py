@@ -709,17 +709,17 @@ def test_random_edits_between_steps(seed):
         random.seed(seed + sequence)
         torch.manual_seed(seed + sequence)
         fuzz = Fuzz()
-        done = []
+        log = []
         try:
             for _ in range(30):
                 name = random.choice([*EDITS, *["step"] * 8])
-                done.append(name)
+                log.append(name)
                 getattr(fuzz, name)()
-            done.append("step")
+            log.append("step")
             fuzz.step()
             fuzz.check()
         except Exception as error:
-            raise AssertionError(f"sequence {sequence}: {done}") from error
+            raise AssertionError(f"sequence {sequence}: {log}") from error
 
 
 # ---- checkpoints, wrappers, and masks set beforehand

@@ -190,14 +190,14 @@ def test_masked_grads_by_name_and_by_parameter():
         for p, q in zip(twin.parameters(), module.parameters(), strict=True):
             p.grad = q.grad.clone()
         named = dict(zip((n for n, _ in twin.named_parameters()), forget, strict=True))
-        given = {
+        masked_grads = {
             "list": forget,
             "names": {n: g for n, g in named.items() if g is not None},
             "prefixed names": {f"module.{n}": g for n, g in named.items()},
             "parameters": {p: g for p, g in zip(twin.parameters(), forget, strict=True) if g is not None},
             "generator": (g for g in forget),
         }[form]
-        pf.MaskedAdam(twin.named_parameters(), lr=0.1).step(mask=mask, masked_grads=given)
+        pf.MaskedAdam(twin.named_parameters(), lr=0.1).step(mask=mask, masked_grads=masked_grads)
         results.append([p.detach() for p in twin.parameters()])
     for other in results[1:]:
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))

@@ -89,8 +89,8 @@ def test_round_trips_go_on_bit_for_bit(kind, way):
             )
     steps(copies, other, masks[cut:], [[None if g is None else g.clone() for g in these] for these in grads[cut:]])
     # The copy is independent.
-    for p, kept in zip(params, before, strict=True):
-        assert all(torch.equal(optimizer.state[p][key], value) for key, value in kept.items())
+    for p, saved in zip(params, before, strict=True):
+        assert all(torch.equal(optimizer.state[p][key], value) for key, value in saved.items())
     steps(params, optimizer, masks[cut:], grads[cut:])
     assert other.param_groups[0]["lr"] == 0.02
     for p, q in zip(params, copies, strict=True):

@@ -127,14 +127,14 @@ def test_low_precision_parameters_are_nearer_to_the_truth_than_torch(dtype):
 @pytest.mark.parametrize("case", list(ERROR_CASES))
 def test_torch_error_cases(case):
     error_case = ERROR_CASES[case]
-    given = error_case.optimizer_error_input
+    error_input = error_case.optimizer_error_input
     assert error_case.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR
     if issubclass(error_case.error_type, Warning):
         with pytest.warns(error_case.error_type, match=error_case.error_regex):
-            pf.MaskedAdam(given.params, **given.kwargs)
+            pf.MaskedAdam(error_input.params, **error_input.kwargs)
         return
     with pytest.raises(error_case.error_type, match=error_case.error_regex):
-        pf.MaskedAdam(given.params if given.params is not None else [torch.zeros(2)], **given.kwargs)
+        pf.MaskedAdam(error_input.params if error_input.params is not None else [torch.zeros(2)], **error_input.kwargs)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ def wheel(tmp_path_factory) -> Path:
             shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--quiet", "-w", str(folder)]
     environment = {**os.environ, "CXX": "/nonexistent/c++", "CC": "/nonexistent/cc"}
-    done = subprocess.run([*command, str(source)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([*command, str(source)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     (path,) = folder.glob("*.whl")
     return path
 
@@ -109,11 +109,11 @@ def test_without_a_compiler_it_runs_and_says_so(wheel, tmp_path):
         "    raise AssertionError(name + ' is importable')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr

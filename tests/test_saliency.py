@@ -138,8 +138,8 @@ def test_index_order_is_row_major_whatever_the_strides(backend):
         base[:, :, :1].expand(2, 3, 4, 6),
     ]
     for tensor in variants:
-        given = [tensor, torch.full((50,), 0.5)]
-        check(pf.saliency_mask(given, k=60, backend=backend), oracle.select([g.contiguous() for g in given], 60))
+        tensors = [tensor, torch.full((50,), 0.5)]
+        check(pf.saliency_mask(tensors, k=60, backend=backend), oracle.select([g.contiguous() for g in tensors], 60))
 
 
 def test_scores_are_only_read(backend):
@@ -237,9 +237,9 @@ def test_accumulator(reduce, backend):
             if param.grad is not None:
                 grad = param.grad.double()
                 totals[name] += {"sum": grad, "abs_sum": grad.abs(), "sq_sum": grad**2}[reduce]
-        kept = {n: None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
+        before = {n: None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
         accumulator.add()
-        assert all(kept[n] is None or same_bits(p.grad, kept[n]) for n, p in net.named_parameters())
+        assert all(before[n] is None or same_bits(p.grad, before[n]) for n, p in net.named_parameters())
     assert accumulator.batches == 3
     for name, total in totals.items():
         assert accumulator.scores[name].dtype == torch.float32

@@ -123,8 +123,8 @@ def check_distributed_checkpoint(model: nn.Module, folder: str) -> None:
     held = {"optim": get_optimizer_state_dict(model, other)}
     dcp.load(held, checkpoint_id=f"{folder}/dcp")
     set_optimizer_state_dict(model, other, held["optim"])
-    found = [entry["exp_avg_sq"].full_tensor() for entry in other.state_dict()["state"].values()]
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    actual = [entry["exp_avg_sq"].full_tensor() for entry in other.state_dict()["state"].values()]
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
     assert all(float(entry["step"]) == 1 for entry in other.state_dict()["state"].values())
 
 
@@ -182,14 +182,14 @@ def check_errors(mesh) -> None:
     sharded = distribute_tensor(torch.randn(6), mesh, [Shard(0)])
     replicated = distribute_tensor(torch.randn(6), mesh, [Replicate()])
     assert shard_group([replicated]) is None and shard_group([sharded]) is mesh.get_group(0)
-    for scores, said in (
+    for scores, message in (
         ([sharded, torch.randn(6)], "sharded in different ways"),
         ([sharded, replicated], "sharded in different ways"),
     ):
         try:
             pf.saliency_mask(scores, k=2)
         except ValueError as error:
-            assert said in str(error), error
+            assert message in str(error), error
         else:
             raise AssertionError("not refused")
     try:
@@ -255,9 +255,9 @@ def test_sharded_equals_whole(tmp_path, monkeypatch, ranks):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
     spawn(work, args=(ranks, str(tmp_path)), nprocs=ranks)
-    for options, found in zip(OPTIONS, torch.load(tmp_path / f"{ranks}.pt"), strict=True):
+    for options, result in zip(OPTIONS, torch.load(tmp_path / f"{ranks}.pt"), strict=True):
         _, expected = trained(network(), options)
-        assert expected.keys() == found.keys()
+        assert expected.keys() == result.keys()
         for name, value in expected.items():
-            close = torch.allclose(found[name].double(), value.double(), rtol=1e-5, atol=1e-7)
-            assert close, (options, name, (found[name] - value).abs().max())
+            close = torch.allclose(result[name].double(), value.double(), rtol=1e-5, atol=1e-7)
+            assert close, (options, name, (result[name] - value).abs().max())

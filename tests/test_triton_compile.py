@@ -92,7 +92,7 @@ def _calls() -> Iterator[tuple[str, Callable[[], object], bool]]:
     def step(
         dtype, compute=f32, masked_grads=(), m=True, amsgrad=False, masters=False, ema=False, counts=False, **more
     ):
-        state = lambda wanted: [torch.zeros(n, dtype=compute) for n in numels] if wanted else []  # noqa: E731
+        state = lambda used: [torch.zeros(n, dtype=compute) for n in numels] if used else []  # noqa: E731
         with_words = more.pop("masked", bool(masked_grads))
         everything = more.pop("everything", False)
         options = {
@@ -160,10 +160,10 @@ def _resources(kernel) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
-        said = subprocess.run([program, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run([program, "-res-usage", path], capture_output=True, text=True, check=True).stdout
     # Spilled registers go to the stack.
-    found = {name.lower(): int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
-    return {**found, "vectors": len(re.findall(r"(?:ld|st)\.global[\w.:]*\.v[248]\.", kernel.asm["ptx"]))}
+    counts = {name.lower(): int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
+    return {**counts, "vectors": len(re.findall(r"(?:ld|st)\.global[\w.:]*\.v[248]\.", kernel.asm["ptx"]))}
 
 
 def _main() -> None:

@@ -68,8 +68,8 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     assert figures["pecker"]["drift"] == pytest.approx(drift, rel=1e-3) and drift > 0
     assert figures[NOTHING_FORGOTTEN]["drift"] == 0 and images["pecker"].shape == (27, 1, 8, 8)
     assert 0 < figures["pecker"]["parameter_change"] < 10
-    left = {path.name for path in (folder / "pecker-seed0").iterdir()}
-    assert not left & {"checkpoints", "unet", "report.md"}
+    files = {path.name for path in (folder / "pecker-seed0").iterdir()}
+    assert not files & {"checkpoints", "unet", "report.md"}
     # The runs' file alone gives the same report.
     other, several = tmp_path / "other", tmp_path / "several.jsonl"
     several.write_text((tmp_path / "plus" / "runs.jsonl").read_text() + "\n".join(json.dumps(x) for x in lines[::-2]))

@@ -81,9 +81,9 @@ def _are_parameters(value) -> bool:
 
 def test_roofline(tmp_path):
     results = run.run(["masked_adam", "share_plain"] if torch.cuda.is_available() else ["masked_adam"], **QUICK)
-    found = plots.points(results)
-    assert {p["name"] for p in found} >= {OURS, "torch fused"} and [p["ours"] for p in found] == [True, False]
-    ours = next(p for p in found if p["ours"])
+    points = plots.points(results)
+    assert {p["name"] for p in points} >= {OURS, "torch fused"} and [p["ours"] for p in points] == [True, False]
+    ours = next(p for p in points if p["ours"])
     row = results["rows"][0]
     assert ours["picoseconds"] == pytest.approx(1e12 * row["seconds"][OURS]["p50"] / row["numel"])
     run.save(results, tmp_path / "results.json")

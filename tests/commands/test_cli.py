@@ -64,8 +64,8 @@ def test_wrong_input_is_one_line_and_status_2(capsys, monkeypatch, arguments):
 
 
 def test_the_line_names_the_option(capsys):
-    said = fails(capsys, "unlearn", "--no_such_option", "3")
-    assert said == "pecker-fast: Unrecognized options: --no_such_option, 3 (see pecker-fast unlearn --help)"
+    error = fails(capsys, "unlearn", "--no_such_option", "3")
+    assert error == "pecker-fast: Unrecognized options: --no_such_option, 3 (see pecker-fast unlearn --help)"
     assert "--density: no type matching {None}|FLOAT" in fails(capsys, "unlearn", "--density", "much")
 
 

@@ -151,8 +151,8 @@ def test_a_method_that_needs_one_distils_first(place, tmp_path, monkeypatch, cap
     assert not (tmp_path / "net" / "distilled").exists()
     main(unlearn(tmp_path, tmp_path / "run"))
     folder = tmp_path / "net" / "distilled"
-    said = capsys.readouterr().out
-    assert "sfd starts from a distilled generator, and there is none of this network yet: 4 iter" in said
+    output = capsys.readouterr().out
+    assert "sfd starts from a distilled generator, and there is none of this network yet: 4 iter" in output
     assert config(tmp_path / "run")["distilled"] == str(folder) and config(folder)["seed"] == 0
     assert pf.Run(folder).metrics["iterations"] == 4
     # The next run takes it; the first one is known to have ended.
@@ -177,15 +177,15 @@ def test_a_method_that_needs_one_distils_first(place, tmp_path, monkeypatch, cap
 def test_wrong_inputs(place, tmp_path, capsys):
     distilled, output = str(place / "distilled"), tmp_path / "run"
     assert "t_init is 280, but" in fails(capsys, *unlearn(place, output, "--distilled", distilled, "--t_init", "280"))
-    said = fails(capsys, *unlearn(place, output, "--distilled", distilled, net="other"))
-    assert "distilled of another network (sha256" in said and "pecker-fast distil makes it of this one" in said
-    said = fails(capsys, *unlearn(place, output, "--distilled", distilled, "--initial_score", distilled))
-    assert "initial_score is given as well: expected one of the two" in said
-    said = fails(capsys, *unlearn(place, output, "--distilled", distilled, method="esd"))
-    assert "esd starts from the pretrained network" in said
+    error = fails(capsys, *unlearn(place, output, "--distilled", distilled, net="other"))
+    assert "distilled of another network (sha256" in error and "pecker-fast distil makes it of this one" in error
+    error = fails(capsys, *unlearn(place, output, "--distilled", distilled, "--initial_score", distilled))
+    assert "initial_score is given as well: expected one of the two" in error
+    error = fails(capsys, *unlearn(place, output, "--distilled", distilled, method="esd"))
+    assert "esd starts from the pretrained network" in error
     for folder in (place / "net", tmp_path / "nowhere"):
-        said = fails(capsys, *unlearn(place, output, "--distilled", str(folder)))
-        assert "expected the folder of a run of distillation (pecker-fast distil makes it)" in said
+        error = fails(capsys, *unlearn(place, output, "--distilled", str(folder)))
+        assert "expected the folder of a run of distillation (pecker-fast distil makes it)" in error
     shutil.copytree(place / "distilled", tmp_path / "half", ignore=shutil.ignore_patterns("metrics.json"))
     assert "has not ended" in fails(capsys, *unlearn(place, output, "--distilled", str(tmp_path / "half")))
     assert "pecker-fast distil is its command" in fails(capsys, "unlearn", "--method", "distil")
@@ -228,8 +228,8 @@ def test_a_text_to_image_model(text, tmp_path, capsys):
     assert recorded["initial_generator_sha256"] == run.metrics["weights_sha256"]
     assert recorded["initial_score_sha256"] == run.metrics["score_sha256"]
     capsys.readouterr()
-    said = fails(capsys, "distil", *shared, "--score_lora_rank", "2", "--output_dir", str(tmp_path / "lora"))
-    assert "distil trains no adapter" in said
+    error = fails(capsys, "distil", *shared, "--score_lora_rank", "2", "--output_dir", str(tmp_path / "lora"))
+    assert "distil trains no adapter" in error
 
 
 def test_a_comparison_gives_it_to_one_step_methods():

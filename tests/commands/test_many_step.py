@@ -69,8 +69,8 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
     # What precedes the training changes nothing, so that nothing is measured of it.
     evaluations = [json.loads(line)["step"] for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert evaluations == [metrics["iterations"]]
-    said = (folder / "report.md").read_text()
-    assert "DDIM, 3 steps" in said and "| Sampler | ddim |" in said
+    report = (folder / "report.md").read_text()
+    assert "DDIM, 3 steps" in report and "| Sampler | ddim |" in report
     network, _ = load_network(folder / "unet")
     start, _ = load_network(ASSETS / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
@@ -81,7 +81,7 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
     assert metrics["parameters_trained"] == pytest.approx(share) and (share < 10) == (name == "esd")
     assert metrics["parameters_changed"] <= metrics["parameters_trained"]
     reached = {"salun": "keeps 50.0% of", "esd": f"the {share:.1f} % of the parameters that are trained"}
-    assert reached.get(name, "reached every trained parameter") in said
+    assert reached.get(name, "reached every trained parameter") in report
     run = ["--pretrained-model-name-or-path", str(folder)]
     main(["sample", *run, "--labels", "1", "--output", str(tmp_path / "drawn.png")])
     assert "sampler ddim" in capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
 
 def test_one_step_methods_say_it_too(tmp_path):
     folder = tmp_path / "run"
-    given = [
+    options = [
         "--max_train_steps",
         "2",
         "--train_batch_size",
@@ -102,7 +102,7 @@ def test_one_step_methods_say_it_too(tmp_path):
         "--samples_per_class",
         "2",
     ]
-    main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *given, *QUIET])
+    main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *options, *QUIET])
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["sampler"], metrics["sampling_steps"]) == ("one_step", 1) and metrics["seconds_per_image"] > 0
 
@@ -139,17 +139,17 @@ def test_data_free_salun_and_guidance_of_photographs(capsys, tmp_path):
     replay = ["--replay_images_per_class", "2", "--replay_steps", "2"]
     real = ["--dataset_name", f"folder:{data}"]
     generated = ["--method", "salun", "--images", "generated", *replay]
-    for i, given in enumerate((
+    for i, options in enumerate((
         ["--method", "salun", *real], ["--method", "retrain", *real],
         generated, [*generated, "--forget_data", str(data)],
         ["--method", "selective_amnesia", *replay, "--fisher_timesteps", "4", "--fisher_chunks", "1"],
         ["--method", "esd", "--trajectory_steps", "2"],
     )):  # fmt: skip
         out = tmp_path / str(i)
-        main([*common, *given, "--output_dir", str(out)])
+        main([*common, *options, "--output_dir", str(out)])
         metrics = json.loads((out / "metrics.json").read_text())
         assert metrics["sampling_steps"] == 3 and metrics["sampler"] == "ddpm" and "ua" not in metrics
-        assert metrics["guidance_scale"] == (1.0 if given[1] == "retrain" else 3.0)
+        assert metrics["guidance_scale"] == (1.0 if options[1] == "retrain" else 3.0)
     capsys.readouterr()
 
 
@@ -157,8 +157,8 @@ def test_wrong_inputs(capsys, tmp_path):
     out = ["--output_dir", str(tmp_path / "run")]
     small = [*SMALL, *QUIET]
 
-    def refused(method: str, *given: str) -> str:
-        return fails(capsys, "unlearn", "--method", method, *out, *small, *given)
+    def refused(method: str, *options: str) -> str:
+        return fails(capsys, "unlearn", "--method", method, *out, *small, *options)
 
     assert "eval_guidance_scale is 3" in refused("retrain", "--eval_guidance_scale", "3")
     assert "saliency_guidance_scale is 2" in refused("salun", "--saliency_guidance_scale", "2")

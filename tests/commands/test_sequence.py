@@ -51,10 +51,10 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     assert "the same command again" in capsys.readouterr().out
     first = folder / "request-1-forget-0"
     assert (first / "score" / "config.json").is_file() and not (first / "checkpoints").exists()
-    done = (first / "metrics.json").read_bytes()
+    first_metrics = (first / "metrics.json").read_bytes()
     monkeypatch.setattr(sys, "argv", ["pecker-fast", *arguments("0", "3")])
     main()
-    assert (first / "metrics.json").read_bytes() == done
+    assert (first / "metrics.json").read_bytes() == first_metrics
     assert [args.request.forget_classes for args in ran] == [(0,), (0, 3), (0, 3), (0, 3)]
     starts = [args.request.initial_generator for args in ran]
     assert starts == [None, str(first), str(first), None]
@@ -62,16 +62,16 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     # The next request's is needed, the last one's is not.
     assert not (first / "score").exists() and (folder / "request-2-forget-3" / "score").is_dir()
 
-    told = json.loads((folder / "sequence.json").read_text())
-    assert "sequence --method sfd" in told["command"] and f"--output-dir {folder.name} " in told["command"]
+    result = json.loads((folder / "sequence.json").read_text())
+    assert "sequence --method sfd" in result["command"] and f"--output-dir {folder.name} " in result["command"]
     for name in ("sequence.json", "sequence.md", "sequence.html"):
         assert str(tmp_path) not in (folder / name).read_text()
-    assert [row["request"] for row in told["rows"]] == ["1: forget 0", "2: forget 3", "all at once"]
-    assert [sorted(row["ua_by_class"]) for row in told["rows"]] == [["0"], ["0", "3"], ["0", "3"]]
+    assert [row["request"] for row in result["rows"]] == ["1: forget 0", "2: forget 3", "all at once"]
+    assert [sorted(row["ua_by_class"]) for row in result["rows"]] == [["0"], ["0", "3"], ["0", "3"]]
     config = json.loads((folder / "request-2-forget-3" / "config.json").read_text())
     assert config["initial_generator"] == str(first) and config["options"]["max_train_steps"] == 2
-    said = capsys.readouterr().out
-    assert "UA of 3 (%)" in said and "all at once" in said and str(folder / "sequence.md") in said
+    output = capsys.readouterr().out
+    assert "UA of 3 (%)" in output and "all at once" in output and str(folder / "sequence.md") in output
     text, page = (folder / "sequence.md").read_text(), check_page((folder / "sequence.html").read_text())
     for words in ("one after the other", "UA of 3 (%)", "Method sfd, preset digits, seed 0, with class 1 as cover."):
         assert words in text and words in page.text

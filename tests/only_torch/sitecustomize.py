@@ -10,20 +10,20 @@ import sys
 WANTED = ("torch", "numpy", "pytest")
 
 
-def _requirements(name: str, seen: set[str]) -> set[str]:
+def _requirements(name: str, names: set[str]) -> set[str]:
     """A distribution and those that it needs."""
     name = re.sub(r"[-_.]+", "-", name).lower()
-    if name in seen:
-        return seen
+    if name in names:
+        return names
     try:
         required = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
-        return seen
-    seen.add(name)
+        return names
+    names.add(name)
     for line in required:
         if "extra ==" not in line:
-            _requirements(re.match(r"[A-Za-z0-9._-]+", line)[0], seen)
-    return seen
+            _requirements(re.match(r"[A-Za-z0-9._-]+", line)[0], names)
+    return names
 
 
 def _refused() -> set[str]:

@@ -34,8 +34,8 @@ class ByValue(dict):
 
 def refuses(op: str, arguments: dict, backend: str, pattern: str) -> None:
     """Calls ``op`` and expects an error whose text matches ``pattern``, and no tensor changed."""
-    given = [t for value in arguments.values() for t in tensors_in(value) if t.layout is torch.strided]
-    before = [t.clone() for t in given]
+    tensors = [t for value in arguments.values() for t in tensors_in(value) if t.layout is torch.strided]
+    before = [t.clone() for t in tensors]
     # Positional where the schema has them so, by keyword where it does not.
     parameters = inspect.signature(getattr(reference, op)).parameters
     args = [arguments[n] for n, p in parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD and n in arguments]
@@ -43,7 +43,7 @@ def refuses(op: str, arguments: dict, backend: str, pattern: str) -> None:
     with pytest.raises(ERRORS) as caught:
         getattr(ops, op)(*args, backend=backend, **kwargs)
     assert re.search(pattern, str(caught.value)), f"{pattern!r} is not in: {caught.value}"
-    assert all(same_bits(a, b) for a, b in zip(given, before, strict=True)), "something was written"
+    assert all(same_bits(a, b) for a, b in zip(tensors, before, strict=True)), "something was written"
 
 
 RELATIVE_CASES = [

@@ -8,5 +8,5 @@ def test_a_library_that_cannot_be_loaded(tmp_path, monkeypatch):
     path.write_bytes(b"no library")
     monkeypatch.setattr(extension, "library_path", lambda backend: path)
     # What earlier calls found is kept elsewhere.
-    said = extension.why_missing.__wrapped__("cpu")
-    assert said.startswith("_C.so cannot be loaded") and str(tmp_path) not in said
+    reason = extension.why_missing.__wrapped__("cpu")
+    assert reason.startswith("_C.so cannot be loaded") and str(tmp_path) not in reason

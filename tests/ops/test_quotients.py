@@ -63,8 +63,8 @@ def test_rules_for_zeros_infinities_and_nan(backend, device):
     one = torch.ones(1, dtype=torch.int32, device=device)
     limit = torch.tensor([2**63 - 1], device=device)
     words, thresholds, counts, nans = ops.threshold_mask(own, one, limit, others, none, backend=backend)
-    kept = [1, 4, 9, 11]  # 2 / 2 ** -126, inf, inf, 1.5
-    assert int(words[0, 0]) == sum(1 << i for i in kept) and int(counts[0]) == len(kept)
+    selected = [1, 4, 9, 11]  # 2 / 2 ** -126, inf, inf, 1.5
+    assert int(words[0, 0]) == sum(1 << i for i in selected) and int(counts[0]) == len(selected)
     assert float(thresholds[0]) == 1.5 and int(nans) == 4
     words, thresholds, _, _ = ops.select(own, torch.tensor([3], device=device), False, others, none, backend=backend)
     assert int(words[0, 0]) == sum(1 << i for i in (1, 4, 9)) and float(thresholds[0]) == 2.0**127

@@ -32,9 +32,9 @@ def test_round_trip_bit_for_bit(tmp_path):
     payload = torch.tensor([0x7FC00001], dtype=torch.int32).view(torch.float32)
     result["conv.weight"] = result["conv.weight"].clone()
     result["conv.weight"][0, 0, 0, :3] = torch.cat([torch.tensor([-0.0, math.nan]), payload])
-    kept = copies(base), copies(result)
+    before = copies(base), copies(result)
     path = saved(tmp_path, base, result, license="CC0", request={"forget_classes": [0]})
-    assert same(base, kept[0]) and same(result, kept[1])
+    assert same(base, before[0]) and same(result, before[1])
     patch = Patch.load(path)
     assert (patch.base, patch.result) == (state_hash(base), state_hash(result))
     assert patch.metadata == {"license": "CC0", "request": {"forget_classes": [0]}}

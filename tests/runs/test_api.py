@@ -73,11 +73,11 @@ def test_a_network_in_memory_is_kept_with_the_run(tmp_path):
     # The preset with images of its size and channels.
     assert run.config["preset"] == "digits" and run.config["forget_classes"] == [3]
     assert run.config["pretrained_model_name_or_path"] == str(tmp_path / "run" / "pretrained")
-    kept = resolve(tmp_path / "run" / "pretrained")
-    assert weights_hash(kept.network) == run.config["pretrained_sha256"] == before == weights_hash(network)
-    assert torch.equal(kept.schedule.alphas_cumprod, schedule.alphas_cumprod)
+    saved = resolve(tmp_path / "run" / "pretrained")
+    assert weights_hash(saved.network) == run.config["pretrained_sha256"] == before == weights_hash(network)
+    assert torch.equal(saved.schedule.alphas_cumprod, schedule.alphas_cumprod)
     # The same as from the folder; resumed without the object.
-    folder = pf.unlearn(kept.source, "sfd", output_dir=str(tmp_path / "again"), preset="digits", **options)
+    folder = pf.unlearn(saved.source, "sfd", output_dir=str(tmp_path / "again"), preset="digits", **options)
     assert weights_hash(folder.model.network) == weights_hash(run.model.network)
     weights = weights_hash(run.model.network)
     (run.folder / "checkpoints" / "checkpoint-2").rename(tmp_path / "last")

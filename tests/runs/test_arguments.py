@@ -75,7 +75,7 @@ def test_what_is_measured_decides_the_kind(tmp_path):
     assert kind(tmp_path, options=["seed", "judge"]) == "ClassEvaluation"
     (tmp_path / "sd" / "text_encoder").mkdir(parents=True)
     assert kind("5", tmp_path / "sd") == "PromptEvaluation"
-    for name, said in {"c": '"forget_classes": [0]', "p": '"prompts": {}'}.items():
+    for name, extra in {"c": '"forget_classes": [0]', "p": '"prompts": {}'}.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(f'{{"options": {{}}, {said}}}')
+        (tmp_path / name / "config.json").write_text(f'{{"options": {{}}, {extra}}}')
     assert (kind(tmp_path / "c"), kind(tmp_path / "p")) == ("ClassEvaluation", "PromptEvaluation")

@@ -148,13 +148,13 @@ def test_a_single_file(tmp_path):
     base = {"a": torch.randn(50), "b": torch.randn(3, 4)}
     path, patch = tmp_path / "base.safetensors", tmp_path / "p.safetensors"
     safetensors.torch.save_file(base, path)
-    kept = path.read_bytes()
+    before = path.read_bytes()
     result = moved(base, 0.5)
     pf.make_patch(path, result, output=patch)
     pf.apply_patch(path, patch, output=tmp_path / "result.safetensors")
-    assert same(weights_of(tmp_path / "result.safetensors"), result) and path.read_bytes() == kept
+    assert same(weights_of(tmp_path / "result.safetensors"), result) and path.read_bytes() == before
     pf.revert_patch(tmp_path / "result.safetensors", patch, in_place=True)
-    assert (tmp_path / "result.safetensors").read_bytes() == kept
+    assert (tmp_path / "result.safetensors").read_bytes() == before
 
 
 def test_several_patches_on_disk_and_in_memory(model, tmp_path):

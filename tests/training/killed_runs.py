@@ -67,8 +67,8 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
         end = time.monotonic() + wait
         status = None
         while time.monotonic() < end:
-            done, code = os.waitpid(process, os.WNOHANG)
-            if done:
+            pid, code = os.waitpid(process, os.WNOHANG)
+            if pid:
                 status = code
                 break
             time.sleep(0.002)

@@ -174,9 +174,9 @@ def test_the_command_line_under_torchrun(tmp_path):
         "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2", "--train_batch_size", "4",
         "--forget_batch_size", "2", "--saliency_batch_size", "4", "--no-evaluate", "--no-progress_bar",
     ]  # fmt: skip
-    done = processes.run(command, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report:") == 1
+    result = processes.run(command, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("report:") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["iterations"], metrics["images"]) == (2, 8)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["num_processes"] == 2

@@ -103,7 +103,7 @@ def tensors_of(tree, place: str = "") -> dict[str, torch.Tensor]:
     return {name: tensor for key, value in items for name, tensor in tensors_of(value, f"{place}.{key}").items()}
 
 
-def apart(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 0.0) -> float:
+def differing_share(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 0.0) -> float:
     """Share of the entries that differ by more than 1e-6 and more than a ``share`` of the expected value. A few may
     differ: Adam takes full steps even of rounding errors."""
     pairs = [(value, expected[key]) for key, value in actual.items()]
@@ -123,7 +123,7 @@ def check_states(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         # Relative to the largest second moment: gradients differ by rounding of the largest ones.
         most = max(expected[key].abs().max() for key in keys) if "optimizer" in kind else 1.0
         one, two = ({key: values[key] / most for key in keys} for values in (actual, expected))
-        assert apart(one, two, 1e-3 if "optimizer" in kind else 0.0) < 1e-3, kind
+        assert differing_share(one, two, 1e-3 if "optimizer" in kind else 0.0) < 1e-3, kind
 
 
 RATES = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
@@ -138,7 +138,7 @@ def check_one_process(folder: Path, words: list[str], steps: int) -> None:
     logs = [(run / "train.jsonl").read_text().splitlines() for run in runs]
     for together, alone in zip(*logs, strict=True):
         assert json.loads(together).get("mask_density") == json.loads(alone).get("mask_density")
-    assert apart(*(load_file(run / WEIGHTS) for run in runs)) < 1e-3
+    assert differing_share(*(load_file(run / WEIGHTS) for run in runs)) < 1e-3
 
 
 def test_shared_out_weights(tmp_path):
@@ -150,14 +150,14 @@ def test_shared_out_weights(tmp_path):
     alone = tmp_path / "alone" / "run"
     shutil.copytree(tmp_path / "run", alone)
     main([*words, "--output_dir", str(alone), "--resume_from_checkpoint", "checkpoint-1"])
-    assert apart(*(load_file(run / WEIGHTS) for run in (alone, tmp_path / "run"))) < 1e-3
+    assert differing_share(*(load_file(run / WEIGHTS) for run in (alone, tmp_path / "run"))) < 1e-3
 
 
 def test_shared_out_weights_in_two_stages(tmp_path):
     """The second stage starts from the first; theta draws again between its forward and backward pass."""
     stages = ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5"]
-    others = ["--no-gradient_checkpointing", "--channels_last", "True", "--initial_score", str(tmp_path / "score")]
-    words = command(tmp_path, "sfd", *RATES, *stages, *others)
+    options = ["--no-gradient_checkpointing", "--channels_last", "True", "--initial_score", str(tmp_path / "score")]
+    words = command(tmp_path, "sfd", *RATES, *stages, *options)
     started = start(["-m", "pecker_fast", *words, "--fsdp", "--output_dir", str(tmp_path / "run")], 2)
     for status, _, errors in finish(started):
         assert status == 0, errors

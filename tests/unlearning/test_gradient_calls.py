@@ -63,11 +63,11 @@ def test_captured_steps_are_the_same_bits(name, options, captured, played):
     teacher = tiny_unet(dropout=0.1)
     eager, graphed = (build(name, teacher=teacher, cuda_graphs=graph, **options) for graph in (False, True))
     losses = run(eager, until=3)
-    others = run(graphed, until=3)
+    replayed = run(graphed, until=3)
     assert len(played) == captured and min(played) >= 3
-    assert losses.keys() == others.keys()
+    assert losses.keys() == replayed.keys()
     for key, loss in losses.items():
-        assert loss.isfinite() and same_bits(loss, others[key]), key
+        assert loss.isfinite() and same_bits(loss, replayed[key]), key
     for network in ("score", "generator"):
         pairs = zip(weights(getattr(eager, network)), weights(getattr(graphed, network)), strict=True)
         assert all(same_bits(a, b) for a, b in pairs)
@@ -115,15 +115,15 @@ def test_split_batches_take_the_same_step(name, options):
     teacher = tiny_unet(dropout=0.0)
     # A large epsilon, so that Adam's first steps are not the signs of rounding errors.
     options = {"adam_epsilon": 1.0, **options}
-    whole, split = (build(name, teacher=teacher, split_batches=apart, **options) for apart in (False, True))
+    whole, split = (build(name, teacher=teacher, split_batches=enabled, **options) for enabled in (False, True))
     sizes = []
     split.generator.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    losses, others = run(whole, until=1), run(split, until=1)
-    assert losses.keys() == others.keys()
+    losses, split_losses = run(whole, until=1), run(split, until=1)
+    assert losses.keys() == split_losses.keys()
     for key, loss in losses.items():
         # loss_forget sums terms of both signs and may be near zero: loss_distill has terms of the same size.
         size = max(abs(loss.item()), losses["loss_distill"].item() if key == "loss_forget" else 0.0)
-        assert others[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
+        assert split_losses[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
     assert set(sizes) - {5} == {3, 4}
     for kind in ("score_optimizer", "generator_optimizer"):
         # Adam's second moment is the square of the gradient; relative to the largest, since some are rounding errors.

@@ -207,15 +207,15 @@ def test_masks_are_refreshed_when_they_are_due_and_logged():
     method = build("pecker", mask_refresh_steps=3)
     phase = method.phases[0]
     phase.start(None)
-    seen = []
+    masks = []
     for i in range(6):
         phase.step(i)
-        seen.append(phase.masker.mask)
-    assert seen[0] is seen[1] is seen[2] and seen[3] is seen[5] and seen[0] is not seen[3]
+        masks.append(phase.masker.mask)
+    assert masks[0] is masks[1] is masks[2] and masks[3] is masks[5] and masks[0] is not masks[3]
     record = phase.describe()
-    assert record["mask_iou"] == seen[0].iou(seen[3]) and record["mask_density"] == pytest.approx(0.5, abs=0.01)
-    assert record["mask_touched_ever"] == (seen[0] | seen[3]).density
-    salient = sum(int(seen[3][name].sum()) for name in seen[3].names if name.startswith("down_blocks.0."))
+    assert record["mask_iou"] == masks[0].iou(masks[3]) and record["mask_density"] == pytest.approx(0.5, abs=0.01)
+    assert record["mask_touched_ever"] == (masks[0] | masks[3]).density
+    salient = sum(int(masks[3][name].sum()) for name in masks[3].names if name.startswith("down_blocks.0."))
     entries = sum(p.numel() for name, p in method.generator.named_parameters() if name.startswith("down_blocks.0."))
     assert record["mask_density_by_module"]["down_blocks.0"] == pytest.approx(salient / entries)
 
