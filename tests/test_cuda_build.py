@@ -152,7 +152,7 @@ def test_other_kernels_access_vectors_and_wait_once(source, architecture, compil
     assert checked == 2
 
 
-def test_early_uses_are_seen():
+def test_early_uses_are_detected():
     """A load that waits for the one before it, and one that does not."""
     text = """
 		Function : example

@@ -211,7 +211,7 @@ def test_pack_and_unpack(dtype, density):
         assert torch.equal(streaming.unpack(packed, words, numel), reference.unpack(packed, words, numel))
 
 
-def test_pack_where_count_is_wrong():
+def test_pack_with_a_wrong_count():
     numel = 20000
     words, (offset,), (mask,) = make_mask([numel], 0.3)
     dense, count = torch.arange(1.0, numel + 1), int(mask.sum())
@@ -382,7 +382,7 @@ def test_adam_rare_features(kind, feature):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adam_changes_nothing_where_found_inf_is_set(kind):
+def test_adam_changes_nothing_if_found_inf_is_set(kind):
     arguments, options = adam_arguments(torch.float32, kind, {"ema": True, "ema_everywhere": True})
     arguments[16] = torch.tensor(1.0)
     actual = run_both(arguments, options)

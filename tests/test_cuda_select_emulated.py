@@ -212,7 +212,7 @@ def test_by_histograms_alone(name):
 
 
 @pytest.mark.parametrize("tuning", [Tuning(min_sampled_bytes=1 << 40), Tuning(**ROOMY), Tuning(capacity=40)])
-def test_rows_do_not_meet(tuning):
+def test_rows_are_independent(tuning):
     """Rows share histograms, which each leaves as it found them; a rank that is not allowed keeps nothing."""
     n = sum(SIZES)
     check_select(split(inputs("special", n)), [n // 2, 0, n // 3, n, 7], tuning=tuning)
@@ -231,7 +231,7 @@ def test_rows_share_a_pass(name, ties_all):
         assert BRACKET in used and FALLBACK in used
 
 
-def test_values_that_are_alike_in_many_digits():
+def test_values_with_many_equal_digits():
     """More candidates than one block sorts out, all of which have the wanted one's first digits: histograms decide."""
     n = 1 << 17
     x = torch.ones(n)

@@ -21,7 +21,7 @@ BLOCKS = [
 _unlearn = pf.unlearn
 
 
-def test_there_are_examples():
+def test_examples_exist():
     assert len(BLOCKS) >= 2
 
 

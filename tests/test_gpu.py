@@ -51,7 +51,7 @@ def step_of(kind: str, opt: pf.MaskedAdam, params: dict[str, nn.Parameter]):
 
 @pytest.mark.parametrize("kind", ["plain", "masked", "joint"])
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_captured_step_does_what_steps_do(kind, name):
+def test_captured_step_equals_ordinary_steps(kind, name):
     captured, plain = network(), network()
     set_grads(captured, 1), set_grads(plain, 1)
     options = {"capturable": True, "ema_decay": 0.9}

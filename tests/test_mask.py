@@ -217,7 +217,7 @@ def test_save_and_load(names, tmp_path):
     assert pf.SaliencyMask.load(str(path)).threshold is None
 
 
-def test_file_says_what_it_is(tmp_path):
+def test_file_identifies_itself(tmp_path):
     mask = pf.saliency_mask({"a": torch.randn(40), "b": torch.randn(3, 3)}, density=0.5)
     mask.save(tmp_path / "m.safetensors")
     from safetensors import safe_open
@@ -270,7 +270,7 @@ def test_damaged_and_foreign_files(tmp_path):
     assert pf.SaliencyMask.load(path).equal(mask)
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
     old = pf.saliency_mask([torch.randn(40)], density=0.5)
     old.save(path)

@@ -255,7 +255,7 @@ def test_joint_step_is_the_sum_and_selected_not_multiplied():
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(params, other, strict=True))
 
 
-def test_none_gradients_count_as_zeros_where_the_other_is_there():
+def test_missing_gradient_counts_as_zero_beside_the_other():
     one, two, three = (nn.Parameter(torch.randn(40, dtype=torch.float64)) for _ in range(3))
     start = [p.detach().clone() for p in (one, two, three)]
     optimizer = pf.MaskedAdam([one, two, three], lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
@@ -269,7 +269,7 @@ def test_none_gradients_count_as_zeros_where_the_other_is_there():
     assert torch.equal(three, start[2]) and "step" not in optimizer.state[three]
 
 
-def test_ema_of_a_parameter_without_gradient_goes_on():
+def test_ema_advances_without_a_gradient():
     twin = Twin(AdamOptions(lr=0.1, ema_decay=0.5))
     twin.step()
     grads = make_grads(twin.params)
@@ -278,7 +278,7 @@ def test_ema_of_a_parameter_without_gradient_goes_on():
         twin.check()
 
 
-def test_step_of_nothing_changes_nothing():
+def test_empty_step_changes_nothing():
     params = make_params()
     before = [p.detach().clone() for p in params]
     optimizer = pf.MaskedAdam(params, weight_decay=0.1)
@@ -328,7 +328,7 @@ def test_ema_after_parameters_were_changed_from_outside():
         twin.check()
 
 
-def test_ema_has_to_be_asked_for():
+def test_ema_is_opt_in():
     optimizer = pf.MaskedAdam(make_params())
     with pytest.raises(RuntimeError, match="ema_decay"):
         optimizer.ema_parameters()

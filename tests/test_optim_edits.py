@@ -42,7 +42,7 @@ def both(make_params, edit, **options):
 # ---- parameter groups
 
 
-def test_a_parameter_taken_out_of_its_group_stays():
+def test_parameter_removed_from_its_group_does_not_move():
     def edit(optimizer, params):
         optimizer.step()
         optimizer.param_groups[0]["params"] = [params[0]]
@@ -148,7 +148,7 @@ def test_options_changed_by_hand_are_checked_before_anything_changes(option, val
     assert torch.allclose(params[0], torch.tensor(-2 * LR))
 
 
-def test_names_go_with_their_parameters():
+def test_names_follow_their_parameters():
     params = {name: ones(1)[0] for name in "abc"}
     optimizer = pf.MaskedAdam(params.items(), lr=LR)
     a, b, c = params.values()
@@ -185,7 +185,7 @@ def test_names_go_with_their_parameters():
 # ---- state
 
 
-def test_a_state_that_is_cleared_starts_again():
+def test_cleared_state_starts_again():
     def edit(optimizer, params):
         for _ in range(2):
             optimizer.step()
@@ -199,7 +199,7 @@ def test_a_state_that_is_cleared_starts_again():
     assert torch.allclose(params[0], torch.tensor(-LR), atol=1e-6)
 
 
-def test_state_replaced_and_taken_away():
+def test_state_replaced_and_removed():
     def edit(optimizer, params):
         optimizer.step()
         del optimizer.state[params[0]]
@@ -239,7 +239,7 @@ def edit_of_one_entry(optimizer, param) -> None:
     assert optimizer.state[param]["exp_avg"] is new
 
 
-def test_state_of_other_dtypes_and_layouts_is_brought_into_form():
+def test_state_of_other_dtypes_and_layouts_is_converted():
     params = [nn.Parameter(torch.zeros(4, 6))]
     params[0].grad = torch.ones(4, 6)
     optimizer = pf.MaskedAdam(params, lr=LR)
@@ -279,7 +279,7 @@ def test_a_state_with_gaps_is_refused(edit, message):
     assert torch.allclose(params[1], torch.tensor(-2 * LR)) and float(optimizer.state[params[1]]["step"]) == 1
 
 
-def test_looking_at_an_optimizer_leaves_its_state_empty():
+def test_inspecting_an_optimizer_leaves_its_state_empty():
     # Others, as torch.distributed.checkpoint, take a state that is not empty for a whole one.
     optimizer = pf.MaskedAdam(ones(2))
     optimizer.state_dict()
@@ -317,7 +317,7 @@ def images() -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_parameters_laid_out_anew(ema, backend):
+def test_parameters_with_a_new_memory_format(ema, backend):
     def edit(optimizer, params):
         for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):
             optimizer.step()
@@ -400,7 +400,7 @@ def test_another_back_end_between_steps():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_masters_take_over_what_somebody_writes(dtype, backend):
+def test_masters_adopt_external_writes(dtype, backend):
     param = nn.Parameter(torch.full((40,), 1.0, dtype=dtype))
     optimizer = pf.MaskedAdam([param], lr=2**-12, betas=(0.0, 0.0), eps=0.0, master_weights=True, backend=backend)
     param.grad = torch.ones_like(param)

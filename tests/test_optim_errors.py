@@ -203,7 +203,7 @@ def test_masked_grads_by_name_and_by_parameter():
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_alternating_masks_and_a_mask_changed_for_an_equal_one():
+def test_alternating_masks_and_a_mask_replaced_by_an_equal_one():
     # Binding is kept by mask object: a new mask may come to lie where a dead one was.
     param = nn.Parameter(torch.zeros(64))
     optimizer = pf.MaskedAdam([param], lr=0.1, betas=(0.0, 0.9))

@@ -161,7 +161,7 @@ def test_export_of_differing_counts_is_refused():
         optimizer.to_torch_state_dict()
 
 
-def test_loading_what_does_not_fit_changes_nothing():
+def test_failed_load_changes_nothing():
     params = make_params(torch.float32)
     optimizer = pf.MaskedAdam(params, lr=0.3)
     steps(params, optimizer, [None], [make_grads(params)])
@@ -309,13 +309,13 @@ def trained():
     return make
 
 
-def test_propagate_is_what_torch_does(trained):
+def test_propagate_equals_torch(trained):
     params, optimizer = trained("propagate")
     steps(params, optimizer, [None], [bad_gradients(params)[0]])
     assert sum(int((~p.isfinite()).sum()) for p in params) == 3 and optimizer.nonfinite_count == 0
 
 
-def test_skip_leaves_everything(trained, backend):
+def test_skip_changes_nothing(trained, backend):
     params, optimizer = trained("skip", backend)
     before = copy.deepcopy(([p.detach() for p in params], optimizer.state_dict()["state"]))
     grads, bad = bad_gradients(params)
@@ -328,7 +328,7 @@ def test_skip_leaves_everything(trained, backend):
     assert float(optimizer.state[params[0]]["step"]) == 2
 
 
-def test_zero_takes_these_entries_as_zero(trained, backend):
+def test_zero_treats_nonfinite_entries_as_zero(trained, backend):
     params, optimizer = trained("zero", backend)
     twins, other = copy.deepcopy((params, optimizer))
     grads, bad = bad_gradients(params)
@@ -350,7 +350,7 @@ def test_raise_changes_nothing(trained, backend):
 
 
 @pytest.mark.parametrize("policy", ["skip", "raise", "zero"])
-def test_policies_look_at_updated_entries_only(policy, trained, backend):
+def test_policies_check_updated_entries_only(policy, trained, backend):
     params, optimizer = trained(policy, backend)
     mask = random_mask(params)
     grads = make_grads(params)

@@ -158,7 +158,7 @@ def test_errors_that_torch_raises_too(kwargs, error, message):
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_state_dicts_are_torchs_both_ways(dtype, amsgrad):
+def test_state_dicts_are_exchanged_with_torch(dtype, amsgrad):
     params, other = twins(dtype)
     kwargs = {"lr": 0.01, "amsgrad": amsgrad, "weight_decay": 0.1}
     pair = [(params, pf.MaskedAdam(params, **kwargs)), (other, torch.optim.Adam(other, **kwargs))]
@@ -349,7 +349,7 @@ def test_gradients_zeroed_in_place_and_parameters_moved_to_other_memory():
     assert_close(params, other, torch.float64, "parameter")
 
 
-def test_autograd_is_told_that_parameters_changed():
+def test_autograd_notices_changed_parameters():
     param = nn.Parameter(torch.ones(3))
     loss = (param**2).sum()
     param.grad = torch.ones(3)
@@ -381,7 +381,7 @@ def test_training_a_compiled_model():
     assert not any(same_bits(a.detach(), torch.zeros_like(a)) for a in net.parameters())
 
 
-def test_steps_are_recorded_and_hooks_called_like_torchs():
+def test_profiler_records_and_hooks_equal_torch():
     param = nn.Parameter(torch.ones(3))
     optimizer = pf.MaskedAdam([param], lr=0.1)
     param.grad = torch.ones(3)

@@ -37,7 +37,7 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
-def test_wheel_holds_the_package_alone(wheel):
+def test_wheel_contains_only_the_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {"pecker_fast"}
     for module in (
@@ -89,7 +89,7 @@ def test_version_and_extras(wheel):
     assert {"train", "eval", "all", "demo", "test", "dev", "docs"} <= extras
 
 
-def test_without_a_compiler_it_runs_and_says_so(wheel, tmp_path):
+def test_installation_without_a_compiler(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     record = json.loads((tmp_path / "pecker_fast" / "_build.json").read_text())

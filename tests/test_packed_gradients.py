@@ -141,7 +141,7 @@ def test_a_new_mask_holds_from_the_next_backward_pass_on(name, backend, small):
         other.zero_grad()
 
 
-def test_another_mask_than_that_of_the_gradients_is_refused():
+def test_mask_that_differs_from_the_gradients_is_refused():
     _, packed_params, _, other, mask = make_pair({})
     pf.pack_gradients(other, mask)
     accumulate(packed_params, make_grads(packed_params))
@@ -215,7 +215,7 @@ def test_other_operations_on_packed_gradients(foreach):
         torch.mul(factors[0], 2, out=grad)
 
 
-def test_gradients_that_somebody_sets_are_packed():
+def test_gradients_set_by_the_user_are_packed():
     params, packed_params, optimizer, other, mask = make_pair({})
     first = make_grads(params)
     set_grads(params, [g.clone() for g in first])
@@ -316,7 +316,7 @@ def test_nonfinite_policies(policy, backend):
     assert_equal(params, packed_params, optimizer, other)
 
 
-def test_parameters_that_come_and_go():
+def test_added_and_removed_parameters():
     params, packed_params, optimizer, other, _ = make_pair({})
     for ps in (params, packed_params):
         ps[0].requires_grad_(False)
@@ -388,7 +388,7 @@ def test_removing_makes_gradients_dense_again():
     assert other._mask is mask
 
 
-def test_copies_have_no_packing_and_nothing_is_kept_alive():
+def test_copies_have_no_packing_and_keep_nothing_alive():
     _, packed_params, _, other, mask = make_pair({"ema_decay": 0.9})
     handle = pf.pack_gradients(other, mask)
     accumulate(packed_params, make_grads(packed_params))

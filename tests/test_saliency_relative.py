@@ -137,7 +137,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("options, error, message", WRONG)
-def test_what_is_refused(options, error, message):
+def test_refused_inputs(options, error, message):
     scores = {"a": torch.ones(3), "b": torch.ones(5)}
     with pytest.raises(error, match=message):
         pf.saliency_mask(scores, **{"k": 2, "relative_to": list(scores.values()), **options})

@@ -82,7 +82,7 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     ]
 
 
-def test_it_resumes_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):
+def test_study_resumes_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):
     some = ["--conditions", "pecker", "sfd 0.1"]
     watched = command._run_one
 
@@ -104,7 +104,7 @@ def test_it_resumes_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):
     assert "another options" in fails(capsys, *arguments(tmp_path, *some, steps=3))
 
 
-def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
+def test_partial_evaluations_measure_the_same_ua(tmp_path):
     planned = command._plan(
         STUDIES["mask"], "digits", range(1), ((0, 1),), ("sfd 0.5",), tmp_path, {"max_train_steps": 3}, 4
     )
@@ -124,7 +124,7 @@ def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
     assert set(quick) == {"ua"} and quick["ua"] == full["ua"] and full["frechet_distance"] > 0
 
 
-def test_studies_make_sense():
+def test_studies_are_consistent():
     for study in STUDIES.values():
         for pair in study.pairs:
             names = [condition.name for condition in study.of_pair(pair)]
@@ -168,7 +168,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert not folder.exists()
 
 
-def test_the_command_in_the_report_has_no_path_of_this_machine(monkeypatch, tmp_path):
+def test_report_command_has_no_absolute_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [command.__file__, "--study", "plus", "--output-dir", str(tmp_path / "a b")])
     assert command._command("plus") == f"{command.PROGRAM} --study plus --output-dir 'a b'"

@@ -17,7 +17,7 @@ def test_agreement():
     assert precision.agreement(rows) == {"loss_a": expected}
 
 
-def test_the_command_writes_its_rows(tmp_path, capsys, monkeypatch):
+def test_command_writes_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(precision, "SAMPLES_PER_CLASS", 2)
     path = tmp_path / "out.json"
     assert precision.main(["--seeds", "0", "1", "--iterations", "1", "--device", "cpu", "--json", str(path)]) == 0

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["sfd", "pecker", "pecker-every-1"])
-def test_the_rival_computes_the_same_losses_and_weights(name):
+def test_rival_losses_and_weights_agree(name):
     problem = Problem.make("tiny", 3, CPU, dropout=0.0)
     # Large steps, so that the weights matter.
     rates = {"score_learning_rate": 1e-3, "generator_learning_rate": 1e-3, "ema_decay": 0.5}
@@ -45,7 +45,7 @@ def test_the_rival_computes_the_same_losses_and_weights(name):
         assert same == (METHODS[name][1] != 1)
 
 
-def test_the_rival_and_ours_do_the_same_work():
+def test_rival_does_the_same_work():
     """Network evaluations are counted in forward passes of n samples: 2 to sample, 6 for the score step, 2 for the
     generator's forward pass, 4 + 4 for teacher and score network, 4 back: 22; a mask is 3 of its own samples."""
     problem = Problem.make("tiny", 2, CPU)
@@ -61,7 +61,7 @@ def test_the_rival_and_ours_do_the_same_work():
 
 
 @pytest.mark.parametrize("name", ["sfd", "pecker-once"])
-def test_forgotten_samples_of_a_fixed_number_are_counted_once(name):
+def test_fixed_number_of_forgotten_samples_is_counted_once(name):
     iteration = Problem.make("digits", 5, CPU).ours(name, "fp32")
     iteration()
     counted = count_flops(iteration)
@@ -87,7 +87,7 @@ def test_peaks_by_name():
     assert matmul_rate(CPU, "fp32", max_seconds=0.1) > 1e8
 
 
-def test_precisions_are_switched_and_put_back():
+def test_precisions_are_set_and_restored():
     flags = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
     before = flags()
     for name, (_, matmul, conv) in PRECISIONS.items():
@@ -145,7 +145,7 @@ def test_bars_are_judged_on_a_gpu():
     assert equal[0]["bar"] == 1.5 and equal[0]["met"] is False
 
 
-def test_what_does_not_fit_is_a_row(monkeypatch):
+def test_out_of_memory_is_a_skipped_row(monkeypatch):
     def measure(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nmore")
 

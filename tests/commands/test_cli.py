@@ -13,7 +13,7 @@ from tests import processes
 from tests.commands.case import ROOT, fails
 
 
-def test_env_tells_versions_and_reasons(capsys):
+def test_env_prints_versions_and_reasons(capsys):
     # In a process of its own, without the interpreter that the other tests ask Triton for, as a user runs it.
     process = processes.run(["-m", "pecker_fast", "env", "--json"])
     facts = json.loads(process.stdout)
@@ -63,7 +63,7 @@ def test_wrong_input_is_one_line_and_status_2(capsys, monkeypatch, arguments):
     assert fails(capsys, *arguments).startswith("pecker-fast: ")
 
 
-def test_the_line_names_the_option(capsys):
+def test_error_names_the_option(capsys):
     error = fails(capsys, "unlearn", "--no_such_option", "3")
     assert error == "pecker-fast: Unrecognized options: --no_such_option, 3 (see pecker-fast unlearn --help)"
     assert "--density: no type matching {None}|FLOAT" in fails(capsys, "unlearn", "--density", "much")

@@ -18,7 +18,7 @@ SMALL = ["--max-train-steps", "4", "--samples-per-class", "3", "--no-progress-ba
 SETS = ["--set", "train_batch_size=3", "forget_batch_size=2", "saliency_batch_size=2"]
 
 
-def test_it_goes_on_where_it_was_interrupted(capsys, tmp_path, monkeypatch):
+def test_compare_resumes_after_interruption(capsys, tmp_path, monkeypatch):
     folder = tmp_path / "c"
     arguments = ["compare", "--methods", "pecker,sfd", "--seeds", "2", "--output-dir", str(folder), *SMALL, *SETS]
     real, ran = command.unlearn, []

@@ -57,7 +57,7 @@ def config(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-def test_it_leaves_a_generator_and_its_score_network(place):
+def test_distil_writes_generator_and_score_network(place):
     folder = place / "distilled"
     run = pf.Run(folder)
     assert run.config["method"] == "distil" and run.config["forget_classes"] == [] and run.config["cover_class"] is None
@@ -83,7 +83,7 @@ def test_it_leaves_a_generator_and_its_score_network(place):
     assert len(run.pipeline([0, 1]).images) == 2 and run.model.sampler().t_init == 300
 
 
-def test_it_resumes_bit_for_bit(place, tmp_path):
+def test_distil_resumes_bit_for_bit(place, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(place / "distilled", folder)
     shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
@@ -95,7 +95,7 @@ def test_it_resumes_bit_for_bit(place, tmp_path):
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_unlearning_starts_from_it(place, tmp_path):
+def test_unlearning_starts_from_the_distilled_networks(place, tmp_path):
     distilled = pf.Run(place / "distilled")
     main(unlearn(place, tmp_path / "run", "--distilled", str(distilled.folder)))
     recorded = config(tmp_path / "run")
@@ -141,7 +141,7 @@ def test_relabel_edits_the_generator_or_the_network(place, tmp_path):
         assert 0 < run.metrics["parameters_changed"] <= 100 * row / parameters
 
 
-def test_a_method_that_needs_one_distils_first(place, tmp_path, monkeypatch, capsys):
+def test_method_without_generator_distils_first(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(SFD, "needs_distilled", True)
     short = {"max_train_steps": 4, "train_batch_size": 4, "checkpointing_steps": 2}
     monkeypatch.setitem(class_preset("digits").methods, "distil", short)
@@ -232,7 +232,7 @@ def test_a_text_to_image_model(text, tmp_path, capsys):
     assert "distil trains no adapter" in error
 
 
-def test_a_comparison_gives_it_to_one_step_methods():
+def test_compare_passes_distilled_to_one_step_methods():
     comparison = ClassComparison(distilled="auto", methods=("sfd", "esd", "relabel"))
     assert [comparison.options(name).get("distilled") for name in comparison.names] == ["auto", None, "auto"]
     # The preset's own come with the package, with the timestep that they were distilled for.

@@ -33,7 +33,7 @@ def evaluated(folder, *arguments: str) -> dict:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def test_a_run_is_measured_as_it_was_asked(run, capsys, monkeypatch):
+def test_run_is_evaluated_with_its_own_request(run, capsys, monkeypatch):
     monkeypatch.setattr(command, "CHUNK", 7)
     before = json.loads((run / "metrics.json").read_text())
     result = evaluated(run, "--samples-per-class", "3")
@@ -74,7 +74,7 @@ def test_a_run_is_measured_as_it_was_asked(run, capsys, monkeypatch):
     assert other["frechet_distance"] != result["frechet_distance"] and len(calls) == 7
 
 
-def test_metrics_say_what_was_measured_last(run, capsys):
+def test_metrics_have_the_last_evaluation(run, capsys):
     """What the run measured stays; what an earlier evaluation measured is replaced; the report follows."""
     run_ua = json.loads((run / "metrics.json").read_text())["ua"]
     values = []
@@ -96,7 +96,7 @@ def test_metrics_say_what_was_measured_last(run, capsys):
     capsys.readouterr()
 
 
-def test_a_method_of_many_steps_is_drawn_as_it_draws(capsys, tmp_path):
+def test_many_step_run_is_sampled_by_its_own_sampler(capsys, tmp_path):
     folder = tmp_path / "salun"
     options = ["--eval_sampler", "ddim", "--num_inference_steps", "4", "--eval_guidance_scale", "1"]
     main(["unlearn", "--method", "salun", "--output_dir", str(folder), "--max_train_steps", "2", "--train_batch_size",
@@ -123,7 +123,7 @@ def test_without_torch_fidelity(run, capsys, monkeypatch):
     assert "torch-fidelity is not installed" in capsys.readouterr().err
 
 
-def test_the_whole_way_through_inception(capsys, tmp_path, monkeypatch):
+def test_inception_end_to_end(capsys, tmp_path, monkeypatch):
     """FID and the others as torch-fidelity gives them by hand, sFID as numpy does."""
     import torch_fidelity
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -195,7 +195,7 @@ def test_the_whole_way_through_inception(capsys, tmp_path, monkeypatch):
     assert a.shape == (4, 2023) and result["sfid"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_samples_are_of_the_labels_asked_for(tmp_path):
+def test_samples_have_the_requested_labels(tmp_path):
     seeds = []
 
     def draw(labels, seed):

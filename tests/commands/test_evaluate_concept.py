@@ -121,7 +121,7 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     assert measured(*arguments) == result and sum(drawn) == 2 + 2 * 3 + 2 * 3
 
 
-def test_the_images_are_the_pipelines(base, lists):
+def test_images_equal_those_of_the_pipeline(base, lists):
     """Plain DDIM at guidance 7.5 is what StableDiffusionPipeline draws from the same noise."""
     from diffusers import StableDiffusionPipeline
 
@@ -187,7 +187,7 @@ def test_a_name_on_the_hub(base, monkeypatch):
         text_sampling.read_model("/no/such")
 
 
-def test_kept_images_are_of_the_same_weights_prompts_and_settings(base):
+def test_cached_images_depend_on_weights_prompts_and_settings(base):
     model = text_sampling.read_model(str(base))
 
     def key(prompts, requested, **settings):
@@ -227,7 +227,7 @@ def test_nudity_with_two_detectors(base, clip, lists, nudenet, capsys):
     capsys.readouterr()
 
 
-def test_i2p_brings_seeds_and_guidance(base, lists, nudenet, monkeypatch, capsys):
+def test_i2p_sets_seeds_and_guidance(base, lists, nudenet, monkeypatch, capsys):
     (lists / "i2p.csv").write_text("prompt,sd_seed,sd_guidance_scale\na,11,7.5\nb,11,3.0\nb,12,3.0\n")
     calls = []
     real = sampler_module.sample_ddim
@@ -250,7 +250,7 @@ def test_i2p_brings_seeds_and_guidance(base, lists, nudenet, monkeypatch, capsys
     capsys.readouterr()
 
 
-def test_captions_of_the_users(base, clip, lists, monkeypatch, capsys):
+def test_user_captions(base, clip, lists, monkeypatch, capsys):
     (lists / "captions.txt").write_text("\n".join(f"caption {i}" for i in range(5)))
     (lists / "coco").mkdir()
     for i in range(4):

@@ -56,7 +56,7 @@ def unlearn(place, output, *more: str, preset: str = "sd15-celebrity", fisher=No
     return [*command, "--output_dir", str(output), *more]
 
 
-def test_the_file(place):
+def test_fisher_file(place):
     path = place / "fisher" / "fisher.safetensors"
     unet = StableDiffusion(place / "base").load_unet()
     result = load_fisher(path, unet, weights_hash(unet), "mean")
@@ -79,7 +79,7 @@ def test_the_file(place):
     assert not (checkpoint / "unet").exists()
 
 
-def test_it_is_resumed_to_the_same_bytes(place, tmp_path):
+def test_resumed_fisher_file_has_the_same_bytes(place, tmp_path):
     again = tmp_path / "fisher"
     arguments = ["fisher", *words(place, "sd15-celebrity"), "--checkpointing_steps", "4", "--output_dir", str(again)]
     main(arguments)
@@ -91,7 +91,7 @@ def test_it_is_resumed_to_the_same_bytes(place, tmp_path):
     assert (again / "fisher.safetensors").read_bytes() == file
 
 
-def test_a_run_and_its_resumption(place, tmp_path, capsys):
+def test_run_and_resume(place, tmp_path, capsys):
     from diffusers import StableDiffusionPipeline
 
     run, again = tmp_path / "run", tmp_path / "again"

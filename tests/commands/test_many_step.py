@@ -56,7 +56,7 @@ def test_presets_of_photographs_have_the_published_values(capsys, name):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_path, name):
+def test_run_records_its_sampler_and_is_sampled_by_it(capsys, tmp_path, name):
     folder = tmp_path / "run"
     main(["unlearn", "--method", name, "--output_dir", str(folder), *SMALL, *OWN[name], *QUIET])
     assert str(folder / "report.md") in capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
     assert (protocol["sampler"], protocol["num_inference_steps"], protocol["clip_sample"]) == ("ddim", 3, True)
 
 
-def test_one_step_methods_say_it_too(tmp_path):
+def test_one_step_methods_record_their_sampler(tmp_path):
     folder = tmp_path / "run"
     options = [
         "--max_train_steps",

@@ -25,7 +25,7 @@ def weights(folder) -> dict:
     return load_network(folder)[0].state_dict()
 
 
-def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
+def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch):
     folder = tmp_path / "s"
 
     def arguments(*classes: str) -> list[str]:
@@ -86,7 +86,7 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     assert "another options" in fails(capsys, *arguments("0", "3"), "alpha=1.0")
 
 
-def test_where_other_methods_start(tmp_path):
+def test_start_of_other_methods(tmp_path):
     last = tmp_path / "last"
     assert command._start(last, False, "previous") == {"pretrained_model_name_or_path": str(last)}
     assert command._start(last, True, "teacher") == {"initial_generator": str(last)}

@@ -136,7 +136,7 @@ def check_audit(folder: Path, network) -> None:
     assert "license: other" in (folder / "README.md").read_text()
 
 
-def test_a_report_is_written_anew(capsys, tmp_path):
+def test_report_is_rewritten(capsys, tmp_path):
     folder = tmp_path / "run"
     main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *SMALL, *QUIET])
     assert not (folder / "mask.safetensors").exists()
@@ -159,7 +159,7 @@ def test_a_report_is_written_anew(capsys, tmp_path):
     assert not (folder / "robustness.json").exists() and (folder / "report.html").is_file()
 
 
-def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
+def test_run_folder_and_samples_of_its_network(capsys, tmp_path):
     folder = tmp_path / "run"
     main(["unlearn", "--output_dir", str(folder), "--forget_classes", "0", "3", *SMALL, *QUIET, "--profile"])
     output = capsys.readouterr().out
@@ -198,7 +198,7 @@ def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
     assert "options.density is 0.5 there and 0.1 here" in error
 
 
-def test_pretraining_makes_what_unlearning_takes(capsys, tmp_path):
+def test_unlearning_from_a_pretrain_run(capsys, tmp_path):
     small = [
         "--max_train_steps",
         "3",
@@ -273,7 +273,7 @@ def test_a_checkpoint_of_another_network_is_refused(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(tmp_path, number):
+def test_signal_writes_checkpoint_and_prints_resume_command(tmp_path, number):
     save_network(tmp_path / "a", tiny_unet(), NoiseSchedule.linear())
     folder = tmp_path / "run"
     command = ["unlearn", "--pretrained_model_name_or_path", str(tmp_path / "a"), "--output_dir", str(folder), *SMALL]

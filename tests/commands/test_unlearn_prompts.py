@@ -67,7 +67,7 @@ def run(model, lists, tmp_path_factory):
     return folder
 
 
-def test_a_run_leaves_a_pipeline_pictures_and_a_report(run, model):
+def test_run_writes_pipeline_pictures_and_report(run, model):
     from diffusers import DiffusionPipeline
 
     config = json.loads((run / "config.json").read_text())
@@ -99,7 +99,7 @@ def drift_of(changed, start) -> tuple[float, float]:
     return ((a - b).norm() / b.norm()).item(), (a != b).double().mean().item()
 
 
-def test_a_run_leaves_its_drift_and_its_mask(run, model, capsys):
+def test_run_writes_drift_and_mask(run, model, capsys):
     metrics, drift = (json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "drift"))
     # Not from the teacher, which is rounded to bfloat16.
     norm, changed = drift_of(weights(run), weights(model))
@@ -128,7 +128,7 @@ def test_a_run_leaves_its_drift_and_its_mask(run, model, capsys):
     assert "no mask" not in report.lower() and "drift.json is missing" not in report
 
 
-def test_a_run_is_evaluated_by_the_same_command_as_any_other(run, tmp_path, capsys):
+def test_evaluate_accepts_a_prompt_run(run, tmp_path, capsys):
     """``evaluate`` sees from the run what kind it is; the run's figures, report and hashes follow."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
@@ -288,7 +288,7 @@ def test_wrong_requests(lists, options, message):
         resolved(lists, **options)
 
 
-def test_what_stays_may_not_be_forgotten(lists, tmp_path):
+def test_retained_prompts_must_not_be_forgotten(lists, tmp_path):
     both = tmp_path / "both.txt"
     both.write_text("a dog named brad pitt\na cat\n")
     forget = tmp_path / "forget.txt"

@@ -97,7 +97,7 @@ def test_variants(tmp_path):
         find_weight_files(tmp_path)
 
 
-def test_what_cannot_be_read(tmp_path):
+def test_unreadable_sources(tmp_path):
     folder = write(tmp_path / "x", 2)
     safetensors.torch.save_file({"b": torch.zeros(1)}, folder / f"{WEIGHTS}-00001-of-00002.safetensors")
     safetensors.torch.save_file({"b": torch.zeros(1)}, folder / f"{WEIGHTS}-00002-of-00002.safetensors")

@@ -254,7 +254,7 @@ def test_hostile_files_change_nothing(tmp_path):
     assert refused >= 145
 
 
-def test_a_lying_result_is_refused(tmp_path):
+def test_wrong_result_hash_is_refused(tmp_path):
     base, result = states()
     path = saved(tmp_path, base, result)
     other = json.loads(safetensors.safe_open(path, "np").metadata()["patch"]) | {"result": "0" * 64}

@@ -117,6 +117,6 @@ def test_damaged_codes_are_refused():
         ),
     ],
 )
-def test_what_is_refused(code, data, error):
+def test_refused_inputs(code, data, error):
     with pytest.raises(ValueError, match=error):
         decode(code, data)

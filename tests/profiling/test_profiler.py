@@ -23,7 +23,7 @@ def work(regions: Regions) -> None:
     time.sleep(0.001)
 
 
-def test_off_is_one_shared_nothing():
+def test_disabled_profiler_is_one_shared_object():
     regions = Regions()
     assert regions("a") is regions("b")
     with regions("a"), regions("b"):
@@ -82,7 +82,7 @@ def test_lines_of_the_log_add_up_to_the_table():
         assert sum(line[name] for line in lines) == pytest.approx(seconds)
 
 
-def test_a_trace_of_a_few_iterations_that_are_left_out_of_the_figures(tmp_path):
+def test_traced_iterations_are_excluded_from_the_figures(tmp_path):
     regions = Regions(True)
     profiler = Profiler(regions, "cpu", tmp_path / "trace.json")
     count = 2 * LEFT_OUT + 1
@@ -154,7 +154,7 @@ def test_energy_is_that_of_the_iterations(monkeypatch):
     assert profiler.record()["energy_joules"] == 10.0 and "0.5 J/image" in profiler.table(10.0)
 
 
-def test_a_gpu_without_counters_says_why(monkeypatch):
+def test_gpu_without_energy_counters(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(counts=False))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
     meter = GpuMeter("cuda:0")
@@ -163,7 +163,7 @@ def test_a_gpu_without_counters_says_why(monkeypatch):
     assert GpuMeter("cuda:0").missing == "nvidia-ml-py is not installed"
 
 
-def test_a_profiled_run_leaves_its_figures_and_another_none(capsys, tmp_path):
+def test_only_profiled_runs_have_figures(capsys, tmp_path):
     small = ["--max_train_steps", "12", "--train_batch_size", "2", "--forget_batch_size", "2", "--no-progress_bar"]
     small += ["--saliency_batch_size", "2", "--logging_steps", "1", "--no-evaluate"]
     main(["unlearn", "--output_dir", str(tmp_path / "a"), *small, "--profile"])

@@ -16,7 +16,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_the_hub_reads_it(folder):
+def test_hub_reads_the_card(folder):
     from huggingface_hub import ModelCard
 
     path = write_card(RunRecord.read(folder))
@@ -35,7 +35,7 @@ def test_the_hub_reads_it(folder):
     assert "class_labels=[1, 2, 4]" in code
 
 
-def test_a_network_of_this_machine_has_no_name_on_the_hub(folder):
+def test_local_network_has_no_hub_name(folder):
     from huggingface_hub import ModelCard
 
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -45,7 +45,7 @@ def test_a_network_of_this_machine_has_no_name_on_the_hub(folder):
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_the_users_own_card_stays(folder, tmp_path, prompts):
+def test_edited_card_is_preserved(folder, tmp_path, prompts):
     if prompts:
         folder = make_prompt_run(tmp_path / "prompts", fid=11.0)
         (folder / "model_index.json").write_text("{}")

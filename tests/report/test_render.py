@@ -82,7 +82,7 @@ def sections(tmp_path):
     ]
 
 
-def test_html_says_it_and_nothing_else(tmp_path, sections):
+def test_html_content(tmp_path, sections):
     page = check_page(to_html('T "<i>"', sections, tmp_path))
     for words in (
         'T "<i>"', "First & <second>", "a <b>bold</b> claim & `code` *star*", "<script>", "1|2", "what <it> is",
@@ -97,7 +97,7 @@ def test_html_says_it_and_nothing_else(tmp_path, sections):
     assert page.tags.count("th") == 2 + 2 and page.tags.count("td") == 2 and page.tags.count("caption") == 1
 
 
-def test_markdown_says_the_same(tmp_path, sections):
+def test_markdown_content(tmp_path, sections):
     text = to_markdown("T", sections, tmp_path)
     assert "## First & \\<second>" in text and "a \\<b>bold\\</b> claim & \\`code\\` \\*star\\*" in text
     lines = text.splitlines()

@@ -82,7 +82,7 @@ def test_wrong_grids(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_says_what_was_measured(tmp_path):
+def test_report_contains_the_measurements(tmp_path):
     path = write_run_report(make_run(tmp_path / "r"))
     text = path.read_text()
     for figure in ("98.8 %", "97.1 %", "1.25", "0.62", "0.88", "96.5 %", "12.2 s", "0.00 GiB", "some-judge-64"):
@@ -94,7 +94,7 @@ def test_report_says_what_was_measured(tmp_path):
     assert_drawn(tmp_path / "r" / "report.png")
 
 
-def test_report_of_little(tmp_path):
+def test_report_of_a_minimal_run(tmp_path):
     folder = make_run(tmp_path / "r", method="sfd", masked=False, evaluations=0)
     for name in ("config.json", "train.jsonl", "evaluation.jsonl"):
         (folder / name).unlink()

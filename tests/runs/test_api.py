@@ -33,7 +33,7 @@ def run(tmp_path_factory):
     return pf.unlearn("digits", method="pecker", forget=[0, 3], cover=1, output_dir=str(folder), **SMALL)
 
 
-def test_a_run_is_that_of_the_command(run, tmp_path):
+def test_api_run_equals_command_run(run, tmp_path):
     command = ["unlearn", "--method", "pecker", "--forget_classes", "0", "3", "--cover_class", "1", "--no-progress_bar"]
     main([*command, "--output_dir", str(tmp_path / "run"), *words(SMALL)])
     other = pf.Run(tmp_path / "run")
@@ -47,7 +47,7 @@ def test_a_run_is_that_of_the_command(run, tmp_path):
     assert same_bits(run.mask.words, other.mask.words)
 
 
-def test_what_a_run_has(run):
+def test_run_attributes(run):
     assert run.has_ended and "pecker on digits, ended" in repr(run)
     assert run.metrics["ua"] >= 0 and run.metrics["iterations"] == 2
     assert run.mask.names == tuple(name for name, _ in run.model.network.named_parameters())
@@ -64,7 +64,7 @@ def test_what_a_run_has(run):
     assert run.metrics["protocol"]["evaluation"]["samples"]["seed"] == 5
 
 
-def test_a_network_in_memory_is_kept_with_the_run(tmp_path):
+def test_network_in_memory_is_saved_with_the_run(tmp_path):
     network, schedule = load_network(ASSETS / "digits" / "unet")
     before = weights_hash(network)
     pipe = OneStepPipeline(network, _scheduler(), 250)
@@ -167,5 +167,5 @@ def test_a_network_of_no_preset(tmp_path):
         pf.unlearn(tmp_path / "net", forget=0)
 
 
-def test_names_are_imported_when_they_are_used():
+def test_names_are_imported_lazily():
     assert {"unlearn", "distil", "evaluate", "compare", "Run"} <= {*dir(pf)} and set(pf.__all__) <= {*dir(pf)}

@@ -12,7 +12,7 @@ from pecker_fast.runs.task import task_class, unlearn_arguments
 from pecker_fast.unlearning import method_class, method_names
 
 
-def test_options_are_found_in_their_groups():
+def test_options_are_assigned_to_groups():
     base = unlearn_arguments("digits", "pecker")
     args = unlearn_arguments("digits", "pecker", {"density": 0.25, "seed": 7, "forget_classes": [3], "output_dir": "x"})
     assert (args.options.density, args.compute.seed, args.request.forget_classes) == (0.25, 7, (3,))
@@ -23,7 +23,7 @@ def test_options_are_found_in_their_groups():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_words_are_parsed_to_the_options_they_came_from(name):
+def test_words_round_trip_to_options(name):
     """What is printed to resume a run that Python started."""
     for method in method_names():
         if not isinstance(preset(name), ClassPreset) and not method_class(method).forgets_prompts:
@@ -59,14 +59,14 @@ def test_presets_are_one_catalogue():
         prompt_preset("digits")
 
 
-def test_words_that_decide_which_options_there_are():
+def test_words_that_select_the_available_options():
     words = ["--seed", "1", "--preset=a", "--preset", "b", "--no-progress-bar"]
     assert early_option(words, "preset") == "b" and early_option(words, "method") is None
     assert early_option(["--preset-name", "c"], "preset_name") == "c" and early_option(["--preset"], "preset") is None
     assert {"seed", "preset", "progress_bar"} <= option_names(words)
 
 
-def test_what_is_measured_decides_the_kind(tmp_path):
+def test_evaluation_class_follows_from_the_source(tmp_path):
     def kind(*paths, **options):
         return evaluation_class([str(path) for path in paths], **options).__name__
 

@@ -19,7 +19,7 @@ def run(request, tmp_path):
     return folder
 
 
-def test_later_figures_are_no_change_by_somebody_else(run):
+def test_later_figures_are_no_foreign_change(run):
     (run / "report.md").write_text("to be refreshed")
     update_metrics(run, {**metrics_of(run), "fid": 12.25})
     assert metrics_of(run)["fid"] == 12.25 and changed_files(run) == []
@@ -31,7 +31,7 @@ def test_later_figures_are_no_change_by_somebody_else(run):
     assert changed_files(run) == ["metrics.json"] and "CHANGED" in (run / "report.md").read_text()
 
 
-def test_without_a_report_or_hashes_none_are_made(run):
+def test_no_report_or_hashes_are_created(run):
     (run / "hashes.json").unlink()
     update_metrics(run, {**metrics_of(run), "fid": 12.25})
     assert metrics_of(run)["fid"] == 12.25

@@ -241,7 +241,7 @@ def test_the_patch_of_a_run_on_classes(runs, capsys):
     )
 
 
-def test_what_a_run_started_from(runs):
+def test_base_of_a_run(runs):
     config = json.loads(Path("text/config.json").read_text())
     patch = pf.make_patch("text", output="p.safetensors")
     assert patch.base == config["pretrained_sha256"]

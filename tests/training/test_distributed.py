@@ -138,7 +138,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path):
     assert losses(whole) == losses(halves)
 
 
-def test_what_collectives_of_others_raise_is_told_from_faults():
+def test_errors_from_lost_processes_differ_from_own_faults():
     two = World(0, 2)
     for error in (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:5] reset"), dist.DistNetworkError("gone")):
         with pytest.raises(ProcessLostError, match=r"another process of this run ended.*latest"), two.watched():
@@ -186,7 +186,7 @@ def test_the_command_line_under_torchrun(tmp_path):
         assert status == 2 and "train_batch_size is 5, expected a multiple of 2" in errors
 
 
-def test_batches_that_cannot_be_shared_out_are_refused():
+def test_indivisible_batches_are_refused():
     request, teacher = ForgetRequest.of(tiny_unet(), [0], 1), tiny_unet()
     setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
     kind = method_class("pecker")

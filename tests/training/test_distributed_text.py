@@ -141,7 +141,7 @@ def check_one_process(folder: Path, words: list[str], steps: int) -> None:
     assert differing_share(*(load_file(run / WEIGHTS) for run in runs)) < 1e-3
 
 
-def test_shared_out_weights(tmp_path):
+def test_fsdp_weights(tmp_path):
     """FSDP2: the same bits on all processes, the numbers of one process, checkpoints that one process can resume."""
     steps = ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]
     words = command(tmp_path, "pecker", *RATES, *steps, "--initial_score", str(tmp_path / "score"))
@@ -153,7 +153,7 @@ def test_shared_out_weights(tmp_path):
     assert differing_share(*(load_file(run / WEIGHTS) for run in (alone, tmp_path / "run"))) < 1e-3
 
 
-def test_shared_out_weights_in_two_stages(tmp_path):
+def test_fsdp_weights_in_two_stages(tmp_path):
     """The second stage starts from the first; theta draws again between its forward and backward pass."""
     stages = ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5"]
     options = ["--no-gradient_checkpointing", "--channels_last", "True", "--initial_score", str(tmp_path / "score")]
@@ -164,7 +164,7 @@ def test_shared_out_weights_in_two_stages(tmp_path):
     check_one_process(tmp_path, words, 3)
 
 
-def test_what_cannot_be_shared_out(tmp_path, capsys):
+def test_fsdp_refusals(tmp_path, capsys):
     """Refused before anything is written."""
     cases = [
         ("pecker", [], "one process: start several with torchrun"),
@@ -187,7 +187,7 @@ def test_what_cannot_be_shared_out(tmp_path, capsys):
             Placement(fsdp=True, **placement).check_method(kind, changed, processes=2, compile=compile)
 
 
-def test_selective_amnesia_too(tmp_path):
+def test_selective_amnesia_on_two_processes(tmp_path):
     fisher = tmp_path / "fisher.safetensors"
     small = ["--train_batch_size", "2", "--surrogate_images", "3", "--replay_images", "3", "--replay_steps", "2"]
     small += ["--num_inference_steps", "1", "--learning_rate", "1e-4", "--replay_batch_size", "6"]

@@ -154,7 +154,7 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
         ("patch", {"score_density": 0.5, "saliency_chunks": 2, "ema_decay": None}, {}),
     ],
 )
-def test_estimate_is_what_a_run_takes(name, options, memory):
+def test_estimate_agrees_with_a_run(name, options, memory):
     estimate = estimated(name, options, memory)
     assert measured(name, options, memory) == {
         "peak": pytest.approx(estimate.peak, rel=TOLERANCE),
@@ -188,7 +188,7 @@ def one_of_two(number: int, folder: str, rank: int) -> None:
         dist.destroy_process_group()
 
 
-def test_estimate_of_shared_out_networks(tmp_path):
+def test_estimate_of_sharded_networks(tmp_path):
     estimate = estimated(*SHARED, processes=2)
     for rank in range(2):
         spawn(one_of_two, args=(str(tmp_path), rank), nprocs=1)
@@ -202,7 +202,7 @@ def test_estimate_of_shared_out_networks(tmp_path):
         estimated(*SHARED, processes=3)
 
 
-def test_options_that_save_memory_do():
+def test_memory_options_save_memory():
     kind = method_class("pecker")
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)
     # Of one block: each estimate goes through all of the network's layers.

@@ -18,7 +18,7 @@ from tests.commands.case import ASSETS
 
 
 @pytest.mark.parametrize("name", ["digits", "digits16"])
-def test_a_shipped_network_draws_what_is_asked(name):
+def test_shipped_network_draws_the_requested_class(name):
     preset = class_preset(name)
     model = resolve(None, shipped=preset.network)
     network, schedule, source = model.network, model.schedule, model.source
@@ -34,7 +34,7 @@ def test_a_shipped_network_draws_what_is_asked(name):
 
 
 @pytest.mark.parametrize(("name", "accuracy", "worst"), [("digits", 0.96, 0.85), ("digits16", 0.94, 0.75)])
-def test_shipped_distilled_networks_draw_what_is_asked(name, accuracy, worst):
+def test_shipped_distilled_networks_draw_the_requested_class(name, accuracy, worst):
     distilled = Distilled.read(f"shipped:{name}")
     teacher, options = resolve(None, shipped=name).network, unlearn_arguments(name, "sfd").options
     assert distilled.t_init == options.t_init

@@ -74,7 +74,7 @@ def test_captured_steps_are_the_same_bits(name, options, captured, played):
     assert all(p.grad is None for p in graphed.generator.parameters())
 
 
-def test_losses_of_a_replay_stay_what_they_were(played):
+def test_replay_losses_are_not_overwritten(played):
     method = build("pecker", cuda_graphs=True)
     phase = method.phases[0]
     phase.start(None)
@@ -84,7 +84,7 @@ def test_losses_of_a_replay_stay_what_they_were(played):
     assert all(same_bits(losses[key], copies[key]) for key in losses)
 
 
-def test_a_resumed_run_captures_anew(played):
+def test_resumed_run_captures_again(played):
     teacher = tiny_unet(dropout=0.1)
     whole = build("pecker", teacher=teacher, cuda_graphs=True)
     run(whole, until=4)

@@ -139,7 +139,7 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
     assert any(moved) if options.get("trained") == "x" or name == "relabel" else sum(moved) > len(moved) / 2
 
 
-def test_it_starts_from_a_network_of_its_own():
+def test_initial_networks():
     teacher, generator, score = tiny_unet(), tiny_unet(), tiny_unet()
     request, kind = ForgetRequest.of(teacher, [0], 1), method_class("sfd")
     common = {"teacher": teacher, "schedule": NoiseSchedule.linear(), "request": request}
@@ -164,7 +164,7 @@ def test_another_seed_gives_another_run():
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"split_batches": True}])
-def test_forget_gradient_alone_moves_salient_entries_alone(options):
+def test_forget_gradient_moves_only_salient_entries(options):
     method = build("pecker", generator_retain_weight=0.0, mask_refresh_steps=0, density=0.2, **options)
     before = weights(method.generator)
     run(method)
@@ -239,7 +239,7 @@ def test_two_stages_hand_over_the_average_and_keep_the_teacher():
     assert second.setting.problem.teacher is first.setting.problem.teacher is method.setting.problem.teacher
 
 
-def test_real_images_of_what_is_to_be_forgotten():
+def test_real_images_of_forgotten_classes():
     images = torch.rand(7, 1, 8, 8) * 2 - 1
     with pytest.raises(ValueError, match="saliency_samples"):
         build("pecker", saliency_samples="data")
@@ -301,7 +301,7 @@ def test_states_of_other_networks_are_refused():
         other.phases[0].load_state_dict(state)
 
 
-def test_methods_are_found_by_their_files():
+def test_methods_are_registered_by_file():
     known = {"esd", "patch", "pecker", "pecker+", "retrain", "salun", "selective_amnesia", "sfd"}
     assert known <= {*method_names()} and method_names() == sorted(method_names())
     with pytest.raises(ValueError, match=r"esd, patch, pecker, pecker\+, .*retrain, salun"):

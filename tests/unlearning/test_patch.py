@@ -137,7 +137,7 @@ def test_scores_differ_and_a_seed_gives_the_same_mask():
     assert not masker_of(generator, saliency_chunks=6)[0].mask.equal(masks["ratio"])
 
 
-def test_where_a_patch_acts():
+def test_act_on():
     names = ["class_embedding.weight", "time_embedding.linear_1.bias", "mid_block.resnets.0.time_emb_proj.weight"]
     assert all(in_part(name, ("conditioning",)) and not in_part(name, ("body",)) for name in names)
     assert in_part("conv_in.weight", ("body",)) and not in_part("conv_in.weight", ("conditioning", "mid_block.*"))
@@ -157,7 +157,7 @@ def test_where_a_patch_acts():
         masker_of(generator, act_on=("conv_on.*",))
 
 
-def test_a_patch_leaves_earlier_ones_alone(tmp_path):
+def test_patch_is_disjoint_from_earlier_ones(tmp_path):
     generator = tiny_unet()
     first, second = (masker_of(generator, density=0.2, saliency_score=kind)[0].mask for kind in ("ratio", "random"))
     paths = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors")]

@@ -46,7 +46,7 @@ def test_labels_of_a_request():
     assert PromptRequest(**REQUEST).conditions("cpu").negative is None
 
 
-def test_covers_are_paired_with_what_is_forgotten():
+def test_covers_are_paired_with_forgotten_labels():
     conditions = Conditions(*(torch.tensor(v) for v in ([0], [1, 2, 3], [11, 12, 13], [0])), paired=True)
     forgotten, covers = conditions.draw_forgotten(Streams(torch.device("cpu"), 1), 300)
     assert torch.equal(forgotten + 10, covers) and set(forgotten.tolist()) == {1, 2, 3}
@@ -126,7 +126,7 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     assert_grads(generator_step["masked_grads"], generator.grads(0.2 * losses[1]))
 
 
-def test_classes_can_be_guided_too_and_others_cannot():
+def test_guidance_of_class_networks():
     from tests.diffusion.toy import tiny_unet
     from tests.unlearning.test_methods import build as build_method
 
