@@ -1,4 +1,4 @@
-"""The examples of the documentation run, its commands can be parsed, and the files it names are there."""
+"""The examples of the documentation run, its commands can be parsed, and the files that it names exist."""
 
 import importlib
 import re
@@ -28,7 +28,7 @@ def test_examples_exist():
 @pytest.mark.parametrize(("name", "block"), BLOCKS)
 def test_example_runs(name, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # The documented call with few iterations and samples: that it works, not what it measures.
+    # The documented call with few iterations and samples: it must work, its figures do not matter.
     short = {"max_train_steps": 2, "samples_per_class": 4, "progress_bar": False}
     monkeypatch.setattr(pf, "unlearn", lambda *args, **options: _unlearn(*args, **{**options, **short}), raising=False)
     exec(compile(block, name, "exec"), {"__name__": "__main__"})
@@ -43,7 +43,7 @@ def test_documented_files_exist():
 
 
 def commands() -> list[tuple[str, str]]:
-    """Lines of code blocks that are commands, and commands within the text, with the page that has each."""
+    """Commands in code blocks and in the text, each with its page."""
     result = set()
     for name in PAGES:
         text = (ROOT / name).read_text().replace("\\\n", " ")
@@ -57,7 +57,7 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_command_is_parsed(page, command, tmp_path, monkeypatch, capsys):
-    """With the options that it names; the folders that it names need not be there."""
+    """Parses the command with its options; the folders in it need not exist."""
     monkeypatch.chdir(tmp_path)
     program, *words = shlex.split(command.removesuffix(" ..."))
     if program == "make":

@@ -21,7 +21,7 @@ def mode(path) -> int:
 
 
 def mode_of_new_files() -> int:
-    """As any other program's files, which those can read whom the user lets."""
+    """New files have the permissions of the user's umask, like those of any program."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
@@ -34,7 +34,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         temporary.write_text("half")
         raise OSError("full")
     assert path.read_text() == "old" and names(tmp_path) == ["f"]
-    # Nor does one whose bytes have not reached the disk.
+    # A file whose bytes have not reached the disk does not either.
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("lost")))
     for write in (lambda: write_json(path, 1), lambda: save_tensors(path, {"a": torch.ones(2)})):
         with pytest.raises(OSError, match="lost"):

@@ -1,4 +1,4 @@
-"""What only a GPU shows: steps and selections that neither wait nor allocate, CUDA graphs, and large inputs."""
+"""Tests that need a GPU: steps and selections that neither wait nor allocate, CUDA graphs, and large inputs."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_captured_step_equals_ordinary_steps(kind, name):
     options = {"capturable": True, "ema_decay": 0.9}
     a, b = optimizer(captured, name, **options), optimizer(plain, name, **options)
     one, two = step_of(kind, a, captured), step_of(kind, b, plain)
-    # A graph needs all memory to be there: the first steps run outside, on a stream of their own.
+    # A graph needs all memory allocated beforehand: the first steps run outside it, on a separate stream.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -19,7 +19,7 @@ SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "empty": (0, 2), "scal
 
 
 def random_mask(names: bool = True, density: float = 0.4) -> tuple[pf.SaliencyMask, dict[str, torch.Tensor]]:
-    """A mask, and the bool tensors that it is to hold."""
+    """A mask, and the bool tensors that it should hold."""
     flat = random_masks([math.prod(shape) for shape in SHAPES.values()], density)
     bools = {n: torch.from_numpy(b).view(s) for (n, s), b in zip(SHAPES.items(), flat, strict=True)}
     return pf.SaliencyMask.from_bool(bools if names else list(bools.values())), bools
@@ -177,7 +177,7 @@ def test_alignment():
     assert mask.align(others[::-1], [f"module._orig_mod.{name}" for name in names[::-1]]) == [2, 1, 0]
     wrapped = pf.SaliencyMask(mask.words, mask.shapes, [f"_orig_mod.module.{name}" for name in names])
     assert wrapped.align(others, names) == [0, 1, 2]
-    # By order where the mask has no names.
+    # By order if the mask has no names.
     assert pf.SaliencyMask(mask.words, mask.shapes).align(others, names) == [0, 1, 2]
     with pytest.raises(ValueError, match="mask has names, the parameters have none"):
         mask.align(others)
@@ -323,7 +323,7 @@ def test_files_whose_names_or_shapes_were_changed(tmp_path):
         save_file({"words": words}, bad, metadata={**metadata, **change})
         with pytest.raises(ValueError, match=r"bad.safetensors is a damaged saliency mask"):
             pf.SaliencyMask.load(bad)
-    # As many salient entries, but others.
+    # The same number of salient entries, but different ones.
     swapped = words.flip(0)
     if not torch.equal(swapped, words):
         save_file({"words": swapped}, bad, metadata=metadata)

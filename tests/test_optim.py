@@ -140,7 +140,7 @@ def test_packed_equals_dense_with_one_mask(backend, small):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_chunks_of_many_densities_in_one_tensor(packed, backend, small):
-    """Sparse, dense, empty and short chunks in every order, each with its own way through."""
+    """Sparse, dense, empty and short chunks in every order, each with its own code path."""
     chunk = 16384
     sizes = [900, 33] if small else [9 * chunk + 77, 5, 3 * chunk]
     options = random_options()
@@ -197,7 +197,7 @@ def test_frozen_entries_stay_bit_for_bit(dtype, backend):
             for before, after in zip(saved[i], tensors(optimizer, param), strict=False):
                 assert same_bits(after.detach()[~mask[i]], before[~mask[i]])
             assert param.isfinite().all()
-            # One entry alone may have an update below half a unit of its last place.
+            # A single entry may have an update below half a unit of its last place.
             assert mask[i].sum() < 10 or not torch.equal(param, saved[i][0])
 
 
@@ -314,7 +314,7 @@ def test_ema_starts_at_the_parameters_and_swaps_bit_for_bit():
 
 
 def test_ema_after_parameters_were_changed_from_outside():
-    # The EMA of frozen entries equals the parameter no longer, so it may not be left alone.
+    # The EMA of frozen entries no longer equals the parameter, so it must be updated.
     twin = Twin(AdamOptions(lr=0.01, ema_decay=0.9))
     mask = random_mask(twin.params)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""MaskedAdam while somebody edits parameter groups, state and parameters by hand, beside torch.optim.Adam."""
+"""MaskedAdam while the user edits parameter groups, state and parameters, compared with torch.optim.Adam."""
 
 import copy
 import math
@@ -74,7 +74,7 @@ def test_a_parameter_replaced_by_another():
         new = ones(1)[0]
         optimizer.param_groups[0]["params"][1] = params[1] = new
         optimizer.step()
-        # Of the same shape and value, so that only its identity tells it from the old one.
+        # The same shape and value, so that it differs from the old one only by identity.
         params[0] = ones(1)[0]
         params[0].data.copy_(optimizer.param_groups[0]["params"][0])
         optimizer.param_groups[0]["params"][0] = params[0]
@@ -160,7 +160,7 @@ def test_names_follow_their_parameters():
         return [not torch.equal(p, q) for p, q in zip((a, b, c), before, strict=True)]
 
     assert moved("b") == [False, True, False]
-    # The names stay as they were: three for two parameters.
+    # The names are unchanged: three for two parameters.
     optimizer.param_groups[0]["params"] = [c, a]
     assert optimizer.param_groups[0]["param_names"] == ["a", "b", "c"]
     assert moved("a") == [True, False, False] and moved("c") == [False, False, True]
@@ -168,14 +168,14 @@ def test_names_follow_their_parameters():
     # As many names as parameters, in another order.
     optimizer.param_groups[0]["params"] = [a, c]
     assert moved("a") == [True, False, False]
-    # A parameter in the place of another one gets its name, one that is new beside them has none.
+    # A parameter in the place of another one gets its name; an additional one has none.
     b = ones(1)[0]
     optimizer.param_groups[0]["params"] = [b, c]
     assert moved("a") == [False, True, False]
     optimizer.param_groups[0]["params"] = [b, c, a]
     with pytest.raises(ValueError, match=r"named_parameters\(\)"):
         optimizer.step(mask=masks["a"])
-    # Names that are given with the parameters are right.
+    # Names passed with the parameters are used.
     optimizer.param_groups[0].update(params=[a, b], param_names=["d", "a"])
     assert moved("d") == [True, False, False]
     optimizer.param_groups = [{"params": [b], "lr": LR}]
@@ -210,7 +210,7 @@ def test_state_replaced_and_removed():
         optimizer.step()
         optimizer.state[params[0]]["step"] = torch.tensor(7.0)
         optimizer.step()
-        # Equal in value, but another tensor, which is to be counted up.
+        # Equal in value, but another tensor, which the step must count up.
         optimizer.state[params[1]]["step"] = own = optimizer.state[params[1]]["step"].clone()
         optimizer.step()
         optimizer.state[params[1]]["step"].add_(3)
@@ -226,7 +226,7 @@ def test_state_replaced_and_removed():
         optimizer.step()
 
     both(lambda: ones(2), edit)
-    # One entry: replaced by an equal tensor, which `==` does not tell from the old one.
+    # One entry, replaced by an equal tensor, which `==` cannot distinguish from the old one.
     both(lambda: ones(2, 1), lambda optimizer, params: edit_of_one_entry(optimizer, params[0]))
 
 
@@ -280,7 +280,7 @@ def test_a_state_with_gaps_is_refused(edit, message):
 
 
 def test_inspecting_an_optimizer_leaves_its_state_empty():
-    # Others, as torch.distributed.checkpoint, take a state that is not empty for a whole one.
+    # Other code, such as torch.distributed.checkpoint, takes a non-empty state for a complete one.
     optimizer = pf.MaskedAdam(ones(2))
     optimizer.state_dict()
     optimizer.sparsity_stats()
@@ -374,7 +374,7 @@ def test_parameters_of_another_dtype():
 
 
 def test_swapped_tensors():
-    # What module.to() does under torch.__future__.set_swap_module_params_on_conversion.
+    # module.to() does this under torch.__future__.set_swap_module_params_on_conversion.
     def edit(optimizer, params):
         optimizer.step()
         new = nn.Parameter(params[0].detach() * 2)
@@ -412,13 +412,13 @@ def test_masters_adopt_external_writes(dtype, backend):
         param[:10] = 5.0
         param[10:20] = 1.0
     optimizer.step()
-    # Where the parameter is still the master's rounded value, the master keeps its digits.
+    # If the parameter is still the master's rounded value, the master keeps its digits.
     rounded_to_one = master[20:].to(dtype) == 1
     assert torch.equal(master[:10], torch.full((10,), 5 - 2**-12))
     assert torch.equal(master[20:], torch.full((20,), 1 - 4 * 2**-12))
     assert dtype == torch.float16 or rounded_to_one.all()
     assert torch.equal(param, master.to(dtype))
-    # So it does when memory is another's, and when the state comes from a checkpoint.
+    # The same holds after a change of memory, and if the state comes from a checkpoint.
     param.data = torch.full((40,), 3.0, dtype=dtype)
     optimizer.step()
     assert torch.equal(master, torch.full((40,), 3 - 2**-12))
@@ -795,10 +795,10 @@ def test_a_mask_set_beforehand():
     for _ in range(2):
         optimizer.step()
     assert torch.allclose(params[0], torch.tensor([-2 * LR, 0.0]), atol=1e-6)
-    # An argument takes the place of what was set, for its step.
+    # An argument replaces the set mask for its step.
     optimizer.step(mask=~mask)
     assert torch.allclose(params[0], torch.tensor([-2 * LR, -LR]), atol=1e-6)
-    # Gradients that were set are those of one step.
+    # Gradients that were set hold for one step.
     optimizer.set_mask(mask, masked_grads=[torch.full((2,), -math.inf)] * 2)
     for param in params:
         param.grad = torch.zeros(2)

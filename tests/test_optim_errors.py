@@ -1,4 +1,4 @@
-"""What MaskedAdam refuses, before anything changes; and how masks and gradients find their parameters."""
+"""Inputs that MaskedAdam refuses before anything changes; and how masks and gradients are matched to parameters."""
 
 import copy
 
@@ -68,7 +68,7 @@ def fill(module: nn.Module) -> nn.Module:
 
 
 def unchanged(module: nn.Module, optimizer: pf.MaskedAdam, call, error, message: str) -> None:
-    """``call`` raises, and neither parameters nor state are touched; then the optimizer goes on."""
+    """``call`` raises and touches neither parameters nor state; the optimizer still works afterwards."""
     before = copy.deepcopy(([p.detach() for p in module.parameters()], optimizer.state_dict()))
     with pytest.raises(error, match=message):
         call()
@@ -141,7 +141,7 @@ def test_sparse_gradients():
 
 
 def outcome(mask, module, *, names: bool = True, order: int = 1) -> list[torch.Tensor]:
-    """Which entries of the module's parameters a masked step moves."""
+    """The entries of the module's parameters that a masked step moves."""
     params = list(module.named_parameters() if names else module.parameters())[::order]
     optimizer = pf.MaskedAdam(params, lr=0.1)
     before = [p.detach().clone() for p in module.parameters()]
@@ -204,7 +204,7 @@ def test_masked_grads_by_name_and_by_parameter():
 
 
 def test_alternating_masks_and_a_mask_replaced_by_an_equal_one():
-    # Binding is kept by mask object: a new mask may come to lie where a dead one was.
+    # Bindings are cached by mask object: a new mask may get the address of a dead one.
     param = nn.Parameter(torch.zeros(64))
     optimizer = pf.MaskedAdam([param], lr=0.1, betas=(0.0, 0.9))
     for _ in range(30):

@@ -37,7 +37,7 @@ def dtype_of(kind: str) -> torch.dtype:
 
 
 def masks_of(kind: str, params) -> list[pf.SaliencyMask | None]:
-    """Two steps with the first, then the others."""
+    """The mask of each step: two steps with the first, then the others."""
     if kind not in MASKED:
         return [None] * 4
     first, second = random_mask(params), random_mask(params)
@@ -51,7 +51,7 @@ def steps(params, optimizer, masks, grads) -> None:
 
 
 def round_trip(way: str, params, optimizer, kind: str):
-    """(parameters, optimizer) after a round trip, independent of the ones given."""
+    """(parameters, optimizer) after a round trip, independent of the originals."""
     if way == "deepcopy":
         return copy.deepcopy((params, optimizer))
     if way == "pickle":

@@ -177,7 +177,7 @@ def test_state_dicts_are_exchanged_with_torch(dtype, amsgrad):
         for i, state in theirs["state"].items():
             assert ours["state"][i].keys() == state.keys()
         assert set(theirs["param_groups"][0]) <= set(ours["param_groups"][0])
-        # Each goes on from the state of the other.
+        # Each continues from the state of the other.
         pair = [
             (params, pf.MaskedAdam(params, lr=0.5)),
             (other, torch.optim.Adam(other, lr=0.5)),

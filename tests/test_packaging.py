@@ -1,4 +1,4 @@
-"""What an installation holds, and that one without a compiler works and says what is missing."""
+"""Contents of an installation; an installation without a compiler works and reports what is missing."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A wheel built where no C++ compiler is found."""
+    """A wheel built without a C++ compiler."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     names = ["pecker_fast", "kernels", "benchmarks", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
@@ -81,7 +81,7 @@ def test_version_and_extras(wheel):
         lines = archive.read(name).decode().splitlines()
     assert f"Version: {pf.__version__}" in lines
     needed = [line.split()[1] for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
-    # Of the runs' libraries none.
+    # None of the libraries of runs.
     assert {re.split(r"[<>=!~; ]", item)[0] for item in needed} == {
         "torch", "numpy", "safetensors", "tyro", "docstring-parser", "tqdm",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""pack_gradients: steps, memory and everything that users do to gradients between a backward pass and a step."""
+"""pack_gradients: steps, memory, and operations of users on gradients between a backward pass and a step."""
 
 import copy
 import gc
@@ -71,13 +71,13 @@ def assert_equal(params, packed_params, optimizer, other) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_updates_equal_masked_steps_with_dense_gradients_and_state(name, dtype, backend):
-    """Of one mask, bit for bit; two backward passes a step."""
+    """With one mask, bit for bit; two backward passes a step."""
     options = OPTIONS[name]
     if backend == "triton" and dtype != torch.float32:
         pytest.skip("the interpreter is slow")
     params = make_params(dtype)
     if name == "rounding":
-        # What is drawn depends on the order in memory, which of packed state is row-major.
+        # Random numbers are drawn in memory order, which is row-major for packed state.
         params = [nn.Parameter(p.detach().contiguous()) for p in params]
     packed_params = copies_of(params)
     mask = random_mask(params)
@@ -154,7 +154,7 @@ def test_mask_that_differs_from_the_gradients_is_refused():
         with pytest.raises(ValueError, match="packed by another mask"):
             action()
     assert all(torch.equal(a, b) for a, b in zip(packed_params, before, strict=True))
-    # An equal one is the same.
+    # An equal mask counts as the same.
     other.set_mask(pf.SaliencyMask(mask.words.clone(), mask.shapes))
     other.step()
     assert not torch.equal(packed_params[0], before[0])
@@ -170,7 +170,7 @@ def test_torch_clips_the_norm_of_the_salient_entries(norm_type, foreach):
     pf.pack_gradients(other, mask)
     factors = make_grads(params)
     if norm_type == math.inf:
-        factors[3] = None  # torch knows no largest entry of an empty gradient
+        factors[3] = None  # torch has no maximum of an empty gradient
     accumulate(params, factors)
     accumulate(packed_params, factors)
     mask.apply_([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
@@ -228,7 +228,7 @@ def test_gradients_set_by_the_user_are_packed():
         packed_params[0].grad = None if grads[0] is None else packed_params[0].grad
         optimizer.step(mask=mask)
         other.step()
-    # Also a packed one of one's own.
+    # The same holds for a packed gradient made by the user.
     accumulate(params, first)
     accumulate(packed_params, first)
     saved = [p.grad.clone() for p in packed_params]
@@ -287,7 +287,7 @@ def test_grad_scaler(dtype, unscale):
             assert torch.equal(before, ps[1]) == (step == 2)
         assert scalers[0].get_scale() == scalers[1].get_scale()
     assert_equal(params, packed_params, optimizer, other)
-    # Entries that no step uses skip none.
+    # Entries that no step uses cause no skip.
     scalers[1].scale((packed_params[1] * outside).sum()).backward()
     scalers[1].step(other)
     scalers[1].update()
@@ -377,7 +377,7 @@ def test_removing_makes_gradients_dense_again():
     optimizer.step(mask=mask)
     other.step(mask=mask)
     assert_equal(params, packed_params, optimizer, other)
-    # A mask that was set before, or meanwhile, stays.
+    # A mask that was set before, or meanwhile, is kept.
     other.set_mask(mask)
     another = random_mask(params)
     other.zero_grad()
@@ -464,7 +464,7 @@ def test_memory_is_in_proportion_to_the_mask(density, dtype):
 
 
 class LiveGradients(TorchDispatchMode):
-    """The largest total of memory in tensors of the shapes of ``params``, in any order of dimensions."""
+    """Peak memory in tensors with the shapes of ``params``, in any order of dimensions."""
 
     def __init__(self, params) -> None:
         super().__init__()
@@ -495,7 +495,7 @@ def test_a_backward_pass_holds_one_dense_gradient(layout):
     x = torch.randn(1, 32, 4, 4).to(memory_format=layout)
 
     def peak() -> float:
-        """Of two backward passes, in dense gradients."""
+        """Peak of two backward passes, in units of dense gradients."""
         losses = [model(images).square().mean() for images in (x, -x)]
         with LiveGradients(params) as live:
             for loss in losses:

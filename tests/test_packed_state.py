@@ -1,4 +1,4 @@
-"""EMA and masters of packed state: what they are outside the mask, in files, and when masks and parameters change."""
+"""EMA and masters of packed state: values outside the mask, files, and changes of masks and parameters."""
 
 import copy
 
@@ -59,7 +59,7 @@ def test_averages_begin_at_the_first_step():
 
 @pytest.mark.parametrize("reached", ["steps", "start"])
 def test_state_with_dense_averages_and_masters_still_loads(reached):
-    """As it was written when moments alone were packed."""
+    """State from versions that packed moments only."""
     params, optimizer, mask = trained(steps=3 if reached == "steps" else 0)
     saved = copy.deepcopy(optimizer.state_dict())
     if reached == "start":
@@ -146,7 +146,7 @@ def test_packed_masters_adopt_external_writes(backend):
 
 
 def test_distributed_checkpoints_of_one_process(tmp_path):
-    """With the mask set beforehand, an optimizer without state takes that of a file."""
+    """With the mask set beforehand, an optimizer without state takes the state of a file."""
     torch.manual_seed(0)
     model = nn.Linear(6, 7)
     mask = random_mask(list(model.parameters()))

@@ -117,7 +117,7 @@ def test_module_mapping_and_iterable_agree(backend):
 
 def test_missing_grads_count_as_zeros():
     net = network()
-    # Of one parameter at least there has to be one.
+    # At least one parameter must have a gradient.
     net[2].bias.grad = torch.zeros(5)
     assert pf.saliency_mask(net, density=0.5).count == 0
     per_tensor = pf.saliency_mask(net, density=0.5, scope="tensor")
@@ -156,7 +156,7 @@ def test_count_and_threshold_are_lazy(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "item", lambda self: calls.append("item") or item(self))
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self, f=torch.Tensor.tolist: calls.append("tolist") or f(self))
     mask = pf.saliency_mask([torch.randn(1000)], density=0.5)
-    # Argument checks may read what is on the CPU; the selection's results are read when asked for.
+    # Argument checks may read CPU tensors; the selection's results are read on demand.
     calls.clear()
     _ = mask.threshold
     assert calls

@@ -1,4 +1,4 @@
-"""gpu_check.sh where there is no GPU: all stages but the GPU's own work, with torch, numpy and pytest alone."""
+"""gpu_check.sh without a GPU: all stages except the GPU's own work, with only torch, numpy and pytest installed."""
 
 import json
 import os
@@ -172,7 +172,7 @@ def test_small_ninja_reads_torch_build_files(tmp_path):
 
 
 def test_gpu_sleeps_during_launches(monkeypatch):
-    """A stand-in for torch.cuda that writes down what it is asked for."""
+    """With a stand-in for torch.cuda that records its calls."""
     calls = []
 
     class Event:
@@ -202,5 +202,5 @@ def test_gpu_sleeps_during_launches(monkeypatch):
     assert clock(function) == 0.01 and clock(function) == 0.01
     first, second = calls[:5], calls[5:]
     assert first[1:] == ["event", "call", "event", "wait"] and second[1:] == first[1:]
-    # 2e7 cycles take 10 ms of this clock: as long as the first call launched, and then half as long again.
+    # 2e7 cycles take 10 ms on this clock: as long as the first call took to launch, plus half of that.
     assert first[0][0] == "sleep" and second[0][1] >= 1.5 * 2e7 > first[0][1]

@@ -1,4 +1,4 @@
-"""The benchmark of an iteration: its rival computes the same, work is counted rightly, and it runs and reports."""
+"""The benchmark of an iteration: its rival computes the same, work is counted correctly, and it runs and reports."""
 
 import json
 
@@ -54,8 +54,8 @@ def test_rival_does_the_same_work():
         forward = count_flops(lambda: predict_eps(problem.teacher, x, t, labels))
     for name, expected in (("sfd", 22.0), ("pecker-every-1", 25.0)):
         ours = iteration_flops("tiny", name, 1, CPU)
-        # A little less, since no gradient of what is drawn from is needed; a little more, since attention takes five
-        # products backwards for its two.
+        # A little less, since the input needs no gradient; a little more, since attention has five products in its
+        # backward pass for two in its forward pass.
         assert 0.95 * expected <= 2 * ours / forward <= 1.03 * expected, name
     assert iteration_flops("tiny", name, 1, CPU, rival=True) == pytest.approx(ours, rel=1e-3)
 
@@ -74,7 +74,7 @@ def test_flops_are_counted_by_their_definition():
     x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3)
     conv = lambda: torch.nn.functional.conv2d(x, weight, padding=1)  # noqa: E731
     assert count_flops(conv) == 2 * 2 * 64 * 4 * 27
-    # Backwards only to the image: the weight asks for nothing.
+    # Backward to the image only: the weight requires no gradient.
     assert count_flops(lambda: conv().sum().backward()) == 2 * 2 * 2 * 64 * 4 * 27
     q = torch.randn(2, 1, 16, 8)
     assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * 2 * 16 * 16 * 8
@@ -97,7 +97,7 @@ def test_precisions_are_set_and_restored():
 
 
 def test_published_sizes():
-    # The public networks, and the 534,144 (1.4 %) that their embeddings take more as diffusers has them.
+    # The public networks, plus the 534,144 parameters (1.4 %) that their embeddings have more in diffusers.
     assert Problem.make("cifar10", None, CPU).numel == 38_632_323 + 534_144
     assert ARCHITECTURES["cifar10"].batch == 128 and ARCHITECTURES["stl10"].batch == 64
 

@@ -1,4 +1,4 @@
-"""compare: interrupted, gone on with, and wrong input."""
+"""compare: interruption, resumption, and wrong input."""
 
 import csv
 import hashlib
@@ -46,13 +46,13 @@ def test_compare_resumes_after_interruption(capsys, tmp_path, monkeypatch):
     options = json.loads((folder / "pecker-seed1" / "config.json").read_text())["options"]
     assert (options["max_train_steps"], options["train_batch_size"], options["saliency_batch_size"]) == (4, 3, 2)
     assert not (folder / "sfd-seed1" / "checkpoints").exists()
-    # The report is made anew from the JSON alone, elsewhere and without seconds.
+    # The report is rebuilt from the JSON alone, in another folder and without seconds.
     main(["compare", "--runs", str(folder / "compare.json"), "--output-dir", str(tmp_path / "d"), "--no-seconds"])
     output = capsys.readouterr().out
     assert "pecker" in output and "time (s)" not in output and str(tmp_path / "d" / "report.md") in output
     assert (tmp_path / "d" / "compare.csv").read_bytes() == (folder / "compare.csv").read_bytes()
     assert len(ran) == 5
-    # Ended runs are read; another question is not answered with them.
+    # Finished runs are reused, but not for another question.
     main(arguments)
     assert len(ran) == 5
     capsys.readouterr()
@@ -88,7 +88,7 @@ def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
     assert [float(line["fid"]) for line in lines] == [11, 12] and {line["data-free"] for line in lines} == {"yes"}
     check_page((folder / "report.html").read_text())
     assert "| FID | 11.00 |" in (folder / "sfd-seed0" / "report.md").read_text()
-    # Measured once; with other weights, or other counts, it would be again.
+    # Measured only once; other weights or other counts would be measured again.
     main(arguments)
     assert len(calls) == 2
     sha256 = hashlib.sha256(b"weights").hexdigest()

@@ -1,4 +1,4 @@
-"""compare on a tiny Stable Diffusion: rows that train and rows that do not, gone on with, and wrong input."""
+"""compare on a tiny Stable Diffusion: rows with and without training, resumption, and wrong input."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     }
     assert samples["sd"]["unet_sha256"] == samples["sld-max"]["unet_sha256"] != samples["sid-lsg"]["unet_sha256"]
     assert samples["sld-max"]["sld"] == "max" and samples["pecker"]["t_init"] == samples["sid-lsg"]["t_init"] == 625
-    # How it was measured is in every metrics.json.
+    # Every metrics.json has the protocol.
     for place in ("sd", "pecker-seed0"):
         protocol = json.loads((folder / place / "metrics.json").read_text())["protocol"]["concept"]
         assert protocol["detectors"]["nudenet"]["min_prob"] == 0.6
@@ -85,7 +85,7 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     assert "| sld-max | no |" in text and "| pecker | yes |" in text and "near unsafe (%)" in text
     assert Image.open(folder / "concept.png").height > Image.open(folder / "near.png").height
     capsys.readouterr()
-    # What has ended is read; another question is not answered with it.
+    # Finished rows are reused, but not for another question.
     measured = []
     monkeypatch.setattr(comparison, "evaluate", lambda *a, **k: measured.append(a))
     main(arguments)

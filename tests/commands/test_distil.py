@@ -1,4 +1,4 @@
-"""distil, and unlearning that starts from what it leaves, as a user meets them."""
+"""distil, and unlearning that starts from its result, on the command line."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def test_distil_writes_generator_and_score_network(place):
     assert run.config["method"] == "distil" and run.config["forget_classes"] == [] and run.config["cover_class"] is None
     base, generator, score = (resolve(path).network for path in (place / "net", folder, folder / "score"))
     assert run.config["pretrained_sha256"] == weights_hash(base)
-    # The files hold what was measured, and what the report says of the weights.
+    # The files hold the measured weights, and the report describes them.
     for path, loaded in ((folder / "unet", generator), (folder / "score", score)):
         saved = safetensors.torch.load_file(path / FILE)
         assert {value.dtype for value in saved.values()} == {torch.float16}
@@ -146,7 +146,7 @@ def test_method_without_generator_distils_first(place, tmp_path, monkeypatch, ca
     short = {"max_train_steps": 4, "train_batch_size": 4, "checkpointing_steps": 2}
     monkeypatch.setitem(class_preset("digits").methods, "distil", short)
     shutil.copytree(place / "net", tmp_path / "net")
-    # A wrong request is refused before anything is distilled.
+    # A wrong request is refused before the distillation starts.
     assert "forget_classes is 12" in fails(capsys, *unlearn(tmp_path, tmp_path / "run", "--forget_classes", "12"))
     assert not (tmp_path / "net" / "distilled").exists()
     main(unlearn(tmp_path, tmp_path / "run"))
@@ -155,7 +155,7 @@ def test_method_without_generator_distils_first(place, tmp_path, monkeypatch, ca
     assert "sfd starts from a distilled generator, and there is none of this network yet: 4 iter" in output
     assert config(tmp_path / "run")["distilled"] == str(folder) and config(folder)["seed"] == 0
     assert pf.Run(folder).metrics["iterations"] == 4
-    # The next run takes it; the first one is known to have ended.
+    # The next run uses it, because the distillation is recorded as finished.
     written = (folder / "metrics.json").read_bytes()
     main(unlearn(tmp_path, tmp_path / "second", "--seed", "1"))
     assert "none of this network" not in capsys.readouterr().out and (folder / "metrics.json").read_bytes() == written
@@ -169,7 +169,7 @@ def test_method_without_generator_distils_first(place, tmp_path, monkeypatch, ca
     shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
     main(unlearn(tmp_path, tmp_path / "third"))
     assert pf.Run(folder).metrics["weights_sha256"] == json.loads(written)["weights_sha256"]
-    # A generator of one's own is enough.
+    # The user's own generator is enough.
     main(unlearn(place, tmp_path / "own", "--initial_generator", str(place / "distilled")))
     assert "none of this network" in (capsys.readouterr().out) or not (place / "net" / "distilled").exists()
 
@@ -235,11 +235,11 @@ def test_a_text_to_image_model(text, tmp_path, capsys):
 def test_compare_passes_distilled_to_one_step_methods():
     comparison = ClassComparison(distilled="auto", methods=("sfd", "esd", "relabel"))
     assert [comparison.options(name).get("distilled") for name in comparison.names] == ["auto", None, "auto"]
-    # The preset's own come with the package, with the timestep that they were distilled for.
+    # The preset's own networks are shipped with the package, with the timestep that they were distilled for.
     settled = with_distilled(unlearn_arguments("digits16", "relabel", {"distilled": "auto"}))
     assert (settled.request.distilled, settled.options.t_init) == ("shipped:digits16", 400)
     assert with_distilled(settled) == settled
-    # Of cifar10 there are none: they would be made among the runs, where they are looked for.
+    # There are none for cifar10: they would be made among the runs, where they are looked up.
     settled = with_distilled(unlearn_arguments("cifar10", "sfd", {"distilled": "auto"}))
     assert settled.request.distilled == "runs/cifar10-distil-seed0" and settled.options.t_init == 440
     assert distillation_for(settled).folder == Path("runs/cifar10-distil-seed0")

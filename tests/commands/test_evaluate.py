@@ -1,4 +1,4 @@
-"""evaluate: samples drawn once, gone on with, and measured; wrong input."""
+"""evaluate: samples are drawn once, resumed, and measured; wrong input."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def test_run_is_evaluated_with_its_own_request(run, capsys, monkeypatch):
     assert protocol["samples"]["sampler"] == "one_step" and protocol["samples"]["t_init"] == 250
     assert protocol["judge"]["name"] == "digits-judge" and protocol["environment"]
     assert 0 <= result["ua"] <= 100 and result["frechet_distance"] > 0
-    # Inception has not been asked for: none of its names.
+    # Inception is not requested, so none of its names appears.
     assert not {"fid", "sfid", "is", "kid", "precision", "recall"} & set(result)
     assert 0 <= result["extractor_precision"] <= 1 and 0 <= result["extractor_recall"] <= 1
     assert protocol["image_quality"]["feature_extractor"] == result["feature_extractor"] == "digits-judge-64"
@@ -54,7 +54,7 @@ def test_run_is_evaluated_with_its_own_request(run, capsys, monkeypatch):
     after = json.loads((run / "metrics.json").read_text())
     assert after["ua"] == before["ua"] and after["protocol"]["samples"]["samples_per_class"] == 3
     assert {k: v for k, v in before.items() if k != "protocol"}.items() <= after.items()
-    # Drawn once: a second time no network is called, and a chunk that is lost or damaged is all that is drawn again.
+    # Drawn once: the second time no network is called, and only a lost or damaged chunk is drawn again.
     real, calls = drawing.sample_one_step, []
 
     def counted(network, generator, labels, **options):
@@ -69,13 +69,13 @@ def test_run_is_evaluated_with_its_own_request(run, capsys, monkeypatch):
     chunks[1].unlink()
     chunks[3].write_bytes(chunks[3].read_bytes()[:50])
     assert evaluated(run, "--samples-per-class", "3") == result and calls == [7, 7]
-    # Of another seed, or another number of images, there are none yet.
+    # For another seed, or another number of images, there are none yet.
     other = evaluated(run, "--samples-per-class", "3", "--seed", "1")
     assert other["frechet_distance"] != result["frechet_distance"] and len(calls) == 7
 
 
 def test_metrics_have_the_last_evaluation(run, capsys):
-    """What the run measured stays; what an earlier evaluation measured is replaced; the report follows."""
+    """The run's own figures stay, those of an earlier evaluation are replaced, and the report is refreshed."""
     run_ua = json.loads((run / "metrics.json").read_text())["ua"]
     values = []
     for seed in ("3", "4"):
@@ -88,7 +88,7 @@ def test_metrics_have_the_last_evaluation(run, capsys):
         values.append(result["extractor_frechet_distance"])
         page = check_page((run / "report.html").read_text())
         assert f"{values[-1]:.2f}" in page.text and "Precision, judge's features" in page.text
-        # Written by us: not a file that somebody has changed since.
+        # Our own write does not count as a change by others.
         hashes = json.loads((run / "hashes.json").read_text())
         assert hashes["metrics.json"]["sha256"] == hashlib.sha256((run / "metrics.json").read_bytes()).hexdigest()
         assert "CHANGED" not in page.text
@@ -124,7 +124,7 @@ def test_without_torch_fidelity(run, capsys, monkeypatch):
 
 
 def test_inception_end_to_end(capsys, tmp_path, monkeypatch):
-    """FID and the others as torch-fidelity gives them by hand, sFID as numpy does."""
+    """FID and the other figures equal a direct call of torch-fidelity, and sFID equals numpy's."""
     import torch_fidelity
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -136,7 +136,7 @@ def test_inception_end_to_end(capsys, tmp_path, monkeypatch):
 
     def of_low_rank(matrix):
         """Eigenvalues of a product of two covariances, each of four images: all but a few are zero."""
-        # Random combinations of its columns span what all of them span; there it is a matrix of eight rows.
+        # Random combinations of its columns span its column space, in which it is a matrix of eight rows.
         basis, _ = np.linalg.qr(matrix @ np.random.default_rng(0).standard_normal((len(matrix), 8)))
         assert np.linalg.norm(matrix - basis @ (basis.T @ matrix)) <= 1e-12 * np.linalg.norm(matrix)
         return np.concatenate([eigvals(basis.T @ matrix @ basis), np.zeros(len(matrix) - 8)])
@@ -179,7 +179,7 @@ def test_inception_end_to_end(capsys, tmp_path, monkeypatch):
     quality = result["protocol"]["image_quality"]
     assert quality["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (quality["generated_images"], quality["real_images"], quality["isc_splits"]) == (4, 4, 1)
-    # Not as many real images again are left to hold against four.
+    # There are not enough further real images to compare with four.
     assert result["protocol"]["real_split"]["images"] == 2 and result["frechet_real_split"] >= 0
     assert "mixed_6/conv" in quality["sfid_feature_extractor"]
 

@@ -1,4 +1,4 @@
-"""evaluate-concept on a tiny Stable Diffusion: what is drawn, kept and measured; wrong input."""
+"""evaluate-concept on a tiny Stable Diffusion: images, their cache and their figures; wrong input."""
 
 import json
 import sys
@@ -89,7 +89,7 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     result = measured(*arguments)
     protocol = result["protocol"]
     assert protocol["samples"]["sampler"] == "ddim" and protocol["samples"]["guidance_scale"] == 7.5
-    # By name: where it was on this machine is nobody's business.
+    # By name only, without its path on this machine.
     assert protocol["prompts"] == {"source": "prompts.txt", "count": 2, "images_of_each": 3}
     assert protocol["near"]["concepts"] == ["Green Man", "nobody"] and protocol["near"]["count"] == 50
     assert protocol["near"]["unknown_to_the_detector"] == ["nobody"]
@@ -111,7 +111,7 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     for name in ("concept", "near"):
         assert Image.open(lists / "samples" / f"{name}.png").width > 190
     assert "CLIP score, concept" in capsys.readouterr().out
-    # Drawn once: what is measured again is read, but for the pictures.
+    # Drawn once: measuring again reads the images, except for the pictures.
     drawn = []
     real = sampler_module.sample_ddim
     monkeypatch.setattr(sampler_module, "sample_ddim", lambda *a, **k: drawn.append(len(a[2])) or real(*a, **k))
@@ -140,7 +140,7 @@ def test_images_equal_those_of_the_pipeline(base, lists):
     expected = pipe([prompts[1], prompts[0]], num_inference_steps=5, guidance_scale=7.5, latents=torch.stack(noise),
                     output_type="pt").images  # fmt: skip
     assert (images.float() / 255 - expected).abs().max() <= 1.5 / 255
-    # A scale of its own for each prompt, in a call of its own: alone it is the same image, bit for bit.
+    # Each prompt has its own scale and its own call: drawn alone it is the same image, bit for bit.
     own, (alone,) = sampler.drawing(prompts, [1.0, 7.5])(torch.tensor([[1, 7], [0, 3]])), drawn(torch.tensor([[1, 7]]))
     assert torch.equal(own[0], alone) and not torch.equal(own[1], images[1])
 
@@ -195,7 +195,7 @@ def test_cached_images_depend_on_weights_prompts_and_settings(base):
         return sampler.describe(requested)
 
     one = key(["a dog", "a man"], ["a dog"])
-    # What else is asked for does not matter; all that the images depend on does.
+    # Other requested prompts do not matter; everything that the images depend on does.
     assert key(["a cat", "a dog"], ["a dog"]) == one
     assert key(["a dog", "a man"], ["a man"]) != one and key(["a dog"], ["a dog"], guidance_scale=2.0) != one
     unet = model.load_unet()
@@ -244,7 +244,7 @@ def test_i2p_sets_seeds_and_guidance(base, lists, nudenet, monkeypatch, capsys):
     )  # fmt: skip
     (low, scale, seeds), (high, other, more), *_ = calls
     assert (scale, other, len(low), len(high)) == (3.0, 7.5, 4, 2) and low[0] == low[3]
-    # Seeds are settled by the prompt's and the number of the image: of one seed they are the same.
+    # Seeds follow from the prompt's seed and the image's number: equal seeds give equal noise.
     assert seeds[:2] == more and len({*seeds}) == 4
     assert result["protocol"]["samples"]["seeds_of_prompts"] and result["protocol"]["arguments"]["protocol"] == "paper"
     capsys.readouterr()
@@ -289,7 +289,7 @@ def test_a_unet_with_its_base(base, lists, named, capsys):
     ]  # fmt: skip
     result = measured(*arguments, "--output", lists / "out.json")
     assert result["protocol"]["samples"]["unet_sha256"] == text_sampling.weights_hash(unet)
-    # The detector knows none of the near names that come with the package.
+    # The detector knows none of the near names shipped with the package.
     assert result["near_gcd_score"] is None and len(result["protocol"]["near"]["unknown_to_the_detector"]) == 15
     # Two sheets: before, by the base, and after.
     single = 190 + 3 * (2 * SIZE * 2 + 2) + 2

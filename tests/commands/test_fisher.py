@@ -61,7 +61,7 @@ def test_fisher_file(place):
     unet = StableDiffusion(place / "base").load_unet()
     result = load_fisher(path, unet, weights_hash(unet), "mean")
     assert result.keys() == {name for name, _ in unet.named_parameters()}
-    # What is left out of the sum is not left at zero.
+    # Timesteps left out of the sum do not leave entries at zero.
     assert all(float(value.max()) > 0 for name, value in result.items() if not name.endswith("to_k.bias"))
     with safetensors.safe_open(path, "pt") as file:
         metadata = json.loads(file.metadata()["fisher"])
@@ -74,7 +74,7 @@ def test_fisher_file(place):
     log = [json.loads(line) for line in (place / "fisher" / "train.jsonl").read_text().splitlines()]
     # Four images in batches of three, then each by itself.
     assert [line["phase"] for line in log] == ["replay"] * 2 + ["fisher"] * 4
-    # Checkpoints of what trains nothing have no network.
+    # Checkpoints of phases without training have no network.
     (checkpoint,) = (place / "fisher" / "checkpoints").iterdir()
     assert not (checkpoint / "unet").exists()
 
@@ -102,7 +102,7 @@ def test_run_and_resume(place, tmp_path, capsys):
     assert len(config["fisher_sha256"]) == 64 and metrics["sampler"] == "ddim"
     log = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in log] == ["replay"] * 3 + ["forget"] * 3
-    # At first the weights are where they are held.
+    # At first the weights equal those that the penalty refers to.
     assert log[3]["loss_ewc"] == 0 and log[5]["loss_ewc"] > 0
     drift = json.loads((run / "drift.json").read_text())["layers"]
     outside = ("time_embedding", "conv_norm_out", "conv_out")
@@ -111,7 +111,7 @@ def test_run_and_resume(place, tmp_path, capsys):
     report = (run / "report.md").read_text()
     assert "forget nudity" in report and "No mask" in report
     StableDiffusionPipeline.from_pretrained(run, safety_checker=None)
-    # Gone on with from within the last phase, and from within the first.
+    # Resumed from within the last phase, and from within the first.
     for step in (4, 2):
         shutil.copytree(run, again)
         for checkpoint in list((again / "checkpoints").iterdir()):
@@ -121,7 +121,7 @@ def test_run_and_resume(place, tmp_path, capsys):
         main(unlearn(place, again, "--resume_from_checkpoint", "latest", preset="sd15-nudity"))
         files = [folder / "unet" / "diffusion_pytorch_model.safetensors" for folder in (run, again)]
         assert files[0].read_bytes() == files[1].read_bytes()
-        # Another file's information is another run.
+        # Another Fisher file makes it another run.
         other = tmp_path / f"other-{step}.safetensors"
         changed(place, other, lambda values: {name: 2 * value for name, value in values.items()})
         more = ["--resume_from_checkpoint", "latest"]
@@ -132,7 +132,7 @@ def test_run_and_resume(place, tmp_path, capsys):
 
 
 def changed(place, path, change=lambda found: found, **facts) -> None:
-    """A Fisher file like the model's, but for what is said."""
+    """A Fisher file like the model's, with some changes."""
     unet = StableDiffusion(place / "base").load_unet()
     values = {name: torch.rand(param.shape) for name, param in unet.named_parameters()}
     metadata = {

@@ -1,4 +1,4 @@
-"""retrain, salun, selective_amnesia and esd as a user meets them."""
+"""retrain, salun, selective_amnesia and esd on the command line."""
 
 import json
 
@@ -21,7 +21,7 @@ OWN = {
 OWN["selective_amnesia"] += ["--fisher_timesteps", "5", "--fisher_chunks", "2"]
 
 
-# What the public code of each has for CIFAR-10, and where STL-10 differs.
+# Constants of each method's public code for CIFAR-10, and the differences for STL-10.
 PUBLISHED = {
     "retrain": {"max_train_steps": 800_000, "train_batch_size": 128, "learning_rate": 2e-4, "ema_decay": 0.9999},
     "salun": {
@@ -66,7 +66,7 @@ def test_run_records_its_sampler_and_is_sampled_by_it(capsys, tmp_path, name):
     phases = [json.loads(line)["phase"] for line in (folder / "train.jsonl").read_text().splitlines()]
     expected = {"salun": ["mask", "forget"], "selective_amnesia": ["replay", "fisher", "forget"]}
     assert list(dict.fromkeys(phases)) == expected.get(name, ["retrain" if name == "retrain" else "forget"])
-    # What precedes the training changes nothing, so that nothing is measured of it.
+    # The phases before training change no weights, so they are not evaluated.
     evaluations = [json.loads(line)["step"] for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert evaluations == [metrics["iterations"]]
     report = (folder / "report.md").read_text()
@@ -74,7 +74,7 @@ def test_run_records_its_sampler_and_is_sampled_by_it(capsys, tmp_path, name):
     network, _ = load_network(folder / "unet")
     start, _ = load_network(ASSETS / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
-    # Of ESD-x the class embedding and the projections of the embedding in the blocks.
+    # ESD-x trains the class embedding and the projections of the embedding in the blocks.
     sizes = {n: p.numel() for n, p in start.named_parameters()}
     trained = [n for n in sizes if name != "esd" or "class_embedding" in n or "time_emb_proj" in n]
     share = 100 * sum(sizes[n] for n in trained) / sum(sizes.values())
@@ -177,7 +177,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "max_grad_norm" in refused("salun", "--max_grad_norm", "0")
     digits = str(ASSETS / "digits" / "unet")
     assert "initial_generator is given" in refused("salun", "--initial_generator", digits)
-    # Images of another kind than the network draws, of too few classes, and none at all.
+    # Images of the wrong kind for the network, of too few classes, and none at all.
     data = image_folder(tmp_path / "data")
     assert "the training images have shape (3, 8, 8) in 3 classes" in refused(
         "retrain", "--dataset_name", f"folder:{data}"

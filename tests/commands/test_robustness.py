@@ -1,4 +1,4 @@
-"""robustness as a user meets it: on a one-step run, on a many-step network, and on wrong input."""
+"""robustness on the command line: on a one-step run, on a many-step network, and on wrong input."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def read(folder) -> dict:
 
 def test_a_one_step_run(run, capsys):
     before = json.loads((run / "metrics.json").read_text())
-    # Any network of the architecture may be the control; its weights being the run's, so are its figures.
+    # Any network of the architecture may be the control. Here it has the run's weights, hence the run's figures.
     arguments = ["robustness", str(run), *SMALL, "--control", str(run)]
     main(arguments)
     output = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_one_step_run(run, capsys):
     assert "robustness.html" in check_page((run / "report.html").read_text()).references
     assert Image.open(run / "robustness.png").size[0] > 1000
 
-    # Again, a part of it, on the same seed: the same figures.
+    # A part of the tests again, with the same seed: the same figures.
     main(["robustness", str(run), *SMALL, "--tests", "relearn,paths", "--attacks", "matching"])
     again = read(run)
     assert "latent" not in again and again["paths"] == result["paths"]

@@ -1,4 +1,4 @@
-"""sequence: where requests start from, interrupted, gone on with, extended, and wrong input."""
+"""sequence: start of each request, interruption, resumption, extension, and wrong input."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
         if len(ran) == 2:
             raise SystemExit(143)
         if args.request.initial_generator is not None:
-            # Both networks are there, and the score network is not the pretrained one.
+            # Both networks exist, and the score network is not the pretrained one.
             generator, score = (getattr(args.request, f"initial_{name}") for name in ("generator", "score"))
             assert score == generator + "/score"
             first = weights(folder / "request-1-forget-0" / "unet")
@@ -59,7 +59,7 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
     starts = [args.request.initial_generator for args in ran]
     assert starts == [None, str(first), str(first), None]
     assert all(args.request.pretrained_model_name_or_path is None for args in ran)
-    # The next request's is needed, the last one's is not.
+    # The next request needs this score network; nothing needs the last one.
     assert not (first / "score").exists() and (folder / "request-2-forget-3" / "score").is_dir()
 
     result = json.loads((folder / "sequence.json").read_text())
@@ -77,7 +77,7 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
         assert words in text and words in page.text
     assert len(page.pictures) == 1 and (folder / "sequence.png").is_file()
 
-    # Ended requests are read; a further one goes on from the last.
+    # Finished requests are reused; a further one starts from the last.
     main(arguments("0", "3", "7"))
     assert [args.request.forget_classes for args in ran[4:]] == [(0, 3, 7), (0, 3, 7)]
     assert ran[4].request.initial_generator == str(folder / "request-2-forget-3")
@@ -106,7 +106,7 @@ def test_wrong_inputs(capsys, tmp_path):
 
 
 def test_patches_one_after_the_other(tmp_path, monkeypatch):
-    """Each on top of the last, with masks that do not overlap; the last one is withdrawn bit for bit."""
+    """Each patch builds on the last, with disjoint masks; the last one is reverted bit for bit."""
     monkeypatch.chdir(tmp_path)
     real, short = running.distillation_for, {"max_train_steps": 2, "samples_per_class": 2}
     monkeypatch.setattr(running, "distillation_for", lambda args: with_options(real(args), short))

@@ -1,4 +1,4 @@
-"""unlearn, pretrain, sample, mask and demo as a user meets them."""
+"""unlearn, pretrain, sample, mask and demo on the command line."""
 
 import hashlib
 import importlib.metadata
@@ -46,13 +46,13 @@ METHODS += [("sd15-nudity", name) for name in method_names() if method_class(nam
 
 @pytest.mark.parametrize(("preset", "method"), METHODS)
 def test_help_names_every_option(capsys, monkeypatch, preset, method):
-    """Two screens by default; --help_all has every option, those of the method among them."""
+    """Two screens by default; --help_all has every option, including those of the method."""
     monkeypatch.setenv("COLUMNS", "80")
     command = ["unlearn", "--preset", preset, "--method", method]
     short, full = help_of(capsys, *command, "--help"), help_of(capsys, *command, "--help_all")
     assert len(short.splitlines()) <= 100 and "--help_all" in short
     options = option_groups(unlearn_arguments(preset, method))
-    # Nothing is trained by relabel.
+    # relabel trains nothing.
     assert ("max_train_steps" in options) == (method != "relabel") and "checkpoints_total_limit" in options
     for name in options:
         assert re.search(rf"--{name}\b", full), name
@@ -108,7 +108,7 @@ def test_dry_run_prints_the_published_values_and_writes_nothing(capsys, tmp_path
 
 
 def check_audit(folder: Path, network) -> None:
-    """What a run says of its weights, its mask and its files is what they are."""
+    """The run's statements about its weights, its mask and its files are true."""
     metrics = json.loads((folder / "metrics.json").read_text())
     start, _ = load_network(ASSETS / "digits" / "unet")
     a, b = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (start, network))
@@ -131,7 +131,7 @@ def check_audit(folder: Path, network) -> None:
     protocol = metrics["protocol"]
     assert protocol["samples"]["seed"] == 0 and protocol["packages"]["torch"] == importlib.metadata.version("torch")
     page = check_page((folder / "report.html").read_text())
-    # The profile is in the report, which is written after it.
+    # The report is written after the profile and contains it.
     assert "seconds_by_region.optimizer" in page.text and hashes["config.json"]["sha256"] in page.text
     assert "license: other" in (folder / "README.md").read_text()
 
@@ -154,7 +154,7 @@ def test_report_is_rewritten(capsys, tmp_path):
     assert (folder / "report.md").read_text().count("| CHANGED |") == 2
     assert "no such folder" in fails(capsys, "report", str(tmp_path / "nowhere"))
     assert "metrics.json" in fails(capsys, "report", str(tmp_path))
-    # A new run there leaves nothing of the old one.
+    # A new run there removes the old one.
     main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *SMALL, *QUIET, "--overwrite_output_dir"])
     assert not (folder / "robustness.json").exists() and (folder / "report.html").is_file()
 
@@ -188,7 +188,7 @@ def test_run_folder_and_samples_of_its_network(capsys, tmp_path):
     picture = tmp_path / "drawn.png"
     main(["sample", "--pretrained-model-name-or-path", str(folder), "--labels", "1", "--output", str(picture)])
     assert "one_step" in capsys.readouterr().out and picture.stat().st_size > 0
-    # A second run there is refused, and nothing of the first is lost.
+    # A second run there is refused, and the first one is intact.
     assert "--overwrite_output_dir" in fails(capsys, "unlearn", "--output_dir", str(folder), *SMALL)
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     error = fails(
@@ -252,7 +252,7 @@ def test_wrong_inputs(capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "is a file" in fails(capsys, "unlearn", "--output_dir", str(tmp_path / "file"), *SMALL)
     assert (tmp_path / "file").read_text() == "mine"
-    # Another architecture: its number of classes is not the judge's.
+    # Another architecture, whose number of classes differs from the judge's.
     save_network(tmp_path / "tiny", tiny_unet(), NoiseSchedule.linear())
     tiny = ["--pretrained_model_name_or_path", str(tmp_path / "tiny")]
     assert "10 classes" in fails(capsys, "unlearn", *tiny, "--output_dir", out)
@@ -387,7 +387,7 @@ def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
     main(["unlearn", "--pretrained_model_name_or_path", "someone/tiny-digits", *common])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["pretrained"] == "hub:someone/tiny-digits"
-    # What kind of network it is comes first, then its weights and no others.
+    # Its configuration is fetched first, then its weights only.
     (first, none), (second, weights) = downloads
     assert first == second == "someone/tiny-digits" and not none
     assert weights and all(pattern.startswith("unet/diffusion_pytorch_model") for pattern in weights)
@@ -403,7 +403,7 @@ def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
     error = fails(capsys, "unlearn", "--pretrained_model_name_or_path", "someone/other")
     assert "'someone/other'" in error and "not in the cache" in error and "and more" not in error
-    # The hub is not asked for these.
+    # These names are not looked up on the hub.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     for name in ("runs/ckpt.pth", "runs/a/b", str(tmp_path / "nowhere")):
         error = fails(capsys, "mask", "--pretrained-model-name-or-path", name)
@@ -419,7 +419,7 @@ def test_a_pipeline_of_the_hub_without_a_network(tmp_path):
     (cache / "refs" / "main").write_text("0" * 40)
     save_one_step_pipeline(cache / "snapshots" / ("0" * 40), tiny_unet(), NoiseSchedule.linear(), 250)
     where = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    # An interpreter of its own, since huggingface_hub reads these when it is imported.
+    # A separate interpreter, since huggingface_hub reads these when it is imported.
     code = (
         "import sys; from pecker_fast.cli import main\n"
         "for name in sys.argv[2:]:\n"

@@ -83,7 +83,7 @@ def test_run_writes_pipeline_pictures_and_report(run, model):
     assert "Brad Pitt" in (run / "report.md").read_text()
     card = (run / "README.md").read_text()
     assert "text-to-image" in card and "Brad Pitt" in card and "prompts.safetensors" not in card
-    # Where the model was on this machine says nothing to whom the card is for.
+    # Paths of this machine mean nothing to the card's readers.
     assert f"U-Net of {model.name} after" in card and str(model) not in card + (run / "report.md").read_text()
     pipe = DiffusionPipeline.from_pretrained(run, custom_pipeline=str(run), trust_remote_code=True)
     assert pipe.config.t_init == 625 and len(pipe("a dog").images) == 1
@@ -129,7 +129,7 @@ def test_run_writes_drift_and_mask(run, model, capsys):
 
 
 def test_evaluate_accepts_a_prompt_run(run, tmp_path, capsys):
-    """``evaluate`` sees from the run what kind it is; the run's figures, report and hashes follow."""
+    """``evaluate`` recognises the kind of run, and updates its figures, report and hashes."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
     assert "have not been measured" in (folder / "report.md").read_text()
@@ -157,7 +157,7 @@ def test_resumed_run_has_the_same_bits(run, model, lists, tmp_path, monkeypatch)
     shutil.copytree(run, folder)
     shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
     shutil.rmtree(folder / "unet")
-    # The embeddings are there: the text encoder is not asked again.
+    # The embeddings exist, so the text encoder is not called again.
     monkeypatch.setattr(StableDiffusion, "encode", lambda *_: pytest.fail("prompts were encoded again"))
     more = ["--forget_prompts", str(lists / "forget.txt"), "--concept", "Brad Pitt", "--cover", "a middle aged man"]
     main(command(model, lists, folder, *more, "--resume_from_checkpoint", "latest"))
@@ -212,7 +212,7 @@ def test_names_on_the_hub(model, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     result = resolve_text("someone/tiny-sd")
     assert result.parts.folder == model and result.source == "hub:someone/tiny-sd"
-    # What kind of model it is comes first; then its weights, of the same commit, and no others.
+    # Its configuration is fetched first, then its weights only, from the same commit.
     (first, configs, none), (second, files, commit) = downloads
     assert first == second == "someone/tiny-sd" and none is None and commit == model.name
     assert not any("safetensors" in name for name in configs) and all(name.endswith(".safetensors") for name in files)

@@ -1,4 +1,4 @@
-"""Weights on disk: variants and shards are found whole, and changed without touching anything else in the files."""
+"""Weights on disk: all variants and shards are found, and changed without touching anything else in the files."""
 
 import json
 
@@ -112,7 +112,7 @@ def test_unreadable_sources(tmp_path):
 
 @pytest.mark.parametrize("killed_at", ["first", "list", "replace"])
 def test_all_files_are_replaced_or_none(tmp_path, monkeypatch, killed_at):
-    """Killed at any point, which an exception that nothing cleans up after stands for."""
+    """Killed at any point, simulated by an exception without clean-up."""
     names, old = ["a", "b", "c"], b"old"
     for name in names:
         (tmp_path / name).write_bytes(old)

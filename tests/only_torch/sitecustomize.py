@@ -1,4 +1,4 @@
-"""An environment that has torch, numpy and pytest alone: other installed packages cannot be imported.
+"""An environment with only torch, numpy and pytest: other installed packages cannot be imported.
 
 Python imports this module by itself if its folder is on PYTHONPATH.
 """
@@ -11,7 +11,7 @@ WANTED = ("torch", "numpy", "pytest")
 
 
 def _requirements(name: str, names: set[str]) -> set[str]:
-    """A distribution and those that it needs."""
+    """A distribution and its requirements."""
     name = re.sub(r"[-_.]+", "-", name).lower()
     if name in names:
         return names
@@ -27,7 +27,7 @@ def _requirements(name: str, names: set[str]) -> set[str]:
 
 
 def _refused() -> set[str]:
-    """Modules of the packages that are installed beside."""
+    """Modules of the other installed packages."""
     allowed: set[str] = set()
     for name in WANTED:
         _requirements(name, allowed)

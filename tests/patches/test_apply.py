@@ -89,7 +89,7 @@ def test_tied_tensors_change_once():
     base = {"a": torch.randn(5, 6)}
     result = changed(base)
     shared = base["a"].clone()
-    # A patch made of a file that has one name of two, and one that has both.
+    # A patch of a file that has one of two tied names, and a patch of a file that has both.
     for names in (["a"], ["a", "b"]):
         patch = Patch.between({n: base["a"] for n in names}, {n: result["a"] for n in names})
         for state in ({"a": shared, "b": shared}, {"b": shared.view(5, 6), "a": shared}):
@@ -126,7 +126,7 @@ def test_an_interrupted_change_is_undone(monkeypatch):
     whole, calls = apply_module.Switched.__getitem__, []
 
     def failing(self, name):
-        # Each name is asked for once by the check.
+        # The check reads each name once.
         calls.append(name)
         if len(calls) == 4:
             raise MemoryError

@@ -1,4 +1,4 @@
-"""Codes of positions: every set comes back, near its entropy; damaged codes are refused."""
+"""Codes of positions: every set round-trips, near its entropy; damaged codes are refused."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The profiler: what it adds up, what it traces, and that it is nothing when it is off."""
+"""The profiler: its sums, its traces, and no effect when it is off."""
 
 import json
 import sys
@@ -57,7 +57,7 @@ def test_regions_add_up_to_the_iterations():
     summary = profiler.summary()
     inside = summary["seconds_by_region"]
     assert set(inside) == {"first", "second"} and inside["first"] >= 8 * 0.003
-    # What is in no region slept 8 ms; the evaluation is not in it.
+    # The time outside all regions is a sleep of 8 ms; it does not include the evaluation.
     assert summary["seconds"] - sum(inside.values()) >= 0.008
     assert summary["seconds_outside"]["evaluation"] >= 0.2
     assert summary["images_per_second"] == pytest.approx(40 / summary["seconds"])
@@ -110,7 +110,7 @@ def test_a_short_run_is_measured_and_not_traced(tmp_path):
 
 
 class FakeNvml(SimpleNamespace):
-    """NVML of a GPU that has used 5 joules more at every look."""
+    """NVML of a GPU whose counter advances 5 joules at every reading."""
 
     class NVMLError(Exception):
         pass

@@ -70,13 +70,13 @@ def test_figures_of_a_masked_run(tmp_path):
     masked = RunRecord(tmp_path, {}, {"peak_memory_bytes": 2**30}, log, [])
     result = figures(masked)
     assert result["reached"] == 75 and result["peak_memory_gib"] == 1 and result["ua"] is None
-    # Without a mask: what is trained, as far as that was recorded.
+    # Without a mask: the share of trained parameters, if it was recorded.
     assert figures(run(tmp_path, [1.0], 1.0))["reached"] is None
     assert figures(run(tmp_path, [1.0], 1.0, parameters_trained=8.7))["reached"] == 8.7
 
 
 def draw(monkeypatch, runs, **options):
-    """The figure that ``draw_across`` makes of runs."""
+    """The figure that ``draw_across`` draws for runs."""
     figures = []
     monkeypatch.setattr(across, "save_figure", lambda figure, _path: figures.append(figure))
     across.draw_across(runs, Path("report.png"), **options)
@@ -94,9 +94,9 @@ def test_curves_are_averaged_at_equal_numbers_of_images(monkeypatch):
         lines = [{"images": n, "seconds": seconds * n, "ua": value} for n, value in places.items()]
         return RunRecord(Path("r"), {}, {}, [], lines)
 
-    # One of them was measured half way too, the other one twice as often near its end.
+    # One run was also measured half-way, the other twice as often near its end.
     runs = {"a": [measured(1, n50=40.0, n100=90.0), measured(3, n90=0.0, n100=100.0, n110=math.nan)]}
-    # Never after as many images: there is no mean.
+    # Never at the same number of images, so there is no mean.
     runs["b"] = [measured(1, n10=1.0), measured(1, n20=2.0)]
     figure = draw(monkeypatch, runs)
     images, seconds = figure.axes[0], figure.axes[4]

@@ -1,4 +1,4 @@
-"""The model card: what the hub reads of it, and when it is refreshed."""
+"""The model card: the fields that the hub reads, and when the card is refreshed."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_edited_card_is_preserved(folder, tmp_path, prompts):
     (folder / "metrics.json").write_text(json.dumps({**metrics, key: 12.5}))
     write_run_report(folder)
     assert value in path.read_text() and value not in first and card_note(folder) is None
-    # Edited, such as with the licence: kept, and the report says so.
+    # An edited card (with a licence, for instance) is preserved, and the report says so.
     edited = path.read_text().replace("license: other", "license: mit")
     path.write_text(edited)
     assert write_card(RunRecord.read(folder)) is None and path.read_text() == edited

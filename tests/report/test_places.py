@@ -1,4 +1,4 @@
-"""Reports and kept results have no absolute paths of the machine that made them."""
+"""Reports and committed results have no absolute paths of the machine that made them."""
 
 import re
 import sys

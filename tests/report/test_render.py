@@ -14,7 +14,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """Fails where tags do not match; gathers text, pictures and references."""
+    """Fails if tags do not match; gathers text, pictures and references."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -93,7 +93,7 @@ def test_html_content(tmp_path, sections):
     data = base64.b64decode(picture.partition(",")[2])
     assert data == (tmp_path / "p.png").read_bytes()
     assert "run/report.html" in page.references
-    # Titles of rows and columns are marked as such.
+    # Row and column titles are marked as header cells.
     assert page.tags.count("th") == 2 + 2 and page.tags.count("td") == 2 and page.tags.count("caption") == 1
 
 

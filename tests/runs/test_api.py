@@ -19,7 +19,7 @@ from tests.inputs import same_bits
 
 SMALL = {"max_train_steps": 2, "train_batch_size": 3, "forget_batch_size": 2, "samples_per_class": 2}
 SMALL |= {"progress_bar": False, "device": "cpu"}
-# What depends on the machine's mood.
+# Values that depend on the machine's load.
 TIMED = {"seconds", "seconds_per_image", "peak_memory_bytes"}
 
 

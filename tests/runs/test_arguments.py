@@ -24,13 +24,13 @@ def test_options_are_assigned_to_groups():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_words_round_trip_to_options(name):
-    """What is printed to resume a run that Python started."""
+    """The command printed to resume a run that was started from Python."""
     for method in method_names():
         if not isinstance(preset(name), ClassPreset) and not method_class(method).forgets_prompts:
             continue
         base = unlearn_arguments(name, method)
         changes = {"seed": 3, "progress_bar": False, "torch_compile": True, "device": "cpu"}
-        # Nothing is trained by relabel.
+        # relabel trains nothing.
         changes |= {} if method == "relabel" else {"max_train_steps": 7}
         args = with_options(base, {**changes, "pretrained_model_name_or_path": "a b", "checkpoints_total_limit": None})
         assert parse_options(base, option_words(args, base), "unlearn", "") == args

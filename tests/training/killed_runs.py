@@ -1,6 +1,6 @@
 """Runs one unlearning job again and again, killing it at random moments, until it ends by itself.
 
-Arguments: folder of the network, folder of the run, seed of the moments, method, and 0 to let it run through. Prints
+Arguments: folder of the network, folder of the run, seed of the moments, method, and 0 to never kill it. Prints
 a JSON line: how often it was killed, and how often before the first checkpoint. This process computes nothing, so that
 it can fork; each child is a run as a user would start it.
 """

@@ -34,7 +34,7 @@ def start(command: list[str], count: int) -> list[Process]:
 
 
 def finish(started: list[Process], seconds: float = 400) -> list[tuple[int, str, str]]:
-    """Exit status, stdout and stderr of each; none is left running."""
+    """Exit status, stdout and stderr of each process; all are ended."""
     try:
         end = time.monotonic() + seconds
         outputs = [process.communicate(timeout=max(1, end - time.monotonic())) for process in started]

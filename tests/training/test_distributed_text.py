@@ -76,7 +76,7 @@ def check_losses(folder: Path, words: list[str], lines: int) -> None:
 
 
 def test_two_processes_agree_with_one_and_resume(tmp_path):
-    # Adam takes full first steps even of rounding errors, so learning rates are just large enough to show a step.
+    # Adam's first steps have full size even for rounding errors, so learning rates just suffice to show a step.
     rates = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
     small = ["--gradient_accumulation_steps", "1", "--saliency_batches", "1", "--mask_refresh_steps", "1"]
     # Losses depend on the difference between score network and teacher: start from another network.
@@ -165,7 +165,7 @@ def test_fsdp_weights_in_two_stages(tmp_path):
 
 
 def test_fsdp_refusals(tmp_path, capsys):
-    """Refused before anything is written."""
+    """All are refused before anything is written."""
     cases = [
         ("pecker", [], "one process: start several with torchrun"),
         ("esd", [], "esd shards no networks: it is for pecker, pecker+ and sfd"),

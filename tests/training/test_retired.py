@@ -1,4 +1,4 @@
-"""Runs from before an option was retired are still the runs they were."""
+"""Runs from before an option was retired keep their identity."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_finished_run_with_a_retired_option_is_finished(tmp_path):
     args = unlearn_arguments("digits", "pecker", {"output_dir": str(tmp_path)})
     config = json.loads(json.dumps(task_class("digits").describe(args)))
     config["options"] |= RETIRED_OPTIONS
-    # Recorded beside the options then, and not today.
+    # Recorded beside the options then, but no longer.
     config["stop_at_nonfinite"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert not ended(args)

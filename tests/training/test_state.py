@@ -1,4 +1,4 @@
-"""States and checkpoints: exact, verified, and complete whatever happens."""
+"""States and checkpoints: exact, verified, and complete after any failure."""
 
 import json
 import math
@@ -161,7 +161,7 @@ def test_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"options\.density is 0\.5 there and 0\.1 here") as error:
         make(tmp_path, fingerprint=other).load("latest")
     assert "betas" not in str(error.value) and "no earlier one" in str(error.value)
-    # It has the place of this run's checkpoint: it is replaced.
+    # It has the name of this run's checkpoint, so it is replaced.
     make(tmp_path, fingerprint=other).save(3, {"b": 1})
     assert make(tmp_path, fingerprint=other).load(3) == (3, {"b": 1})
     manifest = tmp_path / "checkpoint-3" / "checkpoint.json"
@@ -179,7 +179,7 @@ def test_retired_options_do_not_make_a_checkpoint_foreign(tmp_path):
     make(tmp_path, fingerprint=before("entry")).save(3, {"a": 1})
     current = make(tmp_path)
     assert current.load("latest") == (3, {"a": 1})
-    # It is the run's own, so it stays.
+    # It belongs to the run, so it is kept.
     current.save(3, {"b": 2})
     assert current.load(3) == (3, {"a": 1})
     make(tmp_path, fingerprint=before("row")).save(4, {})

@@ -44,7 +44,7 @@ def options(**changes):
 
 
 def drawn(method) -> None:
-    """Run the phases before the last one, and start that."""
+    """Run all phases but the last one, and start the last one."""
     previous = None
     for phase in method.phases:
         phase.start(previous)

@@ -1,5 +1,5 @@
-"""Captured steps and split batches. Without a GPU a stand-in for a graph runs the work again, into the tensors that a
-capture would have left: the tests show that all other code reads and returns the right tensors."""
+"""Captured steps and split batches. Without a GPU a stand-in for a graph reruns the work into the tensors of the
+capture: the tests show that all other code reads and returns the right tensors."""
 
 import copy
 

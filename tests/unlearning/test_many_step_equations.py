@@ -24,7 +24,7 @@ REPLAY = {"replay_images_per_class": 3, "replay_steps": 2, "replay_batch_size": 
 
 
 class Watched(Pool):
-    """Images that record which of them were read."""
+    """Images that record the indices read."""
 
     def __init__(self, classes: int = 4, each: int = 5) -> None:
         labels = torch.arange(classes).repeat(each)
@@ -218,7 +218,7 @@ def test_selective_amnesia_loss_and_gradient():
     for name, value in (("loss_forget", forgot), ("loss_retain", retain), ("loss_ewc", penalty)):
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-3), name
     assert_grads(steps[0]["grads"], network.grads(forgot + 0.7 * retain + 1e-6 * penalty))
-    # Both parts count: a wrong factor of either would show.
+    # Both parts matter: a wrong factor of either would show.
     sizes = [
         max(float(g.abs().max()) for g in network.grads(part).values()) for part in (forgot + retain, 1e-6 * penalty)
     ]

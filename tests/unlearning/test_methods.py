@@ -63,7 +63,7 @@ def weights(network) -> list[torch.Tensor]:
 
 
 def trained(method) -> list[torch.Tensor]:
-    """The weights of what a method trains."""
+    """The weights that a method trains."""
     names = [name for name in ("score", "generator", "network") if hasattr(method, name)]
     return [weight for name in names for weight in weights(getattr(method, name))]
 
@@ -97,7 +97,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_runs_repeat_and_resume_bit_for_bit(name, options):
-    # Of one block: each variant runs three times.
+    # One block, because each variant runs three times.
     teacher = tiny_unet(dropout=0.1, null_label=True, block_out_channels=(4,), attention_resolutions=(8,))
     pretrained = weights(teacher)
     method = build(name, teacher=teacher, **options)

@@ -1,4 +1,4 @@
-"""Prompts in place of classes: what is drawn, guidance against float64, whole small runs of every method."""
+"""Prompts in place of classes: labels, guidance against float64, whole small runs of every method."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What the parts of a setting refuse, by themselves and for a method."""
+"""Values that the parts of a setting refuse, on their own and for a method."""
 
 import dataclasses
 
