@@ -3,7 +3,7 @@
 ``benchmarks/gpu_check.sh --stage all`` runs the stages in the order of importance:
 
 build     compiles the kernels into the source tree, for this GPU only
-correct   the tests of the operators and of what rests on them, on the CUDA back end, then on Triton's
+correct   the tests of the operators and of the code above them, on the CUDA back end, then on Triton's
 kernels   selections and the other operators against their rivals, and against the memory's speed
 steps     steps of MaskedAdam against theirs, and an iteration of the trainer if diffusers is installed
 sanitize  compute-sanitizer (memcheck, racecheck) over small calls of every operator
@@ -355,7 +355,7 @@ def ninja_folder(folder: Path) -> dict[str, str]:
 
 
 def run_stage(name: str, out: Path, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
-    """One stage in a process of its own, ended when its time is up."""
+    """One stage in a separate process, which is ended when its time is up."""
     start = time.monotonic()
     command = [sys.executable, "-m", "pecker_fast.benchmarks.gpu_check", "--run", name, "--out", str(out)]
     command += ["--limit", str(options.limit), *(["--rehearse"] if options.rehearse else [])]

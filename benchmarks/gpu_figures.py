@@ -32,7 +32,7 @@ CLIP = 1.0
 
 
 def _step(problem: Problem, beta1: float, *, density: float | None = None, joint: bool = False, **options):
-    """A step of a MaskedAdam of its own: plain, masked (``density``), or joint at density 0.5."""
+    """A step of a separate MaskedAdam: plain, masked (``density``), or joint at density 0.5."""
     optimizer = masked_adam(problem, problem.parameters(problem.gradients(3)), beta1, **options)
     if joint:
         return partial(optimizer.step, mask=problem.mask(0.5), masked_grads=problem.gradients(4))

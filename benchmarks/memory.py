@@ -1,7 +1,7 @@
 """Peak memory of a selection beyond its gradients and its mask.
 
 On a GPU torch's allocator knows it. On the CPU a fresh process takes the difference between its peak resident memory
-(VmHWM, reset before the call) and what was resident before, so that C++ vectors and numpy count as well as tensors.
+(VmHWM, reset before the call) and the resident memory before, so that C++ vectors and numpy count as well as tensors.
 """
 
 import ctypes

@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 
 
 def check_choice(argument: str, values: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raises ValueError with what is allowed if one of the values is not."""
+    """Raises ValueError with the allowed values if one of the values is not among them."""
     for value in values:
         if value not in allowed:
             raise ValueError(f"{argument} is {value!r}, expected one of {', '.join(allowed)}")

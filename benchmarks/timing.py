@@ -44,7 +44,7 @@ def ratio_of_medians(numerator: Timing, denominator: Timing) -> float:
 
 
 def median_of_ratios(numerator: Timing, denominator: Timing) -> float:
-    """Median over rounds of the ratio within a round; what drifts slower than a round cancels."""
+    """Median over rounds of the ratio within a round, in which drift slower than a round cancels."""
     return statistics.median(n / d for n, d in zip(numerator.seconds, denominator.seconds, strict=True))
 
 

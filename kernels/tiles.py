@@ -54,7 +54,7 @@ def pointer_at(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
     bfloat16 is read and written as int16 (see ``widen`` and ``narrow``). ALIGNED promises that the address is a
     multiple of 16 bytes, and makes each thread's entries consecutive (vector accesses). Without it the 32 lanes of a
-    warp take consecutive entries, which is what accesses predicated entry by entry want: a row is one mask word.
+    warp take consecutive entries, which suits accesses predicated entry by entry: a row is one mask word.
     """
     if DTYPE == tl.bfloat16:
         pointer = address.to(tl.pointer_type(tl.int16)) + start

@@ -31,7 +31,7 @@ def optimizer(params: dict[str, nn.Parameter], backend: str, **options) -> pf.Ma
 
 
 def set_grads(params: dict[str, nn.Parameter], seed: int) -> None:
-    """New gradients, in the memory of the old ones where there are any: a graph reads them there."""
+    """New gradients, in the memory of any old ones, where a graph reads them."""
     for name, grad in tensors(seed).items():
         if params[name].grad is None:
             params[name].grad = grad

@@ -60,7 +60,7 @@ def _dense(method: str, generator: float, score: float, rate: float, group: str 
 
 
 def _patch(name: str, density: float, rate: float | None = None, group: str = "patch", **options: Any) -> Condition:
-    """A patch; ``rate`` is that of its own density, by default the preset's rule."""
+    """A patch; ``rate`` is the rate at its own density, by default from the preset's rule."""
     values: dict[str, Any] = {"density": density, **options}
     if rate is not None:
         # The option is the rate of density 1.

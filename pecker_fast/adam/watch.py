@@ -31,7 +31,7 @@ def _memory(tensor: Tensor) -> tuple:
 
 
 class PythonWatch:
-    """The interface of csrc/adam_plan.cpp's ParameterWatch, which says what each method does."""
+    """The interface of csrc/adam_plan.cpp's ParameterWatch, which documents each method."""
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = list(params)

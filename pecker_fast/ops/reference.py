@@ -1,4 +1,4 @@
-"""The operators in plain torch: the definition of what each computes, on any device torch has.
+"""The operators in plain torch: their definitions, which run on any device of torch.
 
 Every other back end is tested against this file. It favours the equation over speed, but like all back ends it never
 concatenates the tensors and never sorts them.

@@ -122,7 +122,7 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
 
 
 def test_images_equal_those_of_the_pipeline(base, lists):
-    """Plain DDIM at guidance 7.5 is what StableDiffusionPipeline draws from the same noise."""
+    """Plain DDIM at guidance 7.5 equals StableDiffusionPipeline on the same noise."""
     from diffusers import StableDiffusionPipeline
 
     model = text_sampling.read_model(str(base))
