@@ -236,7 +236,7 @@ def run(
     repeats : int
         Blocks of each alternative.
     max_seconds : float
-        Time to spend on a row.
+        Time to spend on a row, and at most on a matrix product.
     progress : callable
         Called with each row.
 
@@ -263,7 +263,8 @@ def run(
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     results = {"version": FORMAT_VERSION, "conditions": conditions(where), "rows": []}
-    rates = {kind: matmul_rate(where, kind) for kind in {variant.precision for variant in variants}}
+    kinds = {variant.precision for variant in variants}
+    rates = {kind: matmul_rate(where, kind, min(2.0, max_seconds)) for kind in kinds}
     for arch in archs:
         problem = Problem.make(arch, batch, where)
         for name in methods:

@@ -112,7 +112,8 @@ def saliency_mask(
         bring their group along; the mask is of the local parts.
     relative_to : Module, mapping of names to tensors, or iterable of tensors, optional
         As many tensors as ``scores`` has, matched by name if both have names, otherwise by order. Each has the shape,
-        dtype, device and sharding of its score.
+        dtype, device and sharding of its score. The mean is of the whole tensor if it is sharded (DTensor), and of each
+        rank's own tensor with plain tensors and ``group``.
     damping : float
         d, at least 0. It keeps an entry whose score is negligible from being ranked first because r is still smaller
         there. Without ``relative_to`` it has no effect.

@@ -104,7 +104,7 @@ def test_published_sizes():
 
 def test_rows_figures_table_and_plot(tmp_path):
     variants = [Variant("tf32", split_batches=True)]
-    results = run(["tiny"], ["sfd", "pecker"], variants, batch=1, block=1, repeats=2)
+    results = run(["tiny"], ["sfd", "pecker"], variants, batch=1, block=1, repeats=2, max_seconds=0.1)
     assert [(row["method"], row["variant"]) for row in results["rows"]] == [
         ("sfd", "tf32 split"),
         ("pecker", "tf32 split"),

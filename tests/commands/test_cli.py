@@ -32,7 +32,7 @@ def test_bench_writes_json(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=measured))
     path = tmp_path / "out.json"
-    main(["bench", "--size", "tiny", "--threads", "1", "--repeats", "3", "--max-seconds", "1", "--json", str(path)])
+    main(["bench", "--size", "tiny", "--threads", "1", "--repeats", "3", "--max-seconds", "0.05", "--json", str(path)])
     results = json.loads(path.read_text())
     assert results["rows"] and {"conditions", "rows"} <= set(results)
     assert results["conditions"]["packages"]["torch"]

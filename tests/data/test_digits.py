@@ -55,7 +55,7 @@ def test_larger_digits_are_the_same_images_interpolated():
 
 def test_error_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[demo\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[train\]'"):
         load_digits_images()
 
 

@@ -180,5 +180,5 @@ def test_invalid_folders(tmp_path):
 def test_error_without_torchvision(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     for name in ("cifar10", "stl10"):
-        with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[demo\]'"):
+        with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[train\]'"):
             load_dataset(name, root=tmp_path)

@@ -133,7 +133,7 @@ def test_comparison(tmp_path):
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(ImportError, match=r"pecker-fast\[demo\]"):
+    with pytest.raises(ImportError, match=r"pecker-fast\[train\]"):
         write_run_report(make_run(tmp_path / "r"))
 
 

@@ -60,6 +60,16 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name.startswith("loss")} for line in lines]
 
 
+def check_losses(one: dict[str, float], many: dict[str, float]) -> None:
+    """The losses agree to rounding, which is relative to their terms. Those of a generator's loss_forget have either
+    sign, may cancel, and are as large as those of loss_distill."""
+    assert one.keys() == many.keys()
+    for name, loss in one.items():
+        size = max(abs(loss), abs(one.get("loss_distill", loss))) if name == "loss_forget" else abs(loss)
+        # Float32 sums of some thousand terms in another order, and weights that differ by such sums: 100 roundings.
+        assert many[name] == pytest.approx(loss, rel=0, abs=100 * 2**-24 * size), name
+
+
 def folder_with_network(path: Path) -> Path:
     torch.manual_seed(0)
     save_network(path / "network", tiny_unet(dropout=0.0, null_label=True), NoiseSchedule.linear())
@@ -123,7 +133,7 @@ def test_other_ways_of_updating_agree_with_one(tmp_path, name, options):
     (_,), (first, second) = run(folders[0], 1, name, "2", *options), run(folders[1], 2, name, "2", *options)
     assert all(same_bits(first[key], second[key]) for key in first)
     for one, many in zip(losses(folders[0]), losses(folders[1]), strict=True):
-        assert many == pytest.approx(one, rel=1e-5)
+        check_losses(one, many)
 
 
 def test_a_run_resumes_to_the_same_bits(tmp_path):

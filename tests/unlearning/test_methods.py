@@ -83,7 +83,10 @@ VARIANTS = [
     ("pecker", {"saliency_score": "random", "density": 0.3, "mask_refresh_steps": 2}),
     ("pecker+", {"gradient_accumulation_steps": 2}),
     ("patch", {}),
-    ("patch", {"score_density": 0.5, "saliency_score": "gradient", "act_on": ("body",), "adam_beta1": 0.9}),
+    (
+        "patch",
+        {"density": 0.5, "score_density": 0.5, "saliency_score": "gradient", "act_on": ("body",), "adam_beta1": 0.9},
+    ),
     ("retrain", {"lr_scheduler": "cosine"}),
     ("salun", {}),
     ("salun", {"forget_loss": "ga", "parity": True, "images": "generated", "ema_decay": None}),

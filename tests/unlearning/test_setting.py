@@ -32,7 +32,7 @@ def test_parts_check_themselves(kind, values, message):
 @pytest.mark.parametrize(
     ("method", "values", "message"),
     [
-        ("esd", {"score_lora_rank": 4}, "esd trains no adapter: it is for pecker, pecker\\+ and sfd"),
+        ("esd", {"score_lora_rank": 4}, "esd trains no adapter: it is for patch, pecker, pecker\\+ and sfd"),
         ("salun", {"weights_dtype": torch.bfloat16}, "weights_dtype is torch.bfloat16, but salun trains float32"),
         ("retrain", {"fsdp": True}, "retrain shards no networks: it is for pecker, pecker\\+ and sfd"),
         ("sfd", {"fsdp": True}, "one process: start several with torchrun"),

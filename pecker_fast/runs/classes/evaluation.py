@@ -82,7 +82,7 @@ class ClassEvaluation(EvaluateArguments):
                 f"judge is not given, and the preset {preset_name} comes without one: expected a classifier"
             )
         if judge.num_classes != classes:
-            raise ValueError(f"the judge has {judge.num_classes} classes, the network {classes}")
+            raise ValueError(f"the judge has {judge.num_classes} classes, the network has {classes} classes")
         data = DataArguments(self.dataset_name or config.get("dataset_name"), self.data_root or config.get("data_root"))
         real = load_images(data, preset_name, values.reference_split, network.config["sample_size"])
         judge.model.to(device)
