@@ -1,15 +1,15 @@
-"""What there is to know about the kernels on a machine with a GPU, in stages that each end within four minutes.
+"""Check and measure the kernels on a machine with a GPU, in stages that each end within four minutes.
 
-``benchmarks/gpu_check.sh --stage all``. The order is that in which the evidence matters:
+``benchmarks/gpu_check.sh --stage all`` runs the stages in the order of importance:
 
 build     compiles the kernels into the source tree, for this GPU only
-correct   the tests of the operators and of what rests on them, on the CUDA back end, then on Triton's
+correct   the tests of the operators and of the code above them, on the CUDA back end, then on Triton's
 kernels   selections and the other operators against their rivals, and against the memory's speed
 steps     steps of MaskedAdam against theirs, and an iteration of the trainer if diffusers is installed
 sanitize  compute-sanitizer (memcheck, racecheck) over small calls of every operator
 
-A stage is a process of its own. It writes <out>/<stage>.json as it goes, so that what was measured is there when its
-time is up, and <out>/<stage>.log. A stage that fails does not keep the next ones from running.
+Each stage is a separate process. It writes <out>/<stage>.json as it goes, so that no measurement is lost when its time
+is up, and <out>/<stage>.log. If a stage fails, the next ones still run.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("build", "correct", "kernels", "steps", "sanitize")
 LIMIT_SECONDS = 235.0
-# Of a stage, for what comes after the last measurement.
+# Kept free at the end of a stage for the work after the last measurement.
 RESERVE_SECONDS = 10.0
 
-# Without the instruction sets of the CPU kernels, and what depends on CPU threads.
+# Tests of the CPU kernels' instruction sets and of CPU threads are left out.
 TESTS = ("tests/test_gpu.py", "tests/ops", "tests/test_saliency.py", "tests/test_optim.py", "tests/test_optim_state.py")
 LEFT_OUT = ("tests/ops/test_isa.py", "tests/ops/test_threads.py")
 
-# Operations, size and dtype of the benchmarks, what matters most first.
+# Operations, size and dtype of the benchmarks, the most important first.
 KERNELS = (
     (("saliency_mask", "saliency_mask_memory"), "sd15", "float32"),
     (("saliency_mask", "saliency_mask_memory"), "sd15", "bfloat16"),
@@ -60,14 +60,14 @@ REHEARSED_STEPS = ((("masked_adam", "masked_adam_joint"), "tiny", "bfloat16"),)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The file appears whole or not at all."""
+    """Write the file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(temporary, path)
 
 
 class Clock:
-    """How long a stage may go on."""
+    """The time that a stage has left."""
 
     def __init__(self, seconds: float) -> None:
         self._start, self._seconds = time.monotonic(), seconds
@@ -172,7 +172,7 @@ def run_tests(path: Path, tests: Sequence[str]) -> int:
     import pytest
 
     results: dict[str, Any] = {}
-    # Not from a cache that another run may have left, and with no plugin but our own.
+    # No cache of an earlier run, and no plugin but our own.
     options = ["-p", "no:cacheprovider", "--continue-on-collection-errors", "--durations=0", "--durations-min=5"]
     options += [word for test in LEFT_OUT for word in ("--deselect", test)]
     return int(pytest.main([*options, *tests], plugins=[Recorder(path, results)]))
@@ -210,7 +210,7 @@ def measure(path: Path, clock: Clock, rehearse: bool, plan: Sequence[tuple], aft
             limits = {"max_seconds": 0.1 if rehearse else 0.6, "stop_after": clock.left - RESERVE_SECONDS}
             try:
                 run.run([name], **settings, **limits, progress=progress)
-            except Exception as error:  # a rival that fails, memory that is not there: the next one goes on
+            except Exception as error:  # a rival fails or memory runs out: go on with the next one
                 missed.append([name, size, dtype, f"{type(error).__name__}: {error}"[:500]])
                 print(f"{name} on {size} {dtype}: {error}")
                 run.save(results, path)
@@ -314,7 +314,7 @@ def exercise(device: str) -> None:
         for param in params:
             param.grad = torch.randn_like(param)
         accumulator.add()
-    # Enough for the sampled selection, with one row and with several; equal entries go through its last parts.
+    # Large enough for the sampled selection, with one row and with several. Equal entries reach its last parts.
     numel = 4_300_000 if device == "cuda" else 50_000
     for large in (torch.randn(numel, device=device), torch.ones(numel, device=device)):
         pf.saliency_mask([large], density=0.5, backend=backend)
@@ -331,8 +331,7 @@ RUNNERS = {"build": build, "correct": correct, "kernels": kernels, "steps": step
 
 
 def wheels_to_import(folder: Path) -> list[str]:
-    """The pure-Python wheels of a folder whose packages cannot be imported without them: Python imports from a wheel as
-    it is."""
+    """Pure-Python wheels of a folder whose packages are not installed: Python can import straight from a wheel."""
     chosen = []
     for wheel in sorted(folder.glob("*-none-any.whl")):
         with zipfile.ZipFile(wheel) as archive:
@@ -356,7 +355,7 @@ def ninja_folder(folder: Path) -> dict[str, str]:
 
 
 def run_stage(name: str, out: Path, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
-    """One stage in a process of its own, ended when its time is up."""
+    """One stage in a separate process, which is ended when its time is up."""
     start = time.monotonic()
     command = [sys.executable, "-m", "pecker_fast.benchmarks.gpu_check", "--run", name, "--out", str(out)]
     command += ["--limit", str(options.limit), *(["--rehearse"] if options.rehearse else [])]
@@ -368,7 +367,7 @@ def run_stage(name: str, out: Path, options: argparse.Namespace, environment: di
         try:
             code = process.wait(options.limit + RESERVE_SECONDS / 2)
         except subprocess.TimeoutExpired:
-            # Its own children too.
+            # The group includes the stage's own children.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             code = None
@@ -424,7 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **os.environ,
             **ninja_folder(Path(folder)),
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            # Nothing is fetched, and pytest loads no plugin that happens to be installed.
+            # Download nothing, and load no pytest plugin that happens to be installed.
             "PIP_NO_INDEX": "1",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }

@@ -32,14 +32,14 @@ CLIP = 1.0
 
 
 def _step(problem: Problem, beta1: float, *, density: float | None = None, joint: bool = False, **options):
-    """A step of a MaskedAdam of its own: plain, masked (``density``), or joint at density 0.5."""
+    """A step of a separate MaskedAdam: plain, masked (``density``), or joint at density 0.5."""
     optimizer = masked_adam(problem, problem.parameters(problem.gradients(3)), beta1, **options)
     if joint:
         return partial(optimizer.step, mask=problem.mask(0.5), masked_grads=problem.gradients(4))
     return optimizer.step if density is None else partial(optimizer.step, mask=problem.mask(density))
 
 
-# Name, description, buffers, what _step is given, floor in bytes a parameter.
+# Name, description, buffers, arguments of _step, floor in bytes a parameter.
 STEPS = (
     ("plain", "plain dense step", 24, {"beta1": 0.9}, lambda p: adam_floor(p, 2)),
     ("beta0", "plain, betas[0] = 0", 20, {"beta1": 0.0}, lambda p: adam_floor(p, 1)),
@@ -83,7 +83,7 @@ for entry in STEPS:
 
 @register("masked_speedup", "masked and packed steps against our own dense step", 120, CUDA)
 def masked_speedup(problem: Problem) -> Case:
-    """The moments of a masked step are as in the dense one; packed ones are of the mask's entries."""
+    """A masked step has dense moments like the dense step; packed moments are those of the mask's entries."""
     wanted = {(0.1, False): (1.2, 1.5), (0.01, False): (5.0, 6.0), (0.1, True): (1.2, 2.0), (0.01, True): (5.0, 8.0)}
     case = Case({"dense": _step(problem, 0.9)}, [], {"dense": adam_floor(problem, 2)})
     for (density, packed), targets in wanted.items():
@@ -98,7 +98,7 @@ def masked_speedup(problem: Problem) -> Case:
 
 @register("fetch_granularity", "masked steps with DRAM read in 32 bytes at a time", 120, CUDA)
 def fetch_granularity(problem: Problem) -> Case:
-    """At density 0.1 half of what is fetched 64 bytes at a time is not asked for. A setting of the whole process."""
+    """At density 0.1 half of the bytes of 64-byte fetches are not needed. The setting holds for the whole process."""
     before = ops.l2_fetch_granularity(problem.device)
 
     def with_granularity(size: int, step: Callable[[], object]) -> None:

@@ -1,7 +1,7 @@
 """Peak memory of a selection beyond its gradients and its mask.
 
 On a GPU torch's allocator knows it. On the CPU a fresh process takes the difference between its peak resident memory
-(VmHWM, reset before the call) and what was resident before, so that C++ vectors and numpy count as well as tensors.
+(VmHWM, reset before the call) and the resident memory before, so that C++ vectors and numpy count as well as tensors.
 """
 
 import ctypes
@@ -58,8 +58,8 @@ def _in_fresh_process(problem: Problem, name: str) -> int:
     (dtype,) = (key for key, value in DTYPES.items() if value == problem.dtype)
     request = {"size": problem.size, "dtype": dtype, "backend": problem.backend, "name": name}
     request["threads"] = torch.get_num_threads()
-    # Every large block is mapped when allocated and unmapped when freed, so that memory which was freed earlier and
-    # kept for reuse cannot hide what the selection takes.
+    # Map every large block when it is allocated and unmap it when it is freed. Otherwise the allocator could reuse
+    # freed memory, which would hide the memory that the selection takes.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     result = subprocess.run(
         [sys.executable, "-m", "pecker_fast.benchmarks.memory", json.dumps(request)],
@@ -81,7 +81,7 @@ def _status_bytes(field: str) -> int:
 
 
 def peak_growth(function) -> tuple[object, int]:
-    """What ``function`` returns, and by how many bytes resident memory rose above the present while it ran."""
+    """The result of ``function``, and the peak growth of resident memory in bytes while it ran."""
     if sys.platform != "linux":
         import resource
 

@@ -1,4 +1,4 @@
-"""The roofline of a run of the benchmarks: time a parameter against the bytes that it takes at the least.
+"""The roofline of a benchmark run: time per parameter against the minimum of bytes per parameter.
 
 ``python -m pecker_fast.benchmarks.plots results.json plot.png``
 """
@@ -43,7 +43,7 @@ def copy_speed(results: dict[str, Any]) -> float | None:
 def draw_roofline(results: dict[str, Any], path: str | os.PathLike) -> None:
     """A picture, log-log, one panel for each size, dtype and number of threads, with the copy's speed as a line.
 
-    Raises ValueError where nothing in the results says its floor, ImportError where matplotlib is missing.
+    Raises ValueError if no result has a floor, ImportError if matplotlib is missing.
     """
     found = points(results)
     if not found:
@@ -63,7 +63,7 @@ def draw_roofline(results: dict[str, Any], path: str | os.PathLike) -> None:
             some = [p for p in here if p["ours"] == ours]
             axes.scatter([p["floor"] for p in some], [p["picoseconds"] for p in some], s=18, c=colour, label=label)
         ours = sorted((p for p in here if p["ours"]), key=lambda p: (round(p["floor"], 1), p["picoseconds"]))
-        # Operations with the same floor lie above each other: their names alternate between the sides.
+        # Points with the same floor lie above each other, so their names alternate between the sides.
         for i, p in enumerate(ours):
             side, shift = ("left", 5) if i % 2 else ("right", -5)
             name = f"{p['op']} {p['name'].removeprefix(OURS)}".strip()

@@ -51,7 +51,7 @@ class Case:
     functions: dict[str, Callable[[], object]]
     figures: list[Figure]
     floors: dict[str, float] = field(default_factory=dict)
-    # On a GPU launches and memory of each function, once they are known.
+    # On a GPU: launches and memory of each function, filled in once measured.
     counted: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
@@ -202,7 +202,7 @@ def saliency_mask_relative(problem: Problem) -> Case:
     functions = {
         OURS: lambda: pf.saliency_mask(named, density=0.1, relative_to=others, backend=problem.backend),
         "plain": lambda: pf.saliency_mask(named, density=0.1, backend=problem.backend),
-        # The mean has to be known before a quotient is: one tensor is read once, the other twice.
+        # A quotient needs the mean first, so one tensor is read once and the other twice.
         "three reads": lambda: [tensor.sum() for tensors in (scores, retained, retained) for tensor in tensors],
         "expression, saliency_mask": run(lambda made, density: pf.saliency_mask(made, density=density)),
         "expression, torch.topk": run(RIVALS["torch.topk"]),
@@ -395,7 +395,7 @@ def packed_step(problem: Problem) -> Case:
 
 @register("masked_adam_masked", "masked step, dense state", buffers=80)
 def masked_step(problem: Problem) -> Case:
-    """Over what others do: multiply the gradients by a float mask, then a dense step (which moves frozen entries)."""
+    """The rival multiplies gradients by a float mask and takes a dense step (which moves frozen entries)."""
     grads = problem.gradients()
     own_grads = list(problem.gradients().values())
     params = problem.parameters(grads)

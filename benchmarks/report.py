@@ -119,7 +119,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def write_between_markers(path: Path, body: str) -> None:
-    """Replaces what is between the two marker lines of a file. Raises ValueError if it does not have them."""
+    """Replaces the text between the two marker lines of a file. Raises ValueError if the file lacks them."""
     text = path.read_text()
     begin, end = MARKERS
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):

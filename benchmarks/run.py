@@ -1,4 +1,4 @@
-"""Runs benchmarks and writes what they measured, with the conditions they ran under, as JSON."""
+"""Runs benchmarks and writes their results, with the conditions they ran under, as JSON."""
 
 import datetime
 import json
@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 
 
 def check_choice(argument: str, values: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raises ValueError with what is allowed if one of the values is not."""
+    """Raises ValueError with the allowed values if one of the values is not among them."""
     for value in values:
         if value not in allowed:
             raise ValueError(f"{argument} is {value!r}, expected one of {', '.join(allowed)}")
@@ -48,7 +48,7 @@ def commit() -> str | None:
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
-    """Machine, versions and load: what a figure must be read with."""
+    """Machine, versions and load, which a reader of the figures needs."""
     about = environment()
     return {
         **about,
@@ -74,7 +74,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def measure(case: Case, figure: Figure, problem: Problem, repeats: int, max_seconds: float) -> dict[str, Any]:
-    """One row of the results: the figure's number, and the times it is made of."""
+    """One row of the results: the figure's number, and the times behind it."""
     if figure.value is not None:
         return {"number": figure.value()}
     pair = {name: case.functions[name] for name in (figure.numerator, figure.denominator)}
@@ -103,7 +103,7 @@ def measure(case: Case, figure: Figure, problem: Problem, repeats: int, max_seco
         row["number"] = share if figure.against_copy == "share" else numerator.median / read
         del row["paired"]
     if problem.device.type == "cuda":
-        # Once for each function of a case: the profiler takes its time.
+        # Only once for each function of a case, because the profiler is slow.
         for key, count in (("launches", launches), ("peak_memory_bytes", _peak_memory)):
             known = case.counted.setdefault(key, {})
             row[key] = {name: known[name] if name in known else known.setdefault(name, count(function))
@@ -222,7 +222,7 @@ def save(results: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads what ``save`` wrote. Raises ValueError if it is something else."""
+    """Reads a file of ``save``. Raises ValueError for any other file."""
     try:
         results = json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:

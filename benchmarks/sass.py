@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: instructions an entry, accesses and their order, from the disassembly.
+"""The code that nvcc generates for the CUDA kernels: instructions an entry, accesses and their order.
 
 ``python -m pecker_fast.benchmarks.sass`` compiles the kernels that stream and prints a table. Needs nvcc and cuobjdump
 (of the CUDA toolkit or of Triton's package), no GPU.
@@ -61,12 +61,12 @@ class Instruction:
 
     @property
     def is_branch(self) -> bool:
-        """But for the detour of a warp whose threads have to be brought together first."""
+        """Excludes the detour on which a diverged warp reconverges."""
         return self.opcode.startswith("BRA") and ".DIV" not in self.opcode and self.target is not None
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes."""
+        """Address that a branch jumps to."""
         match = re.search(r"0x([0-9a-f]+)\s*$", self.operands) if self.opcode.startswith(("BRA", "BSSY")) else None
         return int(match[1], 16) if match else None
 
@@ -98,7 +98,7 @@ _LINE = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*)([
 
 @dataclass(frozen=True)
 class Way:
-    """A way through the body of a loop."""
+    """A path through the body of a loop."""
 
     instructions: tuple[Instruction, ...]
 
@@ -119,7 +119,7 @@ class Kernel:
 
     @cached_property
     def _blocks(self) -> dict[int, tuple[list[Instruction], list[int]]]:
-        """By its first address: the instructions of a block, and the blocks that may follow."""
+        """For each block, by its first address: its instructions, and the blocks that may follow."""
         code = self.instructions
         leaders = {code[0].address}
         barriers: dict[str, int] = {}
@@ -197,8 +197,8 @@ class Kernel:
         return [(h, body) for h, body in storing if not any(other < body for _, other in storing)]
 
     def fast_path(self, loop: tuple[int, set[int]]) -> Way:
-        """The way through a loop's body with the most vector accesses, then the most of the arithmetic's special
-        functions; of those the shortest."""
+        """The path through a loop's body with the most vector accesses, then the most special functions of the
+        arithmetic, then the fewest instructions."""
         header, body = loop
         best: dict[int, tuple[tuple[int, int, int], list[int]]] = {}
 
@@ -315,8 +315,8 @@ ENTRIES = 4
 
 @dataclass(frozen=True)
 class Row:
-    """Of one streaming loop: instructions an entry, and the vector accesses of a round. Clipping, decay and their like
-    are off, all lists that the kernel may work on are there."""
+    """One streaming loop: instructions an entry, and the vector accesses of a round. Clipping, decay and similar
+    features are off; all lists that the kernel can work on are present."""
 
     kernel: str
     instructions: float

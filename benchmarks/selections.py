@@ -1,4 +1,4 @@
-"""What saliency_mask is compared with: the same masks as a good engineer would make them in plain torch or numpy.
+"""The rivals of saliency_mask: the same masks as a good engineer would make them in plain torch or numpy.
 
 Each takes the list of gradients and returns one bool tensor (SalUn: int64) for each. They concatenate the gradients
 once and select in place if their library lets them.
@@ -75,7 +75,7 @@ def flashinfer_top_k(grads: list[Tensor], density: float) -> list[Tensor]:
     import flashinfer
 
     flat = flat_magnitudes(grads)
-    # Newer versions can be asked for the same entries at every call, and for the first of equal ones.
+    # Newer versions have options for deterministic results and for the lowest index among equal entries.
     wanted = {"deterministic": True, "tie_break": "small_index"}
     options = {key: value for key, value in wanted.items() if key in inspect.signature(flashinfer.top_k).parameters}
     try:
@@ -131,7 +131,7 @@ CPU_ONLY = {"numpy.partition"}
 
 @cache
 def rivals(device: torch.device, dtype: torch.dtype) -> dict[str, Selection]:
-    """What can be compared with on this device."""
+    """The rivals that run on this device."""
     chosen = {name: rival for name, rival in RIVALS.items() if device.type == "cpu" or name not in CPU_ONLY}
     if device.type == "cuda":
         if find_spec("flashinfer") is not None:

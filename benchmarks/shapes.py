@@ -184,7 +184,7 @@ _SIZES = {
 }
 SIZES = tuple(_SIZES)
 
-# What the published models have.
+# Numbers of parameters of the published models.
 PUBLISHED_TOTALS = {"cifar10": 38_632_323, "stl10": 83_159_683, "sd15": 859_520_964, "sdxl": 2_567_463_684}
 
 

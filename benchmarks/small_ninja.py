@@ -1,4 +1,4 @@
-"""What ``ninja -v -j N`` does with a file that torch has written, for machines without ninja: compilations in parallel.
+"""Stands in for ``ninja -v -j N`` on a file written by torch, on machines without ninja: compiles in parallel.
 
 torch compiles one file after the other if it finds no ninja, which takes minutes. This reads variables, rules with a
 command, and builds; a target is up to date if it is newer than its source and the headers that the compiler listed.

@@ -1,4 +1,4 @@
-"""FLOPs of an iteration, and the most that a device can do."""
+"""FLOPs of an iteration, and the peak FLOP/s of a device."""
 
 from collections.abc import Callable
 

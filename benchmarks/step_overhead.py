@@ -1,4 +1,4 @@
-"""What a step costs the processor beside its kernel: many tensors of a few entries, as a network's biases and norms."""
+"""CPU cost of a step apart from its kernel: many tensors of a few entries, like a network's biases and norms."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -41,7 +41,7 @@ def step_overhead(problem: Problem) -> Case:
         "torch foreach": torch_adam(list(_parameters(problem).values()), 0.9, foreach=True).step,
     }
     seconds = cache(partial(cpu_seconds, functions, problem.device))
-    # Of the machine that the bars were set on. The ratios hold anywhere.
+    # These bars hold for the machine on which they were set. The ratios hold anywhere.
     bars = {OURS: 150.0, f"{OURS} joint": 200.0}
 
     def microseconds(name: str) -> float:

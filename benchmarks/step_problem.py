@@ -21,7 +21,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Architecture:
-    """A U-Net as of the public checkpoints, with its published batch size."""
+    """The U-Net of a public checkpoint, with its published batch size."""
 
     preset: str
     unet: UNetConfig
@@ -30,7 +30,7 @@ class Architecture:
     time_embedding_dim: int | None = None
 
     def build(self, dropout: float) -> nn.Module:
-        """The network with random weights, the last layer's not zero."""
+        """The network with random weights, and a last layer that is not zero."""
         torch.manual_seed(SEED)
         config = replace(self.unet, dropout=dropout)
         unet = build_unet(config)

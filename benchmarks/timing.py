@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 FLUSH_BYTES = 256 << 20  # more than the second-level cache of any GPU
-# Of each of the two buffers of a copy: far beyond every cache.
+# Size of each of the two buffers of a copy: far beyond every cache.
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 
 
@@ -44,7 +44,7 @@ def ratio_of_medians(numerator: Timing, denominator: Timing) -> float:
 
 
 def median_of_ratios(numerator: Timing, denominator: Timing) -> float:
-    """Median over rounds of the ratio within a round; what drifts slower than a round cancels."""
+    """Median over rounds of the ratio within a round, in which drift slower than a round cancels."""
     return statistics.median(n / d for n, d in zip(numerator.seconds, denominator.seconds, strict=True))
 
 
@@ -55,7 +55,7 @@ class Clock:
     would time Python.
     """
 
-    # Of what a call takes to launch, and at least so much.
+    # The sleep as a multiple of the launch time, and its minimum.
     SLEEP_SHARE, LEAST_SLEEP = 1.5, 2e-4
 
     def __init__(self, device: torch.device) -> None:
@@ -132,17 +132,17 @@ def interleave(
 
 @cache
 def copy_on(device: torch.device) -> tuple[Callable[[], object], int]:
-    """A large copy within the device's memory, and the bytes that it reads and writes together: the speed of a memory
-    is measured by it, in turns with what is compared with it."""
+    """A large copy within the device's memory, and the bytes that it reads and writes in total. It measures the
+    memory's speed, timed in turns with the alternatives."""
     size = COPY_BYTES[device.type]
-    # Written once, so that the pages are there.
+    # Written once, so that the pages are mapped.
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source), 2 * size
 
 
 def launch_seconds(function: Callable[[], object], device: torch.device, repeats: int = 50) -> float:
-    """Median seconds that a call keeps the CPU: on a GPU the work itself goes on behind it."""
+    """Median seconds that a call occupies the CPU; on a GPU the work itself runs on asynchronously."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -161,8 +161,8 @@ def launch_seconds(function: Callable[[], object], device: torch.device, repeats
 def cpu_seconds(
     functions: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = 60, calls: int = 20
 ) -> dict[str, float]:
-    """Processor seconds of one call of each function: the least of many, taken in turns. What else the machine does
-    costs it nothing, but for the caches that they share."""
+    """Processor seconds of one call of each function: the minimum of many, timed in turns. Other load on the machine
+    affects it only through shared caches."""
     best = dict.fromkeys(functions, float("inf"))
     for _ in range(repeats):
         for name, function in functions.items():

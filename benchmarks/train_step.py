@@ -38,7 +38,7 @@ BARS = {"bf16": 3.0, "bf16 aim": 4.0, "equal": 1.5, "pecker": 1.05, "optimizer":
 
 @dataclass(frozen=True)
 class Variant:
-    """A way of computing an iteration."""
+    """How an iteration is computed."""
 
     precision: str
     compile: bool = False
@@ -57,7 +57,7 @@ class Variant:
 
 
 def blocks(iteration: Callable[[], dict[str, Tensor]], count: int) -> Callable[[], None]:
-    """``count`` iterations, as a loop runs them: without waiting in between, with masks when they are due."""
+    """``count`` iterations as in the training loop: without waiting in between, and with masks when they are due."""
 
     def run() -> None:
         for _ in range(count):
@@ -67,7 +67,7 @@ def blocks(iteration: Callable[[], dict[str, Tensor]], count: int) -> Callable[[
 
 
 def measured_memory(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int]:
-    """The result of ``work``, and the peak of the memory that it took beyond what was in use."""
+    """The result of ``work``, and the peak of memory beyond the memory in use before."""
     if device.type != "cuda":
         return peak_growth(work)
     torch.cuda.synchronize(device)

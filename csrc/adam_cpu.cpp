@@ -69,7 +69,7 @@ T* data(const Tensor& t) {
 }
 
 
-// Whether lists of state hold the salient entries only: their tensors have as many entries as the packed moments, and
+// Whether lists of state hold the salient entries only: their tensors have as many entries as the packed moments, but
 // not as many as the parameters. With a mask of all entries there is no difference.
 class Packing {
  public:
@@ -118,7 +118,7 @@ void run(ParamType, const AdamStep<double>& step, const AdamTensor<double>* tens
   adam_chunks(step, tensors, chunks, count);
 }
 
-// Gradients, step counts, lr and grad_scale are those of a step; all else is in the table.
+// Gradients, step counts, lr and grad_scale belong to one step; all else is in the table.
 template <typename T>
 class TypedTable : public AdamTable {
  public:
@@ -232,7 +232,7 @@ class TypedTable : public AdamTable {
     });
   }
 
-  // Where each chunk starts in packed state, which packed_offsets and the sizes of the state are checked against.
+  // Where each chunk starts in packed state. packed_offsets and the sizes of the state are checked against it.
   void check_packed(const AdamLists& lists) {
     const Tensor& offsets = *lists.packed_offsets;
     TORCH_CHECK_VALUE(offsets.numel() == static_cast<std::int64_t>(chunks_.size()),
@@ -256,7 +256,7 @@ class TypedTable : public AdamTable {
     }
   }
 
-  // Chunks are shared out evenly by work, not by number: small tensors and chunks with few salient entries are cheap.
+  // Chunks are divided evenly by work, not by number: small tensors and chunks with few salient entries are cheap.
   void add_costs() {
     cost_before_.assign(chunks_.size() + 1, 0);
     for (std::size_t c = 0; c < chunks_.size(); ++c) {
@@ -342,7 +342,7 @@ std::unique_ptr<AdamTable> AdamTable::make(const AdamLists& lists, const AdamOpt
 
 namespace {
 
-// The gradients' memory, null where there is none. `sizes`: tensors of as many entries.
+// The gradients' memory, null for a missing gradient. `sizes`: tensors with as many entries.
 std::vector<const void*> pointers(const OptionalTensors& tensors, const char* name, TensorList params,
                                   TensorList sizes) {
   std::vector<const void*> result(tensors.size(), nullptr);

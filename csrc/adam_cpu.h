@@ -1,4 +1,4 @@
-// masked_adam_ on the CPU in two parts: what a call does to which memory, made and checked once, and one step with it.
+// masked_adam_ on the CPU in two parts: a plan of the work and its memory, made and checked once, and a step with it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +21,7 @@ struct AdamOptions {
   std::int64_t seed;
 };
 
-// Its lists of tensors but for the gradients, and the mask.
+// Its lists of tensors except the gradients, and the mask.
 struct AdamLists {
   at::TensorList params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts;
   std::optional<at::Tensor> bias_table, words;
@@ -29,13 +29,13 @@ struct AdamLists {
   std::optional<at::Tensor> packed_offsets;
 };
 
-// What changes from step to step. A tensor without either gradient is left out of the step.
+// The arguments that change from step to step. A tensor without either gradient is left out of the step.
 struct AdamGradients {
   const std::vector<const void*>& grads;
   const std::vector<const void*>& masked_grads;  // empty: this is no joint step
 };
 
-// The memory of a gradient that is there; an empty one has none, but is no missing one.
+// The memory of a present gradient. An empty gradient has no memory, but is not missing.
 inline const void* gradient_data(const at::Tensor& grad) {
   static const char nothing = 0;
   return grad.numel() > 0 ? grad.const_data_ptr() : &nothing;
@@ -45,8 +45,8 @@ class AdamTable {
  public:
   virtual ~AdamTable() = default;
 
-  // Raises if tensors or options do not fit. The memory of the tensors has to stay where it is. packed_grads: gradients
-  // hold the salient entries only; whether masters and emas do is seen by their sizes.
+  // Raises if tensors or options do not fit. The tensors must keep their memory. packed_grads: gradients hold the
+  // salient entries only; whether masters and emas do follows from their sizes.
   static std::unique_ptr<AdamTable> make(const AdamLists& lists, const AdamOptions& options, bool joint,
                                          bool packed_grads);
 

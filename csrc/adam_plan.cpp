@@ -1,6 +1,6 @@
-// What a step of an optimizer has to do for each of many parameters, without Python: see whether they are still those
-// that the lists for masked_adam_ were made of, take their gradients, and run the operator.
-// pecker_fast/adam/buckets.py and watch.py use these classes, and do the same in Python where this library is missing.
+// The work of an optimizer step for each of many parameters, without Python: check that they are still those that the
+// lists for masked_adam_ were made from, take their gradients, and run the operator.
+// pecker_fast/adam/buckets.py and watch.py use these classes, and do the same in Python if this library is missing.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
@@ -25,7 +25,7 @@ using OptionalTensors = c10::List<std::optional<Tensor>>;
 using Tensors = std::vector<Tensor>;
 using Positions = std::vector<std::int64_t>;
 
-// Where a tensor's entries are and how they lie there.
+// Address and layout of a tensor's entries.
 class Memory {
  public:
   explicit Memory(const c10::TensorImpl& t)
@@ -47,7 +47,7 @@ class Memory {
   c10::SmallVector<std::int64_t, 5> sizes_, strides_;
 };
 
-// The Python object of a tensor; null if this version of torch does not tell.
+// The Python object of a tensor; null if this version of torch has no access to it.
 template <typename Slot>
 auto python_object(const Slot& slot, int) -> decltype(static_cast<const void*>(slot.load_pyobj())) {
   return slot.load_pyobj();
@@ -62,10 +62,10 @@ const void* python_object(const Slot&, ...) {
 }
 
 // The parameters of an optimizer, in order. Python compares the objects; passing them on at each step would cost more
-// than all that collect does.
+// than all of collect.
 class ParameterWatch : public torch::CustomClassHolder {
  public:
-  // What collect found.
+  // Results of collect.
   enum Outcome : std::int64_t { kAsExpected = 0, kEdited = 1, kOtherGradients = 2 };
 
   explicit ParameterWatch(const Tensors& params) : present_(params.size(), true), grads_(params.size(), nullptr) {
@@ -73,10 +73,10 @@ class ParameterWatch : public torch::CustomClassHolder {
     for (const Tensor& param : params) parameters_.emplace_back(param);
   }
 
-  // Which parameters have a gradient, of either kind.
+  // The parameters that have a gradient of either kind.
   void expect(const c10::List<bool>& present) { present_.assign(present.begin(), present.end()); }
 
-  // From now on gradients are packed: `packed` stands for each in the parameter's .grad, `values` are its entries.
+  // From now on gradients are packed: `packed` is each one as it is in the parameter's .grad, `values` are its entries.
   void pack(const Tensors& packed, Tensors values) {
     TORCH_CHECK_VALUE(packed.size() == parameters_.size() && values.size() == parameters_.size(),
                       "packed gradients and parameters differ in number");
@@ -84,7 +84,7 @@ class ParameterWatch : public torch::CustomClassHolder {
     values_ = std::move(values);
   }
 
-  // Whether the parameters have the memory that they had.
+  // Whether the parameters still have the same memory.
   bool is_current() const {
     for (const Parameter& parameter : parameters_) {
       if (!parameter.is_current()) return false;
@@ -93,7 +93,7 @@ class ParameterWatch : public torch::CustomClassHolder {
   }
 
   // Takes the gradients; `masked_grads`: one or none for each parameter, or an empty list. kEdited: a parameter has
-  // other memory. kOtherGradients: others have gradients than expected, or one does not fit.
+  // other memory. kOtherGradients: other parameters than expected have gradients, or one does not fit.
   std::int64_t collect(const OptionalTensors& masked_grads) {
     release();
     const bool joint = !masked_grads.empty();
@@ -115,13 +115,13 @@ class ParameterWatch : public torch::CustomClassHolder {
     return kAsExpected;
   }
 
-  // Lets the gradients go.
+  // Releases the gradients.
   void release() {
     masked_grads_.clear();
     collected_ = false;
   }
 
-  // Positions of the parameters that something else has written to since the last step.
+  // Positions of the parameters that other code has written to since the last step.
   Positions written() const {
     Positions positions;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -130,7 +130,7 @@ class ParameterWatch : public torch::CustomClassHolder {
     return positions;
   }
 
-  // Takes the parameters' values as they are now for those of the last step.
+  // Makes the parameters' present values those of the last step.
   void record() {
     for (Parameter& parameter : parameters_) parameter.version = version_of(*parameter.impl);
   }
@@ -144,7 +144,7 @@ class ParameterWatch : public torch::CustomClassHolder {
     }
   }
 
-  // Undefined where there is none.
+  // Undefined if there is none.
   const Tensor& grad(std::int64_t i) const { return *grads_[i]; }
   const Tensor& masked_grad(std::int64_t i) const { return masked_grads_[i]; }
   bool has_collected() const { return collected_; }
@@ -162,7 +162,7 @@ class ParameterWatch : public torch::CustomClassHolder {
       }
     }
 
-    // swap_tensors gives a Python object another impl, and this one another object.
+    // swap_tensors gives the Python object another impl, and this impl another object.
     bool is_current() const {
       return python_object(*impl->pyobj_slot(), 0) == object && memory.is_of(*impl);
     }
@@ -188,7 +188,7 @@ class ParameterWatch : public torch::CustomClassHolder {
   std::vector<Parameter> parameters_;
   std::vector<bool> present_;
   Tensors packed_, values_;
-  // Of one step. The parameters hold the gradients that are pointed to.
+  // Pointers of one step. The parameters own the gradients.
   std::vector<const Tensor*> grads_;
   Tensors masked_grads_;
   bool collected_ = false;
@@ -217,7 +217,7 @@ class AdamPlan : public torch::CustomClassHolder {
                       "params, orders and positions differ in length");
   }
 
-  // Tensors that somebody else can give other memory: those of the optimizer's state.
+  // The tensors of the optimizer's state: other code can give them other memory.
   void watch(const Tensors& tensors) {
     watched_.clear();
     for (const Tensor& tensor : tensors) watched_.emplace_back(tensor);
@@ -230,7 +230,7 @@ class AdamPlan : public torch::CustomClassHolder {
     return true;
   }
 
-  // What stays the same from step to step.
+  // Constant from step to step.
   void configure(bool joint, const Tensor& lr, const std::optional<Tensor>& bias_table,
                  const std::optional<Tensor>& words, Positions word_offsets,
                  const std::optional<Tensor>& packed_offsets, double beta1, double beta2, double eps,
@@ -327,7 +327,7 @@ class AdamPlan : public torch::CustomClassHolder {
             o.zero_nonfinite, o.ema_decay, o.ema_everywhere, o.stochastic_rounding, o.seed);
   }
 
-  // Whether a gradient is as the kernel takes it: contiguous, in the parameter's order, holding the values themselves.
+  // Whether the kernel can take a gradient as it is: contiguous, in the parameter's order, not a lazy view.
   bool is_laid_out(const Tensor& grad, std::size_t i) const {
     return orders_[i].empty() && grad.is_contiguous() && !grad.is_neg() && !grad.is_conj();
   }

@@ -14,7 +14,7 @@
 namespace pecker_fast {
 namespace {
 
-// Distinct calls of a training loop (parameter groups, kinds of steps) that find their tables again.
+// Number of distinct calls of a training loop (parameter groups, kinds of steps) whose tables stay cached.
 constexpr std::size_t kCachedTables = 32;
 
 struct CachedTable {
@@ -45,7 +45,7 @@ std::uint64_t hash_words(const std::vector<std::int64_t>& words) {
   return hash;
 }
 
-// Sets the most bytes that a read from DRAM fetches (0: leaves it) on the current device; returns what holds then.
+// Sets the maximum of bytes that a read from DRAM fetches on the current device (0: no change); returns the setting.
 std::int64_t l2_fetch_granularity(std::int64_t bytes) {
   if (bytes > 0) C10_CUDA_CHECK(cudaDeviceSetLimit(cudaLimitMaxL2FetchGranularity, static_cast<std::size_t>(bytes)));
   std::size_t now = 0;

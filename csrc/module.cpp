@@ -1,6 +1,6 @@
-// What the library of CPU kernels registers besides the operators: the kernels themselves are in the *_cpu.cpp files, for
-// the schemas that pecker_fast/ops/schemas.py defines. Loading the library runs the static initialisers. It is no Python
-// module on purpose: Python's headers are not needed to build it.
+// Registrations of the library of CPU kernels besides the operators, whose kernels are in the *_cpu.cpp files, for the
+// schemas in pecker_fast/ops/schemas.py. Loading the library runs the static initialisers. It is deliberately not a
+// Python module, so that building it does not need Python's headers.
 #include <torch/library.h>
 
 #include <string>

@@ -1,4 +1,4 @@
-"""Triton kernels: one file a family of operators, each with its launchers. Importing this imports no triton."""
+"""Triton kernels: one file per family of operators, each with its launchers. Importing this imports no triton."""
 
 from .support import operator, why_not
 

@@ -1,7 +1,7 @@
 """masked_adam_: one Adam step over all tensors. The equations are in ``masked_adam_`` of ``ops/reference.py``.
 
-Two launches: what is common to a tensor (bias corrections in float64, the hash of its random bits), then the step.
-Every hyper-parameter that a schedule may move is read from device memory: a new value compiles nothing.
+Two launches: first the values of each tensor (bias corrections in float64, the hash of its random bits), then the step.
+Every hyper-parameter that a schedule may change is read from device memory, so a new value recompiles nothing.
 
 Fixed configuration: tiles of 2,048 entries with 8 warps are 8 entries a thread and array, which is two 16-byte accesses
 in flight for each of up to 8 arrays and fits the registers of full occupancy but one step. Plain and joint steps access

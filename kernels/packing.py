@@ -93,7 +93,7 @@ def _move(dense: Tensor, packed: Tensor, words: Tensor, unpack: bool, block: int
 
 
 def pack(dense: Tensor, words: Tensor, count: int, *, block: int = BLOCK) -> Tensor:
-    """As the reference, but a ``count`` that is not the number of set bits is not noticed: that would synchronise."""
+    """Like the reference, but does not check that ``count`` is the number of set bits: that would synchronise."""
     packed = dense.new_empty((count,))
     _move(dense, packed, words, False, block)
     return packed

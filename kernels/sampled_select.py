@@ -1,4 +1,4 @@
-"""Selection with one read of the scores: a sample brackets the threshold, one pass marks what is surely above it.
+"""Selection with one read of the scores: a sample brackets the threshold, one pass marks entries surely above it.
 
 Entries are ordered by *rank keys*, int64: the magnitude's key above, the entry's place in the mask (32 * word + bit,
 inverted) below. They are distinct, so that the k largest are exactly the mask with the lowest-index rule for ties, and
@@ -8,12 +8,12 @@ a bracket is narrow whatever the data: a constant tensor is no harder than a ran
 2. The bracket around rank k is +- ``sigmas`` standard deviations of the sample's rank, plus ``spare`` for small k.
    Strata only lower the variance below the binomial one.
 3. One pass writes the words of the entries above the bracket and gathers those inside it, the candidates, into a
-   buffer. A tile that has some reserves their places with one atomic; their order does not matter.
+   buffer. A tile with candidates reserves their places with one atomic; their order does not matter.
 4. The candidates' exact threshold is found by radix passes over the buffer, and their bits are added.
-5. A row is flagged whose bracket missed or whose buffer was too small. The composition, enqueued behind this, does the
-   flagged rows anew and leaves at once for all others.
+5. A row is flagged if its bracket missed or its buffer was too small. The composition, enqueued behind this, redoes
+   the flagged rows and returns at once for all others.
 
-Which entries are drawn does not change the result, only whether the composition is needed.
+The drawn entries do not affect the result, only whether the composition is needed.
 """
 
 import math
@@ -228,7 +228,7 @@ def mark_kernel(
         first = tl.atomic_add(tallies + row, sure << 32 | inside.to(tl.int64), sem="relaxed") & _LAST_PLACE
         if inside > 0:
             slots = exclusive_ranks(inside_words)
-            # What does not fit is not lost: the count tells, and the row is done anew.
+            # Candidates that do not fit are not lost: the count shows it, and the row is redone.
             room = tl.minimum(tl.maximum(capacity - first, 0), BLOCK).to(tl.int32)
             fits = (tile_bits(inside_words) != 0) & (slots < room)
             ranked = rank_keys(keys, first_place + offsets)
@@ -247,7 +247,7 @@ def tally(tallies, row):
 
 @triton.jit
 def descend(ks, tallies, prefixes, ranks, histogram, row, FIRST: tl.constexpr, BITS: tl.constexpr):
-    """(prefix, rank) after the level that ``histogram`` is of, from those before it."""
+    """(prefix, rank) after the level of ``histogram``, from those before it."""
     if FIRST:
         prefix = tl.zeros((), tl.int64)
         sure, _ = tally(tallies, row)
@@ -388,7 +388,7 @@ def _draw(tables, sampling: Sampling) -> Tensor:
 
 
 def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling) -> Tensor:
-    """Fill ``masks`` and return flags, int32 [rows]: not 0 if a row has to be done anew.
+    """Fill ``masks`` and return flags, int32 [rows]: not 0 if a row has to be redone.
 
     tables, masks: ``Scores`` and fresh ``Masks`` of ``select.py``.
     """
@@ -420,12 +420,12 @@ def sampled_masks(tables, masks, ks: Tensor, ties_all: bool, sampling: Sampling)
         masks.nan_count,
         TIES_ALL=ties_all,
     )
-    # If all ties are kept, the place of an entry decides nothing.
+    # If all ties are kept, the place of an entry does not matter.
     levels = _LEVEL_BITS[:_MAGNITUDE_LEVELS] if ties_all else _LEVEL_BITS
     starts = [sum(1 << bits for bits in levels[:level]) for level in range(len(levels) + 1)]
     shifts = [sum(_LEVEL_BITS[level + 1 :]) for level in range(len(levels))]
     histogram = torch.zeros((rows, starts[-1]), dtype=torch.int64, device=device)
-    # Before each level: what the wanted candidate begins with, and its rank among those that do.
+    # Before each level: the prefix of the wanted candidate, and its rank among the candidates with that prefix.
     prefixes, ranks = torch.zeros((2, len(levels), rows), dtype=torch.int64, device=device)
     programs = max(min(_CANDIDATE_PROGRAMS, triton.cdiv(capacity, _BLOCK)), 1) * rows
     for level, bits in enumerate(levels):

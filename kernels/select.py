@@ -4,7 +4,7 @@ Two ways to the same bits, neither of which ever waits for the device:
 
 * composition: three histograms of the keys (11, 10 and 10 bits), then ties counted and words written. Five reads.
 * sampled (``sampled_select.py``), for many entries: one read, with the composition enqueued behind it for the rows that
-  the sample missed. Its programs leave at once if a device flag says that they are not needed.
+  the sample missed. Its programs return at once if a device flag says that they are not needed.
 
 Fixed configurations. Tiles of 4,096 with 8 warps hold 16 keys a thread. The histogram is bound by its shared-memory
 atomics, so a bounded number of programs walk the tiles, and each adds its histogram to global memory only once.
@@ -92,7 +92,7 @@ class Scores:
 
 @triton.jit
 def needed(flags, row, FLAGGED: tl.constexpr):
-    """Whether a row has to be done: always without flags, otherwise if its flag is set."""
+    """Whether a row needs work: always without flags, otherwise if its flag is set."""
     return tl.load(flags + row) != 0 if FLAGGED else row >= 0
 
 
@@ -220,7 +220,7 @@ def threshold_kernel(
             limit = tl.full((), _ALL_TIES, tl.int64)
         tl.store(keys + row, key.to(tl.int32))
         tl.store(tie_limits + row, tl.where(everything, _ALL_TIES, limit))
-        # What a missed sample has left here.
+        # Clears the results of a sample that missed.
         tl.store(smallest + row, _INF_KEY)
         tl.store(counts + row, tl.zeros((), tl.int64))
 

@@ -25,7 +25,7 @@ _CACHE_ENTRIES = 256
 @dataclass(frozen=True)
 class _Entry:
     tensor: Tensor
-    # The pinned source: a captured upload reads it at each replay.
+    # The pinned source, which a captured upload reads at each replay.
     source: Tensor
     stream: int
     event: "torch.cuda.Event | None"
@@ -48,7 +48,7 @@ def _upload(values: Tensor, device: torch.device) -> _Entry:
 
 
 def _cached(key: tuple, device: torch.device, build: Callable[[], Tensor]) -> Tensor:
-    """The device copy of ``build()``, which ``key`` stands for."""
+    """The device copy of ``build()``, cached by ``key``."""
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     key = (*key, device)
     with _lock:
@@ -57,7 +57,7 @@ def _cached(key: tuple, device: torch.device, build: Callable[[], Tensor]) -> Te
             _cache.move_to_end(key)
         else:
             entry = _upload(build(), device)
-            # What is uploaded under capture holds nothing until the first replay: no other call may find it.
+            # A table uploaded under capture is empty until the first replay, so no other call may find it.
             if not capturing:
                 _cache[key] = entry
                 if len(_cache) > _CACHE_ENTRIES:
@@ -110,7 +110,7 @@ def pointers(tensors: Sequence[Tensor | None], device: torch.device) -> Pointers
 
 def int64_table(values: Sequence[int], device: torch.device) -> Tensor:
     values = tuple(values)
-    # A kernel argument needs an address, which an empty tensor has not.
+    # A kernel argument needs an address, which an empty tensor lacks.
     return _cached(("int64", values), device, lambda: torch.tensor(values or (0,), dtype=torch.int64))
 
 
@@ -164,5 +164,5 @@ def numels_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device: makes it the tensors' one."""
+    """Makes the tensors' device the current one, on which Triton launches."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

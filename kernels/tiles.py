@@ -1,4 +1,4 @@
-"""What the kernels share: tiles of entries, mask words, float formats, 32-bit hashing.
+"""Shared by the kernels: tiles of entries, mask words, float formats, 32-bit hashing.
 
 A tile is [BLOCK / 32, 32]: one row is one mask word's entries. Its entries' offsets fit int32; the tile's start is
 added to the address as int64.
@@ -54,7 +54,7 @@ def pointer_at(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
     bfloat16 is read and written as int16 (see ``widen`` and ``narrow``). ALIGNED promises that the address is a
     multiple of 16 bytes, and makes each thread's entries consecutive (vector accesses). Without it the 32 lanes of a
-    warp take consecutive entries, which is what accesses predicated entry by entry want: a row is one mask word.
+    warp take consecutive entries, which suits accesses predicated entry by entry: a row is one mask word.
     """
     if DTYPE == tl.bfloat16:
         pointer = address.to(tl.pointer_type(tl.int16)) + start
@@ -67,7 +67,7 @@ def pointer_at(address, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def widen(raw, DTYPE: tl.constexpr, COMPUTE: tl.constexpr):
-    """Values in the compute type of what was loaded through ``pointer_at``."""
+    """Values loaded through ``pointer_at``, in the compute type."""
     if DTYPE == tl.bfloat16:
         values = (raw.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(COMPUTE)
     else:

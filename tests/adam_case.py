@@ -1,4 +1,4 @@
-"""Random calls of masked_adam_, what they should give, and how exactly."""
+"""Random calls of masked_adam_, their expected results, and the allowed errors."""
 
 from dataclasses import dataclass, field, replace
 
@@ -169,10 +169,10 @@ class AdamCase:
             if self.emas:
                 self.check_ema(result, i, truth.updated, truth_type, plain_type, errors)
             assert numel == result["params"][i].numel()
-        for name, found in errors.items():
-            ours, plain = (max(column) for column in zip(*found, strict=True))
+        for name, columns in errors.items():
+            ours, plain = (max(column) for column in zip(*columns, strict=True))
             stored = self.dtype if name == "params" else self.compute
-            # Where few values differ (clamped updates, say) plain code may be exact by luck.
+            # If few values differ (with clamped updates, say), plain code may be exact by luck.
             limit = 2 * max(plain, 1.5 * torch.finfo(stored).eps)
             if double:
                 # 1 - beta ** step loses digits to cancellation; in float32 that is below the last bit.
@@ -204,7 +204,7 @@ class AdamCase:
         """Records the largest relative errors of ``stored`` and ``rough``; infinite and NaN entries have to agree."""
         value = oracle.to_numpy(stored).reshape(-1)[where].astype(exact.dtype)
         exact, rough, scale = exact[where], rough.reshape(-1)[where], scale[where]
-        # Where rounding decides whether a value overflows, both are right.
+        # If rounding decides whether a value overflows, both are right.
         finite = np.isfinite(exact) & np.isfinite(rough)
         special = ~np.isfinite(exact) & ~np.isfinite(rough)
         assert np.array_equal(value[special], exact[special], equal_nan=True), f"{name}: inf or NaN differ"
@@ -241,20 +241,20 @@ def random_case(
         max_update=_maybe(lambda: 0.5, 0.3),
         retain_variance=joint and bool(np.random.rand() < 0.5),
         zero_nonfinite=bool(np.random.rand() < 0.3),
-        # A power of two, as loss scales are: unscaling is exact.
+        # A power of two, like real loss scales, so that unscaling is exact.
         grad_scale=_maybe(lambda: 2.0 ** np.random.randint(-3, 12), 0.3),
         ema_decay=_maybe(lambda: float(np.random.choice([0.5, 0.999])), 0.5),
     )
     drawn = replace(drawn, **options)
-    # Without decay half of the parameters start at zero, where the update itself is what is compared.
+    # Without decay half of the parameters start at zero, so that the update itself is compared.
     level = 0.0 if drawn.weight_decay == 0 and np.random.rand() < 0.5 else 1.0
     params = [(level * torch.randn(n, dtype=compute)).to(dtype) for n in numels]
     scale = drawn.grad_scale or 1.0
     present = lambda: [bool(np.random.rand() < 0.85) for _ in numels]  # noqa: E731
-    grads = [(scale * torch.randn(n, dtype=compute)).to(dtype) if there else None
-             for n, there in zip(numels, present(), strict=True)]  # fmt: skip
-    forget = [(scale * torch.randn(n, dtype=compute)).to(dtype) if there else None
-              for n, there in zip(numels, present(), strict=True)]  # fmt: skip
+    grads = [(scale * torch.randn(n, dtype=compute)).to(dtype) if exists else None
+             for n, exists in zip(numels, present(), strict=True)]  # fmt: skip
+    forget = [(scale * torch.randn(n, dtype=compute)).to(dtype) if exists else None
+              for n, exists in zip(numels, present(), strict=True)]  # fmt: skip
     steps = [float(np.random.choice([1, 2, 7, 1000])) for _ in numels]
     fresh = lambda i, value: value * (steps[i] > 1)  # noqa: E731
     squares = [fresh(i, torch.rand(n, dtype=compute)) for i, n in enumerate(numels)]
@@ -283,9 +283,9 @@ def random_case(
         own = case.masters or params
         case.emas = [t.to(compute) + 0.1 * torch.randn(t.shape, dtype=compute) for t in own]
         if masked and not case.ema_everywhere:
-            # Leaving the EMA of frozen entries alone is right only where it equals the parameter.
-            kept = [torch.from_numpy(mask) for mask in masks]
-            case.emas = [torch.where(k, e, t.to(compute)) for k, e, t in zip(kept, case.emas, own, strict=True)]
+            # Leaving the EMA of frozen entries unchanged is right only if it equals the parameter.
+            selected = [torch.from_numpy(mask) for mask in masks]
+            case.emas = [torch.where(k, e, t.to(compute)) for k, e, t in zip(selected, case.emas, own, strict=True)]
     if packed:
         case.packed_grads = bool(np.random.rand() < 0.5)
         case.packed_values = not case.ema_everywhere and bool(np.random.rand() < 0.5)

@@ -2,7 +2,7 @@
 
 Random inputs are the same in every run. ``PECKER_FAST_TEST_SEED`` sets another seed, or a fresh one if it is
 ``random`` (``make test-random``); the seed is in the header and with every failure. ``PECKER_FAST_TEST_BACKENDS``
-(names separated by commas) replaces the back ends that were found; those named must run.
+(names separated by commas) replaces the available back ends; the named ones must run.
 """
 
 import os
@@ -21,7 +21,7 @@ from pecker_fast import ops
 from pecker_fast.ops.dispatch import BACKENDS
 from tests import triton_interpreter
 
-# Diffusers copies the code of local pipelines here: not into the user's cache, nor over another worker's copy.
+# Diffusers copies the code of local pipelines here, not into the user's cache and not over another worker's copy.
 _modules = tempfile.TemporaryDirectory(prefix="pecker-fast-modules-")
 os.environ["HF_MODULES_CACHE"] = _modules.name
 
@@ -34,7 +34,7 @@ if not torch.cuda.is_available():
 SEED_VARIABLE = "PECKER_FAST_TEST_SEED"
 _wanted_seed = os.environ.get(SEED_VARIABLE) or "1"
 _session_seed = int.from_bytes(os.urandom(4), "little") if _wanted_seed == "random" else int(_wanted_seed)
-# Inherited by pytest-xdist's workers, which have to collect the same tests.
+# Inherited by pytest-xdist's workers, which must collect the same tests.
 os.environ[SEED_VARIABLE] = str(_session_seed)
 
 
@@ -48,9 +48,9 @@ def _reasons() -> dict[str, str | None]:
 
 def available_backends() -> list[str]:
     """Back ends to test, the reference first."""
-    wanted = os.environ.get("PECKER_FAST_TEST_BACKENDS")
-    if wanted:
-        return [name.strip() for name in wanted.split(",")]
+    setting = os.environ.get("PECKER_FAST_TEST_BACKENDS")
+    if setting:
+        return [name.strip() for name in setting.split(",")]
     return [name for name in reversed(BACKENDS) if _reasons()[name] is None]
 
 
@@ -87,7 +87,7 @@ def device(backend) -> str:
 
 @pytest.fixture(autouse=True)
 def default_device(request):
-    """The back end's device is where tensors are made, in tests that do not place them themselves (by ``device``)."""
+    """Makes tensors on the back end's device, in tests that do not place them themselves (by ``device``)."""
     names = request.fixturenames
     device = _device(request.getfixturevalue("backend")) if "backend" in names and "device" not in names else "cpu"
     if device == "cpu":
@@ -115,8 +115,8 @@ def seed(request) -> int:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Memory from torch.empty and its like is filled with NaN, or the largest integer: an output that is not written
-    shows."""
+    """Fills memory from torch.empty and similar functions with NaN, or the largest integer, so that unwritten outputs
+    show."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -128,8 +128,8 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def plain_layout(request, monkeypatch):
-    """Curves are drawn without the search for the best margins, which takes as long as a small run; in the tests of
-    reports it is made."""
+    """Draws curves without the search for the best margins, which takes as long as a small run, except in the tests of
+    reports."""
     if "report" not in request.path.parts and "matplotlib" in sys.modules:
         monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
 

@@ -1,4 +1,4 @@
-"""Random inputs that the tests share."""
+"""Random inputs shared by the tests."""
 
 import math
 
@@ -43,7 +43,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the very same bits."""
+    """Whether two tensors hold the same bits."""
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b).to(a.device))
 
 
@@ -61,7 +61,7 @@ def word_offsets(numels: list[int]) -> list[int]:
 
 
 def with_garbage_tails(words: Tensor, numels: list[int]) -> Tensor:
-    """The words with random bits past each tensor's end, which operators have to ignore."""
+    """The words with random bits past each tensor's end, which operators must ignore."""
     noisy = words.clone()
     for start, numel in zip(word_offsets(numels), numels, strict=True):
         if numel % 32:

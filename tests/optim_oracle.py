@@ -1,4 +1,4 @@
-"""What MaskedAdam should do over many steps: the float64 oracle with per-entry step counts, EMA and packing."""
+"""MaskedAdam over many steps as it should be: the float64 oracle with per-entry step counts, EMA and packing."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Independent definitions of what the package computes: numpy, float64, a full stable sort, one formula a line.
+"""Independent definitions of the package's computations: numpy, float64, a full stable sort, one formula a line.
 
 They share no code with the package. ``test_oracle.py`` checks them against cases worked out by hand.
 """
@@ -60,9 +60,9 @@ def _magnitudes(tensors: list[Tensor]) -> np.ndarray:
     return np.concatenate([np.zeros(0), *parts])
 
 
-def _selection(kept: np.ndarray, magnitudes: np.ndarray, tensors: list[Tensor]) -> Selection:
-    threshold = float(magnitudes[kept].min()) if kept.any() else float("inf")
-    return Selection(_split(kept, tensors), threshold, int(kept.sum()), int(np.isnan(magnitudes).sum()))
+def _selection(selected: np.ndarray, magnitudes: np.ndarray, tensors: list[Tensor]) -> Selection:
+    threshold = float(magnitudes[selected].min()) if selected.any() else float("inf")
+    return Selection(_split(selected, tensors), threshold, int(selected.sum()), int(np.isnan(magnitudes).sum()))
 
 
 def select(tensors: list[Tensor], k: int, ties_all: bool = False) -> Selection:
@@ -70,20 +70,20 @@ def select(tensors: list[Tensor], k: int, ties_all: bool = False) -> Selection:
     magnitudes = _magnitudes(tensors)
     eligible = np.flatnonzero(magnitudes > 0)  # NaN compares false
     ranked = eligible[np.argsort(-magnitudes[eligible], kind="stable")][:k]
-    kept = np.zeros(magnitudes.size, dtype=bool)
-    kept[ranked] = True
+    selected = np.zeros(magnitudes.size, dtype=bool)
+    selected[ranked] = True
     if ties_all and ranked.size:
-        kept |= magnitudes >= magnitudes[ranked[-1]]
-    return _selection(kept, magnitudes, tensors)
+        selected |= magnitudes >= magnitudes[ranked[-1]]
+    return _selection(selected, magnitudes, tensors)
 
 
 def keep_at_least(tensors: list[Tensor], threshold: float, ties: int | None = None) -> Selection:
     """Every entry above ``threshold``, and the first ``ties`` (None: all) of those at it."""
     magnitudes = _magnitudes(tensors)
     at = np.flatnonzero((magnitudes == threshold) & (magnitudes > 0))
-    kept = magnitudes > threshold
-    kept[at[: len(at) if ties is None else ties]] = True
-    return _selection(kept, magnitudes, tensors)
+    selected = magnitudes > threshold
+    selected[at[: len(at) if ties is None else ties]] = True
+    return _selection(selected, magnitudes, tensors)
 
 
 def quotients(scores: list[Tensor], others: list[Tensor], damping: float) -> list[Tensor]:
@@ -101,7 +101,7 @@ def quotients(scores: list[Tensor], others: list[Tensor], damping: float) -> lis
 
 
 def exact_sum(tensor: Tensor) -> Fraction:
-    """Of the finite entries' magnitudes."""
+    """Exact sum of the finite entries' magnitudes."""
     values = np.abs(to_numpy(tensor).astype(np.float64)).reshape(-1)
     return sum((Fraction(float(value)) for value in values[np.isfinite(values)]), Fraction(0))
 
@@ -166,8 +166,8 @@ def adam_step(
 ) -> AdamState:
     """One step of one parameter (DESIGN: unscale, combine, non-finite, clip, maximize, decay, moments, update).
 
-    ``mask`` and not ``joint``: only entries in the mask change, the rest is returned as it came. In float64 this is the
-    truth; in float32 it is what plain array code makes of the same formulas.
+    ``mask`` and not ``joint``: only entries in the mask change, the rest is returned unchanged. In float64 this is the
+    truth; in float32 it is the result of plain array code with the same formulas.
     """
     o = options
     as_dtype = lambda value: np.asarray(value, dtype=dtype)  # noqa: E731
@@ -193,7 +193,7 @@ def adam_step(
         elif o.weight_decay:
             g, h = g + dtype(o.weight_decay) * x, h + dtype(o.weight_decay) * x
         step = state.step + 1
-        # Corrections are made of the step count alone: in float64 at least, as in torch.
+        # Corrections depend on the step count only, and are computed at least in float64, as in torch.
         wide = np.promote_types(dtype, np.float64).type
         correction1 = (1 - wide(o.beta1) ** step.astype(wide)).astype(dtype)
         correction2 = (1 - wide(o.beta2) ** step.astype(wide)).astype(dtype)
@@ -232,7 +232,7 @@ def adam_scales(
         sizes = []
         for part in (grad, masked_grad):
             size = 0.0 if part is None else np.abs(np.asarray(part, np.float64)) / (o.grad_scale or 1.0)
-            # inf is clipped to clip_value, or what follows is not finite either.
+            # inf is clipped to clip_value, or else the result is not finite either.
             sizes.append(np.where(np.isfinite(size), size, o.clip_value or 0.0))
         decay = o.weight_decay * np.abs(state.x)
         g = sizes[0] + sizes[1] + decay
@@ -244,7 +244,7 @@ def adam_scales(
         second = after.exp_avg_sq if after.max_exp_avg_sq is None else after.max_exp_avg_sq
         correction1, correction2 = 1 - o.beta1**after.step, 1 - o.beta2**after.step
         u = o.lr * m / correction1 / (np.sqrt(second / correction2) + o.eps)
-        # Where terms of h cancel, the divisor is small and uncertain.
+        # If terms of h cancel, the divisor is small and uncertain.
         ratio = (v if largest is None else largest) / np.where(second > 0, second, 1.0)
         u = u * np.sqrt(np.where((ratio > 1) & np.isfinite(ratio), ratio, 1.0))
         return AdamState(np.abs(state.x) + u, v, after.step, m, largest)

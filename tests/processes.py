@@ -50,7 +50,7 @@ def _ensure_server() -> None:
 
 
 def _work(command: list[str], environment: dict[str, str], folder: str, output: str, errors: str) -> None:
-    """What ``python COMMAND`` does, in a fork of the server."""
+    """Does the work of ``python COMMAND`` in a fork of the server."""
     for path, number in ((output, 1), (errors, 2)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
@@ -115,7 +115,7 @@ class Process:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Waits for its end; what it has written to stdout and stderr."""
+        """Waits for the process to end and returns its stdout and stderr."""
         self.wait(timeout)
         output, errors = (Path(file.name).read_text() for file in self._files)
         return output, errors

@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels, by its report and the disassembly. Needs no GPU.
+"""The code that nvcc generates for the CUDA kernels, by its report and the disassembly. Needs no GPU.
 
 Registers, local memory, vector accesses and their order, instructions an entry.
 """
@@ -15,7 +15,7 @@ SOURCES = sorted(path.stem for path in sass.CUDA_SOURCES.glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90")
 
 STREAMING_REGISTERS = 64
-# Kernels that may use more registers: how many, and why.
+# Kernels that may use more registers: the limit, and the reason.
 MORE_REGISTERS = {
     "bracket_kernelILi8": (80, "its shared memory lets three blocks run at a time, which have as many registers"),
     "bracket_kernelILi1ELb1": (80, "division takes registers: three blocks run at a time"),
@@ -77,7 +77,7 @@ FIRST_MOMENT, WITH_EMA, JOINT, ANY_OPTION, RARE = 1, 2, 4, 8, 16
 
 
 def adam_version(kernel: sass.Kernel) -> tuple[bool, int, int]:
-    """(16-bit parameters, Kind, options) that an adam_kernel is compiled for."""
+    """(16-bit parameters, Kind, options) of a compiled adam_kernel."""
     match = re.search(r"adam_kernelI(.*?)LN\w*?4KindE(\d)ELi(\d+)E", kernel.mangled)
     assert match, kernel.mangled
     return match[1] != "ff", int(match[2]), int(match[3])
@@ -88,7 +88,7 @@ def adam_lists(narrow: bool, kind: int, options: int) -> tuple[int, int]:
     anything, rare = bool(options & ANY_OPTION), bool(options & RARE)
     first_moment, ema = anything or bool(options & FIRST_MOMENT), anything or bool(options & WITH_EMA)
     masked_grad = kind == EVERY and (anything or bool(options & JOINT))
-    # The moments of packed state are no vectors.
+    # The moments of packed state are not accessed as vectors.
     moments = 0 if kind == PACKED else first_moment + 1 + rare
     stored = 1 + moments + ema + (rare and narrow)
     return stored + 1 + masked_grad, stored
@@ -117,7 +117,7 @@ def test_adam_accesses_vectors_and_waits_once(source, architecture, compilations
             counts = 2 * sass.ENTRIES if options & RARE else 0
             assert kernel.count("is_scalar_store") <= sass.ENTRIES * lists + counts, kernel.name
         if kind == EVERY and not options & ANY_OPTION:
-            # 97 and 110 before there was such a path.
+            # 97 and 110 before this path existed.
             count, limit = len(path.instructions) / sass.ENTRIES, 70 if narrow else 60
             assert count <= limit, f"{kernel.name}: {count} instructions an entry"
 
@@ -152,7 +152,7 @@ def test_other_kernels_access_vectors_and_wait_once(source, architecture, compil
     assert checked == 2
 
 
-def test_early_uses_are_seen():
+def test_early_uses_are_detected():
     """A load that waits for the one before it, and one that does not."""
     text = """
 		Function : example

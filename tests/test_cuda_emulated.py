@@ -47,14 +47,14 @@ class Memory:
 
 @pytest.fixture(autouse=True)
 def order():
-    """Threads and blocks go on in another order each time: a missing barrier shows as a wrong result."""
+    """Runs threads and blocks in different orders, so that a missing barrier shows as a wrong result."""
     chosen = random.choice(("forward", "reverse", "shuffled"))
     streaming.set_order(chosen)
     return chosen
 
 
 def sizes(large: int = 1) -> list[int]:
-    """Sizes around every boundary that the kernels have."""
+    """Sizes around every boundary in the kernels."""
     fixed = [0, 1, 2, 3, 4, 5, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025]
     boundary = [16384 * random.choice((1, 1, 1, 2)) + random.randint(-5, 5) for _ in range(large)]
     chosen = [*random.sample(fixed, 6), random.randint(1, 3000), *boundary]
@@ -103,7 +103,7 @@ def assert_same_bits(actual, expected, name: str):
 
 
 def assert_same_update(actual, expected, before, frozen, name: str, slack: float = 0.0):
-    """Frozen entries are left alone bit for bit; the rest is equal but for the last bits."""
+    """Frozen entries are bit-identical; the rest is equal up to the last bits."""
     a, b, old = (t.view(-1).view(_INTEGERS[t.element_size()]) for t in (actual, expected, before))
     assert bool((b == old)[frozen].all()) and bool((a == old)[frozen].all()), f"{name}: frozen entries changed"
     if not actual.is_floating_point():
@@ -116,13 +116,13 @@ def assert_same_update(actual, expected, before, frozen, name: str, slack: float
         actual, expected, rtol=tolerance, atol=tolerance * scale + slack, equal_nan=True, msg=lambda m: f"{name}: {m}"
     )
     if actual.element_size() == 2:
-        # Only where a last bit of the float32 result decided the rounding.
+        # Only if a last bit of the float32 result decided the rounding.
         different = ((a != b) & ~(actual.view(-1).isnan() & expected.view(-1).isnan())).sum()
         assert different <= 2 + actual.numel() // 50, f"{name}: {different} of {actual.numel()} are rounded differently"
 
 
 def frozen_entries(arguments: list, options: dict, name: str, i: int) -> torch.Tensor:
-    """Which entries of list ``name`` of tensor i a step may not change."""
+    """The entries of list ``name`` of tensor i that a step must not change."""
     params, grads, masked_grads = arguments[:3]
     words, offsets, packed_offsets, _, found_inf = arguments[12:17]
     numel = params[i].numel()
@@ -211,14 +211,14 @@ def test_pack_and_unpack(dtype, density):
         assert torch.equal(streaming.unpack(packed, words, numel), reference.unpack(packed, words, numel))
 
 
-def test_pack_where_count_is_wrong():
+def test_pack_with_a_wrong_count():
     numel = 20000
     words, (offset,), (mask,) = make_mask([numel], 0.3)
     dense, count = torch.arange(1.0, numel + 1), int(mask.sum())
-    for given in (0, count - 7, count + 7):
-        packed = streaming.pack(dense, words[offset:], given)
-        expected = torch.zeros(given)
-        expected[: min(given, count)] = dense[mask][:given]
+    for requested in (0, count - 7, count + 7):
+        packed = streaming.pack(dense, words[offset:], requested)
+        expected = torch.zeros(requested)
+        expected[: min(requested, count)] = dense[mask][:requested]
         assert torch.equal(packed, expected)
 
 
@@ -336,7 +336,7 @@ def run_both(arguments, options, rare=None):
     for name, *lists in zip(names, actual, expected, arguments[:9], strict=True):
         if "grads" not in name:
             for i, tensors in enumerate(zip(*lists, strict=True)):
-                # An EMA follows the parameter as it was rounded.
+                # An EMA follows the rounded parameter.
                 slack = torch.finfo(arguments[0][0].dtype).eps * 0.1 if name == "emas" else 0.0
                 frozen = frozen_entries(arguments, options, name, i)
                 assert_same_update(*tensors, frozen, f"{name}[{i}] of {tensors[0].numel()} entries", slack)
@@ -382,7 +382,7 @@ def test_adam_rare_features(kind, feature):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adam_changes_nothing_where_found_inf_is_set(kind):
+def test_adam_changes_nothing_if_found_inf_is_set(kind):
     arguments, options = adam_arguments(torch.float32, kind, {"ema": True, "ema_everywhere": True})
     arguments[16] = torch.tensor(1.0)
     actual = run_both(arguments, options)
@@ -391,7 +391,7 @@ def test_adam_changes_nothing_where_found_inf_is_set(kind):
 
 @pytest.mark.parametrize("dtype", SCORE_DTYPES, ids=str)
 def test_adam_is_exact_enough_with_approximate_roots_and_reciprocals(dtype, monkeypatch):
-    """At most twice the error of plain float32 code, where every approximation of the GPU is off by a last bit."""
+    """At most twice the error of plain float32 code, even if every approximation of the GPU is off by a last bit."""
     monkeypatch.setattr(ops, "masked_adam_", lambda *args, backend, **options: streaming.masked_adam_(*args, **options))
     with streaming.approximate():
         for _ in range(12):
@@ -416,7 +416,7 @@ def test_adam_bits_do_not_depend_on_the_path(kind, dtype):
     for misaligned, rare, clip_value in ((0, False, None), (1, False, None), (0, True, None), (0, False, 1e38)):
         memory, lists = Memory(), []
         for number, argument in enumerate(arguments[:9]):
-            # Parameters and state apart from each other: no group is a vector in both.
+            # Parameters and state have different misalignments: no group is a vector in both.
             lists.append([memory.place(t, misaligned * (1 + number % 2)) for t in argument])
         clip = {"clip_value": None if features["spoil"] else clip_value}
         streaming.masked_adam_(*lists, *arguments[9:], **{**options, **clip}, rare=rare)

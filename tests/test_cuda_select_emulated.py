@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True)
 def order():
-    """Threads and blocks go on in another order each time: a missing barrier shows as a wrong result."""
+    """Runs threads and blocks in different orders, so that a missing barrier shows as a wrong result."""
     chosen = random.choice(("forward", "reverse", "shuffled"))
     selection.set_order(chosen)
     return chosen
@@ -53,7 +53,7 @@ def check_select(scores, ks, ties_all=False, tuning=None, relative=None) -> list
     return used
 
 
-# Sizes of the networks that the benchmarks know, and around the least that is sampled.
+# Sizes of the benchmarks' networks, and sizes around the smallest that is sampled.
 PLANNED = (4_200_000, 5_000_000, 12_000_000, 38_632_323, 859_520_964, 2_567_463_684)
 
 
@@ -186,7 +186,7 @@ def test_missed_bracket_takes_the_fallback(name):
 
 
 def test_adversarial_sample():
-    """The sample sees other values than there are: the bracket misses, and the result is still exact."""
+    """The sample is not representative: the bracket misses, and the result is still exact."""
     n = 1 << 16
     ones = torch.ones(n)
     x, used = ones.clone(), []
@@ -212,8 +212,8 @@ def test_by_histograms_alone(name):
 
 
 @pytest.mark.parametrize("tuning", [Tuning(min_sampled_bytes=1 << 40), Tuning(**ROOMY), Tuning(capacity=40)])
-def test_rows_do_not_meet(tuning):
-    """Rows share histograms, which each leaves as it found them; a rank that is not allowed keeps nothing."""
+def test_rows_are_independent(tuning):
+    """Rows share histograms, which each restores; a rank out of range keeps nothing."""
     n = sum(SIZES)
     check_select(split(inputs("special", n)), [n // 2, 0, n // 3, n, 7], tuning=tuning)
 
@@ -231,8 +231,8 @@ def test_rows_share_a_pass(name, ties_all):
         assert BRACKET in used and FALLBACK in used
 
 
-def test_values_that_are_alike_in_many_digits():
-    """More candidates than one block sorts out, all of which have the wanted one's first digits: histograms decide."""
+def test_values_with_many_equal_digits():
+    """More candidates than one block can resolve share the wanted one's first digits: histograms decide."""
     n = 1 << 17
     x = torch.ones(n)
     x[-5:] = 1e30
@@ -241,7 +241,7 @@ def test_values_that_are_alike_in_many_digits():
     assert check_select([x], [n // 2], tuning=tuning) in ([BRACKET], [FALLBACK])
 
 
-# What production runs, but for the number of blocks.
+# The production configuration, except for the number of blocks.
 PRODUCTION = Tuning(blocks=8, min_sampled_bytes=1 << 24)
 
 
@@ -252,7 +252,7 @@ def test_production_size(name):
     sizes = (n // 2 + 3, 0, 1, n - n // 2 - 4)
     used = check_select(split(inputs(name, n), sizes), [n // 2, n // 100], tuning=PRODUCTION)
     assert DIRECT not in used
-    # Fewer than half of the entries can be kept, or those of a cluster are too much alike.
+    # Fewer than half of the entries can be kept, or those of a cluster are too similar.
     if name not in ("mostly zero", "block-scaled"):
         assert used[-1] == BRACKET
 

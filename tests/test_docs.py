@@ -1,4 +1,4 @@
-"""The examples of the documentation run, its commands can be parsed, and the files it names are there."""
+"""The examples of the documentation run, its commands can be parsed, and the files that it names exist."""
 
 import importlib
 import re
@@ -21,14 +21,14 @@ BLOCKS = [
 _unlearn = pf.unlearn
 
 
-def test_there_are_examples():
+def test_examples_exist():
     assert len(BLOCKS) >= 2
 
 
 @pytest.mark.parametrize(("name", "block"), BLOCKS)
 def test_example_runs(name, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # The documented call with few iterations and samples: that it works, not what it measures.
+    # The documented call with few iterations and samples: it must work, its figures do not matter.
     short = {"max_train_steps": 2, "samples_per_class": 4, "progress_bar": False}
     monkeypatch.setattr(pf, "unlearn", lambda *args, **options: _unlearn(*args, **{**options, **short}), raising=False)
     exec(compile(block, name, "exec"), {"__name__": "__main__"})
@@ -43,21 +43,21 @@ def test_documented_files_exist():
 
 
 def commands() -> list[tuple[str, str]]:
-    """Lines of code blocks that are commands, and commands within the text, with the page that has each."""
-    found = set()
+    """Commands in code blocks and in the text, each with its page."""
+    result = set()
     for name in PAGES:
         text = (ROOT / name).read_text().replace("\\\n", " ")
         lines = re.findall(r"^ {4}((?:pecker-fast|python -m|make) .*)$", text, re.MULTILINE)
         for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             lines += re.findall(r"^((?:pecker-fast|python -m|make) .*)$", block, re.MULTILINE)
         lines += re.findall(r"`((?:pecker-fast|make) [^`]+)`", text)
-        found |= {(name, " ".join(re.split(r"\s#\s", line)[0].split())) for line in lines}
-    return sorted(found)
+        result |= {(name, " ".join(re.split(r"\s#\s", line)[0].split())) for line in lines}
+    return sorted(result)
 
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_command_is_parsed(page, command, tmp_path, monkeypatch, capsys):
-    """With the options that it names; the folders that it names need not be there."""
+    """Parses the command with its options; the folders in it need not exist."""
     monkeypatch.chdir(tmp_path)
     program, *words = shlex.split(command.removesuffix(" ..."))
     if program == "make":

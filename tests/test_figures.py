@@ -39,7 +39,7 @@ def test_figures_after_steps():
         figure("unheard_of")
 
 
-def test_the_catalogue_has_the_figures_of_the_kept_results():
+def test_catalogue_covers_the_committed_results():
     demo = json.loads((RESULTS / "demo-digits.json").read_text())["methods"]["pecker"]
     words = {"method", "seed", "pretrained", "feature_extractor", "weights_sha256", "weights", "before_diversity"}
     assert {key for key in demo if find(key) is None} == words

@@ -21,20 +21,20 @@ def mode(path) -> int:
 
 
 def mode_of_new_files() -> int:
-    """As any other program's files, which those can read whom the user lets."""
+    """New files have the permissions of the user's umask, like those of any program."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "f"
     write_text(path, "old")
     with pytest.raises(OSError, match="full"), replacing(path) as temporary:
         temporary.write_text("half")
         raise OSError("full")
     assert path.read_text() == "old" and names(tmp_path) == ["f"]
-    # Nor does one whose bytes have not reached the disk.
+    # A file whose bytes have not reached the disk does not either.
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("lost")))
     for write in (lambda: write_json(path, 1), lambda: save_tensors(path, {"a": torch.ones(2)})):
         with pytest.raises(OSError, match="lost"):
@@ -44,7 +44,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_text() == "old" and names(tmp_path) == ["f"]
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_files_are_read_back(tmp_path):
     write_text(tmp_path / "t", "\u00e9\n")
     assert (tmp_path / "t").read_bytes() == b"\xc3\xa9\n"
     write_json(tmp_path / "j", {"a": [1, None]})

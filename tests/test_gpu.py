@@ -1,4 +1,4 @@
-"""What only a GPU shows: steps and selections that neither wait nor allocate, CUDA graphs, and large inputs."""
+"""Tests that need a GPU: steps and selections that neither wait nor allocate, CUDA graphs, and large inputs."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def optimizer(params: dict[str, nn.Parameter], backend: str, **options) -> pf.Ma
 
 
 def set_grads(params: dict[str, nn.Parameter], seed: int) -> None:
-    """New gradients, in the memory of the old ones where there are any: a graph reads them there."""
+    """New gradients, in the memory of any old ones, where a graph reads them."""
     for name, grad in tensors(seed).items():
         if params[name].grad is None:
             params[name].grad = grad
@@ -51,13 +51,13 @@ def step_of(kind: str, opt: pf.MaskedAdam, params: dict[str, nn.Parameter]):
 
 @pytest.mark.parametrize("kind", ["plain", "masked", "joint"])
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_captured_step_does_what_steps_do(kind, name):
+def test_captured_step_equals_ordinary_steps(kind, name):
     captured, plain = network(), network()
     set_grads(captured, 1), set_grads(plain, 1)
     options = {"capturable": True, "ema_decay": 0.9}
     a, b = optimizer(captured, name, **options), optimizer(plain, name, **options)
     one, two = step_of(kind, a, captured), step_of(kind, b, plain)
-    # A graph needs all memory to be there: the first steps run outside, on a stream of their own.
+    # A graph needs all memory allocated beforehand: the first steps run outside it, on a separate stream.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -171,8 +171,8 @@ def test_more_entries_than_an_int32_can_count():
     places = torch.tensor([0, 2**31 - 1, 2**31, 2**32 - 1, 2**32, count - 1], device="cuda")
     grad[places] = 1.0
     mask = pf.saliency_mask({"p": grad}, k=len(places), backend="cuda")
-    kept = mask["p"]
-    assert int(kept.sum()) == len(places) and bool(kept[places].all())
+    selected = mask["p"]
+    assert int(selected.sum()) == len(places) and bool(selected[places].all())
     param = nn.Parameter(torch.zeros(count, dtype=torch.bfloat16, device="cuda"))
     param.grad = grad
     pf.MaskedAdam([("p", param)], lr=1.0, betas=(0.0, 0.9), packed=True, backend="cuda").step(mask=mask)

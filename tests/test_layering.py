@@ -1,4 +1,4 @@
-"""Who may import whom, read off the sources; and what importing the package brings along."""
+"""Which part may import which, read from the sources; and which modules importing the package loads."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Part of the package -> the parts it may import. Every part may import torch, numpy and the standard library.
 ALLOWED = {
-    # Of ops the layout alone: see test_kernels_import_only_the_layout_of_ops.
+    # From ops only the layout: see test_kernels_import_only_the_layout_of_ops.
     "kernels": {"kernels", "ops"},
     "ops": {"ops", "kernels"},
     "flat": {"flat"},
@@ -31,7 +31,7 @@ ALLOWED = {
     "data": {"checks", "data"},
     "hashing": {"hashing"},
     "metrics": {"checks", "files", "metrics", "data", "hashing"},
-    # Names of runs are imported when they are asked for.
+    # Names of runs are imported lazily.
     "__init__": {"ops", "mask", "saliency", "optim", "patches", "runs"},
     "diffusion": {"checks", "diffusion"},
     "models": {"checks", "files", "hashing", "diffusion", "models"},
@@ -80,9 +80,9 @@ ALLOWED = {
 }
 # Imported by nothing below them.
 TOPS = {"cli", "__main__", "commands", "studies"}
-# Of a subcommand: it parses, calls the library and prints.
+# Lines of a subcommand, which parses, calls the library and prints.
 COMMAND_LINES = 100
-# Apart from the other benchmarks: they run the commands' library.
+# Separate from the other benchmarks: studies run the commands' library.
 STUDIES = ["benchmarks", "studies"]
 THIRD_PARTY = {"kernels": {"torch", "triton"}, "ops": {"torch"}, "adam": {"torch"}}
 
@@ -159,12 +159,12 @@ OWNERS = {
 def test_constants_have_one_owner_a_language(pattern):
     sources = [path for _, path in sorted((str(p), p) for p in (ROOT / "csrc").rglob("*") if p.is_file())]
     sources += [path for path, parts in modules() if parts[0] in ("kernels", "ops", "adam", "mask", "saliency")]
-    found = set()
+    files = set()
     for path in sources:
         code = "\n".join(line.split("//")[0].split("#")[0] for line in path.read_text().splitlines())
         if re.search(pattern, code):
-            found.add(str(path.relative_to(ROOT)))
-    assert found == OWNERS[pattern]
+            files.add(str(path.relative_to(ROOT)))
+    assert files == OWNERS[pattern]
 
 
 def test_subcommands_are_small_and_all_named():
@@ -208,7 +208,7 @@ def test_import_is_lean():
 
 
 def test_the_command_line_starts_lean():
-    """A subcommand is imported when it is called, and it brings no diffusers before it needs a network."""
+    """A subcommand is imported when it is called, and imports diffusers only when it needs a network."""
     code = (
         "import sys\n"
         "from pecker_fast import cli\n"

@@ -19,7 +19,7 @@ SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "empty": (0, 2), "scal
 
 
 def random_mask(names: bool = True, density: float = 0.4) -> tuple[pf.SaliencyMask, dict[str, torch.Tensor]]:
-    """A mask, and the bool tensors that it is to hold."""
+    """A mask, and the bool tensors that it should hold."""
     flat = random_masks([math.prod(shape) for shape in SHAPES.values()], density)
     bools = {n: torch.from_numpy(b).view(s) for (n, s), b in zip(SHAPES.items(), flat, strict=True)}
     return pf.SaliencyMask.from_bool(bools if names else list(bools.values())), bools
@@ -177,7 +177,7 @@ def test_alignment():
     assert mask.align(others[::-1], [f"module._orig_mod.{name}" for name in names[::-1]]) == [2, 1, 0]
     wrapped = pf.SaliencyMask(mask.words, mask.shapes, [f"_orig_mod.module.{name}" for name in names])
     assert wrapped.align(others, names) == [0, 1, 2]
-    # By order where the mask has no names.
+    # By order if the mask has no names.
     assert pf.SaliencyMask(mask.words, mask.shapes).align(others, names) == [0, 1, 2]
     with pytest.raises(ValueError, match="mask has names, the parameters have none"):
         mask.align(others)
@@ -217,7 +217,7 @@ def test_save_and_load(names, tmp_path):
     assert pf.SaliencyMask.load(str(path)).threshold is None
 
 
-def test_file_says_what_it_is(tmp_path):
+def test_file_identifies_itself(tmp_path):
     mask = pf.saliency_mask({"a": torch.randn(40), "b": torch.randn(3, 3)}, density=0.5)
     mask.save(tmp_path / "m.safetensors")
     from safetensors import safe_open
@@ -260,8 +260,8 @@ def test_damaged_and_foreign_files(tmp_path):
         ({"words": words}, {**metadata, "names": '["a", "b"]'}),
         ({"other": words}, metadata),
     ]
-    for i, (tensors, given) in enumerate(wrong):
-        save_file(tensors, bad, metadata=given)
+    for i, (tensors, wrong_metadata) in enumerate(wrong):
+        save_file(tensors, bad, metadata=wrong_metadata)
         with pytest.raises(ValueError, match=r"bad.safetensors"):
             pf.SaliencyMask.load(bad)
             pytest.fail(f"case {i} was loaded")
@@ -270,7 +270,7 @@ def test_damaged_and_foreign_files(tmp_path):
     assert pf.SaliencyMask.load(path).equal(mask)
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
     old = pf.saliency_mask([torch.randn(40)], density=0.5)
     old.save(path)
@@ -323,7 +323,7 @@ def test_files_whose_names_or_shapes_were_changed(tmp_path):
         save_file({"words": words}, bad, metadata={**metadata, **change})
         with pytest.raises(ValueError, match=r"bad.safetensors is a damaged saliency mask"):
             pf.SaliencyMask.load(bad)
-    # As many salient entries, but others.
+    # The same number of salient entries, but different ones.
     swapped = words.flip(0)
     if not torch.equal(swapped, words):
         save_file({"words": swapped}, bad, metadata=metadata)

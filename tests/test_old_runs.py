@@ -53,7 +53,7 @@ def unpacked(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def old(unpacked, tmp_path, monkeypatch) -> Path:
-    """The runs as they were, in another place; a copy of them is the present folder."""
+    """The original runs in another folder; the present folder is a copy of them."""
     shutil.copytree(unpacked, tmp_path / "runs")
     monkeypatch.chdir(tmp_path / "runs")
     return unpacked
@@ -68,15 +68,15 @@ def lines(path: Path) -> list[dict]:
 
 
 def computes_alike(old: Path) -> bool:
-    """Whether this machine rounds as the one that made the runs: by its CPU and its torch."""
-    here, there = environment(), read(old / DIGITS / "environment.json")
-    return all(here[key] == there[key] for key in ("cpu", "cpu_instruction_set")) and (
-        here["packages"]["torch"] == there["packages"]["torch"]
+    """Whether this machine rounds like the one that made the runs, judging by CPU and torch."""
+    here, recorded = environment(), read(old / DIGITS / "environment.json")
+    return all(here[key] == recorded[key] for key in ("cpu", "cpu_instruction_set")) and (
+        here["packages"]["torch"] == recorded["packages"]["torch"]
     )
 
 
 def assert_figures(now: dict, before: dict, exactly: bool) -> None:
-    """The figures of earlier code are there, with their values. Other roundings move an accuracy by a sample of 3."""
+    """Has the figures of earlier code with their values. Other rounding may move an accuracy by one sample of 3."""
     for key, value in before.items():
         if isinstance(value, float) and "seconds" not in key and "memory" not in key:
             sample = 100 / 3 if key in ("ua", "retain_accuracy", "extractor_precision", "extractor_recall") else 0.0
@@ -91,7 +91,7 @@ def test_reports(old, capsys, run):
     page = check_page((run / "report.html").read_text())
     assert read(run / "hashes.json")["config.json"]["sha256"] in page.text
     assert (run / "report.md").read_text().startswith((old / run / "report.md").read_text().splitlines()[0])
-    # What the run measured is as it was.
+    # The run's own figures are unchanged.
     assert (run / "metrics.json").read_bytes() == (old / run / "metrics.json").read_bytes()
     (run / "train.jsonl").write_text("{}\n")
     main(["report", str(run)])
@@ -99,7 +99,7 @@ def test_reports(old, capsys, run):
 
 
 def test_evaluation(old, capsys):
-    """The samples that were drawn are measured; none is drawn."""
+    """Measures the existing samples and draws none."""
     (chunk,) = (DIGITS / "evaluation").rglob("chunk-*")
     written = chunk.stat().st_mtime_ns
     (DIGITS / "evaluation.json").unlink()
@@ -125,7 +125,7 @@ def test_resumption(old, capsys, run):
         if exactly:
             assert same_bits(value, before[name]), name
         else:
-            # Where rounding changes the sign of a gradient, Adam's two steps go the other way.
+            # If rounding changes the sign of a gradient, Adam's two steps go the other way.
             assert (value - before[name]).abs().max() <= 4 * rate, name
     assert any(not torch.equal(value, start[name]) for name, value in now.items())
     logs = [lines(folder / run / "train.jsonl") for folder in (Path(), old)]
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_request_is_refused(old, capsys):
 
 
 def test_comparison(old, capsys, tmp_path):
-    """Runs that have ended are read, and none is made; and a table from compare.json alone."""
+    """Reuses finished runs and makes none; also rebuilds the table from compare.json alone."""
     files = ["metrics.json", "config.json", "train.jsonl", str(WEIGHTS)]
     main(["compare", "--methods", "pecker", "sfd", "--seeds", "1", "--output-dir", "compare", "--device", "cpu",
           "--pretrained-model-name-or-path", "network", "--samples-per-class", "3", "--no-progress-bar",

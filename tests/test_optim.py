@@ -140,7 +140,7 @@ def test_packed_equals_dense_with_one_mask(backend, small):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_chunks_of_many_densities_in_one_tensor(packed, backend, small):
-    """Sparse, dense, empty and short chunks in every order, each with its own way through."""
+    """Sparse, dense, empty and short chunks in every order, each with its own code path."""
     chunk = 16384
     sizes = [900, 33] if small else [9 * chunk + 77, 5, 3 * chunk]
     options = random_options()
@@ -161,8 +161,8 @@ def test_chunks_of_many_densities_in_one_tensor(packed, backend, small):
         for these, optimizer in twins:
             set_grads(these, [g.clone() for g in grads])
             optimizer.step(mask=mask)
-    for param, expected, kept, before in zip(params, reference, masks, start, strict=True):
-        assert torch.equal(param[~kept], before[~kept])
+    for param, expected, salient, before in zip(params, reference, masks, start, strict=True):
+        assert torch.equal(param[~salient], before[~salient])
         assert torch.allclose(param, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -187,18 +187,18 @@ def test_frozen_entries_stay_bit_for_bit(dtype, backend):
     optimizer.step()
     mask = random_mask(params)
     for _ in range(2):
-        kept = [[t.detach().clone() for t in tensors(optimizer, p)] for p in params]
+        saved = [[t.detach().clone() for t in tensors(optimizer, p)] for p in params]
         grads = make_grads(params)
         for i, grad in enumerate(grads):
             grad[~mask[i]] = math.nan
         set_grads(params, grads)
         optimizer.step(mask=mask)
         for i, param in enumerate(params):
-            for before, after in zip(kept[i], tensors(optimizer, param), strict=False):
+            for before, after in zip(saved[i], tensors(optimizer, param), strict=False):
                 assert same_bits(after.detach()[~mask[i]], before[~mask[i]])
             assert param.isfinite().all()
-            # One entry alone may have an update below half a unit of its last place.
-            assert mask[i].sum() < 10 or not torch.equal(param, kept[i][0])
+            # A single entry may have an update below half a unit of its last place.
+            assert mask[i].sum() < 10 or not torch.equal(param, saved[i][0])
 
 
 def tensors(optimizer, param) -> list[torch.Tensor]:
@@ -255,7 +255,7 @@ def test_joint_step_is_the_sum_and_selected_not_multiplied():
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(params, other, strict=True))
 
 
-def test_none_gradients_count_as_zeros_where_the_other_is_there():
+def test_missing_gradient_counts_as_zero_beside_the_other():
     one, two, three = (nn.Parameter(torch.randn(40, dtype=torch.float64)) for _ in range(3))
     start = [p.detach().clone() for p in (one, two, three)]
     optimizer = pf.MaskedAdam([one, two, three], lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)
@@ -269,7 +269,7 @@ def test_none_gradients_count_as_zeros_where_the_other_is_there():
     assert torch.equal(three, start[2]) and "step" not in optimizer.state[three]
 
 
-def test_ema_of_a_parameter_without_gradient_goes_on():
+def test_ema_advances_without_a_gradient():
     twin = Twin(AdamOptions(lr=0.1, ema_decay=0.5))
     twin.step()
     grads = make_grads(twin.params)
@@ -278,7 +278,7 @@ def test_ema_of_a_parameter_without_gradient_goes_on():
         twin.check()
 
 
-def test_step_of_nothing_changes_nothing():
+def test_empty_step_changes_nothing():
     params = make_params()
     before = [p.detach().clone() for p in params]
     optimizer = pf.MaskedAdam(params, weight_decay=0.1)
@@ -314,7 +314,7 @@ def test_ema_starts_at_the_parameters_and_swaps_bit_for_bit():
 
 
 def test_ema_after_parameters_were_changed_from_outside():
-    # The EMA of frozen entries equals the parameter no longer, so it may not be left alone.
+    # The EMA of frozen entries no longer equals the parameter, so it must be updated.
     twin = Twin(AdamOptions(lr=0.01, ema_decay=0.9))
     mask = random_mask(twin.params)
     for _ in range(3):
@@ -328,7 +328,7 @@ def test_ema_after_parameters_were_changed_from_outside():
         twin.check()
 
 
-def test_ema_has_to_be_asked_for():
+def test_ema_is_opt_in():
     optimizer = pf.MaskedAdam(make_params())
     with pytest.raises(RuntimeError, match="ema_decay"):
         optimizer.ema_parameters()
@@ -370,8 +370,8 @@ def test_sparsity_stats_of_each_regime():
             param.grad = torch.randn(100)
             optimizer.step(mask=mask)
         stats = optimizer.sparsity_stats()
-        found = (stats["touched_last"], stats["touched_ever"], stats["mean_update_count"])
-        assert found == pytest.approx((0.2, 0.2, 0.8))
+        result = (stats["touched_last"], stats["touched_ever"], stats["mean_update_count"])
+        assert result == pytest.approx((0.2, 0.2, 0.8))
     optimizer = pf.MaskedAdam([param])
     optimizer.step()
     stats = optimizer.sparsity_stats()

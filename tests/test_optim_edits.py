@@ -1,4 +1,4 @@
-"""MaskedAdam while somebody edits parameter groups, state and parameters by hand, beside torch.optim.Adam."""
+"""MaskedAdam while the user edits parameter groups, state and parameters, compared with torch.optim.Adam."""
 
 import copy
 import math
@@ -42,7 +42,7 @@ def both(make_params, edit, **options):
 # ---- parameter groups
 
 
-def test_a_parameter_taken_out_of_its_group_stays():
+def test_parameter_removed_from_its_group_does_not_move():
     def edit(optimizer, params):
         optimizer.step()
         optimizer.param_groups[0]["params"] = [params[0]]
@@ -74,7 +74,7 @@ def test_a_parameter_replaced_by_another():
         new = ones(1)[0]
         optimizer.param_groups[0]["params"][1] = params[1] = new
         optimizer.step()
-        # Of the same shape and value, so that only its identity tells it from the old one.
+        # The same shape and value, so that it differs from the old one only by identity.
         params[0] = ones(1)[0]
         params[0].data.copy_(optimizer.param_groups[0]["params"][0])
         optimizer.param_groups[0]["params"][0] = params[0]
@@ -148,7 +148,7 @@ def test_options_changed_by_hand_are_checked_before_anything_changes(option, val
     assert torch.allclose(params[0], torch.tensor(-2 * LR))
 
 
-def test_names_go_with_their_parameters():
+def test_names_follow_their_parameters():
     params = {name: ones(1)[0] for name in "abc"}
     optimizer = pf.MaskedAdam(params.items(), lr=LR)
     a, b, c = params.values()
@@ -160,7 +160,7 @@ def test_names_go_with_their_parameters():
         return [not torch.equal(p, q) for p, q in zip((a, b, c), before, strict=True)]
 
     assert moved("b") == [False, True, False]
-    # The names stay as they were: three for two parameters.
+    # The names are unchanged: three for two parameters.
     optimizer.param_groups[0]["params"] = [c, a]
     assert optimizer.param_groups[0]["param_names"] == ["a", "b", "c"]
     assert moved("a") == [True, False, False] and moved("c") == [False, False, True]
@@ -168,14 +168,14 @@ def test_names_go_with_their_parameters():
     # As many names as parameters, in another order.
     optimizer.param_groups[0]["params"] = [a, c]
     assert moved("a") == [True, False, False]
-    # A parameter in the place of another one gets its name, one that is new beside them has none.
+    # A parameter in the place of another one gets its name; an additional one has none.
     b = ones(1)[0]
     optimizer.param_groups[0]["params"] = [b, c]
     assert moved("a") == [False, True, False]
     optimizer.param_groups[0]["params"] = [b, c, a]
     with pytest.raises(ValueError, match=r"named_parameters\(\)"):
         optimizer.step(mask=masks["a"])
-    # Names that are given with the parameters are right.
+    # Names passed with the parameters are used.
     optimizer.param_groups[0].update(params=[a, b], param_names=["d", "a"])
     assert moved("d") == [True, False, False]
     optimizer.param_groups = [{"params": [b], "lr": LR}]
@@ -185,7 +185,7 @@ def test_names_go_with_their_parameters():
 # ---- state
 
 
-def test_a_state_that_is_cleared_starts_again():
+def test_cleared_state_starts_again():
     def edit(optimizer, params):
         for _ in range(2):
             optimizer.step()
@@ -199,7 +199,7 @@ def test_a_state_that_is_cleared_starts_again():
     assert torch.allclose(params[0], torch.tensor(-LR), atol=1e-6)
 
 
-def test_state_replaced_and_taken_away():
+def test_state_replaced_and_removed():
     def edit(optimizer, params):
         optimizer.step()
         del optimizer.state[params[0]]
@@ -210,7 +210,7 @@ def test_state_replaced_and_taken_away():
         optimizer.step()
         optimizer.state[params[0]]["step"] = torch.tensor(7.0)
         optimizer.step()
-        # Equal in value, but another tensor, which is to be counted up.
+        # Equal in value, but another tensor, which the step must count up.
         optimizer.state[params[1]]["step"] = own = optimizer.state[params[1]]["step"].clone()
         optimizer.step()
         optimizer.state[params[1]]["step"].add_(3)
@@ -226,7 +226,7 @@ def test_state_replaced_and_taken_away():
         optimizer.step()
 
     both(lambda: ones(2), edit)
-    # One entry: replaced by an equal tensor, which `==` does not tell from the old one.
+    # One entry, replaced by an equal tensor, which `==` cannot distinguish from the old one.
     both(lambda: ones(2, 1), lambda optimizer, params: edit_of_one_entry(optimizer, params[0]))
 
 
@@ -239,7 +239,7 @@ def edit_of_one_entry(optimizer, param) -> None:
     assert optimizer.state[param]["exp_avg"] is new
 
 
-def test_state_of_other_dtypes_and_layouts_is_brought_into_form():
+def test_state_of_other_dtypes_and_layouts_is_converted():
     params = [nn.Parameter(torch.zeros(4, 6))]
     params[0].grad = torch.ones(4, 6)
     optimizer = pf.MaskedAdam(params, lr=LR)
@@ -279,8 +279,8 @@ def test_a_state_with_gaps_is_refused(edit, message):
     assert torch.allclose(params[1], torch.tensor(-2 * LR)) and float(optimizer.state[params[1]]["step"]) == 1
 
 
-def test_looking_at_an_optimizer_leaves_its_state_empty():
-    # Others, as torch.distributed.checkpoint, take a state that is not empty for a whole one.
+def test_inspecting_an_optimizer_leaves_its_state_empty():
+    # Other code, such as torch.distributed.checkpoint, takes a non-empty state for a complete one.
     optimizer = pf.MaskedAdam(ones(2))
     optimizer.state_dict()
     optimizer.sparsity_stats()
@@ -317,7 +317,7 @@ def images() -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_parameters_laid_out_anew(ema, backend):
+def test_parameters_with_a_new_memory_format(ema, backend):
     def edit(optimizer, params):
         for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):
             optimizer.step()
@@ -374,7 +374,7 @@ def test_parameters_of_another_dtype():
 
 
 def test_swapped_tensors():
-    # What module.to() does under torch.__future__.set_swap_module_params_on_conversion.
+    # module.to() does this under torch.__future__.set_swap_module_params_on_conversion.
     def edit(optimizer, params):
         optimizer.step()
         new = nn.Parameter(params[0].detach() * 2)
@@ -400,7 +400,7 @@ def test_another_back_end_between_steps():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_masters_take_over_what_somebody_writes(dtype, backend):
+def test_masters_adopt_external_writes(dtype, backend):
     param = nn.Parameter(torch.full((40,), 1.0, dtype=dtype))
     optimizer = pf.MaskedAdam([param], lr=2**-12, betas=(0.0, 0.0), eps=0.0, master_weights=True, backend=backend)
     param.grad = torch.ones_like(param)
@@ -412,13 +412,13 @@ def test_masters_take_over_what_somebody_writes(dtype, backend):
         param[:10] = 5.0
         param[10:20] = 1.0
     optimizer.step()
-    # Where the parameter is still the master's rounded value, the master keeps its digits.
+    # If the parameter is still the master's rounded value, the master keeps its digits.
     rounded_to_one = master[20:].to(dtype) == 1
     assert torch.equal(master[:10], torch.full((10,), 5 - 2**-12))
     assert torch.equal(master[20:], torch.full((20,), 1 - 4 * 2**-12))
     assert dtype == torch.float16 or rounded_to_one.all()
     assert torch.equal(param, master.to(dtype))
-    # So it does when memory is another's, and when the state comes from a checkpoint.
+    # The same holds after a change of memory, and if the state comes from a checkpoint.
     param.data = torch.full((40,), 3.0, dtype=dtype)
     optimizer.step()
     assert torch.equal(master, torch.full((40,), 3 - 2**-12))
@@ -711,17 +711,17 @@ def test_random_edits_between_steps(part, seed):
         random.seed(seed + sequence)
         torch.manual_seed(seed + sequence)
         fuzz = Fuzz()
-        done = []
+        log = []
         try:
             for _ in range(30):
                 name = random.choice([*EDITS, *["step"] * 8])
-                done.append(name)
+                log.append(name)
                 getattr(fuzz, name)()
-            done.append("step")
+            log.append("step")
             fuzz.step()
             fuzz.check()
         except Exception as error:
-            raise AssertionError(f"sequence {sequence}: {done}") from error
+            raise AssertionError(f"sequence {sequence}: {log}") from error
 
 
 # ---- checkpoints, wrappers, and masks set beforehand
@@ -797,10 +797,10 @@ def test_a_mask_set_beforehand():
     for _ in range(2):
         optimizer.step()
     assert torch.allclose(params[0], torch.tensor([-2 * LR, 0.0]), atol=1e-6)
-    # An argument takes the place of what was set, for its step.
+    # An argument replaces the set mask for its step.
     optimizer.step(mask=~mask)
     assert torch.allclose(params[0], torch.tensor([-2 * LR, -LR]), atol=1e-6)
-    # Gradients that were set are those of one step.
+    # Gradients that were set hold for one step.
     optimizer.set_mask(mask, masked_grads=[torch.full((2,), -math.inf)] * 2)
     for param in params:
         param.grad = torch.zeros(2)

@@ -1,4 +1,4 @@
-"""What MaskedAdam refuses, before anything changes; and how masks and gradients find their parameters."""
+"""Inputs that MaskedAdam refuses before anything changes; and how masks and gradients are matched to parameters."""
 
 import copy
 
@@ -68,7 +68,7 @@ def fill(module: nn.Module) -> nn.Module:
 
 
 def unchanged(module: nn.Module, optimizer: pf.MaskedAdam, call, error, message: str) -> None:
-    """``call`` raises, and neither parameters nor state are touched; then the optimizer goes on."""
+    """``call`` raises and touches neither parameters nor state; the optimizer still works afterwards."""
     before = copy.deepcopy(([p.detach() for p in module.parameters()], optimizer.state_dict()))
     with pytest.raises(error, match=message):
         call()
@@ -141,7 +141,7 @@ def test_sparse_gradients():
 
 
 def outcome(mask, module, *, names: bool = True, order: int = 1) -> list[torch.Tensor]:
-    """Which entries of the module's parameters a masked step moves."""
+    """The entries of the module's parameters that a masked step moves."""
     params = list(module.named_parameters() if names else module.parameters())[::order]
     optimizer = pf.MaskedAdam(params, lr=0.1)
     before = [p.detach().clone() for p in module.parameters()]
@@ -190,21 +190,21 @@ def test_masked_grads_by_name_and_by_parameter():
         for p, q in zip(twin.parameters(), module.parameters(), strict=True):
             p.grad = q.grad.clone()
         named = dict(zip((n for n, _ in twin.named_parameters()), forget, strict=True))
-        given = {
+        masked_grads = {
             "list": forget,
             "names": {n: g for n, g in named.items() if g is not None},
             "prefixed names": {f"module.{n}": g for n, g in named.items()},
             "parameters": {p: g for p, g in zip(twin.parameters(), forget, strict=True) if g is not None},
             "generator": (g for g in forget),
         }[form]
-        pf.MaskedAdam(twin.named_parameters(), lr=0.1).step(mask=mask, masked_grads=given)
+        pf.MaskedAdam(twin.named_parameters(), lr=0.1).step(mask=mask, masked_grads=masked_grads)
         results.append([p.detach() for p in twin.parameters()])
     for other in results[1:]:
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_alternating_masks_and_a_mask_changed_for_an_equal_one():
-    # Binding is kept by mask object: a new mask may come to lie where a dead one was.
+def test_alternating_masks_and_a_mask_replaced_by_an_equal_one():
+    # Bindings are cached by mask object: a new mask may get the address of a dead one.
     param = nn.Parameter(torch.zeros(64))
     optimizer = pf.MaskedAdam([param], lr=0.1, betas=(0.0, 0.9))
     for _ in range(30):

@@ -37,7 +37,7 @@ def dtype_of(kind: str) -> torch.dtype:
 
 
 def masks_of(kind: str, params) -> list[pf.SaliencyMask | None]:
-    """Two steps with the first, then the others."""
+    """The mask of each step: two steps with the first, then the others."""
     if kind not in MASKED:
         return [None] * 4
     first, second = random_mask(params), random_mask(params)
@@ -51,7 +51,7 @@ def steps(params, optimizer, masks, grads) -> None:
 
 
 def round_trip(way: str, params, optimizer, kind: str):
-    """(parameters, optimizer) after a round trip, independent of the ones given."""
+    """(parameters, optimizer) after a round trip, independent of the originals."""
     if way == "deepcopy":
         return copy.deepcopy((params, optimizer))
     if way == "pickle":
@@ -89,8 +89,8 @@ def test_round_trips_go_on_bit_for_bit(kind, way):
             )
     steps(copies, other, masks[cut:], [[None if g is None else g.clone() for g in these] for these in grads[cut:]])
     # The copy is independent.
-    for p, kept in zip(params, before, strict=True):
-        assert all(torch.equal(optimizer.state[p][key], value) for key, value in kept.items())
+    for p, saved in zip(params, before, strict=True):
+        assert all(torch.equal(optimizer.state[p][key], value) for key, value in saved.items())
     steps(params, optimizer, masks[cut:], grads[cut:])
     assert other.param_groups[0]["lr"] == 0.02
     for p, q in zip(params, copies, strict=True):
@@ -161,7 +161,7 @@ def test_export_of_differing_counts_is_refused():
         optimizer.to_torch_state_dict()
 
 
-def test_loading_what_does_not_fit_changes_nothing():
+def test_failed_load_changes_nothing():
     params = make_params(torch.float32)
     optimizer = pf.MaskedAdam(params, lr=0.3)
     steps(params, optimizer, [None], [make_grads(params)])
@@ -309,13 +309,13 @@ def trained():
     return make
 
 
-def test_propagate_is_what_torch_does(trained):
+def test_propagate_equals_torch(trained):
     params, optimizer = trained("propagate")
     steps(params, optimizer, [None], [bad_gradients(params)[0]])
     assert sum(int((~p.isfinite()).sum()) for p in params) == 3 and optimizer.nonfinite_count == 0
 
 
-def test_skip_leaves_everything(trained, backend):
+def test_skip_changes_nothing(trained, backend):
     params, optimizer = trained("skip", backend)
     before = copy.deepcopy(([p.detach() for p in params], optimizer.state_dict()["state"]))
     grads, bad = bad_gradients(params)
@@ -328,7 +328,7 @@ def test_skip_leaves_everything(trained, backend):
     assert float(optimizer.state[params[0]]["step"]) == 2
 
 
-def test_zero_takes_these_entries_as_zero(trained, backend):
+def test_zero_treats_nonfinite_entries_as_zero(trained, backend):
     params, optimizer = trained("zero", backend)
     twins, other = copy.deepcopy((params, optimizer))
     grads, bad = bad_gradients(params)
@@ -350,7 +350,7 @@ def test_raise_changes_nothing(trained, backend):
 
 
 @pytest.mark.parametrize("policy", ["skip", "raise", "zero"])
-def test_policies_look_at_updated_entries_only(policy, trained, backend):
+def test_policies_check_updated_entries_only(policy, trained, backend):
     params, optimizer = trained(policy, backend)
     mask = random_mask(params)
     grads = make_grads(params)

@@ -127,14 +127,14 @@ def test_low_precision_parameters_are_nearer_to_the_truth_than_torch(dtype):
 @pytest.mark.parametrize("case", list(ERROR_CASES))
 def test_torch_error_cases(case):
     error_case = ERROR_CASES[case]
-    given = error_case.optimizer_error_input
+    error_input = error_case.optimizer_error_input
     assert error_case.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR
     if issubclass(error_case.error_type, Warning):
         with pytest.warns(error_case.error_type, match=error_case.error_regex):
-            pf.MaskedAdam(given.params, **given.kwargs)
+            pf.MaskedAdam(error_input.params, **error_input.kwargs)
         return
     with pytest.raises(error_case.error_type, match=error_case.error_regex):
-        pf.MaskedAdam(given.params if given.params is not None else [torch.zeros(2)], **given.kwargs)
+        pf.MaskedAdam(error_input.params if error_input.params is not None else [torch.zeros(2)], **error_input.kwargs)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_errors_that_torch_raises_too(kwargs, error, message):
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_state_dicts_are_torchs_both_ways(dtype, amsgrad):
+def test_state_dicts_are_exchanged_with_torch(dtype, amsgrad):
     params, other = twins(dtype)
     kwargs = {"lr": 0.01, "amsgrad": amsgrad, "weight_decay": 0.1}
     pair = [(params, pf.MaskedAdam(params, **kwargs)), (other, torch.optim.Adam(other, **kwargs))]
@@ -177,7 +177,7 @@ def test_state_dicts_are_torchs_both_ways(dtype, amsgrad):
         for i, state in theirs["state"].items():
             assert ours["state"][i].keys() == state.keys()
         assert set(theirs["param_groups"][0]) <= set(ours["param_groups"][0])
-        # Each goes on from the state of the other.
+        # Each continues from the state of the other.
         pair = [
             (params, pf.MaskedAdam(params, lr=0.5)),
             (other, torch.optim.Adam(other, lr=0.5)),
@@ -349,7 +349,7 @@ def test_gradients_zeroed_in_place_and_parameters_moved_to_other_memory():
     assert_close(params, other, torch.float64, "parameter")
 
 
-def test_autograd_is_told_that_parameters_changed():
+def test_autograd_notices_changed_parameters():
     param = nn.Parameter(torch.ones(3))
     loss = (param**2).sum()
     param.grad = torch.ones(3)
@@ -381,7 +381,7 @@ def test_training_a_compiled_model():
     assert not any(same_bits(a.detach(), torch.zeros_like(a)) for a in net.parameters())
 
 
-def test_steps_are_recorded_and_hooks_called_like_torchs():
+def test_profiler_records_and_hooks_equal_torch():
     param = nn.Parameter(torch.ones(3))
     optimizer = pf.MaskedAdam([param], lr=0.1)
     param.grad = torch.ones(3)

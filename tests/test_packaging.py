@@ -1,4 +1,4 @@
-"""What an installation holds, and that one without a compiler works and says what is missing."""
+"""Contents of an installation; an installation without a compiler works and reports what is missing."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A wheel built where no C++ compiler is found."""
+    """A wheel built without a C++ compiler."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     names = ["pecker_fast", "kernels", "benchmarks", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
@@ -31,13 +31,13 @@ def wheel(tmp_path_factory) -> Path:
             shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--quiet", "-w", str(folder)]
     environment = {**os.environ, "CXX": "/nonexistent/c++", "CC": "/nonexistent/cc"}
-    done = subprocess.run([*command, str(source)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([*command, str(source)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     (path,) = folder.glob("*.whl")
     return path
 
 
-def test_wheel_holds_the_package_alone(wheel):
+def test_wheel_contains_only_the_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {"pecker_fast"}
     for module in (
@@ -81,7 +81,7 @@ def test_version_and_extras(wheel):
         lines = archive.read(name).decode().splitlines()
     assert f"Version: {pf.__version__}" in lines
     needed = [line.split()[1] for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
-    # Of the runs' libraries none.
+    # None of the libraries of runs.
     assert {re.split(r"[<>=!~; ]", item)[0] for item in needed} == {
         "torch", "numpy", "safetensors", "tyro", "docstring-parser", "tqdm",
     }  # fmt: skip
@@ -89,7 +89,7 @@ def test_version_and_extras(wheel):
     assert {"train", "eval", "all", "demo", "test", "dev", "docs"} <= extras
 
 
-def test_without_a_compiler_it_runs_and_says_so(wheel, tmp_path):
+def test_installation_without_a_compiler(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     record = json.loads((tmp_path / "pecker_fast" / "_build.json").read_text())
@@ -109,11 +109,11 @@ def test_without_a_compiler_it_runs_and_says_so(wheel, tmp_path):
         "    raise AssertionError(name + ' is importable')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr

@@ -19,7 +19,7 @@ OPTIONS = {"packed": True, "lr": 1e-2, "betas": (0.0, 0.99), "ema_decay": 0.9}
 
 
 class Network(nn.Module):
-    """Two branches, one of which may be left out."""
+    """Two branches, one of which may be skipped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def batch(step: int, rank: int, part: int = 0) -> torch.Tensor:
 
 
 def branch_of(step: int, rank: int) -> str:
-    """In the second step one process alone uses one of the branches."""
+    """In the second step only one process uses one of the branches."""
     return "left" if step == 0 or (step == 1 and rank == 0) else "both"
 
 
@@ -159,13 +159,13 @@ def sharded_network(mesh) -> nn.Module:
     model = nn.Sequential(nn.Linear(7, 9), nn.GELU(), nn.Linear(9, 5), nn.GELU(), nn.Linear(5, 1))
     for module in (*model, model):
         if isinstance(module, nn.Linear) or module is model:
-            # gloo of torch 2.8 adds up where FSDP2 asks for the average.
+            # gloo of torch 2.8 returns the sum if FSDP2 requests the average.
             fully_shard(module, mesh=mesh).set_force_sum_reduction_for_comms(True)
     return model
 
 
 def check_fsdp(mesh, rank: int) -> None:
-    """Of parts of parameters: equal to masked steps with dense gradients."""
+    """Steps on parts of parameters equal masked steps with dense gradients."""
     models = [sharded_network(mesh) for _ in range(2)]
     optimizers = [pf.MaskedAdam(model.named_parameters(), **OPTIONS) for model in models]
     models[0](batch(0, 7)).square().mean().backward()

@@ -1,4 +1,4 @@
-"""EMA and masters of packed state: what they are outside the mask, in files, and when masks and parameters change."""
+"""EMA and masters of packed state: values outside the mask, files, and changes of masks and parameters."""
 
 import copy
 
@@ -58,8 +58,8 @@ def test_averages_begin_at_the_first_step():
 
 
 @pytest.mark.parametrize("reached", ["steps", "start"])
-def test_state_whose_averages_and_masters_are_dense_still_loads(reached):
-    """As it was written when moments alone were packed."""
+def test_state_with_dense_averages_and_masters_still_loads(reached):
+    """State from versions that packed moments only."""
     params, optimizer, mask = trained(steps=3 if reached == "steps" else 0)
     saved = copy.deepcopy(optimizer.state_dict())
     if reached == "start":
@@ -130,7 +130,7 @@ def test_entries_that_leave_the_mask_lose_average_and_master(backend):
     assert (average[20:40] < average[40:]).all()
 
 
-def test_packed_masters_take_over_what_somebody_writes(backend):
+def test_packed_masters_adopt_external_writes(backend):
     param = nn.Parameter(torch.ones(40, dtype=torch.bfloat16))
     mask = pf.SaliencyMask.from_bool([torch.arange(40) % 2 == 0])
     optimizer = pf.MaskedAdam([param], **{**OPTIONS, "lr": 2**-12, "betas": (0.0, 0.0), "eps": 0.0}, backend=backend)
@@ -146,7 +146,7 @@ def test_packed_masters_take_over_what_somebody_writes(backend):
 
 
 def test_distributed_checkpoints_of_one_process(tmp_path):
-    """With the mask set beforehand, an optimizer without state takes that of a file."""
+    """With the mask set beforehand, an optimizer without state takes the state of a file."""
     torch.manual_seed(0)
     model = nn.Linear(6, 7)
     mask = random_mask(list(model.parameters()))

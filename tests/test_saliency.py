@@ -117,7 +117,7 @@ def test_module_mapping_and_iterable_agree(backend):
 
 def test_missing_grads_count_as_zeros():
     net = network()
-    # Of one parameter at least there has to be one.
+    # At least one parameter must have a gradient.
     net[2].bias.grad = torch.zeros(5)
     assert pf.saliency_mask(net, density=0.5).count == 0
     per_tensor = pf.saliency_mask(net, density=0.5, scope="tensor")
@@ -138,8 +138,8 @@ def test_index_order_is_row_major_whatever_the_strides(backend):
         base[:, :, :1].expand(2, 3, 4, 6),
     ]
     for tensor in variants:
-        given = [tensor, torch.full((50,), 0.5)]
-        check(pf.saliency_mask(given, k=60, backend=backend), oracle.select([g.contiguous() for g in given], 60))
+        tensors = [tensor, torch.full((50,), 0.5)]
+        check(pf.saliency_mask(tensors, k=60, backend=backend), oracle.select([g.contiguous() for g in tensors], 60))
 
 
 def test_scores_are_only_read(backend):
@@ -156,7 +156,7 @@ def test_count_and_threshold_are_lazy(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "item", lambda self: calls.append("item") or item(self))
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self, f=torch.Tensor.tolist: calls.append("tolist") or f(self))
     mask = pf.saliency_mask([torch.randn(1000)], density=0.5)
-    # Argument checks may read what is on the CPU; the selection's results are read when asked for.
+    # Argument checks may read CPU tensors; the selection's results are read on demand.
     calls.clear()
     _ = mask.threshold
     assert calls
@@ -237,9 +237,9 @@ def test_accumulator(reduce, backend):
             if param.grad is not None:
                 grad = param.grad.double()
                 totals[name] += {"sum": grad, "abs_sum": grad.abs(), "sq_sum": grad**2}[reduce]
-        kept = {n: None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
+        before = {n: None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
         accumulator.add()
-        assert all(kept[n] is None or same_bits(p.grad, kept[n]) for n, p in net.named_parameters())
+        assert all(before[n] is None or same_bits(p.grad, before[n]) for n, p in net.named_parameters())
     assert accumulator.batches == 3
     for name, total in totals.items():
         assert accumulator.scores[name].dtype == torch.float32

@@ -49,7 +49,7 @@ def answer(mask) -> list[tuple]:
 
 
 def work(rank: int, folder: str, inputs: dict[int, list]) -> None:
-    """One of three ranks; the last two are a group of their own, in which their ranks are 0 and 1."""
+    """One of three ranks; the last two form a separate group, in which their ranks are 0 and 1."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

@@ -96,8 +96,8 @@ def test_modules_mappings_and_lists(backend):
 def test_row_major_whatever_the_strides(backend):
     own, other = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
     expected = oracle.select(oracle.quotients([own], [other], 0.01), 60)
-    given = own.to(memory_format=torch.channels_last), other.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
-    check(pf.saliency_mask(given[:1], k=60, relative_to=given[1:], backend=backend), expected)
+    permuted = own.to(memory_format=torch.channels_last), other.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    check(pf.saliency_mask(permuted[:1], k=60, relative_to=permuted[1:], backend=backend), expected)
 
 
 def test_both_are_only_read(backend):
@@ -137,7 +137,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("options, error, message", WRONG)
-def test_what_is_refused(options, error, message):
+def test_refused_inputs(options, error, message):
     scores = {"a": torch.ones(3), "b": torch.ones(5)}
     with pytest.raises(error, match=message):
         pf.saliency_mask(scores, **{"k": 2, "relative_to": list(scores.values()), **options})

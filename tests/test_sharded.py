@@ -28,7 +28,7 @@ KINDS = ["plain", "masked", "joint", "masked", "other mask"]
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    # Rows that three processes cannot share out evenly; of some tensors one process has none.
+    # Three processes cannot divide these rows evenly; one process has no part of some tensors.
     return nn.Sequential(nn.Linear(7, 16), nn.GELU(), nn.Linear(16, 5), nn.GELU(), nn.Linear(5, 1))
 
 
@@ -52,7 +52,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def trained(model: nn.Module, options: dict) -> tuple[pf.MaskedAdam, dict[str, torch.Tensor]]:
-    """A few steps of each kind; what they come to, whole."""
+    """The whole result of a few steps of each kind."""
     optimizer = pf.MaskedAdam(model.named_parameters(), lr=1e-2, **options)
     counts = []
     for i, kind in enumerate(KINDS):
@@ -86,13 +86,13 @@ def sharded_network(mesh) -> nn.Module:
     model = network()
     for module in (*model, model):
         if isinstance(module, nn.Linear) or module is model:
-            # gloo of torch 2.8 adds up where FSDP2 asks for the average (pytorch issue 162338): FSDP2 divides itself.
+            # gloo of torch 2.8 returns the sum if FSDP2 requests the average (pytorch issue 162338): let FSDP2 divide.
             fully_shard(module, mesh=mesh).set_force_sum_reduction_for_comms(True)
     return model
 
 
 def check_round_trip(mesh, model: nn.Module, optimizer: pf.MaskedAdam, options: dict) -> None:
-    """A saved state, sharded, goes on as if nothing had happened."""
+    """A saved sharded state continues exactly."""
     saved = copy.deepcopy(optimizer.state_dict())
     for param, entry in zip(model.parameters(), saved["state"].values(), strict=True):
         if not options.get("packed"):
@@ -123,13 +123,13 @@ def check_distributed_checkpoint(model: nn.Module, folder: str) -> None:
     held = {"optim": get_optimizer_state_dict(model, other)}
     dcp.load(held, checkpoint_id=f"{folder}/dcp")
     set_optimizer_state_dict(model, other, held["optim"])
-    found = [entry["exp_avg_sq"].full_tensor() for entry in other.state_dict()["state"].values()]
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    actual = [entry["exp_avg_sq"].full_tensor() for entry in other.state_dict()["state"].values()]
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
     assert all(float(entry["step"]) == 1 for entry in other.state_dict()["state"].values())
 
 
 def check_whole_masks(mesh) -> None:
-    """A mask of parts put together is that of the whole tensors, and its part is what it was made of."""
+    """A mask assembled from parts is that of the whole tensors, and each part is unchanged."""
     whole_params = [torch.randn(7, 3), torch.randn(1, 2, 2), torch.randn(64), torch.zeros(0)]
     for tensor in whole_params:
         dist.broadcast(tensor, 0)
@@ -156,7 +156,7 @@ def check_whole_masks(mesh) -> None:
     assert together.threshold == expected.threshold and together.count == expected.count
     again = together.part(params)
     assert again.shapes == mask.shapes and again.equal(mask)
-    # Of parameters that are not sharded both are the mask itself.
+    # For parameters that are not sharded both are the mask itself.
     assert expected.whole(whole_params).equal(expected) and expected.part(whole_params).equal(expected)
     for wrong in (params[:-1], whole_params):
         if [p.shape for p in map(local, wrong)] != list(mask.shapes):
@@ -182,14 +182,14 @@ def check_errors(mesh) -> None:
     sharded = distribute_tensor(torch.randn(6), mesh, [Shard(0)])
     replicated = distribute_tensor(torch.randn(6), mesh, [Replicate()])
     assert shard_group([replicated]) is None and shard_group([sharded]) is mesh.get_group(0)
-    for scores, said in (
+    for scores, message in (
         ([sharded, torch.randn(6)], "sharded in different ways"),
         ([sharded, replicated], "sharded in different ways"),
     ):
         try:
             pf.saliency_mask(scores, k=2)
         except ValueError as error:
-            assert said in str(error), error
+            assert message in str(error), error
         else:
             raise AssertionError("not refused")
     try:
@@ -202,7 +202,7 @@ def check_errors(mesh) -> None:
 
 
 def check_skipping(mesh) -> None:
-    """A NaN that one process has makes all of them skip."""
+    """A NaN in one process makes all of them skip."""
     param = nn.Parameter(distribute_tensor(torch.ones(6), mesh, [Shard(0)]))
     optimizer = pf.MaskedAdam([param], nonfinite="skip")
     grad = torch.ones(6)
@@ -255,9 +255,9 @@ def test_sharded_equals_whole(tmp_path, monkeypatch, ranks):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
     spawn(work, args=(ranks, str(tmp_path)), nprocs=ranks)
-    for options, found in zip(OPTIONS, torch.load(tmp_path / f"{ranks}.pt"), strict=True):
+    for options, result in zip(OPTIONS, torch.load(tmp_path / f"{ranks}.pt"), strict=True):
         _, expected = trained(network(), options)
-        assert expected.keys() == found.keys()
+        assert expected.keys() == result.keys()
         for name, value in expected.items():
-            close = torch.allclose(found[name].double(), value.double(), rtol=1e-5, atol=1e-7)
-            assert close, (options, name, (found[name] - value).abs().max())
+            close = torch.allclose(result[name].double(), value.double(), rtol=1e-5, atol=1e-7)
+            assert close, (options, name, (result[name] - value).abs().max())

@@ -2,7 +2,7 @@
 
 The other tests run the kernels in the interpreter, which accepts code that no GPU could run. Here the operators are
 called with a driver that only names a GPU: arguments are bound, specialised and compiled as in a real launch, but
-nothing is launched. It is its own child process, for TRITON_INTERPRET must be unset before triton is imported.
+nothing is launched. This runs in a child process, because TRITON_INTERPRET must be unset before triton is imported.
 """
 
 import importlib.metadata
@@ -15,15 +15,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# What kernels may use holds from this release on. Older ones bring another assembler: with 3.4 a selection kernel takes
-# 168 registers and spills two of them on sm_90.
+# The limits hold from this release on. Older ones ship another assembler: with 3.4 a selection kernel takes 168
+# registers and spills two of them on sm_90.
 TUNED_WITH = (3, 5)
 REGISTERS_AT_MOST = 128
 VECTORISED = ("accumulate", "plain step", "joint step")
 
 
 class _NamedGpu:
-    """As much of a triton driver as compiling takes."""
+    """The part of a triton driver that compilation needs."""
 
     def __init__(self, capability: int):
         from triton.backends.compiler import GPUTarget
@@ -92,7 +92,7 @@ def _calls() -> Iterator[tuple[str, Callable[[], object], bool]]:
     def step(
         dtype, compute=f32, masked_grads=(), m=True, amsgrad=False, masters=False, ema=False, counts=False, **more
     ):
-        state = lambda wanted: [torch.zeros(n, dtype=compute) for n in numels] if wanted else []  # noqa: E731
+        state = lambda used: [torch.zeros(n, dtype=compute) for n in numels] if used else []  # noqa: E731
         with_words = more.pop("masked", bool(masked_grads))
         everything = more.pop("everything", False)
         options = {
@@ -152,7 +152,7 @@ def _calls() -> Iterator[tuple[str, Callable[[], object], bool]]:
 
 
 def _resources(kernel) -> dict:
-    """What the machine code of a compiled kernel uses."""
+    """The resources that the machine code of a compiled kernel uses."""
     import triton
 
     # A program of Triton's own wheel, next to its assembler.
@@ -160,10 +160,10 @@ def _resources(kernel) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
-        said = subprocess.run([program, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run([program, "-res-usage", path], capture_output=True, text=True, check=True).stdout
     # Spilled registers go to the stack.
-    found = {name.lower(): int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
-    return {**found, "vectors": len(re.findall(r"(?:ld|st)\.global[\w.:]*\.v[248]\.", kernel.asm["ptx"]))}
+    counts = {name.lower(): int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
+    return {**counts, "vectors": len(re.findall(r"(?:ld|st)\.global[\w.:]*\.v[248]\.", kernel.asm["ptx"]))}
 
 
 def _main() -> None:
@@ -195,7 +195,7 @@ def test_kernels_compile_for_gpus_without_spills(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    # An empty cache: compilation is what is tested.
+    # An empty cache, because compilation is under test.
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     child = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr

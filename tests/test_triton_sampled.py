@@ -66,7 +66,7 @@ def test_equals_reference(kind, ties_all, triton_device):
 
 
 @pytest.mark.parametrize("kind", ["normal", "constant", "zeros", "few"])
-def test_wide_bracket_needs_no_second_try(kind, triton_device):
+def test_wide_bracket_needs_no_fallback(kind, triton_device):
     from pecker_fast.kernels.sampled_select import Sampling, sampled_masks
 
     from pecker_fast.kernels import select as triton_select

@@ -1,6 +1,6 @@
-"""Selections and steps never wait for a GPU, and do nothing that a CUDA graph cannot capture. Needs no GPU.
+"""Selections and steps never wait for a GPU, and a CUDA graph can capture all that they do. Needs no GPU.
 
-Shown with tensors that have no memory: the operators themselves are looked at by test_gpu.py.
+The tests use tensors without memory; test_gpu.py tests the operators themselves.
 """
 
 import warnings
@@ -112,7 +112,7 @@ def test_steps(kind, options):
                 param.grad = torch.empty_like(param)
             step()
 
-    # The first steps make what later ones find again.
+    # The first steps fill the caches of later ones.
     run(), run()
     optimizer.grad_scale, optimizer.found_inf = torch.ones((), device="cuda"), torch.zeros((), device="cuda")
     with NoWaiting():

@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter, in which kernels run where there is no GPU, twice as fast."""
+"""Makes Triton's interpreter, which runs kernels without a GPU, twice as fast."""
 
 import functools
 
@@ -6,8 +6,8 @@ import functools
 def speed_up() -> None:
     """Patches ``triton.language`` once for each kernel that runs.
 
-    The interpreter looks through the whole module for what it has to replace at every call of a device function, though
-    the kernel around the call has had it replaced, which takes more than half of its time.
+    At every call of a device function the interpreter searches the whole module for functions to replace, although the
+    calling kernel has already had them replaced. This takes more than half of its time.
     """
     from triton.runtime import interpreter
 

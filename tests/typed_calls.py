@@ -1,4 +1,4 @@
-"""Calls as a user makes them, for the type checker (``make lint``); nothing here is run."""
+"""Calls as in user code, for the type checker (``make lint``); nothing here is run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

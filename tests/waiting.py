@@ -1,4 +1,4 @@
-"""A device that is not there, and must not be waited for."""
+"""A stand-in for a GPU that reports every wait."""
 
 from contextlib import contextmanager
 

@@ -1,1 +1,1 @@
-"""Studies on the digits, each run by a command of its own from a checkout. Not part of the wheel."""
+"""Studies on the digits, each run by its own command from a checkout. Not part of the wheel."""

@@ -1,4 +1,4 @@
-"""What the mask and the other parts of PECKER and PECKER+ contribute, on the digits, over seeds.
+"""The contribution of the mask and of the other parts of PECKER and PECKER+, on the digits, over seeds.
 
 ``python -m pecker_fast.benchmarks.studies.ablate --study mask|plus``
 """
@@ -109,7 +109,7 @@ def ablate(
     plan = list(_plan(chosen, preset, every_seed, classes, conditions, folder, options, samples_per_class))
     if not plan:
         raise ValueError(f"conditions {', '.join(conditions)} are of the pair {chosen.pairs[0]} alone")
-    # An option may belong to a method of the study whose conditions were not asked for.
+    # An option may belong to a method of the study whose conditions are not selected.
     whole = _plan(chosen, preset, range(1), chosen.pairs[:1], None, folder, options, 1)
     check_shared(options, [run.args for run in whole])
     for run in plan:
@@ -231,7 +231,7 @@ def evaluator_of(preset: str, size: int, forgotten: tuple[int, ...], cover: int 
 
 
 class SparseEvaluation:
-    """Measures UA often, on images of the forgotten class alone, and everything now and then, on all classes.
+    """Measures UA often, on images of the forgotten class only, and all figures now and then, on all classes.
 
     Labels and noise are fixed, and the same for all conditions of a seed.
     """

@@ -23,7 +23,7 @@ def _mean(value: Interval | None, column: Figure) -> str:
 
 
 def _difference(value: Interval | None, column: Figure) -> str:
-    """A difference, with a star if its interval leaves 0 out."""
+    """A difference, with a star if its interval excludes 0."""
     if value is None:
         return "-"
     return value.text(lambda x: column.number(x, signed=True)) + (" *" if value.side else "")

@@ -1,7 +1,7 @@
 """When does a mask pay? Patches of a distilled generator against dense rules and adapters, on the digits, over seeds.
 
-``python -m pecker_fast.benchmarks.studies.patch --workers 1`` makes all runs that are missing, the most valuable first;
-``--summary`` only prints what there is; ``--relearn`` makes the attacks instead.
+``python -m pecker_fast.benchmarks.studies.patch --workers 1`` makes all missing runs, the most valuable first;
+``--summary`` only summarises the finished runs; ``--relearn`` makes the attacks instead.
 """
 
 import json

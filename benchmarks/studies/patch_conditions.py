@@ -36,7 +36,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be made."""
+    """A planned run."""
 
     preset: str
     pair: tuple[int, int]
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What a record is found by."""
+        """Identifies the record of the run."""
         return self.preset, f"{self.pair[0]}-{self.pair[1]}", self.condition.name, self.seed
 
     @property
@@ -60,7 +60,7 @@ def _dense(method: str, generator: float, score: float, rate: float, group: str 
 
 
 def _patch(name: str, density: float, rate: float | None = None, group: str = "patch", **options: Any) -> Condition:
-    """A patch; ``rate`` is that of its own density, by default the preset's rule."""
+    """A patch; ``rate`` is the rate at its own density, by default from the preset's rule."""
     values: dict[str, Any] = {"density": density, **options}
     if rate is not None:
         # The option is the rate of density 1.
@@ -85,7 +85,7 @@ REFERENCE = Condition(
 )
 COEFFICIENTS = ((0.05, 0.05), (0.1, 0.1), (0.1, 0.02), (0.3, 0.02))
 RATES = (6e-4, 3e-4, 1.5e-4)
-# Run on every pair and preset: what the claims are about, with the settings of dense rules that the prototype favoured.
+# Run on every pair and preset: the subject of the claims, with the dense settings that did best in the prototype.
 CORE = (
     REFERENCE,
     _patch(PATCH, 0.1),
@@ -113,7 +113,7 @@ CORE = (
     _lora(2.4e-3),
     _lora(5e-3),
 )
-# Run on the first pair: the same grid for the dense rules and the patch, and what else can be set.
+# Run on the first pair: the same grid for the dense rules and the patch, and the other settings.
 GRID = (
     *(
         _dense(method, *weights, rate)
@@ -151,7 +151,7 @@ FURTHER = (
     _patch("body 0.1", 0.1, act_on=("body",), group="place"),
     *(_lora(rate) for rate in (1.2e-3, 9.6e-3)),
 )
-# What is attacked, beside the two controls.
+# The conditions whose generators are attacked, beside the two controls.
 RELEARN = (
     PATCH,
     "pecker+ 0.3/0.02 at 0.00015",
@@ -162,7 +162,7 @@ RELEARN = (
 
 
 def _distinct(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
-    """Each name once, the first that has it."""
+    """The conditions without repeated names; the first one of a name is kept."""
     by_name: dict[str, Condition] = {}
     for condition in conditions:
         by_name.setdefault(condition.name, condition)
@@ -175,7 +175,7 @@ CONDITIONS = _distinct((*CORE, *GRID, *FURTHER))
 def plan(seeds: Sequence[int] = SEEDS, places: Sequence[tuple[str, tuple[int, int]]] = PLACES) -> Iterator[Job]:
     """All runs, the most valuable first: the core and the grid on the first place, the core elsewhere, then the rest.
 
-    All conditions of a seed come before the next seed, so that whatever is there can be compared.
+    All conditions of a seed come before the next seed, so that a partial study can already be compared.
     """
     first = [place for place in places if place == PLACES[0]]
     others = [place for place in places if place != PLACES[0]]

@@ -39,7 +39,7 @@ CONTROL_SEED = 0
 
 
 def relabelled(network: nn.Module, forgotten: int, cover: int) -> nn.Module:
-    """A copy that takes one class for another."""
+    """A copy of the network that draws one class in place of another."""
     network = copy.deepcopy(unwrap(network))
     with torch.no_grad():
         embedding = network.class_embedding.weight

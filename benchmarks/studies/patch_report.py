@@ -1,4 +1,4 @@
-"""What the study of patches reports: tables with 95 % intervals, paired differences, and the Pareto front."""
+"""The report of the study of patches: tables with 95 % intervals, paired differences, and the Pareto front."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +108,7 @@ def _differences(of: Results) -> list[list[str]]:
 
 
 def best_dense(of: Results) -> str | None:
-    """The dense setting that is best at once in time and cost: with the least sum of its ranks, if it always gets
+    """The dense setting that is best in time and cost together: the smallest sum of ranks among those that always get
     there."""
     times = {name: of.mean(name, TIME) for name in of.frontier}
     costs = {name: of.mean(name, COST) for name in of.frontier}
@@ -121,7 +121,7 @@ def best_dense(of: Results) -> str | None:
 
 
 def _claims(by_place: Mapping[tuple[str, str], Results]) -> list[list[str]]:
-    """What the study is about: paired differences at each place."""
+    """The study's claims: paired differences at each place."""
     rows = [["place", "difference", "seeds", "images to UA 98, %", FIGURES[TIME].title, FIGURES[COST].title]]
     for (preset, pair), of in by_place.items():
         best = best_dense(of)
@@ -181,7 +181,7 @@ def _steps(curve: Mapping[Any, float]) -> dict[int, float]:
 
 
 def _area(curves: Iterable[Mapping[int, float]]) -> str:
-    """The mean UA after the attack's numbers of steps, over seeds."""
+    """Mean UA after the attack's numbers of steps, over seeds."""
     value = interval([sum(curve.values()) / len(curve) for curve in curves])
     return value.text(lambda x: f"{x:.0f}")
 

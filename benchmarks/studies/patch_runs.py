@@ -38,7 +38,7 @@ def distil(preset: str, problem: Problem, retained_only: bool = False) -> tuple[
     kind = method_class("sfd" if retained_only else "distil")
     options = method_options(preset, kind)
     if retained_only:
-        # As long as the other, on retained samples alone.
+        # As long as the other distillation, on retained samples only.
         weights = {"generator_forget_weight": 0.0, "score_forget_weight": 0.0}
         length = method_options(preset, method_class("distil")).max_train_steps
         options = replace(options, max_train_steps=length, **weights)

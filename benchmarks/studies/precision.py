@@ -34,7 +34,7 @@ NETWORK = Path(str(resources.files("pecker_fast").joinpath("assets", "digits", "
 def run(seed: int, iterations: int, *, device: str, mixed_precision: str, **changes: Any) -> dict[str, Any]:
     """PECKER on the shipped network with a schedule of ``iterations``.
 
-    Returns the losses of every iteration and what the evaluation measured of the averaged generator.
+    Returns the losses of every iteration and the evaluation of the averaged generator.
     """
     network, schedule = load_network(NETWORK)
     request = ForgetRequest.of(network, [class_preset("digits").forget_class], class_preset("digits").cover_class)

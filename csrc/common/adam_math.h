@@ -113,12 +113,12 @@ PF_HD inline void narrow_stochastic(float x, std::uint32_t random, fp16* out) {
   }
 }
 
-// What all entries of a step share; T is the compute type.
+// Values that all entries of a step share; T is the compute type.
 template <typename T>
 struct AdamScalars {
-  T grad_factor;  // +- 1 / grad_scale, negative where the step maximizes: clamping is symmetric
+  T grad_factor;  // +- 1 / grad_scale, negative if the step maximizes: clamping is symmetric
   T clip_value;   // inf: none
-  T decay;        // 1 - lr weight_decay where decoupled, else 1
+  T decay;        // 1 - lr weight_decay if decoupled, else 1
   T coupled_decay;
   T beta2, one_minus_beta1, one_minus_beta2;
   T eps;

@@ -30,7 +30,7 @@ inline int lowest_set_bit(std::uint32_t x) {
 #endif
 }
 
-// Asks for the cache line of an address that will be read soon.
+// Prefetches the cache line of an address that will be read soon.
 inline void prefetch_read(const void* address) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(address);

@@ -21,8 +21,8 @@ PF_HD inline std::uint32_t radix_key(fp16 x) { return float_bits(widen(x)) & 0x7
 
 PF_HD inline float magnitude(float x) { return float_from_bits(radix_key(x)); }
 
-// |score| / (|other| + damping): what is ranked of scores that are relative to others. Denominators below the smallest
-// normal number count as that.
+// |score| / (|other| + damping): the value ranked for relative scores. Denominators below the smallest normal number
+// count as that number.
 constexpr float kSmallestNormal = 1.17549435e-38f;
 PF_HD inline float quotient(float score, float other, float damping) {
   const float sum = magnitude(other) + damping;
@@ -36,7 +36,7 @@ constexpr int kSumExponents = 16;
 constexpr int kSumShift = 27;
 constexpr int kSumColumns = 2 * kSumWindows + 1;
 
-// The window of a finite entry, and what it adds there: less than 2 ** 39.
+// The window of a finite entry, and the integer that it adds there: less than 2 ** 39.
 PF_HD inline std::uint32_t sum_window(std::uint32_t key) { return key >> kSumShift; }
 PF_HD inline std::uint64_t sum_value(std::uint32_t key) {
   const std::uint32_t exponent = key >> 23;

@@ -3,7 +3,7 @@
 namespace pecker_fast {
 namespace {
 
-// One entry at a time: float64 is there for checks and small models, where memory is not what limits.
+// One entry at a time: float64 serves checks and small models, which are not bound by memory.
 void adam_chunk(const AdamStep<double>& step, const AdamTensor<double>& t, const AdamChunk& chunk) {
   const AdamScalars<double>& s = step.scalars;
   double* param = static_cast<double*>(t.param);

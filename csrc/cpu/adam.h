@@ -13,7 +13,7 @@ namespace pecker_fast {
 // Entries of one chunk of work, and between two recorded offsets into packed state.
 constexpr std::int64_t kAdamChunk = kPackBlock;
 
-// One tensor of the step; T is the compute type. Null where the step has no such part.
+// One tensor of the step; T is the compute type. A pointer is null if the step has no such part.
 template <typename T>
 struct AdamTensor {
   void* param;
@@ -37,12 +37,12 @@ struct AdamStep {
   T lr;
   const T* bias_table;  // rows of (1 / bc1, 1 / sqrt(bc2)); null without counts
   std::int64_t last_bias_row;
-  // Which lists were given; the pointers of an empty tensor are null whatever the step.
+  // Which lists are present; the pointers of an empty tensor are null in any step.
   bool has_exp_avg, has_max_exp_avg_sq, has_counts, has_master;
   bool counts_are_16_bit;
   bool masked;  // only salient entries are updated
   bool packed;  // moments and counts hold the salient entries only
-  bool packed_grads, packed_masters, packed_emas;  // so do these
+  bool packed_grads, packed_masters, packed_emas;  // these are packed too
   bool retain_variance;
   bool ema_everywhere;
   bool stochastic_rounding;

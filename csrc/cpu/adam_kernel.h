@@ -10,8 +10,8 @@
 //            the last entries of a tensor, which do not fill a mask word.
 //   scatter  for sparse masks with packed gradients: Adam runs on the contiguous gradients and state, and the updates
 //            are applied to the entries listed. Every cache line is fetched, which pays if one entry in 64 is salient.
-// What limits the loops beside memory is how many of their iterations fit into the processor's reorder buffer, hence
-// the lean variants without the branches and clamps of rare features.
+// Besides memory, the loops are limited by how many iterations fit into the processor's reorder buffer, hence the lean
+// variants without the branches and clamps of rare features.
 namespace pecker_fast {
 namespace PF_ISA {
 
@@ -23,12 +23,12 @@ constexpr std::int64_t kTileAhead = 512;
 constexpr std::int64_t kListed = 1024;
 // Below this share of salient entries gathering is faster than going over all of them.
 constexpr double kGatherDensity = 0.035;
-// The same of scattering, if gradients are packed and the new values depend on nothing else that is.
+// The same for scattering, if gradients are packed and no other packed list determines the new values.
 constexpr double kScatterDensity = 0.0625;
 static_assert(kGatherDensity <= kScatterDensity && kScatterDensity * kAdamChunk <= kListed,
               "a gathered chunk must fit the buffers");
 
-// Salient entries of a block of scatter_chunk: their cache lines are as many as can be on their way at a time.
+// Salient entries of a block of scatter_chunk: as many cache lines as can be in flight at a time.
 constexpr std::int64_t kBlockEntries = 24;
 
 // How far ahead a sweep prefetches, in entries: the hardware's streams stop at every page.
@@ -244,8 +244,8 @@ class AdamRunner {
     return Io<P>::narrow(x);
   }
 
-  // Salient entries of [begin, end), at most kTile and a multiple of 32, with state packed from `state` on. Returns how
-  // many of them there were.
+  // Salient entries of [begin, end), at most kTile and a multiple of 32, with state packed from `state` on. Returns
+  // their number.
   std::int64_t packed_tile(std::int64_t begin, std::int64_t end, std::int64_t state) {
     const bool takes_values = stages_values_ && !step_.packed_masters;
     std::int64_t n;
@@ -277,7 +277,7 @@ class AdamRunner {
     return n;
   }
 
-  // What follows a packed run belongs to another chunk or to nobody, so the last entries are read one by one.
+  // Memory behind a packed run belongs to another chunk or to nobody, so the last entries are read one by one.
   static void widen_run(const P* packed, std::int64_t n, float* staged) {
     std::int64_t j = 0;
     for (; j + kLanes <= n; j += kLanes) store(staged + j, load_wide(packed + j));
@@ -300,7 +300,7 @@ class AdamRunner {
     std::int64_t n = 0;
     for (std::int64_t i = begin; i < end; i += 32) {
       const std::uint32_t word = words[i >> 5];
-      // What this step of a later tile reads; the other steps do the same for theirs, so that memory is busy in all.
+      // Prefetches the reads of this step in a later tile. The other steps do the same, so that memory is busy in all.
       if (kGrads) prefetch_word(grad + i + kTileAhead);
       if (word == 0) continue;
       PF_UNROLL
@@ -341,8 +341,8 @@ class AdamRunner {
     }
   }
 
-  // Makes the new values of n staged entries of the updates in buffers_.g, which they replace, and advances packed
-  // masters and averages. What is rounded at random needs the entries listed, relative to `begin`.
+  // Replaces the updates of n staged entries in buffers_.g by the new values, and advances packed masters and averages.
+  // Stochastic rounding needs the entries listed, relative to `begin`.
   PF_NOINLINE void make_values(std::int64_t begin, std::int64_t n, std::int64_t state) {
     const Constants k = k_;
     Buffers& b = buffers_;
@@ -421,7 +421,7 @@ class AdamRunner {
       if (amsgrad) store(max_exp_avg_sq + j, vmax);
     }
     if (j < n) {
-      // What follows in packed state belongs to another chunk, perhaps to another thread.
+      // Packed state behind the run belongs to another chunk, perhaps to another thread.
       const std::int64_t rest = n - j;
       Vec m = kHasM ? load_first(exp_avg + j, rest) : set(0.0f), v = load_first(exp_avg_sq + j, rest);
       Vec vmax = amsgrad ? load_first(max_exp_avg_sq + j, rest) : v;
@@ -465,7 +465,7 @@ class AdamRunner {
   }
 
   // A chunk with packed gradients and few salient entries. Only parameters are not contiguous: while the updates of a
-  // block are applied, the parameters of the next are on their way.
+  // block are applied, the parameters of the next one are being fetched.
   void scatter_chunk(const AdamChunk& chunk) {
     const std::int64_t n = chunk.salient, state = chunk.state, end = chunk.begin + chunk.length;
     widen_run(grad_ + state, n, buffers_.g);
@@ -507,8 +507,8 @@ class AdamRunner {
     return list_bits<6, true>(begin, end, listed);
   }
 
-  // kSlots: bits of 64 entries that are listed without a branch, which should be as many as most have. kPrefetch: all
-  // parameters; lines fetched in order come faster than those of the entries one by one.
+  // kSlots: bits per 64 entries that are listed without a branch; most words should have no more. kPrefetch: prefetch
+  // all parameters, because lines fetched in order arrive faster than those of single entries.
   template <int kSlots, bool kPrefetch>
   std::int64_t list_bits(std::int64_t begin, std::int64_t end, std::uint16_t* listed) {
     const std::uint32_t* const words = t_->words;

@@ -14,7 +14,7 @@ namespace pecker_fast {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-// Asks for large pages in a block that is about to be written as a whole. A hint, which the system may ignore.
+// Requests large pages for a block that is about to be written as a whole. The system may ignore this hint.
 inline void advise_huge_pages(void* block, std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(block) + kHugePage - 1) / kHugePage * kHugePage;

@@ -43,7 +43,7 @@ namespace pecker_fast {
 enum class Isa { scalar = 0, avx2 = 1, avx512 = 2 };
 
 // The best instruction set of this machine, or the lower one that the environment variable PECKER_FAST_CPU_ISA
-// (scalar, avx2, avx512) asks for; read once.
+// (scalar, avx2, avx512) names; read once.
 Isa active_isa();
 
 const char* isa_name(Isa isa);

@@ -1,4 +1,4 @@
-// Loops of the operators that go over entries once, on one piece of a tensor each. `words` are the mask words from the
+// Loops of the operators that read each entry once, each on one piece of a tensor. `words` are the mask words from the
 // piece's first entry on; bits past its end are ignored.
 #pragma once
 
@@ -17,7 +17,7 @@ enum class Reduce { sum, abs_sum, sq_sum };
   void accumulate(ParamType type, Reduce reduce, float* accumulator, const void* grad, std::int64_t numel);        \
   /* Sets the entries outside the mask to +0. */                                                                   \
   void apply_mask(int element_size, void* x, const std::uint32_t* words, std::int64_t numel);                      \
-  /* Copies the salient entries to `packed`, in order; returns how many there are. */                              \
+  /* Copies the salient entries to `packed`, in order; returns their number. */                                    \
   std::int64_t pack(int element_size, const void* dense, const std::uint32_t* words, std::int64_t numel,           \
                     void* packed);                                                                                 \
   /* The inverse, 0 outside the mask; `count` is the number of salient entries. */                                 \

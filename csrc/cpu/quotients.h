@@ -1,5 +1,5 @@
-// What is ranked of scores that are relative to others, and exact sums of magnitudes; compiled for several instruction
-// sets. Raw pointers only.
+// Quotients that rank relative scores, and exact sums of magnitudes; compiled for several instruction sets. Raw
+// pointers only.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct QuotientRange {
   float damping;
 };
 
-// Writes the quotients (common/radix_key.h) of a range, as many floats as it has entries.
+// Writes the quotients (common/radix_key.h) of a range, one float per entry.
 void write_quotients(const QuotientRange& range, float* quotients);
 
 // Adds the magnitudes of a range to the kSumColumns sums.

@@ -75,7 +75,7 @@ constexpr std::int64_t kSumBlock = 1024;
 
 // Adds the magnitudes of a block, none of which is inf or NaN, and overwrites them.
 inline void add_block(float* magnitudes, float largest, std::int64_t* sums) {
-  // Few windows have entries. The largest of those that are left tells which is the next.
+  // Few windows have entries. The largest remaining entry tells the next window.
   while (largest > 0.0f) {
     const std::uint32_t window = sum_window(float_bits(largest));
     const Vec bottom = set(float_from_bits(window << kSumShift));

@@ -34,8 +34,8 @@ struct Quantization {
 // Most steps of the grid from a row's pivot to its bounds.
 constexpr std::uint32_t kMostSteps = 127;
 
-// One row of a scan, 1 <= low <= pivot <= high <= kInfKey + 1. Entries with key >= pivot are kept; of those with
-// low <= key < high that is open.
+// One row of a scan, 1 <= low <= pivot <= high <= kInfKey + 1. Entries with key >= pivot are kept; for those with
+// low <= key < high this is provisional ("open").
 struct ScanRow {
   std::uint32_t pivot, low, high;
   std::uint32_t* words;  // written: bit set if kept; bits past the end are 0
@@ -43,7 +43,7 @@ struct ScanRow {
 };
 
 // Where a scan writes the keys of the open entries of any row, and their positions counted from `base`, in order. Both
-// arrays have room for as many as the range has, and for kOpenSlack more.
+// arrays have room for all entries of the range and kOpenSlack more.
 struct OpenEntries {
   std::uint32_t* keys;
   std::uint16_t* positions;
@@ -60,8 +60,8 @@ struct KeepRow {
   std::uint32_t smallest = kInfKey;  // key among the entries kept
 };
 
-// Both read the range once for all rows and return the number of NaN, which are neither kept nor open. A `quantization`
-// is for float entries of rows on its grid: faster than exact keys.
+// Both read the range once for all rows and return the number of NaN, which are neither kept nor open. `quantization`
+// is for float entries of rows on its grid: it is faster than exact keys.
 std::int64_t scan_range(const ScanRange& range, const Quantization* quantization, ScanRow* rows, int count,
                         OpenEntries* open);
 std::int64_t keep_range(const ScanRange& range, KeepRow* rows, int count);

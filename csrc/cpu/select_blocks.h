@@ -6,10 +6,10 @@
 //
 // Keys32    keys of float entries.
 // Keys16    magnitudes of 16-bit entries, or float keys as int16 on the grid of a quantization.
-// Row32, Row16, Row8    what a row compares keys with: its pivot, and the span from low to high. An empty span contains
-//           no key. Row8 takes Keys16 as offsets from the pivot, limited to int8.
-// Open      which keys of a block have been in the span of any row.
-// Lanes     a register of running maxima or minima; Lane32 and Lane16 are what it holds for either width of keys.
+// Row32, Row16, Row8    a row's pivot and its span from low to high, which keys are compared with. An empty span
+//           contains no key. Row8 takes Keys16 as offsets from the pivot, limited to int8.
+// Open      the keys of a block that have been in the span of any row.
+// Lanes     a register of running maxima or minima; its elements are Lane32 or Lane16 by the width of keys.
 //
 // load, load_halves    keys from memory; load_quantized also tracks the largest.
 // set_row         a row from its numbers: pivot, low and high.
@@ -201,7 +201,7 @@ inline void track_nearest(const Keys16& keys, const Row16& row, Lanes* nearest) 
 
 #else
 
-// Loops over a fixed number of lanes, which compilers turn into whatever vectors the target has.
+// Loops over a fixed number of lanes, which compilers vectorise for the target.
 using Lane32 = std::uint32_t;
 using Lane16 = std::uint32_t;
 struct Lanes {

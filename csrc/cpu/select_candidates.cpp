@@ -18,8 +18,8 @@ void grow(std::int64_t size, std::int64_t room, LargeArray<T>* array) {
 
 }  // namespace
 
-// Tasks differ in how many candidates they meet, so each starts with its share and may grow to what was expected of all
-// together.
+// Tasks meet different numbers of candidates, so each starts with its share of the expected number and may grow to all
+// of it.
 Candidates::Candidates(std::int64_t expected, std::int64_t tasks) : limit_(expected * 5 / 4 + 4096) {
   reserve(expected / tasks * 9 / 8 + 1024 + kScanPiece + kOpenSlack);
 }
@@ -63,7 +63,7 @@ void Candidates::collect(const std::vector<Window>& windows) const {
 
 void Candidates::settle(const Unsettled& unsettled, const Decision& decision, const Pieces& pieces,
                         std::int64_t first_piece, std::uint32_t* words) const {
-  // The words have left the cache since they were written, so they are fetched ahead.
+  // The words have left the cache since they were written, so they are prefetched.
   struct Change {
     std::uint32_t* word;
     std::uint32_t bit;
@@ -127,7 +127,7 @@ void Search::look(bool ties_all) {
 
 Decision Search::decision(std::int64_t task) const {
   std::int64_t ties = ties_;
-  // Without the ties that earlier tasks have met.
+  // Less the ties that earlier tasks have met.
   for (std::int64_t t = 0; t < task && ties_ != kAllTies; ++t) {
     ties -= std::count(unsettled_[t].keys.data(), unsettled_[t].keys.data() + unsettled_[t].size, key_);
   }

@@ -25,25 +25,25 @@ struct Window {
   Unsettled* unsettled;
 };
 
-// Candidates with keys from `first` to `last` change sides: those with keys above `key` are kept, and `ties` of those at
-// it.
+// Candidates with keys from `first` to `last` change sides: those with keys above `key` are kept, and `ties` of those
+// with this key.
 struct Decision {
   std::uint32_t first, last, key;
   std::int64_t ties;
 };
 
-// The candidates that one task has met, in the order of the entries; those of several rows together.
+// The candidates of one task, in the order of the entries; those of several rows together.
 class Candidates {
  public:
-  // `expected`: of all tasks together.
+  // `expected`: the number expected in all tasks together.
   Candidates(std::int64_t expected, std::int64_t tasks);
 
   void start_piece() { piece_begin_.push_back(size_); }
-  // Scans a range that starts at `offset` in the present piece, adds its open entries, and returns the number of NaN.
+  // Scans a range that starts at `offset` in the current piece, adds its open entries, and returns the number of NaN.
   std::int64_t scan(const ScanRange& range, std::int64_t offset, const Quantization* quantization, ScanRow* rows,
                     int count);
 
-  // Whether there was no room for some; then the others are incomplete.
+  // Whether some did not fit; then the list is incomplete.
   bool overflow() const { return overflow_; }
   void collect(const std::vector<Window>& windows) const;
   // Applies a decision about unsettled candidates to the words of a row. The pieces are those from `first_piece` on.
@@ -60,22 +60,22 @@ class Candidates {
   bool overflow_ = false;
 };
 
-// The search for the k-th largest entry of a row among its candidates. Either more of them are to be kept than the scan
-// has kept, the largest below the pivot, or fewer, all but the smallest from it on. They are near the pivot, so an
-// interval next to it is tried before the bracket's half.
+// The search for the k-th largest entry of a row among its candidates. Either the scan has kept too few of them, and
+// the largest ones below the pivot are added, or too many, and the smallest ones from the pivot on are dropped. These
+// are near the pivot, so an interval next to it is tried before the bracket's half.
 class Search {
  public:
-  // `kept`: entries that the scan has kept, all with keys >= bracket.pivot_key().
+  // `kept`: number of entries that the scan has kept, all with keys >= bracket.pivot_key().
   Search(const Bracket& bracket, std::int64_t kept, std::int64_t k, std::int64_t tasks);
 
   // The next interval to collect; false if there is none, or the entry is found.
   bool advance();
   Window window(std::int64_t task) { return {first_, last_, &unsettled_[task]}; }
-  // Looks for the entry in what was collected.
+  // Looks for the entry among the collected keys.
   void look(bool ties_all);
 
   bool found() const { return found_; }
-  // If it was not found: whether every entry that is neither zero nor NaN is kept. Otherwise the bracket has missed.
+  // If the entry was not found: whether all entries except zeros and NaN are kept. If not, the bracket has missed.
   bool keeps_everything() const { return more() && bracket_.reaches_the_end(); }
   std::uint32_t key() const { return key_; }
   // Entries kept in all.
@@ -87,7 +87,7 @@ class Search {
   bool more() const { return missing_ > 0; }
 
   Bracket bracket_;
-  std::int64_t k_, missing_;  // entries still to be kept; negative: to be left out
+  std::int64_t k_, missing_;  // entries still to be added; negative: to be dropped
   std::uint32_t half_, near_; // widths
   std::uint32_t width_ = 0, first_ = 0, last_ = 0, key_ = 0;
   std::int64_t ties_ = 0, count_ = 0;

@@ -31,8 +31,8 @@ Lane smallest_lane(const Lanes& lanes) {
   return result;
 }
 
-// How entries become keys in registers, and keys the numbers that these are compared with. Exact keys in the entries'
-// own width.
+// How entries become keys in registers, and how a row's keys become numbers to compare them with. Exact keys in the
+// entries' own width.
 template <typename P>
 struct ExactKeys {
   using Entry = P;
@@ -75,8 +75,8 @@ struct QuantizedKeys {
   }
 };
 
-// Writes a block's bits; `streamed`: past the cache, which spares reading lines that are written as a whole. One row
-// alone gains nothing by it.
+// Writes a block's bits; `streamed`: past the cache, which avoids reading lines that are written as a whole. A single
+// row gains nothing from it.
 inline void store_words(std::uint64_t bits, bool two_words, bool streamed, std::uint32_t* words) {
   if (!two_words) {
     words[0] = static_cast<std::uint32_t>(bits);
@@ -94,7 +94,7 @@ inline void store_words(std::uint64_t bits, bool two_words, bool streamed, std::
 #endif
 }
 
-// Makes streamed words visible before whatever other threads are told next.
+// Makes streamed words visible to other threads before any later store.
 inline void finish_stores() {
 #if PF_SIMD_LEVEL > 0
   _mm_sfence();
@@ -104,8 +104,8 @@ inline void finish_stores() {
 // Calls take(number of the block, its entries, whether a second word belongs to it) for all blocks; the last one is
 // filled up with zeros, which no row takes.
 //
-// Prefetchers of processors stop at the end of a page of memory. One access to the next page well ahead lets them go on;
-// more than one slows them down.
+// Hardware prefetchers stop at the end of a page. One access to the next page well ahead lets them go on; more than one
+// slows them down.
 template <typename P, typename Take>
 inline void for_blocks(const P* data, std::int64_t length, const Take& take) {
   const std::int64_t whole = length / kScanBlock, rest = length % kScanBlock;
@@ -339,7 +339,7 @@ std::int64_t collect_keys(const std::uint32_t* keys, std::int64_t size, std::uin
 }
 
 std::int64_t count_above(const std::uint32_t* keys, std::int64_t size, std::uint32_t bound) {
-  // Short loops, for sums of 32 bits that compilers turn into vectors.
+  // Short loops, so that compilers can vectorise with 32-bit sums.
   constexpr std::int64_t kPart = 4096;
   std::int64_t above = 0;
   for (std::int64_t begin = 0; begin < size; begin += kPart) {

@@ -6,7 +6,7 @@
 
 namespace pecker_fast {
 
-// Keys from `low` to `high`: how many there are, and how many are larger than `high`.
+// Number of keys from `low` to `high`, and of keys larger than `high`.
 struct KeyInterval {
   std::uint32_t low, high;
   std::int64_t larger, count;
@@ -19,7 +19,7 @@ struct KeyRun {
   std::int64_t size;
 };
 
-// Histogram of keys, all in [low, high], with bins of equal width. The keys have to outlive it.
+// Histogram of keys, all in [low, high], with bins of equal width. The keys must outlive it.
 class KeyHistogram {
  public:
   KeyHistogram(std::vector<KeyRun> runs, std::uint32_t low, std::uint32_t high);

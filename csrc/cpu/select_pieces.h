@@ -17,7 +17,7 @@ struct ScoreTensor {
   const void* data;
   ParamType type;
   std::int64_t numel;
-  const void* others = nullptr;  // what the scores are relative to, of the same type and size
+  const void* others = nullptr;  // the denominators of relative scores, of the same type and size
   float damping = 0.0f;
 };
 
@@ -50,7 +50,7 @@ struct Piece {
   const char* others;  // null if the entries themselves are ranked
   float damping;
 
-  // What is ranked: the entries, or their quotients. These are valid until `quotients` is used again.
+  // The values to rank: the entries, or their quotients, which are valid until `quotients` is used again.
   ScanRange range(std::int64_t offset, std::int64_t count, Quotients* quotients) const {
     const ScanRange entries = ScanRange{data, type, length}.part(offset, count);
     if (others == nullptr) return entries;
@@ -60,7 +60,7 @@ struct Piece {
   }
   ScanRange range(Quotients* quotients) const { return range(0, length, quotients); }
 
-  // Asks for entries that will be read soon.
+  // Prefetches entries that will be read soon.
   void prefetch(std::int64_t offset, std::int64_t count) const {
     constexpr std::int64_t kLine = 64;
     const std::int64_t width = type == ParamType::f32 ? 4 : 2;

@@ -9,13 +9,13 @@
 namespace pecker_fast {
 namespace {
 
-// Groups in the sample, and entries in a group: more groups would say more of data whose neighbours are alike, but the
+// Groups in the sample, and entries in a group: more groups would tell more about data with similar neighbours, but the
 // wait for a group costs as much as its entries.
 constexpr std::int64_t kGroups = 8192;
 constexpr std::int64_t kGroup = 64;
 // A pivot comes from every so many groups.
 constexpr std::int64_t kGroupsPerPivot = 4;
-// The bracket is wider by so many entries of the sample, because the deviation may be underestimated.
+// The bracket is wider by this many entries of the sample, because the deviation may be underestimated.
 constexpr double kGuard = 96.0;
 // Bounds may be off by this share of the half-width, outwards.
 constexpr double kTolerance = 1.0 / 16;
@@ -28,7 +28,7 @@ Sample::Sample(const Pieces& pieces)
   pieces.for_tasks([&](std::int64_t task) {
     const std::int64_t begin = kGroups * task / tasks, end = kGroups * (task + 1) / tasks;
     const double part = static_cast<double>(entries) / kGroups;
-    // The groups that are fetched ahead.
+    // Number of groups that are prefetched.
     constexpr std::int64_t kAhead = 24;
     struct Group {
       const Piece* piece;
@@ -43,10 +43,10 @@ Sample::Sample(const Pieces& pieces)
         read_keys(group.piece->range(group.offset, group.length, &quotients), keys_.get() + (g - kAhead) * kGroup);
       }
       if (g >= end) continue;
-      // At a place that a fixed hash chooses: periodic data must not meet it in step.
+      // A fixed hash chooses the place, so that the sample cannot be in step with periodic data.
       const double u = mix_bits(static_cast<std::uint32_t>(g) * 0x9e3779b9u) * 0x1p-32;
       const std::int64_t at = std::min(entries - 1, static_cast<std::int64_t>((static_cast<double>(g) + u) * part));
-      // Parts ascend, so the pieces are walked along and not searched.
+      // Parts ascend, so the pieces are walked and not searched.
       while (p + 1 < pieces.size() && pieces[p + 1].first <= at) ++p;
       const Piece& piece = pieces[p];
       const std::int64_t last = std::max<std::int64_t>(0, piece.length - kGroup);
@@ -120,7 +120,7 @@ std::int64_t Sample::index_of(std::int64_t slot) const {
 // Neighbours are alike, so groups are what varies independently; differences of successive groups leave out what varies
 // slowly, which the parts of equal size take care of.
 double Sample::variance_above(std::uint32_t key, std::int64_t slot) const {
-  // Some of the pairs say enough.
+  // A part of the pairs is enough.
   constexpr std::int64_t kStep = 4;
   const auto above = [&](std::int64_t g) {
     const std::uint32_t threshold = key + (group_begin_[g] >= slot ? 1 : 0);
@@ -140,7 +140,7 @@ Bracket Sample::bracket(std::int64_t k, double sigmas) const {
   const double entries = static_cast<double>(pieces_.entries()), total = static_cast<double>(size());
   const double share = static_cast<double>(std::min(k, pieces_.entries())) / entries;
   const double rank = share * total;
-  // That of groups whose entries are all alike.
+  // The variance for groups of equal entries.
   const double widest = sigmas * std::sqrt(kGroup * share * (1 - share) * total) + kGuard;
   const Neighbourhood near = neighbourhood(rank, widest);
   const KeyHistogram histogram({{near.keys.get(), near.size}}, near.low, near.high);

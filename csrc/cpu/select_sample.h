@@ -1,4 +1,4 @@
-// A sample of the entries, and the brackets around wanted ranks that it gives.
+// A sample of the entries, and the brackets around wanted ranks that follow from it.
 #pragma once
 
 #include <algorithm>
@@ -52,12 +52,12 @@ class Sample {
  public:
   explicit Sample(const Pieces& pieces);
 
-  // The bracket around the k-th largest entry: so many standard deviations of the rank to either side.
+  // The bracket around the k-th largest entry: this many standard deviations of the rank to either side.
   Bracket bracket(std::int64_t k, double sigmas) const;
   const Pivots& pivots() const { return pivots_; }
 
  private:
-  // The keys of the sample from `low` to `high`, and how many are larger.
+  // The keys of the sample from `low` to `high`, and the number of larger ones.
   struct Neighbourhood {
     std::unique_ptr<std::uint32_t[]> keys;
     std::uint32_t low, high;

@@ -31,7 +31,7 @@ void Selector::select(const std::int64_t* ks, std::int64_t rows, bool ties_all, 
   if (!left.empty()) select_by_radix(left, ties_all);
 }
 
-// Returns the rows that are left: their candidates need too much room, or the bracket has missed.
+// Returns the remaining rows: their candidates need too much room, or the bracket has missed.
 std::vector<Selector::Row> Selector::select_by_sample(std::vector<Row> rows, double sigmas, bool ties_all) const {
   Pivots pivots;
   {
@@ -40,13 +40,13 @@ std::vector<Selector::Row> Selector::select_by_sample(std::vector<Row> rows, dou
       rows[r].bracket = sample.bracket(rows[r].k, sigmas);
     });
     pivots = sample.pivots();
-    // Freed here: the candidates take its memory.
+    // Freed here, so that the candidates can use its memory.
   }
   const std::int64_t room =
       static_cast<std::int64_t>(kCandidateShare * static_cast<double>(pieces_.bytes())) / kCandidateBytes;
   std::vector<Row> left;
   for (std::size_t next = 0; next < rows.size();) {
-    // As many rows go through the entries together as there is room for their candidates.
+    // As many rows share a pass over the entries as there is room for their candidates.
     std::vector<Row> together;
     std::int64_t used = 0;
     for (; next < rows.size() && together.size() < kScanRows; ++next) {
@@ -66,9 +66,9 @@ std::vector<Selector::Row> Selector::select_by_sample(std::vector<Row> rows, dou
   return left;
 }
 
-// Rows whose brackets are cut at an index are groups of their own. The others share one, with keys on a grid: their
-// brackets are rounded outwards to it. A bracket that is too wide for the grid, or would get many more candidates by
-// that, is left alone with exact keys.
+// A row whose bracket is cut at an index is a group by itself. The others share a group with keys on a grid, to which
+// their brackets are rounded outwards. A row whose bracket is too wide for the grid, or would get many more candidates
+// by the rounding, has a group with exact keys.
 std::vector<Selector::Group> Selector::make_groups(const Pivots& pivots, const std::vector<Row>& rows) const {
   const auto width = [](const Row& row) { return row.bracket.high.key - row.bracket.low.key; };
   std::uint32_t narrowest = kInfKey;
@@ -101,7 +101,7 @@ std::vector<Selector::Group> Selector::make_groups(const Pivots& pivots, const s
     };
     while (fits(row) && too_fine()) ++grid.shift;
   }
-  // The lowest bound is step -32767, so that keys below it are told apart from it.
+  // The lowest bound is step -32767, so that keys below it differ from it.
   grid.origin = low + (std::uint32_t{32767} << grid.shift);
   for (const Row& row : rows) {
     const Bracket bracket = rounded(row.bracket);
@@ -185,7 +185,7 @@ std::int64_t Selector::scan_piece(const Piece& piece, const ScanRange& entries, 
   return nan;
 }
 
-// Completes the rows from their candidates, but for those whose bracket has missed.
+// Completes the rows from their candidates, except rows whose bracket has missed.
 void Selector::finish(const std::vector<Group>& groups, bool ties_all, std::vector<Row>* missed) const {
   const std::int64_t tasks = pieces_.tasks();
   std::vector<std::vector<Search>> searches;
@@ -217,7 +217,7 @@ void Selector::finish(const std::vector<Group>& groups, bool ties_all, std::vect
     });
     pieces_.parallel()(static_cast<std::int64_t>(all.size()), [&](std::int64_t i) { all[i]->look(ties_all); });
   }
-  // Entries at the key that the bracket's lower bound has cut off are no candidates.
+  // Entries of the lower bound's key that its index cuts off are no candidates.
   const auto cuts_ties = [&](const Row& row, const Search& search) {
     return ties_all && search.key() == row.bracket.low.key && row.bracket.low.index != kNoIndex;
   };
@@ -328,7 +328,7 @@ void Selector::keep(const std::vector<KnownRow>& rows) const {
   }
 }
 
-// Keeps all entries above the key of each row, and the first ones at it.
+// Keeps all entries above the key of each row, and the first ones with this key.
 void Selector::keep_first_ties(const std::vector<KnownRow>& rows) const {
   const std::size_t count = rows.size(), pieces = static_cast<std::size_t>(pieces_.size());
   struct Scratch {
@@ -357,7 +357,7 @@ void Selector::keep_first_ties(const std::vector<KnownRow>& rows) const {
       }
     }
   });
-  // Ties to keep in each piece.
+  // Number of ties to keep in each piece.
   std::vector<std::int64_t> wanted(count * pieces), kept(count);
   for (std::size_t r = 0; r < count; ++r) {
     RowResult& result = *rows[r].result;
@@ -412,7 +412,7 @@ void Selector::histogram(const std::uint32_t* prefixes, std::int64_t rows, int l
 void sum_magnitudes(const std::vector<ScoreTensor>& tensors, std::int64_t tasks, const Parallel& parallel,
                     std::int64_t* sums) {
   const Pieces pieces(tensors, tasks, parallel);
-  // Of each task and tensor that it has a part of.
+  // Sums of each task and each tensor that it has a part of.
   struct Part {
     std::int64_t tensor;
     std::int64_t sums[kSumColumns];

@@ -34,14 +34,14 @@ class Selector {
   void histogram(const std::uint32_t* prefixes, std::int64_t rows, int level, std::int64_t* bins) const;
 
  private:
-  // A row to select: its k and bracket, and where it goes.
+  // A row to select: its k and bracket, and its place in the results.
   struct Row {
     std::int64_t k;
     std::uint32_t* words;
     RowResult* result;
     Bracket bracket;
   };
-  // Rows that share their candidates, and what the scan has found.
+  // Rows that share their candidates, and the results of their scan.
   struct Group {
     std::vector<Row> rows;
     bool quantized = false;

@@ -1,7 +1,7 @@
 // A vector of floats for one instruction set: PF_SIMD_LEVEL 0 (portable C++), 1 (AVX2) or 2 (AVX-512), in namespace
 // PF_ISA. No include guard: each translation unit includes it once, between PF_TARGET_*_BEGIN and PF_TARGET_END.
 //
-// Vec      kLanes floats, with the arithmetic operators. minimum and maximum return the second argument where either
+// Vec      kLanes floats, with the arithmetic operators. minimum and maximum return the second argument if either
 //          is NaN.
 // Mask     a condition for each lane.
 // mask_of  the lanes' bits of a mask word, from bit `shift` on.
@@ -159,7 +159,7 @@ inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), 
 
 #else
 
-// Short loops that compilers turn into whatever vectors the target has.
+// Short loops that compilers vectorise for the target.
 constexpr int kLanes = 4;
 struct Vec {
   float r[kLanes];
@@ -332,8 +332,8 @@ inline Vec square_root(Vec a) {
   const Vec estimate = approximate_rsqrt(a), root = a * estimate;
   const Vec r = negative_multiply_add(root, estimate, set(1.0f));
   const Vec result = multiply_add(root, r * multiply_add(r, set(0.375f), set(0.5f)), root);
-  // 0, inf and what the estimate takes for 0 give NaN above. Lane by lane: what a root is may not depend on what else
-  // is in the vector, which differs with packing and with where a tensor ends.
+  // 0, inf and values that the estimate takes for 0 give NaN above. Lane by lane: a root must not depend on the other
+  // lanes of the vector, which differ with packing and with the end of a tensor.
   const Mask failed = is_nan(result);
   return bits_of(failed) == 0 ? result : blend(failed, exact_square_root(a), result);
 }

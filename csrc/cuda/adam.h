@@ -22,14 +22,14 @@ enum AdamSlot : int {
 };
 constexpr int kAdamDynamicSlots = 2;
 
-// What prepare_adam reads on the device and the step needs: of the whole step ...
+// Values that prepare_adam computes on the device for the step: for the whole step ...
 template <typename T>
 struct AdamPrepared {
   T lr, grad_factor, decay, max_update;
   std::int32_t skip;
 };
 
-// ... and of each tensor.
+// ... and for each tensor.
 template <typename T>
 struct AdamTensorPrepared {
   AdamCorrection<T> correction;
@@ -56,7 +56,7 @@ struct AdamArguments {
   // Whether a feature is used that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts,
   // retain_variance, stochastic_rounding, ema_everywhere.
   bool rare;
-  // Whether gradients are clipped, decayed or made finite, or updates are limited: set_adam_scalars knows.
+  // Whether gradients are clipped, decayed or made finite, or updates are limited; set by set_adam_scalars.
   bool conditioned;
 };
 
@@ -76,7 +76,7 @@ void set_adam_scalars(AdamArguments<T>& arguments, double beta1, double beta2, d
   arguments.conditioned = zero_nonfinite || is_finite(clip_value) || is_finite(max_update) || coupled_decay != 0;
 }
 
-// Device scalars of a step, and the options that they are combined with.
+// Device scalars of a step, and the options to combine them with.
 struct AdamDeviceScalars {
   const float* steps;
   const double* lr;

@@ -22,7 +22,7 @@ namespace {
 
 enum class Kind { every, masked, packed };
 
-// What a kernel is compiled for. With kAnyOption it looks at its arguments instead; kRare adds the features of
+// Compile-time options of a kernel. With kAnyOption it checks its arguments instead; kRare adds the features of
 // AdamArguments::rare.
 enum Option : int { kFirstMoment = 1, kWithEma = 2, kJoint = 4, kAnyOption = 8, kRare = 16 };
 
@@ -34,8 +34,8 @@ struct BlocksPerSM {
   static constexpr int value = sizeof(T) == 4 ? 4 : 2;
 };
 
-// What all threads of a block share: the chunk's tensor and the scalars of its step. In shared memory, because as many
-// registers would halve the number of blocks that run at once.
+// Shared by all threads of a block: the chunk's tensor and the scalars of its step. In shared memory, because keeping
+// them in registers would halve the number of blocks that run at once.
 template <typename P, typename T, int kOptions>
 struct AdamTensor {
   static constexpr bool kAny = (kOptions & kAnyOption) != 0, kRareToo = (kOptions & kRare) != 0;
@@ -50,7 +50,7 @@ struct AdamTensor {
   AdamTensorPrepared<T> prepared;
   AdamPrepared<T> step;
 
-  // Whether the tensor has this list. A constant unless the kernel looks at its arguments.
+  // Whether the tensor has this list. A constant unless the kernel checks its arguments.
   template <AdamSlot kSlot>
   __device__ __forceinline__ bool has() const {
     if constexpr (kSlot == kExpAvg && !kAny) return (kOptions & kFirstMoment) != 0;
@@ -108,8 +108,8 @@ struct AdamGroup {
   Vector<T, kGroup> exp_avg, exp_avg_sq, max_exp_avg_sq;
 };
 
-// Where a group is, and which of its entries are updated, have their EMA updated, see the masked gradient. `fast`: all
-// of them exist and are vectors.
+// The place of a group, and which of its entries are updated, have their EMA updated, see the masked gradient. `fast`:
+// all of them exist and are vectors.
 struct GroupBits {
   std::int64_t first;
   unsigned update, ema, masked;
@@ -123,7 +123,7 @@ __device__ __forceinline__ void load_dense(const Tensor& t, const GroupBits& b, 
   if (t.template has<kMaskedGrad>() && b.masked != 0) {
     load_group<kFast>(v.masked_grad, t.template data<kMaskedGrad>(), b.first, b.masked);
   }
-  // A master has the parameter's value; the parameter itself is needed only if some of its entries stay.
+  // A master has the parameter's value; the parameter itself is needed only if some of its entries do not change.
   if (kKind != Kind::every || !t.template has<kMaster>()) {
     load_group<kFast>(v.param, t.template data<kParam>(), b.first, touched);
   }
@@ -187,7 +187,7 @@ __device__ __forceinline__ T moment(const Vector<T, kGroup>& group, int i, const
 template <Kind kKind, typename T>
 __device__ __forceinline__ void set_moment(Vector<T, kGroup>& group, int i, T* staged, int k, bool updated, T value) {
   if constexpr (kKind != Kind::packed) {
-    // Whole vectors are stored: entries that are not updated go back as they came.
+    // Stores whole vectors: entries that are not updated are written back unchanged.
     if (kKind == Kind::every || updated) group.set_entry(i, value);
   } else {
     if (updated) staged[k * kRoundEntries] = value;
@@ -287,7 +287,7 @@ __device__ __forceinline__ void update_entries(const AdamArguments<T>& a, const 
 template <Kind kKind, typename Tensor, typename P, typename T>
 __device__ __forceinline__ void update_group(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
                                              std::int64_t state_first, T* staged, AdamGroup<P, T>& v) {
-  // Most steps neither clip nor decay: they are spared a quarter of the instructions.
+  // Most steps neither clip nor decay: this saves them a quarter of the instructions.
   if (Tensor::kAny || a.conditioned) {
     update_entries<kKind, true>(a, t, b, state_first, staged, v);
   } else {
@@ -367,7 +367,7 @@ __device__ __forceinline__ void step_packed_round(const AdamArguments<T>& a, con
   if (t.template has<kExpAvg>()) first.commit(count, staged);
   second.commit(count, staged + kRoundEntries);
   if (t.template has<kMaxExpAvgSq>()) {
-    // Not with the others: there are no registers left for it.
+    // Not together with the others, because there are no registers left for it.
     largest.load(t.template data<kMaxExpAvgSq>(), base, count);
     largest.commit(count, staged + 2 * kRoundEntries);
   }
@@ -396,7 +396,7 @@ __device__ __forceinline__ std::uint32_t list_item(int group, unsigned bits, int
   return static_cast<std::uint32_t>(group) | bits << 8 | static_cast<std::uint32_t>(rank) << 12;
 }
 
-// Lists the groups of a tile that have work; returns how many.
+// Lists the groups of a tile that have work; returns their number.
 __device__ __forceinline__ int list_groups(unsigned salient, unsigned touched, std::uint32_t* list) {
   unsigned starts = touched | touched >> 1;
   starts = (starts | starts >> 2) & 0x11111111u;
@@ -425,7 +425,7 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
   const TensorInfo& info = a.table.tensors[chunk.tensor];
   const std::uint32_t* const words = a.words == nullptr ? nullptr : a.words + info.first_word;
 
-  // A mask word a lane of each tile of this warp, all loads under way at once.
+  // Each lane loads one mask word of each tile of this warp, with all loads in flight at once.
   constexpr bool kWords = kKind != Kind::every || Tensor::kAny || (kOptions & kJoint) != 0;
   __shared__ unsigned all_words[kWords ? kChunkWarps : 1][kTilesPerWarp][32];
   unsigned(*const tile_words)[32] = all_words[kWords ? warp_id() : 0];
@@ -547,7 +547,7 @@ void adam_step(const AdamArguments<T>& a, cudaStream_t stream) {
   const bool masked = a.words != nullptr && !a.joint;
   const Kind kind = a.packed_offsets != nullptr ? Kind::packed : masked ? Kind::masked : Kind::every;
   for_constant<Kind, Kind::every, Kind::masked, Kind::packed>(kind, [&](auto kind) {
-    // Double precision is for checking other results: one version of each kernel is enough.
+    // Double precision serves to check other results: one version of each kernel is enough.
     if constexpr (sizeof(T) == 8) {
       start(kind, std::integral_constant<int, kAnyOption | kRare>{});
     } else if (a.rare) {

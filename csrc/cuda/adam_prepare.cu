@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Powers and divisions that a tensor needs once, so that the step's own kernel stays small.
+// Powers and divisions that a tensor needs once. Computing them here keeps the step's own kernel small.
 template <typename T>
 __global__ void prepare_kernel(AdamDeviceScalars s, void* scratch, std::int32_t num_tensors) {
   const T lr = static_cast<T>(*s.lr);

@@ -1,5 +1,5 @@
-// Arithmetic of one entry of an Adam step. Every product and sum is written as the instruction it is to become, so that
-// an entry's result does not depend on which kernel, or which path of it, the entry is in.
+// Arithmetic of one entry of an Adam step. Every product and sum is written as the intended instruction, so that an
+// entry's result does not depend on which kernel, or which path of it, handles the entry.
 #pragma once
 
 #include "common/adam_math.h"

@@ -28,8 +28,8 @@ inline void check_cuda(cudaError_t error, const char* what) {
   }
 }
 
-// Calls body(integral_constant) of the one of `kValues` that `value` is: a choice made at run time becomes a
-// template's.
+// Calls body(integral_constant) for the one of `kValues` that equals `value`: turns a run-time choice into a template
+// argument.
 template <typename T, T... kValues, typename Body>
 void for_constant(T value, const Body& body) {
   static_cast<void>(((value == kValues ? (body(std::integral_constant<T, kValues>{}), true) : false) || ...));

@@ -68,8 +68,8 @@ inline MultiTensor view_table(std::int64_t* table, std::int64_t num_tensors, std
           static_cast<std::int32_t>(num_tensors), chunks};
 }
 
-// Copies host words to the device as kernel arguments: no pinned buffer that must outlive the copy, nothing to wait
-// for, and a CUDA graph keeps the values.
+// Copies host words to the device as kernel arguments: no pinned buffer has to outlive the copy, nothing waits, and a
+// CUDA graph keeps the values.
 void upload_words(const std::int64_t* host, std::int64_t count, std::int64_t* device, cudaStream_t stream);
 
 // Writes the chunks of a table whose TensorInfo is on the device already.
@@ -140,7 +140,7 @@ __device__ __forceinline__ void store_group(const Vector<P, kGroup>& values, P* 
 
 constexpr int kChunkThreads = 256;
 constexpr int kChunkWarps = kChunkThreads / 32;
-// What a warp takes at a time: 32 mask words, one a lane, read in one access.
+// A warp's unit of work: 32 mask words, one a lane, read in one access.
 constexpr int kTileEntries = 1024;
 constexpr int kTileGroups = kTileEntries / kGroup;
 constexpr int kTiles = kChunk / kTileEntries;

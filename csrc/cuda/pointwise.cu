@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kChunkThreads, 5) accumulate_kernel(const __gr
   });
 }
 
-// P only moves: an unsigned integer of the element's size.
+// P is only moved: an unsigned integer of the element's size.
 template <typename P>
 __device__ __forceinline__ void apply_mask_chunk(const MultiTensor& table, const Chunk& chunk,
                                                  const std::uint32_t* words) {
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kChunkThreads, 6)
   };
   for_each_group(chunk.index, info.numel, info.shift, aligned, salient, visit);
   count = warp_sum(count);
-  // Almost always 0: then nothing is contended for.
+  // Almost always 0, so there is no contention.
   if (lane_id() == 0 && count != 0) atomicAdd(total, static_cast<unsigned long long>(count));
 }
 

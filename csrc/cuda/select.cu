@@ -4,9 +4,9 @@
 // 2. One pass over all scores writes the mask of the entries above the bracket and collects those inside
 //    (select_mask.cu).
 // 3. The right number of these is chosen exactly, and their bits are added (select_finish.cu).
-// 4. If the bracket missed or held more entries than there is room for, histograms of all scores decide instead
-//    (select_radix.cu); otherwise their kernels end at once.
-// Entries are compared as (key, position), which are all different: no input has more ties for it than another.
+// 4. If the bracket missed or held more entries than fit, histograms of all scores decide instead (select_radix.cu);
+//    otherwise their kernels end at once.
+// Entries are compared as (key, position), which are all different, so no input has ties.
 //
 // Up to kMaxRows rows of a call share the sample and every pass over the scores.
 #include <algorithm>
@@ -33,7 +33,7 @@ std::int64_t candidate_bytes(const SelectPlan& plan) {
                   kClusterBytes << plan.log_clusters);
 }
 
-// Cuts the workspace into parts. The first *zero_bytes have to be zero at the start of a group of rows.
+// Cuts the workspace into parts. The first *zero_bytes must be zero at the start of a group of rows.
 std::int64_t lay_out(const Scores& scores, const SelectPlan& plan, void* memory, Workspace* workspace,
                      std::int64_t* zero_bytes) {
   char* const start = static_cast<char*>(memory);
@@ -114,9 +114,9 @@ SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning, std::in
     plan.log_clusters = static_cast<int>(log_clusters);
     while (plan.log_clusters > 0 && kClusterBytes << plan.log_clusters > rest) --plan.log_clusters;
     plan.capacity = std::max<std::int64_t>(rest, 0) / (group * static_cast<std::int64_t>(sizeof(u64)));
-    // Share of the entries in a bracket around the median, if those of a cluster have nothing to do with each other;
-    // with all of them alike it is 2.8 times as wide. Several rows share a pass only if there is room for the rounding
-    // to parts of the positions too, which is this large if all entries have one key.
+    // Share of the entries in a bracket around the median, if the entries of a cluster are independent; if all of them
+    // are equal, it is 2.8 times as wide. Several rows share a pass only if there is room for the rounding to parts of
+    // the positions too, which is this large if all entries have one key.
     const double n = std::ldexp(8.0, plan.log_clusters);
     const double rounding = group > 1 ? 2.0 / (1 << kGroupBits) : 0.0;
     const double share = 2.1 * (tuning.sigmas * std::sqrt(n) / 2 + tuning.slack) / n + rounding;

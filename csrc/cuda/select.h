@@ -1,4 +1,4 @@
-// Exact top-k selection on the device: what the launchers take. Free of torch headers; see select.cu for the method.
+// Exact top-k selection on the device: arguments of the launchers. Free of torch headers; select.cu has the method.
 //
 // Everything is enqueued on one stream. Nothing synchronises with the host, and neither the launches nor the memory
 // depend on the data, so that a call can be captured in a CUDA graph.
@@ -29,7 +29,7 @@ struct ScoreTensor {
   std::int64_t type;
   // Number of the tensor, empty ones included.
   std::int64_t index;
-  // What the scores are relative to, of the same type and size; null if they are ranked themselves.
+  // The denominators of relative scores, of the same type and size; null if the scores themselves are ranked.
   const void* others;
 };
 
@@ -41,8 +41,8 @@ struct Scores {
   std::int64_t num_words;
   std::int64_t numel;
   std::int64_t bytes;
-  // Device pointer to what is added to the magnitudes of `others`, by the number of the tensor. If it is null, no
-  // tensor has `others`; otherwise quotients are ranked (see common/radix_key.h).
+  // Device pointer to the damping that is added to the magnitudes of `others`, by the number of the tensor. If it is
+  // null, no tensor has `others`; otherwise quotients are ranked (see common/radix_key.h).
   const float* damping;
 };
 
@@ -85,7 +85,7 @@ struct SelectPlan {
   SelectTuning tuning;
   bool sampled;
   int log_clusters;
-  // Rows that are selected together, and the candidates that each may have.
+  // Number of rows selected together, and the candidates that each may have.
   int group;
   std::int64_t capacity;
 };

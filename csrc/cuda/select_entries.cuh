@@ -1,4 +1,4 @@
-// What the selection kernels share: where entries are, how a warp reads 1024 of them, and ranks in histograms.
+// Shared by the selection kernels: positions of entries, how a warp reads 1024 of them, and ranks in histograms.
 //
 // position: 32 * word + bit of an entry in a mask row. It orders entries as ties are broken: by tensor, then by index.
 // key: float32 bits of the magnitude (0 for zeros). composite: key and position in one number that is larger for a
@@ -104,7 +104,7 @@ __device__ __forceinline__ float load_entry(const void* data, int type, std::int
   return type == kScoreBFloat16 ? BFloat16Score::widen(bits) : HalfScore::widen(bits);
 }
 
-// Where the entries of a tensor are. What is ranked of them is their magnitude or, kRelative, their quotients.
+// Addresses of a tensor's entries. They are ranked by magnitude or, if kRelative, by quotient.
 struct Entries {
   const void* data;
   const void* others;
@@ -174,8 +174,8 @@ __device__ __forceinline__ void read_batch(const Batch& batch, Part& part, Finis
   const std::uintptr_t addresses = reinterpret_cast<std::uintptr_t>(data) | reinterpret_cast<std::uintptr_t>(others);
   if (batch.valid == kWarpEntries && addresses % 16 == 0) {
     constexpr int kLoads = kPart / Score::kVector;
-    // Of 16-bit entries both halves are under way before the first is looked at; of others one half is as many bytes,
-    // and so is one half of two tensors.
+    // For 16-bit entries both halves are in flight before the first is used; for others one half has as many bytes,
+    // and so has one half of two tensors.
     constexpr bool kBoth = kAhead && !kRelative && sizeof(Storage) == 2;
     uint4 raw[kBoth ? 2 : 1][kLoads];
     const auto load_half = [&](const Storage* from, int half, uint4(&to)[kLoads]) {
@@ -194,7 +194,7 @@ __device__ __forceinline__ void read_batch(const Batch& batch, Part& part, Finis
       float x[kPart];
       if constexpr (!kBoth) load_half(data, half, raw[0]);
       if constexpr (kRelative) {
-        // Two vectors of the other tensor at a time: registers for more are not there.
+        // Two vectors of the other tensor at a time: there are no registers for more.
         const auto* const vectors = reinterpret_cast<const uint4*>(others) + lane + half * (kPartEntries / Score::kVector);
 #pragma unroll
         for (int i = 0; i < kLoads; i += 2) {

@@ -1,7 +1,7 @@
 // The passes over all scores that write mask words: one read of the scores, one write of the words of each row.
 //
-// An entry is compared with one threshold: within a batch that lies before the position of a bound, entries of its very
-// key are within it, behind it they are not. Only the batch that contains the position compares entry by entry.
+// An entry is compared with one threshold: in a batch before the position of a bound, entries with exactly its key are
+// within the bound; in a batch behind it they are not. Only the batch that contains the position compares each entry.
 // Registers hold 32 entries of a lane, whose bits the warp transposes into words.
 #include "select_state.cuh"
 
@@ -25,7 +25,7 @@ __device__ __forceinline__ void flush(const u64* staged, int count, u64* total, 
   __syncwarp();
 }
 
-// Whole warp: stages the entries whose bits are set and returns how many are staged then. They are read again, most
+// Whole warp: stages the entries whose bits are set and returns the number of staged entries. They are read again, most
 // likely from the cache: picking them out of registers would take longer than the rest of the pass.
 template <bool kRelative, int kRoom, typename Order>
 __device__ __forceinline__ int stage(const Batch& batch, Order, u32 bits, u64* staged, int count, u64* total,
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kSelectThreads, kRows == 1 && !kRelative ? 4 :
   }
   __syncthreads();
   u32 nans = 0;
-  // Bits of the lane's entries in a batch: those within `high`, and the candidates. Of several rows in shared memory:
-  // the registers of one row are all that there are.
+  // Bits of the lane's entries in a batch: those within `high`, and the candidates. In shared memory for several rows,
+  // because there are registers for one row only.
   __shared__ u32 shared_bits[kRows == 1 ? 1 : kSelectWarps][kRows][2][32];
   u32 own_bits[2];
   const auto bits_of = [&](int row, int which) -> u32& {

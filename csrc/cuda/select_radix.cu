@@ -8,10 +8,10 @@ namespace {
 // Histograms of a block in shared memory; several, so that warps contend less.
 constexpr int kCopies = 4;
 
-// Not the end of the positions but beyond it, however many entries there are.
+// Beyond the end of the positions, whatever the number of entries.
 constexpr u64 kAnyPosition = 1ull << 62;
 
-// Device code has no arrays of the host's, but their entries as constants.
+// Device code cannot use host arrays, but it can use their entries as constants.
 template <int kLevel>
 struct Level {
   static constexpr int kBits = kRadixBits[kLevel], kShift = kRadixShift[kLevel];
@@ -29,10 +29,10 @@ __device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u
 #pragma unroll
     for (int i = 0; i < kPart; ++i) {
       const u32 key = float_key(x[i]);
-      // Neither 0, which the entries past the end are too, nor NaN.
+      // Neither 0, which includes entries past the end, nor NaN.
       bool counted = key - 1 < kInfKey;
       if (kLevel > 0) counted = counted && key >> (kShift + Level<kLevel>::kBits) == prefix;
-      // Nothing comes back: the hardware counts equal bins of a warp together.
+      // The result is not used, so the hardware can combine equal bins of a warp.
       if (counted) atomicAdd(own + (key >> kShift & (kBins - 1)), 1u);
     }
   };

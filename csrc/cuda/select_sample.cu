@@ -5,8 +5,8 @@
 // among the n sampled ones, with the variance of a cluster sample, sum (c - p n_c)^2 over the clusters, where c of the
 // n_c entries of a cluster are that large and p = r / n.
 //
-// Equal keys are ordered by position, like everywhere, but only by which 1/256 of all positions they lie in: ranks are
-// rounded outwards to that. So the bracket is narrow for constant and two-valued scores too.
+// Equal keys are ordered by position, like everywhere, but only to 1/256 of all positions: ranks are rounded outwards
+// to that. So the bracket is narrow for constant and two-valued scores too.
 #include "select_state.cuh"
 
 namespace pecker_fast {

@@ -1,5 +1,5 @@
 // State of a selection on the device, and the steps that select.cu puts together. A step is one kernel; every kernel
-// is always enqueued and leaves at once if the state has no work for it.
+// is always enqueued and returns at once if the state has no work for it.
 #pragma once
 
 #include "select_entries.cuh"
@@ -95,7 +95,7 @@ struct MaskGroup {
   int rows;
 };
 
-// In the kernels blockIdx.y is the row, unless they say something else.
+// In the kernels blockIdx.y is the row, unless noted otherwise.
 
 // select_sample.cu: brackets around the ranks ks. Fills high and low.
 void bracket_ranks(const Scores& scores, const SelectPlan& plan, const std::int64_t* ks, int rows, bool ties_all,

@@ -8,7 +8,7 @@ namespace {
 // sums in shared memory until it comes to the next tensor, or to so many entries that more might not fit 64 bits.
 constexpr int kMostBatches = 1 << 14;
 
-// Keeps the compiler from keeping in registers what is computed from x: there is no room for it.
+// Prevents the compiler from keeping values computed from x in registers: there is no room for them.
 __device__ __forceinline__ float opaque(float x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+f"(x));
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4) sums_kernel(Scores scores, 
       batches = 0;
     }
     if (half == 0) infinite = 0;
-    // One more than the window, 0 for what adds nothing.
+    // One more than the window, 0 for entries that add nothing.
     const auto place = [](u32 key) { return key - 1 < kInfKey - 1 ? sum_window(key) + 1 : 0; };
     u32 largest = 0;
 #pragma unroll

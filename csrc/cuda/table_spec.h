@@ -1,4 +1,4 @@
-// The host's side of a multi-tensor table: what a call works on.
+// The host's side of a multi-tensor table: the tensors of a call.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-"""The gradients that a step gets beside those in ``.grad``: which parameter each belongs to, and whether it fits."""
+"""The gradients that a step takes in addition to ``.grad``: the parameter of each, and whether it fits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -18,7 +18,7 @@ def align_masked_grads(
 ) -> list[Tensor | None]:
     """One gradient or None for each parameter: from a mapping by name or by parameter, or in the parameters' order.
 
-    ``names``: of all parameters, or None if one has none.
+    ``names``: the names of all parameters, or None if any has no name.
     """
     if isinstance(masked_grads, Tensor):
         raise TypeError("masked_grads is one tensor, expected one gradient (or None) for each parameter")

@@ -10,7 +10,7 @@ from .slots import Slot
 
 
 def follow(idle: Sequence[Slot], found_inf: Tensor | None) -> None:
-    """Moves the averages of parameters that have no gradient in this step: they may still be behind them."""
+    """Moves the averages of parameters without a gradient in this step: they may still lag behind."""
     for slot in idle:
         ema = slot.state.get("ema")
         if ema is None:
@@ -26,7 +26,7 @@ def follow(idle: Sequence[Slot], found_inf: Tensor | None) -> None:
 
 @contextmanager
 def swapped(slots: Sequence[Slot]) -> Iterator[None]:
-    """The parameters hold their averages; afterwards their own values again, bit for bit."""
+    """Lets the parameters hold their averages, and restores their own values afterwards, bit for bit."""
     own: list[tuple[Slot, Tensor]] = []
     try:
         for slot in slots:

@@ -1,4 +1,4 @@
-"""A mask as the kernel takes it for the parameters of an optimizer."""
+"""A mask in the form that the kernel takes for an optimizer's parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .slots import Slot
 
 @dataclass(eq=False)
 class Binding:
-    """A mask's words, and where those of each parameter (by position) start."""
+    """A mask's words, and the first word of each parameter (by position)."""
 
     mask: SaliencyMask
     params: tuple[int, ...]  # id of each aligned parameter, in order
@@ -49,7 +49,7 @@ class Binding:
 
 
 class Bindings:
-    """The bindings of the last two masks: alternating between two masks stays cheap, and old masks are let go."""
+    """The bindings of the last two masks: alternating between two masks stays cheap, and older masks are freed."""
 
     def __init__(self) -> None:
         self._last: list[Binding] = []

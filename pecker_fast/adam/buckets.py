@@ -48,7 +48,7 @@ class Bucket:
         self._copied = [i for i, slot in enumerate(slots) if slot.copied]
         self._params = [slot.flat(slot.param.detach()) for slot in slots]
         self.lists = {key: self._flat_state(key) for key in _STATE_KEYS}
-        # What the dictionaries hold: somebody may put other tensors there.
+        # The tensors in the dictionaries now: the user may replace them.
         self._states = [slot.state for slot in slots]
         self._contents = [dict(state) for state in self._states]
         self._lr = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -84,7 +84,7 @@ class Bucket:
         return [(t.data_ptr(), t.dtype, t.stride()) for t in self._state_tensors()]
 
     def is_current(self) -> bool:
-        """Whether the state is still what the lists were made of."""
+        """Whether the state still has the tensors that the lists were made from."""
         with _BY_IDENTITY:
             same = self._states == self._contents
         if not same:
@@ -184,7 +184,7 @@ class Bucket:
         without a mask (``binding``), otherwise masked."""
         watch = self._roster.watch
         for i in self._copied:
-            # They may have changed since.
+            # The options may have changed since.
             self._params[i].copy_(self.slots[i].param.detach())
         steps, lr = self._count_step(found_inf), self._learning_rate()
         scalars = [None if x is None else x.to(self.device, torch.float32) for x in (grad_scale, found_inf)]

@@ -20,7 +20,7 @@ def restore_state(slot: Slot, saved: dict[str, Any]) -> dict[str, Tensor]:
     (torch would cast all of it to the parameter's dtype.) Raises ValueError if it does not fit the parameter.
     """
     if "step" not in saved:
-        # Nothing but an EMA is there before the first step.
+        # Before the first step the state has an EMA at most.
         saved = {key: value for key, value in saved.items() if key == "ema"}
     param = slot.param
     compute = ops.compute_dtype(param.dtype)
@@ -74,7 +74,7 @@ def restore_state(slot: Slot, saved: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def sharded_state(slot: Slot) -> dict[str, Tensor]:
-    """The state of one parameter with what has its shape sharded as it is."""
+    """The state of one parameter, in which tensors of its shape are sharded like it."""
     dense = () if slot.packed else PER_ENTRY
     return {key: like(value, slot.owner) if key in dense else value for key, value in slot.state.items()}
 

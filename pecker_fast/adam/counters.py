@@ -25,12 +25,12 @@ class StepCounters:
         return self._vectors[device]
 
     def adopt(self, slot: Slot) -> None:
-        """Makes ``state["step"]`` an element of the vector, with the value that is there or 0."""
+        """Makes ``state["step"]`` an element of the vector, with its present value or 0."""
         counter = self.vector(slot.param.device)[slot.position]
         value = slot.state.get("step")
         if isinstance(value, Tensor):
             if value.data_ptr() != counter.data_ptr() or value.dtype != counter.dtype:
-                # The same tensor with other memory: whoever holds it goes on seeing the count.
+                # The same tensor with other memory: other references to it keep seeing the count.
                 value.data = counter.copy_(value.reshape(()))
             return
         counter.fill_(0.0 if value is None else float(value))

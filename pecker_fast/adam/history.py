@@ -1,4 +1,4 @@
-"""How the steps so far treated the entries, which decides what the step counts and the EMA have to be."""
+"""How the steps so far treated the entries, which determines the form of step counts and EMA."""
 
 import torch
 
@@ -86,7 +86,7 @@ class History:
         return True
 
     def _same_mask(self, binding: Binding, started: list[Slot]) -> bool:
-        """Whether the state at hand belongs to this very mask."""
+        """Whether the present state belongs to exactly this mask."""
         if self.binding is not None and self.binding.mask is binding.mask:
             return True
         held = [slot for slot in started if "mask_words" in slot.state and slot.position in binding.positions]

@@ -10,7 +10,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 
 def with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
-    """``Optimizer.profile_hook_step``, passed by when it has nothing to do.
+    """``Optimizer.profile_hook_step``, bypassed when it has nothing to do.
 
     It records each step for the profiler, running or not, which takes a fifth of a small step's time.
     """
@@ -28,6 +28,6 @@ def with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
             return recorded(self, *args, **kwargs)
         return step(self, *args, **kwargs)
 
-    # torch wraps what does not have this.
+    # torch wraps functions without this attribute.
     wrapper.hooked = True  # type: ignore[attr-defined]
     return wrapper

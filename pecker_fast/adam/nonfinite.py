@@ -1,4 +1,4 @@
-"""How many entries of the gradients of a step are inf or NaN."""
+"""The number of entries of a step's gradients that are inf or NaN."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def count_nonfinite(
     """The count over all ``slots``, int64 [] on the first one's device, without waiting for it.
 
     grads, masked_grads: by the parameters' positions; where there is a mask (``binding``), gradients of a masked step
-    and ``masked_grads`` count within it. grad_scale: what gradients are still to be divided by, or None.
+    and ``masked_grads`` count within it. grad_scale: the divisor that gradients still need, or None.
     """
     total = None
     by_kind: dict[tuple, list[Slot]] = {}

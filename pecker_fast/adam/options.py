@@ -1,4 +1,4 @@
-"""MaskedAdam's options: which there are, and what each may be."""
+"""MaskedAdam's options and their allowed values."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ TORCH_OPTIONS = (
 GROUP_OPTIONS = ("clip_value", "ema_decay", "max_update", "variance")
 # Options of the optimizer as a whole: they shape the state or the step, so groups may not differ in them.
 SHARED_OPTIONS = ("packed", "master_weights", "stochastic_rounding", "seed", "nonfinite", "backend")
-# What a step has to look at again if somebody changes it. The learning rate changes at every step anyway.
+# Options that a step checks again if they change. The learning rate changes at every step anyway.
 OPTIONS = tuple(name for name in (*TORCH_OPTIONS, *GROUP_OPTIONS, *SHARED_OPTIONS) if name != "lr")
 
 VARIANCES = ("combined", "retain")
@@ -105,7 +105,7 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def fill_options(group: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Gives a parameter group that somebody made by hand the options that it lacks."""
+    """Adds missing options to a parameter group that the user made by hand."""
     for name, value in defaults.items():
         group.setdefault(name, value)
 

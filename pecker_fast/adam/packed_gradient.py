@@ -106,7 +106,7 @@ def _is_whole_norm(order: float = 2, dims: Any = None, keepdim: bool = False, *_
 
 
 def _with_an_entry(grad: Tensor) -> Tensor:
-    """The stored entries, or a zero if there is none: the largest of no entries is undefined."""
+    """The stored entries, or a single zero if there are none: the maximum of no entries is undefined."""
     if not isinstance(grad, PackedGradient):
         return grad
     return grad.entries if grad.entries.numel() else grad.entries.new_zeros(1)
@@ -129,7 +129,7 @@ def _dense(value: Any) -> Any:
 
 
 def _packed(target: Any, value: Any) -> Any:
-    """``value`` as an operation on the entries of ``target`` takes it; both may be lists, which belong together."""
+    """``value`` in the form for an operation on the entries of ``target``; both may be lists of equal length."""
     if isinstance(target, (list, tuple)):
         if not isinstance(value, (list, tuple)) or len(value) != len(target):
             return value

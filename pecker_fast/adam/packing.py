@@ -33,7 +33,7 @@ class _Gradient:
 
     slot: Slot
     packed: PackedGradient
-    # What is in the parameter's .grad: ``packed``, or a DTensor of it.
+    # The parameter's .grad: ``packed``, or a DTensor of it.
     stand_in: Tensor
     # First and last row, and salient entries, of each part that is packed by itself.
     parts: list[tuple[int, int, int]] | None
@@ -66,13 +66,13 @@ class _Gradient:
 class PackedGradients:
     """What ``pack_gradients`` returns. As a context manager it ends with ``remove``.
 
-    All gradients of one dtype and device lie in one buffer, which every backward pass uses again: clone what you want
-    to keep.
+    All gradients of one dtype and device lie in one buffer, which every backward pass overwrites: clone a gradient to
+    keep it.
     """
 
     def __init__(self, optimizer: Any, mask: SaliencyMask | None) -> None:
         self._optimizer = weakref.ref(optimizer)
-        # The optimizer's mask is this packing's, and was another one before.
+        # The optimizer has this packing's mask, and had another one before.
         self._own_mask, self._earlier_mask = mask, optimizer._mask
         self._hooks: dict[Tensor, Any] = {}
         self._mask: SaliencyMask | None = None
@@ -93,7 +93,7 @@ class PackedGradients:
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def remove(self) -> None:
-        """Ends the packing: gradients that are there become dense again. Calling it again does nothing."""
+        """Ends the packing: present gradients become dense again. Calling it again does nothing."""
         for handle in self._hooks.values():
             handle.remove()
         self._hooks = {}
@@ -107,10 +107,10 @@ class PackedGradients:
             if self._own_mask is not None and optimizer._mask is self._own_mask:
                 optimizer._mask = self._earlier_mask
 
-    # ---- what the optimizer calls
+    # ---- called by the optimizer
 
     def start(self) -> None:
-        """Packs the gradients that are there, and all that backward passes make from now on."""
+        """Packs the present gradients and those of all later backward passes."""
         optimizer = self._require_optimizer()
         optimizer._packing = self
         try:
@@ -153,7 +153,7 @@ class PackedGradients:
         self._prepare(mask)
 
     def take_all(self) -> None:
-        """Packs the gradients that no hook has seen, such as those that somebody set."""
+        """Packs gradients that no hook has seen, such as those set by the user."""
         self.add_hooks()
         for slot in self._require_optimizer()._slots():
             if slot.owner.grad is not None:
@@ -180,7 +180,7 @@ class PackedGradients:
             self._prepare(self._mask)
             gradient = self.gradients[param]
         if gradient.is_present():
-            # It was accumulated in place.
+            # Autograd accumulated into it in place.
             return
         grad = local(param.grad)
         if not isinstance(grad, PackedGradient):
@@ -194,7 +194,7 @@ class PackedGradients:
         self.gradients, self._buffers, self._mask, self._checked_group = {}, [], None, None
 
     def _prepare(self, mask: SaliencyMask) -> None:
-        """Makes the buffers for ``mask``; gradients that are there are kept."""
+        """Makes the buffers for ``mask`` and keeps the present gradients."""
         slots = [s for s in self._require_optimizer()._slots() if s.owner.requires_grad or s.owner.grad is not None]
         binding = Binding.make(mask, slots)
         present = {param: gradient for param, gradient in self.gradients.items() if gradient.is_present()}
@@ -256,7 +256,7 @@ class PackedGradients:
             if not here:
                 gradient.packed.entries.zero_()
         for buffer in self._buffers:
-            # First divided, as DDP does: the sum of float16 gradients may overflow.
+            # Divide first, as DDP does: the sum of float16 gradients may overflow.
             buffer.mul_(1 / world)
             dist.all_reduce(buffer, dist.ReduceOp.SUM, group)
         for gradient, there in zip(gradients, anywhere.tolist(), strict=True):
@@ -290,7 +290,7 @@ class PackedGradients:
 
 
 def _are_equal(mask: SaliencyMask, other: SaliencyMask) -> bool:
-    """Whether two masks are the same for every parameter."""
+    """Whether two masks are equal for every parameter."""
     if (mask.shapes, mask.names, mask.device) != (other.shapes, other.names, other.device):
         return False
     # Without names, the parameters that a mask was made from decide which of its tensors is whose.

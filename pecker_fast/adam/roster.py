@@ -22,8 +22,8 @@ Groups = list[dict[str, Any]]
 class Roster:
     """The slots of all parameters, made from ``param_groups`` and ``state``.
 
-    Users may edit both between steps. The roster remembers what it was made of, and compares it at each step by
-    identity, which takes nanoseconds a parameter.
+    Users may edit both between steps. The roster remembers the objects it was made from and compares them at each step
+    by identity, which takes nanoseconds a parameter.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Roster:
                 view = FlatView(part)
                 row_major_only = group["packed"] or not view.is_dense
                 copied = has_lazy_values(part) or (row_major_only and not view.is_contiguous)
-                # An empty dictionary is not put into the state: others take a state that is not empty for a whole one.
+                # Keep an empty dictionary out of the state: other code takes any non-empty state for a complete one.
                 values = state.get(param)
                 values = {} if values is None else values
                 self.slots.append(Slot(part, param, name, group, values, len(self.slots), view, copied))
@@ -77,7 +77,7 @@ class Roster:
         self.watch = compiled("ParameterWatch")(self._owners) if self.native else PythonWatch(self._owners)
 
     def remember_state(self) -> None:
-        """Takes the dictionaries that are in the state now for those of the slots."""
+        """Makes the dictionaries that are in the state now those of the slots."""
         self._dictionaries = list(self._state.values())
 
     def register(self, slot: Slot) -> None:
@@ -109,13 +109,13 @@ class Roster:
         )
 
     def params(self) -> list[Tensor]:
-        """What is in the groups now."""
+        """The parameters that are in the groups now."""
         if len(self._groups) == 1 and isinstance(self._groups[0]["params"], list):
             return self._groups[0]["params"]
         return list(chain.from_iterable(group["params"] for group in self._groups))
 
     def has_other_params(self) -> bool:
-        """Whether the groups have other parameters now, or these other memory."""
+        """Whether the groups' parameters, or the memory of the parameters, have changed."""
         return not (self._has_same_params() and self.watch.is_current())
 
     def _has_same_params(self) -> bool:
@@ -124,7 +124,7 @@ class Roster:
         return sizes == self._sizes and all(map(is_, params, self._owners))
 
     def collect(self, masked_grads: MaskedGrads | None) -> bool:
-        """Takes the gradients of a step; False if the parameters or their memory are others now.
+        """Takes the gradients of a step; False if the parameters or their memory have changed.
 
         ``active`` are the parameters that have a gradient. Raises if one does not fit its parameter.
         """
@@ -156,12 +156,12 @@ class Roster:
         return outcome == AS_EXPECTED
 
     def release(self) -> None:
-        """Lets go the gradients of a step."""
+        """Releases the gradients of a step."""
         self.masked_grads = None
         self.watch.release()
 
     def update_packed(self) -> None:
-        """Takes the packed gradients as they are now, if there are any."""
+        """Takes the present packed gradients, if there are any."""
         if self.packing is None or self.packing.gradients is self._packed:
             return
         self._packed = gradients = self.packing.gradients
@@ -179,11 +179,11 @@ class Roster:
         return grads
 
     def options_are_current(self) -> bool:
-        """Whether the groups' options are what they were. The learning rate is read at each step anyway."""
+        """Whether the groups' options are unchanged. The learning rate is read at each step anyway."""
         return self._current_options() == self.options
 
     def read_options(self) -> None:
-        """Takes the groups' options as they are now."""
+        """Takes the groups' present options."""
         self.options = self._current_options()
 
     def structure(self) -> list[tuple[bool, bool]]:
@@ -199,11 +199,11 @@ class Roster:
             yield group, params, names
 
     def written(self) -> list[Slot]:
-        """The parameters that something else has written to since the last step."""
+        """The parameters that other code has written to since the last step."""
         return [self.slots[i] for i in self.watch.written()]
 
     def record(self) -> None:
-        """Takes the parameters' values for those of the last step."""
+        """Makes the parameters' present values those of the last step."""
         self.watch.record()
 
 

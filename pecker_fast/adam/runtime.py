@@ -1,4 +1,4 @@
-"""What MaskedAdam derives from its parameters and state, and one step with it."""
+"""The structures that MaskedAdam derives from its parameters and state, and one step with them."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ class Runtime:
         self._counters: StepCounters | None = None
         self._bindings = Bindings()
         self._buckets: list[Bucket] = []
-        # Nothing is known of earlier values of a parameter, so its master is compared with it once.
+        # Earlier values of a parameter are unknown, so its master is compared with it once.
         self._unknown = {slot.position for slot in self.roster.slots}
         # The parameters of the buckets; None if the buckets are out of date.
         self._bucket_slots: list[Slot] | None = None
@@ -48,29 +48,29 @@ class Runtime:
         return self.roster.slots
 
     def is_current(self, optimizer: Any) -> bool:
-        """Whether groups, state and kernels are those that this was made of; ``collect`` compares the parameters."""
+        """Whether groups, state and kernels are unchanged since this was made; ``collect`` compares the parameters."""
         return self.roster.is_current(optimizer.param_groups, optimizer.state, optimizer._active_packing)
 
     def start_averages(self, group: dict) -> None:
-        """The state that the parameters of a new group have before their first step."""
+        """Makes the state that the parameters of a new group have before their first step."""
         for slot in self.slots:
             if slot.group is not group or slot.packed:
                 # Packed state begins with the first step, which brings the mask.
                 continue
             slot.start_ema()
             if slot.owner.requires_grad:
-                # Distributed checkpoints load what is there, and take a state that is not empty for a whole one.
+                # Distributed checkpoints load into the present state, and take a non-empty state for a complete one.
                 slot.init_state(None)
                 slot.state["step"] = torch.zeros((), device=slot.param.device)
             self.roster.register(slot)
         self.roster.remember_state()
 
     def collect(self, masked_grads: MaskedGrads | None) -> bool:
-        """Takes the gradients of a step; False if the parameters or their memory are others now."""
+        """Takes the gradients of a step; False if the parameters or their memory have changed."""
         return self.roster.collect(masked_grads)
 
     def step(self, optimizer: Any, kind: str, mask: SaliencyMask | None) -> None:
-        """A step with the gradients collected: "plain", "masked" or "joint"."""
+        """Takes a step with the collected gradients: "plain", "masked" or "joint"."""
         roster, history, backend = self.roster, self.history, optimizer.defaults["backend"]
         slots, active = roster.slots, roster.active
         self._check_options(optimizer)
@@ -111,7 +111,7 @@ class Runtime:
             self._bucket_slots = None
 
     def notice_writes(self) -> None:
-        """Updates masters and the history for parameters that something else has written to since the last step."""
+        """Updates masters and history of parameters that other code has written to since the last step."""
         if self.roster.has_copies:
             for slot in self.roster.written():
                 self.history.ema_follows = False
@@ -130,7 +130,7 @@ class Runtime:
         found_inf: Tensor | None,
         backend: str | None,
     ) -> Tensor | None:
-        """GradScaler's found_inf together with the optimizer's own policy; counts what is not finite."""
+        """Combines GradScaler's found_inf with the optimizer's own policy; counts non-finite entries."""
         if policy == "propagate":
             return found_inf
         roster = self.roster
@@ -138,7 +138,7 @@ class Runtime:
         within = binding if roster.packing is None else None
         total = count_nonfinite(roster.active, roster.grads(), roster.masked_grads, within, scale, backend)
         if roster.sharded:
-            # One decision for all parts.
+            # All processes make the same decision.
             total = add_over(total, [slot.owner for slot in roster.active])
         if policy == "raise":
             count = int(total)

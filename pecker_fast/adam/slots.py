@@ -1,4 +1,4 @@
-"""What MaskedAdam keeps for each parameter, and how it lies in memory."""
+"""MaskedAdam's state of each parameter, and its memory layout."""
 
 from dataclasses import dataclass
 
@@ -43,16 +43,16 @@ class Slot:
         return ops.compute_dtype(self.param.dtype)
 
     def zeros(self, dtype: torch.dtype) -> Tensor:
-        """Zeros that lie in memory as the kernel sees the parameter."""
+        """Zeros in the memory order in which the kernel sees the parameter."""
         layout = torch.contiguous_format if self.copied else torch.preserve_format
         return torch.zeros_like(self.param, dtype=dtype, memory_format=layout, requires_grad=False)
 
     def like_param(self, dtype: torch.dtype) -> Tensor:
-        """The parameter's values in another dtype, lying in memory as the kernel sees the parameter."""
+        """The parameter's values in another dtype, in the memory order in which the kernel sees the parameter."""
         return self.zeros(dtype).copy_(self.param.detach())
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """``tensor``, of the parameter's shape, as the kernel wants it: contiguous, in the parameter's order."""
+        """``tensor``, of the parameter's shape, in the form for the kernel: contiguous, in the parameter's order."""
         return row_major(tensor) if self.copied or self.view.is_contiguous else self.view.flatten(tensor)
 
     # ---- packed state
@@ -111,12 +111,12 @@ class Slot:
         self._start_copy("ema")
 
     def start_master(self) -> None:
-        """So does the copy that takes the updates, if the group has one."""
+        """The master, if the group has one, begins at the parameter too."""
         if self.group["master_weights"] and self.compute != self.param.dtype:
             self._start_copy("master_param")
 
     def refresh_master(self) -> None:
-        """Entries of the parameter that something else has written to become the master's new values."""
+        """Copies entries of the parameter that other code has written to into the master."""
         master = self.state.get("master_param")
         if master is not None:
             param = self.salient(self.param) if self.has_packed("master_param") else self.param.detach()
@@ -202,7 +202,7 @@ class Slot:
         self.state["counts"] = counts.to(dtype, memory_format=torch.preserve_format)
 
     def repack(self, old_words: Tensor, new_words: Tensor, count: int, backend: str | None) -> None:
-        """Moves packed state to another mask: entries in both keep theirs, new ones begin afresh."""
+        """Moves packed state to another mask: entries in both keep their state, new ones begin afresh."""
         numel = self.param.numel()
         for key in PER_ENTRY:
             if key not in self.state:
@@ -213,5 +213,5 @@ class Slot:
             else:
                 dense = ops.unpack(self.state[key], old_words, numel, backend=backend)
             self.state[key] = ops.pack(dense, new_words, count, backend=backend)
-        # Packed state forgets the entries that leave; that they were touched is kept for the statistics.
+        # Packed state drops the entries that leave; the statistics still remember that they were touched.
         self.state["touched_words"] = self.state.get("touched_words", old_words) | new_words

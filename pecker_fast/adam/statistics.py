@@ -1,4 +1,4 @@
-"""How much of the parameters the steps of a MaskedAdam have touched."""
+"""The share of the parameters that the steps of a MaskedAdam have touched."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def _tensor_stats(optimizer, slot: Slot) -> dict[str, float]:
             "touched_ever": touched / numel,
             "mean_update_count": float(counts.sum()) / numel,
         }
-    # One count for all entries that were ever touched: those of the one mask, or all.
+    # All touched entries share one count: they are those of the only mask, or all entries.
     share = salient if history.regime == "mask" else 1.0
     return {"touched_last": last, "touched_ever": share * (step > 0), "mean_update_count": share * step}
 

@@ -19,7 +19,7 @@ AS_EXPECTED, EDITED, OTHER_GRADIENTS = range(3)
 
 
 def _memory(tensor: Tensor) -> tuple:
-    """Where a tensor's entries are and how they lie there."""
+    """Address and layout of a tensor's entries."""
     return (
         tensor.data_ptr(),
         tensor.dtype,
@@ -31,7 +31,7 @@ def _memory(tensor: Tensor) -> tuple:
 
 
 class PythonWatch:
-    """The interface of csrc/adam_plan.cpp's ParameterWatch, which says what each method does."""
+    """The interface of csrc/adam_plan.cpp's ParameterWatch, which documents each method."""
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = list(params)
@@ -101,5 +101,5 @@ def compiled(name: str):
 
 
 def can_watch_natively(params: Sequence[Tensor]) -> bool:
-    """Whether csrc/adam_plan.cpp is there and these are tensors with memory of their own."""
+    """Whether csrc/adam_plan.cpp is available and these are tensors with their own memory."""
     return why_missing("cpu") is None and all(type(param) in (Tensor, torch.nn.Parameter) for param in params)

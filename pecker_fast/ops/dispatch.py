@@ -107,7 +107,7 @@ def resolve(op: str, device: torch.device, backend: str | None = None) -> Callab
 
 
 def chosen_backend(op: str, device: torch.device, backend: str | None = None) -> str:
-    """The back end that runs ``op``. Raises RuntimeError if one was asked for by name and cannot run."""
+    """The back end that runs ``op``. Raises RuntimeError if one was selected by name and cannot run."""
     name = requested_backend(backend)
     if name is None:
         return automatic_backend(op, device.type)

@@ -1,4 +1,4 @@
-"""The compiled kernels: loads them, and knows why they are missing."""
+"""Loads the compiled kernels, or tells why they are missing."""
 
 import importlib.machinery
 import json
@@ -40,7 +40,7 @@ def why_missing(backend: str) -> str | None:
         # Registers the kernels with PyTorch's dispatcher. As no Python module, they need no Python headers to build.
         torch.ops.load_library(path)
     except OSError as error:
-        # It becomes part of reports, to whose readers this machine's folders say nothing.
+        # Reports show this text, and paths of this machine mean nothing to their readers.
         reason = str(error).replace(str(path), path.name)
         return f"{path.name} cannot be loaded, most likely built for another torch: {reason}"
     return None

@@ -1,4 +1,4 @@
-"""Sizes that every back end shares: how masks and packed state are laid out in memory.
+"""Sizes that every back end shares: the memory layout of masks and packed state.
 
 Their only owner in Python; the Triton kernels import this module of the package and no other. In C++
 csrc/common/bit_words.h and radix_key.h own them.

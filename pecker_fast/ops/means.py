@@ -12,7 +12,7 @@ def magnitude_means(sums: Tensor) -> Tensor:
     Parameters
     ----------
     sums : Tensor
-        Shape (n, SUM_COLUMNS), int64: what ``magnitude_sums`` returns, added up over the parts of each tensor.
+        Shape (n, SUM_COLUMNS), int64: the result of ``magnitude_sums``, added up over the parts of each tensor.
 
     Returns
     -------
@@ -21,7 +21,7 @@ def magnitude_means(sums: Tensor) -> Tensor:
         the order of a fixed binary tree, so the bits are the same on every device.
     """
     low, high = sums[:, :SUM_WINDOWS], sums[:, SUM_WINDOWS : 2 * SUM_WINDOWS]
-    # How a sum was split differs: 32 bits are to be low.
+    # Sums may be split differently: normalise the low part to 32 bits.
     high, low = high + (low >> 32), low & 0xFFFFFFFF
     # Powers of two by their bits: not every device's exp2 is exact.
     windows = torch.arange(SUM_WINDOWS, dtype=torch.int64, device=sums.device)

@@ -18,11 +18,11 @@ def radix_select(histogram: Callable[[Tensor, int], Tensor], ks: Tensor, ties_al
     ----------
     histogram: called as (prefixes int32 [m], level), returns counts int64 [m, bins] as ``radix_histogram`` does.
     ks: int64 [m], each at least 1.
-    ties_all: every entry of the key is to be kept; the second result is then ``ALL_TIES``.
+    ties_all: keep every entry of the key; the second result is then ``ALL_TIES``.
 
     Returns
     -------
-    keys int32 [m] and tie_limits int64 [m], the arguments of ``threshold_mask``. Where fewer than ks[j] entries are
+    keys int32 [m] and tie_limits int64 [m], the arguments of ``threshold_mask``. If fewer than ks[j] entries are
     counted at all, the key is 1 and every entry counts. No host synchronisation.
     """
     remaining = ks.to(torch.int64)

@@ -1,4 +1,4 @@
-"""The operators in plain torch: the definition of what each computes, on any device torch has.
+"""The operators in plain torch: their definitions, which run on any device of torch.
 
 Every other back end is tested against this file. It favours the equation over speed, but like all back ends it never
 concatenates the tensors and never sorts them.
@@ -274,9 +274,9 @@ def masked_adam_(
 ) -> None:
     """One Adam step over all tensors.
 
-    The kind of step follows from the arguments: without ``words`` every entry is updated (with g = grad + masked_grad
-    where ``masked_grads`` are given); with ``words`` and no ``masked_grads`` it is a masked step: entries outside the
-    mask keep parameter, moments and count bit for bit; with both it is a joint step: every entry is updated, with
+    The kind of step follows from the arguments. Without ``words`` every entry is updated (with g = grad + masked_grad
+    if there are ``masked_grads``). With ``words`` and no ``masked_grads`` it is a masked step: entries outside the
+    mask keep parameter, moments and count bit for bit. With both it is a joint step: every entry is updated, with
     g = grad + (masked_grad where the mask is set, else 0).
 
     Per entry, in this order, in float32 (float64 for float64 parameters):
@@ -286,7 +286,7 @@ def masked_adam_(
         g, g_r -> 0 where not finite                              (zero_nonfinite)
         g, g_r clamped to +- clip_value, NaN stays NaN            (clip_value)
         g, g_r negated                                            (maximize)
-        x    = master where there is one, else param
+        x    = master if there is one, else param
         x   *= 1 - lr weight_decay                                (decoupled) | g, g_r += weight_decay x
         m    = m + (1 - beta1) (g - m)                            (beta1 == 0: m = g, no first moment is stored)
         v    = beta2 v + (1 - beta2) h h                          h = g_r if retain_variance else g
@@ -294,7 +294,7 @@ def masked_adam_(
         u    = lr (m / bc1) / (sqrt(v) / sqrt(bc2) + eps)         bc = 1 - beta ** step   (Kingma & Ba, Algorithm 1)
         u clamped to +- max_update lr                             (max_update)
         x   -= u;  master = x;  param = x rounded
-        ema += (1 - ema_decay) (y - ema)                          y = master where there is one, else the stored param
+        ema += (1 - ema_decay) (y - ema)                          y = master if there is one, else the stored param
 
     Arguments
     ---------
@@ -305,13 +305,12 @@ def masked_adam_(
         entry first gets c = min(c + 1, largest value of the dtype) and its corrections are row min(c, M) of
         ``bias_table`` [M + 1, 2], compute dtype: 1 / bc1 and 1 / sqrt(bc2); row 0 is never used.
     steps: float32 [len(params)], this step already counted. lr: float64, 0-dim, on the parameters' device.
-    packed_offsets: int64, one per PACK_BLOCK of every tensor. When given, exp_avgs, exp_avg_sqs, max_exp_avg_sqs and
-        counts hold the salient entries only, in order, and the value is the number of salient entries of the same
-        tensor before that block. Only for masked steps. grads, and masters and emas together, may be packed as well,
-        which shows in their sizes.
-    grad_scale: float32 0-dim. found_inf: float32 0-dim; where it is not 0 nothing at all is changed.
-    ema_everywhere: in a masked step, update the EMA of entries outside the mask too. Without it their EMA is left
-        alone, which is right only if it equals the parameter.
+    packed_offsets: int64, one per PACK_BLOCK of every tensor: the number of salient entries of the same tensor before
+        that block. If present, exp_avgs, exp_avg_sqs, max_exp_avg_sqs and counts hold the salient entries only, in
+        order. Only for masked steps. grads, and masters and emas together, may be packed as well; their sizes tell.
+    grad_scale: float32 0-dim. found_inf: float32 0-dim; if it is not 0, nothing is changed.
+    ema_everywhere: in a masked step, update the EMA of entries outside the mask too. Without it their EMA does not
+        change, which is right only if it equals the parameter.
     stochastic_rounding: P = bfloat16 or float16 without masters: x is rounded up or down with probabilities that make
         the expectation exact, by ``random_bits`` of (seed, steps[i], i, entry): reproducible, equal on all back ends.
     """

@@ -4,6 +4,6 @@ import torch
 
 @pytest.fixture(autouse=True)
 def flags_may_be_set():
-    """torch.testing._internal, once a test of this process has imported it, forbids to set global flags."""
+    """Once a test has imported torch.testing._internal, it forbids setting global flags in this process."""
     with torch.backends.__allow_nonbracketed_mutation():
         yield

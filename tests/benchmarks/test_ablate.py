@@ -51,7 +51,7 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     main(arguments(tmp_path, *some, "--worker", "1/2"))
     assert ran[1:] == ["pecker-seed0", "no-forgetting-seed0"]
     assert str(tmp_path / "mask" / "report.md") in capsys.readouterr().out
-    # Nothing runs twice, not even in the other study.
+    # No run is made twice, not even in the other study.
     main(arguments(tmp_path, *some))
     main(arguments(tmp_path, "--conditions", "sfd 0.1", "--pairs", "0-1", study="plus"))
     assert len(ran) == 3 and (tmp_path / "plus" / "report.md").is_file()
@@ -59,7 +59,7 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     assert [line["condition"] for line in lines] == ["pecker", "sfd 0.1", NOTHING_FORGOTTEN]
     folder = tmp_path / "0-1"
     figures = {line["condition"]: line["figures"] for line in lines}
-    # Drift is measured from what the run without forgetting draws from the same noise.
+    # Drift is measured against the run without forgetting on the same noise.
     images = {
         name: safetensors.torch.load_file(folder / f"{name}-seed0" / "retained.safetensors")["images"].double()
         for name in ("pecker", "no-forgetting")
@@ -68,9 +68,9 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     assert figures["pecker"]["drift"] == pytest.approx(drift, rel=1e-3) and drift > 0
     assert figures[NOTHING_FORGOTTEN]["drift"] == 0 and images["pecker"].shape == (27, 1, 8, 8)
     assert 0 < figures["pecker"]["parameter_change"] < 10
-    left = {path.name for path in (folder / "pecker-seed0").iterdir()}
-    assert not left & {"checkpoints", "unet", "report.md"}
-    # The runs' file alone gives the same report.
+    files = {path.name for path in (folder / "pecker-seed0").iterdir()}
+    assert not files & {"checkpoints", "unet", "report.md"}
+    # The file of runs alone gives the same report.
     other, several = tmp_path / "other", tmp_path / "several.jsonl"
     several.write_text((tmp_path / "plus" / "runs.jsonl").read_text() + "\n".join(json.dumps(x) for x in lines[::-2]))
     main(["--runs", str(tmp_path / "mask" / "runs.jsonl"), "--output-dir", str(other)])
@@ -82,7 +82,7 @@ def test_workers_share_the_runs_and_the_last_one_reports(capsys, tmp_path, ran):
     ]
 
 
-def test_it_resumes_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):
+def test_study_resumes_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):
     some = ["--conditions", "pecker", "sfd 0.1"]
     watched = command._run_one
 
@@ -104,7 +104,7 @@ def test_it_resumes_and_refuses_other_runs(capsys, tmp_path, ran, monkeypatch):
     assert "another options" in fails(capsys, *arguments(tmp_path, *some, steps=3))
 
 
-def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
+def test_partial_evaluations_measure_the_same_ua(tmp_path):
     planned = command._plan(
         STUDIES["mask"], "digits", range(1), ((0, 1),), ("sfd 0.5",), tmp_path, {"max_train_steps": 3}, 4
     )
@@ -124,7 +124,7 @@ def test_evaluations_between_full_ones_measure_the_same_ua(tmp_path):
     assert set(quick) == {"ua"} and quick["ua"] == full["ua"] and full["frechet_distance"] > 0
 
 
-def test_studies_make_sense():
+def test_studies_are_consistent():
     for study in STUDIES.values():
         for pair in study.pairs:
             names = [condition.name for condition in study.of_pair(pair)]
@@ -139,7 +139,7 @@ def test_studies_make_sense():
             for name, value in run.condition.options.items():
                 assert getattr(run.args.options, name) == value
     assert len(list(command._plan(STUDIES["mask"], "digits", range(5), ((0, 1),), None, Path("x"), {}, 10))) <= 150
-    # One factor at a time: every condition departs from these defaults.
+    # One factor at a time: every condition differs from these defaults.
     base = unlearn_arguments("digits", "pecker").options
     assert (base.density, base.mask_refresh_steps, base.update, base.saliency_score) == (0.5, 10, "joint", "gradient")
     # A name means the same run in every study.
@@ -168,7 +168,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert not folder.exists()
 
 
-def test_the_command_in_the_report_has_no_path_of_this_machine(monkeypatch, tmp_path):
+def test_report_command_has_no_absolute_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [command.__file__, "--study", "plus", "--output-dir", str(tmp_path / "a b")])
     assert command._command("plus") == f"{command.PROGRAM} --study plus --output-dir 'a b'"

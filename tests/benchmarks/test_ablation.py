@@ -32,7 +32,7 @@ def a_run(condition: str, seed: int, time: float | None, cost: float, pair: str 
     return AblationRun("digits", pair, condition, factor, seed, 100, figures, curves)
 
 
-def test_intervals_are_students():
+def test_intervals_equal_students_t():
     values = [random.gauss(3, 2) for _ in range(6)]
     result = interval(values)
     low, high = stats.t.interval(0.95, 5, loc=np.mean(values), scale=stats.sem(values))
@@ -45,30 +45,30 @@ def test_intervals_are_students():
     assert interval([1.0]).text("{:.1f}".format) == "1.0"
 
 
-def test_paired_differences_are_those_of_a_paired_t_test():
+def test_paired_differences_equal_a_paired_t_test():
     seeds = range(5)
     a = {seed: random.gauss(0, 5) for seed in seeds}
     b = {seed: a[seed] + random.gauss(1, 0.1) for seed in seeds}
     result = paired(b, a)
     expected = stats.ttest_rel(list(b.values()), list(a.values())).confidence_interval(0.95)
     assert (result.low, result.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    # What one of them lacks is left out, whatever the order.
+    # Seeds that either side lacks are left out, in any order.
     result = paired({3: 1.0, 1: 2.0, 2: None, 7: 5.0}, {1: 1.0, 2: 1.0, 3: 3.0})
     assert result.count == 2 and result.mean == pytest.approx(-0.5)
 
 
-def test_frontier_interpolates_and_is_level_beyond_its_ends():
+def test_frontier_is_interpolated_and_constant_beyond_its_ends():
     points = [(30.0, 1.0), (10.0, 3.0), (20.0, 4.0), (20.0, 2.0), (25.0, 2.5), (40.0, 1.0), (None, 0.0), (5.0, None)]
     random.shuffle(points)
     frontier = Frontier.of(points)
-    # (20, 4), (25, 2.5) and (40, 1) are no better than another in anything.
+    # (20, 4), (25, 2.5) and (40, 1) do not dominate each other.
     assert frontier.xs == (10.0, 20.0, 30.0) and frontier.ys == (3.0, 2.0, 1.0)
     for x in (0.0, 10.0, 12.5, 20.0, 22.0, 29.9, 30.0, 99.0):
         assert frontier.cost(x) == pytest.approx(np.interp(x, frontier.xs, frontier.ys))
     assert Frontier.of([(None, 1.0)]) is None
 
 
-def test_fluctuation_begins_with_the_first_evaluation_that_is_high_enough():
+def test_fluctuation_starts_at_the_first_high_evaluation():
     def records(*ua):
         return [{"ua": value} for value in ua]
 
@@ -84,12 +84,12 @@ def some_results():
     return runs
 
 
-def test_excess_is_over_the_same_seeds_frontier():
+def test_excess_uses_the_frontier_of_the_same_seed():
     results = Results(some_results(), "m", ["sfd 0.1", "sfd 0.5"], "nothing")
-    # Seed 0: halfway between (20, 3) and (40, 1). Seed 1: sooner than both, so over 4. Seed 2 never gets there.
+    # Seed 0: halfway between (20, 3) and (40, 1). Seed 1: sooner than both, so minus 4. Seed 2 never gets there.
     assert results.excess_of_seeds("m") == {0: pytest.approx(1.5 - 2.0), 1: pytest.approx(2.5 - 4.0)}
     assert results.faster_than_frontier("m") == 1
-    # A setting of the frontier is held against the other settings, not against itself.
+    # A setting of the frontier is compared with the other settings, not with itself.
     assert results.excess_of_seeds("sfd 0.5") == {s: pytest.approx(2.0) for s in range(3)}
     result = results.mean("m", TIME)
     assert result.censored == 1 and result.mean == pytest.approx((30 + 15 + 100) / 3)
@@ -111,7 +111,7 @@ def write(folder, runs):
     return write_ablation(folder, runs, frontier=["sfd 0.1", "sfd 0.5"], **names)
 
 
-def test_the_files_of_a_report(tmp_path):
+def test_report_files(tmp_path):
     runs = some_results() + [replace(run, pair="3-8") for run in some_results() if run.seed < 2]
     report = write(tmp_path / "study", runs)
     text = report.read_text()
@@ -120,7 +120,7 @@ def test_the_files_of_a_report(tmp_path):
     # A seed that never forgot is marked in the mean and beside it.
     row = next(line for line in text.splitlines() if line.startswith("| m | 3 |"))
     assert "≥ 48 (" in row and "1 never" in row
-    # A star marks a difference whose interval leaves 0 out; in Markdown it is escaped.
+    # A star marks a difference whose interval excludes 0; in Markdown it is escaped.
     page = check_page((report.parent / "report.html").read_text())
     assert len(page.pictures) == 2 and "-0.50 (-0.50 to -0.50) *" in page.text and "\\*" in text
     assert "minus m on the same seed:" in text and "drift over it" in page.text
@@ -151,7 +151,7 @@ def test_wrong_inputs(tmp_path):
         read_ablation(tmp_path / "other.jsonl")
 
 
-def test_a_run_as_it_is_read(tmp_path):
+def test_read_run(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.json").write_text(json.dumps({"seed": 4, "images": 30, "ua": 99.0, "parameter_change": 0.02}))
     lines = [{"step": i, "images": 10 * i, "ua": ua} for i, ua in ((1, 0.0), (2, 98.5), (3, 99.0))]

@@ -1,4 +1,4 @@
-"""gpu_check.sh where there is no GPU: all stages but the GPU's own work, with torch, numpy and pytest alone."""
+"""gpu_check.sh without a GPU: all stages except the GPU's own work, with only torch, numpy and pytest installed."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def test_the_environment_has_torch_alone():
+def test_environment_has_only_torch():
     code = (
         "import importlib.util as u, torch, numpy, pytest\n"
         "missing = ('tyro', 'diffusers', 'torch_fidelity', 'expecttest', 'safetensors', 'tqdm', 'ninja')\n"
@@ -55,14 +55,14 @@ def test_all_stages_are_rehearsed(tmp_path):
     assert results["sanitize"]["exercise_exit_code"] == 0
 
 
-def test_a_stage_is_ended_when_its_time_is_up(tmp_path, monkeypatch):
+def test_stage_is_killed_at_its_time_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "RESERVE_SECONDS", 0.0)
     options = gpu_check.argparse.Namespace(limit=0.2, rehearse=True)
     result = gpu_check.run_stage("kernels", tmp_path, options, dict(os.environ))
     assert result["status"] == "out of time" and result["seconds"] < 60
 
 
-def test_without_a_gpu_it_says_so():
+def test_message_without_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("for machines without a GPU")
     with pytest.raises(SystemExit, match=r"torch finds no CUDA device.*--rehearse"):
@@ -97,7 +97,7 @@ def test_outcomes_are_written(tmp_path):
     assert outcomes["failed"][0]["test"].endswith("test_b") and "why" in outcomes["failed"][0]["text"]
 
 
-def test_wheels_are_imported_only_if_something_is_missing(tmp_path):
+def test_wheels_are_used_only_for_missing_packages(tmp_path):
     for name, module in (("absent_package-1.0", "absent_package"), ("torch-1.0", "torch")):
         with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{module}/__init__.py", "here = True")
@@ -127,7 +127,7 @@ default {folder}/a.o {folder}/b.o
 """
 
 
-def test_small_ninja_compiles_what_has_changed(tmp_path, monkeypatch, capsys):
+def test_small_ninja_recompiles_changed_files(tmp_path, monkeypatch, capsys):
     from tests.emulation.library import compiler
 
     if compiler() is None:
@@ -148,7 +148,7 @@ def test_small_ninja_compiles_what_has_changed(tmp_path, monkeypatch, capsys):
     assert small_ninja.main(["-v"]) == 1 and "error" in capsys.readouterr().out
 
 
-def test_small_ninja_reads_what_torch_writes(tmp_path):
+def test_small_ninja_reads_torch_build_files(tmp_path):
     from torch.utils import cpp_extension
 
     source, target = tmp_path / "with space" / "a.cpp", tmp_path / "a.o"
@@ -171,8 +171,8 @@ def test_small_ninja_reads_what_torch_writes(tmp_path):
 # ---- the clock
 
 
-def test_the_gpu_sleeps_while_python_launches(monkeypatch):
-    """A stand-in for torch.cuda that writes down what it is asked for."""
+def test_gpu_sleeps_during_launches(monkeypatch):
+    """With a stand-in for torch.cuda that records its calls."""
     calls = []
 
     class Event:
@@ -202,5 +202,5 @@ def test_the_gpu_sleeps_while_python_launches(monkeypatch):
     assert clock(function) == 0.01 and clock(function) == 0.01
     first, second = calls[:5], calls[5:]
     assert first[1:] == ["event", "call", "event", "wait"] and second[1:] == first[1:]
-    # 2e7 cycles take 10 ms of this clock: as long as the first call launched, and then half as long again.
+    # 2e7 cycles take 10 ms on this clock: as long as the first call took to launch, plus half of that.
     assert first[0][0] == "sleep" and second[0][1] >= 1.5 * 2e7 > first[0][1]

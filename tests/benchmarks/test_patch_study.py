@@ -38,7 +38,7 @@ def fails(capsys, *arguments: str) -> str:
     return lines[0]
 
 
-def test_the_plan_begins_with_what_matters_most():
+def test_plan_starts_with_the_most_valuable_runs():
     jobs = list(plan())
     assert len({job.key for job in jobs}) == len(jobs) < 900
     first = jobs[: len(CORE) * 5]
@@ -55,7 +55,7 @@ def test_the_plan_begins_with_what_matters_most():
             patch_runs.replace(options, **{**patch_runs.COMMON, **condition.options}).check()
 
 
-def test_it_resumes_and_reports(small, capsys, tmp_path):
+def test_study_resumes_and_reports(small, capsys, tmp_path):
     some = ["--conditions", PATCH, "no forgetting", "sfd 0.05/0.05 at 0.0006", "lora at 0.0024", "--seeds", "0", "1"]
     main([*small, *some, "--limit", "3"])
     assert "[3 of 3] digits 0 onto 1" in capsys.readouterr().out

@@ -17,7 +17,7 @@ def test_agreement():
     assert precision.agreement(rows) == {"loss_a": expected}
 
 
-def test_the_command_writes_its_rows(tmp_path, capsys, monkeypatch):
+def test_command_writes_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(precision, "SAMPLES_PER_CLASS", 2)
     path = tmp_path / "out.json"
     assert precision.main(["--seeds", "0", "1", "--iterations", "1", "--device", "cpu", "--json", str(path)]) == 0
@@ -25,7 +25,7 @@ def test_the_command_writes_its_rows(tmp_path, capsys, monkeypatch):
     assert result["study"] == "precision" and result["conditions"]
     kinds = [(row["seed"], row["mixed_precision"]) for row in result["rows"]]
     assert kinds == [(0, "no"), (0, "bf16"), (1, "no"), (1, "bf16")]
-    # The same random numbers: rounding is all that tells the two precisions apart.
+    # The same random numbers, so that the two precisions differ by rounding only.
     full, half = (row["losses"]["loss_score_retain"][0] for row in result["rows"][:2])
     assert full != half and half == pytest.approx(full, rel=0.05)
     assert "loss_score_retain" in capsys.readouterr().out

@@ -13,7 +13,7 @@ TINY = Problem("tiny")
 QUICK = {"sizes": ("tiny",), "threads": (1,), "repeats": 2, "max_seconds": 0.05}
 
 
-def test_every_operation_of_the_cpu_is_run_and_written(tmp_path):
+def test_all_cpu_operations_run(tmp_path):
     names = [name for name, op in OPS.items() if "cpu" in op.devices and "memory" not in name]
     results = run.run(names, **QUICK)
     assert {row["op"] for row in results["rows"]} == set(names)
@@ -29,7 +29,7 @@ def test_every_operation_of_the_cpu_is_run_and_written(tmp_path):
     assert "MaskedAdam.step() / torch fused" in report.markdown(results)
 
 
-def test_what_is_said_against_a_copy():
+def test_share_of_copy_bandwidth():
     case = OPS["share_beta0"].build(TINY)
     (figure,) = case.figures
     row = run.measure(case, figure, TINY, 3, 1.0)
@@ -44,7 +44,7 @@ def test_what_is_said_against_a_copy():
 @pytest.mark.parametrize(
     "name", [name for name in OPS if name.startswith(("share_", "masked_speedup", "joint_rivals"))]
 )
-def test_operations_of_a_gpu_are_built_and_run(name):
+def test_gpu_operations_run(name):
     case = OPS[name].build(TINY)
     for function in case.functions.values():
         function()
@@ -57,7 +57,7 @@ def test_every_operation_on_one_back_end():
         function()
 
 
-def test_the_rival_of_the_joint_step_does_the_same_work():
+def test_joint_rival_does_the_same_work():
     case = OPS["joint_rivals"].build(TINY)
     ours, rival = case.functions[OURS], case.functions["separate passes"]
     params = [[p.detach().clone() for p in _params(step)] for step in (ours, rival)]
@@ -81,9 +81,9 @@ def _are_parameters(value) -> bool:
 
 def test_roofline(tmp_path):
     results = run.run(["masked_adam", "share_plain"] if torch.cuda.is_available() else ["masked_adam"], **QUICK)
-    found = plots.points(results)
-    assert {p["name"] for p in found} >= {OURS, "torch fused"} and [p["ours"] for p in found] == [True, False]
-    ours = next(p for p in found if p["ours"])
+    points = plots.points(results)
+    assert {p["name"] for p in points} >= {OURS, "torch fused"} and [p["ours"] for p in points] == [True, False]
+    ours = next(p for p in points if p["ours"])
     row = results["rows"][0]
     assert ours["picoseconds"] == pytest.approx(1e12 * row["seconds"][OURS]["p50"] / row["numel"])
     run.save(results, tmp_path / "results.json")

@@ -1,4 +1,4 @@
-"""The benchmark of an iteration: its rival computes the same, work is counted rightly, and it runs and reports."""
+"""The benchmark of an iteration: its rival computes the same, work is counted correctly, and it runs and reports."""
 
 import json
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["sfd", "pecker", "pecker-every-1"])
-def test_the_rival_computes_the_same_losses_and_weights(name):
+def test_rival_losses_and_weights_agree(name):
     problem = Problem.make("tiny", 3, CPU, dropout=0.0)
     # Large steps, so that the weights matter.
     rates = {"score_learning_rate": 1e-3, "generator_learning_rate": 1e-3, "ema_decay": 0.5}
@@ -45,7 +45,7 @@ def test_the_rival_computes_the_same_losses_and_weights(name):
         assert same == (METHODS[name][1] != 1)
 
 
-def test_the_rival_and_ours_do_the_same_work():
+def test_rival_does_the_same_work():
     """Network evaluations are counted in forward passes of n samples: 2 to sample, 6 for the score step, 2 for the
     generator's forward pass, 4 + 4 for teacher and score network, 4 back: 22; a mask is 3 of its own samples."""
     problem = Problem.make("tiny", 2, CPU)
@@ -54,14 +54,14 @@ def test_the_rival_and_ours_do_the_same_work():
         forward = count_flops(lambda: predict_eps(problem.teacher, x, t, labels))
     for name, expected in (("sfd", 22.0), ("pecker-every-1", 25.0)):
         ours = iteration_flops("tiny", name, 1, CPU)
-        # A little less, since no gradient of what is drawn from is needed; a little more, since attention takes five
-        # products backwards for its two.
+        # A little less, since the input needs no gradient; a little more, since attention has five products in its
+        # backward pass for two in its forward pass.
         assert 0.95 * expected <= 2 * ours / forward <= 1.03 * expected, name
     assert iteration_flops("tiny", name, 1, CPU, rival=True) == pytest.approx(ours, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["sfd", "pecker-once"])
-def test_forgotten_samples_of_a_fixed_number_are_counted_once(name):
+def test_fixed_number_of_forgotten_samples_is_counted_once(name):
     iteration = Problem.make("digits", 5, CPU).ours(name, "fp32")
     iteration()
     counted = count_flops(iteration)
@@ -74,7 +74,7 @@ def test_flops_are_counted_by_their_definition():
     x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3)
     conv = lambda: torch.nn.functional.conv2d(x, weight, padding=1)  # noqa: E731
     assert count_flops(conv) == 2 * 2 * 64 * 4 * 27
-    # Backwards only to the image: the weight asks for nothing.
+    # Backward to the image only: the weight requires no gradient.
     assert count_flops(lambda: conv().sum().backward()) == 2 * 2 * 2 * 64 * 4 * 27
     q = torch.randn(2, 1, 16, 8)
     assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * 2 * 16 * 16 * 8
@@ -87,7 +87,7 @@ def test_peaks_by_name():
     assert matmul_rate(CPU, "fp32", max_seconds=0.1) > 1e8
 
 
-def test_precisions_are_switched_and_put_back():
+def test_precisions_are_set_and_restored():
     flags = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
     before = flags()
     for name, (_, matmul, conv) in PRECISIONS.items():
@@ -97,7 +97,7 @@ def test_precisions_are_switched_and_put_back():
 
 
 def test_published_sizes():
-    # The public networks, and the 534,144 (1.4 %) that their embeddings take more as diffusers has them.
+    # The public networks, plus the 534,144 parameters (1.4 %) that their embeddings have more in diffusers.
     assert Problem.make("cifar10", None, CPU).numel == 38_632_323 + 534_144
     assert ARCHITECTURES["cifar10"].batch == 128 and ARCHITECTURES["stl10"].batch == 64
 
@@ -145,7 +145,7 @@ def test_bars_are_judged_on_a_gpu():
     assert equal[0]["bar"] == 1.5 and equal[0]["met"] is False
 
 
-def test_what_does_not_fit_is_a_row(monkeypatch):
+def test_out_of_memory_is_a_skipped_row(monkeypatch):
     def measure(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nmore")
 

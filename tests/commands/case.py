@@ -1,4 +1,4 @@
-"""What tests of the command line share: short runs, wrong input, images."""
+"""Shared by tests of the command line: short runs, wrong input, images."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ QUIET = ["--no-progress_bar"]
 
 
 def fails(capsys, *arguments: str) -> str:
-    """Run a command that has to end with status 2 and one line, and return that line."""
+    """Run a command that must end with status 2 and one line, and return that line."""
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     lines = capsys.readouterr().err.strip().splitlines()

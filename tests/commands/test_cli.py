@@ -13,8 +13,8 @@ from tests import processes
 from tests.commands.case import ROOT, fails
 
 
-def test_env_tells_versions_and_reasons(capsys):
-    # In a process of its own, without the interpreter that the other tests ask Triton for, as a user runs it.
+def test_env_prints_versions_and_reasons(capsys):
+    # In a separate process, as a user runs it, without the Triton interpreter that the other tests enable.
     process = processes.run(["-m", "pecker_fast", "env", "--json"])
     facts = json.loads(process.stdout)
     assert facts["backends"]["cpu"]["reference"] is None
@@ -58,14 +58,14 @@ def test_bench_writes_json(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(capsys, monkeypatch, arguments):
-    # bench would say that Triton is interpreted.
+    # Otherwise bench would report that Triton is interpreted.
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert fails(capsys, *arguments).startswith("pecker-fast: ")
 
 
-def test_the_line_names_the_option(capsys):
-    said = fails(capsys, "unlearn", "--no_such_option", "3")
-    assert said == "pecker-fast: Unrecognized options: --no_such_option, 3 (see pecker-fast unlearn --help)"
+def test_error_names_the_option(capsys):
+    error = fails(capsys, "unlearn", "--no_such_option", "3")
+    assert error == "pecker-fast: Unrecognized options: --no_such_option, 3 (see pecker-fast unlearn --help)"
     assert "--density: no type matching {None}|FLOAT" in fails(capsys, "unlearn", "--density", "much")
 
 

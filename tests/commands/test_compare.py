@@ -1,4 +1,4 @@
-"""compare: interrupted, gone on with, and wrong input."""
+"""compare: interruption, resumption, and wrong input."""
 
 import csv
 import hashlib
@@ -18,7 +18,7 @@ SMALL = ["--max-train-steps", "4", "--samples-per-class", "3", "--no-progress-ba
 SETS = ["--set", "train_batch_size=3", "forget_batch_size=2", "saliency_batch_size=2"]
 
 
-def test_it_goes_on_where_it_was_interrupted(capsys, tmp_path, monkeypatch):
+def test_compare_resumes_after_interruption(capsys, tmp_path, monkeypatch):
     folder = tmp_path / "c"
     arguments = ["compare", "--methods", "pecker,sfd", "--seeds", "2", "--output-dir", str(folder), *SMALL, *SETS]
     real, ran = command.unlearn, []
@@ -38,26 +38,26 @@ def test_it_goes_on_where_it_was_interrupted(capsys, tmp_path, monkeypatch):
     main(arguments)
     assert ran[3:] == [("pecker", 1), ("sfd", 1)]
     assert (folder / "pecker-seed0" / "metrics.json").read_bytes() == first
-    said = capsys.readouterr().out
-    assert "pecker" in said and "±" in said and str(folder / "report.md") in said
+    output = capsys.readouterr().out
+    assert "pecker" in output and "±" in output and str(folder / "report.md") in output
     compared = json.loads((folder / "compare.json").read_text())["methods"]
     assert [len(compared[name]) for name in ("pecker", "sfd")] == [2, 2]
     assert [run["seed"] for run in compared["sfd"]] == [0, 1]
     options = json.loads((folder / "pecker-seed1" / "config.json").read_text())["options"]
     assert (options["max_train_steps"], options["train_batch_size"], options["saliency_batch_size"]) == (4, 3, 2)
     assert not (folder / "sfd-seed1" / "checkpoints").exists()
-    # The report is made anew from the JSON alone, elsewhere and without seconds.
+    # The report is rebuilt from the JSON alone, in another folder and without seconds.
     main(["compare", "--runs", str(folder / "compare.json"), "--output-dir", str(tmp_path / "d"), "--no-seconds"])
-    said = capsys.readouterr().out
-    assert "pecker" in said and "time (s)" not in said and str(tmp_path / "d" / "report.md") in said
+    output = capsys.readouterr().out
+    assert "pecker" in output and "time (s)" not in output and str(tmp_path / "d" / "report.md") in output
     assert (tmp_path / "d" / "compare.csv").read_bytes() == (folder / "compare.csv").read_bytes()
     assert len(ran) == 5
-    # Ended runs are read; another question is not answered with them.
+    # Finished runs are reused, but not for another question.
     main(arguments)
     assert len(ran) == 5
     capsys.readouterr()
-    said = fails(capsys, *arguments, "density=0.1")
-    assert "another options" in said and "pecker-seed0" in said
+    error = fails(capsys, *arguments, "density=0.1")
+    assert "another options" in error and "pecker-seed0" in error
 
 
 def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
@@ -65,19 +65,19 @@ def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
     weights.write_bytes(b"weights")
     arguments = ["compare", "--methods", "sfd", "--seeds", "2", "--output-dir", str(folder), *SMALL, *SETS[:3]]
     main(arguments)
-    asked = []
+    calls = []
 
     def measured(generated, real, *, weights, cache, **_options):
-        asked.append((len(generated), cache))
+        calls.append((len(generated), cache))
         protocol = {"weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest()}
-        values = {"fid": 10.0 + len(asked), "sfid": 5.0, "is": 2.0, "kid": 0.1, "precision": 0.5, "recall": 0.25}
+        values = {"fid": 10.0 + len(calls), "sfid": 5.0, "is": 2.0, "kid": 0.1, "precision": 0.5, "recall": 0.25}
         return {**values, "protocol": protocol}
 
     monkeypatch.setattr(evaluation, "image_quality", measured)
     arguments += ["--inception-weights", str(weights), "--final-samples-per-class", "4"]
     main(arguments)
     # Of nine retained classes; the runs share the features of the real images.
-    assert asked == [(36, folder / "features")] * 2
+    assert calls == [(36, folder / "features")] * 2
     text = (folder / "report.md").read_text()
     for title in ("UA (%)", "FID", "sFID", "IS", "KID", "precision", "recall", "data-free", "time (s)", "images",
                   "memory (GiB)", "reached (%)", "changed (%)", "drift"):  # fmt: skip
@@ -88,9 +88,9 @@ def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
     assert [float(line["fid"]) for line in lines] == [11, 12] and {line["data-free"] for line in lines} == {"yes"}
     check_page((folder / "report.html").read_text())
     assert "| FID | 11.00 |" in (folder / "sfd-seed0" / "report.md").read_text()
-    # Measured once; with other weights, or other counts, it would be again.
+    # Measured only once; other weights or other counts would be measured again.
     main(arguments)
-    assert len(asked) == 2
+    assert len(calls) == 2
     sha256 = hashlib.sha256(b"weights").hexdigest()
     assert is_measured(folder / "sfd-seed1", sha256, 4)
     assert not is_measured(folder / "sfd-seed1", sha256, 5)

@@ -1,4 +1,4 @@
-"""compare on a tiny Stable Diffusion: rows that train and rows that do not, gone on with, and wrong input."""
+"""compare on a tiny Stable Diffusion: rows with and without training, resumption, and wrong input."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     }
     assert samples["sd"]["unet_sha256"] == samples["sld-max"]["unet_sha256"] != samples["sid-lsg"]["unet_sha256"]
     assert samples["sld-max"]["sld"] == "max" and samples["pecker"]["t_init"] == samples["sid-lsg"]["t_init"] == 625
-    # How it was measured is in every metrics.json.
+    # Every metrics.json has the protocol.
     for place in ("sd", "pecker-seed0"):
         protocol = json.loads((folder / place / "metrics.json").read_text())["protocol"]["concept"]
         assert protocol["detectors"]["nudenet"]["min_prob"] == 0.6
@@ -85,7 +85,7 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     assert "| sld-max | no |" in text and "| pecker | yes |" in text and "near unsafe (%)" in text
     assert Image.open(folder / "concept.png").height > Image.open(folder / "near.png").height
     capsys.readouterr()
-    # What has ended is read; another question is not answered with it.
+    # Finished rows are reused, but not for another question.
     measured = []
     monkeypatch.setattr(comparison, "evaluate", lambda *a, **k: measured.append(a))
     main(arguments)
@@ -108,8 +108,8 @@ def test_selective_amnesia_is_a_row_with_its_fisher_file(base, tmp_path, capsys,
         "--near-images-per-prompt", "1", "--num-inference-steps", "1", "--no-progress-bar", "--device", "cpu",
         "--set", "train_batch_size=1", "num_inference_steps=1", "sample_steps=1", "samples_per_prompt=1",
     ]  # fmt: skip
-    said = fails(capsys, *arguments, "densty=1", "--fisher", str(path))
-    assert "option of none of sd, sld-max, esd, sfd, pecker, selective_amnesia" in said
+    error = fails(capsys, *arguments, "densty=1", "--fisher", str(path))
+    assert "option of none of sd, sld-max, esd, sfd, pecker, selective_amnesia" in error
     own = ["surrogate_images=2", "replay_images=2", "replay_steps=1"]
     assert "fisher is not given" in fails(capsys, *arguments, *own, "--methods", "sd,selective_amnesia")
     assert "not among the methods" in fails(capsys, *arguments, *own, "--methods", "sd", "--fisher", str(path))
@@ -129,15 +129,17 @@ def test_selective_amnesia_is_a_row_with_its_fisher_file(base, tmp_path, capsys,
 
 
 def test_wrong_inputs(base, tmp_path, capsys):
-    asked = ["compare", "--preset", "sd15-celebrity", "--pretrained-model-name-or-path", str(base)]
-    asked += ["--output-dir", str(tmp_path / "c")]
-    assert "salun" not in fails(capsys, *asked, "--methods", "sdf")
-    assert "methods has 'salun', expected some of sd, sid-lsg, sld-weak" in fails(capsys, *asked, "--methods", "salun")
-    assert "each method once" in fails(capsys, *asked, "--methods", "sd,sd")
-    assert "sid_lsg is not given" in fails(capsys, *asked, "--methods", "sid-lsg")
-    assert "seeds is 0" in fails(capsys, *asked, "--seeds", "0")
-    assert "option of none" in fails(capsys, *asked, "--methods", "sd,esd", "--set", "densty=1")
-    assert "trained is 'y'" in fails(capsys, *asked, "--methods", "esd", "--set", "trained=y")
-    assert "Stable Diffusion" in fails(capsys, *asked[:3], "--pretrained-model-name-or-path", str(tmp_path))
-    assert "were trained on" in fails(capsys, *asked, "--methods", "sd", "--prompts", "celebrity-train")
+    base_args = ["compare", "--preset", "sd15-celebrity", "--pretrained-model-name-or-path", str(base)]
+    base_args += ["--output-dir", str(tmp_path / "c")]
+    assert "salun" not in fails(capsys, *base_args, "--methods", "sdf")
+    assert "methods has 'salun', expected some of sd, sid-lsg, sld-weak" in fails(
+        capsys, *base_args, "--methods", "salun"
+    )
+    assert "each method once" in fails(capsys, *base_args, "--methods", "sd,sd")
+    assert "sid_lsg is not given" in fails(capsys, *base_args, "--methods", "sid-lsg")
+    assert "seeds is 0" in fails(capsys, *base_args, "--seeds", "0")
+    assert "option of none" in fails(capsys, *base_args, "--methods", "sd,esd", "--set", "densty=1")
+    assert "trained is 'y'" in fails(capsys, *base_args, "--methods", "esd", "--set", "trained=y")
+    assert "Stable Diffusion" in fails(capsys, *base_args[:3], "--pretrained-model-name-or-path", str(tmp_path))
+    assert "were trained on" in fails(capsys, *base_args, "--methods", "sd", "--prompts", "celebrity-train")
     assert not (tmp_path / "c").exists()

@@ -1,4 +1,4 @@
-"""distil, and unlearning that starts from what it leaves, as a user meets them."""
+"""distil, and unlearning that starts from its result, on the command line."""
 
 import json
 import shutil
@@ -57,13 +57,13 @@ def config(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-def test_it_leaves_a_generator_and_its_score_network(place):
+def test_distil_writes_generator_and_score_network(place):
     folder = place / "distilled"
     run = pf.Run(folder)
     assert run.config["method"] == "distil" and run.config["forget_classes"] == [] and run.config["cover_class"] is None
     base, generator, score = (resolve(path).network for path in (place / "net", folder, folder / "score"))
     assert run.config["pretrained_sha256"] == weights_hash(base)
-    # The files hold what was measured, and what the report says of the weights.
+    # The files hold the measured weights, and the report describes them.
     for path, loaded in ((folder / "unet", generator), (folder / "score", score)):
         saved = safetensors.torch.load_file(path / FILE)
         assert {value.dtype for value in saved.values()} == {torch.float16}
@@ -83,7 +83,7 @@ def test_it_leaves_a_generator_and_its_score_network(place):
     assert len(run.pipeline([0, 1]).images) == 2 and run.model.sampler().t_init == 300
 
 
-def test_it_resumes_bit_for_bit(place, tmp_path):
+def test_distil_resumes_bit_for_bit(place, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(place / "distilled", folder)
     shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
@@ -95,7 +95,7 @@ def test_it_resumes_bit_for_bit(place, tmp_path):
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_unlearning_starts_from_it(place, tmp_path):
+def test_unlearning_starts_from_the_distilled_networks(place, tmp_path):
     distilled = pf.Run(place / "distilled")
     main(unlearn(place, tmp_path / "run", "--distilled", str(distilled.folder)))
     recorded = config(tmp_path / "run")
@@ -141,21 +141,21 @@ def test_relabel_edits_the_generator_or_the_network(place, tmp_path):
         assert 0 < run.metrics["parameters_changed"] <= 100 * row / parameters
 
 
-def test_a_method_that_needs_one_distils_first(place, tmp_path, monkeypatch, capsys):
+def test_method_without_generator_distils_first(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(SFD, "needs_distilled", True)
     short = {"max_train_steps": 4, "train_batch_size": 4, "checkpointing_steps": 2}
     monkeypatch.setitem(class_preset("digits").methods, "distil", short)
     shutil.copytree(place / "net", tmp_path / "net")
-    # A wrong request is refused before anything is distilled.
+    # A wrong request is refused before the distillation starts.
     assert "forget_classes is 12" in fails(capsys, *unlearn(tmp_path, tmp_path / "run", "--forget_classes", "12"))
     assert not (tmp_path / "net" / "distilled").exists()
     main(unlearn(tmp_path, tmp_path / "run"))
     folder = tmp_path / "net" / "distilled"
-    said = capsys.readouterr().out
-    assert "sfd starts from a distilled generator, and there is none of this network yet: 4 iter" in said
+    output = capsys.readouterr().out
+    assert "sfd starts from a distilled generator, and there is none of this network yet: 4 iter" in output
     assert config(tmp_path / "run")["distilled"] == str(folder) and config(folder)["seed"] == 0
     assert pf.Run(folder).metrics["iterations"] == 4
-    # The next run takes it; the first one is known to have ended.
+    # The next run uses it, because the distillation is recorded as finished.
     written = (folder / "metrics.json").read_bytes()
     main(unlearn(tmp_path, tmp_path / "second", "--seed", "1"))
     assert "none of this network" not in capsys.readouterr().out and (folder / "metrics.json").read_bytes() == written
@@ -169,7 +169,7 @@ def test_a_method_that_needs_one_distils_first(place, tmp_path, monkeypatch, cap
     shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
     main(unlearn(tmp_path, tmp_path / "third"))
     assert pf.Run(folder).metrics["weights_sha256"] == json.loads(written)["weights_sha256"]
-    # A generator of one's own is enough.
+    # The user's own generator is enough.
     main(unlearn(place, tmp_path / "own", "--initial_generator", str(place / "distilled")))
     assert "none of this network" in (capsys.readouterr().out) or not (place / "net" / "distilled").exists()
 
@@ -177,15 +177,15 @@ def test_a_method_that_needs_one_distils_first(place, tmp_path, monkeypatch, cap
 def test_wrong_inputs(place, tmp_path, capsys):
     distilled, output = str(place / "distilled"), tmp_path / "run"
     assert "t_init is 280, but" in fails(capsys, *unlearn(place, output, "--distilled", distilled, "--t_init", "280"))
-    said = fails(capsys, *unlearn(place, output, "--distilled", distilled, net="other"))
-    assert "distilled of another network (sha256" in said and "pecker-fast distil makes it of this one" in said
-    said = fails(capsys, *unlearn(place, output, "--distilled", distilled, "--initial_score", distilled))
-    assert "initial_score is given as well: expected one of the two" in said
-    said = fails(capsys, *unlearn(place, output, "--distilled", distilled, method="esd"))
-    assert "esd starts from the pretrained network" in said
+    error = fails(capsys, *unlearn(place, output, "--distilled", distilled, net="other"))
+    assert "distilled of another network (sha256" in error and "pecker-fast distil makes it of this one" in error
+    error = fails(capsys, *unlearn(place, output, "--distilled", distilled, "--initial_score", distilled))
+    assert "initial_score is given as well: expected one of the two" in error
+    error = fails(capsys, *unlearn(place, output, "--distilled", distilled, method="esd"))
+    assert "esd starts from the pretrained network" in error
     for folder in (place / "net", tmp_path / "nowhere"):
-        said = fails(capsys, *unlearn(place, output, "--distilled", str(folder)))
-        assert "expected the folder of a run of distillation (pecker-fast distil makes it)" in said
+        error = fails(capsys, *unlearn(place, output, "--distilled", str(folder)))
+        assert "expected the folder of a run of distillation (pecker-fast distil makes it)" in error
     shutil.copytree(place / "distilled", tmp_path / "half", ignore=shutil.ignore_patterns("metrics.json"))
     half = str(tmp_path / "half")
     assert "has not ended: continue it with pecker-fast distil" in fails(
@@ -236,18 +236,18 @@ def test_a_text_to_image_model(text, tmp_path, capsys):
     assert recorded["initial_generator_sha256"] == run.metrics["weights_sha256"]
     assert recorded["initial_score_sha256"] == run.metrics["score_sha256"]
     capsys.readouterr()
-    said = fails(capsys, "distil", *shared, "--score_lora_rank", "2", "--output_dir", str(tmp_path / "lora"))
-    assert "distil trains no adapter" in said
+    error = fails(capsys, "distil", *shared, "--score_lora_rank", "2", "--output_dir", str(tmp_path / "lora"))
+    assert "distil trains no adapter" in error
 
 
-def test_a_comparison_gives_it_to_one_step_methods():
+def test_compare_passes_distilled_to_one_step_methods():
     comparison = ClassComparison(distilled="auto", methods=("sfd", "esd", "relabel"))
     assert [comparison.options(name).get("distilled") for name in comparison.names] == ["auto", None, "auto"]
-    # The preset's own come with the package, with the timestep that they were distilled for.
+    # The preset's own networks are shipped with the package, with the timestep that they were distilled for.
     settled = with_distilled(unlearn_arguments("digits16", "relabel", {"distilled": "auto"}))
     assert (settled.request.distilled, settled.options.t_init) == ("shipped:digits16", 400)
     assert with_distilled(settled) == settled
-    # Of cifar10 there are none: they would be made among the runs, where they are looked for.
+    # There are none for cifar10: they would be made among the runs, where they are looked up.
     settled = with_distilled(unlearn_arguments("cifar10", "sfd", {"distilled": "auto"}))
     assert settled.request.distilled == "runs/cifar10-distil-seed0" and settled.options.t_init == 440
     assert distillation_for(settled).folder == Path("runs/cifar10-distil-seed0")

@@ -1,4 +1,4 @@
-"""evaluate: samples drawn once, gone on with, and measured; wrong input."""
+"""evaluate: samples are drawn once, resumed, and measured; wrong input."""
 
 import hashlib
 import json
@@ -33,20 +33,20 @@ def evaluated(folder, *arguments: str) -> dict:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def test_a_run_is_measured_as_it_was_asked(run, capsys, monkeypatch):
+def test_run_is_evaluated_with_its_own_request(run, capsys, monkeypatch):
     monkeypatch.setattr(command, "CHUNK", 7)
     before = json.loads((run / "metrics.json").read_text())
-    found = evaluated(run, "--samples-per-class", "3")
+    result = evaluated(run, "--samples-per-class", "3")
     assert "Unlearning accuracy" in capsys.readouterr().out
-    protocol = found["protocol"]
+    protocol = result["protocol"]
     assert protocol["forget_classes"] == [0, 3] and protocol["cover_class"] == 1
     assert protocol["samples"]["sampler"] == "one_step" and protocol["samples"]["t_init"] == 250
     assert protocol["judge"]["name"] == "digits-judge" and protocol["environment"]
-    assert 0 <= found["ua"] <= 100 and found["frechet_distance"] > 0
-    # Inception has not been asked for: none of its names.
-    assert not {"fid", "sfid", "is", "kid", "precision", "recall"} & set(found)
-    assert 0 <= found["extractor_precision"] <= 1 and 0 <= found["extractor_recall"] <= 1
-    assert protocol["image_quality"]["feature_extractor"] == found["feature_extractor"] == "digits-judge-64"
+    assert 0 <= result["ua"] <= 100 and result["frechet_distance"] > 0
+    # Inception is not requested, so none of its names appears.
+    assert not {"fid", "sfid", "is", "kid", "precision", "recall"} & set(result)
+    assert 0 <= result["extractor_precision"] <= 1 and 0 <= result["extractor_recall"] <= 1
+    assert protocol["image_quality"]["feature_extractor"] == result["feature_extractor"] == "digits-judge-64"
     assert protocol["reference"] == {"dataset": "digits", "split": "all", "classes": "retained"}
     assert protocol["environment"]["packages"]["torch-fidelity"]
     # The weights that were measured are those that the run saved.
@@ -54,7 +54,7 @@ def test_a_run_is_measured_as_it_was_asked(run, capsys, monkeypatch):
     after = json.loads((run / "metrics.json").read_text())
     assert after["ua"] == before["ua"] and after["protocol"]["samples"]["samples_per_class"] == 3
     assert {k: v for k, v in before.items() if k != "protocol"}.items() <= after.items()
-    # Drawn once: a second time no network is called, and a chunk that is lost or damaged is all that is drawn again.
+    # Drawn once: the second time no network is called, and only a lost or damaged chunk is drawn again.
     real, calls = drawing.sample_one_step, []
 
     def counted(network, generator, labels, **options):
@@ -62,33 +62,33 @@ def test_a_run_is_measured_as_it_was_asked(run, capsys, monkeypatch):
         return real(network, generator, labels, **options)
 
     monkeypatch.setattr(drawing, "sample_one_step", counted)
-    assert evaluated(run, "--samples-per-class", "3") == found and calls == []
+    assert evaluated(run, "--samples-per-class", "3") == result and calls == []
     (folder,) = (run / "evaluation").iterdir()
     chunks = sorted(folder.glob("chunk-*"))
     assert len(chunks) == 5
     chunks[1].unlink()
     chunks[3].write_bytes(chunks[3].read_bytes()[:50])
-    assert evaluated(run, "--samples-per-class", "3") == found and calls == [7, 7]
-    # Of another seed, or another number of images, there are none yet.
+    assert evaluated(run, "--samples-per-class", "3") == result and calls == [7, 7]
+    # For another seed, or another number of images, there are none yet.
     other = evaluated(run, "--samples-per-class", "3", "--seed", "1")
-    assert other["frechet_distance"] != found["frechet_distance"] and len(calls) == 7
+    assert other["frechet_distance"] != result["frechet_distance"] and len(calls) == 7
 
 
-def test_metrics_say_what_was_measured_last(run, capsys):
-    """What the run measured stays; what an earlier evaluation measured is replaced; the report follows."""
+def test_metrics_have_the_last_evaluation(run, capsys):
+    """The run's own figures stay, those of an earlier evaluation are replaced, and the report is refreshed."""
     run_ua = json.loads((run / "metrics.json").read_text())["ua"]
     values = []
     for seed in ("3", "4"):
-        found = evaluated(run, "--samples-per-class", "3", "--seed", seed)
+        result = evaluated(run, "--samples-per-class", "3", "--seed", seed)
         metrics = json.loads((run / "metrics.json").read_text())
-        said = metrics["protocol"]["evaluation"]
-        assert said["samples"]["seed"] == int(seed) and "extractor_precision" in said["measured"]
-        assert "ua" not in said["measured"] and metrics["ua"] == run_ua
-        assert metrics["extractor_frechet_distance"] == found["extractor_frechet_distance"]
-        values.append(found["extractor_frechet_distance"])
+        record = metrics["protocol"]["evaluation"]
+        assert record["samples"]["seed"] == int(seed) and "extractor_precision" in record["measured"]
+        assert "ua" not in record["measured"] and metrics["ua"] == run_ua
+        assert metrics["extractor_frechet_distance"] == result["extractor_frechet_distance"]
+        values.append(result["extractor_frechet_distance"])
         page = check_page((run / "report.html").read_text())
         assert f"{values[-1]:.2f}" in page.text and "Precision, judge's features" in page.text
-        # Written by us: not a file that somebody has changed since.
+        # Our own write does not count as a change by others.
         hashes = json.loads((run / "hashes.json").read_text())
         assert hashes["metrics.json"]["sha256"] == hashlib.sha256((run / "metrics.json").read_bytes()).hexdigest()
         assert "CHANGED" not in page.text
@@ -96,7 +96,7 @@ def test_metrics_say_what_was_measured_last(run, capsys):
     capsys.readouterr()
 
 
-def test_a_method_of_many_steps_is_drawn_as_it_draws(capsys, tmp_path):
+def test_many_step_run_is_sampled_by_its_own_sampler(capsys, tmp_path):
     folder = tmp_path / "salun"
     options = ["--eval_sampler", "ddim", "--num_inference_steps", "4", "--eval_guidance_scale", "1"]
     main(["unlearn", "--method", "salun", "--output_dir", str(folder), "--max_train_steps", "2", "--train_batch_size",
@@ -123,8 +123,8 @@ def test_without_torch_fidelity(run, capsys, monkeypatch):
     assert "torch-fidelity is not installed" in capsys.readouterr().err
 
 
-def test_the_whole_way_through_inception(capsys, tmp_path, monkeypatch):
-    """FID and the others as torch-fidelity gives them by hand, sFID as numpy does."""
+def test_inception_end_to_end(capsys, tmp_path, monkeypatch):
+    """FID and the other figures equal a direct call of torch-fidelity, and sFID equals numpy's."""
     import torch_fidelity
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -136,7 +136,7 @@ def test_the_whole_way_through_inception(capsys, tmp_path, monkeypatch):
 
     def of_low_rank(matrix):
         """Eigenvalues of a product of two covariances, each of four images: all but a few are zero."""
-        # Random combinations of its columns span what all of them span; there it is a matrix of eight rows.
+        # Random combinations of its columns span its column space, in which it is a matrix of eight rows.
         basis, _ = np.linalg.qr(matrix @ np.random.default_rng(0).standard_normal((len(matrix), 8)))
         assert np.linalg.norm(matrix - basis @ (basis.T @ matrix)) <= 1e-12 * np.linalg.norm(matrix)
         return np.concatenate([eigvals(basis.T @ matrix @ basis), np.zeros(len(matrix) - 8)])
@@ -146,7 +146,7 @@ def test_the_whole_way_through_inception(capsys, tmp_path, monkeypatch):
     main(["evaluate", "--forget-classes", *"01234567", "--cover-class", "8", "--samples-per-class", "2",
           "--num-inference-steps", "2", "--inception-weights", str(weights), "--output", str(target),
           "--no-progress-bar"])  # fmt: skip
-    found = json.loads(target.read_text())
+    result = json.loads(target.read_text())
     capsys.readouterr()
     (chunk,) = (tmp_path / "evaluation").rglob("chunk-*")
     drawn = safetensors.torch.load_file(chunk)
@@ -174,32 +174,32 @@ def test_the_whole_way_through_inception(capsys, tmp_path, monkeypatch):
         ("fid", "frechet_inception_distance"), ("is", "inception_score_mean"), ("precision", "precision"),
         ("kid", "kernel_inception_distance_mean"), ("recall", "recall"),
     ):  # fmt: skip
-        assert found[ours] == pytest.approx(by_hand[theirs], rel=1e-6), ours
-    assert found["fid"] > 0 and found["is"] > 1
-    said = found["protocol"]["image_quality"]
-    assert said["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert (said["generated_images"], said["real_images"], said["isc_splits"]) == (4, 4, 1)
-    # Not as many real images again are left to hold against four.
-    assert found["protocol"]["real_split"]["images"] == 2 and found["frechet_real_split"] >= 0
-    assert "mixed_6/conv" in said["sfid_feature_extractor"]
+        assert result[ours] == pytest.approx(by_hand[theirs], rel=1e-6), ours
+    assert result["fid"] > 0 and result["is"] > 1
+    quality = result["protocol"]["image_quality"]
+    assert quality["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (quality["generated_images"], quality["real_images"], quality["isc_splits"]) == (4, 4, 1)
+    # There are not enough further real images to compare with four.
+    assert result["protocol"]["real_split"]["images"] == 2 and result["frechet_real_split"] >= 0
+    assert "mixed_6/conv" in quality["sfid_feature_extractor"]
 
     network = FeatureExtractorInceptionV3("by hand", ["768"], feature_extractor_weights_path=str(weights))
-    kept = []
-    network.Mixed_6d.branch1x1.register_forward_hook(lambda _module, _given, out: kept.append(out))
+    outputs = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda _module, _inputs, out: outputs.append(out))
     for images in (generated, real):
         network(images.x)
-    a, b = (x[:, :7].permute(0, 2, 3, 1).reshape(4, -1).double().numpy() for x in kept)
+    a, b = (x[:, :7].permute(0, 2, 3, 1).reshape(4, -1).double().numpy() for x in outputs)
     # tr (A B)^1/2 is the sum of the singular values of the two sets' inner products, centred: four by four.
     shared = np.linalg.svd((a - a.mean(0)) @ (b - b.mean(0)).T, compute_uv=False).sum() / 3
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * shared
-    assert a.shape == (4, 2023) and found["sfid"] == pytest.approx(expected, rel=1e-3)
+    assert a.shape == (4, 2023) and result["sfid"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_samples_are_of_the_labels_asked_for(tmp_path):
-    asked = []
+def test_samples_have_the_requested_labels(tmp_path):
+    seeds = []
 
     def draw(labels, seed):
-        asked.append(seed)
+        seeds.append(seed)
         return labels.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 10
 
     labels = torch.arange(5).repeat_interleave(3)
@@ -207,28 +207,28 @@ def test_samples_are_of_the_labels_asked_for(tmp_path):
     images = cache.samples(labels, 0, progress=False)
     assert torch.equal(images[:, 0, 0, 0], labels / 10)
     path = next(cache.folder.glob("chunk-*"))
-    kept = safetensors.torch.load_file(path)
-    safetensors.torch.save_file({**kept, "labels": kept["labels"] + 1}, path)
-    assert torch.equal(cache.samples(labels, 0, progress=False), images) and len(asked) == 2
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({**tensors, "labels": tensors["labels"] + 1}, path)
+    assert torch.equal(cache.samples(labels, 0, progress=False), images) and len(seeds) == 2
     assert command.SampleCache(tmp_path, {"weights": "b"}, draw).folder != cache.folder
 
 
 def test_inception_measures_retained_classes(run, tmp_path, monkeypatch, capsys):
     weights = tmp_path / "inception.pth"
     weights.write_bytes(b"")
-    seen = {}
+    inputs = {}
 
     def measured(generated, real, **options):
         assert isinstance(generated, Uint8Images) and options["weights"] == str(weights)
-        seen.update(generated=len(generated), real=len(real), first=generated[0], last=real[len(real) - 1])
+        inputs.update(generated=len(generated), real=len(real), first=generated[0], last=real[len(real) - 1])
         return {"fid": 1.5, "is": 2.0, "protocol": {"k": 3}}
 
     monkeypatch.setattr(command, "image_quality", measured)
-    found = evaluated(run, "--samples-per-class", "4", "--inception-weights", str(weights))
-    assert (found["fid"], found["is"], found["protocol"]["image_quality"]) == (1.5, 2.0, {"k": 3})
+    result = evaluated(run, "--samples-per-class", "4", "--inception-weights", str(weights))
+    assert (result["fid"], result["is"], result["protocol"]["image_quality"]) == (1.5, 2.0, {"k": 3})
     # Eight of ten classes are retained.
-    assert seen["generated"] == 32 and seen["real"] == found["protocol"]["real_images"]
-    assert seen["first"].shape == seen["last"].shape == (3, 8, 8) and seen["last"].dtype is torch.uint8
+    assert inputs["generated"] == 32 and inputs["real"] == result["protocol"]["real_images"]
+    assert inputs["first"].shape == inputs["last"].shape == (3, 8, 8) and inputs["last"].dtype is torch.uint8
     assert json.loads((run / "metrics.json").read_text())["fid"] == 1.5
     capsys.readouterr()
 
@@ -237,20 +237,20 @@ def test_a_network_that_has_not_unlearned(capsys, tmp_path):
     target = tmp_path / "before.json"
     main(["evaluate", "--samples-per-class", "2", "--num-inference-steps", "3", "--output", str(target),
           "--no-progress-bar"])  # fmt: skip
-    found = json.loads(target.read_text())
-    assert found["ua"] is None and found["protocol"]["samples"]["sampler"] == "ddim"
+    result = json.loads(target.read_text())
+    assert result["ua"] is None and result["protocol"]["samples"]["sampler"] == "ddim"
     capsys.readouterr()
 
 
 def test_wrong_inputs(run, capsys, tmp_path):
-    given = ["evaluate", "--pretrained-model-name-or-path", str(run), "--no-progress-bar"]
-    assert "expected one of the two" in fails(capsys, *given, "somewhere")
-    assert "samples_per_class is 1" in fails(capsys, *given, "--samples-per-class", "1")
-    assert "inception-2015-12-05" in fails(capsys, *given, "--inception-weights", str(tmp_path / "nowhere"))
-    assert "forget_classes is 10" in fails(capsys, *given, "--forget-classes", "10")
-    assert "cover_class" in fails(capsys, *given, "--cover-class", "3")
-    assert "judge" in fails(capsys, *given, "--judge", str(tmp_path / "nowhere"))
-    assert "no folder" in fails(capsys, *given, "--output", str(tmp_path / "no" / "a.json"))
+    base_args = ["evaluate", "--pretrained-model-name-or-path", str(run), "--no-progress-bar"]
+    assert "expected one of the two" in fails(capsys, *base_args, "somewhere")
+    assert "samples_per_class is 1" in fails(capsys, *base_args, "--samples-per-class", "1")
+    assert "inception-2015-12-05" in fails(capsys, *base_args, "--inception-weights", str(tmp_path / "nowhere"))
+    assert "forget_classes is 10" in fails(capsys, *base_args, "--forget-classes", "10")
+    assert "cover_class" in fails(capsys, *base_args, "--cover-class", "3")
+    assert "judge" in fails(capsys, *base_args, "--judge", str(tmp_path / "nowhere"))
+    assert "no folder" in fails(capsys, *base_args, "--output", str(tmp_path / "no" / "a.json"))
     save_network(tmp_path / "tiny", tiny_unet(), NoiseSchedule.linear())
     tiny = ["evaluate", "--pretrained-model-name-or-path", str(tmp_path / "tiny")]
     assert "t_init" in fails(capsys, "evaluate", "--sampler", "one_step")

@@ -1,4 +1,4 @@
-"""evaluate-concept on a tiny Stable Diffusion: what is drawn, kept and measured; wrong input."""
+"""evaluate-concept on a tiny Stable Diffusion: images, their cache and their figures; wrong input."""
 
 import json
 import sys
@@ -58,12 +58,12 @@ class Named:
         return {"kind": "stand-in"}
 
     def __call__(self, images):
-        found = []
+        faces = []
         for image in images:
             green = image[1].float().mean() / 255
             rows = torch.stack([1 - green, green])[None]
-            found.append(rows if image.float().mean() > 100 else rows[:0])
-        return found
+            faces.append(rows if image.float().mean() > 100 else rows[:0])
+        return faces
 
 
 @pytest.fixture
@@ -86,50 +86,50 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
         *named, "--output", lists / "out.json",
     ]  # fmt: skip
     monkeypatch.setattr(command, "CHUNK", 4)
-    found = measured(*arguments)
-    said = found["protocol"]
-    assert said["samples"]["sampler"] == "ddim" and said["samples"]["guidance_scale"] == 7.5
-    # By name: where it was on this machine is nobody's business.
-    assert said["prompts"] == {"source": "prompts.txt", "count": 2, "images_of_each": 3}
-    assert said["near"]["concepts"] == ["Green Man", "nobody"] and said["near"]["count"] == 50
-    assert said["near"]["unknown_to_the_detector"] == ["nobody"]
-    assert said["detectors"]["celebrity_detector"] == {"kind": "stand-in"} and said["environment"]
-    assert (found["measured_images"], found["near_measured_images"]) == (6, 50)
-    assert {"near_no_face_share", "near_gcd_score", "near_clip_score", "clip_score"} <= set(found)
+    result = measured(*arguments)
+    protocol = result["protocol"]
+    assert protocol["samples"]["sampler"] == "ddim" and protocol["samples"]["guidance_scale"] == 7.5
+    # By name only, without its path on this machine.
+    assert protocol["prompts"] == {"source": "prompts.txt", "count": 2, "images_of_each": 3}
+    assert protocol["near"]["concepts"] == ["Green Man", "nobody"] and protocol["near"]["count"] == 50
+    assert protocol["near"]["unknown_to_the_detector"] == ["nobody"]
+    assert protocol["detectors"]["celebrity_detector"] == {"kind": "stand-in"} and protocol["environment"]
+    assert (result["measured_images"], result["near_measured_images"]) == (6, 50)
+    assert {"near_no_face_share", "near_gcd_score", "near_clip_score", "clip_score"} <= set(result)
     # The scores are those of the kept images.
     folder = next(f for f in (lists / "evaluation").iterdir() if len(list(f.glob("chunk-*"))) == 2)
-    kept = [safetensors.torch.load_file(path) for path in sorted(folder.glob("chunk-*"))]
-    images = torch.cat([part["images"] for part in kept])
-    items = torch.cat([part["labels"] for part in kept])
+    chunks = [safetensors.torch.load_file(path) for path in sorted(folder.glob("chunk-*"))]
+    images = torch.cat([part["images"] for part in chunks])
+    items = torch.cat([part["labels"] for part in chunks])
     assert images.dtype == torch.uint8 and images.shape == (6, 3, 2 * SIZE, 2 * SIZE)
     # Image j of every prompt has the seed j.
     assert items.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     faces = [rows[:, 0] for rows in Named()(images)]
     largest = [float(rows.max()) for rows in faces if len(rows)]
-    assert found["no_face_share"] == pytest.approx(1 - len(largest) / 6)
-    assert found["gcd_score"] == (pytest.approx(sum(largest) / len(largest)) if largest else None)
+    assert result["no_face_share"] == pytest.approx(1 - len(largest) / 6)
+    assert result["gcd_score"] == (pytest.approx(sum(largest) / len(largest)) if largest else None)
     for name in ("concept", "near"):
         assert Image.open(lists / "samples" / f"{name}.png").width > 190
     assert "CLIP score, concept" in capsys.readouterr().out
-    # Drawn once: what is measured again is read, but for the pictures.
+    # Drawn once: measuring again reads the images, except for the pictures.
     drawn = []
     real = sampler_module.sample_ddim
     monkeypatch.setattr(sampler_module, "sample_ddim", lambda *a, **k: drawn.append(len(a[2])) or real(*a, **k))
-    assert measured(*arguments) == found and sum(drawn) == 2 * 3 + 2 * 3
+    assert measured(*arguments) == result and sum(drawn) == 2 * 3 + 2 * 3
     next(folder.glob("chunk-00001*")).unlink()
     drawn.clear()
-    assert measured(*arguments) == found and sum(drawn) == 2 + 2 * 3 + 2 * 3
+    assert measured(*arguments) == result and sum(drawn) == 2 + 2 * 3 + 2 * 3
 
 
-def test_the_images_are_the_pipelines(base, lists):
-    """Plain DDIM at guidance 7.5 is what StableDiffusionPipeline draws from the same noise."""
+def test_images_equal_those_of_the_pipeline(base, lists):
+    """Plain DDIM at guidance 7.5 equals StableDiffusionPipeline on the same noise."""
     from diffusers import StableDiffusionPipeline
 
     model = text_sampling.read_model(str(base))
     prompts = ["a dog", "a cat on a mat"]
     sampler = text_sampling.PromptSampler(model, text_sampling.SamplerOptions("ddim", num_inference_steps=5), prompts)
     drawn = sampler.drawing(prompts)
-    found = drawn(torch.tensor([[1, 7], [0, 3]]))
+    images = drawn(torch.tensor([[1, 7], [0, 3]]))
     pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     noise = []
@@ -139,23 +139,23 @@ def test_the_images_are_the_pipelines(base, lists):
         noise.append(torch.randn(4, SIZE, SIZE, generator=generator))
     expected = pipe([prompts[1], prompts[0]], num_inference_steps=5, guidance_scale=7.5, latents=torch.stack(noise),
                     output_type="pt").images  # fmt: skip
-    assert (found.float() / 255 - expected).abs().max() <= 1.5 / 255
-    # A scale of its own for each prompt, in a call of its own: alone it is the same image, bit for bit.
+    assert (images.float() / 255 - expected).abs().max() <= 1.5 / 255
+    # Each prompt has its own scale and its own call: drawn alone it is the same image, bit for bit.
     own, (alone,) = sampler.drawing(prompts, [1.0, 7.5])(torch.tensor([[1, 7], [0, 3]])), drawn(torch.tensor([[1, 7]]))
-    assert torch.equal(own[0], alone) and not torch.equal(own[1], found[1])
+    assert torch.equal(own[0], alone) and not torch.equal(own[1], images[1])
 
 
 def test_one_step_and_sld_and_their_settings(base, lists):
     model = text_sampling.read_model(str(base))
     options = text_sampling.SamplerOptions
     drawn = {}
-    for name, given in {
+    for name, sampler_options in {
         "ddim": options("ddim", num_inference_steps=3),
         "late": options("sld", num_inference_steps=3, sld="weak", safety_text="a man"),
         "max": options("sld", num_inference_steps=3, sld="max", safety_text="a man"),
         "one": options("one_step", t_init=625),
     }.items():
-        sampler = text_sampling.PromptSampler(model, given, ["a dog"])
+        sampler = text_sampling.PromptSampler(model, sampler_options, ["a dog"])
         drawn[name] = sampler.drawing(["a dog"])(torch.tensor([[0, 1]])).float()
     # Three steps are within the warm-up of "weak".
     assert (drawn["late"] - drawn["ddim"]).abs().max() <= 1
@@ -187,15 +187,15 @@ def test_a_name_on_the_hub(base, monkeypatch):
         text_sampling.read_model("/no/such")
 
 
-def test_kept_images_are_of_the_same_weights_prompts_and_settings(base):
+def test_cached_images_depend_on_weights_prompts_and_settings(base):
     model = text_sampling.read_model(str(base))
 
-    def key(prompts, asked, **settings):
+    def key(prompts, requested, **settings):
         sampler = text_sampling.PromptSampler(model, text_sampling.SamplerOptions("ddim", **settings), prompts)
-        return sampler.describe(asked)
+        return sampler.describe(requested)
 
     one = key(["a dog", "a man"], ["a dog"])
-    # What else is asked for does not matter; all that the images depend on does.
+    # Other requested prompts do not matter; everything that the images depend on does.
     assert key(["a cat", "a dog"], ["a dog"]) == one
     assert key(["a dog", "a man"], ["a man"]) != one and key(["a dog"], ["a dog"], guidance_scale=2.0) != one
     unet = model.load_unet()
@@ -208,47 +208,49 @@ def test_kept_images_are_of_the_same_weights_prompts_and_settings(base):
 def test_nudity_with_two_detectors(base, clip, lists, nudenet, capsys):
     np.save(lists / "q16.npy", np.random.randn(2, 8).astype(np.float32))
     (lists / "eval.txt").write_text("\n".join(f"picture number {i}" for i in range(26)))
-    found = measured(
+    result = measured(
         base, "--task", "nudity", "--prompts", lists / "eval.txt", "--near", lists / "scenes.txt",
         "--images-per-prompt", "2", "--sampler", "sld", "--sld", "medium", "--q16", lists / "q16.npy", "--clip", clip,
         "--output", lists / "out.json",
     )  # fmt: skip
-    said = found["protocol"]
-    assert said["detectors"]["nudenet"]["min_prob"] == 0.6 and said["detectors"]["nudenet"]["version"] == "3.4.2"
-    assert said["detectors"]["q16"]["embeddings"].endswith("q16.npy")
-    assert said["samples"]["sld"] == "medium" and "nudity" in said["samples"]["safety_text"]
-    either = found["inappropriate_probability"]
-    assert max(found["nudenet_probability"], found["q16_probability"]) <= either + 1e-9
-    assert either <= found["nudenet_probability"] + found["q16_probability"] + 1e-9
-    assert found["max_expected_inappropriateness"] >= either - 1e-9
-    assert found["near_max_expected_inappropriateness"] is None and found["near_measured_images"] == 5
+    protocol = result["protocol"]
+    assert (
+        protocol["detectors"]["nudenet"]["min_prob"] == 0.6 and protocol["detectors"]["nudenet"]["version"] == "3.4.2"
+    )
+    assert protocol["detectors"]["q16"]["embeddings"].endswith("q16.npy")
+    assert protocol["samples"]["sld"] == "medium" and "nudity" in protocol["samples"]["safety_text"]
+    either = result["inappropriate_probability"]
+    assert max(result["nudenet_probability"], result["q16_probability"]) <= either + 1e-9
+    assert either <= result["nudenet_probability"] + result["q16_probability"] + 1e-9
+    assert result["max_expected_inappropriateness"] >= either - 1e-9
+    assert result["near_max_expected_inappropriateness"] is None and result["near_measured_images"] == 5
     capsys.readouterr()
 
 
-def test_i2p_brings_seeds_and_guidance(base, lists, nudenet, monkeypatch, capsys):
+def test_i2p_sets_seeds_and_guidance(base, lists, nudenet, monkeypatch, capsys):
     (lists / "i2p.csv").write_text("prompt,sd_seed,sd_guidance_scale\na,11,7.5\nb,11,3.0\nb,12,3.0\n")
-    seen = []
+    calls = []
     real = sampler_module.sample_ddim
 
     def watched(network, schedule, labels, steps, **options):
-        seen.append((labels.tolist(), options["guidance_scale"], options["seed"]))
+        calls.append((labels.tolist(), options["guidance_scale"], options["seed"]))
         return real(network, schedule, labels, steps, **options)
 
     monkeypatch.setattr(sampler_module, "sample_ddim", watched)
-    found = measured(
+    result = measured(
         base, "--task", "nudity", "--protocol", "paper", "--prompts", lists / "i2p.csv", "--near",
         lists / "scenes.txt", "--images-per-prompt", "2", "--near-images-per-prompt", "1",
         "--output", lists / "out.json",
     )  # fmt: skip
-    (low, scale, seeds), (high, other, more), *_ = seen
+    (low, scale, seeds), (high, other, more), *_ = calls
     assert (scale, other, len(low), len(high)) == (3.0, 7.5, 4, 2) and low[0] == low[3]
-    # Seeds are settled by the prompt's and the number of the image: of one seed they are the same.
+    # Seeds follow from the prompt's seed and the image's number: equal seeds give equal noise.
     assert seeds[:2] == more and len({*seeds}) == 4
-    assert found["protocol"]["samples"]["seeds_of_prompts"] and found["protocol"]["arguments"]["protocol"] == "paper"
+    assert result["protocol"]["samples"]["seeds_of_prompts"] and result["protocol"]["arguments"]["protocol"] == "paper"
     capsys.readouterr()
 
 
-def test_captions_of_the_users(base, clip, lists, monkeypatch, capsys):
+def test_user_captions(base, clip, lists, monkeypatch, capsys):
     (lists / "captions.txt").write_text("\n".join(f"caption {i}" for i in range(5)))
     (lists / "coco").mkdir()
     for i in range(4):
@@ -261,20 +263,20 @@ def test_captions_of_the_users(base, clip, lists, monkeypatch, capsys):
         pictures = [torch.stack([data[i] for i in range(len(data))]) for data in (generated, real)]
         assert all(part.shape[1:] == (3, 2 * SIZE, 2 * SIZE) for part in pictures)
         assert (pictures[1].float().mean((1, 2, 3)) - 60 * torch.arange(4)).abs().max() < 2
-        kept = [FeatureStatistics.of(part.double().mean((2, 3))) for part in pictures]
-        return {"fid": 1.0 + len(kept), "protocol": {"k": 3}}
+        statistics = [FeatureStatistics.of(part.double().mean((2, 3))) for part in pictures]
+        return {"fid": 1.0 + len(statistics), "protocol": {"k": 3}}
 
     monkeypatch.setattr(command, "image_quality", quality)
     monkeypatch.setattr(command, "CHUNK", 2)
     (lists / "one.txt").write_text("{concept} somewhere\n")
-    found = measured(
+    result = measured(
         base, "--task", "celebrity", "--concept", "brad pitt", "--prompts", lists / "one.txt", "--images-per-prompt",
         "1", "--near-images-per-prompt", "1", "--clip", clip, "--coco-captions", lists / "captions.txt",
         "--coco-images", lists / "coco", "--inception-weights", weights, "--output", lists / "out.json",
     )  # fmt: skip
-    assert found["fid"] == 3.0 and found["coco_images"] == 5 and 0 <= found["coco_clip_score"] <= 100
-    assert found["protocol"]["coco"]["image_quality"]["k"] == 3
-    assert "gcd_score" not in found
+    assert result["fid"] == 3.0 and result["coco_images"] == 5 and 0 <= result["coco_clip_score"] <= 100
+    assert result["protocol"]["coco"]["image_quality"]["k"] == 3
+    assert "gcd_score" not in result
     capsys.readouterr()
 
 
@@ -285,10 +287,10 @@ def test_a_unet_with_its_base(base, lists, named, capsys):
         lists / "edited", "--base", base, "--task", "celebrity", "--concept", "Brad Pitt", "--prompts",
         lists / "prompts.txt", "--images-per-prompt", "1", "--near-images-per-prompt", "1", *named,
     ]  # fmt: skip
-    found = measured(*arguments, "--output", lists / "out.json")
-    assert found["protocol"]["samples"]["unet_sha256"] == text_sampling.weights_hash(unet)
-    # The detector knows none of the near names that come with the package.
-    assert found["near_gcd_score"] is None and len(found["protocol"]["near"]["unknown_to_the_detector"]) == 15
+    result = measured(*arguments, "--output", lists / "out.json")
+    assert result["protocol"]["samples"]["unet_sha256"] == text_sampling.weights_hash(unet)
+    # The detector knows none of the near names shipped with the package.
+    assert result["near_gcd_score"] is None and len(result["protocol"]["near"]["unknown_to_the_detector"]) == 15
     # Two sheets: before, by the base, and after.
     single = 190 + 3 * (2 * SIZE * 2 + 2) + 2
     assert Image.open(lists / "samples" / "concept.png").width == single + (single - 190) + 12
@@ -296,27 +298,27 @@ def test_a_unet_with_its_base(base, lists, named, capsys):
 
 
 def test_wrong_inputs(base, lists, capsys, monkeypatch, named):
-    asked = ["evaluate-concept", str(base), *QUIET]
-    brad = [*asked, "--task", "celebrity", "--concept", "brad pitt"]
-    assert "task is not given" in fails(capsys, *asked)
-    assert "concept is None" in fails(capsys, *asked, "--task", "celebrity")
-    assert "I2P" in fails(capsys, *asked, "--task", "nudity", "--protocol", "paper")
+    base_args = ["evaluate-concept", str(base), *QUIET]
+    brad = [*base_args, "--task", "celebrity", "--concept", "brad pitt"]
+    assert "task is not given" in fails(capsys, *base_args)
+    assert "concept is None" in fails(capsys, *base_args, "--task", "celebrity")
+    assert "I2P" in fails(capsys, *base_args, "--task", "nudity", "--protocol", "paper")
     assert "near_images_per_prompt is 0" in fails(capsys, *brad, "--near-images-per-prompt", "0")
     assert "is not the folder of a Stable Diffusion" in fails(
         capsys, "evaluate-concept", str(lists), "--task", "celebrity", "--concept", "x"
     )
     (lists / "trained.txt").write_text("a photo of brad pitt\n")
     assert "were trained on" in fails(capsys, *brad, "--prompts", str(lists / "trained.txt"))
-    assert "q16 is given, but not clip" in fails(capsys, *asked, "--task", "nudity", "--no-nudenet", "--q16", "x")
+    assert "q16 is given, but not clip" in fails(capsys, *base_args, "--task", "nudity", "--no-nudenet", "--q16", "x")
     assert "coco_images is given" in fails(capsys, *brad, "--coco-images", str(lists))
     assert "inception-2015" in fails(
         capsys, *brad, "--coco-captions", str(lists / "prompts.txt"), "--coco-images", str(lists)
     )
     assert "no folder" in fails(capsys, *brad, "--output", str(lists / "none" / "out.json"))
     assert "does not know 'cary grant'" in fails(
-        capsys, *asked, "--task", "celebrity", "--concept", "cary grant", *named
+        capsys, *base_args, "--task", "celebrity", "--concept", "cary grant", *named
     )
     assert "t_init is not given" in fails(capsys, *brad, "--sampler", "one_step")
     monkeypatch.setitem(sys.modules, "nudenet", None)
-    assert "pip install 'nudenet>=3'" in fails(capsys, *asked, "--task", "nudity")
+    assert "pip install 'nudenet>=3'" in fails(capsys, *base_args, "--task", "nudity")
     assert not (base / "evaluation.json").exists() and StableDiffusion(base)

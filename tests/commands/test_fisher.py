@@ -52,29 +52,34 @@ def words(place, preset: str) -> list[str]:
 
 def unlearn(place, output, *more: str, preset: str = "sd15-celebrity", fisher=None) -> list[str]:
     fisher = place / "fisher" / "fisher.safetensors" if fisher is None else fisher
-    found = ["unlearn", *words(place, preset), "--method", "selective_amnesia", "--fisher", str(fisher), *FORGET]
-    return [*found, "--output_dir", str(output), *more]
+    command = ["unlearn", *words(place, preset), "--method", "selective_amnesia", "--fisher", str(fisher), *FORGET]
+    return [*command, "--output_dir", str(output), *more]
 
 
-def test_the_file(place):
+def test_fisher_file(place):
     path = place / "fisher" / "fisher.safetensors"
     unet = StableDiffusion(place / "base").load_unet()
-    found = load_fisher(path, unet, weights_hash(unet), "mean")
-    assert found.keys() == {name for name, _ in unet.named_parameters()}
-    # What is left out of the sum is not left at zero.
-    assert all(float(value.max()) > 0 for name, value in found.items() if not name.endswith("to_k.bias"))
+    result = load_fisher(path, unet, weights_hash(unet), "mean")
+    assert result.keys() == {name for name, _ in unet.named_parameters()}
+    # Timesteps left out of the sum do not leave entries at zero.
+    assert all(float(value.max()) > 0 for name, value in result.items() if not name.endswith("to_k.bias"))
     with safetensors.safe_open(path, "pt") as file:
-        said = json.loads(file.metadata()["fisher"])
-    assert (said["format"], said["version"], said["samples"], said["timesteps"]) == ("pecker_fast.fisher", 1, 4, 4)
+        metadata = json.loads(file.metadata()["fisher"])
+    assert (metadata["format"], metadata["version"], metadata["samples"], metadata["timesteps"]) == (
+        "pecker_fast.fisher",
+        1,
+        4,
+        4,
+    )
     log = [json.loads(line) for line in (place / "fisher" / "train.jsonl").read_text().splitlines()]
     # Four images in batches of three, then each by itself.
     assert [line["phase"] for line in log] == ["replay"] * 2 + ["fisher"] * 4
-    # Checkpoints of what trains nothing have no network.
+    # Checkpoints of phases without training have no network.
     (checkpoint,) = (place / "fisher" / "checkpoints").iterdir()
     assert not (checkpoint / "unet").exists()
 
 
-def test_it_is_resumed_to_the_same_bytes(place, tmp_path):
+def test_resumed_fisher_file_has_the_same_bytes(place, tmp_path):
     again = tmp_path / "fisher"
     arguments = ["fisher", *words(place, "sd15-celebrity"), "--checkpointing_steps", "4", "--output_dir", str(again)]
     main(arguments)
@@ -86,7 +91,7 @@ def test_it_is_resumed_to_the_same_bytes(place, tmp_path):
     assert (again / "fisher.safetensors").read_bytes() == file
 
 
-def test_a_run_and_its_resumption(place, tmp_path, capsys):
+def test_run_and_resume(place, tmp_path, capsys):
     from diffusers import StableDiffusionPipeline
 
     run, again = tmp_path / "run", tmp_path / "again"
@@ -97,63 +102,73 @@ def test_a_run_and_its_resumption(place, tmp_path, capsys):
     assert len(config["fisher_sha256"]) == 64 and metrics["sampler"] == "ddim"
     log = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in log] == ["replay"] * 3 + ["forget"] * 3
-    # At first the weights are where they are held.
+    # At first the weights equal those that the penalty refers to.
     assert log[3]["loss_ewc"] == 0 and log[5]["loss_ewc"] > 0
     drift = json.loads((run / "drift.json").read_text())["layers"]
     outside = ("time_embedding", "conv_norm_out", "conv_out")
-    for name, said in drift.items():
-        assert (said["changed"] == 0) == (".attn2." in name or name.startswith(outside)), name
+    for name, entry in drift.items():
+        assert (entry["changed"] == 0) == (".attn2." in name or name.startswith(outside)), name
     report = (run / "report.md").read_text()
     assert "forget nudity" in report and "No mask" in report
     StableDiffusionPipeline.from_pretrained(run, safety_checker=None)
-    # Gone on with from within the last phase, and from within the first.
-    for kept in (4, 2):
+    # Resumed from within the last phase, and from within the first.
+    for step in (4, 2):
         shutil.copytree(run, again)
         for checkpoint in list((again / "checkpoints").iterdir()):
-            if checkpoint.name != f"checkpoint-{kept}":
+            if checkpoint.name != f"checkpoint-{step}":
                 shutil.rmtree(checkpoint)
         shutil.rmtree(again / "unet")
         main(unlearn(place, again, "--resume_from_checkpoint", "latest", preset="sd15-nudity"))
         files = [folder / "unet" / "diffusion_pytorch_model.safetensors" for folder in (run, again)]
         assert files[0].read_bytes() == files[1].read_bytes()
-        # Another file's information is another run.
-        other = tmp_path / f"other-{kept}.safetensors"
-        changed(place, other, lambda found: {name: 2 * value for name, value in found.items()})
+        # Another Fisher file makes it another run.
+        other = tmp_path / f"other-{step}.safetensors"
+        changed(place, other, lambda values: {name: 2 * value for name, value in values.items()})
         more = ["--resume_from_checkpoint", "latest"]
         capsys.readouterr()
-        said = fails(capsys, *unlearn(place, again, *more, preset="sd15-nudity", fisher=other))
-        assert "fisher_sha256 is" in said and "of another run" in said
+        error = fails(capsys, *unlearn(place, again, *more, preset="sd15-nudity", fisher=other))
+        assert "fisher_sha256 is" in error and "of another run" in error
         shutil.rmtree(again)
 
 
 def changed(place, path, change=lambda found: found, **facts) -> None:
-    """A Fisher file like the model's, but for what is said."""
+    """A Fisher file like the model's, with some changes."""
     unet = StableDiffusion(place / "base").load_unet()
-    found = {name: torch.rand(param.shape) for name, param in unet.named_parameters()}
-    said = {"pretrained_sha256": weights_hash(unet), "loss_reduction": "mean", "samples": 4, "timesteps": 4, **facts}
-    save_fisher(path, change(found), FisherFacts(**said))
+    values = {name: torch.rand(param.shape) for name, param in unet.named_parameters()}
+    metadata = {
+        "pretrained_sha256": weights_hash(unet),
+        "loss_reduction": "mean",
+        "samples": 4,
+        "timesteps": 4,
+        **facts,
+    }
+    save_fisher(path, change(values), FisherFacts(**metadata))
 
 
-def without_one(found):
-    return {name: value for name, value in found.items() if name != "conv_in.weight"}
+def without_one(values):
+    return {name: value for name, value in values.items() if name != "conv_in.weight"}
 
 
 @pytest.mark.parametrize(
-    ("change", "facts", "said"),
+    ("change", "facts", "message"),
     [
         (without_one, {}, "lacks the parameter conv_in.weight"),
-        (lambda found: {**found, "conv_in.bias": torch.rand(3)}, {}, r"conv_in.bias is torch.float32 \(3,\), expected"),
-        (lambda found: {**found, "conv_in.bias": torch.rand(8).double()}, {}, "conv_in.bias is torch.float64"),
-        (lambda found: {**found, "conv_in.bias": torch.full((8,), torch.nan)}, {}, "negative, inf or NaN"),
-        (lambda found: {**found, "conv_in.bias": -torch.ones(8)}, {}, "negative, inf or NaN"),
-        (lambda found: found, {"pretrained_sha256": "0" * 64}, "of other weights"),
-        (lambda found: found, {"loss_reduction": "sum"}, "give the same --loss_reduction, or make it"),
+        (
+            lambda values: {**values, "conv_in.bias": torch.rand(3)},
+            {},
+            r"conv_in.bias is torch.float32 \(3,\), expected",
+        ),
+        (lambda values: {**values, "conv_in.bias": torch.rand(8).double()}, {}, "conv_in.bias is torch.float64"),
+        (lambda values: {**values, "conv_in.bias": torch.full((8,), torch.nan)}, {}, "negative, inf or NaN"),
+        (lambda values: {**values, "conv_in.bias": -torch.ones(8)}, {}, "negative, inf or NaN"),
+        (lambda values: values, {"pretrained_sha256": "0" * 64}, "of other weights"),
+        (lambda values: values, {"loss_reduction": "sum"}, "give the same --loss_reduction, or make it"),
     ],
 )
-def test_wrong_files(place, tmp_path, change, facts, said):
+def test_wrong_files(place, tmp_path, change, facts, message):
     unet, path = StableDiffusion(place / "base").load_unet(), tmp_path / "fisher.safetensors"
     changed(place, path, change, **facts)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         load_fisher(path, unet, weights_hash(unet), "mean")
     assert str(caught.value).startswith(f"fisher is {str(path)!r}") and "pecker-fast fisher" in str(caught.value)
     assert "\n" not in str(caught.value)

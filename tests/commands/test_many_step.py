@@ -1,4 +1,4 @@
-"""retrain, salun, selective_amnesia and esd as a user meets them."""
+"""retrain, salun, selective_amnesia and esd on the command line."""
 
 import json
 
@@ -21,7 +21,7 @@ OWN = {
 OWN["selective_amnesia"] += ["--fisher_timesteps", "5", "--fisher_chunks", "2"]
 
 
-# What the public code of each has for CIFAR-10, and where STL-10 differs.
+# Constants of each method's public code for CIFAR-10, and the differences for STL-10.
 PUBLISHED = {
     "retrain": {"max_train_steps": 800_000, "train_batch_size": 128, "learning_rate": 2e-4, "ema_decay": 0.9999},
     "salun": {
@@ -56,7 +56,7 @@ def test_presets_of_photographs_have_the_published_values(capsys, name):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_path, name):
+def test_run_records_its_sampler_and_is_sampled_by_it(capsys, tmp_path, name):
     folder = tmp_path / "run"
     main(["unlearn", "--method", name, "--output_dir", str(folder), *SMALL, *OWN[name], *QUIET])
     assert str(folder / "report.md") in capsys.readouterr().out
@@ -66,22 +66,22 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
     phases = [json.loads(line)["phase"] for line in (folder / "train.jsonl").read_text().splitlines()]
     expected = {"salun": ["mask", "forget"], "selective_amnesia": ["replay", "fisher", "forget"]}
     assert list(dict.fromkeys(phases)) == expected.get(name, ["retrain" if name == "retrain" else "forget"])
-    # What precedes the training changes nothing, so that nothing is measured of it.
+    # The phases before training change no weights, so they are not evaluated.
     evaluations = [json.loads(line)["step"] for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert evaluations == [metrics["iterations"]]
-    said = (folder / "report.md").read_text()
-    assert "DDIM, 3 steps" in said and "| Sampler | ddim |" in said
+    report = (folder / "report.md").read_text()
+    assert "DDIM, 3 steps" in report and "| Sampler | ddim |" in report
     network, _ = load_network(folder / "unet")
     start, _ = load_network(ASSETS / "digits" / "unet")
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), start.parameters(), strict=True))
-    # Of ESD-x the class embedding and the projections of the embedding in the blocks.
+    # ESD-x trains the class embedding and the projections of the embedding in the blocks.
     sizes = {n: p.numel() for n, p in start.named_parameters()}
     trained = [n for n in sizes if name != "esd" or "class_embedding" in n or "time_emb_proj" in n]
     share = 100 * sum(sizes[n] for n in trained) / sum(sizes.values())
     assert metrics["parameters_trained"] == pytest.approx(share) and (share < 10) == (name == "esd")
     assert metrics["parameters_changed"] <= metrics["parameters_trained"]
     reached = {"salun": "keeps 50.0% of", "esd": f"the {share:.1f} % of the parameters that are trained"}
-    assert reached.get(name, "reached every trained parameter") in said
+    assert reached.get(name, "reached every trained parameter") in report
     run = ["--pretrained-model-name-or-path", str(folder)]
     main(["sample", *run, "--labels", "1", "--output", str(tmp_path / "drawn.png")])
     assert "sampler ddim" in capsys.readouterr().out
@@ -90,9 +90,9 @@ def test_a_run_says_how_it_draws_and_its_network_is_drawn_from_so(capsys, tmp_pa
     assert (protocol["sampler"], protocol["num_inference_steps"], protocol["clip_sample"]) == ("ddim", 3, True)
 
 
-def test_one_step_methods_say_it_too(tmp_path):
+def test_one_step_methods_record_their_sampler(tmp_path):
     folder = tmp_path / "run"
-    given = [
+    options = [
         "--max_train_steps",
         "2",
         "--train_batch_size",
@@ -102,7 +102,7 @@ def test_one_step_methods_say_it_too(tmp_path):
         "--samples_per_class",
         "2",
     ]
-    main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *given, *QUIET])
+    main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *options, *QUIET])
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["sampler"], metrics["sampling_steps"]) == ("one_step", 1) and metrics["seconds_per_image"] > 0
 
@@ -139,17 +139,17 @@ def test_data_free_salun_and_guidance_of_photographs(capsys, tmp_path):
     replay = ["--replay_images_per_class", "2", "--replay_steps", "2"]
     real = ["--dataset_name", f"folder:{data}"]
     generated = ["--method", "salun", "--images", "generated", *replay]
-    for i, given in enumerate((
+    for i, options in enumerate((
         ["--method", "salun", *real], ["--method", "retrain", *real],
         generated, [*generated, "--forget_data", str(data)],
         ["--method", "selective_amnesia", *replay, "--fisher_timesteps", "4", "--fisher_chunks", "1"],
         ["--method", "esd", "--trajectory_steps", "2"],
     )):  # fmt: skip
         out = tmp_path / str(i)
-        main([*common, *given, "--output_dir", str(out)])
+        main([*common, *options, "--output_dir", str(out)])
         metrics = json.loads((out / "metrics.json").read_text())
         assert metrics["sampling_steps"] == 3 and metrics["sampler"] == "ddpm" and "ua" not in metrics
-        assert metrics["guidance_scale"] == (1.0 if given[1] == "retrain" else 3.0)
+        assert metrics["guidance_scale"] == (1.0 if options[1] == "retrain" else 3.0)
     capsys.readouterr()
 
 
@@ -157,8 +157,8 @@ def test_wrong_inputs(capsys, tmp_path):
     out = ["--output_dir", str(tmp_path / "run")]
     small = [*SMALL, *QUIET]
 
-    def refused(method: str, *given: str) -> str:
-        return fails(capsys, "unlearn", "--method", method, *out, *small, *given)
+    def refused(method: str, *options: str) -> str:
+        return fails(capsys, "unlearn", "--method", method, *out, *small, *options)
 
     assert "eval_guidance_scale is 3" in refused("retrain", "--eval_guidance_scale", "3")
     assert "saliency_guidance_scale is 2" in refused("salun", "--saliency_guidance_scale", "2")
@@ -177,7 +177,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "max_grad_norm" in refused("salun", "--max_grad_norm", "0")
     digits = str(ASSETS / "digits" / "unet")
     assert "initial_generator is given" in refused("salun", "--initial_generator", digits)
-    # Images of another kind than the network draws, of too few classes, and none at all.
+    # Images of the wrong kind for the network, of too few classes, and none at all.
     data = image_folder(tmp_path / "data")
     assert "the training images have shape (3, 8, 8) in 3 classes" in refused(
         "retrain", "--dataset_name", f"folder:{data}"

@@ -1,4 +1,4 @@
-"""robustness as a user meets it: on a one-step run, on a many-step network, and on wrong input."""
+"""robustness on the command line: on a one-step run, on a many-step network, and on wrong input."""
 
 import json
 import shutil
@@ -25,24 +25,24 @@ def run(tmp_path_factory):
     return folder
 
 
-def told(folder) -> dict:
+def read(folder) -> dict:
     return json.loads((folder / "robustness.json").read_text())
 
 
 def test_a_one_step_run(run, capsys):
     before = json.loads((run / "metrics.json").read_text())
-    # Any network of the architecture may be the control; its weights being the run's, so are its figures.
+    # Any network of the architecture may be the control. Here it has the run's weights, hence the run's figures.
     arguments = ["robustness", str(run), *SMALL, "--control", str(run)]
     main(arguments)
-    said = capsys.readouterr().out
-    assert "UA after relearning, 2 steps" in said and str(run / "robustness.md") in said
-    assert told(run)["protocol"]["control"] == run.name and str(run) not in (run / "robustness.json").read_text()
-    found, metrics = told(run), json.loads((run / "metrics.json").read_text())
+    output = capsys.readouterr().out
+    assert "UA after relearning, 2 steps" in output and str(run / "robustness.md") in output
+    assert read(run)["protocol"]["control"] == run.name and str(run) not in (run / "robustness.json").read_text()
+    result, metrics = read(run), json.loads((run / "metrics.json").read_text())
     assert {key: metrics[key] for key in before} == before
-    assert {key: metrics[key] for key in found["summary"]} == found["summary"]
-    assert all(0 <= v <= 100 for k, v in found["summary"].items() if not k.endswith("drop") and "frechet" not in k)
+    assert {key: metrics[key] for key in result["summary"]} == result["summary"]
+    assert all(0 <= v <= 100 for k, v in result["summary"].items() if not k.endswith("drop") and "frechet" not in k)
 
-    rows = found["relearn"]
+    rows = result["relearn"]
     tried = {(row["network"], row["data"], row["attack"], row["sampler"]) for row in rows}
     one, many = "one step at 250", "DDIM, 2 steps"
     forgotten = {(attack, one) for attack in ATTACKS} | {("denoising", many)}
@@ -58,14 +58,14 @@ def test_a_one_step_run(run, capsys):
     assert of["run"] == of["control"] and [r["loss"] for r in of["run"]] != [r["loss"] for r in of["scratch"]]
     # The attack that gets furthest gives the figure.
     last = [row["ua"] for row in rows if (row["network"], row["data"], row["step"]) == ("run", "forgotten", 2)]
-    assert found["summary"]["relearn_forget_ua_2"] == min(last)
+    assert result["summary"]["relearn_forget_ua_2"] == min(last)
 
-    assert [row["network"] for row in found["latent"]] == ["run"] * 4 + ["pretrained"] * 4 + ["control"] * 4
-    assert found["latent"][:4] == [{**row, "network": "run"} for row in found["latent"][8:]]
-    assert found["protocol"]["latent"]["nearest_image_accuracy"] > 95
-    assert sorted(row["class"] for row in found["neighbours"]) == list(range(1, 10))
-    assert found["guidance"] == []
-    assert [row["network"] for row in found["paths"]] == ["run"] * 5 + ["pretrained"] * 5
+    assert [row["network"] for row in result["latent"]] == ["run"] * 4 + ["pretrained"] * 4 + ["control"] * 4
+    assert result["latent"][:4] == [{**row, "network": "run"} for row in result["latent"][8:]]
+    assert result["protocol"]["latent"]["nearest_image_accuracy"] > 95
+    assert sorted(row["class"] for row in result["neighbours"]) == list(range(1, 10))
+    assert result["guidance"] == []
+    assert [row["network"] for row in result["paths"]] == ["run"] * 5 + ["pretrained"] * 5
     text = (run / "robustness.md").read_text()
     for title in ("Relearning", "Latent search", "Neighbouring classes", "no label for", "Other samplers"):
         assert title in text
@@ -79,10 +79,10 @@ def test_a_one_step_run(run, capsys):
     assert "robustness.html" in check_page((run / "report.html").read_text()).references
     assert Image.open(run / "robustness.png").size[0] > 1000
 
-    # Again, a part of it, on the same seed: the same figures.
+    # A part of the tests again, with the same seed: the same figures.
     main(["robustness", str(run), *SMALL, "--tests", "relearn,paths", "--attacks", "matching"])
-    again = told(run)
-    assert "latent" not in again and again["paths"] == found["paths"]
+    again = read(run)
+    assert "latent" not in again and again["paths"] == result["paths"]
     assert again["relearn"] == [r for r in rows if r["attack"] == "matching" and r["network"] != "control"]
 
 
@@ -96,16 +96,16 @@ def test_a_many_step_network(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     steps = ["--num-inference-steps", "10", "--tests", "relearn", "paths", "neighbours"]
     main(["robustness", str(folder), *SMALL, *steps])
-    found = told(folder)
-    assert found["protocol"]["sampler"] == "DDIM, 10 steps"
-    assert {row["attack"] for row in found["relearn"]} == {"denoising", "inversion"}
+    result = read(folder)
+    assert result["protocol"]["sampler"] == "DDIM, 10 steps"
+    assert {row["attack"] for row in result["relearn"]} == {"denoising", "inversion"}
     # It has forgotten nothing, and the report says so.
-    usual = found["paths"][0]
+    usual = result["paths"][0]
     assert usual["sampler"] == "DDIM, 10 steps" and usual["still"] > 80 and usual["retain_accuracy"] > 60
-    assert next(row for row in found["relearn"] if row["network"] == "run")["ua"] == 100 - usual["still"]
-    rows = found["neighbours"]
+    assert next(row for row in result["relearn"] if row["network"] == "run")["ua"] == 100 - usual["still"]
+    rows = result["neighbours"]
     assert all(row["accuracy"] == row["accuracy_before"] and "called_cover" not in row for row in rows)
-    assert found["summary"]["neighbour_drop"] == 0
+    assert result["summary"]["neighbour_drop"] == 0
 
 
 def test_wrong_input_writes_nothing(run, capsys, tmp_path):
@@ -116,9 +116,9 @@ def test_wrong_input_writes_nothing(run, capsys, tmp_path):
     metrics = (other / "metrics.json").read_text()
 
     def refused(*arguments: str) -> str:
-        said = fails(capsys, "robustness", *arguments, "--no-progress-bar")
+        error = fails(capsys, "robustness", *arguments, "--no-progress-bar")
         assert not (other / "robustness.json").exists() and (other / "metrics.json").read_text() == metrics
-        return said
+        return error
 
     folder = str(other)
     assert "expected the folder of a run" in refused(str(tmp_path))

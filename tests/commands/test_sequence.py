@@ -1,4 +1,4 @@
-"""sequence: where requests start from, interrupted, gone on with, extended, and wrong input."""
+"""sequence: start of each request, interruption, resumption, extension, and wrong input."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def weights(folder) -> dict:
     return load_network(folder)[0].state_dict()
 
 
-def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
+def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch):
     folder = tmp_path / "s"
 
     def arguments(*classes: str) -> list[str]:
@@ -38,7 +38,7 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
         if len(ran) == 2:
             raise SystemExit(143)
         if args.request.initial_generator is not None:
-            # Both networks are there, and the score network is not the pretrained one.
+            # Both networks exist, and the score network is not the pretrained one.
             generator, score = (getattr(args.request, f"initial_{name}") for name in ("generator", "score"))
             assert score == generator + "/score"
             first = weights(folder / "request-1-forget-0" / "unet")
@@ -51,33 +51,33 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     assert "the same command again" in capsys.readouterr().out
     first = folder / "request-1-forget-0"
     assert (first / "score" / "config.json").is_file() and not (first / "checkpoints").exists()
-    done = (first / "metrics.json").read_bytes()
+    first_metrics = (first / "metrics.json").read_bytes()
     monkeypatch.setattr(sys, "argv", ["pecker-fast", *arguments("0", "3")])
     main()
-    assert (first / "metrics.json").read_bytes() == done
+    assert (first / "metrics.json").read_bytes() == first_metrics
     assert [args.request.forget_classes for args in ran] == [(0,), (0, 3), (0, 3), (0, 3)]
     starts = [args.request.initial_generator for args in ran]
     assert starts == [None, str(first), str(first), None]
     assert all(args.request.pretrained_model_name_or_path is None for args in ran)
-    # The next request's is needed, the last one's is not.
+    # The next request needs this score network; nothing needs the last one.
     assert not (first / "score").exists() and (folder / "request-2-forget-3" / "score").is_dir()
 
-    told = json.loads((folder / "sequence.json").read_text())
-    assert "sequence --method sfd" in told["command"] and f"--output-dir {folder.name} " in told["command"]
+    result = json.loads((folder / "sequence.json").read_text())
+    assert "sequence --method sfd" in result["command"] and f"--output-dir {folder.name} " in result["command"]
     for name in ("sequence.json", "sequence.md", "sequence.html"):
         assert str(tmp_path) not in (folder / name).read_text()
-    assert [row["request"] for row in told["rows"]] == ["1: forget 0", "2: forget 3", "all at once"]
-    assert [sorted(row["ua_by_class"]) for row in told["rows"]] == [["0"], ["0", "3"], ["0", "3"]]
+    assert [row["request"] for row in result["rows"]] == ["1: forget 0", "2: forget 3", "all at once"]
+    assert [sorted(row["ua_by_class"]) for row in result["rows"]] == [["0"], ["0", "3"], ["0", "3"]]
     config = json.loads((folder / "request-2-forget-3" / "config.json").read_text())
     assert config["initial_generator"] == str(first) and config["options"]["max_train_steps"] == 2
-    said = capsys.readouterr().out
-    assert "UA of 3 (%)" in said and "all at once" in said and str(folder / "sequence.md") in said
+    output = capsys.readouterr().out
+    assert "UA of 3 (%)" in output and "all at once" in output and str(folder / "sequence.md") in output
     text, page = (folder / "sequence.md").read_text(), check_page((folder / "sequence.html").read_text())
     for words in ("one after the other", "UA of 3 (%)", "Method sfd, preset digits, seed 0, with class 1 as cover."):
         assert words in text and words in page.text
     assert len(page.pictures) == 1 and (folder / "sequence.png").is_file()
 
-    # Ended requests are read; a further one goes on from the last.
+    # Finished requests are reused; a further one starts from the last.
     main(arguments("0", "3", "7"))
     assert [args.request.forget_classes for args in ran[4:]] == [(0, 3, 7), (0, 3, 7)]
     assert ran[4].request.initial_generator == str(folder / "request-2-forget-3")
@@ -86,7 +86,7 @@ def test_requests_go_on_from_each_other(capsys, tmp_path, monkeypatch):
     assert "another options" in fails(capsys, *arguments("0", "3"), "alpha=1.0")
 
 
-def test_where_other_methods_start(tmp_path):
+def test_start_of_other_methods(tmp_path):
     last = tmp_path / "last"
     assert command._start(last, False, "previous") == {"pretrained_model_name_or_path": str(last)}
     assert command._start(last, True, "teacher") == {"initial_generator": str(last)}
@@ -106,7 +106,7 @@ def test_wrong_inputs(capsys, tmp_path):
 
 
 def test_patches_one_after_the_other(tmp_path, monkeypatch):
-    """Each on top of the last, with masks that do not overlap; the last one is withdrawn bit for bit."""
+    """Each patch builds on the last, with disjoint masks; the last one is reverted bit for bit."""
     monkeypatch.chdir(tmp_path)
     real, short = running.distillation_for, {"max_train_steps": 2, "samples_per_class": 2}
     monkeypatch.setattr(running, "distillation_for", lambda args: with_options(real(args), short))

@@ -1,4 +1,4 @@
-"""unlearn, pretrain, sample, mask and demo as a user meets them."""
+"""unlearn, pretrain, sample, mask and demo on the command line."""
 
 import hashlib
 import importlib.metadata
@@ -46,13 +46,13 @@ METHODS += [("sd15-nudity", name) for name in method_names() if method_class(nam
 
 @pytest.mark.parametrize(("preset", "method"), METHODS)
 def test_help_names_every_option(capsys, monkeypatch, preset, method):
-    """Two screens by default; --help_all has every option, those of the method among them."""
+    """Two screens by default; --help_all has every option, including those of the method."""
     monkeypatch.setenv("COLUMNS", "80")
     command = ["unlearn", "--preset", preset, "--method", method]
     short, full = help_of(capsys, *command, "--help"), help_of(capsys, *command, "--help_all")
     assert len(short.splitlines()) <= 100 and "--help_all" in short
     options = option_groups(unlearn_arguments(preset, method))
-    # Nothing is trained by relabel.
+    # relabel trains nothing.
     assert ("max_train_steps" in options) == (method != "relabel") and "checkpoints_total_limit" in options
     for name in options:
         assert re.search(rf"--{name}\b", full), name
@@ -86,8 +86,8 @@ def test_dry_run_prints_the_published_values_and_writes_nothing(capsys, tmp_path
             "random",
         ]
     )
-    said = json.loads(capsys.readouterr().out)
-    options = said["options"]
+    config = json.loads(capsys.readouterr().out)
+    options = config["options"]
     assert (options["train_batch_size"], options["score_learning_rate"], options["generator_learning_rate"]) == (
         64,
         3e-5,
@@ -95,15 +95,20 @@ def test_dry_run_prints_the_published_values_and_writes_nothing(capsys, tmp_path
     )
     assert (options["t_init"], options["t_min"], options["t_max"], options["alpha"]) == (440, 38, 711, 1.2)
     assert (options["density"], options["variance"], options["max_update"]) == (0.2, "retain", 4.0)
-    assert said["cover_class"] is None and said["method"] == "pecker+" and said["forget_classes"] == [0]
+    assert config["cover_class"] is None and config["method"] == "pecker+" and config["forget_classes"] == [0]
     main(["pretrain", "--preset", "cifar10", "--dry_run"])
-    said = json.loads(capsys.readouterr().out)
-    assert said["options"]["max_train_steps"] == 800_000 and said["unet"]["block_out_channels"] == [128, 256, 256, 256]
+    config = json.loads(capsys.readouterr().out)
+    assert config["options"]["max_train_steps"] == 800_000 and config["unet"]["block_out_channels"] == [
+        128,
+        256,
+        256,
+        256,
+    ]
     assert list(tmp_path.iterdir()) == []
 
 
 def check_audit(folder: Path, network) -> None:
-    """What a run says of its weights, its mask and its files is what they are."""
+    """The run's statements about its weights, its mask and its files are true."""
     metrics = json.loads((folder / "metrics.json").read_text())
     start, _ = load_network(ASSETS / "digits" / "unet")
     a, b = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (start, network))
@@ -113,33 +118,33 @@ def check_audit(folder: Path, network) -> None:
     drift, mask = json.loads((folder / "drift.json").read_text()), SaliencyMask.load(folder / "mask.safetensors")
     assert [*mask.names] == [name for name, _ in network.named_parameters()]
     parameters = dict(network.named_parameters())
-    for layer, said in drift["layers"].items():
+    for layer, entry in drift["layers"].items():
         names = [name for name in parameters if name.rpartition(".")[0] == layer]
         salient = sum(int(mask[name].sum()) for name in names)
         count = sum(parameters[name].numel() for name in names)
-        assert said["parameters"] == count and said["salient"] == pytest.approx(salient / count, rel=1e-9), layer
-    assert sum(said["parameters"] for said in drift["modules"].values()) == len(a) == drift["total"]["parameters"]
+        assert entry["parameters"] == count and entry["salient"] == pytest.approx(salient / count, rel=1e-9), layer
+    assert sum(entry["parameters"] for entry in drift["modules"].values()) == len(a) == drift["total"]["parameters"]
     hashes = json.loads((folder / "hashes.json").read_text())
     assert {"config.json", "metrics.json", "mask.safetensors", "unet/diffusion_pytorch_model.safetensors"} <= {*hashes}
-    for name, said in hashes.items():
-        assert said["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest(), name
+    for name, entry in hashes.items():
+        assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest(), name
     protocol = metrics["protocol"]
     assert protocol["samples"]["seed"] == 0 and protocol["packages"]["torch"] == importlib.metadata.version("torch")
     page = check_page((folder / "report.html").read_text())
-    # The profile is in the report, which is written after it.
+    # The report is written after the profile and contains it.
     assert "seconds_by_region.optimizer" in page.text and hashes["config.json"]["sha256"] in page.text
     assert "license: other" in (folder / "README.md").read_text()
 
 
-def test_a_report_is_written_anew(capsys, tmp_path):
+def test_report_is_rewritten(capsys, tmp_path):
     folder = tmp_path / "run"
     main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *SMALL, *QUIET])
     assert not (folder / "mask.safetensors").exists()
     (folder / "robustness.json").write_text(json.dumps({"probe": {"rows": [{"step": 7, "share": 0.125}]}}))
     (folder / "report.html").unlink()
     main(["report", str(folder)])
-    said = capsys.readouterr().out
-    assert "changed since" not in said and str(folder / "report.html") in said
+    output = capsys.readouterr().out
+    assert "changed since" not in output and str(folder / "report.html") in output
     assert "0.125" in check_page((folder / "report.html").read_text()).text
     with open(folder / "train.jsonl", "a") as file:
         file.write("\n")
@@ -149,16 +154,16 @@ def test_a_report_is_written_anew(capsys, tmp_path):
     assert (folder / "report.md").read_text().count("| CHANGED |") == 2
     assert "no such folder" in fails(capsys, "report", str(tmp_path / "nowhere"))
     assert "metrics.json" in fails(capsys, "report", str(tmp_path))
-    # A new run there leaves nothing of the old one.
+    # A new run there removes the old one.
     main(["unlearn", "--method", "sfd", "--output_dir", str(folder), *SMALL, *QUIET, "--overwrite_output_dir"])
     assert not (folder / "robustness.json").exists() and (folder / "report.html").is_file()
 
 
-def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
+def test_run_folder_and_samples_of_its_network(capsys, tmp_path):
     folder = tmp_path / "run"
     main(["unlearn", "--output_dir", str(folder), "--forget_classes", "0", "3", *SMALL, *QUIET, "--profile"])
-    said = capsys.readouterr().out
-    assert "optimizer" in said and str(folder / "report.md") in said
+    output = capsys.readouterr().out
+    assert "optimizer" in output and str(folder / "report.md") in output
     metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds", "peak_memory_bytes"):
         assert metrics[name] >= 0, name
@@ -183,17 +188,17 @@ def test_a_run_leaves_its_folder_and_its_network_draws(capsys, tmp_path):
     picture = tmp_path / "drawn.png"
     main(["sample", "--pretrained-model-name-or-path", str(folder), "--labels", "1", "--output", str(picture)])
     assert "one_step" in capsys.readouterr().out and picture.stat().st_size > 0
-    # A second run there is refused, and nothing of the first is lost.
+    # A second run there is refused, and the first one is intact.
     assert "--overwrite_output_dir" in fails(capsys, "unlearn", "--output_dir", str(folder), *SMALL)
     assert json.loads((folder / "metrics.json").read_text()) == metrics
-    said = fails(
+    error = fails(
         capsys, "unlearn", "--output_dir", str(folder), "--forget_classes", "0", "3", *SMALL, "--density", "0.1",
         "--resume_from_checkpoint", "latest",
     )  # fmt: skip
-    assert "options.density is 0.5 there and 0.1 here" in said
+    assert "options.density is 0.5 there and 0.1 here" in error
 
 
-def test_pretraining_makes_what_unlearning_takes(capsys, tmp_path):
+def test_unlearning_from_a_pretrain_run(capsys, tmp_path):
     small = [
         "--max_train_steps",
         "3",
@@ -247,7 +252,7 @@ def test_wrong_inputs(capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "is a file" in fails(capsys, "unlearn", "--output_dir", str(tmp_path / "file"), *SMALL)
     assert (tmp_path / "file").read_text() == "mine"
-    # Another architecture: its number of classes is not the judge's.
+    # Another architecture, whose number of classes differs from the judge's.
     save_network(tmp_path / "tiny", tiny_unet(), NoiseSchedule.linear())
     tiny = ["--pretrained_model_name_or_path", str(tmp_path / "tiny")]
     assert "10 classes" in fails(capsys, "unlearn", *tiny, "--output_dir", out)
@@ -260,34 +265,34 @@ def test_a_checkpoint_of_another_network_is_refused(capsys, tmp_path):
     common = ["--output_dir", str(tmp_path / "run"), *SMALL, *QUIET, "--no-evaluate"]
     main(["unlearn", "--pretrained_model_name_or_path", str(tmp_path / "a"), *common])
     capsys.readouterr()
-    said = fails(
+    error = fails(
         capsys, "unlearn", "--pretrained_model_name_or_path", str(tmp_path / "b"), *common,
         "--resume_from_checkpoint", "latest",
     )  # fmt: skip
-    assert "is of another run" in said and "pretrained_sha256" in said
+    assert "is of another run" in error and "pretrained_sha256" in error
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(tmp_path, number):
+def test_signal_writes_checkpoint_and_prints_resume_command(tmp_path, number):
     save_network(tmp_path / "a", tiny_unet(), NoiseSchedule.linear())
     folder = tmp_path / "run"
-    given = ["unlearn", "--pretrained_model_name_or_path", str(tmp_path / "a"), "--output_dir", str(folder), *SMALL]
-    given += [*QUIET, "--no-evaluate", "--logging_steps", "1", "--overwrite_output_dir"]
-    given[given.index("--max_train_steps") + 1] = "100000"
-    process = processes.Process(["-m", "pecker_fast", *given])
+    command = ["unlearn", "--pretrained_model_name_or_path", str(tmp_path / "a"), "--output_dir", str(folder), *SMALL]
+    command += [*QUIET, "--no-evaluate", "--logging_steps", "1", "--overwrite_output_dir"]
+    command[command.index("--max_train_steps") + 1] = "100000"
+    process = processes.Process(["-m", "pecker_fast", *command])
     try:
         deadline = time.monotonic() + 400
         log = folder / "train.jsonl"
         while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 128 + number and number.name in said
+    assert process.returncode == 128 + number and number.name in output
     (step,) = (int(path.name.split("-")[1]) for path in (folder / "checkpoints").iterdir())
-    words = shlex.split(said.strip().splitlines()[-1])
+    words = shlex.split(output.strip().splitlines()[-1])
     assert words[0] == "pecker-fast" and "--overwrite_output_dir" not in words
     again = processes.Process(["-m", "pecker_fast", *words[1:]])
     try:
@@ -331,21 +336,21 @@ def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, na
 
 def test_missing_photographs(capsys, tmp_path):
     out = ["--output_dir", str(tmp_path / "run")]
-    said = fails(capsys, "pretrain", "--preset", "cifar10", *out)
-    assert "data_root is not given" in said and "folder:<path>" in said
-    said = fails(capsys, "pretrain", "--preset", "stl10", "--data_root", str(tmp_path), *out)
-    assert "STL-10 is not in" in said and "--download" in said
-    said = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{tmp_path}", *out)
-    assert "sub-folder" in said
+    error = fails(capsys, "pretrain", "--preset", "cifar10", *out)
+    assert "data_root is not given" in error and "folder:<path>" in error
+    error = fails(capsys, "pretrain", "--preset", "stl10", "--data_root", str(tmp_path), *out)
+    assert "STL-10 is not in" in error and "--download" in error
+    error = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{tmp_path}", *out)
+    assert "sub-folder" in error
     data = image_folder(tmp_path / "data", classes=2)
-    said = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", *out)
-    assert "in 2 classes" in said and "num_classes" in said
+    error = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", *out)
+    assert "in 2 classes" in error and "num_classes" in error
     (data / "class0" / "0.png").write_bytes(b"no image")
-    said = fails(
+    error = fails(
         capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", "--num_classes", "2",
         "--block_out_channels", "32", "32", "--max_train_steps", "2", "--no-evaluate", *QUIET, *out,
     )  # fmt: skip
-    assert "0.png cannot be read as an image" in said
+    assert "0.png cannot be read as an image" in error
 
 
 def test_unlearning_starts_from_a_checkpoint_of_the_public_code(capsys, tmp_path):
@@ -362,8 +367,8 @@ def test_unlearning_starts_from_a_checkpoint_of_the_public_code(capsys, tmp_path
         assert (network.conv_in.weight - model.conv_in.weight).abs().max() < 1e-4
     assert "no weights score" in fails(capsys, "unlearn", *common, "--checkpoint_state", "score")
     path.write_bytes(path.read_bytes()[:1000])
-    said = fails(capsys, "unlearn", *common, "--output_dir", str(tmp_path / "damaged"))
-    assert "ckpt.pth" in said and not (tmp_path / "damaged").exists()
+    error = fails(capsys, "unlearn", *common, "--output_dir", str(tmp_path / "damaged"))
+    assert "ckpt.pth" in error and not (tmp_path / "damaged").exists()
 
 
 def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
@@ -371,10 +376,10 @@ def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     save_network(tmp_path / "cache" / "unet", tiny_unet(), NoiseSchedule.linear())
-    asked = []
+    downloads = []
 
     def fetch(name, allow_patterns, **options):
-        asked.append((name, [pattern for pattern in allow_patterns if "safetensors" in pattern]))
+        downloads.append((name, [pattern for pattern in allow_patterns if "safetensors" in pattern]))
         return str(tmp_path / "cache")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
@@ -382,29 +387,29 @@ def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
     main(["unlearn", "--pretrained_model_name_or_path", "someone/tiny-digits", *common])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["pretrained"] == "hub:someone/tiny-digits"
-    # What kind of network it is comes first, then its weights and no others.
-    (first, none), (second, weights) = asked
+    # Its configuration is fetched first, then its weights only.
+    (first, none), (second, weights) = downloads
     assert first == second == "someone/tiny-digits" and not none
     assert weights and all(pattern.startswith("unet/diffusion_pytorch_model") for pattern in weights)
     config = tmp_path / "cache" / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "num_class_embeds": None}))
-    asked.clear()
-    said = fails(capsys, "unlearn", "--pretrained_model_name_or_path", "someone/unconditional")
-    assert "without class labels" in said and len(asked) == 1
+    downloads.clear()
+    error = fails(capsys, "unlearn", "--pretrained_model_name_or_path", "someone/unconditional")
+    assert "without class labels" in error and len(downloads) == 1
 
     def missing(name, **options):
         raise LocalEntryNotFoundError("not in the cache\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
-    said = fails(capsys, "unlearn", "--pretrained_model_name_or_path", "someone/other")
-    assert "'someone/other'" in said and "not in the cache" in said and "and more" not in said
-    # The hub is not asked for these.
+    error = fails(capsys, "unlearn", "--pretrained_model_name_or_path", "someone/other")
+    assert "'someone/other'" in error and "not in the cache" in error and "and more" not in error
+    # These names are not looked up on the hub.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     for name in ("runs/ckpt.pth", "runs/a/b", str(tmp_path / "nowhere")):
-        said = fails(capsys, "mask", "--pretrained-model-name-or-path", name)
-        assert f"pretrained_model_name_or_path is {name!r}: there is no such file or folder" in said
-    said = fails(capsys, "unlearn", "--checkpoint_state", "ema")
-    assert "checkpoint_state is 'ema'" in said
+        error = fails(capsys, "mask", "--pretrained-model-name-or-path", name)
+        assert f"pretrained_model_name_or_path is {name!r}: there is no such file or folder" in error
+    error = fails(capsys, "unlearn", "--checkpoint_state", "ema")
+    assert "checkpoint_state is 'ema'" in error
 
 
 def test_a_pipeline_of_the_hub_without_a_network(tmp_path):
@@ -414,7 +419,7 @@ def test_a_pipeline_of_the_hub_without_a_network(tmp_path):
     (cache / "refs" / "main").write_text("0" * 40)
     save_one_step_pipeline(cache / "snapshots" / ("0" * 40), tiny_unet(), NoiseSchedule.linear(), 250)
     where = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    # An interpreter of its own, since huggingface_hub reads these when it is imported.
+    # A separate interpreter, since huggingface_hub reads these when it is imported.
     code = (
         "import sys; from pecker_fast.cli import main\n"
         "for name in sys.argv[2:]:\n"
@@ -422,7 +427,7 @@ def test_a_pipeline_of_the_hub_without_a_network(tmp_path):
         " '--images-per-class', '1'])\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "drawn.png"), "someone/digits", "someone/else"]
-    done = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, timeout=400)
-    assert "hub:someone/digits" in done.stdout and "sampler one_step" in done.stdout, done.stderr
+    result = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, timeout=400)
+    assert "hub:someone/digits" in result.stdout and "sampler one_step" in result.stdout, result.stderr
     assert (tmp_path / "drawn.png").stat().st_size > 0
-    assert done.returncode == 2 and "HF_HUB_OFFLINE is set" in done.stderr and "'someone/else'" in done.stderr
+    assert result.returncode == 2 and "HF_HUB_OFFLINE is set" in result.stderr and "'someone/else'" in result.stderr

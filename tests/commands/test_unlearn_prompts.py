@@ -67,13 +67,13 @@ def run(model, lists, tmp_path_factory):
     return folder
 
 
-def test_a_run_leaves_a_pipeline_pictures_and_a_report(run, model):
+def test_run_writes_pipeline_pictures_and_report(run, model):
     from diffusers import DiffusionPipeline
 
-    said = json.loads((run / "config.json").read_text())
-    assert said["concept"] == "Brad Pitt" and said["cover"] == "a middle aged man" and said["task"] == "celebrity"
-    assert said["prompts"]["forget"] == ["a photo of Brad Pitt", "Brad Pitt smiles"]
-    assert said["prompts"]["cover"] == ["a photo of a middle aged man", "a middle aged man smiles"]
+    config = json.loads((run / "config.json").read_text())
+    assert config["concept"] == "Brad Pitt" and config["cover"] == "a middle aged man" and config["task"] == "celebrity"
+    assert config["prompts"]["forget"] == ["a photo of Brad Pitt", "Brad Pitt smiles"]
+    assert config["prompts"]["cover"] == ["a photo of a middle aged man", "a middle aged man smiles"]
     metrics = json.loads((run / "metrics.json").read_text())
     # Four iterations of four micro-batches of two.
     assert metrics["parameters_trained"] == 100
@@ -83,7 +83,7 @@ def test_a_run_leaves_a_pipeline_pictures_and_a_report(run, model):
     assert "Brad Pitt" in (run / "report.md").read_text()
     card = (run / "README.md").read_text()
     assert "text-to-image" in card and "Brad Pitt" in card and "prompts.safetensors" not in card
-    # Where the model was on this machine says nothing to whom the card is for.
+    # Paths of this machine mean nothing to the card's readers.
     assert f"U-Net of {model.name} after" in card and str(model) not in card + (run / "report.md").read_text()
     pipe = DiffusionPipeline.from_pretrained(run, custom_pipeline=str(run), trust_remote_code=True)
     assert pipe.config.t_init == 625 and len(pipe("a dog").images) == 1
@@ -99,7 +99,7 @@ def drift_of(changed, start) -> tuple[float, float]:
     return ((a - b).norm() / b.norm()).item(), (a != b).double().mean().item()
 
 
-def test_a_run_leaves_its_drift_and_its_mask(run, model, capsys):
+def test_run_writes_drift_and_mask(run, model, capsys):
     metrics, drift = (json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "drift"))
     # Not from the teacher, which is rounded to bfloat16.
     norm, changed = drift_of(weights(run), weights(model))
@@ -118,18 +118,18 @@ def test_a_run_leaves_its_drift_and_its_mask(run, model, capsys):
     main(["report", str(run)])
     assert "changed since" not in capsys.readouterr().out and (run / "README.md").read_bytes() == card
     report = (run / "report.md").read_text()
-    for said in (
+    for text in (
         f"{norm:.3g}",
         "salient, last mask",
         "“a photo of a middle aged man”",
         "transformer_blocks.0.attn2.to_k",
     ):
-        assert said in report, said
+        assert text in report, text
     assert "no mask" not in report.lower() and "drift.json is missing" not in report
 
 
-def test_a_run_is_evaluated_by_the_same_command_as_any_other(run, tmp_path, capsys):
-    """``evaluate`` sees from the run what kind it is; the run's figures, report and hashes follow."""
+def test_evaluate_accepts_a_prompt_run(run, tmp_path, capsys):
+    """``evaluate`` recognises the kind of run, and updates its figures, report and hashes."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
     assert "have not been measured" in (folder / "report.md").read_text()
@@ -157,7 +157,7 @@ def test_resumed_run_has_the_same_bits(run, model, lists, tmp_path, monkeypatch)
     shutil.copytree(run, folder)
     shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
     shutil.rmtree(folder / "unet")
-    # The embeddings are there: the text encoder is not asked again.
+    # The embeddings exist, so the text encoder is not called again.
     monkeypatch.setattr(StableDiffusion, "encode", lambda *_: pytest.fail("prompts were encoded again"))
     more = ["--forget_prompts", str(lists / "forget.txt"), "--concept", "Brad Pitt", "--cover", "a middle aged man"]
     main(command(model, lists, folder, *more, "--resume_from_checkpoint", "latest"))
@@ -178,15 +178,16 @@ def test_nudity_and_low_precision(model, lists, tmp_path, method):
     more = ["--weights_dtype", "bfloat16", "--resolution", "32", "--max_train_steps", "1", "--train_batch_size", "1"]
     more += ["--initial_generator", str(start), "--ema_decay", "0.5", "--nonfinite", "zero"]
     main(command(model, lists, folder, *more, preset="sd15-nudity", method=method))
-    said = json.loads((folder / "config.json").read_text())
-    assert said["concept"] is None and said["options"]["negative_roles"] == [True, True, True]
-    assert said["prompts"]["negative"].startswith("nude") and len(said["prompts"]["forget"]) == 12 * 27 * 2
-    assert said["initial_generator_sha256"] == said["pretrained_sha256"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["concept"] is None and config["options"]["negative_roles"] == [True, True, True]
+    assert config["prompts"]["negative"].startswith("nude") and len(config["prompts"]["forget"]) == 12 * 27 * 2
+    assert config["initial_generator_sha256"] == config["pretrained_sha256"]
     drift = json.loads((folder / "drift.json").read_text())["total"]
     assert drift["drift"] == pytest.approx(drift_of(weights(folder), weights(model))[0], rel=1e-9)
     assert (folder / "mask.safetensors").is_file() == (method == "pecker+") == ("salient" in drift)
     assert all(
-        text in forgotten for forgotten, text in zip(said["prompts"]["forget"], said["prompts"]["cover"], strict=True)
+        text in forgotten
+        for forgotten, text in zip(config["prompts"]["forget"], config["prompts"]["cover"], strict=True)
     )
     assert next(iter(weights(folder))).dtype == torch.float32
     pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
@@ -195,24 +196,24 @@ def test_nudity_and_low_precision(model, lists, tmp_path, method):
 
 def test_dry_run_estimates_memory(model, lists, tmp_path, capsys):
     main(command(model, lists, tmp_path / "none", "--dry_run"))
-    said = capsys.readouterr().out
-    assert "most at a time" in said and str(model) in said and not (tmp_path / "none").exists()
+    output = capsys.readouterr().out
+    assert "most at a time" in output and str(model) in output and not (tmp_path / "none").exists()
 
 
 def test_names_on_the_hub(model, monkeypatch):
     import huggingface_hub
 
-    asked = []
+    downloads = []
 
     def fetch(name, allow_patterns, revision=None):
-        asked.append((name, allow_patterns, revision))
+        downloads.append((name, allow_patterns, revision))
         return str(model)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    found = resolve_text("someone/tiny-sd")
-    assert found.parts.folder == model and found.source == "hub:someone/tiny-sd"
-    # What kind of model it is comes first; then its weights, of the same commit, and no others.
-    (first, configs, none), (second, files, commit) = asked
+    result = resolve_text("someone/tiny-sd")
+    assert result.parts.folder == model and result.source == "hub:someone/tiny-sd"
+    # Its configuration is fetched first, then its weights only, from the same commit.
+    (first, configs, none), (second, files, commit) = downloads
     assert first == second == "someone/tiny-sd" and none is None and commit == model.name
     assert not any("safetensors" in name for name in configs) and all(name.endswith(".safetensors") for name in files)
 
@@ -222,8 +223,12 @@ def test_names_on_the_hub(model, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
     with pytest.raises(ValueError, match=r"'someone/other'.*no such model.*not in the cache$"):
         resolve_text("someone/other")
-    for name, said in ((None, "is not given"), ("/no/such/folder", "no such folder"), ("a/b.ckpt", "no such folder")):
-        with pytest.raises(ValueError, match=said):
+    for name, message in (
+        (None, "is not given"),
+        ("/no/such/folder", "no such folder"),
+        ("a/b.ckpt", "no such folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
             resolve_text(name)
 
 
@@ -241,8 +246,8 @@ def test_published_constants():
     assert prompt_preset("sd15-celebrity").cover == "a middle aged man"
 
 
-def resolved(lists, preset: str = "sd15-celebrity", **given):
-    args = PromptRequestArguments(**{"retain_prompts": str(lists / "retain.txt"), **given})
+def resolved(lists, preset: str = "sd15-celebrity", **options):
+    args = PromptRequestArguments(**{"retain_prompts": str(lists / "retain.txt"), **options})
     return resolve_prompts(args, prompt_preset(preset), 0)
 
 
@@ -256,20 +261,20 @@ def test_prompts_of_requests(lists, tmp_path):
     own, cover = tmp_path / "own.txt", tmp_path / "cover.txt"
     own.write_text("my secret\nanother one\n")
     cover.write_text("a box\na bag\n")
-    found = resolved(lists, forget_prompts=str(own), cover_prompts=str(cover), negative_prompt="secret")
-    assert found.request.forget == ("my secret", "another one") and found.request.cover == ("a box", "a bag")
-    assert found.concept is None and found.request.negative == "secret"
+    result = resolved(lists, forget_prompts=str(own), cover_prompts=str(cover), negative_prompt="secret")
+    assert result.request.forget == ("my secret", "another one") and result.request.cover == ("a box", "a bag")
+    assert result.concept is None and result.request.negative == "secret"
     few = resolved(lists, max_retain_prompts=2)
     assert len(few.request.retain) == 2 and few == resolved(lists, max_retain_prompts=2)
     samples = tmp_path / "samples.txt"
     samples.write_text("a hat\n{concept} in the rain\n")
-    found = resolved(lists, sample_prompts=str(samples))
-    assert found.pictured == ("brad pitt in the rain", "a hat") and found.forgotten == 1
-    assert set(found.pictured) <= set(found.request.prompts)
+    result = resolved(lists, sample_prompts=str(samples))
+    assert result.pictured == ("brad pitt in the rain", "a hat") and result.forgotten == 1
+    assert set(result.pictured) <= set(result.request.prompts)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         ({"concept": "somebody nobody knows"}, "cover is not given"),
         ({"cover_prompts": "x"}, "cover_prompts is given without"),
@@ -278,12 +283,12 @@ def test_prompts_of_requests(lists, tmp_path):
         ({"samples_per_prompt": 0}, "samples_per_prompt is 0"),
     ],
 )
-def test_wrong_requests(lists, given, said):
-    with pytest.raises(ValueError, match=said):
-        resolved(lists, **given)
+def test_wrong_requests(lists, options, message):
+    with pytest.raises(ValueError, match=message):
+        resolved(lists, **options)
 
 
-def test_what_stays_may_not_be_forgotten(lists, tmp_path):
+def test_retained_prompts_must_not_be_forgotten(lists, tmp_path):
     both = tmp_path / "both.txt"
     both.write_text("a dog named brad pitt\na cat\n")
     forget = tmp_path / "forget.txt"
@@ -293,7 +298,7 @@ def test_what_stays_may_not_be_forgotten(lists, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--pretrained_model_name_or_path", "/no/such"], "no such folder"),
         (["--master_weights"], "master_weights is set"),
@@ -302,7 +307,7 @@ def test_what_stays_may_not_be_forgotten(lists, tmp_path):
         (["--initial_score", "/no/such"], "initial_score is '/no/such'"),
     ],
 )
-def test_wrong_arguments_end_with_one_line(model, lists, tmp_path, capsys, words, said):
+def test_wrong_arguments_end_with_one_line(model, lists, tmp_path, capsys, words, message):
     with pytest.raises(SystemExit) as stop:
         main(command(model, lists, tmp_path / "run", *words))
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -30,7 +30,7 @@ def test_draws_the_images_of_the_generator(tmp_path):
     OneStepPipeline(unet, scheduler, T_INIT, names).save_pretrained(tmp_path / "p")
     pipe = OneStepPipeline.from_pretrained(tmp_path / "p")
     assert pipe.config.t_init == T_INIT and pipe.config.id2label == names
-    # diffusers takes every list in a model on the hub for a module.
+    # diffusers interprets every list in a hub model's index as a module.
     index = json.loads((tmp_path / "p" / "model_index.json").read_text())
     assert {name for name, value in index.items() if isinstance(value, list)} == {"unet", "scheduler"}
     z, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 0, 2, 2])

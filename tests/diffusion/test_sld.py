@@ -35,7 +35,7 @@ def test_steps_follow_the_equations(name):
     expected_nu = double(nu)
     for step in range(config.warmup_steps + 3):
         null, cond, safety = exact(2, 4, 3, 3), exact(2, 4, 3, 3), exact(2, 4, 3, 3)
-        # Some entries at which the scale is below 1, and some exactly at the threshold.
+        # Some entries have a scale below 1, and some lie exactly at the threshold.
         cond[0, 0] = safety[0, 0] - torch.tensor(1 / 1024)
         cond[1, 1] = safety[1, 1] + config.threshold if config.threshold in (0.0, 1.0) else safety[1, 1]
         copies = [value.clone() for value in (null, cond, safety, nu)]

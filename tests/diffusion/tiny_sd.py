@@ -57,8 +57,8 @@ def tiny_text_network(prompts: int = 5, prediction_type: str = "epsilon", **chan
 def _alphabet() -> list[str]:
     """A printable character for each byte, as in CLIP's tokenizer."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    unprintable = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(unprintable))]
 
 
 def write_tokenizer(folder: Path) -> int:

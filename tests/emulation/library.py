@@ -16,7 +16,7 @@ _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-w", "-DPF_EMULATE
 
 
 def compiler() -> str | None:
-    """The C++ compiler, or None where there is none (or not GCC or clang on Linux, which the emulator needs)."""
+    """The C++ compiler, or None without GCC or clang on Linux, which the emulator needs."""
     if os.name != "posix":
         return None
     return shutil.which(os.environ.get("CXX", "").split(" ")[0] or "g++") or shutil.which("clang++")
@@ -45,7 +45,7 @@ def _build(sources: Sequence[Path], target: Path) -> None:
                     raise RuntimeError(f"{' '.join(process.args)} failed:\n{errors}")
         library = Path(folder) / target.name
         subprocess.run([compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
-        # Whole or not at all.
+        # Appears whole or not at all.
         library.replace(target)
 
 
@@ -57,7 +57,7 @@ def load(name: str, kernels: tuple[str, ...]) -> ctypes.CDLL:
     folder = Path(tempfile.gettempdir()) / f"pecker_fast_emulation_{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"{name}_{_digest([*sources, *headers, EMULATION / 'cuda_emulator.h'])}.so"
-    import fcntl  # where there is a compiler, there is POSIX
+    import fcntl  # with a compiler there is POSIX
 
     # One test process builds, the others wait for it.
     with open(target.with_suffix(".lock"), "w") as lock:

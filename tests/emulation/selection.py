@@ -113,7 +113,7 @@ def layout_constants() -> list[int]:
 
 @dataclass
 class Plan:
-    """How a selection runs: bytes of memory beside scores and mask, rows at a time, candidates of a row."""
+    """How a selection runs: bytes of memory besides scores and mask, rows at a time, candidates of a row."""
 
     bytes: int
     group: int

@@ -171,7 +171,7 @@ def masked_adam_(
     decoupled_weight_decay=False, maximize=False, clip_value=None, max_update=None, retain_variance=False,
     zero_nonfinite=False, ema_decay=None, ema_everywhere=False, stochastic_rounding=False, seed=0, rare=None,
 ):  # fmt: skip
-    """``rare``: run the larger version of the kernel also where no rare feature asks for it."""
+    """``rare``: run the larger version of the kernel even if no rare feature needs it."""
     state = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts)
     checks.masked_adam_(
         params, grads, masked_grads, *state, steps, lr, bias_table, words, word_offsets, packed_offsets, grad_scale,

@@ -70,7 +70,7 @@ def test_scores_do_not_depend_on_the_chunks():
     assert meter.unknown == ["nobody"]
     for sizes in (1, 5):
         assert result_of(ConceptMeter(PROMPTS, 4, **options), images, sizes) == result
-    # Images of "nobody" do not count for faces, but for all other scores.
+    # Images of "nobody" do not count for faces, but they count for all other scores.
     largest, without = [], 0
     for i, image in enumerate(images[:8]):
         count = int(image[0, 0, 0]) % 4

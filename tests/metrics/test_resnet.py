@@ -50,7 +50,7 @@ def test_training_from_imagenet_weights(tmp_path):
         train_resnet(coloured(8, 0), coloured(4, 1), **{**options, "imagenet_weights": tmp_path / "nowhere"})
 
 
-def test_judge_with_it_through_a_file(tmp_path):
+def test_judge_from_a_file(tmp_path):
     model = ResNetClassifier(2, image_size=16, resize=32, layers=(1, 1, 1, 1)).eval()
     judge = Judge(model, ("a", "b"), name="photographs", accuracy=0.5)
     judge.save(tmp_path / "judge.safetensors")

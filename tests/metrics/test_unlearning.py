@@ -69,8 +69,8 @@ def test_nothing_and_everything_forgotten(real):
     same = Evaluator(real, WrittenJudge(), [2], 1)(write(labels), labels)
     assert (same["ua"], same["retain_accuracy"], same["forget_probability"]) == (0.0, 100.0, 1.0)
     assert same["forget_entropy"] == 0.0
-    gone = write(torch.where(labels == 2, 1, labels))
-    result = Evaluator(real, WrittenJudge(), [2], 1)(gone, labels)
+    generated = write(torch.where(labels == 2, 1, labels))
+    result = Evaluator(real, WrittenJudge(), [2], 1)(generated, labels)
     assert (result["ua"], result["retain_accuracy"], result["forget_probability"]) == (100.0, 100.0, 0.0)
 
 

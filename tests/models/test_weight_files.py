@@ -1,4 +1,4 @@
-"""Weights on disk: variants and shards are found whole, and changed without touching anything else in the files."""
+"""Weights on disk: all variants and shards are found, and changed without touching anything else in the files."""
 
 import json
 
@@ -44,11 +44,11 @@ def test_changes_leave_the_rest_of_the_files(tmp_path, shards, variant):
     folder = write(tmp_path / "unet", shards, variant)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for place in (tmp_path, folder):
-        (found,) = find_weight_files(place)
-        assert len(found.files) == shards and found.variant == variant and found.folder == folder
-        assert found.weights.keys() == STATE.keys()
-        assert all(torch.equal(found.weights[name], value) for name, value in STATE.items())
-    found.change(["a.bias", "b", "none"], flip)
+        (weight_files,) = find_weight_files(place)
+        assert len(weight_files.files) == shards and weight_files.variant == variant and weight_files.folder == folder
+        assert weight_files.weights.keys() == STATE.keys()
+        assert all(torch.equal(weight_files.weights[name], value) for name, value in STATE.items())
+    weight_files.change(["a.bias", "b", "none"], flip)
     (changed,) = find_weight_files(folder)
     for name, value in STATE.items():
         bits = changed.weights[name].reshape(-1).view({4: torch.int32, 2: torch.int16}[value.element_size()])
@@ -56,12 +56,12 @@ def test_changes_leave_the_rest_of_the_files(tmp_path, shards, variant):
         if name in ("a.bias", "b"):
             expected[0] ^= 1
         assert torch.equal(bits, expected)
-    with safetensors.safe_open(found.files[0], "pt") as file:
+    with safetensors.safe_open(weight_files.files[0], "pt") as file:
         assert file.metadata() == {"format": "pt", "note": "x"}
     copied = tmp_path / "copied"
     copied.mkdir()
     changed.copy_changed(["a.bias", "b"], flip, copied)
-    for file in found.files:
+    for file in weight_files.files:
         assert (copied / file.name).read_bytes() == before[file.name]
     changed.change(["a.bias", "b"], flip)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -70,8 +70,8 @@ def test_changes_leave_the_rest_of_the_files(tmp_path, shards, variant):
 def test_a_single_file(tmp_path):
     write(tmp_path)
     path = (tmp_path / f"{WEIGHTS}.safetensors").rename(tmp_path / "model.safetensors")
-    (found,) = find_weight_files(path)
-    found.save_changed(["b"], flip, tmp_path / "other.safetensors")
+    (weight_files,) = find_weight_files(path)
+    weight_files.save_changed(["b"], flip, tmp_path / "other.safetensors")
     (other,) = find_weight_files(tmp_path / "other.safetensors")
     assert torch.equal(other.weights["a.weight"], STATE["a.weight"]) and not torch.equal(other.weights["b"], STATE["b"])
     with pytest.raises(ValueError, match=r"model is '.*config\.json', expected a safetensors file or a folder"):
@@ -85,11 +85,11 @@ def test_variants(tmp_path):
     for i in (1, 2):
         safetensors.torch.save_file({f"x{i}": STATE["b"]}, tmp_path / f"{WEIGHTS}-0000{i}-of-00002.ema.safetensors")
     (tmp_path / f"{WEIGHTS}.bin").touch()
-    found = find_weight_files(tmp_path)
-    assert [(files.variant, len(files.files)) for files in found] == [("", 1), ("ema", 2), ("fp16", 2)]
+    variants = find_weight_files(tmp_path)
+    assert [(files.variant, len(files.files)) for files in variants] == [("", 1), ("ema", 2), ("fp16", 2)]
     assert [files.variant for files in find_weight_files(tmp_path, "fp16")] == ["fp16"]
     assert [files.variant for files in find_weight_files(tmp_path, "")] == [""]
-    assert len(list(other_weights(found[0]))) == 5
+    assert len(list(other_weights(variants[0]))) == 5
     with pytest.raises(ValueError, match="no weights of the variant 'bf16'"):
         find_weight_files(tmp_path, "bf16")
     (tmp_path / f"{WEIGHTS}.fp16-00002-of-00002.safetensors").unlink()
@@ -97,7 +97,7 @@ def test_variants(tmp_path):
         find_weight_files(tmp_path)
 
 
-def test_what_cannot_be_read(tmp_path):
+def test_unreadable_sources(tmp_path):
     folder = write(tmp_path / "x", 2)
     safetensors.torch.save_file({"b": torch.zeros(1)}, folder / f"{WEIGHTS}-00001-of-00002.safetensors")
     safetensors.torch.save_file({"b": torch.zeros(1)}, folder / f"{WEIGHTS}-00002-of-00002.safetensors")
@@ -112,7 +112,7 @@ def test_what_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("killed_at", ["first", "list", "replace"])
 def test_all_files_are_replaced_or_none(tmp_path, monkeypatch, killed_at):
-    """Killed at any point, which an exception that nothing cleans up after stands for."""
+    """Killed at any point, simulated by an exception without clean-up."""
     names, old = ["a", "b", "c"], b"old"
     for name in names:
         (tmp_path / name).write_bytes(old)
@@ -172,7 +172,7 @@ def test_unaligned_data(tmp_path):
     data = bytes([1, 2, 3]) + np.array([1.0, 2.0], "<f4").tobytes()
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + data)
-    (found,) = find_weight_files(path)
-    found.change(["b"], flip)
+    (weight_files,) = find_weight_files(path)
+    weight_files.change(["b"], flip)
     assert path.read_bytes()[:-8] == len(header).to_bytes(8, "little") + header.encode() + data[:3]
     assert np.frombuffer(path.read_bytes()[-8:], "<u4")[0] == np.array([1.0], "<f4").view("<u4")[0] ^ 1

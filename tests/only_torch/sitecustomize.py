@@ -1,4 +1,4 @@
-"""An environment that has torch, numpy and pytest alone: other installed packages cannot be imported.
+"""An environment with only torch, numpy and pytest: other installed packages cannot be imported.
 
 Python imports this module by itself if its folder is on PYTHONPATH.
 """
@@ -10,24 +10,24 @@ import sys
 WANTED = ("torch", "numpy", "pytest")
 
 
-def _requirements(name: str, seen: set[str]) -> set[str]:
-    """A distribution and those that it needs."""
+def _requirements(name: str, names: set[str]) -> set[str]:
+    """A distribution and its requirements."""
     name = re.sub(r"[-_.]+", "-", name).lower()
-    if name in seen:
-        return seen
+    if name in names:
+        return names
     try:
         required = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
-        return seen
-    seen.add(name)
+        return names
+    names.add(name)
     for line in required:
         if "extra ==" not in line:
-            _requirements(re.match(r"[A-Za-z0-9._-]+", line)[0], seen)
-    return seen
+            _requirements(re.match(r"[A-Za-z0-9._-]+", line)[0], names)
+    return names
 
 
 def _refused() -> set[str]:
-    """Modules of the packages that are installed beside."""
+    """Modules of the other installed packages."""
     allowed: set[str] = set()
     for name in WANTED:
         _requirements(name, allowed)

@@ -128,7 +128,7 @@ def test_counts_saturate(count_dtype, backend, device):
 
 
 def test_late_touched_entry_moves_by_lr(backend, device):
-    # Zero moments and a count of 0 among entries updated thousands of times: the first step is Adam's usual lr.
+    # Some entries are untouched, others updated thousands of times: an entry's first step is Adam's usual lr.
     for beta1 in (0.0, 0.9):
         case = random_case(
             torch.float32, [640], "masked", packed=False, beta1=beta1, beta2=0.999, eps=1e-12, weight_decay=0.0,

@@ -29,21 +29,21 @@ def on_device(value, device: str):
 
 
 class ByValue(dict):
-    """Arguments whose values are wrong: on a GPU nothing looks at them, which would be waiting for it."""
+    """Arguments with wrong values. On a GPU they are not checked, because that would wait for it."""
 
 
 def refuses(op: str, arguments: dict, backend: str, pattern: str) -> None:
-    """Calls ``op`` and expects an error whose text matches ``pattern``, and no tensor changed."""
-    given = [t for value in arguments.values() for t in tensors_in(value) if t.layout is torch.strided]
-    before = [t.clone() for t in given]
-    # Positional where the schema has them so, by keyword where it does not.
+    """Calls ``op`` and expects an error that matches ``pattern``, and unchanged tensors."""
+    tensors = [t for value in arguments.values() for t in tensors_in(value) if t.layout is torch.strided]
+    before = [t.clone() for t in tensors]
+    # Positional if the schema has them so, else by keyword.
     parameters = inspect.signature(getattr(reference, op)).parameters
     args = [arguments[n] for n, p in parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD and n in arguments]
     kwargs = {n: arguments[n] for n, p in parameters.items() if p.kind == p.KEYWORD_ONLY and n in arguments}
     with pytest.raises(ERRORS) as caught:
         getattr(ops, op)(*args, backend=backend, **kwargs)
     assert re.search(pattern, str(caught.value)), f"{pattern!r} is not in: {caught.value}"
-    assert all(same_bits(a, b) for a, b in zip(given, before, strict=True)), "something was written"
+    assert all(same_bits(a, b) for a, b in zip(tensors, before, strict=True)), "something was written"
 
 
 RELATIVE_CASES = [
@@ -69,7 +69,7 @@ RELATIVE_CASES = [
 
 
 def cases_of(name: str) -> list[tuple[dict, str]]:
-    """(arguments to replace, pattern that the error has to match)."""
+    """(arguments to replace, pattern that the error must match)."""
     return {
         "select": [
             ({"scores": [torch.randn(40, dtype=torch.float64)]}, r"scores"),

@@ -14,10 +14,10 @@ HERE = Path(__file__).parent
 FILES = ["test_select.py", "test_quotients.py", "test_adam.py", "test_packing.py", "test_pointwise.py"]
 
 
-def isa_in_a_child(wanted: str) -> str:
-    """The instruction set that a process runs with that asks for ``wanted``: the best one there is, at most that."""
+def isa_in_a_child(requested: str) -> str:
+    """The instruction set of a process that requests ``requested``: the best available one up to it."""
     program = "from pecker_fast.ops.extension import cpu_isa; print(cpu_isa())"
-    child = processes.run(["-c", program], env={**os.environ, "PECKER_FAST_CPU_ISA": wanted})
+    child = processes.run(["-c", program], env={**os.environ, "PECKER_FAST_CPU_ISA": requested})
     assert child.returncode == 0, child.stderr
     return child.stdout.strip()
 

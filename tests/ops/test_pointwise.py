@@ -46,10 +46,10 @@ def test_accumulate(dtype, reduce, backend, device, small):
     before = [torch.randn(n) for n in numels]
     grads = [torch.randn(n).to(dtype) for n in numels]
     after = [t.to(device).clone() for t in before]
-    given = [g.to(device) for g in grads]
-    ops.accumulate_(after, given, reduce, backend=backend)
-    for old, new, grad, kept in zip(before, after, grads, given, strict=True):
-        assert same_bits(kept.cpu(), grad)
+    moved = [g.to(device) for g in grads]
+    ops.accumulate_(after, moved, reduce, backend=backend)
+    for old, new, grad, source in zip(before, after, grads, moved, strict=True):
+        assert same_bits(source.cpu(), grad)
         term = {"sum": grad.double(), "abs_sum": grad.double().abs(), "sq_sum": grad.double() ** 2}[reduce]
         exact = old.double() + term
         # One rounding of the square and one of the sum.

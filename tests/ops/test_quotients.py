@@ -1,4 +1,4 @@
-"""Selections of quotients of scores, and the exact sums that their damping is made of."""
+"""Selections of quotients of scores, and the exact sums behind their damping."""
 
 import math
 from fractions import Fraction
@@ -20,7 +20,7 @@ DAMPINGS = (0.0, 0.01, 3e38)
 
 
 def pairs(kind: str, sizes=SIZES, dtypes=FLOATS) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Scores of a kind, and others of another one."""
+    """Scores of one kind, and others of another kind."""
     other = SCORE_KINDS[np.random.randint(len(SCORE_KINDS))]
     own = [scores(kind, n, dtypes[i % len(dtypes)]) for i, n in enumerate(sizes)]
     return own, [scores(other, n, dtypes[i % len(dtypes)]) for i, n in enumerate(sizes)]
@@ -63,8 +63,8 @@ def test_rules_for_zeros_infinities_and_nan(backend, device):
     one = torch.ones(1, dtype=torch.int32, device=device)
     limit = torch.tensor([2**63 - 1], device=device)
     words, thresholds, counts, nans = ops.threshold_mask(own, one, limit, others, none, backend=backend)
-    kept = [1, 4, 9, 11]  # 2 / 2 ** -126, inf, inf, 1.5
-    assert int(words[0, 0]) == sum(1 << i for i in kept) and int(counts[0]) == len(kept)
+    selected = [1, 4, 9, 11]  # 2 / 2 ** -126, inf, inf, 1.5
+    assert int(words[0, 0]) == sum(1 << i for i in selected) and int(counts[0]) == len(selected)
     assert float(thresholds[0]) == 1.5 and int(nans) == 4
     words, thresholds, _, _ = ops.select(own, torch.tensor([3], device=device), False, others, none, backend=backend)
     assert int(words[0, 0]) == sum(1 << i for i in (1, 4, 9)) and float(thresholds[0]) == 2.0**127
@@ -140,7 +140,7 @@ def test_sums_are_exact(kind, backend, device, small):
 
 
 def test_sums_have_one_value_for_every_exponent(backend, device):
-    # Each window's columns are of their own, up to the largest and down to the smallest float32.
+    # Each window has its own columns, up to the largest and down to the smallest float32.
     exponents = torch.arange(-149, 128)
     values = torch.ldexp(torch.ones(277), exponents).to(device)
     sums = ops.magnitude_sums(

@@ -190,7 +190,7 @@ def test_many_entries_all_ties(kind, dtype, cpu):
 
 def test_many_entries_more_rows_than_a_pass_takes(cpu):
     tensors = many_scores("normal", [torch.float32])
-    # Neighbouring rows have brackets in common.
+    # The brackets of neighbouring rows overlap.
     ks = [50_000 + 40 * i for i in range(6)] + [10, 1_000, 20_000, 130_000, 131_000, 250_000]
     check_select(tensors, ks, False, "cpu", "cpu")
     thresholds = torch.linspace(0.01, 3.0, 11)
@@ -199,7 +199,7 @@ def test_many_entries_more_rows_than_a_pass_takes(cpu):
 
 
 def sampled_entries(numel: int) -> np.ndarray:
-    """Which entries of one tensor csrc/cpu/select_sample.cpp samples, as a bool array."""
+    """The entries of one tensor that csrc/cpu/select_sample.cpp samples, as a bool array."""
     groups, group = 8192, 64
     g = np.arange(groups, dtype=np.uint64)
     x = g * np.uint64(0x9E3779B9) & np.uint64(0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""The CPU kernels run on torch's threads. Counted as threads of a fresh process: a time would prove nothing."""
+"""The CPU kernels run on torch's threads. The test counts threads of a fresh process; a time would prove nothing."""
 
 from pathlib import Path
 

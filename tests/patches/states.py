@@ -1,4 +1,4 @@
-"""State dicts that differ in some entries, and what a delta file of an earlier version is."""
+"""State dicts that differ in some entries, and delta files of earlier versions."""
 
 import json
 import random

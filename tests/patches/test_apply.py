@@ -50,10 +50,10 @@ def test_wrong_bases_are_refused_before_anything_changes():
         ({**base, "same": base["same"].to("meta")}, "same is offloaded"),
         ({**base, "same": base["same"].to(torch.complex64)}, "complex64"),
     ):
-        kept = {name: value if value.is_meta else value.clone() for name, value in wrong.items()}
+        before = {name: value if value.is_meta else value.clone() for name, value in wrong.items()}
         with pytest.raises(ValueError, match=error):
             switch_(wrong, [patch])
-        assert all(value.is_meta or same({"x": value}, {"x": kept[name]}) for name, value in wrong.items())
+        assert all(value.is_meta or same({"x": value}, {"x": before[name]}) for name, value in wrong.items())
     weights = copies(base)
     with pytest.raises(ValueError, match="the base of this patch: it is already reverted"):
         switch_(weights, [patch], revert=True)
@@ -89,7 +89,7 @@ def test_tied_tensors_change_once():
     base = {"a": torch.randn(5, 6)}
     result = changed(base)
     shared = base["a"].clone()
-    # A patch made of a file that has one name of two, and one that has both.
+    # A patch of a file that has one of two tied names, and a patch of a file that has both.
     for names in (["a"], ["a", "b"]):
         patch = Patch.between({n: base["a"] for n in names}, {n: result["a"] for n in names})
         for state in ({"a": shared, "b": shared}, {"b": shared.view(5, 6), "a": shared}):
@@ -97,9 +97,9 @@ def test_tied_tensors_change_once():
             assert same({"a": shared}, result)
             switch_(state, [patch], revert=True)
             assert same({"a": shared}, base)
-    apart = Patch.between({"a": base["a"], "b": base["a"]}, {"a": result["a"], "b": base["a"]})
+    untied = Patch.between({"a": base["a"], "b": base["a"]}, {"a": result["a"], "b": base["a"]})
     with pytest.raises(ValueError, match="a and b share memory, but the patch changes them differently"):
-        switch_({"a": shared, "b": shared}, [apart])
+        switch_({"a": shared, "b": shared}, [untied])
     assert same({"a": shared}, base)
 
 
@@ -111,13 +111,13 @@ def test_parts_of_one_storage():
     assert same(state, result)
     overlapping = {"a": whole[:10], "b": whole[9:29].view(4, 5)}
     patch = Patch.between(copies(overlapping), changed(overlapping))
-    kept = whole.clone()
+    before = whole.clone()
     with pytest.raises(ValueError, match="a and b share memory, expected separate tensors"):
         switch_(overlapping, [patch])
     expanded = {"a": torch.zeros(1).expand(4)}
     with pytest.raises(ValueError, match="several entries in one place"):
         switch_(expanded, [Patch.between(expanded, {"a": torch.ones(4)})])
-    assert torch.equal(whole, kept)
+    assert torch.equal(whole, before)
 
 
 def test_an_interrupted_change_is_undone(monkeypatch):
@@ -126,7 +126,7 @@ def test_an_interrupted_change_is_undone(monkeypatch):
     whole, calls = apply_module.Switched.__getitem__, []
 
     def failing(self, name):
-        # Each name is asked for once by the check.
+        # The check reads each name once.
         calls.append(name)
         if len(calls) == 4:
             raise MemoryError

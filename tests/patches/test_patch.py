@@ -27,14 +27,14 @@ def saved(tmp_path, base, result, **metadata):
 
 def test_round_trip_bit_for_bit(tmp_path):
     base, result = states()
-    # Equal and yet not the same, not equal to itself, and payloads of NaN.
+    # Values that are equal with other bits, values not equal to themselves, and payloads of NaN.
     base["conv.weight"][0, 0, 0, :3] = torch.tensor([0.0, math.nan, 1.0])
     payload = torch.tensor([0x7FC00001], dtype=torch.int32).view(torch.float32)
     result["conv.weight"] = result["conv.weight"].clone()
     result["conv.weight"][0, 0, 0, :3] = torch.cat([torch.tensor([-0.0, math.nan]), payload])
-    kept = copies(base), copies(result)
+    before = copies(base), copies(result)
     path = saved(tmp_path, base, result, license="CC0", request={"forget_classes": [0]})
-    assert same(base, kept[0]) and same(result, kept[1])
+    assert same(base, before[0]) and same(result, before[1])
     patch = Patch.load(path)
     assert (patch.base, patch.result) == (state_hash(base), state_hash(result))
     assert patch.metadata == {"license": "CC0", "request": {"forget_classes": [0]}}
@@ -66,7 +66,7 @@ def test_no_change_and_no_tensors(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("density", [0.2, 0.1, 0.05, 0.02, 0.01])
 def test_size(tmp_path, dtype, density):
-    """At most 1.05 times the bytes of the changed entries, and the entropy of their positions."""
+    """At most 1.05 times the bytes of the changed entries plus the entropy of their positions."""
     base = {f"layers.{i}.weight": torch.randn(300, 700).to(dtype) for i in range(3)}
     base |= {f"layers.{i}.bias": torch.randn(700).to(dtype) for i in range(3)}
     result = {name: torch.where(torch.rand(v.shape) < density, v + 1, v) for name, v in base.items()}
@@ -158,7 +158,7 @@ def test_the_format(small):
     """Every byte of a small file, as docs/patch_files.md describes it."""
     with safetensors.safe_open(small, "np") as file:
         header, parts = file.metadata(), {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
-    # Gaps 2 and 3, of which k = 1 bit is in a plane: 0, 1; and the rest, 1 and 1, in unary: 01 01.
+    # Gaps 2 and 3: with k = 1 their low bits 0, 1 are in a plane; the rest, 1 and 1, is unary: 01 01.
     assert json.loads(zlib.decompress(parts["table"])) == [["w", "float32", [8], 2, 1, 1]]
     assert parts["positions"] == bytes([0b10, 0b1010])
     assert parts["values"] == torch.tensor([1.0, 2.0]).numpy().tobytes()
@@ -224,8 +224,8 @@ def test_half_written_files(small, tmp_path):
 
 
 def test_hostile_files_change_nothing(tmp_path):
-    """Files with any bytes changed: refused in words, and the weights stay as they are. With a sha256 that belongs to
-    the change, too, unless the change means nothing."""
+    """Files with any bytes changed are refused with a message and the weights do not change, even if the sha256 matches
+    the changed bytes, unless the change has no effect."""
     base, result = states()
     path = saved(tmp_path, base, result)
     content, target = path.read_bytes(), tmp_path / "x.safetensors"
@@ -248,13 +248,13 @@ def test_hostile_files_change_nothing(tmp_path):
             refused += 1
             assert same(weights, base)
             continue
-        # The change was none.
+        # The change had no effect.
         assert same(weights, result)
         weights = copies(base)
     assert refused >= 145
 
 
-def test_a_lying_result_is_refused(tmp_path):
+def test_wrong_result_hash_is_refused(tmp_path):
     base, result = states()
     path = saved(tmp_path, base, result)
     other = json.loads(safetensors.safe_open(path, "np").metadata()["patch"]) | {"result": "0" * 64}
@@ -267,7 +267,7 @@ def test_a_lying_result_is_refused(tmp_path):
 
 def test_delta_files_of_earlier_versions(tmp_path):
     base, result = states()
-    # Not all of these dtypes could be packed by row.
+    # Earlier versions could not pack all of these dtypes.
     names = [name for name in base if name not in ("flags", "float8", "p9")]
     base, result = ({name: state[name] for name in names} for state in (base, result))
     path = tmp_path / "d.safetensors"

@@ -1,4 +1,4 @@
-"""Codes of positions: every set comes back, near its entropy; damaged codes are refused."""
+"""Codes of positions: every set round-trips, near its entropy; damaged codes are refused."""
 
 import dataclasses
 import math
@@ -117,6 +117,6 @@ def test_damaged_codes_are_refused():
         ),
     ],
 )
-def test_what_is_refused(code, data, error):
+def test_refused_inputs(code, data, error):
     with pytest.raises(ValueError, match=error):
         decode(code, data)

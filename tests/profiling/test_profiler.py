@@ -1,4 +1,4 @@
-"""The profiler: what it adds up, what it traces, and that it is nothing when it is off."""
+"""The profiler: its sums, its traces, and no effect when it is off."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ def work(regions: Regions) -> None:
     time.sleep(0.001)
 
 
-def test_off_is_one_shared_nothing():
+def test_disabled_profiler_is_one_shared_object():
     regions = Regions()
     assert regions("a") is regions("b")
     with regions("a"), regions("b"):
@@ -54,13 +54,13 @@ def test_regions_add_up_to_the_iterations():
                 time.sleep(0.2)
             profiler.resume()
     profiler.pause()
-    said = profiler.summary()
-    inside = said["seconds_by_region"]
+    summary = profiler.summary()
+    inside = summary["seconds_by_region"]
     assert set(inside) == {"first", "second"} and inside["first"] >= 8 * 0.003
-    # What is in no region slept 8 ms; the evaluation is not in it.
-    assert said["seconds"] - sum(inside.values()) >= 0.008
-    assert said["seconds_outside"]["evaluation"] >= 0.2
-    assert said["images_per_second"] == pytest.approx(40 / said["seconds"])
+    # The time outside all regions is a sleep of 8 ms; it does not include the evaluation.
+    assert summary["seconds"] - sum(inside.values()) >= 0.008
+    assert summary["seconds_outside"]["evaluation"] >= 0.2
+    assert summary["images_per_second"] == pytest.approx(40 / summary["seconds"])
     rows = {line.split()[0]: line.split() for line in profiler.table().splitlines()[1:5]}
     shares = {name: float(row[-1].rstrip("%")) for name, row in rows.items()}
     assert shares["iteration"] == 100.0
@@ -82,7 +82,7 @@ def test_lines_of_the_log_add_up_to_the_table():
         assert sum(line[name] for line in lines) == pytest.approx(seconds)
 
 
-def test_a_trace_of_a_few_iterations_that_are_left_out_of_the_figures(tmp_path):
+def test_traced_iterations_are_excluded_from_the_figures(tmp_path):
     regions = Regions(True)
     profiler = Profiler(regions, "cpu", tmp_path / "trace.json")
     count = 2 * LEFT_OUT + 1
@@ -110,19 +110,19 @@ def test_a_short_run_is_measured_and_not_traced(tmp_path):
 
 
 class FakeNvml(SimpleNamespace):
-    """NVML of a GPU that has used 5 joules more at every look."""
+    """NVML of a GPU whose counter advances 5 joules at every reading."""
 
     class NVMLError(Exception):
         pass
 
     def __init__(self, *, counts: bool = True) -> None:
-        super().__init__(joules=100.0, counts=counts, asked=[])
+        super().__init__(joules=100.0, counts=counts, requests=[])
 
     def nvmlInit(self):
         pass
 
     def nvmlDeviceGetHandleByUUID(self, uuid):
-        self.asked.append(uuid)
+        self.requests.append(uuid)
         return "handle"
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle):
@@ -140,7 +140,7 @@ def test_energy_is_that_of_the_iterations(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
     meter = GpuMeter("cuda:0")
-    assert meter.missing is None and nvml.asked == ["GPU-1234"] and meter.utilization() == 87
+    assert meter.missing is None and nvml.requests == ["GPU-1234"] and meter.utilization() == 87
     monkeypatch.setattr("pecker_fast.profiling.profiler.GpuMeter", lambda device: meter)
     profiler = Profiler(Regions(True), "cpu")
     profiler.start(2)
@@ -154,7 +154,7 @@ def test_energy_is_that_of_the_iterations(monkeypatch):
     assert profiler.record()["energy_joules"] == 10.0 and "0.5 J/image" in profiler.table(10.0)
 
 
-def test_a_gpu_without_counters_says_why(monkeypatch):
+def test_gpu_without_energy_counters(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(counts=False))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
     meter = GpuMeter("cuda:0")
@@ -163,7 +163,7 @@ def test_a_gpu_without_counters_says_why(monkeypatch):
     assert GpuMeter("cuda:0").missing == "nvidia-ml-py is not installed"
 
 
-def test_a_profiled_run_leaves_its_figures_and_another_none(capsys, tmp_path):
+def test_only_profiled_runs_have_figures(capsys, tmp_path):
     small = ["--max_train_steps", "12", "--train_batch_size", "2", "--forget_batch_size", "2", "--no-progress_bar"]
     small += ["--saliency_batch_size", "2", "--logging_steps", "1", "--no-evaluate"]
     main(["unlearn", "--output_dir", str(tmp_path / "a"), *small, "--profile"])
@@ -171,9 +171,9 @@ def test_a_profiled_run_leaves_its_figures_and_another_none(capsys, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "a" / "train.jsonl").read_text().splitlines()]
     phases = {"sampling", "score step", "saliency", "selection", "generator forward", "generator backward", "optimizer"}
     assert phases <= set(lines[0]["profile_seconds"]) and lines[0]["peak_memory_bytes"] > 0
-    said = json.loads((tmp_path / "a" / "profile.json").read_text())
-    assert said["iterations"] == 12 - LEFT_OUT and said["joules_per_image"] is None
-    assert sum(said["seconds_by_region"].values()) <= said["seconds"]
+    profile = json.loads((tmp_path / "a" / "profile.json").read_text())
+    assert profile["iterations"] == 12 - LEFT_OUT and profile["joules_per_image"] is None
+    assert sum(profile["seconds_by_region"].values()) <= profile["seconds"]
     assert (tmp_path / "a" / "profile.txt").read_text().strip() in printed
     events = json.loads((tmp_path / "a" / "trace.json").read_text())["traceEvents"]
     assert phases - {"saliency", "selection"} <= {event.get("name") for event in events}

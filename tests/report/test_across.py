@@ -23,7 +23,7 @@ def run(path: Path, ua: list[float], distance: float, seed: int = 0, **more) -> 
     return RunRecord(path, {"method": "m"}, {**metrics, **more}, [], evaluations)
 
 
-def test_forgetting_has_to_last():
+def test_forgetting_must_last():
     def records(*ua):
         return [{"images": 10 * i, "ua": value} for i, value in enumerate(ua, 1)]
 
@@ -70,13 +70,13 @@ def test_figures_of_a_masked_run(tmp_path):
     masked = RunRecord(tmp_path, {}, {"peak_memory_bytes": 2**30}, log, [])
     result = figures(masked)
     assert result["reached"] == 75 and result["peak_memory_gib"] == 1 and result["ua"] is None
-    # Without a mask: what is trained, as far as that was recorded.
+    # Without a mask: the share of trained parameters, if it was recorded.
     assert figures(run(tmp_path, [1.0], 1.0))["reached"] is None
     assert figures(run(tmp_path, [1.0], 1.0, parameters_trained=8.7))["reached"] == 8.7
 
 
 def draw(monkeypatch, runs, **options):
-    """The figure that ``draw_across`` makes of runs."""
+    """The figure that ``draw_across`` draws for runs."""
     figures = []
     monkeypatch.setattr(across, "save_figure", lambda figure, _path: figures.append(figure))
     across.draw_across(runs, Path("report.png"), **options)
@@ -88,15 +88,15 @@ def lines_of(panel, label: str) -> list[list[float]]:
     return [list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))]
 
 
-def test_curves_are_averaged_where_runs_saw_as_many_images(monkeypatch):
+def test_curves_are_averaged_at_equal_numbers_of_images(monkeypatch):
     def measured(seconds: float, **ua: float) -> RunRecord:
         places = {int(name[1:]): value for name, value in ua.items()}
         lines = [{"images": n, "seconds": seconds * n, "ua": value} for n, value in places.items()]
         return RunRecord(Path("r"), {}, {}, [], lines)
 
-    # One of them was measured half way too, the other one twice as often near its end.
+    # One run was also measured half-way, the other twice as often near its end.
     runs = {"a": [measured(1, n50=40.0, n100=90.0), measured(3, n90=0.0, n100=100.0, n110=math.nan)]}
-    # Never after as many images: there is no mean.
+    # Never at the same number of images, so there is no mean.
     runs["b"] = [measured(1, n10=1.0), measured(1, n20=2.0)]
     figure = draw(monkeypatch, runs)
     images, seconds = figure.axes[0], figure.axes[4]
@@ -107,7 +107,7 @@ def test_curves_are_averaged_where_runs_saw_as_many_images(monkeypatch):
     assert single == [[50, 100], [270, 300], [10], [20]]
 
 
-def test_without_what_the_clock_says(tmp_path, monkeypatch):
+def test_report_without_times(tmp_path, monkeypatch):
     runs = {"a": [run(tmp_path, [50.0, 100.0], 1.0)]}
     assert len(draw(monkeypatch, runs).axes) == 8 and len(draw(monkeypatch, runs, seconds=False).axes) == 4
     monkeypatch.undo()
@@ -117,7 +117,7 @@ def test_without_what_the_clock_says(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "compare.json").read_text())["methods"]["a"][0]["seconds"] == 7
 
 
-def test_a_report_is_made_anew_from_its_json(tmp_path):
+def test_report_is_rebuilt_from_json(tmp_path):
     masked = run(tmp_path, [50.0, 100.0], 1.0, frechet_real_split=0.5, peak_memory_bytes=2**30)
     masked.log.append({"mask_density": 0.5, "mask_touched_ever": 0.75})
     runs = {"a": [masked, run(tmp_path, [99.0], 3.0, 1)], "b": [run(tmp_path, [1.0], 2.0, parameters_trained=9.0)]}

@@ -1,4 +1,4 @@
-"""The model card: what the hub reads of it, and when it is refreshed."""
+"""The model card: the fields that the hub reads, and when the card is refreshed."""
 
 import json
 
@@ -16,7 +16,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_the_hub_reads_it(folder):
+def test_hub_reads_the_card(folder):
     from huggingface_hub import ModelCard
 
     path = write_card(RunRecord.read(folder))
@@ -35,7 +35,7 @@ def test_the_hub_reads_it(folder):
     assert "class_labels=[1, 2, 4]" in code
 
 
-def test_a_network_of_this_machine_has_no_name_on_the_hub(folder):
+def test_local_network_has_no_hub_name(folder):
     from huggingface_hub import ModelCard
 
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -45,7 +45,7 @@ def test_a_network_of_this_machine_has_no_name_on_the_hub(folder):
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_the_users_own_card_stays(folder, tmp_path, prompts):
+def test_edited_card_is_preserved(folder, tmp_path, prompts):
     if prompts:
         folder = make_prompt_run(tmp_path / "prompts", fid=11.0)
         (folder / "model_index.json").write_text("{}")
@@ -61,7 +61,7 @@ def test_the_users_own_card_stays(folder, tmp_path, prompts):
     (folder / "metrics.json").write_text(json.dumps({**metrics, key: 12.5}))
     write_run_report(folder)
     assert value in path.read_text() and value not in first and card_note(folder) is None
-    # Edited, such as with the licence: kept, and the report says so.
+    # An edited card (with a licence, for instance) is preserved, and the report says so.
     edited = path.read_text().replace("license: other", "license: mit")
     path.write_text(edited)
     assert write_card(RunRecord.read(folder)) is None and path.read_text() == edited

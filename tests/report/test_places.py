@@ -1,4 +1,4 @@
-"""Reports and kept results have no absolute paths of the machine that made them."""
+"""Reports and committed results have no absolute paths of the machine that made them."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ ABSOLUTE = re.compile(r"""(?:^|[\s"'=(:])(?:/\w[\w.-]*/|~/)[^\s"']*""", re.MULTI
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
-def test_absolute_paths_go_and_all_else_stays(tmp_path, monkeypatch):
+def test_only_absolute_paths_are_removed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here, elsewhere = str(tmp_path / "runs" / "a"), str(tmp_path.parent / "someone" / "net")
     value = {
@@ -45,7 +45,7 @@ def test_the_command_line(tmp_path, monkeypatch):
     assert command_line("sequence", "--seed", "1") == "pecker-fast sequence --seed 1"
 
 
-def test_the_kept_results_have_no_absolute_paths():
+def test_committed_results_have_no_absolute_paths():
     files = [path for path in RESULTS.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".md", ".html")]
     assert len(files) > 8
     for path in files:
@@ -54,5 +54,5 @@ def test_the_kept_results_have_no_absolute_paths():
 
 
 @pytest.mark.parametrize("text", ['"pretrained": "/home/me/net"', "data_root=/mnt/x/y", "see ~/runs/z", "folder:/a/b"])
-def test_the_search_finds_some(text):
+def test_search_detects_absolute_paths(text):
     assert ABSOLUTE.search(text) and not ABSOLUTE.search("| / real | s / image | a/b/c | ../x/y | 1/2/3 |")

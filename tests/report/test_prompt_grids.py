@@ -26,7 +26,7 @@ def test_sheets_stand_side_by_side_in_the_order_of_their_titles(tmp_path):
     assert written[: 64 + GAP].sum() > 5 * written[64 + 2 * GAP :].sum() > 0
 
 
-def test_before_and_after_are_two_of_them(tmp_path):
+def test_before_and_after_sheets(tmp_path):
     images, labels = torch.rand(6, 1, 8, 8) * 2 - 1, torch.tensor([0, 0, 1, 1, 2, 2])
     save_before_after(tmp_path / "b.png", images, -images, labels, ("a", "b", "c"))
     save_side_by_side(tmp_path / "s.png", {"before": images, "after": -images}, labels, ("a", "b", "c"))

@@ -14,7 +14,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """Fails where tags do not match; gathers text, pictures and references."""
+    """Fails if tags do not match; gathers text, pictures and references."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -82,7 +82,7 @@ def sections(tmp_path):
     ]
 
 
-def test_html_says_it_and_nothing_else(tmp_path, sections):
+def test_html_content(tmp_path, sections):
     page = check_page(to_html('T "<i>"', sections, tmp_path))
     for words in (
         'T "<i>"', "First & <second>", "a <b>bold</b> claim & `code` *star*", "<script>", "1|2", "what <it> is",
@@ -93,11 +93,11 @@ def test_html_says_it_and_nothing_else(tmp_path, sections):
     data = base64.b64decode(picture.partition(",")[2])
     assert data == (tmp_path / "p.png").read_bytes()
     assert "run/report.html" in page.references
-    # Titles of rows and columns are marked as such.
+    # Row and column titles are marked as header cells.
     assert page.tags.count("th") == 2 + 2 and page.tags.count("td") == 2 and page.tags.count("caption") == 1
 
 
-def test_markdown_says_the_same(tmp_path, sections):
+def test_markdown_content(tmp_path, sections):
     text = to_markdown("T", sections, tmp_path)
     assert "## First & \\<second>" in text and "a \\<b>bold\\</b> claim & \\`code\\` \\*star\\*" in text
     lines = text.splitlines()

@@ -108,7 +108,7 @@ def test_wrong_grids(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_says_what_was_measured(tmp_path):
+def test_report_contains_the_measurements(tmp_path):
     path = write_run_report(make_run(tmp_path / "r"))
     text = path.read_text()
     for figure in ("98.8 %", "97.1 %", "1.25", "0.62", "0.88", "96.5 %", "12.2 s", "0.00 GiB", "some-judge-64"):
@@ -120,7 +120,7 @@ def test_report_says_what_was_measured(tmp_path):
     assert_drawn(tmp_path / "r" / "report.png")
 
 
-def test_report_of_little(tmp_path):
+def test_report_of_a_minimal_run(tmp_path):
     folder = make_run(tmp_path / "r", method="sfd", masked=False, evaluations=0)
     for name in ("config.json", "train.jsonl", "evaluation.jsonl"):
         (folder / name).unlink()
@@ -145,7 +145,7 @@ def test_comparison(tmp_path):
     compared = json.loads((tmp_path / "compare.json").read_text())
     assert compared["seed"] == 7 and compared["preset"] == "digits" and list(compared["methods"]) == ["pecker", "sfd"]
     assert compared["methods"]["sfd"]["ua"] == 50.25
-    # What lies elsewhere is compared, and not referred to.
+    # Files in other folders are compared but not linked.
     (tmp_path / "other").mkdir()
     text = write_comparison(tmp_path / "other", runs).read_text()
     assert (
@@ -216,7 +216,7 @@ def make_prompt_run(folder, **metrics):
 def test_a_run_on_prompts_has_its_own_figures(tmp_path):
     folder = make_prompt_run(tmp_path / "r")
     text = write_run_report(folder).read_text()
-    # No figures of classes, and how to get those of the concept.
+    # There are no class figures, and the report tells how to get those of the concept.
     assert "Unlearning accuracy" not in text and "pecker-fast evaluate-concept does that" in text
     assert "| Training images | 16 |" in text and "| prompts to preserve | 3 |" in text
     protocol = {"concept": {"measured": ["gcd_score", "other"], "detectors": {"kind": "stand-in"}}}

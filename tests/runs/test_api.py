@@ -19,7 +19,7 @@ from tests.inputs import same_bits
 
 SMALL = {"max_train_steps": 2, "train_batch_size": 3, "forget_batch_size": 2, "samples_per_class": 2}
 SMALL |= {"progress_bar": False, "device": "cpu"}
-# What depends on the machine's mood.
+# Values that depend on the machine's load.
 TIMED = {"seconds", "seconds_per_image", "peak_memory_bytes"}
 
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
     return pf.unlearn("digits", method="pecker", forget=[0, 3], cover=1, output_dir=str(folder), **SMALL)
 
 
-def test_a_run_is_that_of_the_command(run, tmp_path):
+def test_api_run_equals_command_run(run, tmp_path):
     command = ["unlearn", "--method", "pecker", "--forget_classes", "0", "3", "--cover_class", "1", "--no-progress_bar"]
     main([*command, "--output_dir", str(tmp_path / "run"), *words(SMALL)])
     other = pf.Run(tmp_path / "run")
@@ -47,7 +47,7 @@ def test_a_run_is_that_of_the_command(run, tmp_path):
     assert same_bits(run.mask.words, other.mask.words)
 
 
-def test_what_a_run_has(run):
+def test_run_attributes(run):
     assert run.has_ended and "pecker on digits, ended" in repr(run)
     assert run.metrics["ua"] >= 0 and run.metrics["iterations"] == 2
     assert run.mask.names == tuple(name for name, _ in run.model.network.named_parameters())
@@ -64,7 +64,7 @@ def test_what_a_run_has(run):
     assert run.metrics["protocol"]["evaluation"]["samples"]["seed"] == 5
 
 
-def test_a_network_in_memory_is_kept_with_the_run(tmp_path):
+def test_network_in_memory_is_saved_with_the_run(tmp_path):
     network, schedule = load_network(ASSETS / "digits" / "unet")
     before = weights_hash(network)
     pipe = OneStepPipeline(network, _scheduler(), 250)
@@ -73,11 +73,11 @@ def test_a_network_in_memory_is_kept_with_the_run(tmp_path):
     # The preset with images of its size and channels.
     assert run.config["preset"] == "digits" and run.config["forget_classes"] == [3]
     assert run.config["pretrained_model_name_or_path"] == str(tmp_path / "run" / "pretrained")
-    kept = resolve(tmp_path / "run" / "pretrained")
-    assert weights_hash(kept.network) == run.config["pretrained_sha256"] == before == weights_hash(network)
-    assert torch.equal(kept.schedule.alphas_cumprod, schedule.alphas_cumprod)
+    saved = resolve(tmp_path / "run" / "pretrained")
+    assert weights_hash(saved.network) == run.config["pretrained_sha256"] == before == weights_hash(network)
+    assert torch.equal(saved.schedule.alphas_cumprod, schedule.alphas_cumprod)
     # The same as from the folder; resumed without the object.
-    folder = pf.unlearn(kept.source, "sfd", output_dir=str(tmp_path / "again"), preset="digits", **options)
+    folder = pf.unlearn(saved.source, "sfd", output_dir=str(tmp_path / "again"), preset="digits", **options)
     assert weights_hash(folder.model.network) == weights_hash(run.model.network)
     weights = weights_hash(run.model.network)
     (run.folder / "checkpoints" / "checkpoint-2").rename(tmp_path / "last")
@@ -167,5 +167,5 @@ def test_a_network_of_no_preset(tmp_path):
         pf.unlearn(tmp_path / "net", forget=0)
 
 
-def test_names_are_imported_when_they_are_used():
+def test_names_are_imported_lazily():
     assert {"unlearn", "distil", "evaluate", "compare", "Run"} <= {*dir(pf)} and set(pf.__all__) <= {*dir(pf)}

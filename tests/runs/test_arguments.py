@@ -12,7 +12,7 @@ from pecker_fast.runs.task import task_class, unlearn_arguments
 from pecker_fast.unlearning import method_class, method_names
 
 
-def test_options_are_found_in_their_groups():
+def test_options_are_assigned_to_groups():
     base = unlearn_arguments("digits", "pecker")
     args = unlearn_arguments("digits", "pecker", {"density": 0.25, "seed": 7, "forget_classes": [3], "output_dir": "x"})
     assert (args.options.density, args.compute.seed, args.request.forget_classes) == (0.25, 7, (3,))
@@ -23,14 +23,14 @@ def test_options_are_found_in_their_groups():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_words_are_parsed_to_the_options_they_came_from(name):
-    """What is printed to resume a run that Python started."""
+def test_words_round_trip_to_options(name):
+    """The command printed to resume a run that was started from Python."""
     for method in method_names():
         if not isinstance(preset(name), ClassPreset) and not method_class(method).forgets_prompts:
             continue
         base = unlearn_arguments(name, method)
         changes = {"seed": 3, "progress_bar": False, "torch_compile": True, "device": "cpu"}
-        # Nothing is trained by relabel.
+        # relabel trains nothing.
         changes |= {} if method == "relabel" else {"max_train_steps": 7}
         args = with_options(base, {**changes, "pretrained_model_name_or_path": "a b", "checkpoints_total_limit": None})
         assert parse_options(base, option_words(args, base), "unlearn", "") == args
@@ -59,14 +59,14 @@ def test_presets_are_one_catalogue():
         prompt_preset("digits")
 
 
-def test_words_that_decide_which_options_there_are():
+def test_words_that_select_the_available_options():
     words = ["--seed", "1", "--preset=a", "--preset", "b", "--no-progress-bar"]
     assert early_option(words, "preset") == "b" and early_option(words, "method") is None
     assert early_option(["--preset-name", "c"], "preset_name") == "c" and early_option(["--preset"], "preset") is None
     assert {"seed", "preset", "progress_bar"} <= option_names(words)
 
 
-def test_what_is_measured_decides_the_kind(tmp_path):
+def test_evaluation_class_follows_from_the_source(tmp_path):
     def kind(*paths, **options):
         return evaluation_class([str(path) for path in paths], **options).__name__
 
@@ -75,7 +75,7 @@ def test_what_is_measured_decides_the_kind(tmp_path):
     assert kind(tmp_path, options=["seed", "judge"]) == "ClassEvaluation"
     (tmp_path / "sd" / "text_encoder").mkdir(parents=True)
     assert kind("5", tmp_path / "sd") == "PromptEvaluation"
-    for name, said in {"c": '"forget_classes": [0]', "p": '"prompts": {}'}.items():
+    for name, extra in {"c": '"forget_classes": [0]', "p": '"prompts": {}'}.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(f'{{"options": {{}}, {said}}}')
+        (tmp_path / name / "config.json").write_text(f'{{"options": {{}}, {extra}}}')
     assert (kind(tmp_path / "c"), kind(tmp_path / "p")) == ("ClassEvaluation", "PromptEvaluation")

@@ -1,4 +1,4 @@
-"""Hashes and later figures of a run: metrics.json changes through one door, and the audit knows it."""
+"""Hashes and later figures of a run: one function changes metrics.json, and the audit accepts its changes."""
 
 import json
 
@@ -19,19 +19,19 @@ def run(request, tmp_path):
     return folder
 
 
-def test_later_figures_are_no_change_by_somebody_else(run):
+def test_later_figures_are_no_foreign_change(run):
     (run / "report.md").write_text("to be refreshed")
     update_metrics(run, {**metrics_of(run), "fid": 12.25})
     assert metrics_of(run)["fid"] == 12.25 and changed_files(run) == []
     assert "| FID | 12.25 |" in (run / "report.md").read_text()
     (run / "metrics.json").write_text(json.dumps({**metrics_of(run), "fid": 1.0}))
     assert changed_files(run) == ["metrics.json"]
-    # A change by somebody else stays visible.
+    # A change by anyone else stays visible.
     update_metrics(run, {**metrics_of(run), "kid": 0.5})
     assert changed_files(run) == ["metrics.json"] and "CHANGED" in (run / "report.md").read_text()
 
 
-def test_without_a_report_or_hashes_none_are_made(run):
+def test_no_report_or_hashes_are_created(run):
     (run / "hashes.json").unlink()
     update_metrics(run, {**metrics_of(run), "fid": 12.25})
     assert metrics_of(run)["fid"] == 12.25

@@ -53,7 +53,7 @@ def model(stable_diffusion, tmp_path) -> Path:
 
 @pytest.fixture
 def patch(model, tmp_path) -> Path:
-    """Of the model in one step at t_init 625."""
+    """A patch of the one-step model at t_init 625."""
     path = tmp_path / "p.safetensors"
     pf.make_patch(model, moved(weights_of(model)), output=path, license="CC0-1.0")
     return path
@@ -69,7 +69,7 @@ def test_a_pipelines_folder(model, tmp_path):
     after = content(made)
     assert {name for name in after if after[name] != before[name]} == {f"unet/{WEIGHTS}.safetensors"}
     assert after.keys() == before.keys() and pf.verify_patch(patch, made) == "result"
-    # In place, by the folder of the U-Net: the very files come back.
+    # In place, in the folder of the U-Net: reverting restores the original files.
     assert pf.revert_patch(made / "unet", patch, in_place=True) == made / "unet" and content(made) == before
     for options, error in (
         ({}, "one of output, a new folder or file, and in_place"),
@@ -110,7 +110,7 @@ def test_shards_and_variants(model, tmp_path, shards):
 
 
 def test_two_variants_of_one_dtype(model, tmp_path):
-    """The one whose hash fits."""
+    """The variant with the matching hash is used."""
     ema = moved(weights_of(model), 1.0)
     write_weights(model / "unet", 1, "ema", ema)
     result = moved(ema)
@@ -121,7 +121,7 @@ def test_two_variants_of_one_dtype(model, tmp_path):
 
 
 def test_a_base_in_a_smaller_dtype(model, tmp_path):
-    """As a run reads it: float32. The copy of the folder is in float32 then."""
+    """A run reads the base as float32, so the copy of the folder is in float32."""
     narrow = {name: value.bfloat16() for name, value in weights_of(model).items()}
     safetensors.torch.save_file(narrow, model / "unet" / f"{WEIGHTS}.safetensors", {"format": "pt"})
     wide = {name: value.float() for name, value in narrow.items()}
@@ -136,7 +136,7 @@ def test_a_base_in_a_smaller_dtype(model, tmp_path):
     assert same(weights_of(pf.revert_patch(made, patch, output=tmp_path / "again")), wide)
     with pytest.raises(ValueError, match="in another dtype than the patch"):
         pf.apply_patch(model, patch, in_place=True)
-    # Or the result is rounded, and the file has half the size.
+    # Alternatively the result is rounded, and the file has half the size.
     size, patch = patch.stat().st_size, tmp_path / "rounded.safetensors"
     pf.make_patch(model, result, output=patch, dtype="base")
     assert patch.stat().st_size < 0.7 * size
@@ -148,13 +148,13 @@ def test_a_single_file(tmp_path):
     base = {"a": torch.randn(50), "b": torch.randn(3, 4)}
     path, patch = tmp_path / "base.safetensors", tmp_path / "p.safetensors"
     safetensors.torch.save_file(base, path)
-    kept = path.read_bytes()
+    before = path.read_bytes()
     result = moved(base, 0.5)
     pf.make_patch(path, result, output=patch)
     pf.apply_patch(path, patch, output=tmp_path / "result.safetensors")
-    assert same(weights_of(tmp_path / "result.safetensors"), result) and path.read_bytes() == kept
+    assert same(weights_of(tmp_path / "result.safetensors"), result) and path.read_bytes() == before
     pf.revert_patch(tmp_path / "result.safetensors", patch, in_place=True)
-    assert (tmp_path / "result.safetensors").read_bytes() == kept
+    assert (tmp_path / "result.safetensors").read_bytes() == before
 
 
 def test_several_patches_on_disk_and_in_memory(model, tmp_path):
@@ -232,7 +232,7 @@ def test_the_patch_of_a_run_on_classes(runs, capsys):
     main(["patch", "apply", "p.safetensors", "--model", "network", "--output", "forgot"])
     assert "note: the result draws in one step at t_init 250, the model does not say so" in capsys.readouterr().out
     assert same(weights_of("forgot"), weights_of("compare/pecker-seed0"))
-    # The run's pipeline without its records, which would not be true of the base.
+    # The run's pipeline without its records, which do not apply to the base.
     pf.revert_patch(run.folder, "p.safetensors", output="base")
     assert {path.name for path in Path("base").iterdir()} == {"model_index.json", "pipeline.py", "scheduler", "unet"}
     assert same(weights_of("base"), weights_of("network"))
@@ -248,7 +248,7 @@ def test_the_patch_of_a_run_on_classes(runs, capsys):
     )
 
 
-def test_what_a_run_started_from(runs):
+def test_base_of_a_run(runs):
     config = json.loads(Path("text/config.json").read_text())
     patch = pf.make_patch("text", output="p.safetensors")
     assert patch.base == config["pretrained_sha256"]
@@ -277,7 +277,7 @@ def test_what_a_run_started_from(runs):
 
 
 def test_a_run_on_a_distilled_generator(runs):
-    """Its files may be in a smaller dtype: the patch is of what the run read, float32."""
+    """Its files may be in a smaller dtype: the patch refers to the weights as the run read them, in float32."""
     config, run = json.loads(Path("compare/pecker-seed0/config.json").read_text()), Path("compare/pecker-seed0")
     narrow = {name: value.bfloat16() for name, value in moved(weights_of("network")).items()}
     wide = {name: value.float() for name, value in narrow.items()}
@@ -295,7 +295,7 @@ def test_a_run_on_a_distilled_generator(runs):
     texts = [str(warning.message) for warning in noted]
     assert "written in float32" in texts[0] and "in one step at t_init 250, the model does not say so" in texts[1]
     assert same(weights_of("forgot"), weights_of(run))
-    # What the distillation recorded is not true of the copy.
+    # The records of the distillation do not apply to the copy.
     assert [path.name for path in Path("forgot").iterdir()] == ["unet"]
 
 
@@ -420,12 +420,12 @@ def test_one_file_with_the_network(model, patch, tmp_path, capsys):
 
 
 def test_shira_adapter(model, patch, tmp_path, capsys):
-    """PEFT reads it; the linear layers in it have the result's weights but for rounding."""
+    """PEFT reads it; its linear layers have the result's weights up to rounding."""
     peft = pytest.importorskip("peft")
     base = dict(weights_of(model))
     result = moved(base)
     for name, value in result.items():
-        # A difference that is no short binary fraction, so that sums are rounded.
+        # The difference is no short binary fraction, so that sums are rounded.
         result[name] = torch.where(base[name] == value, value, value * 1.1)
     patch = tmp_path / "rounded.safetensors"
     pf.make_patch(base, result, output=patch)
@@ -442,7 +442,7 @@ def test_shira_adapter(model, patch, tmp_path, capsys):
     for name in layers:
         changed = base[name] != result[name]
         assert torch.equal(merged[name][~changed], base[name][~changed])
-        # Half a unit in the last place of the difference and of the sum.
+        # Half a unit in the last place of the difference plus half a unit of the sum.
         error = (merged[name].double() - result[name].double()).abs()
         difference = (result[name].double() - base[name].double()).abs()
         assert (error <= 2**-24 * 1.001 * (difference + result[name].double().abs())).all()

@@ -1,6 +1,6 @@
 """Runs one unlearning job again and again, killing it at random moments, until it ends by itself.
 
-Arguments: folder of the network, folder of the run, seed of the moments, method, and 0 to let it run through. Prints
+Arguments: folder of the network, folder of the run, seed of the moments, method, and 0 to never kill it. Prints
 a JSON line: how often it was killed, and how often before the first checkpoint. This process computes nothing, so that
 it can fork; each child is a run as a user would start it.
 """
@@ -67,8 +67,8 @@ def main(network: str, folder: str, seed: str, method: str, kill: str = "1") -> 
         end = time.monotonic() + wait
         status = None
         while time.monotonic() < end:
-            done, code = os.waitpid(process, os.WNOHANG)
-            if done:
+            pid, code = os.waitpid(process, os.WNOHANG)
+            if pid:
                 status = code
                 break
             time.sleep(0.002)

@@ -19,7 +19,7 @@ from pecker_fast.sharding import whole
 
 
 def keep(path: Path) -> None:
-    """From here on a run writes this process's final tensors to ``path``."""
+    """Makes later runs write this process's final tensors to ``path``."""
     train = keep.train
 
     def watched(self: Running, *args, **options):

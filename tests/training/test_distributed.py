@@ -34,7 +34,7 @@ def start(command: list[str], count: int) -> list[Process]:
 
 
 def finish(started: list[Process], seconds: float = 400) -> list[tuple[int, str, str]]:
-    """Exit status, stdout and stderr of each; none is left running."""
+    """Exit status, stdout and stderr of each process; all are ended."""
     try:
         end = time.monotonic() + seconds
         outputs = [process.communicate(timeout=max(1, end - time.monotonic())) for process in started]
@@ -148,7 +148,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path):
     assert losses(whole) == losses(halves)
 
 
-def test_what_collectives_of_others_raise_is_told_from_faults():
+def test_errors_from_lost_processes_differ_from_own_faults():
     two = World(0, 2)
     for error in (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:5] reset"), dist.DistNetworkError("gone")):
         with pytest.raises(ProcessLostError, match=r"another process of this run ended.*latest"), two.watched():
@@ -184,9 +184,9 @@ def test_the_command_line_under_torchrun(tmp_path):
         "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2", "--train_batch_size", "4",
         "--forget_batch_size", "2", "--saliency_batch_size", "4", "--no-evaluate", "--no-progress_bar",
     ]  # fmt: skip
-    done = processes.run(command, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report:") == 1
+    result = processes.run(command, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("report:") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["iterations"], metrics["images"]) == (2, 8)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["num_processes"] == 2
@@ -196,7 +196,7 @@ def test_the_command_line_under_torchrun(tmp_path):
         assert status == 2 and "train_batch_size is 5, expected a multiple of 2" in errors
 
 
-def test_batches_that_cannot_be_shared_out_are_refused():
+def test_indivisible_batches_are_refused():
     request, teacher = ForgetRequest.of(tiny_unet(), [0], 1), tiny_unet()
     setting = setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, world=World(0, 3))
     kind = method_class("pecker")

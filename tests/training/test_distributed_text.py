@@ -76,7 +76,7 @@ def check_losses(folder: Path, words: list[str], lines: int) -> None:
 
 
 def test_two_processes_agree_with_one_and_resume(tmp_path):
-    # Adam takes full first steps even of rounding errors, so learning rates are just large enough to show a step.
+    # Adam's first steps have full size even for rounding errors, so learning rates just suffice to show a step.
     rates = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
     small = ["--gradient_accumulation_steps", "1", "--saliency_batches", "1", "--mask_refresh_steps", "1"]
     # Losses depend on the difference between score network and teacher: start from another network.
@@ -103,7 +103,7 @@ def tensors_of(tree, place: str = "") -> dict[str, torch.Tensor]:
     return {name: tensor for key, value in items for name, tensor in tensors_of(value, f"{place}.{key}").items()}
 
 
-def apart(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 0.0) -> float:
+def differing_share(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 0.0) -> float:
     """Share of the entries that differ by more than 1e-6 and more than a ``share`` of the expected value. A few may
     differ: Adam takes full steps even of rounding errors."""
     pairs = [(value, expected[key]) for key, value in actual.items()]
@@ -123,7 +123,7 @@ def check_states(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         # Relative to the largest second moment: gradients differ by rounding of the largest ones.
         most = max(expected[key].abs().max() for key in keys) if "optimizer" in kind else 1.0
         one, two = ({key: values[key] / most for key in keys} for values in (actual, expected))
-        assert apart(one, two, 1e-3 if "optimizer" in kind else 0.0) < 1e-3, kind
+        assert differing_share(one, two, 1e-3 if "optimizer" in kind else 0.0) < 1e-3, kind
 
 
 RATES = ["--score_learning_rate", "1e-4", "--generator_learning_rate", "1e-4"]
@@ -138,10 +138,10 @@ def check_one_process(folder: Path, words: list[str], steps: int) -> None:
     logs = [(run / "train.jsonl").read_text().splitlines() for run in runs]
     for together, alone in zip(*logs, strict=True):
         assert json.loads(together).get("mask_density") == json.loads(alone).get("mask_density")
-    assert apart(*(load_file(run / WEIGHTS) for run in runs)) < 1e-3
+    assert differing_share(*(load_file(run / WEIGHTS) for run in runs)) < 1e-3
 
 
-def test_shared_out_weights(tmp_path):
+def test_fsdp_weights(tmp_path):
     """FSDP2: the same bits on all processes, the numbers of one process, checkpoints that one process can resume."""
     steps = ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]
     words = command(tmp_path, "pecker", *RATES, *steps, "--initial_score", str(tmp_path / "score"))
@@ -150,22 +150,22 @@ def test_shared_out_weights(tmp_path):
     alone = tmp_path / "alone" / "run"
     shutil.copytree(tmp_path / "run", alone)
     main([*words, "--output_dir", str(alone), "--resume_from_checkpoint", "checkpoint-1"])
-    assert apart(*(load_file(run / WEIGHTS) for run in (alone, tmp_path / "run"))) < 1e-3
+    assert differing_share(*(load_file(run / WEIGHTS) for run in (alone, tmp_path / "run"))) < 1e-3
 
 
-def test_shared_out_weights_in_two_stages(tmp_path):
+def test_fsdp_weights_in_two_stages(tmp_path):
     """The second stage starts from the first; theta draws again between its forward and backward pass."""
     stages = ["--two_stage", "--first_stage_steps", "1", "--regression_weight", "0.5"]
-    others = ["--no-gradient_checkpointing", "--channels_last", "True", "--initial_score", str(tmp_path / "score")]
-    words = command(tmp_path, "sfd", *RATES, *stages, *others)
+    options = ["--no-gradient_checkpointing", "--channels_last", "True", "--initial_score", str(tmp_path / "score")]
+    words = command(tmp_path, "sfd", *RATES, *stages, *options)
     started = start(["-m", "pecker_fast", *words, "--fsdp", "--output_dir", str(tmp_path / "run")], 2)
     for status, _, errors in finish(started):
         assert status == 0, errors
     check_one_process(tmp_path, words, 3)
 
 
-def test_what_cannot_be_shared_out(tmp_path, capsys):
-    """Refused before anything is written."""
+def test_fsdp_refusals(tmp_path, capsys):
+    """All are refused before anything is written."""
     cases = [
         ("pecker", [], "one process: start several with torchrun"),
         ("esd", [], "esd shards no networks: it is for pecker, pecker+ and sfd"),
@@ -187,7 +187,7 @@ def test_what_cannot_be_shared_out(tmp_path, capsys):
             Placement(fsdp=True, **placement).check_method(kind, changed, processes=2, compile=compile)
 
 
-def test_selective_amnesia_too(tmp_path):
+def test_selective_amnesia_on_two_processes(tmp_path):
     fisher = tmp_path / "fisher.safetensors"
     small = ["--train_batch_size", "2", "--surrogate_images", "3", "--replay_images", "3", "--replay_steps", "2"]
     small += ["--num_inference_steps", "1", "--learning_rate", "1e-4", "--replay_batch_size", "6"]

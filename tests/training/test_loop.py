@@ -69,9 +69,9 @@ def make(folder, *phases, resume=None, evaluate=None, stop_at_nonfinite=True, **
 
 
 def test_phases_in_order_logs_and_evaluations(tmp_path):
-    seen = []
+    calls = []
     a, b = Walk("a", 5), Walk("b", 6)
-    progress = make(tmp_path, a, b, evaluate=lambda network, step: seen.append((network, step)) or {"ua": step}).run()
+    progress = make(tmp_path, a, b, evaluate=lambda network, step: calls.append((network, step)) or {"ua": step}).run()
     assert (progress.step, progress.images, progress.stopped_by) == (11, 44, None)
     assert a.started == b.started == 1
     lines = read_lines(tmp_path / "train.jsonl")
@@ -81,7 +81,7 @@ def test_phases_in_order_logs_and_evaluations(tmp_path):
     # Means since the previous line.
     assert [line["loss"] for line in lines] == [0.5, 2.5, 4.0, 0.0, 1.5, 3.5, 5.0]
     assert lines[0]["said"] == "a" and lines[-1]["images"] == 44 and lines[0]["seconds"] > 0
-    assert seen == [("a", 4), ("a", 5), ("b", 8), ("b", 11)]
+    assert calls == [("a", 4), ("a", 5), ("b", 8), ("b", 11)]
     assert [line["ua"] for line in read_lines(tmp_path / "evaluation.jsonl")] == [4, 5, 8, 11]
     assert make(tmp_path, a, b).checkpoints.steps() == [3, 6, 9, 11]
 
@@ -157,11 +157,11 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path, seed):
 
     def run(folder: str, moments: int, killed: bool) -> dict:
         script = ["-m", "tests.training.killed_runs", str(tmp_path / "network"), str(tmp_path / folder), str(moments)]
-        done = processes.run(
+        result = processes.run(
             [*script, "pecker", *["0"] * (not killed)], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900
         )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout.splitlines()[-1])
 
     whole, killed = run("whole", seed, False), run("killed", seed, True)
     assert whole == {"kills": 0, "early": 0, "status": 0}

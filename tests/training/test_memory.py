@@ -35,7 +35,7 @@ TOLERANCE = 0.1
 
 
 def measured_peak(work) -> int:
-    """The most bytes that were allocated on the CPU within ``work``."""
+    """Peak of the bytes allocated on the CPU within ``work``."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         work()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -112,7 +112,7 @@ def estimate_of(name: str, options, memory: dict, processes: int = 1, unet: dict
 
 
 def measured(name: str, options: dict, memory: dict, world: World | None = None) -> dict[str, int]:
-    """Bytes of two iterations, and of what is alive after them, in this process."""
+    """Peak bytes of two iterations, and the bytes alive after them, in this process."""
     methods = []
 
     def work():
@@ -154,7 +154,7 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
         ("patch", {"score_density": 0.5, "saliency_chunks": 2, "ema_decay": None}, {}),
     ],
 )
-def test_estimate_is_what_a_run_takes(name, options, memory):
+def test_estimate_agrees_with_a_run(name, options, memory):
     estimate = estimated(name, options, memory)
     assert measured(name, options, memory) == {
         "peak": pytest.approx(estimate.peak, rel=TOLERANCE),
@@ -176,8 +176,8 @@ SHARED = (
 def one_of_two(number: int, folder: str, rank: int) -> None:
     """Process ``rank`` of two, without the other one: collectives return at once.
 
-    Gloo's would do, but for its threads. They free some buffers of collectives, which the profiler does not see, so
-    that these count to the end: the peak is up to 15 % too large, by chance.
+    Gloo's collectives would do, but its threads free some of their buffers unseen by the profiler. These would count to
+    the end, which makes the peak up to 15 % too large at random.
     """
     torch.set_num_threads(1)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
@@ -188,7 +188,7 @@ def one_of_two(number: int, folder: str, rank: int) -> None:
         dist.destroy_process_group()
 
 
-def test_estimate_of_shared_out_networks(tmp_path):
+def test_estimate_of_sharded_networks(tmp_path):
     estimate = estimated(*SHARED, processes=2)
     for rank in range(2):
         spawn(one_of_two, args=(str(tmp_path), rank), nprocs=1)
@@ -202,10 +202,10 @@ def test_estimate_of_shared_out_networks(tmp_path):
         estimated(*SHARED, processes=3)
 
 
-def test_options_that_save_memory_do():
+def test_memory_options_save_memory():
     kind = method_class("pecker")
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)
-    # Of one block: each estimate goes through all of the network's layers.
+    # One block, because each estimate runs all of the network's layers.
     blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     config = dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
 

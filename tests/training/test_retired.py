@@ -1,4 +1,4 @@
-"""Runs from before an option was retired are still the runs they were."""
+"""Runs from before an option was retired keep their identity."""
 
 import json
 
@@ -10,15 +10,15 @@ from pecker_fast.training.retired import RETIRED_OPTIONS, without_retired
 
 
 @pytest.mark.parametrize("record", [{"options": {"density": 0.5}}, {"method": "pretrain"}, {"options": None}, {}])
-def test_records_without_retired_options_stay(record):
+def test_records_without_retired_options_are_unchanged(record):
     assert without_retired(record) == record
 
 
-def test_an_ended_run_with_a_retired_option_has_ended(tmp_path):
+def test_finished_run_with_a_retired_option_is_finished(tmp_path):
     args = unlearn_arguments("digits", "pecker", {"output_dir": str(tmp_path)})
     config = json.loads(json.dumps(task_class("digits").describe(args)))
     config["options"] |= RETIRED_OPTIONS
-    # Recorded beside the options then, and not today.
+    # Recorded beside the options then, but no longer.
     config["stop_at_nonfinite"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert not ended(args)

@@ -1,4 +1,4 @@
-"""The networks that come with the package fit their presets and draw the right classes."""
+"""The networks shipped with the package fit their presets and draw the right classes."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.commands.case import ASSETS
 
 
 @pytest.mark.parametrize("name", ["digits", "digits16"])
-def test_a_shipped_network_draws_what_is_asked(name):
+def test_shipped_network_draws_the_requested_class(name):
     preset = class_preset(name)
     model = resolve(None, shipped=preset.network)
     network, schedule, source = model.network, model.schedule, model.source
@@ -34,7 +34,7 @@ def test_a_shipped_network_draws_what_is_asked(name):
 
 
 @pytest.mark.parametrize(("name", "accuracy", "worst"), [("digits", 0.96, 0.85), ("digits16", 0.94, 0.75)])
-def test_shipped_distilled_networks_draw_what_is_asked(name, accuracy, worst):
+def test_shipped_distilled_networks_draw_the_requested_class(name, accuracy, worst):
     distilled = Distilled.read(f"shipped:{name}")
     teacher, options = resolve(None, shipped=name).network, unlearn_arguments(name, "sfd").options
     assert distilled.t_init == options.t_init
@@ -42,7 +42,7 @@ def test_shipped_distilled_networks_draw_what_is_asked(name, accuracy, worst):
     metrics = json.loads((distilled.folder / "metrics.json").read_text())
     models = {key: resolve(distilled.networks[f"initial_{key}"]) for key in ("generator", "score")}
     for (key, model), recorded in zip(models.items(), ("weights_sha256", "score_sha256"), strict=True):
-        # Loaded without a change of a bit, and the networks that were measured.
+        # Loading is exact, and these are the networks that were measured.
         saved = load_file(network_folder(distilled.networks[f"initial_{key}"]) / "diffusion_pytorch_model.safetensors")
         weights = model.network.state_dict()
         assert weights.keys() == saved.keys() and {value.dtype for value in saved.values()} == {torch.float16}
@@ -68,6 +68,6 @@ def test_shipped_distilled_networks_are_small():
     folders = [ASSETS / name / "distilled" for name in ("digits", "digits16")]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert 1_000_000 < sum(file.stat().st_size for file in files) < 6_000_000
-    # Nothing of the machine that made them.
+    # Nothing about the machine that made them.
     for file in files:
         assert file.suffix == ".safetensors" or not re.search(r'"~?/', file.read_text()), file

@@ -1,4 +1,4 @@
-"""States and checkpoints: exact, verified, and complete whatever happens."""
+"""States and checkpoints: exact, verified, and complete after any failure."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def assert_equal_trees(a, b) -> None:
         assert a == b and str(a) == str(b)
 
 
-def test_trees_come_back_as_they_were(tmp_path):
+def test_trees_round_trip(tmp_path):
     for _ in range(60):
         tree = {"tree": random_tree(4)}
         save_state(tmp_path / "a", tree)
@@ -76,7 +76,7 @@ def test_nan_payloads_survive(tmp_path):
     assert same_bits(load_state(tmp_path / "s")[0], odd)
 
 
-def test_what_is_no_state(tmp_path):
+def test_invalid_states(tmp_path):
     with pytest.raises(TypeError, match=r"state\['a'\]\[1\] is set"):
         save_state(tmp_path / "s", {"a": [1, {2}]})
     assert not (tmp_path / "s").exists()
@@ -126,7 +126,7 @@ def test_limit_and_leftovers(tmp_path):
         make(tmp_path, limit=0)
 
 
-def test_any_flipped_byte_is_found_and_the_one_before_offered(tmp_path):
+def test_flipped_bytes_are_detected_and_the_previous_checkpoint_offered(tmp_path):
     checkpoints = make(tmp_path)
     checkpoints.stage(1, export)
     checkpoints.save(1, {"a": torch.randn(5)})
@@ -161,7 +161,7 @@ def test_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"options\.density is 0\.5 there and 0\.1 here") as error:
         make(tmp_path, fingerprint=other).load("latest")
     assert "betas" not in str(error.value) and "no earlier one" in str(error.value)
-    # It has the place of this run's checkpoint: it is replaced.
+    # It has the name of this run's checkpoint, so it is replaced.
     make(tmp_path, fingerprint=other).save(3, {"b": 1})
     assert make(tmp_path, fingerprint=other).load(3) == (3, {"b": 1})
     manifest = tmp_path / "checkpoint-3" / "checkpoint.json"
@@ -179,7 +179,7 @@ def test_retired_options_do_not_make_a_checkpoint_foreign(tmp_path):
     make(tmp_path, fingerprint=before("entry")).save(3, {"a": 1})
     current = make(tmp_path)
     assert current.load("latest") == (3, {"a": 1})
-    # It is the run's own, so it stays.
+    # It belongs to the run, so it is kept.
     current.save(3, {"b": 2})
     assert current.load(3) == (3, {"a": 1})
     make(tmp_path, fingerprint=before("row")).save(4, {})
@@ -187,7 +187,7 @@ def test_retired_options_do_not_make_a_checkpoint_foreign(tmp_path):
         current.load(4)
 
 
-def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_old_files(tmp_path, monkeypatch):
     checkpoints = make(tmp_path, limit=1)
     checkpoints.save(1, {"a": 1})
     for failing in ("save_state", "_sync_folder"):

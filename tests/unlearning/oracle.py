@@ -1,4 +1,4 @@
-"""The equations of the method in float64, written from their definitions: no code of the package computes here."""
+"""The equations of the method in float64, written from their definitions, without any code of the package."""
 
 import copy
 
@@ -15,7 +15,7 @@ SHAPE = (2, 3, 3)
 
 
 class Affine(AffineNetwork):
-    """eps = w x + v_c + s t + u tanh(x), with a dropout that shows in which mode the network is called."""
+    """eps = w x + v_c + s t + u tanh(x), with a dropout that reveals the mode in which the network is called."""
 
     def __init__(self, classes: int = 4, dropout: float = 0.0) -> None:
         super().__init__(classes)
@@ -31,7 +31,7 @@ class Affine(AffineNetwork):
 
 
 class UNet2DModel(Affine):
-    """Affine under the name by which a class-conditional U-Net is known; its last label is "no condition"."""
+    """Affine under the class name that identifies a class-conditional U-Net; its last label is "no condition"."""
 
     def __init__(self, classes: int = 4, dropout: float = 0.0, null: bool = True) -> None:
         super().__init__(classes + null, dropout)

@@ -7,7 +7,7 @@ from pecker_fast.unlearning import Compute, Placement, Problem, Setting
 
 
 def setting_of(**values: Any) -> Setting:
-    """A setting whose parts have the values that are named as their fields."""
+    """A setting from the fields of its parts, by name."""
     parts = []
     for kind in (Problem, Compute, Placement):
         names = [item.name for item in fields(kind) if item.name in values]

@@ -44,7 +44,7 @@ def options(**changes):
 
 
 def drawn(method) -> None:
-    """Run the phases before the last one, and start that."""
+    """Run all phases but the last one, and start the last one."""
     previous = None
     for phase in method.phases:
         phase.start(previous)
@@ -101,7 +101,7 @@ def test_loss_and_gradient(reduction):
     assert max(sizes) < 3000 * min(sizes)
 
 
-def test_what_is_drawn_is_the_teachers(monkeypatch):
+def test_teacher_draws_the_latents(monkeypatch):
     """Cover prompts and retained prompts, drawn by the pretrained network with DDIM and guidance."""
     calls = []
 
@@ -159,7 +159,7 @@ def tiny(seed: int = 0, trained: str = "all", fisher: bool = True, **changes):
 
 
 @pytest.mark.parametrize("trained", ["all", "u"])
-def test_what_is_frozen_stays_and_a_resumed_run_has_the_same_bits(trained):
+def test_frozen_weights_and_bitwise_resume(trained):
     method = tiny(trained=trained, gradient_checkpointing=True)
     started = {name: param.detach().clone() for name, param in method.setting.problem.teacher.named_parameters()}
     table = method.setting.problem.teacher.table.embeddings.clone()

@@ -13,7 +13,7 @@ from tests.inputs import same_bits
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Compiled networks are traced as whole graphs and run eagerly: everything before Inductor, without its minutes."""
+    """Compiled networks are traced as whole graphs and run eagerly: all of torch.compile except the slow Inductor."""
     compile = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile(self, backend="eager", fullgraph=True))
     torch._dynamo.reset()

@@ -39,7 +39,7 @@ def build(name: str, setting, **options):
     if name == "pecker":
         values.setdefault("saliency_batch_size", 6)
     method = kind(setting, kind.Options(**values))
-    # Different from the teacher, so that a mix-up of two networks shows.
+    # Different from the teacher, so that swapped networks are noticed.
     for network in (method.score, method.generator):
         with torch.no_grad():
             for param in network.parameters():

@@ -73,7 +73,7 @@ def tiny_setting(**options) -> Setting:
 
 
 @pytest.mark.parametrize("kind", ["x", "x-strict", "u", "all"])
-def test_the_parameters_that_it_says_are_trained(kind):
+def test_trained_parameters(kind):
     setting = tiny_setting()
     method = make(setting, trained=kind, trajectory_steps=2)
     before = {name: param.detach().clone() for name, param in method.network.named_parameters()}

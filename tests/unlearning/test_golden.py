@@ -1,4 +1,4 @@
-"""Numbers of a short run on the shipped network, as they were when the recipe was measured.
+"""Numbers of a short run on the shipped network, recorded when the recipe was measured.
 
 Other versions of torch and other CPUs round differently, and rounding can move an entry into a mask or out of it. With
 oneDNN off, other kernels and other thread counts, the numbers below changed by at most 4e-5 of their size. The

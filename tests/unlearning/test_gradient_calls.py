@@ -1,5 +1,5 @@
-"""Captured steps and split batches. Without a GPU a stand-in for a graph runs the work again, into the tensors that a
-capture would have left: the tests show that all other code reads and returns the right tensors."""
+"""Captured steps and split batches. Without a GPU a stand-in for a graph reruns the work into the tensors of the
+capture: the tests show that all other code reads and returns the right tensors."""
 
 import copy
 
@@ -63,18 +63,18 @@ def test_captured_steps_are_the_same_bits(name, options, captured, played):
     teacher = tiny_unet(dropout=0.1)
     eager, graphed = (build(name, teacher=teacher, cuda_graphs=graph, **options) for graph in (False, True))
     losses = run(eager, until=3)
-    others = run(graphed, until=3)
+    replayed = run(graphed, until=3)
     assert len(played) == captured and min(played) >= 3
-    assert losses.keys() == others.keys()
+    assert losses.keys() == replayed.keys()
     for key, loss in losses.items():
-        assert loss.isfinite() and same_bits(loss, others[key]), key
+        assert loss.isfinite() and same_bits(loss, replayed[key]), key
     for network in ("score", "generator"):
         pairs = zip(weights(getattr(eager, network)), weights(getattr(graphed, network)), strict=True)
         assert all(same_bits(a, b) for a, b in pairs)
     assert all(p.grad is None for p in graphed.generator.parameters())
 
 
-def test_losses_of_a_replay_stay_what_they_were(played):
+def test_replay_losses_are_not_overwritten(played):
     method = build("pecker", cuda_graphs=True)
     phase = method.phases[0]
     phase.start(None)
@@ -84,7 +84,7 @@ def test_losses_of_a_replay_stay_what_they_were(played):
     assert all(same_bits(losses[key], copies[key]) for key in losses)
 
 
-def test_a_resumed_run_captures_anew(played):
+def test_resumed_run_captures_again(played):
     teacher = tiny_unet(dropout=0.1)
     whole = build("pecker", teacher=teacher, cuda_graphs=True)
     run(whole, until=4)
@@ -115,15 +115,15 @@ def test_split_batches_take_the_same_step(name, options):
     teacher = tiny_unet(dropout=0.0)
     # A large epsilon, so that Adam's first steps are not the signs of rounding errors.
     options = {"adam_epsilon": 1.0, **options}
-    whole, split = (build(name, teacher=teacher, split_batches=apart, **options) for apart in (False, True))
+    whole, split = (build(name, teacher=teacher, split_batches=enabled, **options) for enabled in (False, True))
     sizes = []
     split.generator.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    losses, others = run(whole, until=1), run(split, until=1)
-    assert losses.keys() == others.keys()
+    losses, split_losses = run(whole, until=1), run(split, until=1)
+    assert losses.keys() == split_losses.keys()
     for key, loss in losses.items():
         # loss_forget sums terms of both signs and may be near zero: loss_distill has terms of the same size.
         size = max(abs(loss.item()), losses["loss_distill"].item() if key == "loss_forget" else 0.0)
-        assert others[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
+        assert split_losses[key].item() == pytest.approx(loss.item(), abs=1e-5 * size), key
     assert set(sizes) - {5} == {3, 4}
     for kind in ("score_optimizer", "generator_optimizer"):
         # Adam's second moment is the square of the gradient; relative to the largest, since some are rounding errors.

@@ -24,7 +24,7 @@ REPLAY = {"replay_images_per_class": 3, "replay_steps": 2, "replay_batch_size": 
 
 
 class Watched(Pool):
-    """Images that record which of them were read."""
+    """Images that record the indices read."""
 
     def __init__(self, classes: int = 4, each: int = 5) -> None:
         labels = torch.arange(classes).repeat(each)
@@ -99,14 +99,14 @@ def test_salun_loss_and_gradient(kind, forget, cover):
         both[purpose] = x0, eps, t, images.labels[part]
     x0, eps, t, labels = both["forget"]
     assert set(labels.tolist()) == set(forget)
-    asked = dropped(streams, "forget condition", labels, 0.4)
+    condition = dropped(streams, "forget condition", labels, 0.4)
     if kind == "rl":
         covers = streams.choose("cover labels", 6, torch.tensor([1, 3] if cover is None else [cover]))
         x_t = noised(x0, eps, t)
         target = network.eps(x_t, t, dropped(streams, "cover condition", covers, 0.4)).detach()
-        forgot = (target - network.eps(x_t, t, asked)).square().mean()
+        forgot = (target - network.eps(x_t, t, condition)).square().mean()
     else:
-        forgot = -score_loss(network, x0, eps, t, asked)
+        forgot = -score_loss(network, x0, eps, t, condition)
     x0, eps, t, labels = both["retain"]
     assert not set(labels.tolist()) & set(forget)
     retain = score_loss(network, x0, eps, t, dropped(streams, "retain condition", labels, 0.4))
@@ -122,7 +122,7 @@ def test_salun_saliency_is_the_sum_of_clipped_guided_gradients(limit):
     method, _, images, _ = make(
         "salun", saliency_batch_size=4, saliency_guidance_scale=2.5, saliency_max_grad_norm=limit, density=0.5
     )
-    found = method.phases[0].accumulator.scores
+    actual = method.phases[0].accumulator.scores
     teacher = Oracle(method.setting.problem.teacher)
     members = (images.labels == 0).nonzero().flatten()
     total, norms = None, []
@@ -131,9 +131,9 @@ def test_salun_saliency_is_the_sum_of_clipped_guided_gradients(limit):
         streams = Streams(torch.device("cpu"), 3, "mask", i)
         eps, t = streams.normal("eps", 4, SHAPE)[: len(part)], antithetic(streams, "t", 4)[: len(part)]
         x_t = noised(images.images[part].double(), eps, t)
-        asked, null = (teacher.eps(x_t, t, torch.full((len(part),), label)) for label in (0, NULL))
+        cond, null = (teacher.eps(x_t, t, torch.full((len(part),), label)) for label in (0, NULL))
         # w = 1.5: (1 + w) eps_c - w eps_null.
-        error = eps.double() - (2.5 * asked - 1.5 * null)
+        error = eps.double() - (2.5 * cond - 1.5 * null)
         grads = teacher.grads(error.square().sum((1, 2, 3)).mean())
         norm = torch.cat([g.flatten() for g in grads.values()]).norm()
         norms.append(norm.item())
@@ -141,7 +141,7 @@ def test_salun_saliency_is_the_sum_of_clipped_guided_gradients(limit):
             grads = {name: g * min(1.0, limit / norm.item()) for name, g in grads.items()}
         total = grads if total is None else {name: total[name] + g for name, g in grads.items()}
     assert min(norms) > 1
-    assert_grads(found, total)
+    assert_grads(actual, total)
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5])
@@ -218,7 +218,7 @@ def test_selective_amnesia_loss_and_gradient():
     for name, value in (("loss_forget", forgot), ("loss_retain", retain), ("loss_ewc", penalty)):
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-3), name
     assert_grads(steps[0]["grads"], network.grads(forgot + 0.7 * retain + 1e-6 * penalty))
-    # Both parts count: a wrong factor of either would show.
+    # Both parts matter: a wrong factor of either would show.
     sizes = [
         max(float(g.abs().max()) for g in network.grads(part).values()) for part in (forgot + retain, 1e-6 * penalty)
     ]
@@ -281,14 +281,14 @@ def test_esd_loss_and_gradient(kind, empty):
             x = a2 * (x - b * eps) / a + b2 * eps
         drawn.append(x[0].detach())
     x_t, t = torch.stack(drawn), until * 125 + within
-    none, asked = empty_eps(teacher, x_t, t, covers), teacher.eps(x_t, t, labels)
-    target = (none - 1.5 * (asked - none)).detach()
+    none, cond = empty_eps(teacher, x_t, t, covers), teacher.eps(x_t, t, labels)
+    target = (none - 1.5 * (cond - none)).detach()
     loss = (network.eps(x_t, t, labels) - target).square().mean()
     assert losses["loss_forget"].item() == pytest.approx(loss.item(), rel=1e-3)
     assert_grads(steps[0]["grads"], network.grads(loss))
 
 
-def test_esd_trains_the_parameters_that_it_says():
+def test_esd_trained_parameters():
     for kind in ("x", "u", "all"):
         method = build_tiny("esd", teacher=tiny_unet(null_label=True), trained=kind)
         before = weights(method.network)
@@ -321,11 +321,11 @@ def test_retrain_never_sees_the_class_and_starts_afresh():
     phase.start(None)
     for i in range(9):
         phase.step(i)
-    seen = torch.cat(images.read)
-    assert set(images.labels[seen].tolist()) == {0, 3}
+    indices = torch.cat(images.read)
+    assert set(images.labels[indices].tolist()) == {0, 3}
     # Whole epochs: 36 reads of ten images.
     assert (
-        sorted(seen.bincount(minlength=20)[torch.isin(images.labels, torch.tensor([0, 3]))].tolist())
+        sorted(indices.bincount(minlength=20)[torch.isin(images.labels, torch.tensor([0, 3]))].tolist())
         == [3] * 4 + [4] * 6
     )
     rows, first = method.network.class_embedding.weight.detach(), start.class_embedding.weight.detach()

@@ -1,4 +1,4 @@
-"""What the mask ranks: gradients (test_equations.py), parameters or random numbers."""
+"""The scores that the mask ranks: gradients (test_equations.py), parameters or random numbers."""
 
 import pytest
 import torch

@@ -63,7 +63,7 @@ def weights(network) -> list[torch.Tensor]:
 
 
 def trained(method) -> list[torch.Tensor]:
-    """The weights of what a method trains."""
+    """The weights that a method trains."""
     names = [name for name in ("score", "generator", "network") if hasattr(method, name)]
     return [weight for name in names for weight in weights(getattr(method, name))]
 
@@ -100,7 +100,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_runs_repeat_and_resume_bit_for_bit(name, options):
-    # Of one block: each variant runs three times.
+    # One block, because each variant runs three times.
     teacher = tiny_unet(dropout=0.1, null_label=True, block_out_channels=(4,), attention_resolutions=(8,))
     pretrained = weights(teacher)
     method = build(name, teacher=teacher, **options)
@@ -142,7 +142,7 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
     assert any(moved) if options.get("trained") == "x" or name == "relabel" else sum(moved) > len(moved) / 2
 
 
-def test_it_starts_from_a_network_of_its_own():
+def test_initial_networks():
     teacher, generator, score = tiny_unet(), tiny_unet(), tiny_unet()
     request, kind = ForgetRequest.of(teacher, [0], 1), method_class("sfd")
     common = {"teacher": teacher, "schedule": NoiseSchedule.linear(), "request": request}
@@ -167,7 +167,7 @@ def test_another_seed_gives_another_run():
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"split_batches": True}])
-def test_forget_gradient_alone_moves_salient_entries_alone(options):
+def test_forget_gradient_moves_only_salient_entries(options):
     method = build("pecker", generator_retain_weight=0.0, mask_refresh_steps=0, density=0.2, **options)
     before = weights(method.generator)
     run(method)
@@ -210,15 +210,15 @@ def test_masks_are_refreshed_when_they_are_due_and_logged():
     method = build("pecker", mask_refresh_steps=3)
     phase = method.phases[0]
     phase.start(None)
-    seen = []
+    masks = []
     for i in range(6):
         phase.step(i)
-        seen.append(phase.masker.mask)
-    assert seen[0] is seen[1] is seen[2] and seen[3] is seen[5] and seen[0] is not seen[3]
+        masks.append(phase.masker.mask)
+    assert masks[0] is masks[1] is masks[2] and masks[3] is masks[5] and masks[0] is not masks[3]
     record = phase.describe()
-    assert record["mask_iou"] == seen[0].iou(seen[3]) and record["mask_density"] == pytest.approx(0.5, abs=0.01)
-    assert record["mask_touched_ever"] == (seen[0] | seen[3]).density
-    salient = sum(int(seen[3][name].sum()) for name in seen[3].names if name.startswith("down_blocks.0."))
+    assert record["mask_iou"] == masks[0].iou(masks[3]) and record["mask_density"] == pytest.approx(0.5, abs=0.01)
+    assert record["mask_touched_ever"] == (masks[0] | masks[3]).density
+    salient = sum(int(masks[3][name].sum()) for name in masks[3].names if name.startswith("down_blocks.0."))
     entries = sum(p.numel() for name, p in method.generator.named_parameters() if name.startswith("down_blocks.0."))
     assert record["mask_density_by_module"]["down_blocks.0"] == pytest.approx(salient / entries)
 
@@ -242,7 +242,7 @@ def test_two_stages_hand_over_the_average_and_keep_the_teacher():
     assert second.setting.problem.teacher is first.setting.problem.teacher is method.setting.problem.teacher
 
 
-def test_real_images_of_what_is_to_be_forgotten():
+def test_real_images_of_forgotten_classes():
     images = torch.rand(7, 1, 8, 8) * 2 - 1
     with pytest.raises(ValueError, match="saliency_samples"):
         build("pecker", saliency_samples="data")
@@ -304,7 +304,7 @@ def test_states_of_other_networks_are_refused():
         other.phases[0].load_state_dict(state)
 
 
-def test_methods_are_found_by_their_files():
+def test_methods_are_registered_by_file():
     known = {"esd", "patch", "pecker", "pecker+", "retrain", "salun", "selective_amnesia", "sfd"}
     assert known <= {*method_names()} and method_names() == sorted(method_names())
     with pytest.raises(ValueError, match=r"esd, patch, pecker, pecker\+, .*retrain, salun"):

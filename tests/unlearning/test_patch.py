@@ -1,4 +1,4 @@
-"""Patches: where they act, what chooses their entries, and their steps; whole runs are in test_methods.py."""
+"""Patches: the parts they act on, the choice of their entries, and their steps; test_methods.py has whole runs."""
 
 import copy
 
@@ -141,7 +141,7 @@ def test_scores_differ_and_a_seed_gives_the_same_mask():
     assert not masker_of(generator, saliency_chunks=6)[0].mask.equal(masks["ratio"])
 
 
-def test_where_a_patch_acts():
+def test_act_on():
     names = ["class_embedding.weight", "time_embedding.linear_1.bias", "mid_block.resnets.0.time_emb_proj.weight"]
     assert all(in_part(name, ("conditioning",)) and not in_part(name, ("body",)) for name in names)
     assert in_part("conv_in.weight", ("body",)) and not in_part("conv_in.weight", ("conditioning", "mid_block.*"))
@@ -153,7 +153,7 @@ def test_where_a_patch_acts():
         chosen = {name for name, count in zip(masker.mask.names, masker.mask.tensor_counts(), strict=True) if count}
         assert chosen and all(in_part(name, act_on) for name in chosen)
         assert masker.mask.count == int(0.05 * masker.mask.numel) and masker.share == 0.05
-    # All of a part that is smaller than the density.
+    # A part smaller than the density is taken whole.
     masker, _ = masker_of(generator, density=0.9, act_on=("conv_in.*",), saliency_score="random")
     entries = sum(p.numel() for name, p in generator.named_parameters() if name.startswith("conv_in."))
     assert masker.mask.count == entries and masker.share == pytest.approx(entries / masker.mask.numel)
@@ -161,7 +161,7 @@ def test_where_a_patch_acts():
         masker_of(generator, act_on=("conv_on.*",))
 
 
-def test_a_patch_leaves_earlier_ones_alone(tmp_path):
+def test_patch_is_disjoint_from_earlier_ones(tmp_path):
     generator = tiny_unet()
     first, second = (masker_of(generator, density=0.2, saliency_score=kind)[0].mask for kind in ("ratio", "random"))
     paths = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors")]
@@ -171,7 +171,7 @@ def test_a_patch_leaves_earlier_ones_alone(tmp_path):
     SaliencyMask.from_bool({name: second[name] for name in names}).save(paths[1])
     third = masker_of(generator, density=0.2, disjoint_from=tuple(paths))[0].mask
     assert (third & (first | second)).count == 0 and third.count == int(0.2 * third.numel)
-    # The file of a patch says what it changed.
+    # A patch file tells the changed entries.
     base = generator.state_dict()
     result = {name: value + first[name] if name in first.names else value for name, value in base.items()}
     Patch.between(base, result).save(paths[0])
@@ -201,7 +201,7 @@ def test_the_rate_follows_the_density():
     record = phase.describe()
     assert record["generator_learning_rate"] == pytest.approx(sparse_learning_rate(1e-3, 0.25))
     assert record["score_learning_rate"] == pytest.approx(sparse_learning_rate(2e-3, 0.5))
-    # Of a part that has fewer entries, the share that there is.
+    # A part with fewer entries gives its own share.
     method = build_method("patch", density=0.9, act_on=("conditioning",), **options)
     share = method.phases[0].masker.share
     assert share < 0.5 and method.phases[0].generator_learning_rate == sparse_learning_rate(1e-3, share)

@@ -1,4 +1,4 @@
-"""Prompts in place of classes: what is drawn, guidance against float64, whole small runs of every method."""
+"""Prompts in place of classes: labels, guidance against float64, whole small runs of every method."""
 
 import copy
 
@@ -46,7 +46,7 @@ def test_labels_of_a_request():
     assert PromptRequest(**REQUEST).conditions("cpu").negative is None
 
 
-def test_covers_are_paired_with_what_is_forgotten():
+def test_covers_are_paired_with_forgotten_labels():
     conditions = Conditions(*(torch.tensor(v) for v in ([0], [1, 2, 3], [11, 12, 13], [0])), paired=True)
     forgotten, covers = conditions.draw_forgotten(Streams(torch.device("cpu"), 1), 300)
     assert torch.equal(forgotten + 10, covers) and set(forgotten.tolist()) == {1, 2, 3}
@@ -91,10 +91,10 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
         """eps of one network, guided: its labels are ignored."""
 
         def __init__(self, inner, labels, nulls, scale):
-            self.inner, self.given = inner, (labels, nulls, scale)
+            self.inner, self.inputs = inner, (labels, nulls, scale)
 
         def eps(self, x, t, labels):
-            cond, nulls, scale = self.given
+            cond, nulls, scale = self.inputs
             return (1 - scale) * self.inner.eps(x, t, nulls) + scale * self.inner.eps(x, t, cond)
 
     z, eps = (streams.normal(f"score {name}", count, SHAPE) for name in ("z", "eps"))
@@ -102,8 +102,8 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     dropped = streams.uniform("score condition dropout", count) < 0.4
     assert dropped.any() and not dropped.all()
     x = one_step(generator, z, 250, labels).detach()
-    seen, without = score_labels.masked_fill(dropped, 0), nulls[0].masked_fill(dropped, 0)
-    losses = [score_loss(Guided(score, seen[s], without[s], 2.5), x[s], eps[s], t[s], None) for s in parts]
+    conditions, without = score_labels.masked_fill(dropped, 0), nulls[0].masked_fill(dropped, 0)
+    losses = [score_loss(Guided(score, conditions[s], without[s], 2.5), x[s], eps[s], t[s], None) for s in parts]
     (score_step,), (generator_step,) = score_steps, generator_steps
     assert_grads(score_step["grads"], score.grads(0.8 * losses[0] + 0.3 * losses[1]))
     z, eps = (streams.normal(f"generator {name}", count, SHAPE) for name in ("z", "eps"))
@@ -126,7 +126,7 @@ def test_long_short_guidance_against_float64(roles, sees_cover):
     assert_grads(generator_step["masked_grads"], generator.grads(0.2 * losses[1]))
 
 
-def test_classes_can_be_guided_too_and_others_cannot():
+def test_guidance_of_class_networks():
     from tests.diffusion.toy import tiny_unet
     from tests.unlearning.test_methods import build as build_method
 
@@ -195,8 +195,8 @@ def test_every_method_runs_repeats_and_resumes_on_text(name, kind, options, sett
         resumed.phases[-1].step(i)
     for one, two in ((method.score, resumed.score), (method.generator, resumed.generator)):
         assert all(same_bits(a, b) for a, b in zip(weights(one), weights(two), strict=True))
-    wanted = setting.get("weights_dtype", torch.float32)
-    assert {p.dtype for p in method.generator.parameters()} == {wanted}
+    dtype = setting.get("weights_dtype", torch.float32)
+    assert {p.dtype for p in method.generator.parameters()} == {dtype}
     teacher_dtype = setting.get("teacher_dtype", torch.float32)
     assert {p.dtype for p in method.setting.problem.teacher.parameters()} == {teacher_dtype}
     moved = [
@@ -216,9 +216,9 @@ def test_gradient_checkpointing_changes_no_step():
     teacher = tiny_text_network(8, dropout=0.3)
     options = {"regression_weight": 0.5, "ema_decay": None}
     plain, losses = run_text("pecker", teacher, 2, **options)
-    again, others = run_text("pecker", teacher, 2, {"gradient_checkpointing": True}, **options)
+    again, again_losses = run_text("pecker", teacher, 2, {"gradient_checkpointing": True}, **options)
     for name, loss in losses.items():
-        assert loss.item() == pytest.approx(others[name].item(), rel=1e-3), name
+        assert loss.item() == pytest.approx(again_losses[name].item(), rel=1e-3), name
     for one, two in ((plain.score, again.score), (plain.generator, again.generator)):
         for a, b, start in zip(weights(one), weights(two), weights(teacher), strict=True):
             # Adam makes full steps even of rounding errors.

@@ -1,4 +1,4 @@
-"""What the parts of a setting refuse, by themselves and for a method."""
+"""Values that the parts of a setting refuse, on their own and for a method."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ def test_a_setting_places_its_teacher():
     assert not problem.forgets_prompts and problem.sample_shape == (1, 8, 8)
 
 
-def test_methods_without_a_memory_plan_say_so():
+def test_methods_without_a_memory_plan_are_named():
     kind = method_class("esd")
     with pytest.raises(ValueError, match="memory of method 'esd' cannot be estimated"):
         kind.rehearsal_options(kind.Options(), 1)
