@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pecker_fast.ops.extension import library_path
+
 ROOT = Path(__file__).resolve().parents[1]
 CUDA_SOURCES = ROOT / "csrc" / "cuda"
 # As in setup.py.
@@ -272,41 +274,57 @@ def early_uses(instructions: Iterable[Instruction]) -> list[tuple[Instruction, I
     return found
 
 
-_USAGE = re.compile(
-    r"Compiling entry function '(?P<name>\S+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
-    re.DOTALL,
-)
+_USAGE = re.compile(r"Function (?P<name>\S+):\s+REG:(?P<registers>\d+) STACK:(?P<stack>\d+).*? LOCAL:(?P<local>\d+)")
 
 
-def _run(command: Sequence[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
+def _run(command: Sequence[str], folder: Path | None = None) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
     return result.stdout + result.stderr
 
 
-def compile_source(source: str, architecture: str, cubin: Path) -> dict[str, dict[str, int]]:
-    """Compiles ``csrc/cuda/<source>.cu`` to ``cubin``.
-
-    Returns for each kernel (mangled) its "registers", and the bytes of its "stack", spill "stores" and spill "loads".
-    Raises RuntimeError if nvcc is missing or fails.
-    """
+def compile_source(source: str, architecture: str, cubin: Path) -> None:
+    """Compiles ``csrc/cuda/<source>.cu`` to ``cubin``. Raises RuntimeError if nvcc is missing or fails."""
     nvcc = find_tool("nvcc")
     if nvcc is None:
         raise RuntimeError("nvcc was not found: install the CUDA toolkit or set CUDA_HOME")
-    path = str(CUDA_SOURCES / f"{source}.cu")
-    report = _run([nvcc, *FLAGS, "-cubin", f"-arch={architecture}", "-Xptxas=-v", path, "-o", str(cubin)])
-    names = ("stack", "stores", "loads", "registers")
+    _run([nvcc, *FLAGS, "-cubin", f"-arch={architecture}", str(CUDA_SOURCES / f"{source}.cu"), "-o", str(cubin)])
+
+
+def built_cubins(folder: Path) -> dict[tuple[str, str], Path]:
+    """The cubins of the installed CUDA library, by source and architecture, as files in ``folder``.
+
+    Empty if there is no such library, or a source is newer. Raises RuntimeError if cuobjdump is missing or fails.
+    """
+    library = library_path("cuda")
+    sources = [path for part in ("cuda", "common") for path in (ROOT / "csrc" / part).iterdir()]
+    if library is None or max(path.stat().st_mtime for path in sources) > library.stat().st_mtime:
+        return {}
+    _run([_disassembler(), "-xelf", "all", str(library)], folder)
+    return {tuple(path.stem.rsplit(".", 1)): path for path in folder.glob("*.cubin")}
+
+
+def resource_usage(cubin: Path) -> dict[str, dict[str, int]]:
+    """For each kernel (mangled) its "registers", and its bytes of "stack" (with spilled values) and "local" memory.
+
+    Raises RuntimeError if cuobjdump is missing or fails.
+    """
+    report = _run([_disassembler(), "-res-usage", str(cubin)])
+    names = ("registers", "stack", "local")
     return {match["name"]: {name: int(match[name]) for name in names} for match in _USAGE.finditer(report)}
 
 
 def disassemble(cubin: Path) -> list[Kernel]:
     """The kernels of a cubin. Raises RuntimeError if cuobjdump is missing or fails."""
+    return parse(_run([_disassembler(), "-sass", str(cubin)]))
+
+
+def _disassembler() -> str:
     dump = find_tool("cuobjdump")
     if dump is None:
         raise RuntimeError("cuobjdump was not found: install the CUDA toolkit or triton")
-    return parse(_run([dump, "-sass", str(cubin)]))
+    return dump
 
 
 ENTRIES = 4
