@@ -40,8 +40,9 @@ def test_figures_after_steps():
 
 
 def test_catalogue_covers_the_committed_results():
-    demo = json.loads((RESULTS / "demo-digits.json").read_text())["methods"]["pecker"]
-    words = {"method", "seed", "pretrained", "feature_extractor", "weights_sha256", "weights", "before_diversity"}
+    demo = json.loads((RESULTS / "demo-digits.json").read_text())["methods"]["patch"]
+    words = {"method", "seed", "pretrained", "protocol", "feature_extractor", "weights_sha256", "weights"}
+    words |= {"before_diversity"}
     assert {key for key in demo if find(key) is None} == words
     summary = json.loads((RESULTS / "robustness" / "pecker.json").read_text())["summary"]
     assert all(find(key) is not None for key in summary)
