@@ -16,10 +16,8 @@ demo: $(STAMP)
 
 # The same random inputs in every run; fresh ones in each run of test-random.
 test-random: export PECKER_FAST_TEST_SEED = random
-# One process more than cores: some tests wait for processes of their own.
-WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 test test-random: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 bench: $(STAMP)
 	$(BIN)/pecker-fast bench
