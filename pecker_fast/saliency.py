@@ -316,7 +316,13 @@ class SaliencyAccumulator:
     backend : str, optional
         As in ``saliency_mask``.
 
-    Use: ``loss.backward(); acc.add(); model.zero_grad()`` for each batch, then ``acc.mask(density=0.5)``.
+    Examples
+    --------
+    >>> for batch in batches:
+    ...     loss(model, batch).backward()
+    ...     accumulator.add()
+    ...     model.zero_grad()
+    >>> mask = accumulator.mask(density=0.5)
     """
 
     def __init__(
