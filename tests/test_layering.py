@@ -66,7 +66,7 @@ ALLOWED = {
     },
     "environment": {"ops", "__init__"},
     "benchmarks": {
-        *("benchmarks", "ops", "mask", "saliency", "optim", "flat", "environment", "__init__"),
+        *("benchmarks", "ops", "mask", "saliency", "optim", "patches", "flat", "environment", "__init__"),
         *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics", "runs"),
     },
     "runs": {

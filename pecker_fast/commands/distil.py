@@ -1,6 +1,5 @@
 """``pecker-fast distil``. The preset decides which other options there are, and their defaults."""
 
-import json
 from collections.abc import Callable, Sequence
 
 from ..figures import describe as figure_lines
@@ -34,11 +33,9 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
 def run(args: UnlearnArguments) -> None:
     """Print the configuration, or make the run and print its main figures."""
     if args.output.dry_run:
-        config, memory = describe(args)
+        text = describe(args)
         if process_number() == 0:
-            print(json.dumps(config, indent=1))
-            if memory is not None:
-                print(memory)
+            print(text)
         return
     metrics = distil(args).metrics
     if metrics:

@@ -1,6 +1,5 @@
 """``pecker-fast fisher``. The preset decides the defaults."""
 
-import json
 from collections.abc import Callable, Sequence
 
 from ..parsing import early_option, parse_options
@@ -29,7 +28,7 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
 def run(args: UnlearnArguments) -> None:
     """Print the configuration, or make the file and print its path."""
     if args.output.dry_run:
-        print(json.dumps(describe(args)[0], indent=1))
+        print(describe(args))
         return
     path = fisher(args)
     if path is not None:

@@ -1,6 +1,7 @@
 """One run of unlearning or distillation, from its options to its report, step by step."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,8 +170,8 @@ def _carry_out(
     return Outcome(metrics, shared[0])
 
 
-def describe(args: UnlearnArguments) -> tuple[dict[str, Any], str | None]:
-    """What a run would do (``--dry_run``): its configuration as JSON, and an estimate of its memory or None.
+def describe(args: UnlearnArguments) -> str:
+    """What a run would do (``--dry_run``): its configuration as JSON, and below it an estimate of its memory if any.
 
     Raises
     ------
@@ -180,4 +181,5 @@ def describe(args: UnlearnArguments) -> tuple[dict[str, Any], str | None]:
     args = with_distilled(args)
     kind = task_of(args)
     kind.check(args)
-    return kind.describe(args), kind.estimate(args)
+    memory = kind.estimate(args)
+    return json.dumps(kind.describe(args), indent=1) + ("" if memory is None else f"\n{memory}")
