@@ -85,7 +85,7 @@ REFERENCE = Condition(
 )
 COEFFICIENTS = ((0.05, 0.05), (0.1, 0.1), (0.1, 0.02), (0.3, 0.02))
 RATES = (6e-4, 3e-4, 1.5e-4)
-# Run on every pair and preset: the subject of the claims, with the dense settings that did best in the prototype.
+# Run on every pair and preset: the subject of the claims, with the dense settings that did best in trials.
 CORE = (
     REFERENCE,
     _patch(PATCH, 0.1),

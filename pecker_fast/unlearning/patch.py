@@ -253,7 +253,7 @@ class Patch(ScoreForgetting):
     Options = PatchOptions
     shards = False
     needs_distilled: ClassVar[bool] = True
-    # From the prototype on digits (docs/patches.md); a starting point on other data.
+    # Chosen on the digits (docs/patches.md); a starting point on other data.
     defaults: ClassVar[dict[str, Any]] = {"generator_forget_weight": 0.3, "score_forget_weight": 0.02}
 
     def __init__(self, setting: Setting, options: PatchOptions) -> None:
