@@ -53,8 +53,19 @@ class Layout:
 CLASSES = Layout(
     title="Methods compared",
     columns=(
-        *("ua", "ua_last_half_min", "retain_accuracy", "frechet_distance", "frechet_over_real"),
-        *("fid", "sfid", "is", "kid", "precision", "recall", "extractor_precision", "extractor_recall"),
+        *("ua", "pul", "ua_last_half_min", "retain_accuracy", "frechet_distance", "frechet_over_real"),
+        *(
+            "u_frechet_distance",
+            "fid",
+            "u_fid",
+            "sfid",
+            "is",
+            "kid",
+            "precision",
+            "recall",
+            "extractor_precision",
+            "extractor_recall",
+        ),
         *("diversity", "cover_frechet_distance", "cover_diversity", "images_to_forget", "images", "seconds"),
         *("sampling_steps", "seconds_per_image", "peak_memory_gib"),
         *("relearn_forget_ua_50", "latent_own_confirmed", "paths_still_most"),

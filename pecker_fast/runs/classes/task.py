@@ -227,6 +227,7 @@ class ClassTask(Task):
             **self._measured(records, after, progress),
             **evaluation.real_split,
             **evaluation.before(self.before),
+            **evaluation.result(self.before, after),
             "protocol": evaluation.protocol(),
         }
 
