@@ -348,6 +348,30 @@ def _latents() -> list[Figure]:
 
 
 _ROBUSTNESS = (
+    Figure(
+        "relearn_steps_to_half", "Steps until the class is back", "steps to half", "", "{:.1f}", "higher",
+        "Steps of the strongest attack until half of the forgotten class's images are of it again",
+    ),
+    Figure(
+        "relearn_images_to_half", "Images until the class is back", "images to half", "", "{:,.0f}", "higher",
+        "Images that this attack has trained on by then",
+    ),
+    Figure(
+        "relabel_steps_to_half", "Steps until it is back, relabelled", "steps to half, relabel", "", "{:.1f}", None,
+        "The same of the network that the run started from, relabelled",
+    ),
+    Figure(
+        "control_steps_to_half", "Steps until a control draws it", "steps to half, control", "", "{:.1f}", None,
+        "The same of a network that never saw the class",
+    ),
+    Figure(
+        "cost_over_relabel", "Cost of relearning / relabel", "cost / relabel", "", "{:.2f}", "higher",
+        "Steps until the class is back divided by those after relabelling",
+    ),
+    Figure(
+        "cost_over_control", "Cost of relearning / control", "cost / control", "", "{:.2f}", "higher",
+        "Steps until the class is back divided by those of a network that never saw it",
+    ),
     *_relearning(),
     *_latents(),
     Figure(

@@ -68,6 +68,7 @@ CLASSES = Layout(
         ),
         *("diversity", "cover_frechet_distance", "cover_diversity", "images_to_forget", "images", "seconds"),
         *("sampling_steps", "seconds_per_image", "peak_memory_gib"),
+        *("relearn_steps_to_half", "cost_over_relabel", "cost_over_control"),
         *("relearn_forget_ua_50", "latent_own_confirmed", "paths_still_most"),
         *("reached", "parameters_changed", "drift_norm"),
     ),

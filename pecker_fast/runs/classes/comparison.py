@@ -18,6 +18,7 @@ from ..distilled import existing_distilled
 from ..evaluate import evaluate
 from ..presets import class_preset
 from ..robustness import RobustnessArguments, robustness
+from ..robustness_across import write_across_runs
 from ..several import command_line
 from ..task import unlearn_arguments
 from .evaluation import ClassEvaluation
@@ -59,7 +60,8 @@ class ClassComparison(CompareArguments):
     data_root: str | None = None
     """Folder with the files of cifar10 or stl10."""
     robustness: bool = False
-    """Attack every run (pecker-fast robustness), and report the result."""
+    """Attack every run (pecker-fast robustness), and report the result, with the cost of relearning over the seeds in
+    robustness.md."""
     seconds: bool = True
     """Report seconds. Leave them out if the machine was also doing other things."""
     runs: str | None = None
@@ -96,7 +98,7 @@ class ClassComparison(CompareArguments):
             self._measure_with_inception(folder, args)
         if self.robustness and not (folder / "robustness.json").is_file():
             print(f"robustness: {name}, seed {args.compute.seed}")
-            robustness(RobustnessArguments(run=str(folder), progress_bar=self.progress_bar))
+            robustness(RobustnessArguments(run=(str(folder),), progress_bar=self.progress_bar))
 
     def _measure_with_inception(self, folder: Path, args: UnlearnArguments) -> None:
         values = class_preset(self.preset)
@@ -126,6 +128,10 @@ class ClassComparison(CompareArguments):
         request_line = f"Preset {self.preset}: forget class {classes}, with {cover} as cover."
         command = command_line("compare")
         report = write_across(self.folder, runs, seconds=self.seconds, asked=request_line, command=command, facts=facts)
+        folders = [run.folder for several in runs.values() for run in several]
+        # Attacks of an earlier version have no costs.
+        if self.robustness and any("cost" in run.json("robustness") for several in runs.values() for run in several):
+            write_across_runs(self.folder, folders)
         return report, text_table(runs, self.seconds)
 
     def report_again(self) -> Comparison | None:

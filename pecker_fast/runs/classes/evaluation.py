@@ -129,8 +129,11 @@ class ClassEvaluation(EvaluateArguments):
         features: Path,
         everything: Tensor | None,
     ) -> dict[str, Any] | None:
-        """``image_quality`` of images of the retained classes, in Inception's features if its weights are given and
-        otherwise in the judge's; ``everything``: the images of all classes, if some are forgotten. None if torch-fidelity is missing and only the judge's features were wanted."""
+        """``image_quality`` of images of the retained classes, and of those of all classes if some are forgotten.
+
+        In Inception's features if its weights are given and otherwise in the judge's. None if torch-fidelity is
+        missing and only the judge's features were wanted.
+        """
         extractor: dict[str, Any] = {"weights": self.inception_weights}
         if self.inception_weights is None:
             if find_spec("torch_fidelity") is None:
