@@ -81,7 +81,9 @@ def _shared(config: dict[str, Any], device: str | None, progress: bool) -> dict[
         "cover_class": "random" if cover is None else str(cover),
     }
     given = {name: config[name] for name in SHARED if config.get(name) is not None}
-    return {**given, **request, "device": device, "progress_bar": progress, "overwrite_output_dir": True}
+    # The attacks measure the controls before their first step.
+    fixed = {"evaluate": False, "overwrite_output_dir": True}
+    return {**given, **request, **fixed, "device": device, "progress_bar": progress}
 
 
 def _made(args: UnlearnArguments) -> Path:

@@ -103,7 +103,7 @@ def test_inversion_takes_the_best_of_random_starts():
     assert [row["step"] for row in rows] == [0, 1, 3] and [row["images"] for row in rows] == [0, 24, 72]
     # Four curves of three measurements: other starts each, all other weights those of the network.
     starts = [spy.seen[3 * i][1]["class_embedding.weight"] for i in range(4)]
-    table = network.class_embedding.weight
+    table = network.class_embedding.weight.detach()
     assert len({start[0].item() for start in starts}) == 4
     assert all(torch.equal(start[1:], table[1:]) and start[0] != table[0] for start in starts)
     assert all(torch.equal(state["w"], network.w) for _, state in spy.seen)
