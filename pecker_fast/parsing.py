@@ -105,7 +105,9 @@ def parse_options(
                 inner = mirror(value)
                 title = (titles or {}).get(field.name, field.name)
                 # With a help text, tyro does not look for one in the source of the class, which has none.
-                groups.append((title, Annotated[inner, tyro.conf.arg(help="")], dataclasses.field(default_factory=inner)))
+                groups.append(
+                    (title, Annotated[inner, tyro.conf.arg(help="")], dataclasses.field(default_factory=inner))
+                )
             else:
                 own.append(item(group, field, hints, helps))
         return dataclasses.make_dataclass(kind.__name__, [*own, *groups], kw_only=True)
