@@ -63,8 +63,8 @@ class SequenceArguments:
     pretrained_model_name_or_path: str | None = None
     """The network to start from. Default: the preset's."""
     distilled: str | None = None
-    """Folder of a run of distillation, or "auto": the first request, and all at once, start from its networks. Default: as
-    the method does alone."""
+    """Folder of a run of distillation, or "auto": the first request, and all at once, start from its networks. Default:
+    what the method starts from alone."""
     max_train_steps: int | None = None
     """Iterations of each request. Default: the method's."""
     samples_per_class: int | None = None
