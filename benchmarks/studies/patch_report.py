@@ -280,8 +280,9 @@ def write_summary(
         "twenty does so by chance.",
         "≥: the UA of some seeds never stayed at 98 %; the length of their run counts.",
         "The best dense setting of a place is the one with the least sum of its ranks in images to UA 98 and in the "
-        "retained Fréchet distance, among those that ran on every seed of the patch and get there on all. Over the dense front: the Fréchet distance "
-        "minus that of all dense settings of the same seed after the same number of images to UA 98.",
+        "retained Fréchet distance, among those that ran on every seed of the patch and get there on all.",
+        "Over the dense front: the Fréchet distance minus that of all dense settings of the same seed after the same "
+        "number of images to UA 98.",
     )
     sections = [Section("How to read it", [*map(Text, notes), meanings_table(FIGURES.values())])]
     if records:
