@@ -220,7 +220,8 @@ def _attack(folder: Path, args: RobustnessArguments, shared: dict[tuple[Any, ...
         "relearn": asdict(attack.relearning),
         "latent": asdict(attack.searching),
         "guidance_scales": list(args.guidance_scales),
-        "control": args.control,
+        "control": subject.control,
+        "relabel": subject.relabel,
         "notes": list(subject.notes),
         "weights_sha256": {name: weights_hash(network) for name, network in subject.networks.items()},
     }

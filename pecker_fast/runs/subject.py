@@ -55,6 +55,8 @@ class Subject:
         Of the attacks.
     notes : tuple of str
         What the networks to compare with lack, in words.
+    control, relabel : str or None
+        Where these two came from; None if there is none, or it was made in memory.
     """
 
     folder: Path
@@ -64,6 +66,8 @@ class Subject:
     networks: dict[str, nn.Module]
     seed: int
     notes: tuple[str, ...] = ()
+    control: str | None = None
+    relabel: str | None = None
 
     @property
     def t_init(self) -> int | None:
@@ -123,7 +127,7 @@ class Subject:
                 raise ValueError(f"{name} is {others[name]!r}, a network of another architecture than the run's")
         for x in networks.values():
             x.to(device).eval().requires_grad_(False)
-        return cls(folder, config, schedule.to(device), request, networks, seed, tuple(notes))
+        return cls(folder, config, schedule.to(device), request, networks, seed, tuple(notes), control, relabel)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
