@@ -18,9 +18,9 @@ SHARED = ("pretrained_model_name_or_path", "checkpoint_state", "judge", "dataset
 def never_saw(config: dict[str, Any], folder: Path, retrained: str | None, device: str | None, progress: bool) -> Path:
     """Make a network that never saw the classes of a run, and distil it if the run draws in one step.
 
-    The first is a run of retrain on the preset. The second is a run of SFD on that network with forget weights of 0,
-    with as many iterations as the run's generator has been distilled for: nothing is drawn for the forgotten class but
-    what the retained ones make of its label. What is there already is used again.
+    The first is a run of retrain on the preset. The second is a run of SFD on that network with forget weights of 0, so
+    that it is distilled on the retained classes alone: with the preset's options of distillation if the run started
+    from a distilled generator, otherwise with those of SFD. What is there already is used again.
 
     Parameters
     ----------
