@@ -86,7 +86,7 @@ def test_version_and_extras(wheel):
         "torch", "numpy", "safetensors", "tyro", "docstring-parser", "tqdm",
     }  # fmt: skip
     extras = {line.split()[1] for line in lines if line.startswith("Provides-Extra:")}
-    assert {"train", "eval", "all", "demo", "test", "dev", "docs"} <= extras
+    assert {"train", "eval", "mnist", "all", "demo", "test", "dev", "docs"} <= extras
 
 
 def test_installation_without_a_compiler(wheel, tmp_path):
