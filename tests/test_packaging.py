@@ -55,6 +55,7 @@ def test_wheel_contains_only_the_package(wheel):
         "assets/digits/distilled/score/diffusion_pytorch_model.safetensors",
         "assets/digits/distilled/config.json",
         "assets/digits16/unet/diffusion_pytorch_model.safetensors",
+        "assets/mnist/judge.safetensors",
     ):
         assert f"pecker_fast/{module}" in names
     assert not [name for name in names if name.endswith(".so")]

@@ -30,7 +30,7 @@ DIGITS_RECIPE = {
     "width": 64,
 }
 # How train_mnist_judge() trains the shipped judge.
-MNIST_RECIPE = {**DIGITS_RECIPE, "steps": 2000, "batch_size": 128, "lr": 4e-3, "shift": 2}
+MNIST_RECIPE = {**DIGITS_RECIPE, "steps": 1000, "lr": 4e-3, "shift": 2}
 SHIPPED = ("digits", "digits16", "mnist")
 METADATA_KEY = "pecker_fast"
 KINDS = {kind.__name__: kind for kind in (SmallClassifier, ResNetClassifier)}
