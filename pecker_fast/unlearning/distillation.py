@@ -158,12 +158,13 @@ class DistillationPhase(Phase):
             with torch.no_grad():
                 for param, value in zip(self.generator.parameters(), averaged, strict=True):
                     local(param).copy_(part_of(value, param))
-        for masker in filter(None, (self.masker, self.score_masker)):
+        self._make_optimizers()
+        for masker in filter(None, (self.masker, self.score_masker, self._destroyer)):
             masker.start(self.generator)
         if self._destroyer is not None:
             self._destroy()
-        # Last: averages and moments start from the weights as they are now.
-        self._make_optimizers()
+            # Averages and masters start from what is left.
+            self._make_optimizers()
 
     def _destroy(self) -> None:
         """Destroy entries of theta. What chooses them, and the entries of masks that stay, needs theta as it was."""
@@ -171,8 +172,7 @@ class DistillationPhase(Phase):
             self.masker.refresh(0, self.generator)
         if self.score_masker is not None:
             self.score_masker.refresh(0, self.score)
-        with self.setting.compute.regions("destruction"):
-            self._destroyed = self._destroyer.destroy(self.generator)
+        self._destroyed = self._destroyer.destroy(self.generator)
 
     def step(self, iteration: int) -> dict[str, Tensor]:
         o = self.options

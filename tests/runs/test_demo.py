@@ -6,6 +6,7 @@ import pytest
 
 from pecker_fast.runs import demo as module
 from pecker_fast.runs.demo import METHODS, demo
+from pecker_fast.runs.distilled import with_distilled
 from pecker_fast.runs.task import task_of
 from pecker_fast.runs.unlearn import Outcome
 
@@ -19,7 +20,9 @@ def runs(monkeypatch):
     def unlearn(args, before=None):
         made.append(args)
         args.folder.mkdir(parents=True, exist_ok=True)
-        (args.folder / "config.json").write_text(json.dumps(task_of(args).describe(args)))
+        # Whether the networks of mnist are there or not.
+        settled = args if args.preset == "mnist" else with_distilled(args)
+        (args.folder / "config.json").write_text(json.dumps(task_of(args).describe(settled)))
         if args.method in stop:
             (args.folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
             raise SystemExit(143)
