@@ -87,11 +87,8 @@ def parse_options(
         # A place has no default, and the text may say what None stands for.
         silent = name == positional or (text is not None and "Default: " in text and getattr(group, name) is None)
         other = (aliases or {}).get(name)
-        texts: dict[str, Any] = {
-            "help": text,
-            "help_behavior_hint": "" if silent else None,
-            "aliases": other and (other,),
-        }
+        hint = "" if silent else None
+        texts: dict[str, Any] = {"help": text, "help_behavior_hint": hint, "aliases": other and (other,)}
         markers: list[Any] = [tyro.conf.arg(**texts)]
         if name == positional:
             markers = [tyro.conf.Positional, tyro.conf.arg(**texts, metavar=name.upper())]
