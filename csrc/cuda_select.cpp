@@ -55,14 +55,12 @@ class ScoreTable {
 
   const Scores& view() const { return view_; }
 
-  // As kernel arguments: nothing waits, and a CUDA graph keeps them.
-  void upload(const at::TensorOptions& options, cudaStream_t stream) {
+  // As kernel arguments: nothing waits, and a CUDA graph keeps them. Clears `clear_bytes` at `clear` on the way.
+  void upload(const at::TensorOptions& options, cudaStream_t stream, void* clear, std::int64_t clear_bytes) {
     constexpr std::int64_t kWords = sizeof(ScoreTensor) / sizeof(std::int64_t);
-    if (view_.num_tensors == 0) return;
     storage_ = at::empty({view_.num_tensors * kWords}, options.dtype(at::kLong));
-    std::int64_t* const device = storage_.mutable_data_ptr<std::int64_t>();
-    upload_words(reinterpret_cast<const std::int64_t*>(rows_.data()), view_.num_tensors * kWords, device, stream);
-    view_.tensors = reinterpret_cast<const ScoreTensor*>(device);
+    view_.tensors = reinterpret_cast<const ScoreTensor*>(storage_.mutable_data_ptr<std::int64_t>());
+    upload_scores(view_, rows_.data(), clear, clear_bytes, stream);
   }
 
  private:
@@ -102,7 +100,8 @@ MaskTensors mask_rows(ScoreTable& scores, const Tensor& rows, bool may_sample, c
   const SelectPlan plan = plan_select(scores.view(), tuning, m);
   // From the caching allocator, which gives the same memory to every call alike.
   Tensor workspace = at::empty({select_workspace_bytes(scores.view(), plan)}, options.dtype(at::kByte));
-  scores.upload(options, stream);
+  scores.upload(options, stream, workspace.mutable_data_ptr(),
+                select_cleared_bytes(scores.view(), plan, !may_sample));
   const MaskRows out = {words.mutable_data_ptr<std::int32_t>(), thresholds.mutable_data_ptr<float>(),
                         counts.mutable_data_ptr<std::int64_t>(), nan_count.mutable_data_ptr<std::int64_t>()};
   launch(scores.view(), m, out, plan, workspace.mutable_data_ptr(), stream);
@@ -146,7 +145,7 @@ Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int6
   const std::int64_t bins = std::int64_t{1} << kRadixBits[level];
   Tensor counts = at::empty({prefixes.numel(), bins}, options.dtype(at::kLong));
   if (counts.numel() == 0) return counts;
-  table.upload(options, stream);
+  table.upload(options, stream, counts.mutable_data_ptr(), static_cast<std::int64_t>(counts.nbytes()));
   launch_radix_histogram(table.view(), prefixes.const_data_ptr<std::int32_t>(), prefixes.numel(),
                          static_cast<int>(level), counts.mutable_data_ptr<std::int64_t>(),
                          default_tuning(multiprocessors(prefixes.device())).blocks, stream);
@@ -162,8 +161,8 @@ Tensor magnitude_sums_cuda(TensorList tensors) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const std::int64_t n = static_cast<std::int64_t>(tensors.size());
   Tensor sums = at::empty({n, kSumColumns}, options.dtype(at::kLong));
-  table.upload(options, stream);
-  launch_magnitude_sums(table.view(), n, sums.mutable_data_ptr<std::int64_t>(),
+  table.upload(options, stream, sums.mutable_data_ptr(), static_cast<std::int64_t>(sums.nbytes()));
+  launch_magnitude_sums(table.view(), sums.mutable_data_ptr<std::int64_t>(),
                         default_tuning(multiprocessors(device)).blocks, stream);
   return sums;
 }

@@ -69,8 +69,9 @@ inline MultiTensor view_table(std::int64_t* table, std::int64_t num_tensors, std
 }
 
 // Copies host words to the device as kernel arguments: no pinned buffer has to outlive the copy, nothing waits, and a
-// CUDA graph keeps the values.
-void upload_words(const std::int64_t* host, std::int64_t count, std::int64_t* device, cudaStream_t stream);
+// CUDA graph keeps the values. The first launch also sets `clear_words` words at `clear` to 0.
+void upload_words(const std::int64_t* host, std::int64_t count, std::int64_t* device, cudaStream_t stream,
+                  std::int64_t* clear = nullptr, std::int64_t clear_words = 0);
 
 // Writes the chunks of a table whose TensorInfo is on the device already.
 void expand_chunks(const MultiTensor& table, cudaStream_t stream);

@@ -27,19 +27,24 @@ int guarded(const Body& body) {
 }
 
 struct Table {
-  std::vector<ScoreTensor> rows;
+  std::vector<ScoreTensor> rows, device;
   Scores scores = {};
 
   Table(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
         const std::int64_t* others = nullptr, const float* damping = nullptr)
-      : rows(n + 1) {
+      : rows(n + 1), device(n + 1) {
     for (int i = 0; i < n; ++i) {
       append_score(scores, i, reinterpret_cast<const void*>(pointers[i]),
                    damping == nullptr ? nullptr : reinterpret_cast<const void*>(others[i]), numels[i], types[i],
                    &rows[scores.num_tensors]);
     }
-    scores.tensors = rows.data();
+    scores.tensors = device.data();
     scores.damping = damping;
+  }
+
+  // As the extension does before it calls a launcher.
+  void upload(void* clear, std::int64_t clear_bytes) const {
+    upload_scores(scores, rows.data(), clear, clear_bytes, nullptr);
   }
 };
 
@@ -55,6 +60,15 @@ struct Memory {
 extern "C" {
 
 const char* last_error() { return message; }
+
+// The names of what was launched since the last call, with a space after each.
+const char* launched() {
+  static std::string names;
+  names.clear();
+  for (const std::string& name : cuda_emulator::launched) names += name + " ";
+  cuda_emulator::launched.clear();
+  return names.c_str();
+}
 
 void set_order(int order) { cuda_emulator::order = static_cast<cuda_emulator::Order>(order); }
 
@@ -78,6 +92,7 @@ int emulated_select(int n, const std::int64_t* pointers, const std::int64_t* num
     const Table table(n, pointers, numels, types, others, damping);
     const SelectPlan plan = plan_select(table.scores, *tuning, rows);
     Memory memory(select_workspace_bytes(table.scores, plan));
+    table.upload(memory.data(), select_cleared_bytes(table.scores, plan, false));
     launch_select(table.scores, ks, rows, ties_all != 0, {words, thresholds, counts, nan_count}, plan, memory.data(),
                   nullptr);
     // The states of the last group of rows are the first part of the workspace.
@@ -99,6 +114,7 @@ int emulated_threshold_mask(int n, const std::int64_t* pointers, const std::int6
     histograms.min_sampled_bytes = INT64_MAX;
     const SelectPlan plan = plan_select(table.scores, histograms, rows);
     Memory memory(select_workspace_bytes(table.scores, plan));
+    table.upload(memory.data(), select_cleared_bytes(table.scores, plan, true));
     launch_threshold_mask(table.scores, keys, tie_limits, rows, {words, thresholds, counts, nan_count}, plan,
                           memory.data(), nullptr);
   });
@@ -115,6 +131,7 @@ int emulated_radix_histogram(int n, const std::int64_t* pointers, const std::int
                              std::int64_t* counts) {
   return guarded([&] {
     const Table table(n, pointers, numels, types, others, damping);
+    table.upload(counts, rows * static_cast<std::int64_t>(sizeof(std::int64_t)) << kRadixBits[level]);
     launch_radix_histogram(table.scores, prefixes, rows, level, counts, blocks, nullptr);
   });
 }
@@ -123,7 +140,8 @@ int emulated_magnitude_sums(int n, const std::int64_t* pointers, const std::int6
                             int blocks, std::int64_t* sums) {
   return guarded([&] {
     const Table table(n, pointers, numels, types);
-    launch_magnitude_sums(table.scores, n, sums, blocks, nullptr);
+    table.upload(sums, n * kSumColumns * static_cast<std::int64_t>(sizeof(std::int64_t)));
+    launch_magnitude_sums(table.scores, sums, blocks, nullptr);
   });
 }
 
