@@ -66,7 +66,8 @@ class ScoreTable {
  private:
   static void check_relative(TensorList scores, c10::Device device, const OptionalTensorList& relative_to,
                              const std::optional<Tensor>& damping) {
-    TORCH_CHECK_VALUE(relative_to.has_value() == damping.has_value(), "give both of relative_to and damping, or neither");
+    TORCH_CHECK_VALUE(relative_to.has_value() == damping.has_value(),
+                      "give both of relative_to and damping, or neither");
     if (!damping) return;
     TORCH_CHECK_VALUE(relative_to->size() == scores.size(), relative_to->size(), " relative_to for ", scores.size(),
                       " scores");

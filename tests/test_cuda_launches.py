@@ -76,10 +76,8 @@ def test_launches_do_not_depend_on_the_data(scores):
 @pytest.mark.parametrize("limits", [(1 << 62, 1 << 62), (0, 3)])
 def test_threshold(limits):
     keys = torch.tensor([0.5, 1.0]).view(torch.int32)
-    assert launches(selection.threshold_mask, tensors(), keys, torch.tensor(limits)) == UPLOAD + [
-        "rest_kernel",
-        "cut_kernel",
-    ]
+    expected = [*UPLOAD, "rest_kernel", "cut_kernel"]
+    assert launches(selection.threshold_mask, tensors(), keys, torch.tensor(limits)) == expected
 
 
 def test_parts_of_relative_and_distributed_selections():

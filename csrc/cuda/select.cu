@@ -3,9 +3,9 @@
 // 1. A sample of all scores gives a bracket around the wanted rank (select_sample.cu).
 // 2. One pass over all scores writes the mask of the entries above the bracket and collects those inside
 //    (select_mask.cu).
-// 3. The right number of these is chosen exactly, and their bits are added (select_candidates.cuh). If the bracket missed
-//    or held more entries than fit, histograms of all scores decide instead (select_radix.cu). Rows of both kinds share
-//    the launches: four, or three for 16-bit scores, of which nearly always the first has work.
+// 3. The right number of these is chosen exactly, and their bits are added (select_candidates.cuh). If the bracket
+//    missed or held more entries than fit, histograms of all scores decide instead (select_radix.cu). Rows of both kinds
+//    share the launches: four, or three for 16-bit scores, of which nearly always the first alone has work.
 // Entries are compared as (key, position), which are all different, so no input has ties.
 //
 // Up to kMaxRows rows of a call share the sample and every pass over the scores.

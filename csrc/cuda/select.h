@@ -106,12 +106,12 @@ SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning, std::in
 // Bytes of workspace (aligned to 256 bytes) of launch_select and launch_threshold_mask.
 std::int64_t select_workspace_bytes(const Scores& scores, const SelectPlan& plan);
 
-// How many of them must be 0 when launch_select or, if `threshold_given`, launch_threshold_mask is called; the others may
-// have any contents.
+// How many of them must be 0 when launch_select or, if `threshold_given`, launch_threshold_mask is called. The others
+// may have any contents.
 std::int64_t select_cleared_bytes(const Scores& scores, const SelectPlan& plan, bool threshold_given);
 
-// Sends the rows of the table to scores.tensors, and clears `clear_bytes` (a multiple of 8) at `clear`: in one launch
-// for up to 571 tensors.
+// Sends the rows of the table to scores.tensors, and clears `clear_bytes` (a multiple of 8) at `clear`: one launch,
+// unless there are hundreds of tensors.
 void upload_scores(const Scores& scores, const ScoreTensor* rows, void* clear, std::int64_t clear_bytes,
                    cudaStream_t stream);
 

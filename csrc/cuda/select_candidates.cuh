@@ -1,9 +1,9 @@
 // The exact choice among the candidates that the pass with a bracket has collected, and their bits in the mask.
 //
-// That pass has counted the candidates' first digits. Each kernel for rows that need a fallback takes one step for those
-// that do not: another digit if too many candidates share those known, and otherwise the end. So the choice costs no
+// That pass has counted the candidates' first digits. Each kernel for rows that need a fallback takes one step for the
+// others: a further digit if too many candidates share those known, and otherwise the last step. So the choice costs no
 // launch of its own. Nearly always the first step is the last: with 13 of the bits between the bracket's sides known,
-// few candidates are left. There are enough steps for all bits.
+// few candidates are left. There are enough steps for all bits: 13 * 4 of at most 64 are known at the last kernel.
 #pragma once
 
 #include "select_state.cuh"

@@ -69,8 +69,8 @@ __device__ __forceinline__ void flush(const u64* staged, int count, const Candid
 // Whole warp: stages the entries whose bits are set and returns the number of staged entries. They are read again, most
 // likely from the cache: picking them out of registers would take longer than the rest of the pass.
 template <bool kRelative, int kRoom, typename Order>
-__device__ __forceinline__ int stage(const Batch& batch, Order, u32 bits, u64* staged, int count, const Workspace& workspace,
-                                     int row, const CandidateRange& range) {
+__device__ __forceinline__ int stage(const Batch& batch, Order, u32 bits, u64* staged, int count,
+                                     const Workspace& workspace, int row, const CandidateRange& range) {
   const int lane = lane_id();
   u32 active = __ballot_sync(kFullWarp, bits != 0);
   while (active != 0) {
@@ -117,8 +117,8 @@ __device__ void decide(RowState* state, std::int64_t k, u64 capacity, const Cand
 }
 
 // For all rows together: writes the entries within their `high` and collects the candidates. kRows: at most so many
-// rows. The shared memory of several leaves room for three blocks a multiprocessor, and the registers that division takes
-// leave no more.
+// rows. The shared memory of several leaves room for three blocks a multiprocessor, and so do the registers that division
+// takes.
 template <int kRows, bool kRelative>
 __global__ void __launch_bounds__(kSelectThreads, kRows == 1 && !kRelative ? 4 : 3)
     bracket_kernel(Scores scores, const std::int64_t* ks, bool ties_all, Workspace workspace, MaskGroup out) {

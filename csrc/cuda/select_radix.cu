@@ -1,7 +1,7 @@
 // Selection by histograms of all keys: for few entries, and for rows whose bracket did not hold. Digits of 13 + 13 + 5
 // bits; 16-bit scores, whose keys end with at least 13 zeros, need the first and the last one only. The last digit is
-// counted chunk by chunk, which tells where the last entry is that is kept of several equal ones. So the scores are read
-// three times, or twice, before the mask is written.
+// counted chunk by chunk, which tells where the last kept one of several equal entries is. So the scores are read three
+// times, or twice, before the mask is written.
 #include "select_candidates.cuh"
 
 namespace pecker_fast {
@@ -18,8 +18,8 @@ static_assert(kNarrowShift + kRestBits == kFirstShift);
 
 inline bool are_narrow(const Scores& scores) { return spare_key_bits(scores) >= kNarrowShift; }
 
-// Counts the keys that begin with `prefix` by their next kBits above kShift, and adds the counts to `histogram`. `bins`:
-// kDigits in shared memory; if there are fewer digits, several histograms, so that warps contend less.
+// Counts the keys that begin with `prefix` by their next kBits above kShift, and adds the counts to `histogram`.
+// `bins`: kDigits in shared memory; if there are fewer digits, several histograms, so that warps contend less.
 template <int kShift, int kBits, bool kRelative>
 __device__ __forceinline__ void count_digits(const Scores& scores, u32 prefix, u32* bins, u64* histogram) {
   constexpr int kBins = 1 << kBits, kCopies = kDigits / kBins;

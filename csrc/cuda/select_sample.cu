@@ -50,7 +50,8 @@ __device__ __forceinline__ double sample_rank(const Scores& scores, std::int64_t
   return fmin(fmax(share, 0.0), 1.0) * static_cast<double>(valid);
 }
 
-// Turns counts, read past the first-level cache, into ranks: ranks[i] entries are in the highest i + 1 bins. Whole block.
+// Whole block: turns counts into ranks: ranks[i] entries are in the highest i + 1 bins. Written by other blocks, the
+// counts are read past the first-level cache.
 template <int kBins>
 __device__ __forceinline__ void rank_bins(const u32* counts, u32* ranks) {
   constexpr int kSegment = kBins / kSelectWarps;

@@ -32,7 +32,16 @@ constexpr int kRestBits = 5;
 constexpr int kRestBins = 1 << kRestBits;
 
 // Places of the counters of finished blocks in RowState. Kernels that share one work on different rows.
-enum Ticket : int { kBoundTicket, kBracketTicket = 2, kCandidateTicket, kRadixTicket, kRestTicket, kCutTicket, kTickets };
+// There are two bounds.
+enum Ticket : int {
+  kBoundTicket,
+  kBracketTicket = 2,
+  kCandidateTicket,
+  kRadixTicket,
+  kRestTicket,
+  kCutTicket,
+  kTickets,
+};
 
 // All bits zero at the start.
 struct RowState {
@@ -52,8 +61,8 @@ struct RowState {
   bool fallback;
   Bound cut;
   RadixState radix;
-  // Sums over the kept entries: of the final mask or, before it is finished, of the candidates. The smallest kept key is
-  // stored as kInfKey - key, so that zero bits mean none.
+  // Sums over the kept entries: the candidates or, if histograms decide, all. The smallest kept key is stored as
+  // kInfKey - key, so that zero bits mean none.
   u64 kept;
   u32 smallest;
   // Of the pass with a bracket, and of the one with a cut.
