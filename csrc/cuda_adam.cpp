@@ -49,7 +49,7 @@ void launch(const TableSpec& spec, at::ScalarType dtype, AdamArguments<T> argume
   set_adam_scalars<T>(arguments, o.beta1, o.beta2, o.eps, o.decoupled_weight_decay ? 0.0 : o.weight_decay,
                       o.clip_value.value_or(kNone), o.max_update.value_or(kNone), o.ema_decay.value_or(0.0),
                       o.zero_nonfinite);
-  prepare_adam<T>(scalars, table.scratch, static_cast<std::int32_t>(spec.num_tensors), table.stream);
+  prepare_adam<T>(scalars, table.view, table.scratch, table.stream);
   if constexpr (std::is_same_v<T, double>) {
     adam_step<double, double>(arguments, table.stream);
   } else if (dtype == at::kBFloat16) {
@@ -70,7 +70,7 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
                       double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
                       std::optional<double> clip_value, std::optional<double> max_update, bool retain_variance,
                       bool zero_nonfinite, std::optional<double> ema_decay, bool ema_everywhere,
-                      bool stochastic_rounding, std::int64_t seed) {
+                      bool stochastic_rounding, std::int64_t seed, at::IntArrayRef tensor_numbers) {
   const std::size_t n = params.size();
   if (n == 0) return;
   const Options o{beta1,        beta2,      eps,           weight_decay,        decoupled_weight_decay,
@@ -98,6 +98,7 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
   check_count("masters", masters.size(), n, true);
   check_count("emas", emas.size(), n, true);
   check_count("counts", counts.size(), n, true);
+  check_count("tensor_numbers", tensor_numbers.size(), n, true);
   check_tensor("steps", -1, steps, {at::kFloat}, device);
   TORCH_CHECK_VALUE(steps.numel() == static_cast<std::int64_t>(n), "steps has ", steps.numel(), " entries for ", n,
                     " params");
@@ -138,7 +139,8 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
     set_state(kMaster, "masters", masters, compute, true);
     set_state(kEma, "emas", emas, compute, true);
     if (!counts.empty()) set_state(kCounts, "counts", counts, counts[0].scalar_type(), !packed);
-    spec.set_pointer(kPackedSize, i, reinterpret_cast<const void*>(exp_avg_sqs[i].numel()));
+    spec.set_number(kPackedSize, i, exp_avg_sqs[i].numel());
+    spec.set_number(kTensorNumber, i, tensor_numbers.empty() ? static_cast<std::int64_t>(i) : tensor_numbers[i]);
     const auto set_gradient = [&](AdamSlot slot, const char* name, const OptionalTensors& list) {
       const std::optional<Tensor> gradient = list.get(i);
       if (!gradient) return;

@@ -428,6 +428,103 @@ def test_adam_bits_do_not_depend_on_the_path(kind, dtype):
             assert_all_same(b, a, name)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_adam_does_not_read_parameters_that_have_masters(kind, dtype):
+    """Except within a vector of which some entries stay as they are."""
+    density = 1.0 if kind in ("masked", "packed") else 0.5
+    arguments, options = adam_arguments(dtype, kind, {"masters": True, "ema": True, "density": density})
+    lists = [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]]
+    with streaming.unreadable(lists[0]):
+        streaming.masked_adam_(*lists, *arguments[9:], **options)
+    with pytest.raises(RuntimeError, match="read of memory"), streaming.unreadable(lists[6]):
+        streaming.masked_adam_(*lists, *arguments[9:], **options)
+
+
+@pytest.mark.parametrize("kind", ["masked", "packed"])
+def test_adam_reads_no_parameter_entry_by_entry_that_has_a_master(kind):
+    """Single entries are stored without their neighbours."""
+    arguments, options = adam_arguments(torch.bfloat16, kind, {"masters": True, "density": 0.5})
+    memory = Memory()
+    lists = [[memory.place(t, 1 + number % 2) for t in argument] for number, argument in enumerate(arguments[:9])]
+    with streaming.unreadable(lists[0]):
+        streaming.masked_adam_(*lists, *arguments[9:], **options)
+    memory.check()
+
+
+@pytest.mark.parametrize("kind", ["plain", "masked", "packed"])
+def test_adam_keys_random_bits_by_the_numbers_of_tensors(kind):
+    """As the reference does."""
+    features = {"stochastic_rounding": True, "density": 0.5}
+    arguments, options = adam_arguments(random.choice((torch.bfloat16, torch.float16)), kind, features)
+    numbers = random.sample(range(1000), len(arguments[0]))
+    first = run_both(arguments, {**options, "tensor_numbers": numbers})
+    other = run_both(arguments, {**options, "tensor_numbers": [*numbers[1:], 1000]})
+    assert any(not torch.equal(a, b) for a, b in zip(first[0], other[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captured_step(kind):
+    """A graph's step follows the values of its own gradients, whatever other steps were taken since the capture."""
+    features = {"ema": True, "density": 0.5, "masters": True, "stochastic_rounding": False}
+    arguments, options = adam_arguments(torch.bfloat16, kind, features)
+    state, tail = arguments[3:9], arguments[9:]
+
+    def gradients():
+        return [[None if t is None else values(t.numel(), t.dtype) for t in list_] for list_ in arguments[1:3]]
+
+    def step(lists, grads, tables):
+        streaming.masked_adam_(lists[0], *grads, *lists[1:], *tail, **options, tables=tables)
+
+    captured, plain = ([[t.clone() for t in list_] for list_ in (arguments[0], *state)] for _ in range(2))
+    warm_up, in_graph, later = gradients(), gradients(), gradients()
+    streaming.forget_tables()
+    streaming.launched()
+    step(captured, warm_up, "cached")
+    assert streaming.launched()[-3:] == ["write_chunks", "prepare_kernel", "adam_kernel"]
+    step(captured, in_graph, "capture")
+    # The gradients' pointers alone.
+    assert streaming.launched() == ["store_payload", "prepare_kernel", "adam_kernel"]
+    step(captured, later, "cached")
+    step(captured, later, "cached")
+    assert streaming.launched() == ["store_payload", *["prepare_kernel", "adam_kernel"] * 2]
+    # More tables than the cache keeps.
+    for _ in range(40):
+        others, unused = adam_arguments(torch.float32, "plain", {})
+        streaming.masked_adam_(*([t[:1] for t in others[:9]]), others[9][:1], *others[10:], **unused, tables="cached")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        for old, new in zip(in_graph, gradients(), strict=True):
+            for a, b in zip(old, new, strict=True):
+                if a is not None:
+                    a.copy_(b)
+        streaming.replay()
+        if seed == 0:
+            for grads in (warm_up, later, later, in_graph):
+                step(plain, grads, "new")
+        else:
+            step(plain, in_graph, "new")
+    for name, a, b in zip(("params", "exp_avgs", "exp_avg_sqs", "max", "masters", "emas"), captured, plain, strict=False):
+        assert_all_same(a, b, name)
+    streaming.forget_tables()
+
+
+def test_step_captured_without_an_earlier_one():
+    """Its whole table is in the graph."""
+    arguments, options = adam_arguments(torch.float32, "plain", {})
+    lists = [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]]
+    streaming.forget_tables()
+    streaming.launched()
+    streaming.masked_adam_(*lists, *arguments[9:], **options, tables="capture")
+    assert streaming.launched() == ["store_payload", "write_chunks", "prepare_kernel", "adam_kernel"]
+    assert_all_same(lists[0], arguments[0], "params")
+    streaming.replay()
+    expected = [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]]
+    streaming.masked_adam_(*expected, *arguments[9:], **options)
+    assert_all_same(lists[0], expected[0], "params")
+    streaming.forget_tables()
+
+
 def test_words_of_a_chunk_are_those_of_its_tensor():
     # A tensor whose shift makes one chunk more than it has blocks: packed state past the last recorded offset.
     for numel in (16384, 16383, 32768, 32767):

@@ -15,7 +15,8 @@ enum AdamSlot : int {
   kMaster,
   kEma,
   kCounts,
-  kPackedSize,  // not a pointer: the number of entries in each tensor's packed state
+  kPackedSize,    // not a pointer: the number of entries in each tensor's packed state
+  kTensorNumber,  // not a pointer: the number of the tensor in its random bits
   kGrad,
   kMaskedGrad,
   kAdamSlots,
@@ -88,7 +89,7 @@ struct AdamDeviceScalars {
 };
 
 template <typename T>
-void prepare_adam(const AdamDeviceScalars& scalars, void* scratch, std::int32_t num_tensors, cudaStream_t stream);
+void prepare_adam(const AdamDeviceScalars& scalars, const MultiTensor& table, void* scratch, cudaStream_t stream);
 
 // One step, after prepare_adam. P is the type of parameters and gradients, T the compute type.
 template <typename P, typename T>

@@ -104,6 +104,7 @@ __device__ __forceinline__ void load_bytes(const void* address, std::uint32_t* w
 #else
 #if defined(PF_EMULATE_CUDA)
   ::cuda_emulator::check_aligned(address, kBytes < 16 ? kBytes : 16);
+  ::cuda_emulator::check_read(address);
 #endif
   std::memcpy(words, address, kBytes);
 #endif

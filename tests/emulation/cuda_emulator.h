@@ -20,6 +20,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -153,6 +154,17 @@ inline void check_aligned(const void* p, std::size_t alignment) {
   if (reinterpret_cast<std::uintptr_t>(p) % alignment != 0) {
     fail("address not a multiple of " + std::to_string(alignment));
     // There is no way to unwind the fiber of a kernel; it stays where it is and launch throws.
+    for (;;) yield();
+  }
+}
+
+// Memory that no kernel may read by the accesses of csrc/cuda/launch.h and vectors.h.
+inline std::vector<std::pair<const char*, const char*>> unreadable;
+
+inline void check_read(const void* p) {
+  for (const auto& [begin, end] : unreadable) {
+    if (p < begin || p >= end) continue;
+    fail("read of memory that this step does not need");
     for (;;) yield();
   }
 }
