@@ -504,7 +504,9 @@ def test_captured_step(kind):
                 step(plain, grads, "new")
         else:
             step(plain, in_graph, "new")
-    for name, a, b in zip(("params", "exp_avgs", "exp_avg_sqs", "max", "masters", "emas"), captured, plain, strict=False):
+    for name, a, b in zip(
+        ("params", "exp_avgs", "exp_avg_sqs", "max", "masters", "emas"), captured, plain, strict=False
+    ):
         assert_all_same(a, b, name)
     streaming.forget_tables()
 
