@@ -1,5 +1,6 @@
 """The CUDA kernels, run on the host by the emulator, against the reference: no GPU is needed."""
 
+import os
 import random
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 
 from pecker_fast import ops
 from pecker_fast.ops import reference
+from pecker_fast.ops.extension import cpu_isa
 from pecker_fast.ops.layout import num_blocks, num_words, word_offsets
 
+from . import processes
 from .adam_case import random_case
+from .conftest import SEED_VARIABLE, available_backends
 from .emulation import library, streaming
 
 pytestmark = pytest.mark.skipif(
@@ -397,6 +401,86 @@ def test_adam_is_exact_enough_with_approximate_roots_and_reciprocals(dtype, monk
         for _ in range(12):
             case = random_case(dtype, [2100, 0, 1, 33])
             case.check(case.run("emulated"))
+
+
+PACKED_LISTS = [("grads",), ("masters", "emas"), ("grads", "masters", "emas")]
+
+
+def pack_lists(arguments: list, names: tuple[str, ...]) -> list:
+    """The arguments of a packed step with these lists packed too."""
+    words, offsets = arguments[12], arguments[13]
+    numels = [param.numel() for param in arguments[0]]
+    masks = [reference.unpack_bits(words[o:], n) for o, n in zip(offsets, numels, strict=False)]
+    packed = [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]]
+    for name in names:
+        at = {"grads": 1, "masters": 6, "emas": 7}[name]
+        packed[at] = [None if t is None else t[mask] for t, mask in zip(packed[at], masks, strict=False)]
+    return packed
+
+
+def place_all(memory: Memory, lists: list) -> list:
+    return [[memory.place(t, random.choice((0, 0, 1, 2, 3))) for t in tensors] for tensors in lists]
+
+
+PACKED_FEATURES = [
+    {"ema": True, "masters": True},
+    {"ema": True, "no_first_moment": True, "weight_decay": 0.1, "spoil": True},
+    {"masters": True, "amsgrad": True, "counts": torch.int16},
+    {"stochastic_rounding": True, "ema": True, "amsgrad": True},
+]
+
+
+@pytest.mark.parametrize("names", PACKED_LISTS, ids="+".join)
+@pytest.mark.parametrize("features", PACKED_FEATURES, ids="+".join)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_lists_give_the_bits_of_dense_ones(dtype, features, names):
+    """Gradients, masters and averages of the salient entries, beside packed moments."""
+    features = {**features, "density": random.choice((0.02, 0.3, 0.9))}
+    arguments, options = adam_arguments(dtype, "packed", features)
+    memory = Memory()
+    dense = place_all(memory, [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]])
+    packed = place_all(memory, pack_lists(arguments, names))
+    streaming.masked_adam_(*dense, *arguments[9:], **options)
+    streaming.masked_adam_(*packed, *arguments[9:], **options)
+    memory.check()
+    expected = pack_lists([*dense, *arguments[9:]], names)
+    for at, name in enumerate(("params", "grads", "", "exp_avgs", "exp_avg_sqs", "max", "masters", "emas", "counts")):
+        if name and name != "grads":
+            assert_all_same(packed[at], expected[at], name)
+
+
+def test_packed_lists_of_an_empty_mask():
+    """Nothing changes, and nothing is read or written outside of the tensors."""
+    arguments, options = adam_arguments(torch.bfloat16, "packed", {"ema": True, "masters": True, "density": 0.0})
+    memory = Memory()
+    lists = place_all(memory, pack_lists(arguments, PACKED_LISTS[-1]))
+    streaming.masked_adam_(*lists, *arguments[9:], **options)
+    memory.check()
+    assert_all_same(lists[0], arguments[0], "params")
+
+
+@pytest.mark.parametrize("names", PACKED_LISTS, ids="+".join)
+def test_packed_lists_have_the_bits_of_the_cpu_kernel(names, seed):
+    """Of the one for any processor: the others fuse products and sums, which the emulator does not."""
+    if "cpu" not in available_backends():
+        pytest.skip("the CPU kernels are not tested here")
+    if cpu_isa() != "scalar":
+        name = f"{__file__}::test_packed_lists_have_the_bits_of_the_cpu_kernel[{'+'.join(names)}]"
+        environment = {**os.environ, "PECKER_FAST_CPU_ISA": "scalar", SEED_VARIABLE: str(seed)}
+        child = processes.run(["-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider", name], env=environment)
+        assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]
+        return
+    for dtype in SCORE_DTYPES:
+        for features in PACKED_FEATURES:
+            arguments, options = adam_arguments(dtype, "packed", {**features, "density": 0.3})
+            actual, expected = pack_lists(arguments, names), pack_lists(arguments, names)
+            streaming.masked_adam_(*actual, *arguments[9:], **options)
+            ops.masked_adam_(*expected, *arguments[9:], **options, backend="cpu")
+            for at, name in enumerate(
+                ("params", "", "", "exp_avgs", "exp_avg_sqs", "max", "masters", "emas", "counts")
+            ):
+                if name:
+                    assert_all_same(actual[at], expected[at], f"{name}, {dtype}, {features}")
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])

@@ -53,6 +53,8 @@ struct AdamArguments {
   const T* bias_table;                 // null: shared step counts
   std::int32_t last_bias_row;
   AdamScalars<T> scalars;
+  // With packed state: gradients, and masters and averages, hold the salient entries only, too.
+  bool packed_grads, packed_values;
   bool has_first_moment, has_ema, joint, retain_variance, ema_everywhere, stochastic_rounding, counts_are_16_bit;
   // Whether a feature is used that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts,
   // retain_variance, stochastic_rounding, ema_everywhere.

@@ -14,8 +14,8 @@ namespace {
 enum class Kind { every, masked, packed };
 
 // Compile-time options of a kernel. With kAnyOption it checks its arguments instead; kRare adds the features of
-// AdamArguments::rare.
-enum Option : int { kFirstMoment = 1, kWithEma = 2, kJoint = 4, kAnyOption = 8, kRare = 16 };
+// AdamArguments::rare, kPackedLists packed_grads and packed_values.
+enum Option : int { kFirstMoment = 1, kWithEma = 2, kJoint = 4, kAnyOption = 8, kRare = 16, kPackedLists = 32 };
 
 constexpr int kRoundEntries = 32 * kGroup;
 
@@ -30,14 +30,16 @@ struct BlocksPerSM {
 template <typename P, typename T, int kOptions>
 struct AdamTensor {
   static constexpr bool kAny = (kOptions & kAnyOption) != 0, kRareToo = (kOptions & kRare) != 0;
+  static constexpr bool kMayPack = (kOptions & kPackedLists) != 0;
 
   void* pointers[kAdamSlots];
   // First entry of the chunk; negative if the shift puts it before the tensor.
   std::int64_t first;
   std::int64_t numel;
   int shift;
-  // Groups are vectors in all of the tensor's lists.
+  // Groups are vectors in all of the tensor's dense lists.
   bool aligned;
+  bool packed_grads, packed_values;
   AdamTensorPrepared<T> prepared;
   AdamPrepared<T> step;
 
@@ -59,8 +61,16 @@ struct AdamTensor {
     return static_cast<std::conditional_t<kLikeParam, P, T>*>(pointers[kSlot]);
   }
 
+  // Whether a list is dense although the state is packed.
+  template <AdamSlot kSlot>
+  __device__ __forceinline__ bool is_dense() const {
+    if constexpr (!kMayPack) return true;
+    return kSlot == kGrad ? !packed_grads : !packed_values;
+  }
+
   // By the first warp; for all after a barrier.
-  __device__ __forceinline__ void read(const MultiTensor& table, const Chunk& chunk, const void* scratch, bool packed) {
+  __device__ __forceinline__ void read(const AdamArguments<T>& a, const Chunk& chunk, bool packed) {
+    const MultiTensor& table = a.table;
     const int slot = lane_id(), tensor = chunk.tensor;
     bool fits = true;
     if (slot < kAdamSlots) {
@@ -68,9 +78,11 @@ struct AdamTensor {
       void* const pointer = table_pointer<void>(table, slot, tensor);
       const bool is_param = slot == kParam || slot == kGrad || slot == kMaskedGrad;
       // Packed state and counts are accessed entry by entry anyway.
-      const bool is_dense = is_param || slot == kMaster || slot == kEma || (!packed && slot < kMaster);
+      const bool is_value = slot == kMaster || slot == kEma;
+      const bool packs = kMayPack && ((slot == kGrad && a.packed_grads) || (is_value && a.packed_values));
+      const bool dense = !packs && (is_param || is_value || (!packed && slot < kMaster));
       pointers[slot] = pointer;
-      if (is_dense && pointer != nullptr) {
+      if (dense && pointer != nullptr) {
         fits = is_param ? vector_aligned(static_cast<P*>(pointer), info_shift)
                         : vector_aligned(static_cast<T*>(pointer), info_shift);
       }
@@ -79,10 +91,12 @@ struct AdamTensor {
       shift = table.tensors[tensor].shift;
       first = static_cast<std::int64_t>(chunk.index) * kChunk - shift;
     } else if (slot == kAdamSlots + 1) {
-      prepared = reinterpret_cast<const AdamTensorPrepared<T>*>(static_cast<const unsigned char*>(scratch) +
+      packed_grads = a.packed_grads;
+      packed_values = a.packed_values;
+      prepared = reinterpret_cast<const AdamTensorPrepared<T>*>(static_cast<const unsigned char*>(a.scratch) +
                                                                 kAdamPreparedBytes)[tensor];
     } else if (slot == kAdamSlots + 2) {
-      step = *static_cast<const AdamPrepared<T>*>(scratch);
+      step = *static_cast<const AdamPrepared<T>*>(a.scratch);
     }
     const bool all_fit = __all_sync(kFullWarp, fits);
     if (slot == 0) aligned = all_fit;
@@ -110,7 +124,9 @@ struct GroupBits {
 template <bool kFast, Kind kKind, typename Tensor, typename P, typename T>
 __device__ __forceinline__ void load_dense(const Tensor& t, const GroupBits& b, AdamGroup<P, T>& v) {
   const unsigned touched = b.update | b.ema;
-  if (t.template has<kGrad>()) load_group<kFast>(v.grad, t.template data<kGrad>(), b.first, b.update);
+  if (t.template has<kGrad>() && t.template is_dense<kGrad>()) {
+    load_group<kFast>(v.grad, t.template data<kGrad>(), b.first, b.update);
+  }
   if (t.template has<kMaskedGrad>() && b.masked != 0) {
     load_group<kFast>(v.masked_grad, t.template data<kMaskedGrad>(), b.first, b.masked);
   }
@@ -120,8 +136,13 @@ __device__ __forceinline__ void load_dense(const Tensor& t, const GroupBits& b, 
   if (!t.template has<kMaster>() || some_stay) {
     load_group<kFast>(v.param, t.template data<kParam>(), b.first, touched);
   }
-  if (t.template has<kMaster>()) load_group<kFast>(v.master, t.template data<kMaster>(), b.first, touched);
-  if (t.template has<kEma>()) load_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
+  if (t.template has<kMaster>() && t.template is_dense<kMaster>()) {
+    load_group<kFast>(v.master, t.template data<kMaster>(), b.first, touched);
+  }
+  // With packed lists the average is read as late as possible, because registers are scarce.
+  if (t.template has<kEma>() && !Tensor::kMayPack) {
+    load_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
+  }
 }
 
 template <bool kFast, typename Tensor, typename P, typename T>
@@ -137,9 +158,13 @@ template <bool kFast, typename Tensor, typename P, typename T>
 __device__ __forceinline__ void store_dense(const Tensor& t, const GroupBits& b, const AdamGroup<P, T>& v) {
   if (b.update != 0) {
     store_group<kFast>(v.param, t.template data<kParam>(), b.first, b.update);
-    if (t.template has<kMaster>()) store_group<kFast>(v.master, t.template data<kMaster>(), b.first, b.update);
+    if (t.template has<kMaster>() && t.template is_dense<kMaster>()) {
+      store_group<kFast>(v.master, t.template data<kMaster>(), b.first, b.update);
+    }
   }
-  if (t.template has<kEma>()) store_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
+  if (t.template has<kEma>() && t.template is_dense<kEma>()) {
+    store_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
+  }
 }
 
 template <bool kFast, typename Tensor, typename P, typename T>
@@ -152,6 +177,23 @@ __device__ __forceinline__ void store_state(const Tensor& t, const GroupBits& b,
   }
 }
 
+// Lists of a round in shared memory, after the first and second moment.
+template <typename T>
+struct StageOf {
+  static constexpr int kLargest = 2, kEma = 3, kMaster = 4;
+  // Double has no masters, and no room for more than four lists: its gradients go before the largest second moments.
+  static constexpr bool kSharesGrad = sizeof(T) == 8;
+  static constexpr int kGrad = kSharesGrad ? kLargest : 5, kLists = kSharesGrad ? 4 : 6;
+};
+
+// The updated entries of a group, from those of a packed list at `staged`.
+template <typename P>
+__device__ __forceinline__ void take_staged(Vector<P, kGroup>& group, const P* staged, unsigned update) {
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    if (update >> i & 1) group.set_entry(i, *staged++);
+  }
+}
 // Adds one to the step count of state entry `at` and returns its bias corrections.
 template <typename T>
 __device__ __forceinline__ AdamCorrection<T> count_update(const AdamArguments<T>& a, T lr, void* counts,
@@ -265,6 +307,18 @@ __device__ __forceinline__ void set_params(const AdamArguments<T>& a, const Tens
   }
 }
 
+// For steps with packed lists. `staged`: the group's first entry in the first list of the round.
+template <typename Tensor, typename P, typename T>
+__device__ __forceinline__ void read_average(const Tensor& t, const GroupBits& b, const T* staged, AdamGroup<P, T>& v) {
+  if (t.packed_values) {
+    take_staged(v.ema, staged + StageOf<T>::kEma * kRoundEntries, b.update);
+  } else if (b.fast) {
+    load_group<true>(v.ema, t.template data<kEma>(), b.first, b.ema);
+  } else {
+    load_group<false>(v.ema, t.template data<kEma>(), b.first, b.ema);
+  }
+}
+
 template <Kind kKind, bool kConditioned, typename Tensor, typename P, typename T>
 __device__ __forceinline__ void update_entries(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
                                                std::int64_t state_first, T* staged, AdamGroup<P, T>& v) {
@@ -273,6 +327,9 @@ __device__ __forceinline__ void update_entries(const AdamArguments<T>& a, const 
   for (int i = 0; i < kGroup; ++i) {
     x[i] = update_entry<kKind, kConditioned>(a, t, b, state_first, staged, i, v);
     if constexpr (Tensor::kRareToo) forget_registers();
+  }
+  if constexpr (Tensor::kMayPack) {
+    if (t.template has<kEma>()) read_average(t, b, staged, v);
   }
   set_params<kKind>(a, t, b, x, v);
 }

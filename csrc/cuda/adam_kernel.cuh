@@ -5,7 +5,7 @@
 // Masked: the groups that have a salient entry are listed first and handed out 32 at a time, so that no lane idles at
 // low densities and all lanes have loads under way. Salient groups are in order, so accesses stay coalesced.
 // Packed: as masked, and the state of a round's entries, which is one contiguous range, is moved through shared memory
-// in full-width accesses.
+// in full-width accesses; so are gradients, masters and averages if they are packed too.
 //
 // If a tile is whole and all its tensors are aligned, a group is one vector access in each; otherwise (at the ends of
 // tensors) its entries are accessed one by one.
@@ -25,7 +25,8 @@ struct Stage {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int at = lane_id() + 32 * k;
-      if (at < count) values[k] = state[base + at];
+      // Not left as it is: the value of the round before would stay in its register.
+      values[k] = at < count ? state[base + at] : T{};
     }
   }
   __device__ __forceinline__ void commit(int count, T* staged) const {
@@ -46,13 +47,64 @@ __device__ __forceinline__ void stage_out(T* state, std::int64_t base, int count
   }
 }
 
-// A round of groups whose state is packed, `count` entries from `base` on, of which the lane's begin at `at`. `staged`:
-// room of the warp for the round's moments. Whole warp; lanes that are not active have no group.
+// One packed list of a round, from memory to shared memory. Whole warp.
+template <typename P>
+__device__ __forceinline__ void stage_in(const P* list, std::int64_t base, int count, P* staged) {
+  Stage<P> values;
+  values.load(list, base, count);
+  values.commit(count, staged);
+}
+
+// The inverse of take_staged.
+template <typename P>
+__device__ __forceinline__ void put_staged(const Vector<P, kGroup>& group, P* staged, unsigned update) {
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    if (update >> i & 1) *staged++ = group.entry(i);
+  }
+}
+
+// Gradients, masters and averages of a round, as far as they are packed: to shared memory ...
+template <typename P, typename T, typename Tensor>
+__device__ __forceinline__ void stage_packed_lists(const Tensor& t, std::int64_t base, int count, T* staged) {
+  using Of = StageOf<T>;
+  if (t.packed_grads) {
+    stage_in(t.template data<kGrad>(), base, count, reinterpret_cast<P*>(staged + Of::kGrad * kRoundEntries));
+  }
+  if (t.packed_values && t.template has<kEma>()) {
+    stage_in(t.template data<kEma>(), base, count, staged + Of::kEma * kRoundEntries);
+  }
+  if (t.packed_values && t.template has<kMaster>()) {
+    stage_in(t.template data<kMaster>(), base, count, staged + Of::kMaster * kRoundEntries);
+  }
+}
+
+// ... and back to memory.
+template <typename P, typename T, typename Tensor>
+__device__ __forceinline__ void store_packed_lists(const Tensor& t, unsigned update, std::int64_t base, int count,
+                                                   int at, T* staged, const AdamGroup<P, T>& v) {
+  T* const emas = staged + StageOf<T>::kEma * kRoundEntries;
+  T* const masters = staged + StageOf<T>::kMaster * kRoundEntries;
+  if (t.packed_values && t.template has<kEma>()) put_staged(v.ema, emas + at, update);
+  if (t.packed_values && t.template has<kMaster>()) put_staged(v.master, masters + at, update);
+  __syncwarp();
+  if (t.packed_values && t.template has<kEma>()) stage_out(t.template data<kEma>(), base, count, emas);
+  if (t.packed_values && t.template has<kMaster>()) stage_out(t.template data<kMaster>(), base, count, masters);
+}
+
+// The entries of a round's groups in packed lists: `count` from `base` on.
+struct Round {
+  std::int64_t base;
+  int count;
+};
+
+// A round of groups whose state is packed. The entries of the lane's group begin at `at`. `staged`: room of the warp for
+// the round's lists. Whole warp; lanes that are not active have no group.
 template <typename P, typename T, typename Tensor>
 __device__ __forceinline__ void step_packed_round(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
-                                                  bool active, std::int64_t base, int count, int at, T* staged) {
+                                                  bool active, const Round& round, int at, T* staged) {
   AdamGroup<P, T> v;
-  Stage<T> first, second, largest;
+  Stage<T> first, second;
   if (active) {
     if (b.fast) {
       load_dense<true, Kind::packed>(t, b, v);
@@ -60,25 +112,48 @@ __device__ __forceinline__ void step_packed_round(const AdamArguments<T>& a, con
       load_dense<false, Kind::packed>(t, b, v);
     }
   }
-  if (t.template has<kExpAvg>()) first.load(t.template data<kExpAvg>(), base, count);
-  second.load(t.template data<kExpAvgSq>(), base, count);
-  if (t.template has<kExpAvg>()) first.commit(count, staged);
-  second.commit(count, staged + kRoundEntries);
+  // A lane without a group has no updated entries.
+  const unsigned update = active ? b.update : 0u;
+  const auto take_grad = [&] {
+    const P* const grads = reinterpret_cast<const P*>(staged + StageOf<T>::kGrad * kRoundEntries);
+    if (t.packed_grads) take_staged(v.grad, grads + at, update);
+  };
+  if constexpr (Tensor::kMayPack) {
+    stage_packed_lists<P>(t, round.base, round.count, staged);
+    if constexpr (StageOf<T>::kSharesGrad) {
+      __syncwarp();
+      take_grad();
+      __syncwarp();
+    }
+  }
+  if (t.template has<kExpAvg>()) first.load(t.template data<kExpAvg>(), round.base, round.count);
+  second.load(t.template data<kExpAvgSq>(), round.base, round.count);
+  if (t.template has<kExpAvg>()) first.commit(round.count, staged);
+  second.commit(round.count, staged + kRoundEntries);
   if (t.template has<kMaxExpAvgSq>()) {
     // Not together with the others, because there are no registers left for it.
-    largest.load(t.template data<kMaxExpAvgSq>(), base, count);
-    largest.commit(count, staged + 2 * kRoundEntries);
+    T* const largest = staged + StageOf<T>::kLargest * kRoundEntries;
+    stage_in(t.template data<kMaxExpAvgSq>(), round.base, round.count, largest);
   }
   __syncwarp();
+  if constexpr (Tensor::kMayPack) {
+    // As late as possible, because registers are scarce.
+    if constexpr (!StageOf<T>::kSharesGrad) take_grad();
+    if (t.packed_values && t.template has<kMaster>()) {
+      take_staged(v.master, staged + StageOf<T>::kMaster * kRoundEntries + at, update);
+    }
+  }
   if (active) {
-    update_group<Kind::packed>(a, t, b, base + at, staged + at, v);
+    update_group<Kind::packed>(a, t, b, round.base + at, staged + at, v);
   }
   __syncwarp();
-  if (t.template has<kExpAvg>()) stage_out(t.template data<kExpAvg>(), base, count, staged);
-  stage_out(t.template data<kExpAvgSq>(), base, count, staged + kRoundEntries);
+  if (t.template has<kExpAvg>()) stage_out(t.template data<kExpAvg>(), round.base, round.count, staged);
+  stage_out(t.template data<kExpAvgSq>(), round.base, round.count, staged + kRoundEntries);
   if (t.template has<kMaxExpAvgSq>()) {
-    stage_out(t.template data<kMaxExpAvgSq>(), base, count, staged + 2 * kRoundEntries);
+    T* const largest = staged + StageOf<T>::kLargest * kRoundEntries;
+    stage_out(t.template data<kMaxExpAvgSq>(), round.base, round.count, largest);
   }
+  if constexpr (Tensor::kMayPack) store_packed_lists(t, update, round.base, round.count, at, staged, v);
   if (active) {
     if (b.fast) {
       store_dense<true>(t, b, v);
@@ -117,7 +192,7 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
   using Tensor = AdamTensor<P, T, kOptions>;
   __shared__ Tensor t;
   const Chunk chunk = a.table.chunks[blockIdx.x];
-  if (warp_id() == 0) t.read(a.table, chunk, a.scratch, kKind == Kind::packed);
+  if (warp_id() == 0) t.read(a, chunk, kKind == Kind::packed);
   __syncthreads();
   if (t.step.skip || (t.pointers[kGrad] == nullptr && t.pointers[kMaskedGrad] == nullptr)) return;
   const TensorInfo& info = a.table.tensors[chunk.tensor];
@@ -168,7 +243,8 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
     if constexpr (kKind == Kind::packed) {
       __shared__ int tile_counts[kTiles];
       __shared__ int head_count;
-      __shared__ T stages[kChunkWarps][Tensor::kRareToo ? 3 : 2][kRoundEntries];
+      constexpr int kLists = Tensor::kMayPack ? StageOf<T>::kLists : Tensor::kRareToo ? 3 : 2;
+      __shared__ T stages[kChunkWarps][kLists][kRoundEntries];
       staged = stages[warp_id()][0];
 #pragma unroll
       for (int k = 0; k < kTilesPerWarp; ++k) {
@@ -194,8 +270,8 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
     }
 #pragma unroll 1
     for (int k = 0; k < kTilesPerWarp; ++k) {
-      const std::int64_t tile = t.first + tile_offset(k);
-      const bool fast = t.aligned && whole_tile(tile, t.numel);
+      std::int64_t tile = t.first + tile_offset(k);
+      bool fast = t.aligned && whole_tile(tile, t.numel);
       const unsigned bits = tile_words[k][lane_id()];
       unsigned touched = bits;
       if (Tensor::kRareToo && a.ema_everywhere && t.template has<kEma>()) {
@@ -205,6 +281,12 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
       __syncwarp();
 #pragma unroll 1
       for (int r = 0; r < total; r += 32) {
+        if constexpr (Tensor::kMayPack) {
+          // Recomputed: there are not enough registers to keep them.
+          forget_registers();
+          tile = t.first + tile_offset(k);
+          fast = t.aligned && whole_tile(tile, t.numel);
+        }
         const bool active = r + lane_id() < total;
         const std::uint32_t item = active ? list[r + lane_id()] : 0u;
         GroupBits b;
@@ -221,8 +303,16 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
           const int first_rank = __shfl_sync(kFullWarp, rank, 0);
           const int last = total - r < 32 ? total - r - 1 : 31;
           const int count = __shfl_sync(kFullWarp, rank + __popc(b.update), last) - first_rank;
-          const std::int64_t base = state_bases[warp_id() + kChunkWarps * k] + first_rank;
-          step_packed_round<P>(a, t, b, active, base, count, rank - first_rank, staged);
+          const Round round = {state_bases[warp_id() + kChunkWarps * k] + first_rank, count};
+          if constexpr (Tensor::kMayPack) {
+            // Read again when it is needed: there are not enough registers to keep it.
+            __shared__ Round rounds[kChunkWarps];
+            if (lane_id() == 0) rounds[warp_id()] = round;
+            __syncwarp();
+            step_packed_round<P>(a, t, b, active, rounds[warp_id()], rank - first_rank, staged);
+          } else {
+            step_packed_round<P>(a, t, b, active, round, rank - first_rank, staged);
+          }
         }
       }
       // The next tile writes the list again.
@@ -246,7 +336,10 @@ void adam_step(const AdamArguments<T>& a, cudaStream_t stream) {
   const Kind kind = a.packed_offsets != nullptr ? Kind::packed : masked ? Kind::masked : Kind::every;
   for_constant<Kind, Kind::every, Kind::masked, Kind::packed>(kind, [&](auto kind) {
     // Double precision serves to check other results: one version of each kernel is enough.
-    if constexpr (sizeof(T) == 8) {
+    constexpr bool kPacked = decltype(kind)::value == Kind::packed;
+    if (kPacked && (a.packed_grads || a.packed_values)) {
+      if constexpr (kPacked) start(kind, std::integral_constant<int, kAnyOption | kRare | kPackedLists>{});
+    } else if constexpr (sizeof(T) == 8) {
       start(kind, std::integral_constant<int, kAnyOption | kRare>{});
     } else if (a.rare) {
       start(kind, std::integral_constant<int, kAnyOption | kRare>{});

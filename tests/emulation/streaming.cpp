@@ -133,6 +133,7 @@ struct AdamOptions {
   std::int64_t last_bias_row, seed;
   double beta1, beta2, eps, weight_decay, clip_value, max_update, ema_decay;
   int decoupled, maximize, retain, zero_nonfinite, ema_everywhere, stochastic, joint, counts_are_16_bit, rare;
+  int packed_grads, packed_values;
 };
 
 }  // extern "C"
@@ -161,6 +162,8 @@ void run_adam(int n, const int* types, const std::int64_t* pointers, const AdamO
     const auto has = [&](AdamSlot slot) {
       return std::any_of(pointers + slot * n, pointers + (slot + 1) * n, [](std::int64_t p) { return p != 0; });
     };
+    a.packed_grads = o->packed_grads;
+    a.packed_values = o->packed_values;
     a.has_first_moment = has(kExpAvg);
     a.has_ema = has(kEma);
     a.joint = o->joint;

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pecker_fast.ops import checks
+from pecker_fast.ops import checks, reference
 from pecker_fast.ops.layout import num_blocks
 
 from .library import load
@@ -189,7 +189,7 @@ class _AdamOptions(ctypes.Structure):
             "beta1", "beta2", "eps", "weight_decay", "clip_value", "max_update", "ema_decay")]
         + [(name, ctypes.c_int) for name in (
             "decoupled", "maximize", "retain", "zero_nonfinite", "ema_everywhere", "stochastic", "joint",
-            "counts_are_16_bit", "rare")]
+            "counts_are_16_bit", "rare", "packed_grads", "packed_values")]
     )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def masked_adam_(
         params, grads, masked_grads, *state, steps, lr, bias_table, words, word_offsets, packed_offsets, grad_scale,
         found_inf, beta1=beta1, beta2=beta2, eps=eps, ema_decay=ema_decay, tensor_numbers=tensor_numbers,
     )  # fmt: skip
-    joint = len(masked_grads) > 0
+    joint, packed = len(masked_grads) > 0, packed_offsets is not None
     n = len(params)
     slots = [params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts, None, None, grads, masked_grads]
     table, pointers = _table(params, slots, word_offsets)
@@ -246,6 +246,8 @@ def masked_adam_(
         joint=joint,
         counts_are_16_bit=bool(counts) and counts[0].dtype == torch.int16,
         rare=needed if rare is None else rare,
+        packed_grads=packed and reference.is_packed(grads, params, exp_avg_sqs),
+        packed_values=packed and any(reference.is_packed(t, params, exp_avg_sqs) for t in (masters, emas)),
     )
     sizes = _int32([p.element_size() for p in params])
     if tables == "new":
