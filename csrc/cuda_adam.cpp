@@ -42,8 +42,8 @@ void check_count(const char* name, std::size_t given, std::size_t params, bool m
 
 std::int64_t entries(const std::optional<Tensor>& t) { return t ? t->numel() : -1; }
 
-// Whether lists hold the salient entries only: their tensors have as many entries as the packed moments, but not as many
-// as the parameters. With a mask of all entries there is no difference.
+// Whether lists hold the salient entries only: their tensors have as many entries as the packed moments, but not as
+// many as the parameters. With a mask of all entries there is no difference.
 class Packing {
  public:
   Packing(TensorList params, TensorList moments, bool packed) : params_(params), moments_(moments), packed_(packed) {}

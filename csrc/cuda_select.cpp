@@ -37,19 +37,18 @@ class ScoreTable {
     if (damping) view_.damping = damping->const_data_ptr<float>();
     for (std::size_t i = 0; i < scores.size(); ++i) {
       const Tensor& score = scores[i];
-      const std::int64_t index = static_cast<std::int64_t>(i);
+      const auto index = static_cast<std::int32_t>(i);
       check_tensor(name, index, score, kScoreDtypes, device);
-      const void* others = nullptr;
       if (relative_to) {
         const Tensor& other = (*relative_to)[i];
         check_tensor("relative_to", index, other, {score.scalar_type()}, device);
         check_size("relative_to", index, other, "scores", score.numel());
-        others = other.const_data_ptr();
+        others_.push_back(other.const_data_ptr());
       }
       const ScoreType type = score.scalar_type() == at::kFloat      ? kScoreFloat
                              : score.scalar_type() == at::kBFloat16 ? kScoreBFloat16
                                                                     : kScoreHalf;
-      append_score(view_, index, score.const_data_ptr(), others, score.numel(), type, &rows_[view_.num_tensors]);
+      append_score(view_, index, score.const_data_ptr(), score.numel(), type, &rows_[view_.num_tensors]);
     }
   }
 
@@ -57,10 +56,10 @@ class ScoreTable {
 
   // As kernel arguments: nothing waits, and a CUDA graph keeps them. Clears `clear_bytes` at `clear` on the way.
   void upload(const at::TensorOptions& options, cudaStream_t stream, void* clear, std::int64_t clear_bytes) {
-    constexpr std::int64_t kWords = sizeof(ScoreTensor) / sizeof(std::int64_t);
-    storage_ = at::empty({view_.num_tensors * kWords}, options.dtype(at::kLong));
-    view_.tensors = reinterpret_cast<const ScoreTensor*>(storage_.mutable_data_ptr<std::int64_t>());
-    upload_scores(view_, rows_.data(), clear, clear_bytes, stream);
+    const auto others = static_cast<std::int64_t>(others_.size());
+    storage_ = at::empty({score_table_words(view_, others)}, options.dtype(at::kLong));
+    upload_scores(view_, rows_.data(), others_.data(), others, storage_.mutable_data_ptr<std::int64_t>(), clear,
+                  clear_bytes, stream);
   }
 
  private:
@@ -77,6 +76,7 @@ class ScoreTable {
   }
 
   std::vector<ScoreTensor> rows_;
+  std::vector<const void*> others_;
   Scores view_ = {};
   Tensor storage_;
 };

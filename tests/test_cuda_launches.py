@@ -87,6 +87,16 @@ def test_parts_of_relative_and_distributed_selections():
         assert launches(selection.radix_histogram, tensors(), prefixes, level) == [*UPLOAD, "histogram_kernel"]
 
 
+@pytest.mark.parametrize("count", [666, 800])
+def test_many_tensors(count):
+    """Those of Stable Diffusion's U-Net are sent in one launch."""
+    scores = [torch.randn(40) for _ in range(count)]
+    assert select(scores, 1, SAMPLED) == UPLOAD + BRACKET + HISTOGRAMS
+    others = ([torch.randn(40) for _ in scores], torch.rand(count))
+    sent = launches(selection.select, scores, torch.tensor([9]), False, SAMPLED, others).count("store_payload")
+    assert sent == (1 if count <= 666 else 2)
+
+
 def test_no_rows_and_no_entries():
     assert select(tensors(), 0, SAMPLED) == [*UPLOAD, "cut_kernel"]
     assert select([torch.empty(0)], 1, SAMPLED) == [*UPLOAD, *NARROW_HISTOGRAMS]

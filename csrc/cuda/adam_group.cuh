@@ -1,5 +1,5 @@
-// A group of an Adam step: where its tensor's lists are, loads, the update of its entries, stores. adam_kernel.cuh has the
-// kernel.
+// A group of an Adam step: where its tensor's lists are, loads, the update of its entries, stores. The kernel is in
+// adam_kernel.cuh.
 #pragma once
 
 #include <type_traits>
@@ -130,8 +130,8 @@ __device__ __forceinline__ void load_dense(const Tensor& t, const GroupBits& b, 
   if (t.template has<kMaskedGrad>() && b.masked != 0) {
     load_group<kFast>(v.masked_grad, t.template data<kMaskedGrad>(), b.first, b.masked);
   }
-  // A master has the parameter's value. The parameter itself is read only if a vector is stored of which some entries do
-  // not change.
+  // A master has the parameter's value. The parameter itself is read only if a vector is stored of which some entries
+  // do not change.
   const bool some_stay = kFast && kKind != Kind::every && b.update != 0 && b.update != 15u;
   if (!t.template has<kMaster>() || some_stay) {
     load_group<kFast>(v.param, t.template data<kParam>(), b.first, touched);

@@ -98,8 +98,8 @@ struct Round {
   int count;
 };
 
-// A round of groups whose state is packed. The entries of the lane's group begin at `at`. `staged`: room of the warp for
-// the round's lists. Whole warp; lanes that are not active have no group.
+// A round of groups whose state is packed. The entries of the lane's group begin at `at`. `staged`: room of the warp
+// for the round's lists. Whole warp; lanes that are not active have no group.
 template <typename P, typename T, typename Tensor>
 __device__ __forceinline__ void step_packed_round(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
                                                   bool active, const Round& round, int at, T* staged) {

@@ -4,13 +4,14 @@
 // 2. One pass over all scores writes the mask of the entries above the bracket and collects those inside
 //    (select_mask.cu).
 // 3. The right number of these is chosen exactly, and their bits are added (select_candidates.cuh). If the bracket
-//    missed or held more entries than fit, histograms of all scores decide instead (select_radix.cu). Rows of both kinds
-//    share the launches: four, or three for 16-bit scores, of which nearly always the first alone has work.
+//    missed or held more entries than fit, histograms of all scores decide instead (select_radix.cu). Rows of both
+//    kinds share the launches: four, or three for 16-bit scores, of which nearly always the first alone has work.
 // Entries are compared as (key, position), which are all different, so no input has ties.
 //
 // Up to kMaxRows rows of a call share the sample and every pass over the scores.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "multi_tensor.h"
 #include "select_state.cuh"
@@ -160,13 +161,21 @@ std::int64_t select_cleared_bytes(const Scores& scores, const SelectPlan& plan, 
   return clear_bytes;
 }
 
-void upload_scores(const Scores& scores, const ScoreTensor* rows, void* clear, std::int64_t clear_bytes,
-                   cudaStream_t stream) {
+std::int64_t score_table_words(const Scores& scores, std::int64_t num_others) {
   static_assert(sizeof(ScoreTensor) % sizeof(std::int64_t) == 0);
-  const std::int64_t words = scores.num_tensors * static_cast<std::int64_t>(sizeof(ScoreTensor) / sizeof(std::int64_t));
-  upload_words(reinterpret_cast<const std::int64_t*>(rows), words,
-               reinterpret_cast<std::int64_t*>(const_cast<ScoreTensor*>(scores.tensors)), stream,
-               static_cast<std::int64_t*>(clear), clear_bytes / static_cast<std::int64_t>(sizeof(std::int64_t)));
+  return scores.num_tensors * static_cast<std::int64_t>(sizeof(ScoreTensor) / sizeof(std::int64_t)) + num_others;
+}
+
+void upload_scores(Scores& scores, const ScoreTensor* rows, const void* const* others, std::int64_t num_others,
+                   std::int64_t* memory, void* clear, std::int64_t clear_bytes, cudaStream_t stream) {
+  const std::int64_t row_words = score_table_words(scores, 0);
+  std::vector<std::int64_t> words(score_table_words(scores, num_others));
+  std::copy_n(reinterpret_cast<const std::int64_t*>(rows), row_words, words.begin());
+  std::copy_n(reinterpret_cast<const std::int64_t*>(others), num_others, words.begin() + row_words);
+  scores.tensors = reinterpret_cast<const ScoreTensor*>(memory);
+  scores.others = num_others > 0 ? reinterpret_cast<const void* const*>(memory + row_words) : nullptr;
+  upload_words(words.data(), static_cast<std::int64_t>(words.size()), memory, stream, static_cast<std::int64_t*>(clear),
+               clear_bytes / static_cast<std::int64_t>(sizeof(std::int64_t)));
 }
 
 void launch_select(const Scores& scores, const std::int64_t* ks, std::int64_t rows, bool ties_all, const MaskRows& out,

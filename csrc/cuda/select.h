@@ -27,11 +27,9 @@ struct ScoreTensor {
   // Words and chunks of the tensors before this one.
   std::int64_t first_word;
   std::int64_t first_chunk;
-  std::int64_t type;
+  std::int32_t type;
   // Number of the tensor, empty ones included.
-  std::int64_t index;
-  // The denominators of relative scores, of the same type and size; null if the scores themselves are ranked.
-  const void* others;
+  std::int32_t index;
 };
 
 // All scores. The table is on the device, in order and without empty tensors.
@@ -44,17 +42,19 @@ struct Scores {
   std::int64_t bytes;
   // Whether one of the tensors is of this type.
   bool has_float, has_half;
-  // Device pointer to the damping that is added to the magnitudes of `others`, by the number of the tensor. If it is
-  // null, no tensor has `others`; otherwise quotients are ranked (see common/radix_key.h).
+  // Device pointers, by the number of the tensor: the denominators of relative scores, of the same type and size, and
+  // the damping that is added to their magnitudes. Null if the scores themselves are ranked; otherwise quotients are
+  // (see common/radix_key.h).
+  const void* const* others;
   const float* damping;
 };
 
 // Fills one row of the table on the host; call for the tensors in order, starting with scores = {}. An empty tensor
 // takes no row (returns false).
-inline bool append_score(Scores& scores, std::int64_t index, const void* data, const void* others, std::int64_t numel,
-                         std::int64_t type, ScoreTensor* row) {
+inline bool append_score(Scores& scores, std::int32_t index, const void* data, std::int64_t numel, ScoreType type,
+                         ScoreTensor* row) {
   if (numel == 0) return false;
-  *row = {data, numel, scores.num_words, scores.num_chunks, type, index, others};
+  *row = {data, numel, scores.num_words, scores.num_chunks, type, index};
   scores.num_tensors += 1;
   scores.num_chunks += (numel + kSelectChunk - 1) / kSelectChunk;
   scores.num_words += word_count(numel);
@@ -110,10 +110,13 @@ std::int64_t select_workspace_bytes(const Scores& scores, const SelectPlan& plan
 // may have any contents.
 std::int64_t select_cleared_bytes(const Scores& scores, const SelectPlan& plan, bool threshold_given);
 
-// Sends the rows of the table to scores.tensors, and clears `clear_bytes` (a multiple of 8) at `clear`: one launch,
-// unless there are hundreds of tensors.
-void upload_scores(const Scores& scores, const ScoreTensor* rows, void* clear, std::int64_t clear_bytes,
-                   cudaStream_t stream);
+// Words of the table on the device, with `num_others` denominators.
+std::int64_t score_table_words(const Scores& scores, std::int64_t num_others);
+
+// Sends the table to `memory` and points scores.tensors and scores.others to it. Clears `clear_bytes` (a multiple of 8)
+// at `clear`. One launch for up to 800 tensors, or 666 with denominators.
+void upload_scores(Scores& scores, const ScoreTensor* rows, const void* const* others, std::int64_t num_others,
+                   std::int64_t* memory, void* clear, std::int64_t clear_bytes, cudaStream_t stream);
 
 // Device pointers to what select and threshold_mask return: words [rows, num_words], thresholds [rows], counts [rows],
 // nan_count [1].

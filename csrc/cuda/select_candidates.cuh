@@ -3,7 +3,8 @@
 // That pass has counted the candidates' first digits. Each kernel for rows that need a fallback takes one step for the
 // others: a further digit if too many candidates share those known, and otherwise the last step. So the choice costs no
 // launch of its own. Nearly always the first step is the last: with 13 of the bits between the bracket's sides known,
-// few candidates are left. There are enough steps for all bits: 13 * 4 of at most 64 are known at the last kernel.
+// few candidates are left. At the last kernel the first 52 of at most 64 bits are known, or 39 of 51 for 16-bit scores:
+// of 4096 values, which are all different, no more than kFew are left.
 #pragma once
 
 #include "select_state.cuh"

@@ -132,7 +132,8 @@ struct Entries {
 
 template <bool kRelative>
 __device__ __forceinline__ Entries entries_of(const Scores& scores, const ScoreTensor& tensor) {
-  return {tensor.data, tensor.others, kRelative ? scores.damping[tensor.index] : 0.0f, static_cast<int>(tensor.type)};
+  if constexpr (!kRelative) return {tensor.data, nullptr, 0.0f, tensor.type};
+  return {tensor.data, scores.others[tensor.index], scores.damping[tensor.index], tensor.type};
 }
 
 template <bool kRelative>
@@ -213,7 +214,8 @@ __device__ __forceinline__ void read_batch(const Batch& batch, Part& part, Finis
       if constexpr (!kBoth) load_half(data, half, raw[0]);
       if constexpr (kRelative) {
         // Two vectors of the other tensor at a time: there are no registers for more.
-        const auto* const vectors = reinterpret_cast<const uint4*>(others) + lane + half * (kPartEntries / Score::kVector);
+        constexpr int kHalfVectors = kPartEntries / Score::kVector;
+        const auto* const vectors = reinterpret_cast<const uint4*>(others) + lane + half * kHalfVectors;
 #pragma unroll
         for (int i = 0; i < kLoads; i += 2) {
           const uint4 pair[2] = {load_streaming(vectors + 32 * i), load_streaming(vectors + 32 * (i + 1))};
@@ -288,8 +290,9 @@ __device__ __forceinline__ ScoreTensor find_word(const Scores& scores, std::int6
 }
 
 // For the warp's batch in every chunk of this block: calls part(batch, half, x, arrangement) for both halves of it,
-// with what is ranked of the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both
-// may use the warp's collectives, not the block's. kAhead: there are registers to load more than is worked on.
+// with what is ranked of the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are
+// not called: both may use the warp's collectives, not the block's. kAhead: there are registers to load more than is
+// worked on.
 template <bool kRelative, bool kAhead = true, typename Part, typename Finish>
 __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part, Finish&& finish) {
   int index = 0;

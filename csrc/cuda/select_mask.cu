@@ -117,8 +117,8 @@ __device__ void decide(RowState* state, std::int64_t k, u64 capacity, const Cand
 }
 
 // For all rows together: writes the entries within their `high` and collects the candidates. kRows: at most so many
-// rows. The shared memory of several leaves room for three blocks a multiprocessor, and so do the registers that division
-// takes.
+// rows. The shared memory of several leaves room for three blocks a multiprocessor, and so do the registers that
+// division takes.
 template <int kRows, bool kRelative>
 __global__ void __launch_bounds__(kSelectThreads, kRows == 1 && !kRelative ? 4 : 3)
     bracket_kernel(Scores scores, const std::int64_t* ks, bool ties_all, Workspace workspace, MaskGroup out) {

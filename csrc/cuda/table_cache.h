@@ -1,5 +1,5 @@
-// Which table on the device serves a call, and what has to be sent for it. Free of torch headers; cuda_tables.h says why
-// it is done so.
+// Which table on the device serves a call, and what has to be sent for it. Free of torch headers; cuda_tables.h says
+// why it is done so.
 #pragma once
 
 #include <algorithm>
@@ -33,8 +33,8 @@ class TableCache {
   // Most recently used ones are kept: the distinct calls of a training loop (parameter groups, kinds of steps).
   static constexpr std::size_t kCapacity = 32;
 
-  // The table of a call, sent on `stream` as far as it is not there yet. allocate(words) returns Memory, words_of(memory)
-  // their address.
+  // The table of a call, sent on `stream` as far as it is not there yet. allocate(words) returns Memory,
+  // words_of(memory) their address.
   template <typename Allocate, typename WordsOf>
   DeviceTable<Memory> get(const TableSpec& spec, const TableUser& user, std::int64_t scratch_bytes, bool capturing,
                           cudaStream_t stream, const Allocate& allocate, const WordsOf& words_of) {
