@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import shutil
 import sys
@@ -83,9 +84,10 @@ def parse_options(
 
     def item(group: Any, field: dataclasses.Field, hints: dict[str, Any], helps: dict[str, str]) -> tuple:
         name, text = field.name, helps.get(field.name)
-        # The text may say what None stands for.
-        hint = "" if text is not None and "Default: " in text and getattr(group, name) is None else None
+        # A place has no default, and the text may say what None stands for.
+        silent = name == positional or (text is not None and "Default: " in text and getattr(group, name) is None)
         other = (aliases or {}).get(name)
+        hint = "" if silent else None
         texts: dict[str, Any] = {"help": text, "help_behavior_hint": hint, "aliases": other and (other,)}
         markers: list[Any] = [tyro.conf.arg(**texts)]
         if name == positional:
@@ -103,7 +105,10 @@ def parse_options(
             if dataclasses.is_dataclass(value):
                 inner = mirror(value)
                 title = (titles or {}).get(field.name, field.name)
-                groups.append((title, inner, dataclasses.field(default_factory=inner)))
+                # With a help text, tyro does not look for one in the source of the class, which has none.
+                groups.append(
+                    (title, Annotated[inner, tyro.conf.arg(help="")], dataclasses.field(default_factory=inner))
+                )
             else:
                 own.append(item(group, field, hints, helps))
         return dataclasses.make_dataclass(kind.__name__, [*own, *groups], kw_only=True)
@@ -170,8 +175,11 @@ def parse_call(
 
 def _helps(kind: type) -> dict[str, str]:
     """Option to its help: the docstrings below the fields, or those of a function's parameters."""
-    if hasattr(kind, "_helps"):
-        return kind._helps
+    return kind._helps if hasattr(kind, "_helps") else _documented(kind)
+
+
+@functools.cache
+def _documented(kind: type) -> dict[str, str]:
     helps: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         helps |= _parameters(docstring_parser.parse_from_object(base))

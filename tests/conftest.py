@@ -126,12 +126,35 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+# Tests whose curves are drawn, with the layout that users get (True) or with a simple one.
+DRAWN = {
+    "report": True,
+    "benchmarks": False,
+    "test_unlearn.py": False,
+    "test_sequence.py": False,
+    "test_old_runs.py": False,
+}
+
+
 @pytest.fixture(autouse=True)
-def plain_layout(request, monkeypatch):
-    """Draws curves without the search for the best margins, which takes as long as a small run, except in the tests of
-    reports."""
-    if "report" not in request.path.parts and "matplotlib" in sys.modules:
+def blank_curves(request, monkeypatch):
+    """Saves blank pictures in place of curves, which take as long to draw as a small run takes, except in the tests of
+    reports and some of runs."""
+    if "matplotlib" not in sys.modules:
+        return
+    layout = next((DRAWN[part] for part in request.path.parts if part in DRAWN), None)
+    if layout is None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", _save_blank)
+    elif not layout:
+        # The search for the best margins takes half of the time.
         monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
+
+
+def _save_blank(figure, path, *, format: str = "png", dpi: float = 100) -> None:
+    from PIL import Image
+
+    size = [max(1, round(dpi * inches)) for inches in figure.get_size_inches()]
+    Image.new("RGB", size, "white").save(path, format=format)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -62,6 +62,9 @@ class SequenceArguments:
     """Folder of the sequence. Default: runs/sequence-<preset>-<method>-seed<seed>."""
     pretrained_model_name_or_path: str | None = None
     """The network to start from. Default: the preset's."""
+    distilled: str | None = None
+    """Folder of a run of distillation, or "auto": the first request, and all at once, start from its networks. Default:
+    what the method starts from alone."""
     max_train_steps: int | None = None
     """Iterations of each request. Default: the method's."""
     samples_per_class: int | None = None
@@ -90,6 +93,11 @@ class SequenceArguments:
             # Beside those that are set for all requests.
             shared |= {TAKEN: (*shared.get(TAKEN, ()), *more[TAKEN])}
         return run_arguments(self.preset, self.method, self.seed, self.folder / name, options, shared)
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """Options that the first request has and later ones have not."""
+        return {} if self.distilled is None else {"distilled": self.distilled}
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -134,15 +142,15 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     patches = TAKEN in {item.name for item in fields(method_class(args.method).Options)}
     plan: list[UnlearnArguments] = []
     for i, label in enumerate(classes):
-        start = _start(plan[-1].folder, distils, args.score) if plan else {}
+        start = _start(plan[-1].folder, distils, args.score) if plan else args.first
         if plan and patches and args.disjoint:
             start[TAKEN] = tuple(str(run.folder / "mask.safetensors") for run in plan)
         plan.append(args.run(f"request-{i + 1}-forget-{label}", classes[: i + 1], **start))
     once = None
     if args.at_once and len(classes) > 1:
-        once = args.run("at-once-" + "-".join(map(str, classes)), classes)
+        once = args.run("at-once-" + "-".join(map(str, classes)), classes, **args.first)
     # The last request is checked before the first one starts.
-    last = args.run("request", classes)
+    last = args.run("request", classes, **args.first)
     cover = cover_of(last.request.cover_class)
     network = resolve(args.pretrained_model_name_or_path, shipped=class_preset(args.preset).network).network
     ForgetRequest.of(network, classes, cover)

@@ -121,6 +121,12 @@ def test_claims_are_paired_differences(tmp_path):
     with pytest.raises(ValueError, match="two generators, 0123 and 4567"):
         results_by_place([*records, {**records[0], "generator_sha256": "4567"}])
     assert "-10 (-10 to -10) *" in row and "-100 (-100 to -100) *" in row and "-0.10 (-0.10 to -0.10) *" in row
+    # All pairs together: each pair has its own best dense setting.
+    swapped = {slow: fast, fast: slow}
+    other = [{**x, "pair": "3-8", "condition": swapped.get(x["condition"], x["condition"])} for x in records]
+    report = command.write_summary(tmp_path, [*records, *other]).read_text()
+    row = next(line.replace("\\", "") for line in report.splitlines() if "all pairs" in line and "dense" in line)
+    assert "| 6 | -10 (-10 to -10) * |" in row and "-0.10 (-0.10 to -0.10) *" in row
 
 
 def test_attacks_and_controls(small, monkeypatch, tmp_path, capsys):

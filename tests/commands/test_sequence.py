@@ -92,6 +92,31 @@ def test_start_of_other_methods(tmp_path):
     assert command._start(last, True, "teacher") == {"initial_generator": str(last)}
 
 
+def test_first_request_starts_from_distilled_networks(capsys, tmp_path, monkeypatch):
+    ran = []
+
+    def watched(args, before=None):
+        ran.append(args)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(command, "unlearn", watched)
+    words = [
+        "sequence",
+        "--forget-classes",
+        "0",
+        "3",
+        "--distilled",
+        "auto",
+        "--output-dir",
+        str(tmp_path / "s"),
+        *SMALL,
+    ]
+    with pytest.raises(SystemExit):
+        main([*words, "--method", "sfd"])
+    assert [args.request.distilled for args in ran] == ["auto"]
+    assert "salun starts from the pretrained network" in fails(capsys, *words, "--method", "salun")
+
+
 def test_wrong_inputs(capsys, tmp_path):
     out = ["--output-dir", str(tmp_path / "s"), "--no-progress-bar"]
     assert "each class once" in fails(capsys, "sequence", "--forget-classes", "0", "3", "0", *out)

@@ -3,12 +3,9 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,7 +24,7 @@ from pecker_fast.runs.arguments import option_groups
 from pecker_fast.runs.task import unlearn_arguments
 from pecker_fast.unlearning import method_class, method_names
 from tests import processes
-from tests.commands.case import ASSETS, QUIET, ROOT, SMALL, fails, image_folder
+from tests.commands.case import ASSETS, QUIET, SMALL, fails, image_folder
 from tests.diffusion.toy import tiny_unet
 from tests.models.ancestor_model import AncestorUNet
 from tests.report.test_render import check_page
@@ -412,22 +409,19 @@ def test_names_on_the_hub(capsys, tmp_path, monkeypatch):
     assert "checkpoint_state is 'ema'" in error
 
 
-def test_a_pipeline_of_the_hub_without_a_network(tmp_path):
+def test_a_pipeline_of_the_hub_without_a_network(tmp_path, monkeypatch, capsys):
     """From the hub's cache, as diffusers has it; drawn in one step, as its model_index.json says."""
     cache = tmp_path / "models--someone--digits"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("0" * 40)
     save_one_step_pipeline(cache / "snapshots" / ("0" * 40), tiny_unet(), NoiseSchedule.linear(), 250)
-    where = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    # A separate interpreter, since huggingface_hub reads these when it is imported.
-    code = (
-        "import sys; from pecker_fast.cli import main\n"
-        "for name in sys.argv[2:]:\n"
-        "    main(['sample', '--pretrained-model-name-or-path', name, '--output', sys.argv[1],"
-        " '--images-per-class', '1'])\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "drawn.png"), "someone/digits", "someone/else"]
-    result = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, timeout=400)
-    assert "hub:someone/digits" in result.stdout and "sampler one_step" in result.stdout, result.stderr
+    # As if HF_HUB_OFFLINE and HF_HUB_CACHE had been set before huggingface_hub was imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    drawn = ["--output", str(tmp_path / "drawn.png"), "--images-per-class", "1"]
+    main(["sample", "--pretrained-model-name-or-path", "someone/digits", *drawn])
+    output = capsys.readouterr().out
+    assert "hub:someone/digits" in output and "sampler one_step" in output
     assert (tmp_path / "drawn.png").stat().st_size > 0
-    assert result.returncode == 2 and "HF_HUB_OFFLINE is set" in result.stderr and "'someone/else'" in result.stderr
+    error = fails(capsys, "sample", "--pretrained-model-name-or-path", "someone/else", *drawn)
+    assert "HF_HUB_OFFLINE is set" in error and "'someone/else'" in error
