@@ -124,7 +124,7 @@ class TypedTable : public AdamTable {
  public:
   TypedTable(const AdamLists& lists, const AdamOptions& options, bool joint, bool packed_grads)
       : type_(param_type(lists.params[0].scalar_type())), options_(options), joint_(joint),
-        words_(lists.words), bias_table_(lists.bias_table) {
+        words_(lists.words), bias_table_(lists.bias_table), tensor_numbers_(lists.tensor_numbers.vec()) {
     const at::ScalarType dtype = lists.params[0].scalar_type();
     step_.masked = lists.words.has_value() && !joint;
     step_.packed = lists.packed_offsets.has_value();
@@ -179,7 +179,8 @@ class TypedTable : public AdamTable {
       }
       t.correction = correction;
       if (step_.stochastic_rounding) {
-        t.random_state = random_state(options_.seed, static_cast<std::int64_t>(counts[i]), i);
+        const std::int64_t number = tensor_numbers_.empty() ? static_cast<std::int64_t>(i) : tensor_numbers_[i];
+        t.random_state = random_state(options_.seed, static_cast<std::int64_t>(counts[i]), number);
       }
     }
     if (!chunks_.empty()) run_parallel();
@@ -281,6 +282,7 @@ class TypedTable : public AdamTable {
   AdamOptions options_;
   bool joint_;
   std::optional<Tensor> words_, bias_table_;
+  std::vector<std::int64_t> tensor_numbers_;
   AdamStep<T> step_{};
   std::vector<AdamTensor<T>> tensors_;
   std::vector<AdamChunk> chunks_;
@@ -299,6 +301,7 @@ std::unique_ptr<AdamTable> AdamTable::make(const AdamLists& lists, const AdamOpt
   check_length(lists.masters.size(), n, true, "masters");
   check_length(lists.emas.size(), n, true, "emas");
   check_length(lists.counts.size(), n, true, "counts");
+  check_length(lists.tensor_numbers.size(), n, true, "tensor_numbers");
   check_range(options.beta1 >= 0 && options.beta1 < 1, "beta1", options.beta1, "in [0, 1)");
   check_range(options.beta2 >= 0 && options.beta2 < 1, "beta2", options.beta2, "in [0, 1)");
   check_range(options.eps >= 0, "eps", options.eps, "at least 0");
@@ -364,12 +367,12 @@ void masked_adam_cpu(TensorList params, const OptionalTensors& grads, const Opti
                      double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
                      std::optional<double> clip_value, std::optional<double> max_update, bool retain_variance,
                      bool zero_nonfinite, std::optional<double> ema_decay, bool ema_everywhere,
-                     bool stochastic_rounding, std::int64_t seed) {
+                     bool stochastic_rounding, std::int64_t seed, at::IntArrayRef tensor_numbers) {
   check_length(grads.size(), params.size(), false, "grads");
   check_length(masked_grads.size(), params.size(), true, "masked_grads");
   if (params.empty()) return;
   const AdamLists lists{params, exp_avgs,   exp_avg_sqs, max_exp_avg_sqs, masters,       emas,
-                        counts, bias_table, words,       word_offsets,    packed_offsets};
+                        counts, bias_table, words,       word_offsets,    packed_offsets, tensor_numbers};
   const AdamOptions options{beta1,      beta2,      eps,        weight_decay,    decoupled_weight_decay,
                             maximize,   clip_value, max_update, retain_variance, zero_nonfinite,
                             ema_decay,  ema_everywhere, stochastic_rounding, seed};

@@ -27,6 +27,8 @@ struct AdamLists {
   std::optional<at::Tensor> bias_table, words;
   at::IntArrayRef word_offsets;
   std::optional<at::Tensor> packed_offsets;
+  // The numbers of the tensors in their random bits; empty: 0, 1, 2 ...
+  at::IntArrayRef tensor_numbers;
 };
 
 // The arguments that change from step to step. A tensor without either gradient is left out of the step.

@@ -199,7 +199,7 @@ using MaskedAdam = void(TensorList, const OptionalTensors&, const OptionalTensor
                         const std::optional<Tensor>&, at::IntArrayRef, const std::optional<Tensor>&,
                         const std::optional<Tensor>&, const std::optional<Tensor>&, double, double, double, double,
                         bool, bool, std::optional<double>, std::optional<double>, bool, bool, std::optional<double>,
-                        bool, bool, std::int64_t);
+                        bool, bool, std::int64_t, at::IntArrayRef);
 
 // The lists of one call of masked_adam_. A step brings gradients, step counts and two scalars.
 class AdamPlan : public torch::CustomClassHolder {
@@ -248,7 +248,7 @@ class AdamPlan : public torch::CustomClassHolder {
                 ema_decay,  ema_everywhere, stochastic_rounding, seed};
     if (params_[0].is_cpu()) {
       table_ = AdamTable::make({params_, state_[0], state_[1], state_[2], state_[3], state_[4], state_[5], bias_table_,
-                                words_, word_offsets_, packed_offsets_},
+                                words_, word_offsets_, packed_offsets_, positions_},
                                options_, joint_, packed_grads_);
     }
   }
@@ -324,7 +324,7 @@ class AdamPlan : public torch::CustomClassHolder {
     op.call(params_, grads, masked_grads, state_[0], state_[1], state_[2], state_[3], state_[4], state_[5], steps, lr_,
             bias_table_, words_, word_offsets_, packed_offsets_, grad_scale, found_inf, o.beta1, o.beta2, o.eps,
             o.weight_decay, o.decoupled_weight_decay, o.maximize, o.clip_value, o.max_update, o.retain_variance,
-            o.zero_nonfinite, o.ema_decay, o.ema_everywhere, o.stochastic_rounding, o.seed);
+            o.zero_nonfinite, o.ema_decay, o.ema_everywhere, o.stochastic_rounding, o.seed, positions_);
   }
 
   // Whether the kernel can take a gradient as it is: contiguous, in the parameter's order, not a lazy view.

@@ -2,6 +2,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
 #include <type_traits>
 
@@ -39,6 +40,31 @@ void check_count(const char* name, std::size_t given, std::size_t params, bool m
                     may_be_empty ? ", expected as many or none" : "");
 }
 
+std::int64_t entries(const std::optional<Tensor>& t) { return t ? t->numel() : -1; }
+
+// Whether lists hold the salient entries only: their tensors have as many entries as the packed moments, but not as
+// many as the parameters. With a mask of all entries there is no difference.
+class Packing {
+ public:
+  Packing(TensorList params, TensorList moments, bool packed) : params_(params), moments_(moments), packed_(packed) {}
+
+  // size(i): entries of tensor i, -1 if there is none.
+  template <typename Size>
+  bool of(std::size_t tensors, const Size& size) const {
+    bool differs = false;
+    for (std::size_t i = 0; packed_ && i < std::min(tensors, params_.size()); ++i) {
+      const std::int64_t own = size(i);
+      if (own >= 0 && own != moments_[i].numel()) return false;
+      differs |= own >= 0 && own != params_[i].numel();
+    }
+    return differs;
+  }
+
+ private:
+  TensorList params_, moments_;
+  bool packed_;
+};
+
 template <typename T>
 void launch(const TableSpec& spec, at::ScalarType dtype, AdamArguments<T> arguments, AdamDeviceScalars scalars,
             const Options& o) {
@@ -49,7 +75,7 @@ void launch(const TableSpec& spec, at::ScalarType dtype, AdamArguments<T> argume
   set_adam_scalars<T>(arguments, o.beta1, o.beta2, o.eps, o.decoupled_weight_decay ? 0.0 : o.weight_decay,
                       o.clip_value.value_or(kNone), o.max_update.value_or(kNone), o.ema_decay.value_or(0.0),
                       o.zero_nonfinite);
-  prepare_adam<T>(scalars, table.scratch, static_cast<std::int32_t>(spec.num_tensors), table.stream);
+  prepare_adam<T>(scalars, table.view, table.scratch, table.stream);
   if constexpr (std::is_same_v<T, double>) {
     adam_step<double, double>(arguments, table.stream);
   } else if (dtype == at::kBFloat16) {
@@ -70,7 +96,7 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
                       double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
                       std::optional<double> clip_value, std::optional<double> max_update, bool retain_variance,
                       bool zero_nonfinite, std::optional<double> ema_decay, bool ema_everywhere,
-                      bool stochastic_rounding, std::int64_t seed) {
+                      bool stochastic_rounding, std::int64_t seed, at::IntArrayRef tensor_numbers) {
   const std::size_t n = params.size();
   if (n == 0) return;
   const Options o{beta1,        beta2,      eps,           weight_decay,        decoupled_weight_decay,
@@ -82,11 +108,19 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
   check_tensor("params", 0, params[0], kParamDtypes, device);
   const at::ScalarType compute = dtype == at::kDouble ? at::kDouble : at::kFloat;
   const bool joint = !masked_grads.empty(), packed = packed_offsets.has_value();
+  check_count("exp_avg_sqs", exp_avg_sqs.size(), n, false);
+  const Packing packing(params, exp_avg_sqs, packed);
+  const bool packed_grads = packing.of(grads.size(), [&](std::size_t i) { return entries(grads.get(i)); });
+  const bool packed_masters = packing.of(masters.size(), [&](std::size_t i) { return masters[i].numel(); });
+  const bool packed_emas = packing.of(emas.size(), [&](std::size_t i) { return emas[i].numel(); });
+  const bool packed_values = packed_masters || packed_emas;
+  TORCH_CHECK_VALUE(masters.empty() || emas.empty() || packed_masters == packed_emas,
+                    "either both masters and emas are packed or none");
+  TORCH_CHECK_VALUE(!packed_values || !ema_everywhere, "ema_everywhere is for emas of all entries, these are packed");
   check_count("grads", grads.size(), n, false);
   TORCH_CHECK_VALUE(!joint || masked_grads.size() == n, masked_grads.size(), " masked_grads for ", n,
                     " grads, expected as many or none");
   TORCH_CHECK_VALUE(!packed || (words && !joint), "packed_offsets are only for masked steps");
-  check_count("exp_avg_sqs", exp_avg_sqs.size(), n, false);
   TORCH_CHECK_VALUE(exp_avgs.empty() == (beta1 == 0),
                     "exp_avgs must be given exactly when beta1 is not 0, beta1 is ", beta1);
   TORCH_CHECK_VALUE(emas.empty() != ema_decay.has_value(),
@@ -98,6 +132,7 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
   check_count("masters", masters.size(), n, true);
   check_count("emas", emas.size(), n, true);
   check_count("counts", counts.size(), n, true);
+  check_count("tensor_numbers", tensor_numbers.size(), n, true);
   check_tensor("steps", -1, steps, {at::kFloat}, device);
   TORCH_CHECK_VALUE(steps.numel() == static_cast<std::int64_t>(n), "steps has ", steps.numel(), " entries for ", n,
                     " params");
@@ -135,15 +170,20 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
     set_state(kExpAvg, "exp_avgs", exp_avgs, compute, !packed);
     set_state(kExpAvgSq, "exp_avg_sqs", exp_avg_sqs, compute, !packed);
     set_state(kMaxExpAvgSq, "max_exp_avg_sqs", max_exp_avg_sqs, compute, !packed);
-    set_state(kMaster, "masters", masters, compute, true);
-    set_state(kEma, "emas", emas, compute, true);
+    set_state(kMaster, "masters", masters, compute, !packed_values);
+    set_state(kEma, "emas", emas, compute, !packed_values);
     if (!counts.empty()) set_state(kCounts, "counts", counts, counts[0].scalar_type(), !packed);
-    spec.set_pointer(kPackedSize, i, reinterpret_cast<const void*>(exp_avg_sqs[i].numel()));
+    spec.set_number(kPackedSize, i, exp_avg_sqs[i].numel());
+    spec.set_number(kTensorNumber, i, tensor_numbers.empty() ? static_cast<std::int64_t>(i) : tensor_numbers[i]);
     const auto set_gradient = [&](AdamSlot slot, const char* name, const OptionalTensors& list) {
       const std::optional<Tensor> gradient = list.get(i);
       if (!gradient) return;
       check_tensor(name, i, *gradient, {dtype}, device);
-      check_size(name, i, *gradient, "params", numel);
+      if (slot == kGrad && packed_grads) {
+        check_size(name, i, *gradient, "exp_avg_sqs", exp_avg_sqs[i].numel());
+      } else {
+        check_size(name, i, *gradient, "params", numel);
+      }
       spec.set_pointer(slot, i, gradient->const_data_ptr());
     };
     set_gradient(kGrad, "grads", grads);
@@ -177,6 +217,8 @@ void masked_adam_cuda(TensorList params, const OptionalTensors& grads, const Opt
       a.last_bias_row = static_cast<std::int32_t>(bias_table->size(0) - 1);
       a.counts_are_16_bit = counts[0].scalar_type() == at::kShort;
     }
+    a.packed_grads = packed_grads;
+    a.packed_values = packed_values;
     a.has_first_moment = !exp_avgs.empty();
     a.has_ema = !emas.empty();
     a.joint = joint;

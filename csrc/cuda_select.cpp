@@ -37,38 +37,36 @@ class ScoreTable {
     if (damping) view_.damping = damping->const_data_ptr<float>();
     for (std::size_t i = 0; i < scores.size(); ++i) {
       const Tensor& score = scores[i];
-      const std::int64_t index = static_cast<std::int64_t>(i);
+      const auto index = static_cast<std::int32_t>(i);
       check_tensor(name, index, score, kScoreDtypes, device);
-      const void* others = nullptr;
       if (relative_to) {
         const Tensor& other = (*relative_to)[i];
         check_tensor("relative_to", index, other, {score.scalar_type()}, device);
         check_size("relative_to", index, other, "scores", score.numel());
-        others = other.const_data_ptr();
+        others_.push_back(other.const_data_ptr());
       }
       const ScoreType type = score.scalar_type() == at::kFloat      ? kScoreFloat
                              : score.scalar_type() == at::kBFloat16 ? kScoreBFloat16
                                                                     : kScoreHalf;
-      append_score(view_, index, score.const_data_ptr(), others, score.numel(), type, &rows_[view_.num_tensors]);
+      append_score(view_, index, score.const_data_ptr(), score.numel(), type, &rows_[view_.num_tensors]);
     }
   }
 
   const Scores& view() const { return view_; }
 
-  // As kernel arguments: nothing waits, and a CUDA graph keeps them.
-  void upload(const at::TensorOptions& options, cudaStream_t stream) {
-    constexpr std::int64_t kWords = sizeof(ScoreTensor) / sizeof(std::int64_t);
-    if (view_.num_tensors == 0) return;
-    storage_ = at::empty({view_.num_tensors * kWords}, options.dtype(at::kLong));
-    std::int64_t* const device = storage_.mutable_data_ptr<std::int64_t>();
-    upload_words(reinterpret_cast<const std::int64_t*>(rows_.data()), view_.num_tensors * kWords, device, stream);
-    view_.tensors = reinterpret_cast<const ScoreTensor*>(device);
+  // As kernel arguments: nothing waits, and a CUDA graph keeps them. Clears `clear_bytes` at `clear` on the way.
+  void upload(const at::TensorOptions& options, cudaStream_t stream, void* clear, std::int64_t clear_bytes) {
+    const auto others = static_cast<std::int64_t>(others_.size());
+    storage_ = at::empty({score_table_words(view_, others)}, options.dtype(at::kLong));
+    upload_scores(view_, rows_.data(), others_.data(), others, storage_.mutable_data_ptr<std::int64_t>(), clear,
+                  clear_bytes, stream);
   }
 
  private:
   static void check_relative(TensorList scores, c10::Device device, const OptionalTensorList& relative_to,
                              const std::optional<Tensor>& damping) {
-    TORCH_CHECK_VALUE(relative_to.has_value() == damping.has_value(), "give both of relative_to and damping, or neither");
+    TORCH_CHECK_VALUE(relative_to.has_value() == damping.has_value(),
+                      "give both of relative_to and damping, or neither");
     if (!damping) return;
     TORCH_CHECK_VALUE(relative_to->size() == scores.size(), relative_to->size(), " relative_to for ", scores.size(),
                       " scores");
@@ -78,6 +76,7 @@ class ScoreTable {
   }
 
   std::vector<ScoreTensor> rows_;
+  std::vector<const void*> others_;
   Scores view_ = {};
   Tensor storage_;
 };
@@ -102,7 +101,8 @@ MaskTensors mask_rows(ScoreTable& scores, const Tensor& rows, bool may_sample, c
   const SelectPlan plan = plan_select(scores.view(), tuning, m);
   // From the caching allocator, which gives the same memory to every call alike.
   Tensor workspace = at::empty({select_workspace_bytes(scores.view(), plan)}, options.dtype(at::kByte));
-  scores.upload(options, stream);
+  scores.upload(options, stream, workspace.mutable_data_ptr(),
+                select_cleared_bytes(scores.view(), plan, !may_sample));
   const MaskRows out = {words.mutable_data_ptr<std::int32_t>(), thresholds.mutable_data_ptr<float>(),
                         counts.mutable_data_ptr<std::int64_t>(), nan_count.mutable_data_ptr<std::int64_t>()};
   launch(scores.view(), m, out, plan, workspace.mutable_data_ptr(), stream);
@@ -146,7 +146,7 @@ Tensor radix_histogram_cuda(TensorList scores, const Tensor& prefixes, std::int6
   const std::int64_t bins = std::int64_t{1} << kRadixBits[level];
   Tensor counts = at::empty({prefixes.numel(), bins}, options.dtype(at::kLong));
   if (counts.numel() == 0) return counts;
-  table.upload(options, stream);
+  table.upload(options, stream, counts.mutable_data_ptr(), static_cast<std::int64_t>(counts.nbytes()));
   launch_radix_histogram(table.view(), prefixes.const_data_ptr<std::int32_t>(), prefixes.numel(),
                          static_cast<int>(level), counts.mutable_data_ptr<std::int64_t>(),
                          default_tuning(multiprocessors(prefixes.device())).blocks, stream);
@@ -162,8 +162,8 @@ Tensor magnitude_sums_cuda(TensorList tensors) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const std::int64_t n = static_cast<std::int64_t>(tensors.size());
   Tensor sums = at::empty({n, kSumColumns}, options.dtype(at::kLong));
-  table.upload(options, stream);
-  launch_magnitude_sums(table.view(), n, sums.mutable_data_ptr<std::int64_t>(),
+  table.upload(options, stream, sums.mutable_data_ptr(), static_cast<std::int64_t>(sums.nbytes()));
+  launch_magnitude_sums(table.view(), sums.mutable_data_ptr<std::int64_t>(),
                         default_tuning(multiprocessors(device)).blocks, stream);
   return sums;
 }

@@ -10,6 +10,7 @@ one mask word: vectors would be split into scattered accesses.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -51,7 +52,7 @@ _HASH = tl.constexpr(10)
 
 
 @kernel
-def prepare_kernel(steps, hyper, corrections, hashes, count, BLOCK: tl.constexpr):
+def prepare_kernel(steps, numbers, hyper, corrections, hashes, count, BLOCK: tl.constexpr):
     """Write for each tensor 1 / bc1 and 1 / sqrt(bc2), and the hash of seed, step and tensor for its random bits."""
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = tensor < count
@@ -63,7 +64,7 @@ def prepare_kernel(steps, hyper, corrections, hashes, count, BLOCK: tl.constexpr
     tl.store(corrections + 2 * tensor + 1, inverse2.to(corrections.dtype.element_ty), mask=here)
     state = tl.load(hyper + _HASH).to(tl.int64).to(tl.uint32)
     state = mix(state ^ step.to(tl.int64).to(tl.uint32))
-    state = mix(state ^ tensor.to(tl.uint32))
+    state = mix(state ^ tl.load(numbers + tensor, mask=here, other=0).to(tl.uint32))
     tl.store(hashes + tensor, state.to(tl.int64), mask=here)
 
 
@@ -483,6 +484,7 @@ def masked_adam_(
     ema_everywhere: bool = False,
     stochastic_rounding: bool = False,
     seed: int = 0,
+    tensor_numbers: Sequence[int] = (),
     block: int = BLOCK,
 ) -> None:
     if not params:
@@ -520,8 +522,9 @@ def masked_adam_(
         compute = torch.float64 if double else torch.float32
         corrections = scratch("corrections", (len(params), 2), compute, device)
         hashes = scratch("hashes", (len(params),), torch.int64, device)
+        numbers = int64_table(tensor_numbers or range(len(params)), device)
         prepare_kernel[(triton.cdiv(len(params), _TENSORS_PER_PROGRAM),)](
-            steps, hyper, corrections, hashes, len(params), BLOCK=_TENSORS_PER_PROGRAM, num_warps=4
+            steps, numbers, hyper, corrections, hashes, len(params), BLOCK=_TENSORS_PER_PROGRAM, num_warps=4
         )
         unused = hashes
         masked_adam_kernel[(work.count,)](

@@ -40,6 +40,7 @@ class AdamCase:
     found_inf: float | None = None
     stochastic_rounding: bool = False
     seed: int = 0
+    tensor_numbers: tuple[int, ...] = ()
 
     @property
     def numels(self) -> list[int]:
@@ -104,6 +105,7 @@ class AdamCase:
             ema_everywhere=self.ema_everywhere,
             stochastic_rounding=self.stochastic_rounding,
             seed=self.seed,
+            tensor_numbers=self.tensor_numbers,
             backend=backend,
         )
         if self.packed:

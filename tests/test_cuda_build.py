@@ -73,7 +73,7 @@ def test_registers_and_local_memory(source, architecture, cubins):
 # ---- accesses of the streaming kernels
 
 EVERY, MASKED, PACKED = range(3)
-FIRST_MOMENT, WITH_EMA, JOINT, ANY_OPTION, RARE = 1, 2, 4, 8, 16
+FIRST_MOMENT, WITH_EMA, JOINT, ANY_OPTION, RARE, PACKED_LISTS = 1, 2, 4, 8, 16, 32
 
 
 def adam_version(kernel: sass.Kernel) -> tuple[bool, int, int]:
@@ -99,7 +99,7 @@ def adam_lists(narrow: bool, kind: int, options: int) -> tuple[int, int]:
 def test_adam_accesses_vectors_and_waits_once(source, architecture, cubins):
     """On the path of whole, aligned tiles: one vector access a list, no scalar store, no use before the last load."""
     kernels = sass.disassemble(cubins[source, architecture].result())
-    assert len(kernels) == 13
+    assert len(kernels) == 14
     for kernel in kernels:
         version = narrow, kind, options = adam_version(kernel)
         (loop,) = kernel.streaming_loops()
@@ -107,6 +107,10 @@ def test_adam_accesses_vectors_and_waits_once(source, architecture, cubins):
         accesses = path.count("is_vector_load"), path.count("is_vector_store")
         assert accesses == adam_lists(*version), f"{kernel.name}: {accesses} vectors in and out"
         early = sass.early_uses(path.instructions)
+        if options & PACKED_LISTS:
+            # The average is read last: it would be packed too, and there are no registers to keep it.
+            last = [instruction for instruction in path.instructions if instruction.is_vector_load][-1]
+            early = [(use, load) for use, load in early if load is not last]
         assert not early, f"{kernel.name}: {early[0][0]} before {early[0][1]}"
         lists = adam_lists(*version)[1]
         if kind != PACKED:

@@ -1,5 +1,6 @@
 """The CUDA kernels, run on the host by the emulator, against the reference: no GPU is needed."""
 
+import os
 import random
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 
 from pecker_fast import ops
 from pecker_fast.ops import reference
+from pecker_fast.ops.extension import cpu_isa
 from pecker_fast.ops.layout import num_blocks, num_words, word_offsets
 
+from . import processes
 from .adam_case import random_case
+from .conftest import SEED_VARIABLE, available_backends
 from .emulation import library, streaming
 
 pytestmark = pytest.mark.skipif(
@@ -399,6 +403,86 @@ def test_adam_is_exact_enough_with_approximate_roots_and_reciprocals(dtype, monk
             case.check(case.run("emulated"))
 
 
+PACKED_LISTS = [("grads",), ("masters", "emas"), ("grads", "masters", "emas")]
+
+
+def pack_lists(arguments: list, names: tuple[str, ...]) -> list:
+    """The arguments of a packed step with these lists packed too."""
+    words, offsets = arguments[12], arguments[13]
+    numels = [param.numel() for param in arguments[0]]
+    masks = [reference.unpack_bits(words[o:], n) for o, n in zip(offsets, numels, strict=False)]
+    packed = [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]]
+    for name in names:
+        at = {"grads": 1, "masters": 6, "emas": 7}[name]
+        packed[at] = [None if t is None else t[mask] for t, mask in zip(packed[at], masks, strict=False)]
+    return packed
+
+
+def place_all(memory: Memory, lists: list) -> list:
+    return [[memory.place(t, random.choice((0, 0, 1, 2, 3))) for t in tensors] for tensors in lists]
+
+
+PACKED_FEATURES = [
+    {"ema": True, "masters": True},
+    {"ema": True, "no_first_moment": True, "weight_decay": 0.1, "spoil": True},
+    {"masters": True, "amsgrad": True, "counts": torch.int16},
+    {"stochastic_rounding": True, "ema": True, "amsgrad": True},
+]
+
+
+@pytest.mark.parametrize("names", PACKED_LISTS, ids="+".join)
+@pytest.mark.parametrize("features", PACKED_FEATURES, ids="+".join)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_lists_give_the_bits_of_dense_ones(dtype, features, names):
+    """Gradients, masters and averages of the salient entries, beside packed moments."""
+    features = {**features, "density": random.choice((0.02, 0.3, 0.9))}
+    arguments, options = adam_arguments(dtype, "packed", features)
+    memory = Memory()
+    dense = place_all(memory, [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]])
+    packed = place_all(memory, pack_lists(arguments, names))
+    streaming.masked_adam_(*dense, *arguments[9:], **options)
+    streaming.masked_adam_(*packed, *arguments[9:], **options)
+    memory.check()
+    expected = pack_lists([*dense, *arguments[9:]], names)
+    for at, name in enumerate(("params", "grads", "", "exp_avgs", "exp_avg_sqs", "max", "masters", "emas", "counts")):
+        if name and name != "grads":
+            assert_all_same(packed[at], expected[at], name)
+
+
+def test_packed_lists_of_an_empty_mask():
+    """Nothing changes, and nothing is read or written outside of the tensors."""
+    arguments, options = adam_arguments(torch.bfloat16, "packed", {"ema": True, "masters": True, "density": 0.0})
+    memory = Memory()
+    lists = place_all(memory, pack_lists(arguments, PACKED_LISTS[-1]))
+    streaming.masked_adam_(*lists, *arguments[9:], **options)
+    memory.check()
+    assert_all_same(lists[0], arguments[0], "params")
+
+
+@pytest.mark.parametrize("names", PACKED_LISTS, ids="+".join)
+def test_packed_lists_have_the_bits_of_the_cpu_kernel(names, seed):
+    """Of the one for any processor: the others fuse products and sums, which the emulator does not."""
+    if "cpu" not in available_backends():
+        pytest.skip("the CPU kernels are not tested here")
+    if cpu_isa() != "scalar":
+        name = f"{__file__}::test_packed_lists_have_the_bits_of_the_cpu_kernel[{'+'.join(names)}]"
+        environment = {**os.environ, "PECKER_FAST_CPU_ISA": "scalar", SEED_VARIABLE: str(seed)}
+        child = processes.run(["-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider", name], env=environment)
+        assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]
+        return
+    for dtype in SCORE_DTYPES:
+        for features in PACKED_FEATURES:
+            arguments, options = adam_arguments(dtype, "packed", {**features, "density": 0.3})
+            actual, expected = pack_lists(arguments, names), pack_lists(arguments, names)
+            streaming.masked_adam_(*actual, *arguments[9:], **options)
+            ops.masked_adam_(*expected, *arguments[9:], **options, backend="cpu")
+            for at, name in enumerate(
+                ("params", "", "", "exp_avgs", "exp_avg_sqs", "max", "masters", "emas", "counts")
+            ):
+                if name:
+                    assert_all_same(actual[at], expected[at], f"{name}, {dtype}, {features}")
+
+
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["masked", "packed", "joint"])
 def test_adam_with_an_empty_and_a_full_mask(kind, density):
@@ -426,6 +510,105 @@ def test_adam_bits_do_not_depend_on_the_path(kind, dtype):
         for name, a, b in zip(("params", "exp_avgs", "exp_avg_sqs", "emas"), (results[0][i] for i in (0, 3, 4, 7)),
                               (other[i] for i in (0, 3, 4, 7)), strict=True):  # fmt: skip
             assert_all_same(b, a, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_adam_does_not_read_parameters_that_have_masters(kind, dtype):
+    """Except within a vector of which some entries stay as they are."""
+    density = 1.0 if kind in ("masked", "packed") else 0.5
+    arguments, options = adam_arguments(dtype, kind, {"masters": True, "ema": True, "density": density})
+    lists = [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]]
+    with streaming.unreadable(lists[0]):
+        streaming.masked_adam_(*lists, *arguments[9:], **options)
+    with pytest.raises(RuntimeError, match="read of memory"), streaming.unreadable(lists[6]):
+        streaming.masked_adam_(*lists, *arguments[9:], **options)
+
+
+@pytest.mark.parametrize("kind", ["masked", "packed"])
+def test_adam_reads_no_parameter_entry_by_entry_that_has_a_master(kind):
+    """Single entries are stored without their neighbours."""
+    arguments, options = adam_arguments(torch.bfloat16, kind, {"masters": True, "density": 0.5})
+    memory = Memory()
+    lists = [[memory.place(t, 1 + number % 2) for t in argument] for number, argument in enumerate(arguments[:9])]
+    with streaming.unreadable(lists[0]):
+        streaming.masked_adam_(*lists, *arguments[9:], **options)
+    memory.check()
+
+
+@pytest.mark.parametrize("kind", ["plain", "masked", "packed"])
+def test_adam_keys_random_bits_by_the_numbers_of_tensors(kind):
+    """As the reference does."""
+    features = {"stochastic_rounding": True, "density": 0.5}
+    arguments, options = adam_arguments(random.choice((torch.bfloat16, torch.float16)), kind, features)
+    numbers = random.sample(range(1000), len(arguments[0]))
+    first = run_both(arguments, {**options, "tensor_numbers": numbers})
+    other = run_both(arguments, {**options, "tensor_numbers": [*numbers[1:], 1000]})
+    assert any(not torch.equal(a, b) for a, b in zip(first[0], other[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captured_step(kind):
+    """A graph's step follows the values of its own gradients, whatever other steps were taken since the capture."""
+    features = {"ema": True, "density": 0.5, "masters": True, "stochastic_rounding": False}
+    arguments, options = adam_arguments(torch.bfloat16, kind, features)
+    state, tail = arguments[3:9], arguments[9:]
+
+    def gradients():
+        return [[None if t is None else values(t.numel(), t.dtype) for t in list_] for list_ in arguments[1:3]]
+
+    def step(lists, grads, tables):
+        streaming.masked_adam_(lists[0], *grads, *lists[1:], *tail, **options, tables=tables)
+
+    captured, plain = ([[t.clone() for t in list_] for list_ in (arguments[0], *state)] for _ in range(2))
+    warm_up, in_graph, later = gradients(), gradients(), gradients()
+    streaming.forget_tables()
+    streaming.launched()
+    step(captured, warm_up, "cached")
+    assert streaming.launched()[-3:] == ["write_chunks", "prepare_kernel", "adam_kernel"]
+    step(captured, in_graph, "capture")
+    # The gradients' pointers alone.
+    assert streaming.launched() == ["store_payload", "prepare_kernel", "adam_kernel"]
+    step(captured, later, "cached")
+    step(captured, later, "cached")
+    assert streaming.launched() == ["store_payload", *["prepare_kernel", "adam_kernel"] * 2]
+    # More tables than the cache keeps.
+    for _ in range(40):
+        others, unused = adam_arguments(torch.float32, "plain", {})
+        streaming.masked_adam_(*([t[:1] for t in others[:9]]), others[9][:1], *others[10:], **unused, tables="cached")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        for old, new in zip(in_graph, gradients(), strict=True):
+            for a, b in zip(old, new, strict=True):
+                if a is not None:
+                    a.copy_(b)
+        streaming.replay()
+        if seed == 0:
+            for grads in (warm_up, later, later, in_graph):
+                step(plain, grads, "new")
+        else:
+            step(plain, in_graph, "new")
+    for name, a, b in zip(
+        ("params", "exp_avgs", "exp_avg_sqs", "max", "masters", "emas"), captured, plain, strict=False
+    ):
+        assert_all_same(a, b, name)
+    streaming.forget_tables()
+
+
+def test_step_captured_without_an_earlier_one():
+    """Its whole table is in the graph."""
+    arguments, options = adam_arguments(torch.float32, "plain", {})
+    lists = [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]]
+    streaming.forget_tables()
+    streaming.launched()
+    streaming.masked_adam_(*lists, *arguments[9:], **options, tables="capture")
+    assert streaming.launched() == ["store_payload", "write_chunks", "prepare_kernel", "adam_kernel"]
+    assert_all_same(lists[0], arguments[0], "params")
+    streaming.replay()
+    expected = [[None if t is None else t.clone() for t in argument] for argument in arguments[:9]]
+    streaming.masked_adam_(*expected, *arguments[9:], **options)
+    assert_all_same(lists[0], expected[0], "params")
+    streaming.forget_tables()
 
 
 def test_words_of_a_chunk_are_those_of_its_tensor():

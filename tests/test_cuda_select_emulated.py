@@ -174,14 +174,18 @@ def test_overflow_takes_the_fallback():
     assert check_select(split(normal(n)), [n // 2], tuning=Tuning(capacity=40)) == [FALLBACK]
 
 
+KINDS_OF_DTYPES = [DTYPES[:1], DTYPES[1:2], DTYPES[2:], DTYPES[1:], DTYPES]
+
+
+@pytest.mark.parametrize("dtypes", KINDS_OF_DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["normal", "few values", "special", "zeros"])
-def test_missed_bracket_takes_the_fallback(name):
+def test_missed_bracket_takes_the_fallback(name, dtypes):
     """A bracket with no width misses nearly always."""
     n = sum(SIZES)
     tuning = Tuning(sigmas=-4.0, slack=-2.0, max_log_clusters=6, **ROOMY)
-    used = check_select(split(inputs(name, n)), [n // 2, n // 5], tuning=tuning)
+    used = check_select(split(inputs(name, n), dtypes=dtypes), [n // 2, n // 5], tuning=tuning)
     assert DIRECT not in used
-    if name == "normal":
+    if name == "normal" and dtypes == DTYPES[:1]:
         assert used == [FALLBACK, FALLBACK]
 
 
@@ -202,10 +206,11 @@ def test_adversarial_sample():
     assert used == [FALLBACK]
 
 
+@pytest.mark.parametrize("dtypes", KINDS_OF_DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_by_histograms_alone(name):
+def test_by_histograms_alone(name, dtypes):
     n = sum(SMALL)
-    scores = split(inputs(name, n), SMALL, DTYPES, misaligned=True)
+    scores = split(inputs(name, n), SMALL, dtypes, misaligned=True)
     tuning = Tuning(min_sampled_bytes=1 << 40)
     assert check_select(scores, [n // 2, 1, n], tuning=tuning) == [DIRECT] * 3
     check_select(scores, [n // 2], True, tuning)
@@ -231,14 +236,24 @@ def test_rows_share_a_pass(name, ties_all):
         assert BRACKET in used and FALLBACK in used
 
 
-def test_values_with_many_equal_digits():
-    """More candidates than one block can resolve share the wanted one's first digits: histograms decide."""
+@pytest.mark.parametrize("ties_all", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_with_many_equal_digits(dtype, ties_all):
+    """More candidates than one block can sort out share the wanted one's first digits: the next step takes another."""
     n = 1 << 17
-    x = torch.ones(n)
-    x[-5:] = 1e30
-    x[:5] = 1e-30
+    x = torch.where(torch.rand(n) < 0.5, 1.0, 1.0078125)
+    x[-5:] = float("inf")
+    x[:5] = 1e-7
     tuning = Tuning(blocks=8, sigmas=50.0, capacity=n)
-    assert check_select([x], [n // 2], tuning=tuning) in ([BRACKET], [FALLBACK])
+    assert check_select([x.to(dtype)], [n // 2, n // 5], ties_all, tuning) == [BRACKET] * 2
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_ties_among_other_values(share):
+    """Half of the entries have one value, the others are near it: not all of the equal ones become candidates."""
+    n = 1 << 17
+    x = torch.where(torch.rand(n) < 0.5, 0.1, 0.1 + 1e-4 * normal(n))
+    assert check_select([x], [int(share * n)], tuning=Tuning(blocks=8, capacity=n // 4)) == [BRACKET]
 
 
 # The production configuration, except for the number of blocks.

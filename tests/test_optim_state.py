@@ -229,6 +229,28 @@ def test_stochastic_rounding_is_reproducible_by_seed():
     assert same_bits(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("chosen", [None, "reference"])
+def test_stochastic_rounding_depends_on_the_parameter_and_not_on_the_call(chosen):
+    """Neither groups nor dtypes share random bits, and a parameter without a gradient does not shift those after it."""
+    values, grads = torch.randn(500).bfloat16(), torch.randn(500).bfloat16()
+
+    def stepped(groups, frozen=(), half=()):
+        params = [nn.Parameter(values.to(torch.float16 if i in half else torch.bfloat16, copy=True)) for i in range(3)]
+        parts = [{"params": [params[i] for i in group]} for group in groups]
+        optimizer = pf.MaskedAdam(parts, lr=1e-3, stochastic_rounding=True, seed=4, backend=chosen)
+        for i, param in enumerate(params):
+            param.grad = None if i in frozen else grads.to(param.dtype)
+        optimizer.step()
+        return [param.detach() for param in params]
+
+    together = stepped([[0, 1, 2]])
+    assert not same_bits(together[0], together[1]) and not same_bits(together[1], together[2])
+    for other in (stepped([[0], [1, 2]]), stepped([[0], [1], [2]])):
+        assert all(map(same_bits, together, other))
+    assert same_bits(together[2], stepped([[0, 1, 2]], frozen=[0, 1])[2])
+    assert same_bits(together[2], stepped([[0, 1, 2]], half=[0])[2])
+
+
 # ---- loss scaling
 
 

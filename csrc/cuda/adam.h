@@ -15,7 +15,8 @@ enum AdamSlot : int {
   kMaster,
   kEma,
   kCounts,
-  kPackedSize,  // not a pointer: the number of entries in each tensor's packed state
+  kPackedSize,    // not a pointer: the number of entries in each tensor's packed state
+  kTensorNumber,  // not a pointer: the number of the tensor in its random bits
   kGrad,
   kMaskedGrad,
   kAdamSlots,
@@ -52,6 +53,8 @@ struct AdamArguments {
   const T* bias_table;                 // null: shared step counts
   std::int32_t last_bias_row;
   AdamScalars<T> scalars;
+  // With packed state: gradients, and masters and averages, hold the salient entries only, too.
+  bool packed_grads, packed_values;
   bool has_first_moment, has_ema, joint, retain_variance, ema_everywhere, stochastic_rounding, counts_are_16_bit;
   // Whether a feature is used that only the larger version of the kernel has: max_exp_avg_sqs, masters, counts,
   // retain_variance, stochastic_rounding, ema_everywhere.
@@ -88,7 +91,7 @@ struct AdamDeviceScalars {
 };
 
 template <typename T>
-void prepare_adam(const AdamDeviceScalars& scalars, void* scratch, std::int32_t num_tensors, cudaStream_t stream);
+void prepare_adam(const AdamDeviceScalars& scalars, const MultiTensor& table, void* scratch, cudaStream_t stream);
 
 // One step, after prepare_adam. P is the type of parameters and gradients, T the compute type.
 template <typename P, typename T>

@@ -5,318 +5,16 @@
 // Masked: the groups that have a salient entry are listed first and handed out 32 at a time, so that no lane idles at
 // low densities and all lanes have loads under way. Salient groups are in order, so accesses stay coalesced.
 // Packed: as masked, and the state of a round's entries, which is one contiguous range, is moved through shared memory
-// in full-width accesses.
+// in full-width accesses; so are gradients, masters and averages if they are packed too.
 //
 // If a tile is whole and all its tensors are aligned, a group is one vector access in each; otherwise (at the ends of
 // tensors) its entries are accessed one by one.
 #pragma once
 
-#include <type_traits>
-
-#include "adam.h"
-#include "arithmetic.cuh"
-#include "vectors.h"
+#include "adam_group.cuh"
 
 namespace pecker_fast {
 namespace {
-
-enum class Kind { every, masked, packed };
-
-// Compile-time options of a kernel. With kAnyOption it checks its arguments instead; kRare adds the features of
-// AdamArguments::rare.
-enum Option : int { kFirstMoment = 1, kWithEma = 2, kJoint = 4, kAnyOption = 8, kRare = 16 };
-
-constexpr int kRoundEntries = 32 * kGroup;
-
-template <typename T>
-struct BlocksPerSM {
-  // 64 registers a thread; double needs up to 128.
-  static constexpr int value = sizeof(T) == 4 ? 4 : 2;
-};
-
-// Shared by all threads of a block: the chunk's tensor and the scalars of its step. In shared memory, because keeping
-// them in registers would halve the number of blocks that run at once.
-template <typename P, typename T, int kOptions>
-struct AdamTensor {
-  static constexpr bool kAny = (kOptions & kAnyOption) != 0, kRareToo = (kOptions & kRare) != 0;
-
-  void* pointers[kAdamSlots];
-  // First entry of the chunk; negative if the shift puts it before the tensor.
-  std::int64_t first;
-  std::int64_t numel;
-  int shift;
-  // Groups are vectors in all of the tensor's lists.
-  bool aligned;
-  AdamTensorPrepared<T> prepared;
-  AdamPrepared<T> step;
-
-  // Whether the tensor has this list. A constant unless the kernel checks its arguments.
-  template <AdamSlot kSlot>
-  __device__ __forceinline__ bool has() const {
-    if constexpr (kSlot == kExpAvg && !kAny) return (kOptions & kFirstMoment) != 0;
-    if constexpr (kSlot == kEma && !kAny) return (kOptions & kWithEma) != 0;
-    if constexpr (kSlot == kMaskedGrad && !kAny && !(kOptions & kJoint)) return false;
-    if constexpr (kSlot == kGrad && !kAny && !(kOptions & kJoint)) return true;
-    if constexpr ((kSlot == kMaster || kSlot == kMaxExpAvgSq || kSlot == kCounts) && !kRareToo) return false;
-    // Only 16-bit parameters have masters.
-    if constexpr (kSlot == kMaster && sizeof(P) != 2) return false;
-    return pointers[kSlot] != nullptr;
-  }
-  template <AdamSlot kSlot>
-  __device__ __forceinline__ auto* data() const {
-    constexpr bool kLikeParam = kSlot == kParam || kSlot == kGrad || kSlot == kMaskedGrad;
-    return static_cast<std::conditional_t<kLikeParam, P, T>*>(pointers[kSlot]);
-  }
-
-  // By the first warp; for all after a barrier.
-  __device__ __forceinline__ void read(const MultiTensor& table, const Chunk& chunk, const void* scratch, bool packed) {
-    const int slot = lane_id(), tensor = chunk.tensor;
-    bool fits = true;
-    if (slot < kAdamSlots) {
-      const int info_shift = table.tensors[tensor].shift;
-      void* const pointer = table_pointer<void>(table, slot, tensor);
-      const bool is_param = slot == kParam || slot == kGrad || slot == kMaskedGrad;
-      // Packed state and counts are accessed entry by entry anyway.
-      const bool is_dense = is_param || slot == kMaster || slot == kEma || (!packed && slot < kMaster);
-      pointers[slot] = pointer;
-      if (is_dense && pointer != nullptr) {
-        fits = is_param ? vector_aligned(static_cast<P*>(pointer), info_shift)
-                        : vector_aligned(static_cast<T*>(pointer), info_shift);
-      }
-    } else if (slot == kAdamSlots) {
-      numel = table.tensors[tensor].numel;
-      shift = table.tensors[tensor].shift;
-      first = static_cast<std::int64_t>(chunk.index) * kChunk - shift;
-    } else if (slot == kAdamSlots + 1) {
-      prepared = reinterpret_cast<const AdamTensorPrepared<T>*>(static_cast<const unsigned char*>(scratch) +
-                                                                kAdamPreparedBytes)[tensor];
-    } else if (slot == kAdamSlots + 2) {
-      step = *static_cast<const AdamPrepared<T>*>(scratch);
-    }
-    const bool all_fit = __all_sync(kFullWarp, fits);
-    if (slot == 0) aligned = all_fit;
-  }
-};
-
-// Shared memory is read again after this instead of being kept in registers.
-__device__ __forceinline__ void forget_registers() { asm volatile("" ::: "memory"); }
-
-template <typename P, typename T>
-struct AdamGroup {
-  Vector<P, kGroup> param, grad, masked_grad;
-  Vector<T, kGroup> master, ema;
-  Vector<T, kGroup> exp_avg, exp_avg_sq, max_exp_avg_sq;
-};
-
-// The place of a group, and which of its entries are updated, have their EMA updated, see the masked gradient. `fast`:
-// all of them exist and are vectors.
-struct GroupBits {
-  std::int64_t first;
-  unsigned update, ema, masked;
-  bool fast;
-};
-
-template <bool kFast, Kind kKind, typename Tensor, typename P, typename T>
-__device__ __forceinline__ void load_dense(const Tensor& t, const GroupBits& b, AdamGroup<P, T>& v) {
-  const unsigned touched = b.update | b.ema;
-  if (t.template has<kGrad>()) load_group<kFast>(v.grad, t.template data<kGrad>(), b.first, b.update);
-  if (t.template has<kMaskedGrad>() && b.masked != 0) {
-    load_group<kFast>(v.masked_grad, t.template data<kMaskedGrad>(), b.first, b.masked);
-  }
-  // A master has the parameter's value; the parameter itself is needed only if some of its entries do not change.
-  if (kKind != Kind::every || !t.template has<kMaster>()) {
-    load_group<kFast>(v.param, t.template data<kParam>(), b.first, touched);
-  }
-  if (t.template has<kMaster>()) load_group<kFast>(v.master, t.template data<kMaster>(), b.first, touched);
-  if (t.template has<kEma>()) load_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
-}
-
-template <bool kFast, typename Tensor, typename P, typename T>
-__device__ __forceinline__ void load_state(const Tensor& t, const GroupBits& b, AdamGroup<P, T>& v) {
-  if (t.template has<kExpAvg>()) load_group<kFast>(v.exp_avg, t.template data<kExpAvg>(), b.first, b.update);
-  load_group<kFast>(v.exp_avg_sq, t.template data<kExpAvgSq>(), b.first, b.update);
-  if (t.template has<kMaxExpAvgSq>()) {
-    load_group<kFast>(v.max_exp_avg_sq, t.template data<kMaxExpAvgSq>(), b.first, b.update);
-  }
-}
-
-template <bool kFast, typename Tensor, typename P, typename T>
-__device__ __forceinline__ void store_dense(const Tensor& t, const GroupBits& b, const AdamGroup<P, T>& v) {
-  if (b.update != 0) {
-    store_group<kFast>(v.param, t.template data<kParam>(), b.first, b.update);
-    if (t.template has<kMaster>()) store_group<kFast>(v.master, t.template data<kMaster>(), b.first, b.update);
-  }
-  if (t.template has<kEma>()) store_group<kFast>(v.ema, t.template data<kEma>(), b.first, b.ema);
-}
-
-template <bool kFast, typename Tensor, typename P, typename T>
-__device__ __forceinline__ void store_state(const Tensor& t, const GroupBits& b, const AdamGroup<P, T>& v) {
-  if (b.update == 0) return;
-  if (t.template has<kExpAvg>()) store_group<kFast>(v.exp_avg, t.template data<kExpAvg>(), b.first, b.update);
-  store_group<kFast>(v.exp_avg_sq, t.template data<kExpAvgSq>(), b.first, b.update);
-  if (t.template has<kMaxExpAvgSq>()) {
-    store_group<kFast>(v.max_exp_avg_sq, t.template data<kMaxExpAvgSq>(), b.first, b.update);
-  }
-}
-
-// Adds one to the step count of state entry `at` and returns its bias corrections.
-template <typename T>
-__device__ __forceinline__ AdamCorrection<T> count_update(const AdamArguments<T>& a, T lr, void* counts,
-                                                          std::int64_t at) {
-  std::int32_t count;
-  if (a.counts_are_16_bit) {
-    std::int16_t& stored = static_cast<std::int16_t*>(counts)[at];
-    count = stored < INT16_MAX ? stored + 1 : INT16_MAX;
-    stored = static_cast<std::int16_t>(count);
-  } else {
-    std::int32_t& stored = static_cast<std::int32_t*>(counts)[at];
-    count = stored < INT32_MAX ? stored + 1 : INT32_MAX;
-    stored = count;
-  }
-  const T* row = a.bias_table + 2 * static_cast<std::int64_t>(count < a.last_bias_row ? count : a.last_bias_row);
-  return {lr * row[0], row[1]};
-}
-
-// Moment k (first, second, largest second) of an updated entry: in the group or, if the state is packed, in shared
-// memory at `staged`.
-template <Kind kKind, typename T>
-__device__ __forceinline__ T moment(const Vector<T, kGroup>& group, int i, const T* staged, int k, bool updated) {
-  if constexpr (kKind != Kind::packed) return group.entry(i);
-  return updated ? staged[k * kRoundEntries] : T(0);
-}
-template <Kind kKind, typename T>
-__device__ __forceinline__ void set_moment(Vector<T, kGroup>& group, int i, T* staged, int k, bool updated, T value) {
-  if constexpr (kKind != Kind::packed) {
-    // Stores whole vectors: entries that are not updated are written back unchanged.
-    if (kKind == Kind::every || updated) group.set_entry(i, value);
-  } else {
-    if (updated) staged[k * kRoundEntries] = value;
-  }
-}
-
-// Updates entry i of a group. `state_first`: index of the group's first entry in dense state, of its first updated
-// entry in packed state, which is at `staged`. Returns the parameter before it is rounded.
-template <Kind kKind, bool kConditioned, typename Tensor, typename P, typename T>
-__device__ __forceinline__ T update_entry(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
-                                          std::int64_t state_first, T* staged, int i, AdamGroup<P, T>& v) {
-  const bool updated = b.update >> i & 1;
-  const int before = kKind == Kind::packed ? __popc(b.update & ((1u << i) - 1)) : i;
-  staged += before;
-  const AdamScalars<T>& s = a.scalars;
-  const T factor = t.step.grad_factor;
-  const T x = t.template has<kMaster>() ? v.master.entry(i) : widen(v.param.entry(i));
-  T g = t.template has<kGrad>() ? product(widen(v.grad.entry(i)), factor) : T(0), h = g;
-  if (t.template has<kMaskedGrad>() && (b.masked >> i & 1)) {
-    g = sum(g, product(widen(v.masked_grad.entry(i)), factor));
-  }
-  if constexpr (kConditioned) g = conditioned(s, g, x);
-  h = Tensor::kRareToo && a.retain_variance ? conditioned(s, h, x) : g;
-  AdamCorrection<T> correction = t.prepared.correction;
-  if (t.template has<kCounts>() && updated) {
-    correction = count_update(a, t.step.lr, t.pointers[kCounts], state_first + before);
-  }
-  if (t.template has<kExpAvg>()) {
-    const T m = moment<kKind>(v.exp_avg, i, staged, 0, updated);
-    g = fused(s.one_minus_beta1, sum(g, -m), m);
-    set_moment<kKind>(v.exp_avg, i, staged, 0, updated, g);
-  }
-  const T before_v = moment<kKind>(v.exp_avg_sq, i, staged, 1, updated);
-  T second = fused(product(s.one_minus_beta2, h), h, product(s.beta2, before_v));
-  set_moment<kKind>(v.exp_avg_sq, i, staged, 1, updated, second);
-  if (t.template has<kMaxExpAvgSq>()) {
-    const T largest = moment<kKind>(v.max_exp_avg_sq, i, staged, 2, updated);
-    if (!(second > largest || second != second)) second = largest;
-    set_moment<kKind>(v.max_exp_avg_sq, i, staged, 2, updated, second);
-  }
-  T u = quotient(product(correction.step_size, g), fused(root(second), correction.inv_sqrt_bc2, s.eps));
-  if constexpr (kConditioned) u = clamped(u, t.step.max_update);
-  return sum(product(x, t.step.decay), -u);
-}
-
-// Rounds the updated entries' new parameters to their type, and advances masters and EMA.
-template <Kind kKind, typename Tensor, typename P, typename T>
-__device__ __forceinline__ void set_params(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
-                                           const T (&x)[kGroup], AdamGroup<P, T>& v) {
-  Vector<P, kGroup> rounded;
-  if constexpr (sizeof(P) == 2) {
-    if (Tensor::kRareToo && a.stochastic_rounding) {
-#pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        P entry;
-        narrow_stochastic(x[i], random_bits(t.prepared.random_state, b.first + i), &entry);
-        rounded.set_entry(i, entry);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kGroup; i += 2) narrow_pair(x[i], x[i + 1], rounded, i / 2);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) rounded.set_entry(i, x[i]);
-  }
-  const unsigned updated = kKind == Kind::every ? 15u : b.update;
-  merge(v.param, rounded, updated);
-  if (t.template has<kMaster>()) {
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      if (updated >> i & 1) v.master.set_entry(i, x[i]);
-    }
-  }
-  if (t.template has<kEma>()) {
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      const T y = t.template has<kMaster>() ? v.master.entry(i) : widen(v.param.entry(i));
-      const T e = v.ema.entry(i);
-      if (kKind == Kind::every || (b.ema >> i & 1)) v.ema.set_entry(i, fused(a.scalars.ema_weight, sum(y, -e), e));
-    }
-  }
-}
-
-template <Kind kKind, bool kConditioned, typename Tensor, typename P, typename T>
-__device__ __forceinline__ void update_entries(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
-                                               std::int64_t state_first, T* staged, AdamGroup<P, T>& v) {
-  T x[kGroup];
-#pragma unroll
-  for (int i = 0; i < kGroup; ++i) {
-    x[i] = update_entry<kKind, kConditioned>(a, t, b, state_first, staged, i, v);
-    if constexpr (Tensor::kRareToo) forget_registers();
-  }
-  set_params<kKind>(a, t, b, x, v);
-}
-
-template <Kind kKind, typename Tensor, typename P, typename T>
-__device__ __forceinline__ void update_group(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
-                                             std::int64_t state_first, T* staged, AdamGroup<P, T>& v) {
-  // Most steps neither clip nor decay: this saves them a quarter of the instructions.
-  if (Tensor::kAny || a.conditioned) {
-    update_entries<kKind, true>(a, t, b, state_first, staged, v);
-  } else {
-    update_entries<kKind, false>(a, t, b, state_first, staged, v);
-  }
-}
-
-// A group whose state is dense: loads, update, stores.
-template <Kind kKind, typename P, typename T, typename Tensor>
-__device__ __forceinline__ void step_group(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b) {
-  AdamGroup<P, T> v;
-  if (b.fast) {
-    load_dense<true, kKind>(t, b, v);
-    load_state<true>(t, b, v);
-  } else {
-    load_dense<false, kKind>(t, b, v);
-    load_state<false>(t, b, v);
-  }
-  if constexpr (Tensor::kRareToo) forget_registers();
-  update_group<kKind>(a, t, b, b.first, static_cast<T*>(nullptr), v);
-  if constexpr (Tensor::kRareToo) forget_registers();
-  if (b.fast) {
-    store_state<true>(t, b, v);
-    store_dense<true>(t, b, v);
-  } else {
-    store_state<false>(t, b, v);
-    store_dense<false>(t, b, v);
-  }
-}
 
 // The packed state of a round's groups, `count` entries from `base` on, on its way to shared memory.
 template <typename T>
@@ -327,7 +25,8 @@ struct Stage {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const int at = lane_id() + 32 * k;
-      if (at < count) values[k] = state[base + at];
+      // Not left as it is: the value of the round before would stay in its register.
+      values[k] = at < count ? state[base + at] : T{};
     }
   }
   __device__ __forceinline__ void commit(int count, T* staged) const {
@@ -348,13 +47,64 @@ __device__ __forceinline__ void stage_out(T* state, std::int64_t base, int count
   }
 }
 
-// A round of groups whose state is packed, `count` entries from `base` on, of which the lane's begin at `at`. `staged`:
-// room of the warp for the round's moments. Whole warp; lanes that are not active have no group.
+// One packed list of a round, from memory to shared memory. Whole warp.
+template <typename P>
+__device__ __forceinline__ void stage_in(const P* list, std::int64_t base, int count, P* staged) {
+  Stage<P> values;
+  values.load(list, base, count);
+  values.commit(count, staged);
+}
+
+// The inverse of take_staged.
+template <typename P>
+__device__ __forceinline__ void put_staged(const Vector<P, kGroup>& group, P* staged, unsigned update) {
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    if (update >> i & 1) *staged++ = group.entry(i);
+  }
+}
+
+// Gradients, masters and averages of a round, as far as they are packed: to shared memory ...
+template <typename P, typename T, typename Tensor>
+__device__ __forceinline__ void stage_packed_lists(const Tensor& t, std::int64_t base, int count, T* staged) {
+  using Of = StageOf<T>;
+  if (t.packed_grads) {
+    stage_in(t.template data<kGrad>(), base, count, reinterpret_cast<P*>(staged + Of::kGrad * kRoundEntries));
+  }
+  if (t.packed_values && t.template has<kEma>()) {
+    stage_in(t.template data<kEma>(), base, count, staged + Of::kEma * kRoundEntries);
+  }
+  if (t.packed_values && t.template has<kMaster>()) {
+    stage_in(t.template data<kMaster>(), base, count, staged + Of::kMaster * kRoundEntries);
+  }
+}
+
+// ... and back to memory.
+template <typename P, typename T, typename Tensor>
+__device__ __forceinline__ void store_packed_lists(const Tensor& t, unsigned update, std::int64_t base, int count,
+                                                   int at, T* staged, const AdamGroup<P, T>& v) {
+  T* const emas = staged + StageOf<T>::kEma * kRoundEntries;
+  T* const masters = staged + StageOf<T>::kMaster * kRoundEntries;
+  if (t.packed_values && t.template has<kEma>()) put_staged(v.ema, emas + at, update);
+  if (t.packed_values && t.template has<kMaster>()) put_staged(v.master, masters + at, update);
+  __syncwarp();
+  if (t.packed_values && t.template has<kEma>()) stage_out(t.template data<kEma>(), base, count, emas);
+  if (t.packed_values && t.template has<kMaster>()) stage_out(t.template data<kMaster>(), base, count, masters);
+}
+
+// The entries of a round's groups in packed lists: `count` from `base` on.
+struct Round {
+  std::int64_t base;
+  int count;
+};
+
+// A round of groups whose state is packed. The entries of the lane's group begin at `at`. `staged`: room of the warp
+// for the round's lists. Whole warp; lanes that are not active have no group.
 template <typename P, typename T, typename Tensor>
 __device__ __forceinline__ void step_packed_round(const AdamArguments<T>& a, const Tensor& t, const GroupBits& b,
-                                                  bool active, std::int64_t base, int count, int at, T* staged) {
+                                                  bool active, const Round& round, int at, T* staged) {
   AdamGroup<P, T> v;
-  Stage<T> first, second, largest;
+  Stage<T> first, second;
   if (active) {
     if (b.fast) {
       load_dense<true, Kind::packed>(t, b, v);
@@ -362,25 +112,48 @@ __device__ __forceinline__ void step_packed_round(const AdamArguments<T>& a, con
       load_dense<false, Kind::packed>(t, b, v);
     }
   }
-  if (t.template has<kExpAvg>()) first.load(t.template data<kExpAvg>(), base, count);
-  second.load(t.template data<kExpAvgSq>(), base, count);
-  if (t.template has<kExpAvg>()) first.commit(count, staged);
-  second.commit(count, staged + kRoundEntries);
+  // A lane without a group has no updated entries.
+  const unsigned update = active ? b.update : 0u;
+  const auto take_grad = [&] {
+    const P* const grads = reinterpret_cast<const P*>(staged + StageOf<T>::kGrad * kRoundEntries);
+    if (t.packed_grads) take_staged(v.grad, grads + at, update);
+  };
+  if constexpr (Tensor::kMayPack) {
+    stage_packed_lists<P>(t, round.base, round.count, staged);
+    if constexpr (StageOf<T>::kSharesGrad) {
+      __syncwarp();
+      take_grad();
+      __syncwarp();
+    }
+  }
+  if (t.template has<kExpAvg>()) first.load(t.template data<kExpAvg>(), round.base, round.count);
+  second.load(t.template data<kExpAvgSq>(), round.base, round.count);
+  if (t.template has<kExpAvg>()) first.commit(round.count, staged);
+  second.commit(round.count, staged + kRoundEntries);
   if (t.template has<kMaxExpAvgSq>()) {
     // Not together with the others, because there are no registers left for it.
-    largest.load(t.template data<kMaxExpAvgSq>(), base, count);
-    largest.commit(count, staged + 2 * kRoundEntries);
+    T* const largest = staged + StageOf<T>::kLargest * kRoundEntries;
+    stage_in(t.template data<kMaxExpAvgSq>(), round.base, round.count, largest);
   }
   __syncwarp();
+  if constexpr (Tensor::kMayPack) {
+    // As late as possible, because registers are scarce.
+    if constexpr (!StageOf<T>::kSharesGrad) take_grad();
+    if (t.packed_values && t.template has<kMaster>()) {
+      take_staged(v.master, staged + StageOf<T>::kMaster * kRoundEntries + at, update);
+    }
+  }
   if (active) {
-    update_group<Kind::packed>(a, t, b, base + at, staged + at, v);
+    update_group<Kind::packed>(a, t, b, round.base + at, staged + at, v);
   }
   __syncwarp();
-  if (t.template has<kExpAvg>()) stage_out(t.template data<kExpAvg>(), base, count, staged);
-  stage_out(t.template data<kExpAvgSq>(), base, count, staged + kRoundEntries);
+  if (t.template has<kExpAvg>()) stage_out(t.template data<kExpAvg>(), round.base, round.count, staged);
+  stage_out(t.template data<kExpAvgSq>(), round.base, round.count, staged + kRoundEntries);
   if (t.template has<kMaxExpAvgSq>()) {
-    stage_out(t.template data<kMaxExpAvgSq>(), base, count, staged + 2 * kRoundEntries);
+    T* const largest = staged + StageOf<T>::kLargest * kRoundEntries;
+    stage_out(t.template data<kMaxExpAvgSq>(), round.base, round.count, largest);
   }
+  if constexpr (Tensor::kMayPack) store_packed_lists(t, update, round.base, round.count, at, staged, v);
   if (active) {
     if (b.fast) {
       store_dense<true>(t, b, v);
@@ -419,7 +192,7 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
   using Tensor = AdamTensor<P, T, kOptions>;
   __shared__ Tensor t;
   const Chunk chunk = a.table.chunks[blockIdx.x];
-  if (warp_id() == 0) t.read(a.table, chunk, a.scratch, kKind == Kind::packed);
+  if (warp_id() == 0) t.read(a, chunk, kKind == Kind::packed);
   __syncthreads();
   if (t.step.skip || (t.pointers[kGrad] == nullptr && t.pointers[kMaskedGrad] == nullptr)) return;
   const TensorInfo& info = a.table.tensors[chunk.tensor];
@@ -470,7 +243,8 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
     if constexpr (kKind == Kind::packed) {
       __shared__ int tile_counts[kTiles];
       __shared__ int head_count;
-      __shared__ T stages[kChunkWarps][Tensor::kRareToo ? 3 : 2][kRoundEntries];
+      constexpr int kLists = Tensor::kMayPack ? StageOf<T>::kLists : Tensor::kRareToo ? 3 : 2;
+      __shared__ T stages[kChunkWarps][kLists][kRoundEntries];
       staged = stages[warp_id()][0];
 #pragma unroll
       for (int k = 0; k < kTilesPerWarp; ++k) {
@@ -496,8 +270,8 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
     }
 #pragma unroll 1
     for (int k = 0; k < kTilesPerWarp; ++k) {
-      const std::int64_t tile = t.first + tile_offset(k);
-      const bool fast = t.aligned && whole_tile(tile, t.numel);
+      std::int64_t tile = t.first + tile_offset(k);
+      bool fast = t.aligned && whole_tile(tile, t.numel);
       const unsigned bits = tile_words[k][lane_id()];
       unsigned touched = bits;
       if (Tensor::kRareToo && a.ema_everywhere && t.template has<kEma>()) {
@@ -507,6 +281,12 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
       __syncwarp();
 #pragma unroll 1
       for (int r = 0; r < total; r += 32) {
+        if constexpr (Tensor::kMayPack) {
+          // Recomputed: there are not enough registers to keep them.
+          forget_registers();
+          tile = t.first + tile_offset(k);
+          fast = t.aligned && whole_tile(tile, t.numel);
+        }
         const bool active = r + lane_id() < total;
         const std::uint32_t item = active ? list[r + lane_id()] : 0u;
         GroupBits b;
@@ -523,8 +303,16 @@ __global__ void __launch_bounds__(kChunkThreads, BlocksPerSM<T>::value)
           const int first_rank = __shfl_sync(kFullWarp, rank, 0);
           const int last = total - r < 32 ? total - r - 1 : 31;
           const int count = __shfl_sync(kFullWarp, rank + __popc(b.update), last) - first_rank;
-          const std::int64_t base = state_bases[warp_id() + kChunkWarps * k] + first_rank;
-          step_packed_round<P>(a, t, b, active, base, count, rank - first_rank, staged);
+          const Round round = {state_bases[warp_id() + kChunkWarps * k] + first_rank, count};
+          if constexpr (Tensor::kMayPack) {
+            // Read again when it is needed: there are not enough registers to keep it.
+            __shared__ Round rounds[kChunkWarps];
+            if (lane_id() == 0) rounds[warp_id()] = round;
+            __syncwarp();
+            step_packed_round<P>(a, t, b, active, rounds[warp_id()], rank - first_rank, staged);
+          } else {
+            step_packed_round<P>(a, t, b, active, round, rank - first_rank, staged);
+          }
         }
       }
       // The next tile writes the list again.
@@ -548,7 +336,10 @@ void adam_step(const AdamArguments<T>& a, cudaStream_t stream) {
   const Kind kind = a.packed_offsets != nullptr ? Kind::packed : masked ? Kind::masked : Kind::every;
   for_constant<Kind, Kind::every, Kind::masked, Kind::packed>(kind, [&](auto kind) {
     // Double precision serves to check other results: one version of each kernel is enough.
-    if constexpr (sizeof(T) == 8) {
+    constexpr bool kPacked = decltype(kind)::value == Kind::packed;
+    if (kPacked && (a.packed_grads || a.packed_values)) {
+      if constexpr (kPacked) start(kind, std::integral_constant<int, kAnyOption | kRare | kPackedLists>{});
+    } else if constexpr (sizeof(T) == 8) {
       start(kind, std::integral_constant<int, kAnyOption | kRare>{});
     } else if (a.rare) {
       start(kind, std::integral_constant<int, kAnyOption | kRare>{});

@@ -9,7 +9,7 @@ constexpr int kThreads = 128;
 
 // Powers and divisions that a tensor needs once. Computing them here keeps the step's own kernel small.
 template <typename T>
-__global__ void prepare_kernel(AdamDeviceScalars s, void* scratch, std::int32_t num_tensors) {
+__global__ void prepare_kernel(AdamDeviceScalars s, MultiTensor table, void* scratch) {
   const T lr = static_cast<T>(*s.lr);
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i == 0) {
@@ -23,12 +23,13 @@ __global__ void prepare_kernel(AdamDeviceScalars s, void* scratch, std::int32_t 
     step.max_update = is_finite(limit) ? limit * lr : limit;
     step.skip = s.found_inf != nullptr && *s.found_inf != 0.0f;
   }
-  if (i >= num_tensors) return;
+  if (i >= table.num_tensors) return;
   const double count = s.steps[i];
   AdamTensorPrepared<T> tensor;
   tensor.correction.step_size = lr * static_cast<T>(1 / (1 - pow(s.beta1, count)));
   tensor.correction.inv_sqrt_bc2 = static_cast<T>(1 / sqrt(1 - pow(s.beta2, count)));
-  tensor.random_state = random_state(s.seed, static_cast<std::int64_t>(count), i);
+  const std::int64_t number = reinterpret_cast<std::intptr_t>(table_pointer<void>(table, kTensorNumber, i));
+  tensor.random_state = random_state(s.seed, static_cast<std::int64_t>(count), number);
   auto* const tensors =
       reinterpret_cast<AdamTensorPrepared<T>*>(static_cast<unsigned char*>(scratch) + kAdamPreparedBytes);
   tensors[i] = tensor;
@@ -37,12 +38,12 @@ __global__ void prepare_kernel(AdamDeviceScalars s, void* scratch, std::int32_t 
 }  // namespace
 
 template <typename T>
-void prepare_adam(const AdamDeviceScalars& scalars, void* scratch, std::int32_t num_tensors, cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>((num_tensors + kThreads - 1) / kThreads);
-  PF_LAUNCH(prepare_kernel<T>, blocks, kThreads, 0, stream, scalars, scratch, num_tensors);
+void prepare_adam(const AdamDeviceScalars& scalars, const MultiTensor& table, void* scratch, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>((table.num_tensors + kThreads - 1) / kThreads);
+  PF_LAUNCH(prepare_kernel<T>, blocks, kThreads, 0, stream, scalars, table, scratch);
 }
 
-template void prepare_adam<float>(const AdamDeviceScalars&, void*, std::int32_t, cudaStream_t);
-template void prepare_adam<double>(const AdamDeviceScalars&, void*, std::int32_t, cudaStream_t);
+template void prepare_adam<float>(const AdamDeviceScalars&, const MultiTensor&, void*, cudaStream_t);
+template void prepare_adam<double>(const AdamDeviceScalars&, const MultiTensor&, void*, cudaStream_t);
 
 }  // namespace pecker_fast

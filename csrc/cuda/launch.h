@@ -39,7 +39,7 @@ void for_constant(T value, const Body& body) {
 
 #if defined(PF_EMULATE_CUDA)
 #define PF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ::cuda_emulator::launch(grid, block, shared_bytes, [&] { kernel(__VA_ARGS__); })
+  ::cuda_emulator::launch(#kernel, grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); })
 #define PF_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::cuda_emulator::dynamic_shared())
 #elif defined(__CUDACC__)
 #define PF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)      \
@@ -104,6 +104,7 @@ __device__ __forceinline__ void load_bytes(const void* address, std::uint32_t* w
 #else
 #if defined(PF_EMULATE_CUDA)
   ::cuda_emulator::check_aligned(address, kBytes < 16 ? kBytes : 16);
+  ::cuda_emulator::check_read(address);
 #endif
   std::memcpy(words, address, kBytes);
 #endif

@@ -15,17 +15,28 @@ struct Payload {
   std::int64_t words[N];
 };
 
+constexpr int kUploadThreads = 256;
+// Blocks that clear memory, each at least 16 words a thread.
+constexpr std::int64_t kMostClearBlocks = 512;
+
 template <int N>
-__global__ void store_payload(const __grid_constant__ Payload<N> payload, std::int64_t* device, int count) {
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+__global__ void store_payload(const __grid_constant__ Payload<N> payload, std::int64_t* device, int count,
+                              std::int64_t* clear, std::int64_t clear_words) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < count) device[i] = payload.words[i];
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t word = i; word < clear_words; word += stride) clear[word] = 0;
 }
 
 template <int N>
-void upload(const std::int64_t* host, int count, std::int64_t* device, cudaStream_t stream) {
+void upload(const std::int64_t* host, int count, std::int64_t* device, cudaStream_t stream, std::int64_t* clear,
+            std::int64_t clear_words) {
   Payload<N> payload;
-  std::memcpy(payload.words, host, count * sizeof(std::int64_t));
-  PF_LAUNCH(store_payload<N>, (count + 255) / 256, 256, 0, stream, payload, device, count);
+  if (count > 0) std::memcpy(payload.words, host, count * sizeof(std::int64_t));
+  const std::int64_t clear_blocks = std::min(kMostClearBlocks, clear_words / (16 * kUploadThreads) + (clear_words > 0));
+  const std::int64_t blocks = std::max<std::int64_t>((count + kUploadThreads - 1) / kUploadThreads, clear_blocks);
+  PF_LAUNCH(store_payload<N>, static_cast<unsigned>(blocks), kUploadThreads, 0, stream, payload, device, count, clear,
+            clear_words);
 }
 
 __global__ void write_chunks(MultiTensor table) {
@@ -39,15 +50,17 @@ __global__ void write_chunks(MultiTensor table) {
 
 }  // namespace
 
-void upload_words(const std::int64_t* host, std::int64_t count, std::int64_t* device, cudaStream_t stream) {
-  while (count > 0) {
+void upload_words(const std::int64_t* host, std::int64_t count, std::int64_t* device, cudaStream_t stream,
+                  std::int64_t* clear, std::int64_t clear_words) {
+  while (count > 0 || clear_words > 0) {
     const int part = static_cast<int>(std::min<std::int64_t>(count, kLargePayload));
     if (part <= kSmallPayload) {
-      upload<kSmallPayload>(host, part, device, stream);
+      upload<kSmallPayload>(host, part, device, stream, clear, clear_words);
     } else {
-      upload<kLargePayload>(host, part, device, stream);
+      upload<kLargePayload>(host, part, device, stream, clear, clear_words);
     }
     host += part, device += part, count -= part;
+    clear_words = 0;
   }
 }
 

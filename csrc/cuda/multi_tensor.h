@@ -44,15 +44,18 @@ inline std::int64_t num_chunks(std::int64_t numel, std::int32_t shift) {
 // The table of one call, a kernel argument; everything it points to is on the device.
 struct MultiTensor {
   const TensorInfo* tensors;
-  // pointers[slot * num_tensors + tensor]: slot by slot the operator's lists; null if a tensor has none.
+  // pointers[slot * num_tensors + tensor]: slot by slot the operator's lists; null if a tensor has none. Those of the
+  // slots from `static_slots` on are in `dynamic_pointers`.
   void* const* pointers;
+  void* const* dynamic_pointers;
   // One per block of the grid.
   const Chunk* chunks;
-  std::int32_t num_tensors;
+  std::int32_t num_tensors, static_slots;
   std::int64_t num_chunks;
 };
 
-// A table is one array of 64-bit words: TensorInfo of each tensor, pointers, chunks.
+// A table is one array of 64-bit words: TensorInfo of each tensor, pointers, chunks. A second one may have the dynamic
+// pointers.
 constexpr std::int64_t kInfoWords = sizeof(TensorInfo) / sizeof(std::int64_t);
 
 inline std::int64_t pointers_at(std::int64_t num_tensors) { return kInfoWords * num_tensors; }
@@ -61,16 +64,11 @@ inline std::int64_t chunks_at(std::int64_t num_tensors, std::int64_t slots) {
   return (kInfoWords + slots) * num_tensors;
 }
 
-inline MultiTensor view_table(std::int64_t* table, std::int64_t num_tensors, std::int64_t slots,
-                              std::int64_t chunks) {
-  return {reinterpret_cast<const TensorInfo*>(table), reinterpret_cast<void* const*>(table + pointers_at(num_tensors)),
-          reinterpret_cast<const Chunk*>(table + chunks_at(num_tensors, slots)),
-          static_cast<std::int32_t>(num_tensors), chunks};
-}
 
 // Copies host words to the device as kernel arguments: no pinned buffer has to outlive the copy, nothing waits, and a
-// CUDA graph keeps the values.
-void upload_words(const std::int64_t* host, std::int64_t count, std::int64_t* device, cudaStream_t stream);
+// CUDA graph keeps the values. The first launch also sets `clear_words` words at `clear` to 0.
+void upload_words(const std::int64_t* host, std::int64_t count, std::int64_t* device, cudaStream_t stream,
+                  std::int64_t* clear = nullptr, std::int64_t clear_words = 0);
 
 // Writes the chunks of a table whose TensorInfo is on the device already.
 void expand_chunks(const MultiTensor& table, cudaStream_t stream);
@@ -79,7 +77,11 @@ void expand_chunks(const MultiTensor& table, cudaStream_t stream);
 
 template <typename T>
 __device__ __forceinline__ T* table_pointer(const MultiTensor& table, int slot, int tensor) {
-  return static_cast<T*>(table.pointers[static_cast<std::int64_t>(slot) * table.num_tensors + tensor]);
+  void* const* const list = slot < table.static_slots
+                                ? table.pointers + static_cast<std::int64_t>(slot) * table.num_tensors
+                                : table.dynamic_pointers +
+                                      static_cast<std::int64_t>(slot - table.static_slots) * table.num_tensors;
+  return static_cast<T*>(list[tensor]);
 }
 
 // Whether groups of a tensor with this shift can be vector accesses at `base`.

@@ -122,8 +122,9 @@ __global__ void __launch_bounds__(kChunkThreads, 6) apply_mask_kernel(const __gr
   }
 }
 
+// Double precision needs two registers a value.
 template <typename P>
-__global__ void __launch_bounds__(kChunkThreads, 6)
+__global__ void __launch_bounds__(kChunkThreads, sizeof(P) == 8 ? 4 : 6)
     count_nonfinite_kernel(const __grid_constant__ MultiTensor table, const std::uint32_t* words, bool joint,
                            const float* grad_scale, unsigned long long* total) {
   using T = Compute<P>;

@@ -3,15 +3,17 @@
 // 1. A sample of all scores gives a bracket around the wanted rank (select_sample.cu).
 // 2. One pass over all scores writes the mask of the entries above the bracket and collects those inside
 //    (select_mask.cu).
-// 3. The right number of these is chosen exactly, and their bits are added (select_finish.cu).
-// 4. If the bracket missed or held more entries than fit, histograms of all scores decide instead (select_radix.cu);
-//    otherwise their kernels end at once.
+// 3. The right number of these is chosen exactly, and their bits are added (select_candidates.cuh). If the bracket
+//    missed or held more entries than fit, histograms of all scores decide instead (select_radix.cu). Rows of both
+//    kinds share the launches: four, or three for 16-bit scores, of which nearly always the first alone has work.
 // Entries are compared as (key, position), which are all different, so no input has ties.
 //
 // Up to kMaxRows rows of a call share the sample and every pass over the scores.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
+#include "multi_tensor.h"
 #include "select_state.cuh"
 
 namespace pecker_fast {
@@ -28,42 +30,57 @@ T* take(char*& next, std::int64_t count) {
   return p;
 }
 
-std::int64_t candidate_bytes(const SelectPlan& plan) {
-  return std::max(plan.group * plan.capacity * static_cast<std::int64_t>(sizeof(u64)),
-                  kClusterBytes << plan.log_clusters);
+// Of each row: room for its candidates or, if histograms decide, for the counts of the chunks.
+std::int64_t row_stride(const Scores& scores, const SelectPlan& plan) {
+  constexpr std::int64_t kChunkBytes = kRestBins * sizeof(std::uint16_t);
+  return std::max<std::int64_t>(plan.sampled ? plan.capacity : 0, scores.num_chunks * kChunkBytes / sizeof(u64));
 }
 
-// Cuts the workspace into parts. The first *zero_bytes must be zero at the start of a group of rows.
-std::int64_t lay_out(const Scores& scores, const SelectPlan& plan, void* memory, Workspace* workspace,
-                     std::int64_t* zero_bytes) {
+// The part of the workspace for that. The sample shares it.
+std::int64_t shared_bytes(const Scores& scores, const SelectPlan& plan) {
+  const std::int64_t bytes = plan.group * row_stride(scores, plan) * static_cast<std::int64_t>(sizeof(u64));
+  return padded(plan.sampled ? std::max(bytes, kClusterBytes << plan.log_clusters) : bytes);
+}
+
+// Cuts the workspace into parts. The first *clear_bytes must be zero at the start of a group of rows.
+std::int64_t lay_out(const Scores& scores, const SelectPlan& plan, bool threshold_given, void* memory,
+                     Workspace* workspace, std::int64_t* clear_bytes) {
   char* const start = static_cast<char*>(memory);
   char* next = start;
   const std::int64_t rows = plan.group;
+  *workspace = {};
   workspace->rows = take<RowState>(next, rows);
-  workspace->sample = take<SampleState>(next, 1);
-  workspace->sample_histogram = take<u32>(next, kDigits);
-  workspace->level_histograms = take<u32>(next, 2 * kDigits * rows);
-  workspace->radix_histograms = take<u64>(next, kRadixBins * rows);
-  workspace->chunk_ties = take<u32>(next, scores.num_chunks * rows);
-  *zero_bytes = next - start;
-  workspace->position_bits = 1;
-  while (scores.num_words * kWordBits > std::int64_t{1} << workspace->position_bits) ++workspace->position_bits;
-  workspace->few = workspace->candidates = nullptr;
-  workspace->sample_keys = nullptr;
-  workspace->capacity = plan.sampled ? plan.capacity : 0;
+  workspace->histograms = take<u64>(next, kDigits * rows);
   if (plan.sampled) {
-    workspace->few = take<u64>(next, kFew * rows);
-    workspace->sample_keys = reinterpret_cast<u32*>(next);
-    workspace->candidates = reinterpret_cast<u64*>(take<char>(next, candidate_bytes(plan)));
+    workspace->sample = take<SampleState>(next, 1);
+    workspace->sample_histogram = take<u32>(next, kDigits);
+    workspace->pair_histogram = take<u32>(next, kPairBins);
   }
+  *clear_bytes = next - start;
+  workspace->form = {1, spare_key_bits(scores)};
+  while (scores.num_words * kWordBits > std::int64_t{1} << workspace->form.position_bits) {
+    ++workspace->form.position_bits;
+  }
+  if (plan.sampled) {
+    workspace->capacity = plan.capacity;
+    workspace->few = take<u64>(next, kFew * rows);
+  }
+  workspace->row_stride = row_stride(scores, plan);
+  workspace->row_memory = reinterpret_cast<u64*>(next);
+  workspace->sample_keys = reinterpret_cast<u32*>(next);
+  next += shared_bytes(scores, plan);
+  // The chunk counts too.
+  if (threshold_given) *clear_bytes = next - start;
   return next - start;
 }
 
-Workspace prepare(const Scores& scores, const SelectPlan& plan, void* memory, cudaStream_t stream) {
+// The workspace of the group of rows that begins with `row`. The caller has cleared it for the first one.
+Workspace prepare(const Scores& scores, const SelectPlan& plan, bool threshold_given, std::int64_t row, void* memory,
+                  cudaStream_t stream) {
   Workspace workspace;
-  std::int64_t zero_bytes;
-  lay_out(scores, plan, memory, &workspace, &zero_bytes);
-  check_cuda(cudaMemsetAsync(memory, 0, static_cast<std::size_t>(zero_bytes), stream), "select");
+  std::int64_t clear_bytes;
+  lay_out(scores, plan, threshold_given, memory, &workspace, &clear_bytes);
+  if (row > 0) check_cuda(cudaMemsetAsync(memory, 0, static_cast<std::size_t>(clear_bytes), stream), "select");
   return workspace;
 }
 
@@ -81,9 +98,8 @@ void for_each_group(const Scores& scores, const SelectPlan& plan, std::int64_t r
 // A call without rows still counts NaN.
 void count_nan_only(const Scores& scores, const SelectPlan& plan, const MaskRows& out, void* memory,
                     cudaStream_t stream) {
-  const Workspace workspace = prepare(scores, plan, memory, stream);
-  prepare_thresholds(scores, nullptr, nullptr, 0, workspace, stream);
-  write_cut_masks(scores, plan.tuning.blocks, true, false, workspace, {nullptr, nullptr, nullptr, out.nan_count, 1},
+  const Workspace workspace = prepare(scores, plan, true, 0, memory, stream);
+  write_cut_masks(scores, plan.tuning.blocks, false, true, workspace, {nullptr, nullptr, nullptr, out.nan_count, 1},
                   stream);
 }
 
@@ -107,10 +123,11 @@ SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning, std::in
     plan.capacity = 0;
     const std::int64_t budget = scores.bytes * 55 / 1000 + (group - 1) * scores.numel / 9;
     Workspace workspace;
-    std::int64_t zero_bytes;
+    std::int64_t clear_bytes;
     const std::int64_t log_clusters = plan.log_clusters;
     plan.log_clusters = 0;
-    const std::int64_t rest = budget - lay_out(scores, plan, nullptr, &workspace, &zero_bytes);
+    const std::int64_t rest = budget + shared_bytes(scores, plan) -
+                              lay_out(scores, plan, false, nullptr, &workspace, &clear_bytes);
     plan.log_clusters = static_cast<int>(log_clusters);
     while (plan.log_clusters > 0 && kClusterBytes << plan.log_clusters > rest) --plan.log_clusters;
     plan.capacity = std::max<std::int64_t>(rest, 0) / (group * static_cast<std::int64_t>(sizeof(u64)));
@@ -133,8 +150,32 @@ SelectPlan plan_select(const Scores& scores, const SelectTuning& tuning, std::in
 
 std::int64_t select_workspace_bytes(const Scores& scores, const SelectPlan& plan) {
   Workspace workspace;
-  std::int64_t zero_bytes;
-  return lay_out(scores, plan, nullptr, &workspace, &zero_bytes);
+  std::int64_t clear_bytes;
+  return lay_out(scores, plan, false, nullptr, &workspace, &clear_bytes);
+}
+
+std::int64_t select_cleared_bytes(const Scores& scores, const SelectPlan& plan, bool threshold_given) {
+  Workspace workspace;
+  std::int64_t clear_bytes;
+  lay_out(scores, plan, threshold_given, nullptr, &workspace, &clear_bytes);
+  return clear_bytes;
+}
+
+std::int64_t score_table_words(const Scores& scores, std::int64_t num_others) {
+  static_assert(sizeof(ScoreTensor) % sizeof(std::int64_t) == 0);
+  return scores.num_tensors * static_cast<std::int64_t>(sizeof(ScoreTensor) / sizeof(std::int64_t)) + num_others;
+}
+
+void upload_scores(Scores& scores, const ScoreTensor* rows, const void* const* others, std::int64_t num_others,
+                   std::int64_t* memory, void* clear, std::int64_t clear_bytes, cudaStream_t stream) {
+  const std::int64_t row_words = score_table_words(scores, 0);
+  std::vector<std::int64_t> words(score_table_words(scores, num_others));
+  std::copy_n(reinterpret_cast<const std::int64_t*>(rows), row_words, words.begin());
+  std::copy_n(reinterpret_cast<const std::int64_t*>(others), num_others, words.begin() + row_words);
+  scores.tensors = reinterpret_cast<const ScoreTensor*>(memory);
+  scores.others = num_others > 0 ? reinterpret_cast<const void* const*>(memory + row_words) : nullptr;
+  upload_words(words.data(), static_cast<std::int64_t>(words.size()), memory, stream, static_cast<std::int64_t*>(clear),
+               clear_bytes / static_cast<std::int64_t>(sizeof(std::int64_t)));
 }
 
 void launch_select(const Scores& scores, const std::int64_t* ks, std::int64_t rows, bool ties_all, const MaskRows& out,
@@ -142,16 +183,14 @@ void launch_select(const Scores& scores, const std::int64_t* ks, std::int64_t ro
   if (rows == 0) return count_nan_only(scores, plan, out, memory, stream);
   const int blocks = plan.tuning.blocks;
   for_each_group(scores, plan, rows, out, [&](std::int64_t first, const MaskGroup& group) {
-    const Workspace workspace = prepare(scores, plan, memory, stream);
+    const Workspace workspace = prepare(scores, plan, false, first, memory, stream);
     const std::int64_t* const group_ks = ks + first;
     if (plan.sampled) {
       bracket_ranks(scores, plan, group_ks, group.rows, ties_all, workspace, stream);
       write_bracket_masks(scores, plan, group_ks, ties_all, workspace, group, stream);
-      finish_candidates(scores, plan, workspace, group, stream);
     }
-    radix_select(scores, blocks, group_ks, group.rows, ties_all, !plan.sampled, workspace, stream);
-    locate_ties(scores, blocks, group.rows, !plan.sampled, workspace, stream);
-    write_cut_masks(scores, blocks, !plan.sampled, false, workspace, group, stream);
+    radix_select(scores, blocks, group_ks, ties_all, plan.sampled, workspace, group, stream);
+    write_cut_masks(scores, blocks, plan.sampled, false, workspace, group, stream);
   });
 }
 
@@ -160,10 +199,9 @@ void launch_threshold_mask(const Scores& scores, const std::int32_t* keys, const
                            cudaStream_t stream) {
   if (rows == 0) return count_nan_only(scores, plan, out, memory, stream);
   for_each_group(scores, plan, rows, out, [&](std::int64_t first, const MaskGroup& group) {
-    const Workspace workspace = prepare(scores, plan, memory, stream);
-    prepare_thresholds(scores, keys + first, tie_limits + first, group.rows, workspace, stream);
-    locate_ties(scores, plan.tuning.blocks, group.rows, true, workspace, stream);
-    write_cut_masks(scores, plan.tuning.blocks, true, true, workspace, group, stream);
+    const Workspace workspace = prepare(scores, plan, true, first, memory, stream);
+    cut_at_thresholds(scores, plan.tuning.blocks, keys + first, tie_limits + first, workspace, group, stream);
+    write_cut_masks(scores, plan.tuning.blocks, false, true, workspace, group, stream);
   });
 }
 

@@ -2,8 +2,8 @@
 //
 // position: 32 * word + bit of an entry in a mask row. It orders entries as ties are broken: by tensor, then by index.
 // key: float32 bits of the magnitude (0 for zeros). composite: key and position in one number that is larger for a
-// larger key and, at equal keys, for a smaller position. Composites are all different, whatever the data. Positions
-// have as many bits of it as a call's positions need, so that few of a radix selection's digits are the same for all.
+// larger key and, at equal keys, for a smaller position. Composites are all different, whatever the data. Keys and
+// positions have as many bits of it as a call needs, so that few of a radix selection's digits are the same for all.
 #pragma once
 
 #include "common/bit_words.h"
@@ -28,14 +28,32 @@ struct Bound {
   u32 key;
 };
 
-__device__ __forceinline__ u64 composite(u32 key, u64 position, int position_bits) {
-  return (static_cast<u64>(key) << position_bits) + ((u64{1} << position_bits) - 1 - position);
+// How a call's composites are made: bits of positions, and lowest bits of keys that are left out because all are 0.
+struct CompositeForm {
+  int position_bits, spare_key_bits;
+};
+
+__device__ __forceinline__ u64 composite(u32 key, u64 position, const CompositeForm& form) {
+  const u64 last = (u64{1} << form.position_bits) - 1;
+  return (static_cast<u64>(key >> form.spare_key_bits) << form.position_bits) + (last - position);
 }
 
 // The composite of the last entry that the bound takes in: entries within it have this composite or a larger one.
-__device__ __forceinline__ u64 composite(const Bound& bound, int position_bits) {
-  const u64 end = u64{1} << position_bits;
-  return (static_cast<u64>(bound.key) << position_bits) + (end - min(bound.position, end));
+__device__ __forceinline__ u64 composite(const Bound& bound, const CompositeForm& form) {
+  const u64 end = u64{1} << form.position_bits;
+  const u32 key = bound.key >> form.spare_key_bits;
+  // No entry has a key between two with spare bits of 0.
+  if (key << form.spare_key_bits != bound.key) return (static_cast<u64>(key) + 1) << form.position_bits;
+  return (static_cast<u64>(key) << form.position_bits) + (end - min(bound.position, end));
+}
+
+__device__ __forceinline__ u64 composite_position(u64 composite, const CompositeForm& form) {
+  const u64 last = (u64{1} << form.position_bits) - 1;
+  return last - (composite & last);
+}
+
+__device__ __forceinline__ u32 composite_key(u64 composite, const CompositeForm& form) {
+  return static_cast<u32>(composite >> form.position_bits) << form.spare_key_bits;
 }
 
 __device__ __forceinline__ u32 float_key(float x) { return __float_as_uint(x) & 0x7fffffffu; }
@@ -114,7 +132,8 @@ struct Entries {
 
 template <bool kRelative>
 __device__ __forceinline__ Entries entries_of(const Scores& scores, const ScoreTensor& tensor) {
-  return {tensor.data, tensor.others, kRelative ? scores.damping[tensor.index] : 0.0f, static_cast<int>(tensor.type)};
+  if constexpr (!kRelative) return {tensor.data, nullptr, 0.0f, tensor.type};
+  return {tensor.data, scores.others[tensor.index], scores.damping[tensor.index], tensor.type};
 }
 
 template <bool kRelative>
@@ -195,7 +214,8 @@ __device__ __forceinline__ void read_batch(const Batch& batch, Part& part, Finis
       if constexpr (!kBoth) load_half(data, half, raw[0]);
       if constexpr (kRelative) {
         // Two vectors of the other tensor at a time: there are no registers for more.
-        const auto* const vectors = reinterpret_cast<const uint4*>(others) + lane + half * (kPartEntries / Score::kVector);
+        constexpr int kHalfVectors = kPartEntries / Score::kVector;
+        const auto* const vectors = reinterpret_cast<const uint4*>(others) + lane + half * kHalfVectors;
 #pragma unroll
         for (int i = 0; i < kLoads; i += 2) {
           const uint4 pair[2] = {load_streaming(vectors + 32 * i), load_streaming(vectors + 32 * (i + 1))};
@@ -270,8 +290,9 @@ __device__ __forceinline__ ScoreTensor find_word(const Scores& scores, std::int6
 }
 
 // For the warp's batch in every chunk of this block: calls part(batch, half, x, arrangement) for both halves of it,
-// with what is ranked of the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are not called: both
-// may use the warp's collectives, not the block's. kAhead: there are registers to load more than is worked on.
+// with what is ranked of the lane's 16 entries, then finish(batch, arrangement). Warps without entries in a chunk are
+// not called: both may use the warp's collectives, not the block's. kAhead: there are registers to load more than is
+// worked on.
 template <bool kRelative, bool kAhead = true, typename Part, typename Finish>
 __device__ __forceinline__ void for_each_batch(const Scores& scores, Part&& part, Finish&& finish) {
   int index = 0;

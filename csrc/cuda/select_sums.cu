@@ -83,10 +83,8 @@ __global__ void __launch_bounds__(kSelectThreads, 4) sums_kernel(Scores scores, 
 
 }  // namespace
 
-void launch_magnitude_sums(const Scores& scores, std::int64_t tensors, std::int64_t* sums, int blocks,
-                           cudaStream_t stream) {
-  const std::size_t bytes = static_cast<std::size_t>(tensors) * kSumColumns * sizeof(std::int64_t);
-  check_cuda(cudaMemsetAsync(sums, 0, bytes, stream), "magnitude_sums");
+void launch_magnitude_sums(const Scores& scores, std::int64_t* sums, int blocks, cudaStream_t stream) {
+  if (scores.num_tensors == 0) return;
   PF_LAUNCH(sums_kernel, score_grid(scores, blocks), kSelectThreads, 0, stream, scores, sums);
 }
 

@@ -31,8 +31,27 @@ struct TableSpec {
     words[pointers_at(num_tensors) + slot * num_tensors + i] = reinterpret_cast<std::intptr_t>(pointer);
   }
 
+  void set_number(int slot, std::size_t i, std::int64_t number) {
+    words[pointers_at(num_tensors) + slot * num_tensors + i] = number;
+  }
+
   // Words of the table on the device, the chunks and alignment to 16 bytes included.
   std::int64_t table_words() const { return (static_cast<std::int64_t>(words.size()) + total_chunks + 1) / 2 * 2; }
+
+  // Words before those of the dynamic pointers, and words of these.
+  std::int64_t static_words() const { return chunks_at(num_tensors, slots - dynamic_slots); }
+  std::int64_t dynamic_words() const { return num_tensors * dynamic_slots; }
+
+  // The table in `memory`; dynamic: other memory of its dynamic pointers, or null.
+  MultiTensor view(std::int64_t* memory, std::int64_t* dynamic = nullptr) const {
+    return {reinterpret_cast<const TensorInfo*>(memory),
+            reinterpret_cast<void* const*>(memory + pointers_at(num_tensors)),
+            reinterpret_cast<void* const*>(dynamic != nullptr ? dynamic : memory + static_words()),
+            reinterpret_cast<const Chunk*>(memory + chunks_at(num_tensors, slots)),
+            static_cast<std::int32_t>(num_tensors),
+            static_cast<std::int32_t>(slots - dynamic_slots),
+            total_chunks};
+  }
 
   std::int64_t num_tensors, slots, dynamic_slots;
   std::int64_t total_chunks = 0, total_blocks = 0;

@@ -78,6 +78,9 @@ struct Vector {
     for (std::uint32_t& word : words) word = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
+#if defined(PF_EMULATE_CUDA)
+      if (chosen >> i & 1) ::cuda_emulator::check_read(from + i);
+#endif
       if (chosen >> i & 1) set_bits(i, from[i]);
     }
   }

@@ -209,6 +209,7 @@ class Bucket:
                 *self._mask_arguments(binding),
                 *scalars,
                 **options,
+                tensor_numbers=self._positions,
                 backend=self.group["backend"],
             )
             watch.bump(self._positions)

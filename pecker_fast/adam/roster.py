@@ -37,10 +37,6 @@ class Roster:
         self._groups = list(groups)
         self._state = state
         self._backend = defaults["backend"]
-        # The CUDA kernels know packed moments only: ops.masked_adam_ does the rest around them.
-        self._packs_values = packing is not None or (
-            defaults["packed"] and (defaults["master_weights"] or defaults["ema_decay"] is not None)
-        )
         # Set if the steps take packed gradients.
         self.packing = packing
         self._packed: dict[Tensor, Any] | None = None
@@ -86,11 +82,7 @@ class Roster:
 
     def _runs_natively(self) -> bool:
         # Called at each step: set_backend may have been, too.
-        return (
-            all([runs_natively(device, self._backend) for device in self.devices])
-            and self._plain
-            and not (self.may_be_captured and self._packs_values)
-        )
+        return all([runs_natively(device, self._backend) for device in self.devices]) and self._plain
 
     def is_current(self, groups: Groups, state: Mapping[Tensor, dict], packing: PackedGradients | None) -> bool:
         """Whether groups, names and the state's dictionaries are those that this was made of, and the kernels too.

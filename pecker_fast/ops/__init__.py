@@ -174,10 +174,10 @@ def masked_adam_(params: Sequence[Tensor], *args: Any, backend: str | None = Non
     grads, exp_avg_sqs, masters, emas, packed_offsets = args[0], args[3], args[5], args[6], args[13]
     if (
         packed_offsets is not None
-        and chosen_backend("masked_adam_", device, backend) in ("cuda", "triton")
+        and chosen_backend("masked_adam_", device, backend) == "triton"
         and needs_packed_values(params, grads, masters, emas, exp_avg_sqs)
     ):
-        # Their kernels know packed moments only.
+        # Its kernel knows packed moments only.
         packing = partial(pack, backend=backend), partial(unpack, backend=backend)
         step_on_packed_values(step, *packing, params, *args, **kwargs)
         return

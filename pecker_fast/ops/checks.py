@@ -195,6 +195,7 @@ def masked_adam_(
     beta2,
     eps,
     ema_decay=None,
+    tensor_numbers=(),
     **options,
 ):
     if not params:
@@ -207,6 +208,9 @@ def masked_adam_(
         _tensor(f"params[{i}]", param, (dtype,), device)
     require(len(grads) == n, f"{len(grads)} grads for {n} params")
     require(len(exp_avg_sqs) == n, f"{len(exp_avg_sqs)} exp_avg_sqs for {n} params")
+    require(
+        len(tensor_numbers) in (0, n), f"{len(tensor_numbers)} tensor_numbers for {n} params, expected as many or none"
+    )
     packed = packed_offsets is not None
     packed_grads, *both = (packed and is_packed(tensors, params, exp_avg_sqs) for tensors in (grads, masters, emas))
     _gradients(grads, masked_grads, None if packed_grads else numels, dtype, device)

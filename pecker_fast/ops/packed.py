@@ -1,4 +1,4 @@
-"""masked_adam_ with packed gradients, masters and averages, for kernels that know packed moments only."""
+"""masked_adam_ with packed gradients, masters and averages, for a kernel that knows packed moments only: Triton's."""
 
 from collections.abc import Callable, Sequence
 

@@ -271,6 +271,7 @@ def masked_adam_(
     ema_everywhere: bool = False,
     stochastic_rounding: bool = False,
     seed: int = 0,
+    tensor_numbers: Sequence[int] = (),
 ) -> None:
     """One Adam step over all tensors.
 
@@ -312,7 +313,8 @@ def masked_adam_(
     ema_everywhere: in a masked step, update the EMA of entries outside the mask too. Without it their EMA does not
         change, which is right only if it equals the parameter.
     stochastic_rounding: P = bfloat16 or float16 without masters: x is rounded up or down with probabilities that make
-        the expectation exact, by ``random_bits`` of (seed, steps[i], i, entry): reproducible, equal on all back ends.
+        the expectation exact, by ``random_bits`` of (seed, steps[i], tensor_numbers[i], entry): reproducible, equal on
+        all back ends. tensor_numbers: the numbers of the tensors among all that share a seed; empty: 0, 1, 2 ...
     """
     if found_inf is not None and bool(found_inf != 0):
         return
@@ -390,7 +392,8 @@ def masked_adam_(
             put_master(masters[i], x)
         if stochastic_rounding and not masters and param.dtype in (torch.bfloat16, torch.float16):
             index = torch.arange(numel, device=param.device)
-            put(param, round_stochastic(x, param.dtype, random_bits(seed, steps[i], i, take(index))))
+            number = tensor_numbers[i] if tensor_numbers else i
+            put(param, round_stochastic(x, param.dtype, random_bits(seed, steps[i], number, take(index))))
         else:
             put(param, x)
         if packed_emas:

@@ -81,7 +81,7 @@ SCHEMAS = {
         " float beta1, float beta2, float eps, float weight_decay=0.0, bool decoupled_weight_decay=False,"
         " bool maximize=False, float? clip_value=None, float? max_update=None, bool retain_variance=False,"
         " bool zero_nonfinite=False, float? ema_decay=None, bool ema_everywhere=False,"
-        " bool stochastic_rounding=False, int seed=0) -> ()"
+        " bool stochastic_rounding=False, int seed=0, int[] tensor_numbers=[]) -> ()"
     ),
 }
 

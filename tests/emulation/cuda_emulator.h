@@ -20,6 +20,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -80,9 +81,7 @@ template <typename F>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F, int, std::size_t) {
   return *blocks = 2, cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t = nullptr) {
-  return std::memset(p, value, bytes), cudaSuccess;
-}
+cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t = nullptr);
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                                    cudaStream_t = nullptr) {
   return std::memcpy(to, from, bytes), cudaSuccess;
@@ -155,6 +154,17 @@ inline void check_aligned(const void* p, std::size_t alignment) {
   if (reinterpret_cast<std::uintptr_t>(p) % alignment != 0) {
     fail("address not a multiple of " + std::to_string(alignment));
     // There is no way to unwind the fiber of a kernel; it stays where it is and launch throws.
+    for (;;) yield();
+  }
+}
+
+// Memory that no kernel may read by the accesses of csrc/cuda/launch.h and vectors.h.
+inline std::vector<std::pair<const char*, const char*>> unreadable;
+
+inline void check_read(const void* p) {
+  for (const auto& [begin, end] : unreadable) {
+    if (p < begin || p >= end) continue;
+    fail("read of memory that this step does not need");
     for (;;) yield();
   }
 }
@@ -273,7 +283,24 @@ inline std::vector<unsigned> make_sequence(unsigned n) {
   return sequence;
 }
 
-inline void launch(dim3 grid, dim3 threads, std::size_t shared_bytes, const std::function<void()>& body) {
+// Names of the kernels launched so far, template arguments left out, and "memset".
+inline std::vector<std::string> launched;
+
+// While set, work is appended here instead of run: the nodes of a CUDA graph that is captured.
+inline std::vector<std::function<void()>>* capture = nullptr;
+
+inline void enqueue(const char* kernel, const std::function<void()>& work) {
+  const std::string name = kernel;
+  const std::size_t begin = name.find_first_not_of('(');
+  launched.push_back(name.substr(begin, name.find_first_of("<)", begin) - begin));
+  if (capture != nullptr) {
+    capture->push_back(work);
+  } else {
+    work();
+  }
+}
+
+inline void run_grid(dim3 grid, dim3 threads, std::size_t shared_bytes, const std::function<void()>& body) {
   Block& b = block();
   b.body = &body;
   b.size = threads.x * threads.y * threads.z;
@@ -288,6 +315,11 @@ inline void launch(dim3 grid, dim3 threads, std::size_t shared_bytes, const std:
     blockIdx = {index % grid.x, index / grid.x % grid.y, index / (grid.x * grid.y)};
     run_block(b, sequence);
   }
+}
+
+inline void launch(const char* kernel, dim3 grid, dim3 threads, std::size_t shared_bytes,
+                   const std::function<void()>& body) {
+  enqueue(kernel, [=] { run_grid(grid, threads, shared_bytes, body); });
 }
 
 // Whether the hardware's approximations are as inexact as they may be: roots and reciprocals off by a unit in the last
@@ -313,6 +345,10 @@ T exchange_old(T* p, F&& update) {
 }
 
 }  // namespace cuda_emulator
+
+inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t) {
+  return cuda_emulator::enqueue("memset", [=] { std::memset(p, value, bytes); }), cudaSuccess;
+}
 
 // ---- Device functions.
 inline void __syncthreads() { cuda_emulator::barrier(); }

@@ -28,18 +28,26 @@ int guarded(const Body& body) {
 
 struct Table {
   std::vector<ScoreTensor> rows;
+  std::vector<const void*> others;
+  std::vector<std::int64_t> device;
   Scores scores = {};
 
   Table(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
-        const std::int64_t* others = nullptr, const float* damping = nullptr)
+        const std::int64_t* other_pointers = nullptr, const float* damping = nullptr)
       : rows(n + 1) {
     for (int i = 0; i < n; ++i) {
-      append_score(scores, i, reinterpret_cast<const void*>(pointers[i]),
-                   damping == nullptr ? nullptr : reinterpret_cast<const void*>(others[i]), numels[i], types[i],
+      append_score(scores, i, reinterpret_cast<const void*>(pointers[i]), numels[i], static_cast<ScoreType>(types[i]),
                    &rows[scores.num_tensors]);
+      if (damping != nullptr) others.push_back(reinterpret_cast<const void*>(other_pointers[i]));
     }
-    scores.tensors = rows.data();
     scores.damping = damping;
+  }
+
+  // As the extension does before it calls a launcher.
+  void upload(void* clear, std::int64_t clear_bytes) {
+    const auto num_others = static_cast<std::int64_t>(others.size());
+    device.resize(score_table_words(scores, num_others) + 1);
+    upload_scores(scores, rows.data(), others.data(), num_others, device.data(), clear, clear_bytes, nullptr);
   }
 };
 
@@ -55,6 +63,15 @@ struct Memory {
 extern "C" {
 
 const char* last_error() { return message; }
+
+// The names of what was launched since the last call, with a space after each.
+const char* launched() {
+  static std::string names;
+  names.clear();
+  for (const std::string& name : cuda_emulator::launched) names += name + " ";
+  cuda_emulator::launched.clear();
+  return names.c_str();
+}
 
 void set_order(int order) { cuda_emulator::order = static_cast<cuda_emulator::Order>(order); }
 
@@ -72,12 +89,14 @@ void selection_plan(int n, const std::int64_t* numels, const std::int64_t* types
 // used[row]: 0 where the bracket held, 1 where the histograms decided, 2 where they were asked at once; -1 where the
 // state is overwritten by that of later rows.
 int emulated_select(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
-                    const std::int64_t* others, const float* damping, const std::int64_t* ks, std::int64_t rows, int ties_all, const SelectTuning* tuning,
-                    std::int32_t* words, float* thresholds, std::int64_t* counts, std::int64_t* nan_count, int* used) {
+                    const std::int64_t* others, const float* damping, const std::int64_t* ks, std::int64_t rows,
+                    int ties_all, const SelectTuning* tuning, std::int32_t* words, float* thresholds,
+                    std::int64_t* counts, std::int64_t* nan_count, int* used) {
   return guarded([&] {
-    const Table table(n, pointers, numels, types, others, damping);
+    Table table(n, pointers, numels, types, others, damping);
     const SelectPlan plan = plan_select(table.scores, *tuning, rows);
     Memory memory(select_workspace_bytes(table.scores, plan));
+    table.upload(memory.data(), select_cleared_bytes(table.scores, plan, false));
     launch_select(table.scores, ks, rows, ties_all != 0, {words, thresholds, counts, nan_count}, plan, memory.data(),
                   nullptr);
     // The states of the last group of rows are the first part of the workspace.
@@ -90,15 +109,16 @@ int emulated_select(int n, const std::int64_t* pointers, const std::int64_t* num
 }
 
 int emulated_threshold_mask(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
-                            const std::int64_t* others, const float* damping, const std::int32_t* keys, const std::int64_t* tie_limits, std::int64_t rows,
-                            const SelectTuning* tuning, std::int32_t* words, float* thresholds, std::int64_t* counts,
-                            std::int64_t* nan_count) {
+                            const std::int64_t* others, const float* damping, const std::int32_t* keys,
+                            const std::int64_t* tie_limits, std::int64_t rows, const SelectTuning* tuning,
+                            std::int32_t* words, float* thresholds, std::int64_t* counts, std::int64_t* nan_count) {
   return guarded([&] {
-    const Table table(n, pointers, numels, types, others, damping);
+    Table table(n, pointers, numels, types, others, damping);
     SelectTuning histograms = *tuning;
     histograms.min_sampled_bytes = INT64_MAX;
     const SelectPlan plan = plan_select(table.scores, histograms, rows);
     Memory memory(select_workspace_bytes(table.scores, plan));
+    table.upload(memory.data(), select_cleared_bytes(table.scores, plan, true));
     launch_threshold_mask(table.scores, keys, tie_limits, rows, {words, thresholds, counts, nan_count}, plan,
                           memory.data(), nullptr);
   });
@@ -111,10 +131,11 @@ void layout_constants(std::int64_t* out) {
 }
 
 int emulated_radix_histogram(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
-                             const std::int64_t* others, const float* damping, const std::int32_t* prefixes, std::int64_t rows, int level, int blocks,
-                             std::int64_t* counts) {
+                             const std::int64_t* others, const float* damping, const std::int32_t* prefixes,
+                             std::int64_t rows, int level, int blocks, std::int64_t* counts) {
   return guarded([&] {
-    const Table table(n, pointers, numels, types, others, damping);
+    Table table(n, pointers, numels, types, others, damping);
+    table.upload(counts, rows * static_cast<std::int64_t>(sizeof(std::int64_t)) << kRadixBits[level]);
     launch_radix_histogram(table.scores, prefixes, rows, level, counts, blocks, nullptr);
   });
 }
@@ -122,8 +143,9 @@ int emulated_radix_histogram(int n, const std::int64_t* pointers, const std::int
 int emulated_magnitude_sums(int n, const std::int64_t* pointers, const std::int64_t* numels, const std::int64_t* types,
                             int blocks, std::int64_t* sums) {
   return guarded([&] {
-    const Table table(n, pointers, numels, types);
-    launch_magnitude_sums(table.scores, n, sums, blocks, nullptr);
+    Table table(n, pointers, numels, types);
+    table.upload(sums, n * kSumColumns * static_cast<std::int64_t>(sizeof(std::int64_t)));
+    launch_magnitude_sums(table.scores, sums, blocks, nullptr);
   });
 }
 

@@ -13,7 +13,7 @@ from pecker_fast.ops.layout import RADIX_BITS, SUM_COLUMNS, num_words
 from . import library
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_KERNELS = ("select", "select_sample", "select_mask", "select_finish", "select_radix", "select_sums")
+_KERNELS = ("multi_tensor", "select", "select_sample", "select_mask", "select_radix", "select_sums")
 
 BRACKET, FALLBACK, DIRECT = range(3)
 """How a row was selected."""
@@ -48,8 +48,13 @@ class _Tuning(ctypes.Structure):
 @cache
 def _library() -> ctypes.CDLL:
     loaded = library.load("selection", _KERNELS)
-    loaded.last_error.restype = ctypes.c_char_p
+    loaded.last_error.restype = loaded.launched.restype = ctypes.c_char_p
     return loaded
+
+
+def launched() -> list[str]:
+    """The kernels launched since the last call, and "memset", in order."""
+    return _library().launched().decode().split()
 
 
 def set_order(name: str) -> None:

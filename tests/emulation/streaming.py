@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pecker_fast.ops import checks
+from pecker_fast.ops import checks, reference
 from pecker_fast.ops.layout import num_blocks
 
 from .library import load
@@ -27,8 +27,36 @@ _REDUCTIONS = {"sum": 0, "abs_sum": 1, "sq_sum": 2}
 
 def library() -> ctypes.CDLL:
     lib = load("streaming", KERNELS)
-    lib.last_error.restype = ctypes.c_char_p
+    lib.last_error.restype = lib.launched.restype = ctypes.c_char_p
     return lib
+
+
+def launched() -> list[str]:
+    """The kernels launched since the last call, and "memset", in order."""
+    return library().launched().decode().split()
+
+
+@contextmanager
+def unreadable(tensors):
+    """Within this context a kernel that reads one of the tensors raises."""
+    for tensor in tensors:
+        if tensor.nbytes:
+            begin = tensor.data_ptr()
+            library().forbid_reads(ctypes.c_int64(begin), ctypes.c_int64(begin + tensor.nbytes))
+    try:
+        yield
+    finally:
+        library().forbid_reads(ctypes.c_int64(0), ctypes.c_int64(0))
+
+
+def replay() -> None:
+    """Runs the step that was recorded by ``masked_adam_(..., tables="capture")``."""
+    _run("replay")
+
+
+def forget_tables() -> None:
+    """Empties the cache of tables, and drops the recorded step."""
+    library().forget_tables()
 
 
 def set_order(order: str) -> None:
@@ -161,7 +189,7 @@ class _AdamOptions(ctypes.Structure):
             "beta1", "beta2", "eps", "weight_decay", "clip_value", "max_update", "ema_decay")]
         + [(name, ctypes.c_int) for name in (
             "decoupled", "maximize", "retain", "zero_nonfinite", "ema_everywhere", "stochastic", "joint",
-            "counts_are_16_bit", "rare")]
+            "counts_are_16_bit", "rare", "packed_grads", "packed_values")]
     )  # fmt: skip
 
 
@@ -169,20 +197,26 @@ def masked_adam_(
     params, grads, masked_grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts, steps, lr, bias_table,
     words, word_offsets, packed_offsets, grad_scale, found_inf, *, beta1, beta2, eps, weight_decay=0.0,
     decoupled_weight_decay=False, maximize=False, clip_value=None, max_update=None, retain_variance=False,
-    zero_nonfinite=False, ema_decay=None, ema_everywhere=False, stochastic_rounding=False, seed=0, rare=None,
+    zero_nonfinite=False, ema_decay=None, ema_everywhere=False, stochastic_rounding=False, seed=0, tensor_numbers=(),
+    rare=None, tables="new",
 ):  # fmt: skip
-    """``rare``: run the larger version of the kernel even if no rare feature needs it."""
+    """``rare``: run the larger version of the kernel even if no rare feature needs it.
+
+    tables: "new": made for this call; "cached": as the extension does; "capture": the same while a CUDA graph is
+    captured, so that the step is recorded and not run. Keep all tensors until it is replayed.
+    """
     state = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts)
     checks.masked_adam_(
         params, grads, masked_grads, *state, steps, lr, bias_table, words, word_offsets, packed_offsets, grad_scale,
-        found_inf, beta1=beta1, beta2=beta2, eps=eps, ema_decay=ema_decay,
+        found_inf, beta1=beta1, beta2=beta2, eps=eps, ema_decay=ema_decay, tensor_numbers=tensor_numbers,
     )  # fmt: skip
-    joint = len(masked_grads) > 0
+    joint, packed = len(masked_grads) > 0, packed_offsets is not None
     n = len(params)
-    slots = [params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts, None, grads, masked_grads]
+    slots = [params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, emas, counts, None, None, grads, masked_grads]
     table, pointers = _table(params, slots, word_offsets)
     for i in range(n):
         pointers[7 * n + i] = exp_avg_sqs[i].numel()
+        pointers[8 * n + i] = tensor_numbers[i] if tensor_numbers else i
     stochastic = stochastic_rounding and not masters and params[0].dtype in (torch.bfloat16, torch.float16)
     frozen = ema_everywhere and words is not None and not joint and len(emas) > 0
     needed = bool(max_exp_avg_sqs or masters or counts or (joint and retain_variance) or stochastic or frozen)
@@ -212,6 +246,11 @@ def masked_adam_(
         joint=joint,
         counts_are_16_bit=bool(counts) and counts[0].dtype == torch.int16,
         rare=needed if rare is None else rare,
+        packed_grads=packed and reference.is_packed(grads, params, exp_avg_sqs),
+        packed_values=packed and any(reference.is_packed(t, params, exp_avg_sqs) for t in (masters, emas)),
     )
     sizes = _int32([p.element_size() for p in params])
-    _run("emulated_adam", *table, sizes, pointers, ctypes.byref(options))
+    if tables == "new":
+        _run("emulated_adam", *table, sizes, pointers, ctypes.byref(options))
+    else:
+        _run("emulated_cached_adam", *table, sizes, pointers, ctypes.byref(options), int(tables == "capture"))

@@ -178,10 +178,12 @@ def exact_update_case(dtype: torch.dtype, numels: list[int], lr: float, kind: st
     return case
 
 
+@pytest.mark.parametrize("numbers", [(), (5, 0, 2**31 - 1)], ids=["", "numbers"])
 @pytest.mark.parametrize("kind", ["plain", "masked"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_stochastic_rounding_has_the_bits_of_the_definition(dtype, kind, backend, device):
+def test_stochastic_rounding_has_the_bits_of_the_definition(dtype, kind, numbers, backend, device):
     case = exact_update_case(dtype, [900, 0, 65], float(np.float32(0.00137)), kind)
+    case.tensor_numbers = numbers
     # Normal, subnormal, zero, large and infinite parameters.
     scale = torch.exp2(torch.randint(-24, 14, (900,)).float())
     case.params[0] = (torch.randn(900) * scale).to(dtype)
@@ -192,7 +194,7 @@ def test_stochastic_rounding_has_the_bits_of_the_definition(dtype, kind, backend
         updated = case.masks[i] if kind == "masked" else np.ones(param.numel(), bool)
         expected = param.clone()
         for entry in np.flatnonzero(updated):
-            random = oracle.random_u32(case.seed, int(case.steps[i]), i, int(entry))
+            random = oracle.random_u32(case.seed, int(case.steps[i]), numbers[i] if numbers else i, int(entry))
             expected[entry] = oracle.round_stochastic(x[entry], dtype, random)
         number = ~expected.isnan()
         assert torch.equal(expected.isnan(), result["params"][i].isnan())
