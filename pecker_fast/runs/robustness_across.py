@@ -12,6 +12,8 @@ from ..report import portable, write_robustness_across
 from ..robustness import Cost, mean_steps
 from .robustness_figures import NETWORKS, verdicts
 
+# What a comparison leaves in its folder.
+COMPARED = "compare.json"
 # "sfd-seed0" is a run of "sfd".
 _OF_SEED = re.compile(r"(.+)-seed\d+")
 
@@ -44,7 +46,7 @@ def run_folders(paths: Sequence[str] | str, output_dir: str | None) -> tuple[lis
     folders: list[Path] = []
     several = len(paths) > 1
     for path in map(Path, paths):
-        inside = [] if (path / "config.json").is_file() else _runs_in(path)
+        inside = _runs_in(path) if (path / COMPARED).is_file() else []
         several = several or bool(inside)
         folders += inside or [path]
     folders = list(dict.fromkeys(folders))
@@ -59,9 +61,9 @@ def run_folders(paths: Sequence[str] | str, output_dir: str | None) -> tuple[lis
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """The folders of runs on classes directly in ``folder``."""
+    """The folders of runs on classes directly in that of a comparison."""
     runs = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(folder.iterdir()):
         try:
             config = json.loads((path / "config.json").read_text())
         except (OSError, ValueError):

@@ -105,6 +105,7 @@ def test_several_runs_and_controls_made_on_request(run, tmp_path, capsys):
         shutil.copytree(run, tmp_path / f"sfd-seed{seed}", ignore=shutil.ignore_patterns("robustness*", "checkpoints"))
         config = json.loads((tmp_path / f"sfd-seed{seed}" / "config.json").read_text())
         (tmp_path / f"sfd-seed{seed}" / "config.json").write_text(json.dumps({**config, "seed": seed}))
+    (tmp_path / "compare.json").write_text("{}")
     short = {
         "retrain": {"max_train_steps": 3, "train_batch_size": 4},
         "sfd": {"max_train_steps": 2, "train_batch_size": 3, "forget_batch_size": 2},
