@@ -30,7 +30,8 @@ ALLOWED = {
     "figures": {"figures"},
     "data": {"checks", "data"},
     "hashing": {"hashing"},
-    "metrics": {"checks", "files", "metrics", "data", "hashing"},
+    "shifts": {"shifts"},
+    "metrics": {"checks", "files", "metrics", "data", "hashing", "shifts"},
     # Names of runs are imported lazily.
     "__init__": {"ops", "mask", "saliency", "optim", "patches", "runs"},
     "diffusion": {"checks", "diffusion"},
@@ -41,6 +42,7 @@ ALLOWED = {
     "robustness": {"checks", "robustness", "unlearning", "diffusion", "data", "metrics"},
     "unlearning": {
         "checks",
+        "shifts",
         "unlearning",
         "diffusion",
         "profiling",

@@ -55,6 +55,7 @@ def test_wheel_contains_only_the_package(wheel):
         "assets/digits/distilled/score/diffusion_pytorch_model.safetensors",
         "assets/digits/distilled/config.json",
         "assets/digits16/unet/diffusion_pytorch_model.safetensors",
+        "assets/mnist/judge.safetensors",
     ):
         assert f"pecker_fast/{module}" in names
     assert not [name for name in names if name.endswith(".so")]
@@ -86,7 +87,7 @@ def test_version_and_extras(wheel):
         "torch", "numpy", "safetensors", "tyro", "docstring-parser", "tqdm",
     }  # fmt: skip
     extras = {line.split()[1] for line in lines if line.startswith("Provides-Extra:")}
-    assert {"train", "eval", "all", "demo", "test", "dev", "docs"} <= extras
+    assert {"train", "eval", "mnist", "all", "demo", "test", "dev", "docs"} <= extras
 
 
 def test_installation_without_a_compiler(wheel, tmp_path):

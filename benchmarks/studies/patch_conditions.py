@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 NOTHING_FORGOTTEN = "no forgetting"
 PATCH = "patch 0.1"
 RELABEL, NEVER_SAW = "relabel", "never saw the class"
 SEEDS = range(5)
+# A preset, and the forgotten class and the cover class.
+Place: TypeAlias = tuple[str, tuple[int, int]]
 # Forgotten class and cover class, by preset, the most valuable first.
-PLACES = (("digits", (0, 1)), ("digits", (3, 8)), ("digits", (7, 1)), ("digits16", (0, 1)))
+PLACES: tuple[Place, ...] = (("digits", (0, 1)), ("digits", (3, 8)), ("digits", (7, 1)), ("digits16", (0, 1)))
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _distinct(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
 CONDITIONS = _distinct((*CORE, *GRID, *FURTHER))
 
 
-def plan(seeds: Sequence[int] = SEEDS, places: Sequence[tuple[str, tuple[int, int]]] = PLACES) -> Iterator[Job]:
+def plan(seeds: Sequence[int] = SEEDS, places: Sequence[Place] = PLACES) -> Iterator[Job]:
     """All runs, the most valuable first: the core and the grid on the first place, the core elsewhere, then the rest.
 
     All conditions of a seed come before the next seed, so that a partial study can already be compared.
@@ -189,9 +191,7 @@ def plan(seeds: Sequence[int] = SEEDS, places: Sequence[tuple[str, tuple[int, in
                     yield Job(preset, pair, condition, seed)
 
 
-def relearning_plan(
-    seeds: Sequence[int] = SEEDS, places: Sequence[tuple[str, tuple[int, int]]] = PLACES
-) -> Iterator[Job]:
+def relearning_plan(seeds: Sequence[int] = SEEDS, places: Sequence[Place] = PLACES) -> Iterator[Job]:
     """All attacks: on the generators of some conditions, on relabelling, and on one that never saw the class."""
     by_name = {condition.name: condition for condition in CONDITIONS}
     controls = [Condition(name, name, group="control") for name in (RELABEL, NEVER_SAW)]

@@ -5,6 +5,7 @@ generator that was distilled from a network that never saw the class.
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +72,40 @@ def _never_saw(job: Job, folder: Path) -> nn.Module:
     return network
 
 
-def _network(job: Job, folder: Path) -> nn.Module:
-    """The generator that is attacked."""
+def network_of(job: Job, folder: Path) -> nn.Module:
+    """The generator of a job, or of a control, in eval mode."""
     if job.condition.name == NEVER_SAW:
-        return _never_saw(job, folder)
+        return _never_saw(job, folder).eval()
     if job.condition.name == RELABEL:
         start = method_of(Job(job.preset, job.pair, REFERENCE, job.seed), folder).setting.problem.initial_generator
-        return relabelled(start, *job.pair)
+        return relabelled(start, *job.pair).eval()
     method = method_of(job, folder)
     train(method)
     with method.phases[-1].averaged() as network:
-        return copy.deepcopy(unwrap(network))
+        return copy.deepcopy(unwrap(network)).eval()
 
 
-def relearn_job(job: Job, folder: Path) -> dict[str, Any]:
-    """Attack a generator; returns the record as JSON: the UA, in percent, after each number of steps of each attack."""
-    network = _network(job, folder).eval()
+def attacked(
+    network: nn.Module, job: Job, folder: Path, steps_of: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[int, float]]:
+    """Attack a copy of a generator.
+
+    Parameters
+    ----------
+    network : nn.Module
+        In eval mode. Is not changed.
+    job : Job
+        Which classes it has forgotten, and the seed.
+    folder : Path
+        Of the distilled generators.
+    steps_of : mapping of str to tuple of int
+        Attack to the steps after which it is measured, ascending.
+
+    Returns
+    -------
+    dict
+        Attack to steps to UA in percent, from 0 steps on.
+    """
     method = method_of(Job(job.preset, job.pair, REFERENCE, job.seed), folder)
     problem, values = method.setting.problem, class_preset(job.preset)
     judge = load_judge(values.judge)
@@ -94,14 +113,20 @@ def relearn_job(job: Job, folder: Path) -> dict[str, Any]:
     examiner = Examiner(judge, problem.request, problem.schedule, method.sampler, 10, job.seed, *SAMPLES)
     images, labels = adversary_images(real, problem.request, "forgotten", IMAGES, job.seed)
     rows = []
-    for attack, steps in STEPS.items():
+    for attack, steps in steps_of.items():
         options = RelearnOptions(IMAGES, steps, values.pretrain.learning_rate / 10)
         rows += relearn(network, examiner, images, labels, attack, options)
-    preset, pair, name, seed = job.key
     by_attack: dict[str, dict[int, float]] = {}
     for row in rows:
         label = row["attack"] if row["sampler"] == method.sampler.name else f"{row['attack']}, {row['sampler']}"
         by_attack.setdefault(label, {})[row["step"]] = row["ua"]
+    return by_attack
+
+
+def relearn_job(job: Job, folder: Path) -> dict[str, Any]:
+    """Attack a generator; returns the record as JSON: the UA, in percent, after each number of steps of each attack."""
+    by_attack = attacked(network_of(job, folder), job, folder, STEPS)
+    preset, pair, name, seed = job.key
     return {
         "preset": preset,
         "pair": pair,

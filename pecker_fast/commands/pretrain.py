@@ -6,13 +6,22 @@ from collections.abc import Callable, Sequence
 from ..parsing import early_option, parse_options
 from ..runs.pretrain import PretrainArguments, pretrain
 
-DESCRIPTION = "Train the network that unlearning starts from: --preset digits|digits16|cifar10|stl10."
+DESCRIPTION = "Train the network that unlearning starts from: --preset digits|digits16|mnist|cifar10|stl10."
 TITLES = {"options": "training", "unet": "network"}
 # The options that --help shows.
 BASIC = (
     *("preset", "max_train_steps", "train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "sample_size"),
-    *("num_classes", "block_out_channels", "layers_per_block", "samples_per_class", "evaluate", "seed", "device"),
-    *("mixed_precision", "profile", "dataset_name", "data_root", "download", "checkpointing_steps"),
+    *(
+        "num_classes",
+        "random_shift",
+        "block_out_channels",
+        "layers_per_block",
+        "samples_per_class",
+        "evaluate",
+        "seed",
+        "device",
+    ),
+    *("mixed_precision", "save_dtype", "profile", "dataset_name", "data_root", "download", "checkpointing_steps"),
     *("validation_steps", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "dry_run"),
 )
 

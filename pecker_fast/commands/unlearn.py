@@ -9,7 +9,7 @@ from ..runs.arguments import UnlearnArguments
 from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
 
-DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|cifar10|stl10, --method
+DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|mnist|cifar10|stl10, --method
 pecker|pecker+|patch|sfd|retrain|salun|selective_amnesia|esd|relabel), or a Stable Diffusion a concept (--preset
 sd15-celebrity|sd15-nudity, --method pecker|pecker+|patch|sfd|selective_amnesia|esd)."""
 TITLES = {"options": "training"}

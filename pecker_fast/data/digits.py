@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..checks import check_choice, check_int
 from .images import LabelledImages
@@ -46,11 +47,17 @@ def load_digits_images(split: str = "train", seed: int = 0, image_size: int | No
     except ImportError as error:
         raise ImportError("the digits need scikit-learn: pip install 'pecker-fast[train]'") from error
     data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    if size != SIZE:
-        images = F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False).clamp(-1, 1)
+    images = enlarged(torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 8 - 1, size)
     labels = torch.tensor(data.target, dtype=torch.int64)
     dataset = LabelledImages(images, labels, tuple(str(name) for name in data.target_names))
     if split == "all":
         return dataset
     return dataset.split(0.8, seed)[SPLITS.index(split)]
+
+
+def enlarged(images: Tensor, size: int) -> Tensor:
+    """Interpolate images, float32 (N, C, H, W) in [-1, 1], to ``size`` pixels along each side; of that size they are
+    returned as they are."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False).clamp(-1, 1)

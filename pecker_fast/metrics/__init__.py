@@ -22,7 +22,7 @@ from .features import (
     real_split_frechet,
 )
 from .image_quality import Uint8Images, check_inception_weights, image_quality, to_uint8
-from .judge import Judge, load_judge, train_digits_judge
+from .judge import Judge, load_judge, train_digits_judge, train_mnist_judge
 from .resnet import ResNetClassifier, train_resnet
 from .unlearning import Evaluator, RealStatistics, evaluate_samples
 
@@ -58,6 +58,7 @@ __all__ = [
     "to_uint8",
     "train_classifier",
     "train_digits_judge",
+    "train_mnist_judge",
     "train_resnet",
     "unlearning_accuracy",
 ]

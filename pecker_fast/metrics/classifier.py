@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..checks import check_int, check_number
 from ..data import LabelledImages
+from ..shifts import shifted
 
 
 class SmallClassifier(nn.Module):
@@ -155,13 +156,9 @@ def train_classifier(
 
 def augment(images: Tensor, *, noise: float, shift: int, generator: torch.Generator) -> Tensor:
     """Shift images float32 (N, C, H, W) by up to ``shift`` pixels and add noise of up to ``noise``."""
-    n, channels, height, width = images.shape
+    n = len(images)
     if shift:
-        offsets = torch.randint(2 * shift + 1, (2, n, 1), generator=generator)
-        rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
-        padded = F.pad(images, (shift, shift, shift, shift), value=-1.0)
-        index = torch.arange(n).view(n, 1, 1, 1), torch.arange(channels).view(1, channels, 1, 1)
-        images = padded[(*index, rows.view(n, 1, height, 1), columns.view(n, 1, 1, width))]
+        images = shifted(images, torch.randint(2 * shift + 1, (2, n), generator=generator), shift)
     level = noise * torch.rand((n, 1, 1, 1), generator=generator)
     return images + level * torch.randn(images.shape, generator=generator)
 

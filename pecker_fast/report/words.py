@@ -84,7 +84,7 @@ def _concept_asked(config: Mapping[str, Any]) -> str:
     cover = f", with “{config['cover']}” as cover" if config.get("cover") else ""
     return (
         f"Method {config.get('method')}, preset {config.get('preset')}, seed {config.get('seed')}: forget {what} in "
-        f"{config.get('pretrained_model_name_or_path')}{cover}."
+        f"{config.get('pretrained_model_name_or_path')}{cover}.{destroyed(config)}"
     )
 
 
@@ -102,5 +102,22 @@ def asked(config: Mapping[str, Any]) -> str:
     classes = ", ".join(map(str, config.get("forget_classes", [])))
     return (
         f"Method {config.get('method')}, preset {config.get('preset')}, seed {config.get('seed')}: forget class "
-        f"{classes} of {source_of(config)}, with {cover_of(config)} as cover."
+        f"{classes} of {source_of(config)}, with {cover_of(config)} as cover.{destroyed(config)}"
     )
+
+
+def destroyed(config: Mapping[str, Any]) -> str:
+    """What a run destroys before it forgets, as a sentence after another one; empty if nothing."""
+    options = config.get("options") or {}
+    kind = options.get("destroy")
+    if kind is None:
+        return ""
+    entries = (
+        f"{options['destroy_share']:.1%} of the generator's weights, named by the score {options['destroy_score']}"
+    )
+    if options["destroy_within"] == "all" and config.get("method") == "patch":
+        entries += " whether or not they are in the mask"
+    change = f"{kind}, strength {options['destroy_strength']:g}"
+    if options["destroy_dense"]:
+        return f" Before that, noise is added to all weights, as large together as destroying {entries} ({change})."
+    return f" Before that, {entries}, are destroyed ({change})."

@@ -65,8 +65,8 @@ def unlearn(
         need them, otherwise none.
     preset : str, optional
         The values for everything that is not set. Default: that of a run or pretraining whose folder is given;
-        for a class-conditional network the preset with images of its size and channels (digits, digits16, cifar10,
-        stl10); for a text-to-image model sd15-celebrity, whose values are for any concept with a name.
+        for a class-conditional network the preset with images of its size and channels (digits, digits16, mnist,
+        cifar10, stl10); for a text-to-image model sd15-celebrity, whose values are for any concept with a name.
     scheduler : SchedulerMixin, optional
         The noise schedule of a ``UNet2DModel``; a pipeline has its own.
     **options

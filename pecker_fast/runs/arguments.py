@@ -46,7 +46,8 @@ class ComputeArguments:
     device: str | None = None
     """cpu, cuda, cuda:1, ... Default: a GPU if there is one. Under torchrun each process takes its own GPU."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Autocast over float32 weights. auto: bf16 on a GPU that supports it, otherwise no."""
+    """Autocast over float32 weights. auto: bf16 on a GPU that supports it, and for pretraining on mnist on a processor
+    that multiplies in bf16, otherwise no."""
     channels_last: bool | None = None
     """Keep the networks in the channels_last memory format. Default: on a GPU."""
     torch_compile: bool = False
@@ -59,8 +60,13 @@ class ComputeArguments:
     ddp_timeout: int = DEFAULT_TIMEOUT
     """Seconds after which a run under torchrun gives up on a process that does not answer."""
 
-    def resolved(self) -> "ComputeArguments":
+    def resolved(self, cpu_bf16: bool = False) -> "ComputeArguments":
         """Settle device, precision and memory format.
+
+        Parameters
+        ----------
+        cpu_bf16 : bool
+            Whether the precision "auto" is bf16 on a processor that multiplies in it.
 
         Raises
         ------
@@ -79,7 +85,9 @@ class ComputeArguments:
             raise ValueError(f"ddp_timeout is {self.ddp_timeout}, expected at least 1 second")
         precision = self.mixed_precision
         if precision == "auto":
-            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+            cuda = device.type == "cuda"
+            fast = torch.cuda.is_bf16_supported() if cuda else cpu_bf16 and multiplies_in_bf16()
+            precision = "bf16" if fast else "no"
         channels_last = device.type == "cuda" if self.channels_last is None else self.channels_last
         return dataclasses.replace(self, device=str(device), mixed_precision=precision, channels_last=channels_last)
 
@@ -102,7 +110,7 @@ class DataArguments:
     """Real images: for pretraining, for evaluation, and for the methods that train on them."""
 
     dataset_name: str | None = None
-    """digits, cifar10, stl10 or folder:<path>. Default: the preset's."""
+    """digits, mnist, cifar10, stl10 or folder:<path>. Default: the preset's."""
     data_root: str | None = None
     """Folder with the files of cifar10 or stl10."""
     download: bool = False
@@ -156,6 +164,11 @@ def device_of(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {name!r}, expected cpu or cuda")
     return device
+
+
+def multiplies_in_bf16() -> bool:
+    """Whether the processor has instructions for products in bfloat16 (AMX or AVX-512 BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def check_output(output: str | Path) -> Path:

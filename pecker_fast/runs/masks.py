@@ -37,7 +37,7 @@ def mask(
     pretrained_model_name_or_path : str, optional
         Folder of the network. Default: the preset's network.
     preset : str
-        digits, digits16, cifar10 or stl10.
+        digits, digits16, mnist, cifar10 or stl10.
     forget_classes : tuple of int
         Classes to forget.
     density : float, optional

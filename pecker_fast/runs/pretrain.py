@@ -22,6 +22,7 @@ from .arguments import ComputeArguments, DataArguments, OutputArguments, option_
 from .classes.data import find_judge, load_images
 from .classes.measure import TEACHER_SAMPLER, real_split
 from .classes.task import PICTURED
+from .distilled import SaveArguments, rounded
 from .folder import prepare_folder
 from .presets import class_preset
 from .running import Running
@@ -49,12 +50,17 @@ class PretrainArguments:
     data: DataArguments = field(default_factory=DataArguments)
     loop: LoopOptions = field(default_factory=LoopOptions)
     output: OutputArguments = field(default_factory=OutputArguments)
+    save: SaveArguments = field(default_factory=SaveArguments)
 
     @classmethod
     def defaults(cls, preset_name: str) -> "PretrainArguments":
         """The options of a preset. ValueError if there is none of this name."""
         values = class_preset(preset_name)
         return cls(preset_name, values.pretrain, values.unet, loop=values.pretrain_loop)
+
+    def resolved(self) -> ComputeArguments:
+        """How the run computes. ValueError as by ``ComputeArguments.resolved``."""
+        return self.compute.resolved(cpu_bf16=class_preset(self.preset).pretrain_in_bf16)
 
     @property
     def folder(self) -> Path:
@@ -72,9 +78,10 @@ class PretrainArguments:
             "method": "pretrain",
             "preset": self.preset,
             **dataclasses.asdict(self.evaluation),
+            **dataclasses.asdict(self.save),
             "output_dir": str(self.folder),
             **self.output.describe(),
-            **dataclasses.asdict(self.compute.resolved()),
+            **dataclasses.asdict(self.resolved()),
             **dataclasses.asdict(self.data),
             **dataclasses.asdict(self.loop),
             "options": dataclasses.asdict(self.options),
@@ -104,7 +111,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     SystemExit
         With status 128 + n if signal n stopped the run, after a checkpoint.
     """
-    resolved, folder = args.compute.resolved(), args.folder
+    resolved, folder = args.resolved(), args.folder
     args.check()
     with world(torch.device(resolved.device), resolved.ddp_timeout) as processes:
         # One process downloads what is missing.
@@ -161,9 +168,11 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
 
         def finish(progress: Progress) -> None:
+            # What is measured is what the file holds.
             with phase.averaged() as averaged:
-                export(averaged, folder)
-                images = draw(averaged)
+                saved = rounded(averaged, args.save.dtype)
+                export(saved, folder)
+                images = draw(rounded(saved, torch.float32))
             metrics.update(method="pretrain", seed=compute.seed)
             metrics.update(_measure(images, labels, evaluator, folder, dataset))
             metrics.update(images=progress.images, iterations=progress.step, seconds=progress.seconds)

@@ -30,7 +30,7 @@ def sample(
     pretrained_model_name_or_path : str, optional
         Folder of a run or of a network. Default: the preset's network.
     preset : str
-        digits, digits16, cifar10 or stl10.
+        digits, digits16, mnist, cifar10 or stl10.
     labels : tuple of int
         Classes to draw. Default: all.
     images_per_class : int

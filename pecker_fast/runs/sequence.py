@@ -47,7 +47,7 @@ class SequenceArguments:
     method: str = "pecker"
     """Name of a method."""
     preset: str = "digits"
-    """digits, digits16, cifar10 or stl10."""
+    """digits, digits16, mnist, cifar10 or stl10."""
     cover_class: str | None = None
     """Class to draw in their place, retained throughout, or "random". Default: the preset's."""
     score: Literal["previous", "teacher"] = "previous"

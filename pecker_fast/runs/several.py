@@ -99,7 +99,7 @@ def ended(args: UnlearnArguments) -> bool:
     if not (folder / "config.json").is_file():
         return False
     recorded = without_retired(json.loads((folder / "config.json").read_text()))
-    config = json.loads(json.dumps(kind.describe(args)))
+    config = without_retired(json.loads(json.dumps(kind.describe(args))))
     different = [key for key in kind.same if recorded.get(key) != config.get(key)]
     if different:
         raise ValueError(f"{folder} has a run with another {', '.join(different)}: choose another output_dir")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..metrics import Judge, train_digits_judge, train_resnet
+from ..metrics import Judge, train_digits_judge, train_mnist_judge, train_resnet
 from .arguments import DataArguments, check_output, device_of
 from .classes.data import load_images
 from .presets import class_preset
@@ -32,13 +32,13 @@ def train_classifier(
 ) -> tuple[Judge, Path]:
     """Train the classifier of a preset, for --judge of unlearn, evaluate and compare.
 
-    cifar10, stl10 and folders: ResNet-34 at 224 pixels, 10 epochs of Adam. digits, digits16: the small network that
-    comes with the package, trained again.
+    cifar10, stl10 and folders: ResNet-34 at 224 pixels, 10 epochs of Adam. digits, digits16, mnist: the small
+    network that comes with the package, trained again.
 
     Parameters
     ----------
     preset : str
-        cifar10, stl10, digits or digits16.
+        cifar10, stl10, digits, digits16 or mnist.
     dataset_name : str, optional
         cifar10, stl10 or folder:<path>. Default: the preset's.
     data_root : str, optional
@@ -82,6 +82,8 @@ def train_classifier(
         check_output(output)
     if values.dataset == "digits" and dataset_name in (None, "digits"):
         judge = train_digits_judge(values.unet.sample_size)
+    elif values.dataset == "mnist" and dataset_name in (None, "mnist"):
+        judge = train_mnist_judge()
     else:
         place = device_of(device)
         data, size = DataArguments(dataset_name, data_root, download), values.unet.sample_size

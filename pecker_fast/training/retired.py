@@ -1,14 +1,25 @@
-"""Options that no method has any more, so that runs from before stay the runs they were."""
+"""Options that came or went, so that runs from before stay the runs they were."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Name and old default: what a run recorded that did not set the option.
+# No method has them any more. Name and old default: what a run recorded that did not set the option.
 RETIRED_OPTIONS = {"granularity": "entry"}
+# Runs from before they existed recorded nothing. Name and the value with which a run computes what those computed.
+ADDED_OPTIONS: dict[str, Any] = {
+    "random_shift": 0,
+    "destroy": None,
+    "destroy_share": 0.1,
+    "destroy_strength": 0.5,
+    "destroy_score": "ratio",
+    "destroy_within": "mask",
+    "destroy_dense": False,
+}
 
 
 def without_retired(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop retired options from a record of a run, so that it compares equal to what the same run records today.
+    """Drop options that came or went from a record of a run, so that the records of one run by different versions are
+    equal.
 
     Parameters
     ----------
@@ -18,13 +29,12 @@ def without_retired(record: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The record without those entries of ``record["options"]`` that are retired and have their old default. A retired
-        option with another value stays: that run computed something that no run computes today.
+        The record without those entries of ``record["options"]`` that are retired or were added and have the value
+        named above. An option with another value stays: that run computed something else.
     """
     options = record.get("options")
     if not isinstance(options, Mapping):
         return dict(record)
-    current = {
-        name: value for name, value in options.items() if name not in RETIRED_OPTIONS or value != RETIRED_OPTIONS[name]
-    }
+    implied = RETIRED_OPTIONS | ADDED_OPTIONS
+    current = {name: value for name, value in options.items() if name not in implied or value != implied[name]}
     return {**record, "options": current}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..checks import check_int, check_literals, check_number
 from ..diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, noise_prediction_loss, null_label, predict_eps
 from ..optim import MaskedAdam
+from ..shifts import shifted
 from .protocol import Phase
 from .setting import Compute, Images
 from .streams import Streams, derived_seed
@@ -75,10 +76,13 @@ class DenoisingOptions(NetworkOptions):
     """Share of labels that become "no condition", if the network has that label."""
     random_flip: bool = True
     """Whether images are mirrored at random."""
+    random_shift: int = 0
+    """Pixels by which images are shifted at most, at random along both axes; the edges become black. 0: not at all."""
 
     def check(self, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> None:
         super().check(num_train_timesteps)
         check_number("condition_dropout", self.condition_dropout, high=1.0)
+        check_int("random_shift", self.random_shift, 0)
 
 
 class Batches:
@@ -153,6 +157,16 @@ def flip(streams: Streams, images: Tensor, count: int, rows: slice, name: str = 
     """Mirror each image with probability 1/2; ``images`` are the rows ``rows`` of a batch of ``count``."""
     uniform = torch.rand(count, generator=streams.generator(name), device=images.device)
     return torch.where((uniform[rows] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def shift(streams: Streams, images: Tensor, most: int, count: int, rows: slice, name: str = "shift") -> Tensor:
+    """Shift each image by up to ``most`` pixels along both axes; ``images`` are the rows ``rows`` of a batch of
+    ``count``."""
+    if not most:
+        return images
+    generator = streams.generator(name)
+    offsets = torch.randint(2 * most + 1, (2, count), generator=generator, device=images.device)
+    return shifted(images, offsets[:, rows], most)
 
 
 def drop_condition(
@@ -331,6 +345,7 @@ class DenoisingPhase(NetworkPhase):
         with compute.regions("forward and backward"):
             if o.random_flip:
                 x0 = flip(streams, x0, count, rows)
+            x0 = shift(streams, x0, o.random_shift, count, rows)
             labels = drop_condition(streams, labels, o.condition_dropout, self.null, count, rows)
             eps = streams.normal("eps", count, x0.shape[1:])[rows]
             t = streams.timesteps("t", count, 0, self.schedule.num_train_timesteps - 1)[rows]

@@ -15,16 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import (
-    OneStepGenerator,
-    noise_prediction_loss,
-    regression_loss,
-    score_distillation_loss,
-)
+from ..diffusion import OneStepGenerator
 from ..mask import SaliencyMask
 from ..optim import MaskedAdam, PackedGradients, pack_gradients
 from ..sharding import local, part_of
-from .gradients import add_gradients
+from .destroy import Destroyer
+from .distillation_losses import DistillationLosses, trainable
 from .graphs import GradientCalls
 from .guidance import Batch, Guidance, Part
 from .masking import BaseMasker
@@ -33,23 +29,6 @@ from .protocol import MemoryPlan, Phase, TrainedNetwork
 from .setting import Setting
 from .sharded import load_network_state, load_optimizer_state, network_state, optimizer_state, whole_copy
 from .streams import Streams
-
-
-@contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """Within it, gradients of the network's input are computed and gradients of its weights are not."""
-    params = _trained(network)
-    for param in params:
-        param.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for param in params:
-            param.requires_grad_(True)
-
-
-def _trained(network: nn.Module) -> list[nn.Parameter]:
-    return [param for param in network.parameters() if param.requires_grad]
 
 
 class DistillationPhase(Phase):
@@ -119,9 +98,15 @@ class DistillationPhase(Phase):
         self.one_step = OneStepGenerator(problem.schedule, options.t_init)
         self.conditions = problem.request.conditions(compute.device)
         self.guidance = Guidance(setting, options, self.conditions)
+        self.losses = DistillationLosses(setting, options, score, generator, self.one_step, self.guidance)
         several = options.gradient_accumulation_steps > 1
         self._calls = GradientCalls(compute.regions, options.cuda_graphs, compute.device, copy=several)
         self._packings: dict[MaskedAdam, PackedGradients] = {}
+        self._destroyer: Destroyer | None = None
+        if forget and options.destroy is not None:
+            confines = masker if self._has_one_mask() else None
+            self._destroyer = Destroyer(setting, options, generator, confines)
+        self._destroyed: dict[str, float] = {}
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
@@ -174,8 +159,20 @@ class DistillationPhase(Phase):
                 for param, value in zip(self.generator.parameters(), averaged, strict=True):
                     local(param).copy_(part_of(value, param))
         self._make_optimizers()
-        for masker in filter(None, (self.masker, self.score_masker)):
+        for masker in filter(None, (self.masker, self.score_masker, self._destroyer)):
             masker.start(self.generator)
+        if self._destroyer is not None:
+            self._destroy()
+            # Averages and masters start from what is left.
+            self._make_optimizers()
+
+    def _destroy(self) -> None:
+        """Destroy entries of theta. What chooses them, and the entries of masks that stay, needs theta as it was."""
+        if self._has_one_mask():
+            self.masker.refresh(0, self.generator)
+        if self.score_masker is not None:
+            self.score_masker.refresh(0, self.score)
+        self._destroyed = self._destroyer.destroy(self.generator)
 
     def step(self, iteration: int) -> dict[str, Tensor]:
         o = self.options
@@ -208,11 +205,14 @@ class DistillationPhase(Phase):
             record["nonfinite"] = self.score_optimizer.nonfinite_count + self.generator_optimizer.nonfinite_count
         if self.score_masker is not None:
             record["score_mask_density"] = self.score_masker.describe().get("mask_density")
+        record |= self._destroyed
         return record | ({} if self.masker is None else self.masker.describe())
 
     def state_dict(self) -> dict[str, Any]:
         world = self.setting.compute.world
         further = {} if self.score_masker is None else {"score_masker": self.score_masker.state_dict(self.score)}
+        if self._destroyed:
+            further["destroyed"] = self._destroyed
         return {
             **further,
             "score": network_state(self.score, world),
@@ -225,6 +225,7 @@ class DistillationPhase(Phase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_network_state(self.score, state["score"])
         load_network_state(self.generator, state["generator"])
+        self._destroyed = state.get("destroyed", {})
         self._make_optimizers()
         load_optimizer_state(self.score_optimizer, state["score_optimizer"])
         load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
@@ -237,14 +238,14 @@ class DistillationPhase(Phase):
     def gradient_bytes(self) -> int:
         """Bytes of theta's gradients in an iteration, whose mask must be there if it has one."""
         packing = self._packings.get(self.generator_optimizer)
-        params = _trained(self.generator)
+        params = trainable(self.generator)
         return sum(param.nbytes for param in params) if packing is None else packing.nbytes
 
     def last_mask(self) -> SaliencyMask | None:
         return None if self.masker is None else self.masker.whole_mask(self.generator)
 
     def trained_parameters(self) -> Iterable[Tensor]:
-        yield from _trained(self.score)
+        yield from trainable(self.score)
         yield from self.generator.parameters()
 
     @contextmanager
@@ -379,43 +380,9 @@ class DistillationPhase(Phase):
             name = "score dropout" if piece == "both" else f"score dropout {piece}"
             seed = streams.dropout_seed(name, self.setting.compute.world.rank)
             tensors = [tensor[place] for tensor in inputs]
-            micro_losses, _ = self._calls("score step", self._score_gradient, self.score, seed, tensors, part.retained)
+            arguments = (self.losses.score_gradient, self.score, seed, tensors, part.retained)
+            micro_losses, _ = self._calls("score step", *arguments)
             self._record(losses, micro_losses)
-
-    def _score_gradient(
-        self,
-        z: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        labels: Tensor,
-        teacher_labels: Tensor,
-        *others: Any,
-        forget_grads: None = None,
-    ) -> tuple[dict[str, Tensor], None]:
-        """Add a micro-batch's gradient to psi's; returns the losses, and no forget gradients.
-
-        ``others`` is what guidance draws, if anything, and the number of retained samples.
-        """
-        *dropped, r = others
-        o, compute, schedule = self.options, self.setting.compute, self.setting.problem.schedule
-        losses, batch = {}, Batch.of(labels, teacher_labels, r)
-        with compute.regions("sampling"), torch.no_grad(), compute.autocast():
-            self.generator.eval()
-            x0 = self.one_step(self.generator, z, labels)
-        with compute.regions("score step"):
-            x_t = schedule.add_noise(x0, eps, t)
-            self.score.train()
-            with compute.autocast():
-                eps_pred = self.guidance.learning(self.score, x_t, t, batch, *dropped)
-            total: Tensor | float = 0.0
-            if r > 0:
-                losses["loss_score_retain"] = noise_prediction_loss(eps[:r], eps_pred[:r])
-                total = total + o.score_retain_weight * losses["loss_score_retain"]
-            if r < len(labels):
-                losses["loss_score_forget"] = noise_prediction_loss(eps[r:], eps_pred[r:])
-                total = total + o.score_forget_weight * losses["loss_score_forget"]
-            (total / o.gradient_accumulation_steps).backward()
-        return {name: loss.detach() for name, loss in losses.items()}, None
 
     # ---- the generator
 
@@ -461,7 +428,7 @@ class DistillationPhase(Phase):
             tensors = [z[place], eps[place], t[place], samples.labels, samples.teacher_labels]
             micro_losses, forget_grads = self._calls(
                 "generator step",
-                self._generator_gradient,
+                self.losses.generator_gradient,
                 self.generator,
                 seed,
                 tensors,
@@ -471,63 +438,3 @@ class DistillationPhase(Phase):
             )
             self._record(losses, micro_losses)
         return forget_grads
-
-    def _generator_gradient(
-        self,
-        z: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        labels: Tensor,
-        teacher_labels: Tensor,
-        r: int,
-        separate: bool,
-        forget_grads: list[Tensor] | None = None,
-    ) -> tuple[dict[str, Tensor], list[Tensor] | None]:
-        """Add a micro-batch's gradients to theta's and, with ``separate``, to ``forget_grads``; returns the losses and
-        ``forget_grads``. The first ``r`` samples are retained ones."""
-        o, compute, batch = self.options, self.setting.compute, Batch.of(labels, teacher_labels, r)
-        with compute.regions("generator forward"), compute.autocast():
-            self.generator.train()
-            # Two calls for two gradients of the weights: then each needs one backward pass over its own samples.
-            pieces = [slice(r), slice(r, None)] if separate and r > 0 else [slice(None)]
-            samples = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
-        leaf = torch.cat([x.detach() for x in samples]).requires_grad_()
-        # Frozen until the backward pass is over, which recomputes activations with gradient checkpointing.
-        with compute.regions("teacher and score network"), _frozen(self.score):
-            loss, losses = self._generator_loss(leaf, z, eps, t, batch)
-            (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
-        with compute.regions("generator backward"):
-            if separate:
-                params = list(self.generator.parameters())
-                forget_grads = add_gradients(samples.pop(), params, forget_grads, grad[pieces.pop()])
-            for x, piece in zip(samples, pieces, strict=True):
-                x.backward(grad[piece])
-        return {name: value.detach() for name, value in losses.items()}, forget_grads
-
-    def _generator_loss(
-        self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor, batch: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_theta as a function of the images ``x`` of ``batch``, and its terms."""
-        o, compute, schedule = self.options, self.setting.compute, self.setting.problem.schedule
-        r, losses = batch.retained, {}
-        self.score.eval()
-        x_t = schedule.add_noise(x, eps, t)
-        with compute.autocast():
-            x0_teacher = schedule.predict_x0(x_t, self.guidance.teacher(x_t, t, batch), t)
-            x0_score = schedule.predict_x0(x_t, self.guidance.score(self.score, x_t, t, batch), t)
-        total: Tensor | float = 0.0
-        if r > 0:
-            losses["loss_distill"] = score_distillation_loss(x[:r], x0_teacher[:r], x0_score[:r], o.alpha)
-            total = total + o.generator_retain_weight * losses["loss_distill"]
-        if r < len(x):
-            losses["loss_forget"] = score_distillation_loss(x[r:], x0_teacher[r:], x0_score[r:], o.alpha)
-            total = total + o.generator_forget_weight * losses["loss_forget"]
-            if o.regression_weight:
-                self.generator.eval()
-                with torch.no_grad(), compute.autocast():
-                    cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
-                # Restore train mode: checkpointing may recompute x.
-                self.generator.train()
-                losses["loss_regression"] = regression_loss(x[r:], cover)
-                total = total + o.regression_weight * losses["loss_regression"]
-        return total, losses

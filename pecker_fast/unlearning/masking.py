@@ -106,6 +106,8 @@ class BaseMasker(ABC):
     ----------
     mask : SaliencyMask or None
         The current mask.
+    share : float
+        Share of all entries that a mask has at most.
     """
 
     # Masks that are kept: the current one, the previous one, and the union of all.
@@ -116,6 +118,7 @@ class BaseMasker(ABC):
     ) -> None:
         self.problem, self.compute = setting.problem, setting.compute
         self.density, self.threshold, self.refresh_steps = density, threshold, refresh_steps
+        self.share = 1.0 if density is None else density
         self.mask: SaliencyMask | None = None
         self._sharded = setting.placement.fsdp
         self._previous: SaliencyMask | None = None

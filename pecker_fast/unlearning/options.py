@@ -5,10 +5,11 @@ from typing import Literal
 
 from ..checks import check_int, check_literals, check_number
 from ..diffusion import NUM_TRAIN_TIMESTEPS
+from .destroy import DestroyOptions
 
 
 @dataclass(frozen=True)
-class ScoreForgettingOptions:
+class ScoreForgettingOptions(DestroyOptions):
     """Options of score forgetting.
 
     The defaults are those published for CIFAR-10. theta is the one-step generator that is kept, psi the score network
@@ -104,6 +105,7 @@ class ScoreForgettingOptions:
     def check(self, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> None:
         """Check all options. ValueError or TypeError, naming the option, if one is out of range."""
         check_literals(self)
+        self.check_destroy()
         for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps"):
             check_int(name, getattr(self, name), 1)
         check_int("forget_batch_size", self.forget_samples, 1)

@@ -21,7 +21,7 @@ class ScoreForgetting(Method):
     Options = ScoreForgettingOptions
     forgets_prompts = True
     shards = True
-    shards_without = ("cuda_graphs",)
+    shards_without = ("cuda_graphs", "destroy")
     trains_adapters = True
     trains_low_precision = True
 

@@ -231,7 +231,7 @@ def test_mask_is_computed_saved_and_shown(capsys, tmp_path):
 
 def test_wrong_inputs(capsys, tmp_path):
     out = str(tmp_path / "run")
-    assert "preset" in fails(capsys, "unlearn", "--preset", "mnist")
+    assert "preset" in fails(capsys, "unlearn", "--preset", "svhn")
     assert "pecker, pecker+, relabel, retrain" in fails(capsys, "unlearn", "--method", "forget-me-not")
     assert "forget_classes is 12" in fails(capsys, "unlearn", "--forget_classes", "12", "--output_dir", out)
     assert "cover_class is 0" in fails(capsys, "unlearn", "--cover_class", "0", "--output_dir", out)

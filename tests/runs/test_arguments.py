@@ -49,11 +49,11 @@ def test_no_name_is_in_two_groups():
 
 
 def test_presets_are_one_catalogue():
-    assert [*PRESETS] == ["digits", "cifar10", "stl10", "digits16", "sd15-celebrity", "sd15-nudity"]
+    assert [*PRESETS] == ["digits", "cifar10", "stl10", "digits16", "mnist", "sd15-celebrity", "sd15-nudity"]
     assert task_class("digits").__name__ == "ClassTask" and task_class("sd15-nudity").__name__ == "PromptTask"
-    with pytest.raises(ValueError, match=r"preset is 'mnist', expected one of digits.*sd15-nudity"):
-        preset("mnist")
-    with pytest.raises(ValueError, match=r"expected one of digits.*digits16 \(sd15-nudity is for text-to-image"):
+    with pytest.raises(ValueError, match=r"preset is 'svhn', expected one of digits.*sd15-nudity"):
+        preset("svhn")
+    with pytest.raises(ValueError, match=r"expected one of digits.*mnist \(sd15-nudity is for text-to-image"):
         class_preset("sd15-nudity")
     with pytest.raises(ValueError, match=r"expected one of sd15-celebrity.*\(digits is for class-conditional"):
         prompt_preset("digits")

@@ -16,8 +16,12 @@ from pecker_fast.runs.presets import class_preset
 from pecker_fast.runs.task import unlearn_arguments
 from tests.commands.case import ASSETS
 
+MNIST = pytest.param(
+    "mnist", marks=pytest.mark.skipif(not (ASSETS / "mnist" / "unet").is_dir(), reason="docs/mnist.md makes it")
+)
 
-@pytest.mark.parametrize("name", ["digits", "digits16"])
+
+@pytest.mark.parametrize("name", ["digits", "digits16", MNIST])
 def test_shipped_network_draws_the_requested_class(name):
     preset = class_preset(name)
     model = resolve(None, shipped=preset.network)
@@ -68,6 +72,9 @@ def test_shipped_distilled_networks_are_small():
     folders = [ASSETS / name / "distilled" for name in ("digits", "digits16")]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert 1_000_000 < sum(file.stat().st_size for file in files) < 6_000_000
+    larger = [file for file in (ASSETS / "mnist").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in larger) <= 12_000_000
+    files += larger
     # Nothing about the machine that made them.
     for file in files:
         assert file.suffix == ".safetensors" or not re.search(r'"~?/', file.read_text()), file

@@ -28,7 +28,7 @@ class ClassComparison(CompareArguments):
     """Options of a comparison of methods that forget classes."""
 
     preset: str = "digits"
-    """digits, digits16, cifar10 or stl10."""
+    """digits, digits16, mnist, cifar10 or stl10."""
     methods: tuple[str, ...] = ("pecker", "pecker+", "sfd")
     """Names of methods, separated by spaces or commas: pecker, pecker+, patch, sfd, retrain, salun,
     selective_amnesia, esd, relabel."""
@@ -49,7 +49,7 @@ class ClassComparison(CompareArguments):
     final_samples_per_class: int | None = None
     """Images of each class for these figures. Default: as published."""
     dataset_name: str | None = None
-    """digits, cifar10, stl10 or folder:<path>. Default: the preset's."""
+    """digits, mnist, cifar10, stl10 or folder:<path>. Default: the preset's."""
     data_root: str | None = None
     """Folder with the files of cifar10 or stl10."""
     robustness: bool = False

@@ -29,7 +29,7 @@ class ClassEvaluation(EvaluateArguments):
     """Options of an evaluation of a class-conditional network."""
 
     preset: str | None = None
-    """digits, digits16, cifar10 or stl10. Default: that of the run, otherwise digits."""
+    """digits, digits16, mnist, cifar10 or stl10. Default: that of the run, otherwise digits."""
     forget_classes: tuple[int, ...] | None = None
     """Forgotten classes. Default: those of the run, otherwise none."""
     cover_class: str | None = None
@@ -48,7 +48,7 @@ class ClassEvaluation(EvaluateArguments):
     """File of Inception's weights, for FID, sFID, IS, KID, precision and recall. Without it precision and recall are
     computed from the judge's features, under other names."""
     dataset_name: str | None = None
-    """digits, cifar10, stl10 or folder:<path>. Default: the preset's."""
+    """digits, mnist, cifar10, stl10 or folder:<path>. Default: the preset's."""
     data_root: str | None = None
     """Folder with the files of cifar10 or stl10."""
     batch_size: int = 256

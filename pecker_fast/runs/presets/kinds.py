@@ -43,8 +43,12 @@ class ClassPreset(Preset):
         How it is trained.
     pretrain_loop : LoopOptions
         How often a pretraining run logs, evaluates and saves.
+    pretrain_in_bf16 : bool
+        Whether mixed_precision "auto" of pretraining is bf16 on processors that multiply in it.
     judge, network : str or None
         Names of the classifier and the pretrained network that come with the package.
+    demo : dict
+        Options of the demo's runs that train, by name.
     samples_per_class : int
         Images of each class in an evaluation during a run.
     final_samples_per_class : int or None
@@ -61,8 +65,10 @@ class ClassPreset(Preset):
     unet: UNetConfig
     pretrain: PretrainOptions
     pretrain_loop: LoopOptions = field(default_factory=LoopOptions)
+    pretrain_in_bf16: bool = False
     judge: str | None = None
     network: str | None = None
+    demo: dict[str, Any] = field(default_factory=dict)
     samples_per_class: int = 100
     final_samples_per_class: int | None = None
     reference_split: str = "all"
