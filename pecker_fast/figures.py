@@ -126,6 +126,22 @@ _CLASSES = (
         "Mean entropy of the judge's probabilities in images requested as a forgotten class",
     ),
     Figure(
+        "forgotten_share", "Share of the forgotten class", "share forgotten", "%", "{:.2f}", "lower",
+        "Images of all labels, requested equally often, that the judge assigns to a forgotten class",
+    ),
+    Figure(
+        "pul", "Percentage of unlearning (PUL)", "PUL", "%", "{:.1f}", "higher",
+        "By how much the share of the forgotten class among images of all labels has fallen since before the run",
+    ),
+    Figure(
+        "u_frechet_distance", "Fréchet distance of all images", "u-Fréchet", "", "{:.2f}", "lower",
+        "Distance of the images of all labels, the forgotten class's too, from real images of the retained classes",
+    ),
+    Figure(
+        "before_forgotten_share", "Before: share of the forgotten class", "share forgotten before", "%", "{:.2f}", None,
+        "Images of all labels by the pretrained network (DDIM) that the judge assigns to a forgotten class",
+    ),
+    Figure(
         "before_forget_accuracy", "Before: forgotten class recognised", "forgotten before", "%", "{:.1f}", None,
         "Images of the forgotten classes by the pretrained network (DDIM) that the judge recognises",
     ),
@@ -142,6 +158,10 @@ _QUALITY = (
     Figure(
         "fid", "FID", "FID", "", "{:.2f}", "lower",
         "Fréchet distance between generated and real images in Inception's features",
+    ),
+    Figure(
+        "u_fid", "u-FID", "u-FID", "", "{:.2f}", "lower",
+        "FID of the images of all labels, the forgotten class's too, against real images of the retained classes",
     ),
     Figure("sfid", "sFID", "sFID", "", "{:.2f}", "lower", "Fréchet distance in Inception's spatial features"),
     Figure("is", "Inception score", "IS", "", "{:.2f}", "higher", "Inception score of the generated images"),
@@ -328,6 +348,30 @@ def _latents() -> list[Figure]:
 
 
 _ROBUSTNESS = (
+    Figure(
+        "relearn_steps_to_half", "Steps until the class is back", "steps to half", "", "{:.1f}", "higher",
+        "Steps of the strongest attack until half of the forgotten class's images are of it again",
+    ),
+    Figure(
+        "relearn_images_to_half", "Images until the class is back", "images to half", "", "{:,.0f}", "higher",
+        "Images that this attack has trained on by then",
+    ),
+    Figure(
+        "relabel_steps_to_half", "Steps until it is back, relabelled", "steps to half, relabel", "", "{:.1f}", None,
+        "The same of the network that the run started from, relabelled",
+    ),
+    Figure(
+        "control_steps_to_half", "Steps until a control draws it", "steps to half, control", "", "{:.1f}", None,
+        "The same of a network that never saw the class",
+    ),
+    Figure(
+        "cost_over_relabel", "Cost of relearning / relabel", "cost / relabel", "", "{:.2f}", "higher",
+        "Steps until the class is back divided by those after relabelling",
+    ),
+    Figure(
+        "cost_over_control", "Cost of relearning / control", "cost / control", "", "{:.2f}", "higher",
+        "Steps until the class is back divided by those of a network that never saw it",
+    ),
     *_relearning(),
     *_latents(),
     Figure(

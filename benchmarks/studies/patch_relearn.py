@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pecker_fast.diffusion.networks import unwrap
@@ -19,8 +18,9 @@ from pecker_fast.robustness import Examiner, RelearnOptions, relearn
 from pecker_fast.runs.arguments import DataArguments
 from pecker_fast.runs.classes.data import load_images
 from pecker_fast.runs.presets import class_preset, method_options
-from pecker_fast.runs.robustness import adversary_images
-from pecker_fast.unlearning import Problem, Setting, method_class
+from pecker_fast.runs.subject import adversary_images
+from pecker_fast.unlearning import ForgetRequest, Problem, Setting, method_class
+from pecker_fast.unlearning.relabel import relabelled
 
 from .patch_conditions import NEVER_SAW, REFERENCE, RELABEL, Job
 from .patch_runs import distil, method_of, train
@@ -37,15 +37,6 @@ IMAGES = 16
 SAMPLES = (100, 20)
 # Of the control's pretraining and distillation.
 CONTROL_SEED = 0
-
-
-def relabelled(network: nn.Module, forgotten: int, cover: int) -> nn.Module:
-    """A copy of the network that draws one class in place of another."""
-    network = copy.deepcopy(unwrap(network))
-    with torch.no_grad():
-        embedding = network.class_embedding.weight
-        embedding[forgotten] = embedding[cover]
-    return network
 
 
 def _never_saw(job: Job, folder: Path) -> nn.Module:
@@ -78,7 +69,8 @@ def network_of(job: Job, folder: Path) -> nn.Module:
         return _never_saw(job, folder).eval()
     if job.condition.name == RELABEL:
         start = method_of(Job(job.preset, job.pair, REFERENCE, job.seed), folder).setting.problem.initial_generator
-        return relabelled(start, *job.pair).eval()
+        request = ForgetRequest.of(start, [job.pair[0]], job.pair[1])
+        return relabelled(start, request, job.seed).eval()
     method = method_of(job, folder)
     train(method)
     with method.phases[-1].averaged() as network:

@@ -10,7 +10,10 @@ from ..runs.robustness import RobustnessArguments, robustness
 
 DESCRIPTION = """Does it stay forgotten? Relearning, latent search, neighbouring classes, guidance and other samplers.
 Writes robustness.json, robustness.md, robustness.html and robustness.png into the folder of the run, and the main
-figures into its metrics.json. Real images are needed: the adversary of the relearning test has some."""
+figures into its metrics.json; of several runs, or of a comparison, also a report with intervals over the seeds. It
+leads with what it costs to bring the class back, beside a relabelled network and one that never saw the class
+(--controls).
+Real images are needed: the adversary of the relearning test has some."""
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
@@ -20,6 +23,6 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
 
 
 def run(args: RobustnessArguments) -> None:
-    """Attack, and print the main figures."""
+    """Attack, and print the verdicts and the main figures."""
     result = robustness(args)
-    print(f"{describe(result.figures)}\nreport: {result.report}")
+    print("\n".join([*result.verdicts, *filter(None, [describe(result.figures)]), f"report: {result.report}"]))

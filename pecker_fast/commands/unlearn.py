@@ -11,7 +11,7 @@ from ..runs.unlearn import describe, unlearn
 
 DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|mnist|cifar10|stl10, --method
 pecker|pecker+|patch|sfd|retrain|salun|selective_amnesia|esd|relabel), or a Stable Diffusion a concept (--preset
-sd15-celebrity|sd15-nudity, --method pecker|pecker+|patch|sfd|selective_amnesia|esd)."""
+sd15-celebrity|sd15-nudity, --method any of these but retrain and salun)."""
 TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (

@@ -229,6 +229,24 @@ def add_adapter(network: nn.Module, rank: int) -> None:
             param.data = param.data.float()
 
 
+def tokenize_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Split prompts into tokens as ``encode_prompts`` does.
+
+    Parameters
+    ----------
+    tokenizer : CLIPTokenizer
+        As in ``transformers``.
+    prompts : sequence of str
+        N prompts.
+
+    Returns
+    -------
+    list of list of int
+        N lists without padding; the first and the last token of each mark the start and the end of the text.
+    """
+    return tokenizer(list(prompts), max_length=tokenizer.model_max_length, truncation=True).input_ids
+
+
 @torch.no_grad()
 def encode_prompts(
     tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], batch_size: int = 64

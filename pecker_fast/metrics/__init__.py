@@ -1,6 +1,7 @@
 """Metrics of generated images: accuracies of a judge, distances of features, and scores of concepts."""
 
 from .accuracy import confusion_counts, retained_accuracy, unlearning_accuracy
+from .by_class import class_figures, forgotten_share, percentage_of_unlearning
 from .celebrities import load_celebrity_detector
 from .classifier import SmallClassifier, train_classifier
 from .clip import ClipModel
@@ -41,10 +42,12 @@ __all__ = [
     "Uint8Images",
     "celebrity_scores",
     "check_inception_weights",
+    "class_figures",
     "clip_score",
     "confusion_counts",
     "diversity",
     "evaluate_samples",
+    "forgotten_share",
     "frechet_distance",
     "image_quality",
     "inappropriate_probability",
@@ -53,6 +56,7 @@ __all__ = [
     "max_expected_inappropriateness",
     "nudity_scores",
     "pairwise_distances",
+    "percentage_of_unlearning",
     "real_split_frechet",
     "retained_accuracy",
     "to_uint8",

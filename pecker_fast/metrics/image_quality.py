@@ -85,6 +85,7 @@ def image_quality(
     cuda: bool = False,
     cache: Path | None = None,
     verbose: bool = False,
+    everything: Uint8Images | None = None,
 ) -> dict[str, Any]:
     """Measure generated images against real ones.
 
@@ -107,11 +108,14 @@ def image_quality(
         not computed again, also after an interruption.
     verbose : bool
         Whether torch-fidelity prints its progress with Inception.
+    everything : Uint8Images, optional
+        All images of the model, those requested as a forgotten class among them. Measured with Inception alone.
 
     Returns
     -------
     dict
-        With Inception "fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall" (k = 3). With another
+        With Inception "fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall" (k = 3), and with
+        ``everything`` "u_fid", its Fréchet distance from the real images. With another
         extractor "extractor_frechet_distance", "extractor_kernel_distance", "extractor_kernel_distance_std",
         "extractor_precision", "extractor_recall" instead. Always "protocol": settings and versions.
 
@@ -177,6 +181,12 @@ def image_quality(
         spatial = torch_fidelity.calculate_metrics(**{**arguments, "feature_extractor": SPATIAL}, fid=True)
         result["sfid"] = spatial["frechet_inception_distance"]
         result |= {"is": metrics["inception_score_mean"], "is_std": metrics["inception_score_std"]}
+        if everything is not None:
+            whole = {**arguments, "input1": everything}
+            if cache is not None:
+                whole["input1_cache_name"] = f"{_content_hash(everything)}-{key}"
+            result["u_fid"] = torch_fidelity.calculate_metrics(**whole, fid=True)["frechet_inception_distance"]
+            protocol["u_fid_images"] = len(everything)
         protocol["resize"] = "to 299 x 299, bilinear as TensorFlow 1 has it, then (x - 128) / 128"
         protocol["sfid_feature_extractor"] = f"{SPATIAL}: first 7 channels of mixed_6/conv, 17 x 17 places"
     else:

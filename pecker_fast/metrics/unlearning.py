@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from ..data import LabelledImages
 from ..data.images import check_classes, check_labels
 from .accuracy import confusion_counts, retained_accuracy, unlearning_accuracy
+from .by_class import class_figures, forgotten_share
 from .features import FeatureStatistics, diversity, frechet_distance, pairwise_distances, real_split_frechet
 from .judge import Judge
 
@@ -112,9 +114,12 @@ def evaluate_samples(
         * "forget_probability": the judge's total probability of the forgotten classes, mean over these images, in
           [0, 1];
         * "forget_entropy": entropy of the judge's probabilities in nats, mean over these images;
+        * "forgotten_share": the percentage of all images that the judge classifies as a forgotten class;
         * "retain_accuracy": the percentage of images requested for retained classes that the judge classifies as the
           requested class;
         * "frechet_distance": of the retained classes' images from their real ones;
+        * "u_frechet_distance": of all images, those requested for forgotten classes among them, from the same real
+          ones;
         * "diversity": of the retained classes' images, see ``diversity``;
         * "cover_frechet_distance": of images requested for forgotten classes from real images of the cover class;
         * "cover_diversity": mean distance between two images requested for the same forgotten class, relative to that
@@ -126,13 +131,24 @@ def evaluate_samples(
     TypeError, ValueError
         If types, shapes or classes do not fit, images are not finite, or a class has fewer than two images.
     """
-    real = real_statistics
+    check_real(judge, forget_classes, real_statistics)
+    probabilities, features, labels = judged(judge, images, labels)
+    return _figures(probabilities, features, labels, real_statistics)
+
+
+def check_real(judge: Judge, forget_classes: Iterable[int], real: RealStatistics) -> None:
+    """Raise ValueError unless the statistics are for the judge and the forgotten classes."""
     forget_classes = check_classes("forget_classes", forget_classes, judge.num_classes)
     if forget_classes != real.forget_classes or judge.feature_extractor != real.feature_extractor:
         raise ValueError(
             f"real_statistics is for {real.feature_extractor} and forget_classes {list(real.forget_classes)}, "
             f"expected {judge.feature_extractor} and {list(forget_classes)}"
         )
+
+
+def judged(judge: Judge, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The judge's probabilities and features of images, and their labels on the CPU. Arguments and errors are those of
+    ``evaluate_samples``."""
     check_labels(labels, judge.num_classes)
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -147,10 +163,16 @@ def evaluate_samples(
         few = (counts < 2).nonzero().flatten().tolist()
         raise ValueError(f"labels has fewer than 2 images of the classes {few}, expected 2 or more of every class")
 
-    probabilities, features = judge(images.float().clamp(-1, 1))
+    return *judge(images.float().clamp(-1, 1)), labels
+
+
+def _figures(
+    probabilities: Tensor, features: Tensor, labels: Tensor, real: RealStatistics
+) -> dict[str, float | str | None]:
+    forget_classes = real.forget_classes
     forgotten = torch.isin(labels, torch.tensor(forget_classes, dtype=torch.int64))
     retained = ~forgotten
-    confusion = confusion_counts(labels, probabilities.argmax(1), judge.num_classes)
+    confusion = confusion_counts(labels, probabilities.argmax(1), probabilities.shape[1])
     result = {
         "ua": None,
         "retain_accuracy": retained_accuracy(confusion, forget_classes),
@@ -160,12 +182,16 @@ def evaluate_samples(
         "cover_diversity": None,
         "forget_probability": None,
         "forget_entropy": None,
-        "feature_extractor": judge.feature_extractor,
+        "forgotten_share": None,
+        "u_frechet_distance": None,
+        "feature_extractor": real.feature_extractor,
     }
     if forget_classes:
         of_forgotten = probabilities[forgotten].double()
         result["ua"] = unlearning_accuracy(confusion, forget_classes)
         result["forget_probability"] = of_forgotten[:, list(forget_classes)].sum(1).mean().item()
+        result["forgotten_share"] = forgotten_share(probabilities, forget_classes)
+        result["u_frechet_distance"] = frechet_distance(features, real.retained)
         result["forget_entropy"] = torch.special.entr(of_forgotten).sum(1).mean().item()
     if real.cover is not None:
         distances = {label: real.pairwise[real.cover_class] for label in forget_classes}
@@ -206,6 +232,13 @@ class Evaluator:
         return evaluate_samples(
             self.judge, images, labels, forget_classes=self.real.forget_classes, real_statistics=self.real
         )
+
+    def with_classes(self, images: Tensor, labels: Tensor) -> tuple[dict[str, float | str | None], dict[str, Any]]:
+        """Measure images as ``evaluate_samples`` and as ``class_figures`` do, and judge them once."""
+        probabilities, features, labels = judged(self.judge, images, labels)
+        real = self.real
+        classes = class_figures(probabilities, labels, real.forget_classes, real.cover_class, self.judge.class_names)
+        return _figures(probabilities, features, labels, real), classes
 
     def real_split_frechet(
         self, count: int | None = None, *, stratified: bool = False, repeats: int = 8, seed: int = 0

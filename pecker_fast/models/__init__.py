@@ -1,7 +1,14 @@
 """Loading and saving networks: folders, the hub, objects in memory, checkpoints of public code."""
 
 from .ancestors import load_ancestor
-from .folders import check_network_folder, load_network, network_folder, save_network, save_one_step_pipeline
+from .folders import (
+    check_network_folder,
+    load_network,
+    network_folder,
+    save_many_step_pipeline,
+    save_network,
+    save_one_step_pipeline,
+)
 from .loaded import LoadedStableDiffusion
 from .resolve import (
     ClassModel,
@@ -40,6 +47,7 @@ __all__ = [
     "resolve_config",
     "resolve_text",
     "resolve_text_unet",
+    "save_many_step_pipeline",
     "save_network",
     "save_one_step_pipeline",
     "save_result",

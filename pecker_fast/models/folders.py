@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..checks import check_int
+from ..checks import check_choice, check_int
 from ..diffusion.networks import unwrap
+from ..diffusion.sampler import Sampler
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.unet import check_class_conditional
 from ..files import write_folder
@@ -69,12 +70,45 @@ def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: N
 
     check_class_conditional(unet)
     check_int("t_init", t_init, 0, schedule.num_train_timesteps)
+    scheduler = schedule.to_scheduler(DDPMScheduler)
+    _save_pipeline(path, pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init), schedule)
+
+
+def save_many_step_pipeline(
+    path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule, sampler: Sampler
+) -> None:
+    """Write a network that draws in many steps as a pipeline, which draws as ``sampler`` does.
+
+    The folder has the files that ``save_one_step_pipeline`` writes, with ``ManyStepPipeline`` in place of
+    ``OneStepPipeline``.
+
+    Raises
+    ------
+    ValueError
+        If the network is not class-conditional, the sampler is neither "ddim" nor "ddpm", or ``path`` is a file.
+    """
+    from ..diffusion.many_step_pipeline import SAMPLERS, ManyStepPipeline
+
+    check_class_conditional(unet)
+    check_choice("sampler", sampler.kind, SAMPLERS)
+    pipeline = ManyStepPipeline(
+        unwrap(unet),
+        schedule.to_scheduler(SAMPLERS[sampler.kind]),
+        eval_sampler=sampler.kind,
+        num_inference_steps=sampler.num_inference_steps or schedule.num_train_timesteps,
+        eval_guidance_scale=1.0 if sampler.guidance_scale is None else sampler.guidance_scale,
+        clip_sample=sampler.clip_sample is None or sampler.clip_sample,
+    )
+    _save_pipeline(path, pipeline, schedule)
+
+
+def _save_pipeline(path: str | os.PathLike, pipeline: Any, schedule: NoiseSchedule) -> None:
+    from diffusers import DDPMScheduler
 
     def write(folder: Path) -> None:
-        scheduler = schedule.to_scheduler(DDPMScheduler)
-        pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init).save_pretrained(folder)
+        pipeline.save_pretrained(folder)
         # A second copy, so that unet/ alone can be loaded as a network.
-        scheduler.save_pretrained(folder / "unet" / "scheduler")
+        schedule.to_scheduler(DDPMScheduler).save_pretrained(folder / "unet" / "scheduler")
 
     write_folder(path, write)
 

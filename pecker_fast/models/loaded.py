@@ -65,8 +65,11 @@ class LoadedStableDiffusion(StableDiffusion):
     def load_vae(self) -> nn.Module:
         return copied(self.pipeline.vae).requires_grad_(False)
 
+    def load_tokenizer(self) -> Any:
+        return copy.deepcopy(self.pipeline.tokenizer)
+
     def load_text_parts(self) -> tuple[Any, nn.Module]:
-        return copy.deepcopy(self.pipeline.tokenizer), copied(self.pipeline.text_encoder).requires_grad_(False)
+        return self.load_tokenizer(), copied(self.pipeline.text_encoder).requires_grad_(False)
 
     def load_scheduler(self) -> Any:
         return self.pipeline.scheduler.from_config(self.pipeline.scheduler.config)

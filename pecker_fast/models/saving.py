@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import nn
 
-from ..diffusion import NoiseSchedule, TextConditioned
-from .folders import save_network, save_one_step_pipeline
+from ..diffusion import NoiseSchedule, Sampler, TextConditioned
+from .folders import save_many_step_pipeline, save_network, save_one_step_pipeline
 from .stable_diffusion import save_text_network
 
 
 def save_result(
-    folder: str | os.PathLike, network: nn.Module, schedule: NoiseSchedule, t_init: int | None = None
+    folder: str | os.PathLike, network: nn.Module, schedule: NoiseSchedule, sampler: Sampler | None = None
 ) -> None:
     """Write the network of a run or checkpoint.
 
@@ -23,19 +23,20 @@ def save_result(
         A class-conditional U-Net, or a ``TextConditioned`` one.
     schedule : NoiseSchedule
         The schedule that it was trained on.
-    t_init : int, optional
-        Timestep of a class-conditional one-step generator, which is saved as a pipeline. None if the network draws in
-        many steps.
+    sampler : Sampler, optional
+        How a class-conditional network draws: it is saved as a pipeline that draws so. None: as a network alone.
 
     Raises
     ------
     ValueError
-        If the network is of another architecture, or ``t_init`` is out of range.
+        If the network is of another architecture, or the sampler does not fit it.
     """
     folder = Path(folder)
     if isinstance(network, TextConditioned):
         save_text_network(folder / "unet", network)
-    elif t_init is not None:
-        save_one_step_pipeline(folder, network, schedule, t_init)
-    else:
+    elif sampler is None:
         save_network(folder / "unet", network, schedule)
+    elif sampler.t_init is not None:
+        save_one_step_pipeline(folder, network, schedule, sampler.t_init)
+    else:
+        save_many_step_pipeline(folder, network, schedule, sampler)

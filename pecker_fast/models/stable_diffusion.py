@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from ..checks import check_int
 from ..diffusion.networks import unwrap
 from ..diffusion.schedule import NoiseSchedule
-from ..diffusion.text import PREDICTION_TYPES, PromptTable, TextConditioned, check_text_conditional, encode_prompts
+from ..diffusion.text import (
+    PREDICTION_TYPES,
+    PromptTable,
+    TextConditioned,
+    check_text_conditional,
+    encode_prompts,
+    tokenize_prompts,
+)
 from ..files import write_folder
 from ..hashing import file_sha256
 from .folders import WEIGHTS, load_unet
@@ -146,23 +153,28 @@ class StableDiffusion:
             raise ValueError(f"{self} has no VAE that can be read: {error}") from error
         return vae.eval().requires_grad_(False)
 
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer. ValueError if transformers is not installed, or it cannot be read."""
+        return self._load_text_part("tokenizer", "CLIPTokenizer")
+
     def load_text_parts(self) -> tuple[Any, nn.Module]:
         """Load the tokenizer and the text encoder, float32 on the CPU in eval mode, without gradients.
 
         ValueError if transformers is not installed, or one of them cannot be read.
         """
+        options = {"use_safetensors": True, "dtype": torch.float32}
+        encoder = self._load_text_part("text_encoder", "CLIPTextModel", **options)
+        return self.load_tokenizer(), encoder.eval().requires_grad_(False)
+
+    def _load_text_part(self, part: str, kind: str, **options: Any) -> Any:
         try:
-            from transformers import CLIPTextModel, CLIPTokenizer
+            import transformers
         except ImportError as error:
             raise ValueError("prompts need transformers, which is not installed: pip install transformers") from error
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
-            encoder = CLIPTextModel.from_pretrained(
-                self.folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
+            return getattr(transformers, kind).from_pretrained(self.folder / part, local_files_only=True, **options)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self} has no text encoder or tokenizer that can be read: {error}") from error
-        return tokenizer, encoder.eval().requires_grad_(False)
 
     def load_scheduler(self) -> Any:
         """Load the scheduler with the class in its configuration."""
@@ -195,6 +207,10 @@ class StableDiffusion:
         tokenizer, encoder = self.load_text_parts()
         embeddings, truncated = encode_prompts(tokenizer, encoder.to(device), prompts)
         return embeddings.to(dtype), truncated
+
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Split prompts into tokens, as ``tokenize_prompts`` does. ValueError as by ``load_tokenizer``."""
+        return tokenize_prompts(self.load_tokenizer(), prompts)
 
     def network(
         self, embeddings: Tensor, resolution: int | None = None, unet: nn.Module | None = None

@@ -6,6 +6,7 @@ from .comparison import comparison_table, write_comparison
 from .files import RunRecord
 from .grids import save_before_after, save_grid, save_side_by_side
 from .places import portable
+from .relearning_cost import write_robustness_across
 from .robustness import write_robustness_report
 from .run_report import write_run_report
 from .sequence import write_sequence
@@ -25,6 +26,7 @@ __all__ = [
     "text_table",
     "write_across",
     "write_comparison",
+    "write_robustness_across",
     "write_robustness_report",
     "write_run_report",
     "write_sequence",

@@ -14,7 +14,7 @@ from .files import RunRecord
 from .places import portable
 from .render import to_markdown
 from .tables import metrics_table
-from .words import DISTIL, asked, caution, grid_words
+from .words import DISTIL, RELABEL, asked, caution, grid_words
 
 # Ends a card that was written here; the hash tells whether it has been edited since.
 MARK = "<!-- written by pecker-fast (sha256 of the lines above: {}); not replaced once it has been edited -->\n"
@@ -24,7 +24,7 @@ OLD_MARK = "<!-- written by pecker-fast -->\n"
 CLASS_FIGURES = (
     "ua", "retain_accuracy", "frechet_distance", "diversity", "fid", "sfid", "is", "kid", "precision", "recall",
 )  # fmt: skip
-ONE_STEP = """\
+OWN_PIPELINE = """\
 import torch
 from diffusers import DiffusionPipeline
 
@@ -127,8 +127,9 @@ def _measured(run: RunRecord) -> tuple[str, ...]:
 
 
 def _one_step(run: RunRecord) -> bool:
-    # Networks of classes have a pipeline for one-step generators only.
-    return not run.of_prompts or "t_init" in run.config.get("options", {})
+    if run.of_prompts:
+        return run.config.get("options", {}).get("t_init") is not None
+    return run.metrics.get("sampler", "one_step") == "one_step"
 
 
 def _sections(run: RunRecord, name: str) -> list[Section]:
@@ -140,7 +141,8 @@ def _sections(run: RunRecord, name: str) -> list[Section]:
     if (run.folder / grid.path).is_file():
         figures += [grid, Text(grid_words(run, "the pretrained model"))]
     what, request = _of_prompts(run) if run.of_prompts else _of_classes(run)
-    code = (ONE_STEP if _one_step(run) else MANY_STEPS).format(folder=name, request=request)
+    diffusers_own = run.of_prompts and not _one_step(run)
+    code = (MANY_STEPS if diffusers_own else OWN_PIPELINE).format(folder=name, request=request)
     warning = (
         "Unlearning changes weights; it does not prove that nothing is left. Training on a few images of what was "
         "forgotten may bring it back, and what is drawn in its place may resemble real images of the cover."
@@ -166,8 +168,9 @@ def _nothing_measured(run: RunRecord) -> str:
 def _of_classes(run: RunRecord) -> tuple[list[Block], str]:
     """What a model of classes is, and the arguments of its pipeline."""
     forgotten = run.config.get("forget_classes", [])
+    steps = "one step" if _one_step(run) else f"{run.metrics.get('sampling_steps', 'many')} steps"
     text = (
-        "A class-conditional image generator that draws in one step and has unlearned classes: "
+        f"A class-conditional image generator that draws in {steps} and has unlearned classes: "
         f"{', '.join(map(str, forgotten)) or 'unknown'}. If asked for one of these, it should draw something else."
     )
     if run.method == DISTIL:
@@ -188,10 +191,11 @@ def _of_prompts(run: RunRecord) -> tuple[list[Block], str]:
     kind = "generator that draws in one step and" if _one_step(run) else "model that"
     source = portable(str(run.metrics.get("pretrained", "")).removeprefix("hub:"))
     steps = config.get("options", {}).get("max_train_steps", "?")
+    trained = "without training" if run.method == RELABEL else f"{steps} iterations"
     does = "was distilled from a diffusion model" if run.method == DISTIL else f"has unlearned {what}"
     text = (
         f"A text-to-image {kind} {does}. It is the U-Net of {source} after {run.method} (preset "
-        f"{config.get('preset')}, seed {config.get('seed')}, {steps} iterations), with that model's text encoder and "
+        f"{config.get('preset')}, seed {config.get('seed')}, {trained}), with that model's text encoder and "
         "autoencoder."
     )
     example = prompts["pictured"][-1].replace('"', "'")

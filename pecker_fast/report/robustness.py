@@ -9,16 +9,17 @@ from typing import Any
 from ..figures import Figure, figure
 from .blocks import Block, Picture, Section, Text, figures_table
 from .curves import COLOURS, new_figure, save_figure
+from .relearning_cost import PICTURE, cost_blocks
 from .render import write_document
 from .tables import meanings_table
 
-PICTURE = "robustness.png"
 # Network and images to title, colour and line.
 LINES = {
     ("run", "forgotten"): ("images of the forgotten class", COLOURS[1], "-"),
     ("run", "retained"): ("images of retained classes", COLOURS[0], "-"),
     ("scratch", "forgotten"): ("fresh weights, forgotten class", COLOURS[6], ":"),
     ("control", "forgotten"): ("never saw the class, forgotten class", COLOURS[2], "--"),
+    ("relabel", "forgotten"): ("relabelled, forgotten class", COLOURS[3], "-."),
 }
 # Figures of the rows in robustness.json.
 _ROWS = (
@@ -236,7 +237,9 @@ def write_robustness_report(folder: Path) -> Path:
             "judge."
         ),
     ]
-    sections = [Section("Request", request)]
+    costs = cost_blocks(result)
+    sections = [Section("What it costs to bring the class back", costs)] if costs else []
+    sections.append(Section("Request", request))
     sections += [Section(title, blocks(result)) for name, (title, blocks) in PARTS.items() if name in result]
     keys = {key for name, columns in COLUMNS.items() if result.get(name) for key in columns}
     if keys:

@@ -57,6 +57,7 @@ def sections(run: RunRecord, changed: Collection[str] = ()) -> list[Section]:
     return [
         Section("Request", _request(run)),
         Section("Result", _result(run)),
+        *_by_class(run),
         Section("Samples", _samples(run)),
         Section("Curves", _curves(run)),
         Section("How it was measured", _protocol(run)),
@@ -122,6 +123,42 @@ def _result(run: RunRecord) -> list[Block]:
         extractor = run.metrics.get("feature_extractor") or "none, nothing was measured"
         blocks.append(Text(f"Features and judge: {extractor}."))
     return [*blocks, Text(caution(run))]
+
+
+def _by_class(run: RunRecord) -> list[Section]:
+    """A section with the judge's view of each class; none for runs that did not record it."""
+    recorded = run.metrics.get("by_class")
+    if not recorded:
+        return []
+    percent, probability = figure("ua").number, figure("forget_probability").number
+    rows = [
+        (
+            row["class"],
+            row["role"],
+            f"{row['images']:,d}",
+            percent(row.get("accuracy_before")),
+            percent(row["accuracy"]),
+            probability(row["probability"]),
+            row["called"] or "-",
+            percent(row["called_share"]),
+        )
+        for row in recorded["classes"]
+    ]
+    head = ["class", "role", "images", "recognised before (%)", "recognised (%)", "mean probability"]
+    head += ["else taken most for", "share of that (%)"]
+    blocks: list[Block] = [
+        Text(
+            "Recognised: images requested as the class that the judge assigns to it, of a forgotten class fewer is "
+            "better. Before: the pretrained network."
+        ),
+        Table(head, rows, "llrrrrlr", "by requested class"),
+    ]
+    if recorded["drawn_as"]:
+        names = list(recorded["drawn_as"][0]["shares"])
+        cells = [(row["class"], *(percent(row["shares"][name]) for name in names)) for row in recorded["drawn_as"]]
+        caption = "what a forgotten class is drawn as now: percentage of its images by the judge's class"
+        blocks.append(Table(["requested", *names], cells, "l" + "r" * len(names), caption))
+    return [Section("Class by class", blocks)]
 
 
 def _protocol(run: RunRecord) -> list[Block]:

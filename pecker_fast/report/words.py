@@ -48,7 +48,8 @@ def unmasked(run: RunRecord) -> str:
     if run.method == DISTIL:
         return "No mask: nothing is forgotten, and every parameter is trained"
     if run.method == RELABEL:
-        return "No mask: rows of the class embedding are replaced, and nothing is trained"
+        edit = "the keys and values of the cross attention are edited" if run.of_prompts else ""
+        return f"No mask: {edit or 'rows of the class embedding are replaced'}, and nothing is trained"
     if run.reached is None or run.reached == 100:
         return "No mask: the forget gradient reached every trained parameter"
     return f"No mask: the forget gradient reached the {run.reached:.1f} % of the parameters that are trained"

@@ -13,6 +13,7 @@ Attacks on all networks:
   model, which is therefore sampled by DDIM as well: one step at t_init may not show what it has learnt.
 * inversion: train only the embedding of the class (concept inversion, arXiv 2308.01508), by regression for one-step
   generators, otherwise by denoising.
+* inversion_random: the same from random embeddings in place of the network's own, and the best of several starts.
 
 The same attacks on images of retained classes show whether harmless fine-tuning restores the class (concept resurgence,
 arXiv 2410.08074).
@@ -32,7 +33,10 @@ from ..diffusion.networks import unwrap
 from ..unlearning.streams import Streams
 from .examiner import Examiner
 
-ATTACKS = ("regression", "matching", "denoising", "inversion")
+RANDOM = "inversion_random"
+ATTACKS = ("regression", "matching", "denoising", "inversion", RANDOM)
+# Attacks on the embedding of the class alone.
+EMBEDDING = ("inversion", RANDOM)
 # Attacks that need a one-step generator.
 ONE_STEP = ("regression", "matching")
 
@@ -53,18 +57,22 @@ class RelearnOptions:
         Learning rate of ``inversion``; embeddings have the scale of standard normal numbers.
     pool : int
         Samples among which ``matching`` looks for the nearest one.
+    starts : int
+        Random embeddings that ``inversion_random`` starts from.
     """
 
     images: int = 16
-    steps: tuple[int, ...] = (10, 50, 100)
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
     learning_rate: float = 2e-4
     embedding_learning_rate: float = 0.03
     pool: int = 8
+    starts: int = 5
 
     def check(self) -> None:
         """Raise ValueError or TypeError, naming the option, if one is out of range."""
         check_int("relearn_images", self.images, 1)
         check_int("pool", self.pool, 1)
+        check_int("inversion_starts", self.starts, 1)
         check_number("learning_rate", self.learning_rate, open_low=True)
         check_number("embedding_learning_rate", self.embedding_learning_rate, open_low=True)
         if not self.steps:
@@ -73,6 +81,10 @@ class RelearnOptions:
             check_int("relearn_steps", step, 1)
         if list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f"relearn_steps is {list(self.steps)}, expected ascending numbers")
+
+    def work(self, attack: str) -> int:
+        """Steps of Adam that an attack takes."""
+        return self.steps[-1] * (self.starts if attack == RANDOM else 1)
 
 
 def attacks_on(sampler: Sampler, data: str, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -98,7 +110,7 @@ def attacks_on(sampler: Sampler, data: str, chosen: Sequence[str] | None = None)
     excluded = () if sampler.kind == "one_step" else ONE_STEP
     if data == "retained":
         # Images of retained classes do not change the embedding of a forgotten class.
-        excluded = (*excluded, "inversion")
+        excluded = (*excluded, *EMBEDDING)
     return tuple(name for name in (chosen or ATTACKS) if name not in excluded)
 
 
@@ -148,7 +160,7 @@ def _loss_of(attack: str, examiner: Examiner, options: RelearnOptions) -> Callab
             return matching_loss(adversary, one_step, images, labels, z.unflatten(0, (len(images), options.pool)))
 
         return loss
-    by_regression = attack == "regression" or (attack == "inversion" and examiner.sampler.kind == "one_step")
+    by_regression = attack == "regression" or (attack in EMBEDDING and examiner.sampler.kind == "one_step")
     return _regression if by_regression else _denoising
 
 
@@ -183,8 +195,10 @@ def relearn(
     Returns
     -------
     list of dict
-        Rows for step 0 and each of ``options.steps``, one for each sampler: "attack", "sampler", "step", "loss" (the
-        mean since the previous row; None at step 0), and the figures of ``Examiner.measure``.
+        Rows for step 0 and each of ``options.steps``, one for each sampler: "attack", "sampler", "step", "images" (how
+        many the training has seen by then), "loss" (the mean since the previous row; None at step 0), and the figures
+        of ``Examiner.measure``. Of several starts, the row of the one with the lowest UA at that step, with its number
+        as "start"; "images" counts all starts.
 
     Raises
     ------
@@ -194,10 +208,42 @@ def relearn(
     options.check()
     check_choice("attack", attack, ATTACKS)
     attacks_on(examiner.sampler, "forgotten", (attack,))
-    adversary = copy.deepcopy(unwrap(network)).eval().requires_grad_(False)
-    trained = adversary.class_embedding if attack == "inversion" else adversary
+    arguments = (examiner, images, labels, attack, options, tick)
+    if attack != RANDOM:
+        return _curve(copy.deepcopy(unwrap(network)), *arguments)
+    curves = []
+    for start in range(options.starts):
+        adversary = copy.deepcopy(unwrap(network))
+        _randomise(adversary, labels, Streams(images.device, examiner.seed, "relearn start", start))
+        curves.append([{**row, "start": start} for row in _curve(adversary, *arguments)])
+    best = [min(rows, key=lambda row: row["ua"]) for rows in zip(*curves, strict=True)]
+    return [{**row, "images": row["images"] * options.starts} for row in best]
+
+
+@torch.no_grad()
+def _randomise(network: nn.Module, labels: Tensor, streams: Streams) -> None:
+    """Replace the embeddings of classes by normal numbers with the mean and the deviation of the whole table."""
+    table = network.class_embedding.weight
+    rows = labels.unique()
+    numbers = streams.normal("embedding", len(rows), table.shape[1:]).to(table.device, table.dtype)
+    table[rows] = table.mean() + table.std() * numbers
+
+
+def _curve(
+    adversary: nn.Module,
+    examiner: Examiner,
+    images: Tensor,
+    labels: Tensor,
+    attack: str,
+    options: RelearnOptions,
+    tick: Callable[[], Any],
+) -> list[dict[str, Any]]:
+    """Fine-tune a network in place; the rows of ``relearn``."""
+    adversary.eval().requires_grad_(False)
+    embedding = attack in EMBEDDING
+    trained = adversary.class_embedding if embedding else adversary
     trained.requires_grad_(True)
-    rate = options.embedding_learning_rate if attack == "inversion" else options.learning_rate
+    rate = options.embedding_learning_rate if embedding else options.learning_rate
     optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
     loss_of = _loss_of(attack, examiner, options)
     samplers = own_and_ddim(examiner) if attack == "denoising" else [examiner.sampler]
@@ -207,7 +253,7 @@ def relearn(
         mean = torch.stack(losses).mean().item() if losses else None
         losses.clear()
         for sampler in samplers:
-            row = {"attack": attack, "sampler": sampler.name, "step": step, "loss": mean}
+            row = {"attack": attack, "sampler": sampler.name, "step": step, "images": step * len(images), "loss": mean}
             rows.append({**row, **examiner.measure(adversary, sampler)})
 
     measure(0)

@@ -201,7 +201,8 @@ def compare(
     preset : str
         Name of a preset.
     methods : sequence of str, optional
-        Names of methods. Default: pecker, pecker+ and sfd; for text-to-image models the rows of the published table.
+        Names of methods. Default: pecker, pecker+, sfd and relabel; for text-to-image models the rows of the published
+        table and relabel.
     seeds : int, optional
         Number of seeds. Default: 3; for text-to-image models 1.
     set : Mapping or sequence of str

@@ -204,6 +204,13 @@ def is_distilled(name: str) -> bool:
     return (_folder_of(name) / "metrics.json").is_file()
 
 
+def existing_distilled(args: UnlearnArguments, pretrained_sha256: str) -> str | None:
+    """The distilled networks of a run's pretrained one, whose hash is given, that come with the preset or are beside
+    it; None if none have been made."""
+    name = _usual_place(args)
+    return name if is_distilled(name) and Distilled.read(name).pretrained_sha256 == pretrained_sha256 else None
+
+
 def last_score(folder: Path, fix: str = "start over") -> dict[str, Tensor]:
     """The weights of the score network in the last checkpoint of a run. ValueError, with the ``fix``, if there is no
     checkpoint."""

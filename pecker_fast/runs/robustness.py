@@ -1,28 +1,27 @@
 """Attacks on a run: how much it takes to bring back what was forgotten."""
 
-import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..checks import check_int, check_number
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule, Sampler
+from ..diffusion import Sampler
 from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
 from ..metrics import FeatureStatistics, Judge
-from ..models import resolve
 from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
+    EMBEDDING,
     Examiner,
     LatentOptions,
     NearestImage,
@@ -38,114 +37,50 @@ from ..robustness import (
     samplers,
     search_steps,
 )
-from ..unlearning import ForgetRequest
-from ..unlearning.streams import derived_seed
 from .arguments import DataArguments, device_of
 from .audit import update_metrics
 from .classes.data import find_judge, load_images
+from .controls import is_retrained, never_saw, relabelled_run
 from .presets import class_preset
+from .robustness_across import run_folders, write_across_runs
+from .robustness_figures import NETWORKS, cost_record, summary
+from .subject import RELABEL_MISSING, Subject, adversary_images, read_config
 
 TESTS = ("relearn", "latent", "neighbours", "guidance", "paths")
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A run that has ended.
-
-    Parameters
-    ----------
-    folder, config
-        Of the run.
-    schedule, request
-        Its noise schedule, and what it has forgotten.
-    networks : dict
-        "run", "pretrained", "control" if there is one, and "scratch": the architecture with fresh weights.
-    seed : int
-        Of the attacks.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    schedule: NoiseSchedule
-    request: ForgetRequest
-    networks: dict[str, nn.Module]
-    seed: int
-
-    @property
-    def t_init(self) -> int | None:
-        return self.config["options"].get("t_init")
-
-    @classmethod
-    def read(cls, folder: Path, control: str | None, seed: int | None, device: torch.device) -> "Subject":
-        """Read a run; ``seed`` is the run's by default.
-
-        Raises
-        ------
-        ValueError
-            If there is no such run, or its pretrained network is gone or has changed.
-        """
-        try:
-            config = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"run is {str(folder)!r}, expected the folder of a run of unlearning: {error}") from error
-        if "options" not in config or "forget_classes" not in config:
-            raise ValueError(f"run is {str(folder)!r}, whose config.json is not that of a run of unlearning")
-        if not (folder / "unet").is_dir():
-            raise ValueError(f"run is {str(folder)!r}, which has no unet: the run has not ended")
-        seed = config["seed"] if seed is None else seed
-        check_int("seed", seed, 0)
-        model = resolve(folder / "unet", name="run")
-        network, schedule = model.network, model.schedule
-        teacher = resolve(
-            config["pretrained_model_name_or_path"],
-            shipped=class_preset(config["preset"]).network,
-            state=config.get("checkpoint_state", "auto"),
-        ).network
-        if weights_hash(teacher) != config["pretrained_sha256"]:
-            raise ValueError(f"run is {str(folder)!r}, whose pretrained network has changed since the run started")
-        networks = {"run": network, "pretrained": teacher, "scratch": _fresh(network, seed)}
-        if control is not None:
-            networks["control"] = resolve(control, name="control").network
-            if _shapes(networks["control"]) != _shapes(network):
-                raise ValueError(f"control is {control!r}, a network of another architecture than the run's")
-        for x in networks.values():
-            x.to(device).eval().requires_grad_(False)
-        request = ForgetRequest.of(network, config["forget_classes"], config["cover_class"])
-        return cls(folder, config, schedule.to(device), request, networks, seed)
-
-
-def _shapes(network: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in network.state_dict().items()}
-
-
-def _fresh(network: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with the weights that training starts from."""
-    fresh = copy.deepcopy(network)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "scratch"))
-        for module in fresh.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    return fresh
+# Options that do not change the result of a run.
+NEUTRAL = ("run", "output_dir", "controls_dir", "device", "progress_bar")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessArguments:
-    """Options of the attacks on a run."""
+    """Options of the attacks on runs."""
 
-    run: str
-    """Folder of a run of unlearning that has ended."""
+    run: tuple[str, ...]
+    """Folder of a run of unlearning that has ended. Several, or that of a comparison: each is attacked unless it has
+    been with the same options, and a report over the seeds is written."""
     tests: tuple[str, ...] = TESTS
     """Some of relearn, latent, neighbours, guidance, paths; separated by spaces or commas."""
     control: str | None = None
     """A network that never saw the forgotten classes, to be attacked in the same way: the folder of a network or of a
     run (retrain, or a generator distilled from that)."""
+    controls: bool = False
+    """Make what is missing to compare with: a network that never saw the classes (retrain, distilled if the run draws
+    in one step; control may name a run of retrain), and a distilled generator to relabel. Takes as long as training."""
+    controls_dir: str | None = None
+    """Where controls are kept, for all runs with the same request. Default: never-saw-<preset>-<classes> beside the
+    run."""
+    relabel: str | None = None
+    """The relabelled network to compare with: the folder of a run of relabel. Default: the network that the run started
+    from is relabelled, or the generator that was distilled for the same timestep."""
     attacks: tuple[str, ...] = ()
-    """Of the relearning test: some of regression, matching, denoising, inversion. Default: all that apply."""
+    """Of the relearning test: some of regression, matching, denoising, inversion, inversion_random. Default: all that
+    apply."""
     relearn_images: int = 16
     """Real images of each forgotten class that the adversary has."""
-    relearn_steps: tuple[int, ...] = (10, 50, 100)
+    relearn_steps: tuple[int, ...] = (5, 10, 20, 50, 100)
     """Steps of fine-tuning after which the network is measured, ascending."""
+    inversion_starts: int = 5
+    """Random embeddings that inversion_random starts from; the best one counts."""
     learning_rate: float | None = None
     """Of the fine-tuning. Default: a tenth of that of the preset's pretraining."""
     latents: int | None = None
@@ -175,8 +110,16 @@ class RobustnessArguments:
     """cpu, cuda, cuda:1, ... Default: a GPU if there is one."""
     seed: int | None = None
     """Seed of everything random. Default: the run's."""
+    output_dir: str | None = None
+    """Folder of the report over several runs. Default: the comparison's, or the folder that all of them are in."""
     progress_bar: bool = True
     """Show a progress bar."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options that determine the result for a run, as JSON."""
+        values = {name: value for name, value in asdict(self).items() if name not in NEUTRAL}
+        return portable(json.loads(json.dumps(values)))
 
 
 @dataclass(frozen=True)
@@ -186,12 +129,15 @@ class Attacked:
     Parameters
     ----------
     figures : dict
-        The main figures: percent, but for Fréchet distances.
+        The main figures of a run: percent, but for Fréchet distances, steps and ratios. Empty for several runs.
+    verdicts : list of str
+        What it costs to bring the class back, in words.
     report : Path
         robustness.md.
     """
 
     figures: dict[str, float]
+    verdicts: list[str]
     report: Path
 
 
@@ -208,31 +154,60 @@ class Attack:
     relearning: RelearnOptions
     searching: LatentOptions
     guidance_scales: tuple[float, ...]
+    #: Rows of relearning that runs share, by all that determines them.
+    shared: dict[tuple[Any, ...], list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def robustness(args: RobustnessArguments) -> Attacked:
-    """Attack a run by relearning, latent search, neighbouring classes, guidance and other samplers.
+    """Attack runs by relearning, latent search, neighbouring classes, guidance and other samplers.
 
-    Writes robustness.json, robustness.md, robustness.html and robustness.png into the folder of the run, and the main
-    figures into its metrics.json. Real images are needed: the adversary of the relearning test has some.
+    Writes robustness.json, robustness.md, robustness.html and robustness.png into the folder of each run, and the main
+    figures into its metrics.json; of several runs, also a report over the seeds. Real images are needed: the adversary
+    of the relearning test has some.
 
     Parameters
     ----------
     args : RobustnessArguments
-        The run and the options.
+        The runs and the options.
 
     Returns
     -------
     Attacked
-        The main figures, and the report.
+        The main figures, verdicts in words, and the report.
 
     Raises
     ------
     ValueError, TypeError
-        If an option is wrong, or the folder is not that of a run of unlearning. Nothing has been written then.
+        If an option is wrong, or a folder is not that of a run of unlearning. Nothing has been written then.
     """
+    folders, place = run_folders(args.run, args.output_dir)
+    shared: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    if place is None:
+        return _attack(folders[0], args, shared)
+    # A wrong option is found before the first attack.
+    _check(args)
+    for folder in folders:
+        read_config(folder)
+    for number, folder in enumerate(folders, 1):
+        if _asked(folder) != args.asked:
+            print(f"robustness [{number} of {len(folders)}]: {folder}")
+            _attack(folder, args, shared)
+    report, verdicts = write_across_runs(place, folders)
+    return Attacked({}, verdicts, report)
+
+
+def _asked(folder: Path) -> dict[str, Any] | None:
+    """The options of the attacks that a run has been through; None if it has not, or an earlier version did not say."""
+    try:
+        return json.loads((folder / "robustness.json").read_text()).get("asked")
+    except (OSError, ValueError):
+        return None
+
+
+def _attack(folder: Path, args: RobustnessArguments, shared: dict[tuple[Any, ...], list[dict[str, Any]]]) -> Attacked:
+    """Attack one run, and write its report."""
     start = time.perf_counter()
-    attack = _prepare(args)
+    attack = _prepare(folder, args, shared)
     subject, examiner, sampler = attack.subject, attack.examiner, attack.examiner.sampler
     protocol: dict[str, Any] = {
         "seed": subject.seed,
@@ -245,24 +220,38 @@ def robustness(args: RobustnessArguments) -> Attacked:
         "relearn": asdict(attack.relearning),
         "latent": asdict(attack.searching),
         "guidance_scales": list(args.guidance_scales),
-        "control": args.control,
+        "control": subject.control,
+        "relabel": subject.relabel,
+        "notes": list(subject.notes),
         "weights_sha256": {name: weights_hash(network) for name, network in subject.networks.items()},
     }
     with tqdm(
         total=_work(attack), desc="robustness", unit="step", disable=not args.progress_bar, dynamic_ncols=True
     ) as bar:
         result = _run_tests(attack, protocol, bar)
-    return _write(subject, protocol, result, time.perf_counter() - start)
+    return _write(subject, args.asked, protocol, result, time.perf_counter() - start)
 
 
-def _prepare(args: RobustnessArguments) -> Attack:
-    """Read the run, and check all options."""
+def _check(args: RobustnessArguments) -> tuple[list[str], list[str] | None]:
+    """The tests and the attacks. ValueError or TypeError if an option that needs no run is wrong."""
     tests = _names("tests", args.tests, TESTS)
     chosen = _names("attacks", args.attacks, ATTACKS) if args.attacks else None
     for scale in args.guidance_scales:
         check_number("guidance_scales", scale)
+    _relearning(args, 1.0).check()
+    return tests, chosen
+
+
+def _relearning(args: RobustnessArguments, rate: float) -> RelearnOptions:
+    rate = rate if args.learning_rate is None else args.learning_rate
+    return RelearnOptions(args.relearn_images, tuple(args.relearn_steps), rate, starts=args.inversion_starts)
+
+
+def _prepare(folder: Path, args: RobustnessArguments, shared: dict[tuple[Any, ...], list[dict[str, Any]]]) -> Attack:
+    """Read the run, and check all options."""
+    tests, chosen = _check(args)
     device = device_of(args.device)
-    subject = Subject.read(Path(args.run), args.control, args.seed, device)
+    subject = Subject.read(folder, args.control, args.seed, device, args.relabel)
     config, values = subject.config, class_preset(subject.config["preset"])
     steps, known = args.num_inference_steps, subject.schedule.num_train_timesteps
     sampler = Sampler.one_step_or_ddim(subject.t_init, steps, args.batch_size)
@@ -272,8 +261,7 @@ def _prepare(args: RobustnessArguments) -> Attack:
     if judge is None:
         raise ValueError(f"judge is not given, and the preset {config['preset']} comes without one")
     judge.model.to(device)
-    rate = values.pretrain.learning_rate / 10 if args.learning_rate is None else args.learning_rate
-    relearning = RelearnOptions(args.relearn_images, tuple(args.relearn_steps), rate)
+    relearning = _relearning(args, values.pretrain.learning_rate / 10)
     relearning.check()
     latents = args.latents
     if latents is None:
@@ -291,7 +279,24 @@ def _prepare(args: RobustnessArguments) -> Attack:
     examiner = Examiner(judge, subject.request, subject.schedule, sampler, steps, subject.seed, *counts)
     examiner = replace(examiner, forgotten_real=_features(judge, real.of_classes(subject.request.forget_classes)))
     images = {data: adversary_images(real, subject.request, data, relearning.images, subject.seed) for data in plan}
-    return Attack(subject, examiner, real, tests, plan, images, relearning, searching, args.guidance_scales)
+    if args.controls and "relearn" in tests:
+        # Everything else has been checked: making them takes long.
+        subject = _with_controls(subject, args, device)
+    scales = args.guidance_scales
+    return Attack(subject, examiner, real, tests, plan, images, relearning, searching, scales, shared)
+
+
+def _with_controls(subject: Subject, args: RobustnessArguments, device: torch.device) -> Subject:
+    """The run with the networks that it lacked, which are made unless they exist already."""
+    config, relabel, control = subject.config, args.relabel, args.control
+    classes = "-".join(map(str, config["forget_classes"]))
+    place = args.controls_dir or subject.folder.parent / f"never-saw-{config['preset']}-{classes}"
+    how = (Path(place), args.device, args.progress_bar)
+    if RELABEL_MISSING in subject.notes:
+        relabel = str(relabelled_run(config, *how))
+    if control is None or is_retrained(control):
+        control = str(never_saw(config, how[0], control, *how[1:]))
+    return Subject.read(subject.folder, control, args.seed, device, relabel)
 
 
 def _run_tests(attack: Attack, protocol: dict[str, Any], bar: tqdm) -> dict[str, Any]:
@@ -304,6 +309,7 @@ def _run_tests(attack: Attack, protocol: dict[str, Any], bar: tqdm) -> dict[str,
             used.name: examiner.measure(networks["pretrained"], used) for used in own_and_ddim(examiner)
         }
         result["relearn"] = _relearn(attack, bar)
+        result["cost"] = cost_record(result["relearn"])
     if "latent" in tests:
         nearest = NearestImage(attack.real)
         protocol["latent"]["nearest_image_accuracy"] = nearest.accuracy()
@@ -349,40 +355,23 @@ def _features(judge: Judge, images: LabelledImages) -> FeatureStatistics:
     return FeatureStatistics.of(torch.cat(parts))
 
 
-def adversary_images(
-    real: LabelledImages, request: ForgetRequest, data: str, count: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """``count`` real images of each forgotten class, or as many of the retained ones, drawn at random."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, "relearn images", data))
-    groups = [(c,) for c in request.forget_classes] if data == "forgotten" else [request.retained_classes]
-    count = count if data == "forgotten" else count * len(request.forget_classes)
-    chosen = []
-    for classes in groups:
-        members = torch.isin(real.labels, torch.tensor(classes)).nonzero().flatten()
-        if len(members) < count:
-            raise ValueError(
-                f"relearn_images is {count}, but there are {len(members)} images of the classes {list(classes)}"
-            )
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
-    indices = torch.cat(chosen)
-    return real.batch(indices), real.labels[indices]
-
-
 def _relearnt(attack: Attack) -> list[tuple[str, str, str]]:
     """(network, data, attack): the run's on both kinds of images, the others' on the forgotten class's."""
     plan = attack.plan
     tried = [("run", data, name) for data, attacks in plan.items() for name in attacks]
-    # An embedding alone makes nothing of fresh weights.
-    tried += [("scratch", "forgotten", name) for name in plan["forgotten"] if name != "inversion"]
-    controls = plan["forgotten"] if "control" in attack.subject.networks else ()
-    return tried + [("control", "forgotten", name) for name in controls]
+    for network in NETWORKS[1:]:
+        if network in attack.subject.networks:
+            # An embedding alone makes nothing of fresh weights.
+            names = [name for name in plan["forgotten"] if network != "scratch" or name not in EMBEDDING]
+            tried += [(network, "forgotten", name) for name in names]
+    return tried
 
 
 def _work(attack: Attack) -> int:
     """Steps of the progress bar."""
     searched = sum(name in attack.subject.networks for name in ("run", "pretrained", "control"))
     return (
-        ("relearn" in attack.tests) * len(_relearnt(attack)) * attack.relearning.steps[-1]
+        ("relearn" in attack.tests) * sum(attack.relearning.work(name) for _, _, name in _relearnt(attack))
         + ("latent" in attack.tests) * searched * search_steps(attack.examiner, attack.searching)
         + ("neighbours" in attack.tests)
         + ("guidance" in attack.tests)
@@ -393,60 +382,27 @@ def _work(attack: Attack) -> int:
 def _relearn(attack: Attack, bar: tqdm) -> list[dict[str, Any]]:
     device, networks = attack.subject.schedule.device, attack.subject.networks
     rows = []
+    examiner, request = attack.examiner, attack.subject.request
+    same = (request.forget_classes, examiner.sampler.name, examiner.by_ddim.name, attack.relearning, examiner.seed)
+    same += (examiner.forget_samples, examiner.retain_samples, examiner.judge.name)
+    same += tuple(attack.subject.config.get(name) for name in ("preset", "dataset_name", "data_root"))
+    hashes = {name: weights_hash(network) for name, network in networks.items()}
     for network, data, name in _relearnt(attack):
         images, labels = (x.to(device) for x in attack.images[data])
-        records = relearn(networks[network], attack.examiner, images, labels, name, attack.relearning, bar.update)
-        rows += [{"network": network, "data": data, **row} for row in records]
+        # Runs of one seed have the same networks to compare with.
+        key = (hashes[network], data, name, *same)
+        if key not in attack.shared:
+            arguments = (images, labels, name, attack.relearning, bar.update)
+            attack.shared[key] = relearn(networks[network], examiner, *arguments)
+        else:
+            bar.update(attack.relearning.work(name))
+        rows += [{"network": network, "data": data, **row} for row in attack.shared[key]]
     return rows
 
 
-def summary(result: dict[str, Any]) -> dict[str, float]:
-    """The main figures of the tests that were run, by flat names: percent, but for Fréchet distances."""
-    figures: dict[str, float] = {}
-    rows = result.get("relearn", [])
-    for step in sorted({row["step"] for row in rows}):
-        for network, data, name in (
-            ("run", "forgotten", "relearn_forget"),
-            ("run", "retained", "relearn_retained"),
-            ("scratch", "forgotten", "relearn_scratch"),
-            ("control", "forgotten", "relearn_control"),
-        ):
-            matching = [r for r in rows if (r["network"], r["data"], r["step"]) == (network, data, step)]
-            if matching and step:
-                # The attack that gets furthest, and what it leaves of the other classes.
-                worst = min(matching, key=lambda row: row["ua"])
-                figures[f"{name}_ua_{step}"] = worst["ua"]
-                figures[f"{name}_retain_accuracy_{step}"] = worst["retain_accuracy"]
-                distances = [row["forget_frechet"] for row in matching if row.get("forget_frechet") is not None]
-                if distances:
-                    figures[f"{name}_frechet_{step}"] = min(distances)
-    for row in result.get("latent", []):
-        prefix = {"run": "latent", "pretrained": "latent_pretrained", "control": "latent_control"}[row["network"]]
-        name = row["group"].replace("forgotten by its label", "own").replace("forgotten by retained labels", "other")
-        if name in ("own", "other"):
-            figures[f"{prefix}_{name}_found"] = row["found"]
-            figures[f"{prefix}_{name}_confirmed"] = row["confirmed"]
-        elif row["network"] == "run" and row["group"] == "retained by another label":
-            figures["latent_retained_other_confirmed"] = row["confirmed"]
-    rows = result.get("neighbours", [])
-    if rows:
-        drops = {
-            near: [r["accuracy_before"] - r["accuracy"] for r in rows if r["neighbour"] == near]
-            for near in (True, False)
-        }
-        figures["neighbour_drop"] = sum(drops[True]) / len(drops[True])
-        if drops[False]:
-            figures["others_drop"] = sum(drops[False]) / len(drops[False])
-        figures["worst_retained_accuracy"] = min(row["accuracy"] for row in rows)
-        figures["retained_called_forgotten"] = sum(row["called_forgotten"] for row in rows) / len(rows)
-    for name in ("guidance", "paths"):
-        still = [row["still"] for row in result.get(name, []) if row["network"] == "run"]
-        if still:
-            figures[f"{name}_still_most"] = max(still)
-    return figures
-
-
-def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], seconds: float) -> Attacked:
+def _write(
+    subject: Subject, asked: dict[str, Any], protocol: dict[str, Any], result: dict[str, Any], seconds: float
+) -> Attacked:
     folder, figures = subject.folder, summary(result)
     record = {
         "method": subject.config.get("method"),
@@ -455,6 +411,7 @@ def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], s
         "summary": figures,
         **result,
         "seconds": seconds,
+        "asked": asked,
         "protocol": {**protocol, "environment": environment()},
     }
     write_json(folder / "robustness.json", portable(record))
@@ -462,4 +419,5 @@ def _write(subject: Subject, protocol: dict[str, Any], result: dict[str, Any], s
     metrics = json.loads(path.read_text()) if path.is_file() else {}
     report = write_robustness_report(folder)
     update_metrics(folder, {**metrics, **figures})
-    return Attacked(figures, report)
+    words = [verdict["text"] for verdict in result.get("cost", {}).get("verdicts", {}).values()]
+    return Attacked(figures, [*words, *(subject.notes if "relearn" in result else ())], report)

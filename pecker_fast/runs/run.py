@@ -108,14 +108,14 @@ class Run:
         Raises
         ------
         ValueError
-            If there is none: the run has not ended, or diffusers has no pipeline for the network, which is
-            class-conditional and sampled in many steps; ``model`` draws with it.
+            If there is none: the run has not ended, or an earlier version made it, which left a class-conditional
+            network that is sampled in many steps without one; ``model`` draws with it.
         """
         path = self.folder / "model_index.json"
         if not path.is_file():
             raise ValueError(
-                f"{self.folder} has no pipeline: the run has not ended, or its network is sampled in many steps, for "
-                "which diffusers has no class-conditional pipeline; draw with run.model.sampler().draw"
+                f"{self.folder} has no pipeline: the run has not ended, or an earlier version made it, which left "
+                "networks that are sampled in many steps without one; draw with run.model.sampler().draw"
             )
         kind = json.loads(path.read_text())["_class_name"]
         if isinstance(kind, list):
@@ -130,6 +130,10 @@ def _pipeline_class(name: str) -> "type[DiffusionPipeline]":
         from ..diffusion.pipeline import OneStepPipeline
 
         return OneStepPipeline
+    if name == "ManyStepPipeline":
+        from ..diffusion.many_step_pipeline import ManyStepPipeline
+
+        return ManyStepPipeline
     if name == "OneStepTextPipeline":
         from ..diffusion.text_pipeline import OneStepTextPipeline
 

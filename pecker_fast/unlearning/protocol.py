@@ -159,6 +159,8 @@ class Method(ABC):
         Name on the command line and in all files. Only classes that set it are methods.
     Options : type
         Frozen dataclass of the method's hyper-parameters, with help in its docstrings.
+    PromptOptions : type or None
+        Hyper-parameters on prompts, a subclass of ``Options``. None: ``Options``.
     defaults : dict
         Values of Options that the method sets whatever the preset says.
     forgets : bool
@@ -176,12 +178,15 @@ class Method(ABC):
         Whether it trains a score network, which can have low-rank adapters.
     trains_low_precision : bool
         Whether it trains weights in bfloat16 or float16.
+    reads_tokens : bool
+        Whether it needs ``Problem.prompt_tokens`` of prompts.
     phases : list of Phase
         In order.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type]
+    PromptOptions: ClassVar[type | None] = None
     defaults: ClassVar[dict[str, Any]] = {}
     forgets: ClassVar[bool] = True
     needs_distilled: ClassVar[bool] = False
@@ -190,6 +195,7 @@ class Method(ABC):
     shards_without: ClassVar[tuple[str, ...]] = ()
     trains_adapters: ClassVar[bool] = False
     trains_low_precision: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:
         compute = setting.compute

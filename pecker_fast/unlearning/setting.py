@@ -1,7 +1,7 @@
 """What every method is given: the problem to solve, how to compute, and how networks are kept in memory."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
@@ -75,6 +75,9 @@ class Problem:
     fisher : mapping of str to Tensor, optional
         Diagonal of the teacher's Fisher information by parameter name, float32 on the CPU. None if the method needs
         none or computes it.
+    prompt_tokens : sequence of sequence of int, optional
+        Tokens of each of the request's prompts without padding, the first and the last of which mark the start and the
+        end of the text. None if the method needs none.
 
     Raises
     ------
@@ -91,6 +94,7 @@ class Problem:
     forget_labels: Tensor | None = None
     training_images: Images | None = None
     fisher: Mapping[str, Tensor] | None = None
+    prompt_tokens: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         expected = {name: value.shape for name, value in self.teacher.state_dict().items()}

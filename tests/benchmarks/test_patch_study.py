@@ -12,7 +12,8 @@ from pecker_fast.benchmarks.studies.patch_report import best_dense, results_by_p
 
 from pecker_fast.models import resolve
 from pecker_fast.runs.presets import method_options
-from pecker_fast.unlearning import method_class
+from pecker_fast.unlearning import ForgetRequest, method_class
+from pecker_fast.unlearning.relabel import relabelled
 from tests.inputs import same_bits
 
 
@@ -141,7 +142,7 @@ def test_attacks_and_controls(small, monkeypatch, tmp_path, capsys):
     assert "Relearning" in (tmp_path / "results" / "report.md").read_text()
     start = resolve(None, shipped="digits").network
     labels, z = torch.tensor([0, 1]), torch.randn(1, 1, 8, 8).repeat(2, 1, 1, 1)
-    copied = patch_relearn.relabelled(start, 0, 1).eval()
+    copied = relabelled(start, ForgetRequest.of(start, [0], 1), 0).eval()
     with torch.no_grad():
         one, two = copied(z, torch.tensor([100, 100]), class_labels=labels).sample
     assert torch.equal(one, two)

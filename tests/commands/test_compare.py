@@ -38,6 +38,12 @@ def test_compare_resumes_after_interruption(capsys, tmp_path, monkeypatch):
     main(arguments)
     assert ran[3:] == [("pecker", 1), ("sfd", 1)]
     assert (folder / "pecker-seed0" / "metrics.json").read_bytes() == first
+    metrics, report = json.loads(first), (folder / "pecker-seed0" / "report.md").read_text()
+    assert [row["role"] for row in metrics["by_class"]["classes"]] == ["forgotten", "cover", *["retained"] * 8]
+    shares = metrics["by_class"]["drawn_as"][0]["shares"]
+    assert sum(shares.values()) == pytest.approx(100) and 100 - shares["0"] == pytest.approx(metrics["ua"])
+    assert metrics["pul"] == pytest.approx(100 - 100 * metrics["forgotten_share"] / metrics["before_forgotten_share"])
+    assert "what a forgotten class is drawn as now" in report and "| Percentage of unlearning (PUL) |" in report
     output = capsys.readouterr().out
     assert "pecker" in output and "±" in output and str(folder / "report.md") in output
     compared = json.loads((folder / "compare.json").read_text())["methods"]
@@ -67,8 +73,9 @@ def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
     main(arguments)
     calls = []
 
-    def measured(generated, real, *, weights, cache, **_options):
+    def measured(generated, real, *, weights, cache, everything, **_options):
         calls.append((len(generated), cache))
+        assert len(everything) == 40
         protocol = {"weights_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest()}
         values = {"fid": 10.0 + len(calls), "sfid": 5.0, "is": 2.0, "kid": 0.1, "precision": 0.5, "recall": 0.25}
         return {**values, "protocol": protocol}

@@ -34,7 +34,7 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
         (tmp_path / f"{name}.txt").write_text(lines)
     folder = tmp_path / "c"
     arguments = [
-        "compare", "--preset", "sd15-nudity", "--methods", "sd,sld-max,sid-lsg", "esd", "pecker",
+        "compare", "--preset", "sd15-nudity", "--methods", "sd,sld-max,sid-lsg", "esd", "relabel", "pecker",
         "--pretrained-model-name-or-path", str(base), "--sid-lsg", str(tmp_path / "one-step"),
         "--retain-prompts", str(tmp_path / "retain.txt"), "--max-train-steps", "2", "--output-dir", str(folder),
         "--prompts", str(tmp_path / "eval.txt"), "--near", str(tmp_path / "near.txt"), "--images-per-prompt", "2",
@@ -47,22 +47,22 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
 
     def watched(args, before=None):
         trained.append(args.method)
-        if len(trained) == 2:
+        if len(trained) == 3:
             raise SystemExit(143)
         return real(args, before)
 
     monkeypatch.setattr(command, "unlearn", watched)
     with pytest.raises(SystemExit):
         main(arguments)
-    assert trained == ["esd", "pecker"] and "the same command again" in capsys.readouterr().out
+    assert trained == ["esd", "relabel", "pecker"] and "the same command again" in capsys.readouterr().out
     assert (folder / "esd-seed0" / "evaluation.json").is_file() and not (folder / "report.md").exists()
     main(arguments)
-    assert trained == ["esd", "pecker", "pecker"]
+    assert trained == ["esd", "relabel", "pecker", "pecker"]
     with open(folder / "compare.csv", newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["sd", "sld-max", "sid-lsg", "esd", "pecker"]
+    assert list(rows) == ["sd", "sld-max", "sid-lsg", "esd", "relabel", "pecker"]
     assert {name: row["sampling_steps"] for name, row in rows.items()} == {
-        "sd": "2", "sld-max": "2", "sid-lsg": "1", "esd": "2", "pecker": "1",
+        "sd": "2", "sld-max": "2", "sid-lsg": "1", "esd": "2", "relabel": "1", "pecker": "1",
     }  # fmt: skip
     assert all(row["inappropriate_probability"] for row in rows.values())
     assert rows["sd"]["images"] == "" and rows["pecker"]["images"] == "2"
@@ -78,8 +78,12 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
         assert protocol["detectors"]["nudenet"]["min_prob"] == 0.6
         assert protocol["detectors"]["nudenet"]["version"] == "3.4.2" and protocol["samples"]
     # One-step methods start from the one-step generator; ESD from the model.
-    begun = {name: json.loads((folder / f"{name}-seed0" / "config.json").read_text()) for name in ("esd", "pecker")}
+    begun = {
+        name: json.loads((folder / f"{name}-seed0" / "config.json").read_text())
+        for name in ("esd", "relabel", "pecker")
+    }
     assert begun["pecker"]["initial_generator"] == str(tmp_path / "one-step")
+    assert begun["relabel"]["initial_generator"] == str(tmp_path / "one-step")
     assert begun["esd"]["initial_generator"] is None and begun["esd"]["options"]["trained"] == "u"
     text = (folder / "report.md").read_text()
     assert "| sld-max | no |" in text and "| pecker | yes |" in text and "near unsafe (%)" in text
@@ -89,7 +93,7 @@ def test_rows_of_every_kind(base, tmp_path, capsys, monkeypatch, nudenet, few_pi
     measured = []
     monkeypatch.setattr(comparison, "evaluate", lambda *a, **k: measured.append(a))
     main(arguments)
-    assert len(trained) == 3 and not measured
+    assert len(trained) == 4 and not measured
     capsys.readouterr()
     assert "another options" in fails(capsys, *arguments, "density=0.1")
 
@@ -109,7 +113,7 @@ def test_selective_amnesia_is_a_row_with_its_fisher_file(base, tmp_path, capsys,
         "--set", "train_batch_size=1", "num_inference_steps=1", "sample_steps=1", "samples_per_prompt=1",
     ]  # fmt: skip
     error = fails(capsys, *arguments, "densty=1", "--fisher", str(path))
-    assert "option of none of sd, sld-max, esd, sfd, pecker, selective_amnesia" in error
+    assert "option of none of sd, sld-max, esd, relabel, sfd, pecker, selective_amnesia" in error
     own = ["surrogate_images=2", "replay_images=2", "replay_steps=1"]
     assert "fisher is not given" in fails(capsys, *arguments, *own, "--methods", "sd,selective_amnesia")
     assert "not among the methods" in fails(capsys, *arguments, *own, "--methods", "sd", "--fisher", str(path))

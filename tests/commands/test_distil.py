@@ -11,6 +11,7 @@ import torch
 import pecker_fast as pf
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.diffusion.sampling import _Noise
 from pecker_fast.hashing import weights_hash
 from pecker_fast.models import resolve, resolve_text_unet, save_network
 from pecker_fast.runs.audit import changed_files
@@ -136,6 +137,12 @@ def test_relabel_edits_the_generator_or_the_network(place, tmp_path):
         assert torch.equal(old[1:], new[1:]) and not torch.equal(old[0], new[0])
         covered = draw(before.network, before.schedule, [1], 7)
         torch.testing.assert_close(draw(after.network, after.schedule, [0], 7), covered)
+        # The folder holds a pipeline that draws the same images, and its card says how.
+        noise = _Noise(7, (1, 8, 8)).start(10)
+        images = run.pipeline(labels, latents=noise, output_type="pt").images
+        torch.testing.assert_close(images, (new + 1) / 2, rtol=0, atol=1e-5)
+        card = (run.folder / "README.md").read_text()
+        assert ("draws in one step" if name == "one" else "draws in 3 steps") in card and "custom_pipeline" in card
         row = before.network.class_embedding.weight.shape[1]
         parameters = sum(param.numel() for param in before.network.parameters())
         assert 0 < run.metrics["parameters_changed"] <= 100 * row / parameters
@@ -218,7 +225,7 @@ def test_a_text_to_image_model(text, tmp_path, capsys):
     shared = ["--preset", "sd15-celebrity", "--pretrained_model_name_or_path", str(text / "sd"), *TEXT]
     shared += ["--retain_prompts", str(text / "retain.txt")]
     # Before anything is written.
-    error = fails(capsys, "unlearn", "--method", "relabel", *shared[:4], "--output_dir", str(tmp_path / "relabel"))
+    error = fails(capsys, "unlearn", "--method", "salun", *shared[:4], "--output_dir", str(tmp_path / "salun"))
     assert "forgets classes of a class-conditional network, not prompts: expected one of esd, patch" in error
     assert not any(tmp_path.iterdir())
     folder = tmp_path / "distilled"
@@ -235,14 +242,28 @@ def test_a_text_to_image_model(text, tmp_path, capsys):
     recorded = config(tmp_path / "run")
     assert recorded["initial_generator_sha256"] == run.metrics["weights_sha256"]
     assert recorded["initial_score_sha256"] == run.metrics["score_sha256"]
+    # relabel edits the generator, which still draws in one step.
+    main([
+        "unlearn", "--method", "relabel", *shared[:4], *TEXT[-7:], *shared[-2:], "--distilled", str(folder),
+        "--output_dir", str(tmp_path / "relabel"),
+    ])  # fmt: skip
+    relabelled = pf.Run(tmp_path / "relabel")
+    assert relabelled.metrics["sampler"] == "one_step" and relabelled.pipeline.config.t_init == 625
+    assert config(tmp_path / "relabel")["initial_generator_sha256"] == run.metrics["weights_sha256"]
     capsys.readouterr()
     error = fails(capsys, "distil", *shared, "--score_lora_rank", "2", "--output_dir", str(tmp_path / "lora"))
     assert "distil trains no adapter" in error
 
 
-def test_compare_passes_distilled_to_one_step_methods():
+def test_compare_passes_distilled_to_one_step_methods(tmp_path):
     comparison = ClassComparison(distilled="auto", methods=("sfd", "esd", "relabel"))
     assert [comparison.options(name).get("distilled") for name in comparison.names] == ["auto", None, "auto"]
+    # relabel edits the generator if there is one already, and otherwise the network: nothing is distilled for it.
+    for preset, expected in (("digits16", "shipped:digits16"), ("digits", "shipped:digits")):
+        assert ClassComparison(preset=preset).options("relabel")["distilled"] == expected
+    own = ClassComparison(pretrained_model_name_or_path=str(tmp_path / "net"))
+    save_network(tmp_path / "net", tiny_unet(num_classes=10), NoiseSchedule.linear())
+    assert own.options("relabel")["distilled"] is None and "relabel" in own.names
     # The preset's own networks are shipped with the package, with the timestep that they were distilled for.
     settled = with_distilled(unlearn_arguments("digits16", "relabel", {"distilled": "auto"}))
     assert (settled.request.distilled, settled.options.t_init) == ("shipped:digits16", 400)

@@ -181,10 +181,12 @@ def test_features_are_cached_by_content(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Tiny, "forward", counted)
 
-    def cached_quality(generated, real):
+    def cached_quality(generated, real, everything=None):
         calls.clear()
         pair = (Uint8Images(to_uint8(x)) for x in (generated, real))
-        return image_quality(*pair, feature_extractor="test-tiny", weights=weights, cache=tmp_path / "features")
+        whole = None if everything is None else Uint8Images(to_uint8(everything))
+        cache = tmp_path / "features"
+        return image_quality(*pair, feature_extractor="test-tiny", weights=weights, cache=cache, everything=whole)
 
     generated, other, real = images(20, 1), images(20, 2), images(30, 3)
     first = cached_quality(generated, real)
@@ -193,6 +195,11 @@ def test_features_are_cached_by_content(monkeypatch, tmp_path):
     # Other images or weights are not in the cache.
     second = cached_quality(other, real)
     assert sum(calls) == 20 and second["fid"] != first["fid"]
+    # The u-FID is the FID of all images; the retained ones are measured as before.
+    whole = torch.cat([other, images(6, 4)])
+    third = cached_quality(other, real, whole)
+    assert sum(calls) == 26 and "u_fid" not in second and third["fid"] == second["fid"]
+    assert third["u_fid"] == pytest.approx(cached_quality(whole, real)["fid"]) != third["fid"]
     weights.write_bytes(b"2")
     again = cached_quality(generated, real)
     assert sum(calls) == 50

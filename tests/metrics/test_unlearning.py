@@ -54,6 +54,8 @@ def test_figures_of_forgetting(real):
     assert result["retain_accuracy"] == pytest.approx(100 * 37 / 40)
     assert result["forget_probability"] == pytest.approx((2 * 0.7 + 6 * 0.075) / 8)
     assert result["forget_entropy"] == pytest.approx(-0.7 * math.log(0.7) - 4 * 0.075 * math.log(0.075))
+    # Two of class 0 and one of class 1.
+    assert result["forgotten_share"] == pytest.approx(100 * 3 / 48)
     assert result["feature_extractor"] == "written-5"
     assert result["cover_frechet_distance"] is None and result["cover_diversity"] is None
     assert all(type(value) in (float, str, type(None)) for value in result.values())
@@ -83,6 +85,13 @@ def test_distances_use_the_right_images(real):
     retained, retained_real, cover = labels != 0, real.labels != 0, real.labels == 3
     expected = frechet_distance(features[retained], real_features[retained_real])
     assert result["frechet_distance"] == pytest.approx(expected)
+    everything = frechet_distance(features, real_features[retained_real])
+    assert result["u_frechet_distance"] == pytest.approx(everything) and everything != pytest.approx(expected)
+    assert Evaluator(real, judge, ())(images, labels)["u_frechet_distance"] is None
+    both, classes = Evaluator(real, judge, [0], 3).with_classes(images, labels)
+    assert both == result and [row["role"] for row in classes["classes"]] == [
+        "forgotten", "retained", "retained", "cover", "retained",
+    ]  # fmt: skip
     expected = diversity(features[retained], labels[retained], real_features, real.labels).value
     assert result["diversity"] == pytest.approx(expected, rel=1e-9)
     assert result["cover_frechet_distance"] == pytest.approx(

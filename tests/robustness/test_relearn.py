@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pecker_fast.diffusion import NoiseSchedule, OneStepGenerator
-from pecker_fast.robustness import ATTACKS, RelearnOptions, attacks_on, relearn
+from pecker_fast.robustness import ATTACKS, EMBEDDING, RelearnOptions, attacks_on, relearn
 from pecker_fast.robustness.relearn import matching_loss
 from pecker_fast.unlearning.streams import Streams
 from tests.robustness.toy import SHAPE, T_INIT, affine, examiner, generated
@@ -79,18 +79,49 @@ class Spy:
 def test_which_parameters_change(attack):
     network, (images, labels) = affine(0.4, (0.3, -0.2, 0.1)), batch()
     before, spy, ticks = copy.deepcopy(network.state_dict()), Spy(), []
-    options = RelearnOptions(steps=(2, 5), learning_rate=1e-2)
+    options = RelearnOptions(steps=(2, 5), learning_rate=1e-2, starts=1)
     rows = relearn(network, spy, images, labels, attack, options, lambda: ticks.append(1))
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert len(ticks) == 5
     names = ["one step at 25", "DDIM, 5 steps"] if attack == "denoising" else ["one step at 25"]
     assert [(row["step"], row["sampler"]) for row in rows] == [(step, name) for step in (0, 2, 5) for name in names]
     last = spy.seen[-1][1]
-    assert torch.equal(last["w"], before["w"]) == (attack == "inversion")
+    assert torch.equal(last["w"], before["w"]) == (attack in EMBEDDING)
     assert not torch.equal(last["class_embedding.weight"], before["class_embedding.weight"])
     untouched = [c for c in range(3) if c not in labels]
     assert torch.equal(last["class_embedding.weight"][untouched], before["class_embedding.weight"][untouched])
+    assert [row["images"] for row in rows[:: len(names)]] == [0, 2 * len(images), 5 * len(images)]
     assert rows == relearn(network, examiner(), images, labels, attack, options)
+
+
+def test_inversion_takes_the_best_of_random_starts():
+    network, labels = affine(0.9, (-2.0, 0.0, -2.0)), torch.zeros(6, dtype=torch.int64)
+    dark, spy, ticks = torch.full((6, *SHAPE), -0.7), Spy(), []
+    options = RelearnOptions(steps=(1, 3), embedding_learning_rate=0.5, starts=4)
+    rows = relearn(network, spy, dark, labels, "inversion_random", options, lambda: ticks.append(1))
+    assert len(ticks) == 4 * 3 == options.work("inversion_random") and options.work("inversion") == 3
+    assert [row["step"] for row in rows] == [0, 1, 3] and [row["images"] for row in rows] == [0, 24, 72]
+    # Four curves of three measurements: other starts each, all other weights those of the network.
+    starts = [spy.seen[3 * i][1]["class_embedding.weight"] for i in range(4)]
+    table = network.class_embedding.weight.detach()
+    assert len({start[0].item() for start in starts}) == 4
+    assert all(torch.equal(start[1:], table[1:]) and start[0] != table[0] for start in starts)
+    assert all(torch.equal(state["w"], network.w) for _, state in spy.seen)
+    for place, row in enumerate(rows):
+        uas = []
+        for start in range(4):
+            measured = affine(0.9, (0.0, 0.0, 0.0)).requires_grad_(False)
+            measured.load_state_dict(spy.seen[3 * start + place][1])
+            uas.append(examiner().measure(measured)["ua"])
+        assert row["ua"] == min(uas) == uas[row["start"]], (uas, row)
+    # The normal numbers of the starts have the scale of the table.
+    many = RelearnOptions(steps=(1,), starts=200)
+    spy = Spy()
+    relearn(network, spy, dark, labels, "inversion_random", many)
+    values = torch.stack([state["class_embedding.weight"][0, 0] for _, state in spy.seen[::2]])
+    assert abs(values.mean() - table.mean()) < 0.3 * table.std() and values.std() / table.std() == pytest.approx(
+        1, abs=0.2
+    )
 
 
 def test_images_of_the_class_restore_it_and_others_do_not():
@@ -109,7 +140,7 @@ def test_applicable_attacks():
     one_step, many_steps = examiner().sampler, examiner(None).sampler
     assert attacks_on(one_step, "forgotten") == ATTACKS
     assert attacks_on(one_step, "retained") == ("regression", "matching", "denoising")
-    assert attacks_on(many_steps, "forgotten") == ("denoising", "inversion")
+    assert attacks_on(many_steps, "forgotten") == ("denoising", *EMBEDDING)
     assert attacks_on(many_steps, "retained") == ("denoising",)
     assert attacks_on(one_step, "retained", ("inversion", "denoising")) == ("denoising",)
     images, labels = batch()
@@ -127,6 +158,7 @@ def test_applicable_attacks():
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"embedding_learning_rate": -1.0}, "embedding_learning_rate"),
         ({"pool": 0}, "pool"),
+        ({"starts": 0}, "inversion_starts"),
     ):
         with pytest.raises(ValueError, match=name):
             RelearnOptions(**changes).check()

@@ -3,22 +3,28 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...hashing import file_sha256
+from ...hashing import file_sha256, weights_hash
 from ...metrics import check_inception_weights
+from ...models import resolve
 from ...report import RunRecord, read_across, text_table, write_across
 from ...unlearning import method_class
 from ..arguments import UnlearnArguments
 from ..compare import CompareArguments, Comparison, Plan, fields_of, runs_in
+from ..distilled import existing_distilled
 from ..evaluate import evaluate
 from ..presets import class_preset
 from ..robustness import RobustnessArguments, robustness
+from ..robustness_across import write_across_runs
 from ..several import command_line
+from ..task import unlearn_arguments
 from .evaluation import ClassEvaluation
 from .task import ClassTask
 
+RELABEL = "relabel"
 # Options of the comparison that its runs take, under the same names.
 OF_RUNS = ("forget_classes", "cover_class", "samples_per_class", "judge", "dataset_name", "data_root")
 
@@ -29,16 +35,17 @@ class ClassComparison(CompareArguments):
 
     preset: str = "digits"
     """digits, digits16, mnist, cifar10 or stl10."""
-    methods: tuple[str, ...] = ("pecker", "pecker+", "sfd")
+    methods: tuple[str, ...] = ("pecker", "pecker+", "sfd", "relabel")
     """Names of methods, separated by spaces or commas: pecker, pecker+, patch, sfd, retrain, salun,
-    selective_amnesia, esd, relabel."""
+    selective_amnesia, esd, and relabel, the yardstick without training."""
     forget_classes: tuple[int, ...] | None = None
     """Classes to forget. Default: the preset's."""
     cover_class: str | None = None
     """Class to draw in their place, or "random". Default: the preset's."""
     distilled: str | None = None
     """Distilled networks that the methods with a one-step generator start from: the folder of a run of pecker-fast
-    distil, or auto. Default: auto for methods that need them, otherwise none."""
+    distil, or auto. Default: auto for methods that need them; for relabel those that have been made already; otherwise
+    none."""
     samples_per_class: int | None = None
     """Images of each class in an evaluation. Default: the preset's."""
     judge: str | None = None
@@ -53,7 +60,8 @@ class ClassComparison(CompareArguments):
     data_root: str | None = None
     """Folder with the files of cifar10 or stl10."""
     robustness: bool = False
-    """Attack every run (pecker-fast robustness), and report the result."""
+    """Attack every run (pecker-fast robustness), and report the result, with the cost of relearning over the seeds in
+    robustness.md."""
     seconds: bool = True
     """Report seconds. Leave them out if the machine was also doing other things."""
     runs: str | None = None
@@ -64,7 +72,18 @@ class ClassComparison(CompareArguments):
 
     def options(self, name: str) -> dict[str, Any]:
         one_step = "t_init" in {item.name for item in fields(method_class(name).Options)}
-        return fields_of(self, [*OF_RUNS, *(["distilled"] if one_step else [])])
+        options = fields_of(self, [*OF_RUNS, *(["distilled"] if one_step else [])])
+        if name == RELABEL and self.distilled is None:
+            options["distilled"] = self._relabelled
+        return options
+
+    @cached_property
+    def _relabelled(self) -> str | None:
+        """The distilled networks that are relabelled, so that it draws in one step like most others."""
+        path = self.pretrained_model_name_or_path
+        network = resolve(path, shipped=class_preset(self.preset).network).network
+        args = unlearn_arguments(self.preset, RELABEL, {"pretrained_model_name_or_path": path})
+        return existing_distilled(args, weights_hash(network))
 
     def check(self, plan: Plan) -> None:
         if self.inception_weights is not None:
@@ -79,7 +98,7 @@ class ClassComparison(CompareArguments):
             self._measure_with_inception(folder, args)
         if self.robustness and not (folder / "robustness.json").is_file():
             print(f"robustness: {name}, seed {args.compute.seed}")
-            robustness(RobustnessArguments(run=str(folder), progress_bar=self.progress_bar))
+            robustness(RobustnessArguments(run=(str(folder),), progress_bar=self.progress_bar))
 
     def _measure_with_inception(self, folder: Path, args: UnlearnArguments) -> None:
         values = class_preset(self.preset)
@@ -109,6 +128,10 @@ class ClassComparison(CompareArguments):
         request_line = f"Preset {self.preset}: forget class {classes}, with {cover} as cover."
         command = command_line("compare")
         report = write_across(self.folder, runs, seconds=self.seconds, asked=request_line, command=command, facts=facts)
+        folders = [run.folder for several in runs.values() for run in several]
+        # Attacks of an earlier version have no costs.
+        if self.robustness and any("cost" in run.json("robustness") for several in runs.values() for run in several):
+            write_across_runs(self.folder, folders)
         return report, text_table(runs, self.seconds)
 
     def report_again(self) -> Comparison | None:

@@ -105,24 +105,35 @@ class ClassEvaluation(EvaluateArguments):
 
         cache = SampleCache(target.parent / "evaluation", described, draw, CHUNK)
         images = cache.samples(labels, self.seed, self.progress_bar)
-        figures: dict[str, Any] = {"pretrained": model.source, **evaluator(images, labels)}
+        measured, by_class = evaluator.with_classes(images, labels)
+        figures: dict[str, Any] = {"pretrained": model.source, **measured}
         retained = torch.isin(labels, torch.tensor(forgotten, dtype=torch.int64)).logical_not()
         figures["frechet_real_split"] = real_split(evaluator, int(retained.sum()))
         reference = {"dataset": data.dataset_name or values.dataset, "split": values.reference_split}
         protocol = protocol_of(evaluator, described, reference, int(retained.sum()))
         real = real.of_classes([label for label in range(classes) if label not in forgotten])
         features = Path(self.features_dir or cache.folder.parent / "features")
-        quality = self._quality(images[retained], real, judge, device, features)
+        everything = images if forgotten else None
+        quality = self._quality(images[retained], real, judge, device, features, everything)
         if quality is not None:
             protocol["image_quality"] = quality.pop("protocol")
             figures |= quality
-        return figures, protocol
+        return {**figures, "by_class": by_class}, protocol
 
     def _quality(
-        self, images: Tensor, real: LabelledImages, judge: Judge, device: torch.device, features: Path
+        self,
+        images: Tensor,
+        real: LabelledImages,
+        judge: Judge,
+        device: torch.device,
+        features: Path,
+        everything: Tensor | None,
     ) -> dict[str, Any] | None:
-        """``image_quality`` of images of the retained classes, in Inception's features if its weights are given and
-        otherwise in the judge's. None if torch-fidelity is missing and only the judge's features were wanted."""
+        """``image_quality`` of images of the retained classes, and of those of all classes if some are forgotten.
+
+        In Inception's features if its weights are given and otherwise in the judge's. None if torch-fidelity is
+        missing and only the judge's features were wanted.
+        """
         extractor: dict[str, Any] = {"weights": self.inception_weights}
         if self.inception_weights is None:
             if find_spec("torch_fidelity") is None:
@@ -144,5 +155,6 @@ class ClassEvaluation(EvaluateArguments):
                 batch_size=min(self.batch_size, 64),
                 verbose=self.progress_bar,
                 cache=features,
+                everything=None if everything is None else Uint8Images(to_uint8(everything)),
                 **extractor,
             )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...data import LabelledImages
 from ...diffusion import Sampler
 from ...hashing import weights_hash
-from ...metrics import Evaluator, Judge
+from ...metrics import Evaluator, Judge, percentage_of_unlearning
 from ...unlearning import ForgetRequest, Method, Setting
 
 DDIM_STEPS = 50
@@ -152,6 +152,24 @@ class RunEvaluation:
             "before_retain_accuracy": measured["retain_accuracy"],
             "before_frechet_distance": measured["frechet_distance"],
             "before_diversity": measured["diversity"],
+            "before_forgotten_share": measured["forgotten_share"],
+        }
+
+    def result(self, before: Tensor, after: Tensor) -> dict[str, Any]:
+        """What metrics.json has of the images before and after the run beside the figures of the evaluations.
+
+        "forgotten_share", "u_frechet_distance", "pul" and "by_class": ``class_figures`` of the images after it, with
+        the "accuracy_before" of each class.
+        """
+        earlier, first = self.evaluator.with_classes(before, self.labels)
+        figures, classes = self.evaluator.with_classes(after, self.labels)
+        for row, old in zip(classes["classes"], first["classes"], strict=True):
+            row["accuracy_before"] = old["accuracy"]
+        return {
+            "forgotten_share": figures["forgotten_share"],
+            "u_frechet_distance": figures["u_frechet_distance"],
+            "pul": percentage_of_unlearning(earlier["forgotten_share"], figures["forgotten_share"]),
+            "by_class": classes,
         }
 
 

@@ -206,7 +206,7 @@ class ClassTask(Task):
         return self.evaluation(network)
 
     def export(self, network: nn.Module, folder: Path) -> None:
-        save_result(folder, network, self.setting.problem.schedule, self.method.sampler.t_init)
+        save_result(folder, network, self.setting.problem.schedule, self.method.sampler)
 
     def start(self) -> nn.Module:
         return self.setting.problem.initial_generator or self.setting.problem.teacher
@@ -227,6 +227,7 @@ class ClassTask(Task):
             **self._measured(records, after, progress),
             **evaluation.real_split,
             **evaluation.before(self.before),
+            **evaluation.result(self.before, after),
             "protocol": evaluation.protocol(),
         }
 

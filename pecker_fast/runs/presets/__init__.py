@@ -63,7 +63,7 @@ def prompt_preset(name: str) -> PromptPreset:
 
 
 def method_options(name: str, method: type[Method]) -> Any:
-    """The options of a method on the preset called ``name``, an instance of ``method.Options``.
+    """The options of a method on the preset called ``name``: ``method.Options``, on prompts ``method.PromptOptions``.
 
     Later values replace earlier ones: the defaults of ``Options``, the preset's for methods of this kind, the method's
     own ``defaults``, the preset's for this method.
@@ -73,7 +73,8 @@ def method_options(name: str, method: type[Method]) -> Any:
     kinds = ((ScoreForgettingOptions, values.unlearning), (DenoisingOptions, pretrain))
     shared = next((options for kind, options in kinds if issubclass(method.Options, kind)), {})
     chosen = {**shared, **method.defaults, **values.methods.get(method.name, {})}
-    return method.Options(**_fields_of(method.Options, chosen))
+    kind = (method.PromptOptions if values.task == "prompts" else None) or method.Options
+    return kind(**_fields_of(kind, chosen))
 
 
 def method_loop(name: str, method: type[Method]) -> LoopOptions:

@@ -73,6 +73,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "checkpointing_steps": 500,
         "validation_steps": 2500,
     },
+    # Drawn as the pretrained model is.
+    "relabel": {"eval_sampler": "ddim", "num_inference_steps": 50, "eval_guidance_scale": 7.5},
     # As published for Stable Diffusion 1.5 (SiD-LSG).
     "distil": {"score_learning_rate": 1e-6},
     "sfd": {"max_train_steps": 37_500},

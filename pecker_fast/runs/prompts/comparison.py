@@ -30,9 +30,9 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "sid-lsg": {"sampler": "one_step", "t_init": 625},
     **{f"sld-{name}": {"sampler": "sld", "sld": name} for name in ("weak", "medium", "strong", "max")},
 }
-# The published Table 3.
-ROWS = ("sd", "sld-max", "esd", "sfd", "pecker")
-AMNESIA = "selective_amnesia"
+AMNESIA, RELABEL = "selective_amnesia", "relabel"
+# The published Table 3, and the yardstick that trains nothing.
+ROWS = ("sd", "sld-max", "esd", RELABEL, "sfd", "pecker")
 # Options of the comparison that its runs take, under the same names.
 OF_RUNS = ("concept", "cover", "retain_prompts")
 
@@ -45,8 +45,8 @@ class PromptComparison(CompareArguments):
     """sd15-celebrity or sd15-nudity."""
     methods: tuple[str, ...] = ()
     """Methods of pecker-fast unlearn, and rows that train nothing: sd (the model, 50 steps of DDIM), sid-lsg (the
-    one-step generator of --sid_lsg), sld-weak, sld-medium, sld-strong and sld-max. Default: sd, sld-max, esd, sfd,
-    pecker, and selective_amnesia with --fisher."""
+    one-step generator of --sid_lsg), sld-weak, sld-medium, sld-strong and sld-max. Default: sd, sld-max, esd, relabel,
+    sfd, pecker, and selective_amnesia with --fisher."""
     seeds: int = 1
     """Number of seeds that each method is trained on."""
     pretrained_model_name_or_path: str | None = None
@@ -92,8 +92,12 @@ class PromptComparison(CompareArguments):
     def options(self, name: str) -> dict[str, Any]:
         # Methods that sample in one step start from the one-step generator.
         one_step = "t_init" in {item.name for item in dataclasses.fields(method_class(name).Options)}
+        own: dict[str, Any] = {}
+        if name == RELABEL and self.sid_lsg is not None:
+            own["t_init"] = SAMPLED["sid-lsg"]["t_init"]
         return {
             **fields_of(self, OF_RUNS),
+            **own,
             "resolution": self.images.resolution,
             "initial_generator": self.sid_lsg if one_step else None,
             "fisher": self.fisher if name == AMNESIA else None,

@@ -108,6 +108,7 @@ class PromptTask(Task):
             self.model.schedule,
             self.prompts.request,
             fisher=fisher,
+            prompt_tokens=self._tokens(),
             **{name: _with_prompts(x, network) for name, x in initial.items()},
         )
         self.setting = Setting(problem, compute.as_compute(world), args.resources.as_placement())
@@ -129,6 +130,12 @@ class PromptTask(Task):
         fisher = load_fisher(path, unet, self.hashes["pretrained_sha256"], self.args.options.loss_reduction)
         self.hashes["fisher_sha256"] = file_sha256(Path(path))
         return fisher
+
+    def _tokens(self) -> list[list[int]] | None:
+        """Tokens of all prompts; None if the method needs none."""
+        return (
+            self.model.tokenize(self.prompts.request.prompts) if method_class(self.args.method).reads_tokens else None
+        )
 
     def _embeddings(self, compute: ComputeArguments, world: World) -> Tensor:
         """Embeddings of all prompts: the main process encodes them into the folder, and the others read them."""
