@@ -136,6 +136,12 @@ GRID = (
         for rate in (4.8e-3, 2.4e-3, 1.2e-3)
     ),
 )
+# How the ratio is estimated. Run on the larger images too, where its estimate is noisier.
+ESTIMATES = (
+    _patch("patch 0.1, 256 chunks", 0.1, saliency_chunks=256),
+    _patch("patch 0.05, 256 chunks", 0.05, saliency_chunks=256),
+    _patch("patch 0.1, damping 0.1", 0.1, saliency_damping=0.1),
+)
 FURTHER = (
     *(
         _patch(f"{score} {density:g} at {rate:g}", density, rate, "score", saliency_score=score)
@@ -146,6 +152,7 @@ FURTHER = (
     *(_patch(f"patch 0.1, psi {d:g}", 0.1, score_density=d, group="psi") for d in (0.5, 0.2, 0.1)),
     *(_patch(f"patch {d:g}", d) for d in (0.01, 0.005)),
     _patch("patch 0.02, damping 1", 0.02, saliency_damping=1.0),
+    *ESTIMATES,
     _patch("random 0.01", 0.01, saliency_score="random", group="score"),
     _patch("patch 0.1, gradients not packed", 0.1, pack_gradients=False),
     _patch("conditioning 0.1", 0.1, act_on=("conditioning",), group="place"),
@@ -184,7 +191,8 @@ def plan(seeds: Sequence[int] = SEEDS, places: Sequence[Place] = PLACES) -> Iter
     core = _distinct(CORE)
     grid = [condition for condition in _distinct((*CORE, *GRID)) if condition not in core]
     rest = [condition for condition in CONDITIONS if condition not in core and condition not in grid]
-    for several, conditions in ((first, core), (first, grid), (others, core), (first, rest)):
+    larger = [place for place in others if place[0] == "digits16"]
+    for several, conditions in ((first, core), (first, grid), (others, core), (larger, ESTIMATES), (first, rest)):
         for preset, pair in several:
             for seed in seeds:
                 for condition in conditions:
