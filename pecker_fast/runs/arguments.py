@@ -46,8 +46,8 @@ class ComputeArguments:
     device: str | None = None
     """cpu, cuda, cuda:1, ... Default: a GPU if there is one. Under torchrun each process takes its own GPU."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Autocast over float32 weights. auto: bf16 on a GPU that supports it, and for pretraining on mnist on a processor
-    that multiplies in bf16, otherwise no."""
+    """Autocast over float32 weights. auto: bf16 on GPUs that support it, for pretraining on mnist on processors too,
+    otherwise no."""
     channels_last: bool | None = None
     """Keep the networks in the channels_last memory format. Default: on a GPU."""
     torch_compile: bool = False

@@ -39,8 +39,7 @@ class FixedMaskOptions:
     """Of the ratio: share of a tensor's mean that is added to the Fisher information of its retained samples."""
     act_on: tuple[str, ...] = ("all",)
     """Where the mask may be: all, conditioning (class and time embedding and their projections; cross attention on
-    Stable Diffusion), body (the rest), or patterns of parameter names such as "mid_block.*". Fewer entries than density
-    asks for are all taken."""
+    Stable Diffusion), body (the rest), or patterns of parameter names. All of it, if density asks for more."""
     disjoint_from: tuple[str, ...] = ()
     """Patch files, or mask files (mask.safetensors of a run), whose entries the mask leaves out."""
 
