@@ -57,6 +57,7 @@ def _never_saw(job: Job, folder: Path) -> nn.Module:
         with phase.averaged() as network:
             teacher = copy.deepcopy(unwrap(network))
         generator, _ = distil(job.preset, Problem(teacher, problem.schedule, problem.request), retained_only=True)
+        folder.mkdir(parents=True, exist_ok=True)
         save_tensors(path, {name: value.contiguous() for name, value in generator.items()})
     network = copy.deepcopy(setting.problem.teacher)
     network.load_state_dict(load_file(path))
