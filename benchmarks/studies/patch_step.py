@@ -1,6 +1,6 @@
 """Processor time of an iteration: patches and dense rules in turns, in one process on one thread.
 
-``python -m pecker_fast.benchmarks.studies.patch_step --json OUT.json``; the figures are in ``benchmarks/results/patch``.
+``python -m pecker_fast.benchmarks.studies.patch_step --json OUT.json``; figures are in ``benchmarks/results/patch``.
 All start from the same distilled generator and draw as many samples. Ratios are to SFD.
 """
 
