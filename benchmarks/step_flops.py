@@ -76,9 +76,11 @@ def iteration_flops(arch: str, name: str, batch: int, device: torch.device, riva
         """FLOPs of an iteration that takes a mask, if masks are taken again and again, and of one that takes none."""
         problem = Problem.make(arch, part, device)
         iteration = Rival(problem, once, **changes) if rival else problem.ours(once, "fp32", **changes)
-        # Counting is slow. The first iteration takes the mask; without masks it is like the others.
-        first = count_flops(iteration) if refresh and part == 2 else 0
-        if refresh is not None and not first:
+        first = 0
+        # The first iteration takes the mask. It is counted only if its FLOPs are used, because counting is slow.
+        if refresh and part == 2:
+            first = count_flops(iteration)
+        elif refresh is not None:
             iteration()
         return first, count_flops(iteration)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from pecker_fast.figures import FORGOTTEN, Figure, figure
 from pecker_fast.files import read_lines
+from pecker_fast.metrics.intervals import Interval, interval, paired
 from pecker_fast.report import RunRecord
 from pecker_fast.report.files import images_to_forget
 
-from .intervals import Frontier, Interval, interval, paired
+from .intervals import Frontier
 
 TIME = "images_to_forget"
 COST = "frechet_distance"

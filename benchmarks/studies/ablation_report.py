@@ -8,6 +8,7 @@ from typing import Any
 
 from pecker_fast.figures import Figure
 from pecker_fast.files import write_json, write_text
+from pecker_fast.metrics.intervals import Interval, interval
 from pecker_fast.report.blocks import Code, Picture, Section, Table, Text, figures_table
 from pecker_fast.report.files import write_csv
 from pecker_fast.report.render import write_document
@@ -15,7 +16,6 @@ from pecker_fast.report.tables import meanings_table
 
 from .ablation import COST, FIGURES, TIME, AblationRun, Results, pooled
 from .ablation_plots import draw_curves, draw_frontier
-from .intervals import Interval, interval
 
 
 def _mean(value: Interval | None, column: Figure) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pecker_fast.files import read_lines
+from pecker_fast.metrics.intervals import Interval, interval
 from pecker_fast.report.blocks import Section, Text, figures_table
 from pecker_fast.report.render import write_document
 
-from .intervals import Interval, interval
 from .patch import SharedArguments, call, make, missing
 from .patch_conditions import NEVER_SAW, PATCH, RELABEL, SEEDS, Condition, Job, Place
 

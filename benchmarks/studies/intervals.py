@@ -1,11 +1,7 @@
-"""The statistics of studies: those of the package, and distances from a frontier."""
+"""Distances from the frontier of a method's settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from pecker_fast.metrics.intervals import LEVEL, Interval, interval, paired
-
-__all__ = ["LEVEL", "Frontier", "Interval", "interval", "paired"]
 
 
 @dataclass(frozen=True)

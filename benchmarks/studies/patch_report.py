@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from pecker_fast.figures import Figure, figure
+from pecker_fast.metrics.intervals import Interval, interval
 from pecker_fast.report.blocks import Picture, Section, Text, figures_table
 from pecker_fast.report.curves import COLOURS, new_figure, save_figure
 from pecker_fast.report.render import write_document
 from pecker_fast.report.tables import meanings_table
 
 from .ablation import COST, TIME, AblationRun, Results, pooled
-from .intervals import Frontier, Interval, interval
+from .intervals import Frontier
 from .patch_conditions import CONDITIONS, NOTHING_FORGOTTEN, PATCH, PLACES
 
 FIGURES = {

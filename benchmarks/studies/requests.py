@@ -5,7 +5,6 @@ finished ones.
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from pecker_fast.figures import figure
 from pecker_fast.files import read_lines
+from pecker_fast.metrics.intervals import interval
 from pecker_fast.report.blocks import Section, Text, figures_table
 from pecker_fast.report.render import write_document
 from pecker_fast.runs.distilled import AUTO
 from pecker_fast.runs.sequence import SequenceArguments, sequence
 
-from .intervals import interval
+from .patch import call
 
 PROGRAM = "python -m pecker_fast.benchmarks.studies.requests"
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "requests"
@@ -218,11 +217,7 @@ def study(args: StudyArguments) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. Wrong input ends with one line on stderr and exit status 2."""
-    try:
-        study(tyro.cli(StudyArguments, prog=PROGRAM, args=None if arguments is None else list(arguments)))
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"requests: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    call(StudyArguments, study, PROGRAM, arguments)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from pecker_fast.benchmarks.studies.ablation import (
     read_ablation,
 )
 from pecker_fast.benchmarks.studies.ablation_report import write_ablation
-from pecker_fast.benchmarks.studies.intervals import Frontier, interval, paired
+from pecker_fast.benchmarks.studies.intervals import Frontier
 from PIL import Image
 from scipy import stats
 
+from pecker_fast.metrics.intervals import interval, paired
 from pecker_fast.report import RunRecord
 from tests.report.test_render import check_page
 

@@ -9,7 +9,6 @@ from pecker_fast.benchmarks.studies.patch_conditions import NEVER_SAW, PATCH, RE
 
 from pecker_fast.runs.presets import method_options
 from pecker_fast.unlearning import method_class
-from tests.benchmarks.test_patch_study import small  # noqa: F401
 
 SOME = ["relabel", PATCH, "patch, noise 0.05 x 1", "dense, dense noise 0.1 x 1"]
 
@@ -35,7 +34,7 @@ def test_steps_until_half_of_the_samples_are_of_the_class():
     assert steps_to_half({0: 100, 10: 50, 20: 90, 30: 10}) == 10
 
 
-def test_study_resumes_and_reports(small, monkeypatch, tmp_path, capsys):  # noqa: F811
+def test_study_resumes_and_reports(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(destroy, "STEPS", {"inversion": (1,), "denoising": (1, 2)})
     monkeypatch.setattr(patch_relearn, "SAMPLES", (3, 1))
     words = [*small, "--seeds", "0", "--conditions", *SOME]

@@ -7,7 +7,16 @@ import torch
 from pecker_fast.benchmarks.studies import patch as command
 from pecker_fast.benchmarks.studies import patch_relearn, patch_runs
 from pecker_fast.benchmarks.studies.patch import main
-from pecker_fast.benchmarks.studies.patch_conditions import CONDITIONS, CORE, PATCH, PLACES, RELEARN, Job, plan
+from pecker_fast.benchmarks.studies.patch_conditions import (
+    CONDITIONS,
+    CORE,
+    ESTIMATES,
+    PATCH,
+    PLACES,
+    RELEARN,
+    Job,
+    plan,
+)
 from pecker_fast.benchmarks.studies.patch_report import best_dense, results_by_place
 
 from pecker_fast.models import resolve
@@ -15,19 +24,6 @@ from pecker_fast.runs.presets import method_options
 from pecker_fast.unlearning import ForgetRequest, method_class
 from pecker_fast.unlearning.relabel import relabelled
 from tests.inputs import same_bits
-
-
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """Runs of two iterations from the pretrained network, and the command's options for them."""
-    options = {"max_train_steps": 2, "train_batch_size": 2, "forget_batch_size": 2}
-    monkeypatch.setattr(patch_runs, "COMMON", options)
-    monkeypatch.setattr(patch_runs, "SAMPLES_PER_CLASS", 3)
-    state = resolve(None, shipped="digits").network.state_dict()
-    monkeypatch.setattr(patch_runs, "distilled", lambda preset, folder: dict.fromkeys(patch_runs.KINDS, state))
-    patch_runs._start.cache_clear()
-    yield ["--results", str(tmp_path / "results"), "--cache", str(tmp_path / "cache"), "--places", "digits:0-1"]
-    patch_runs._start.cache_clear()
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -41,7 +37,9 @@ def fails(capsys, *arguments: str) -> str:
 
 def test_plan_starts_with_the_most_valuable_runs():
     jobs = list(plan())
-    assert len({job.key for job in jobs}) == len(jobs) < 1000
+    # The core at each place, how the ratio is estimated on the larger images too, and all the rest at the first place.
+    expected = len(CONDITIONS) + (len(PLACES) - 1) * len(CORE) + len(ESTIMATES)
+    assert len({job.key for job in jobs}) == len(jobs) == 5 * expected
     first = jobs[: len(CORE) * 5]
     assert {(job.preset, job.pair) for job in first} == {PLACES[0]} and {job.seed for job in first} == set(range(5))
     # Whole seeds, one after the other.
