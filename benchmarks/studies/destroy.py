@@ -7,7 +7,6 @@ attacks it: its figures are the steps after which half of the samples of each at
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pecker_fast.files import read_lines
 from pecker_fast.metrics.intervals import Interval, interval
 from pecker_fast.report.blocks import Section, Text, figures_table
 from pecker_fast.report.render import write_document
+from pecker_fast.robustness.cost import steps_to_half
 
 from .patch import SharedArguments, call, make, missing
 from .patch_conditions import NEVER_SAW, PATCH, RELABEL, SEEDS, Condition, Job, Place
@@ -29,8 +29,6 @@ STEPS = {
     "matching": (2, 4, 6, 8, 10, 15, 20, 30),
     "denoising": (2, 4, 6, 8, 10, 15, 20, 30, 50),
 }
-# UA in percent at which half of the samples are of the class again.
-HALF = 50.0
 # The two ways to forget that something is destroyed for: the patch, and the dense rule that was best in the trials of
 # the study of patches.
 DENSE = ("pecker+", {"generator_forget_weight": 0.3, "score_forget_weight": 0.02, "generator_learning_rate": 1.5e-4})
@@ -79,16 +77,6 @@ def plan(seeds: Sequence[int] = SEEDS, places: Sequence[Place] = PLACES) -> Iter
                 yield Job(preset, pair, condition, seed)
 
 
-def steps_to_half(curve: Mapping[int, float]) -> float | None:
-    """The number of steps after which UA is 50 % or less, interpolated between measurements; None if it never is."""
-    for (before, high), (after, low) in pairwise(sorted(curve.items())):
-        if high <= HALF:
-            return float(before)
-        if low <= HALF:
-            return before + (after - before) * (high - HALF) / (high - low)
-    return None
-
-
 def destroy_job(job: Job, cache: str) -> dict[str, Any]:
     """Train a generator, measure it and attack it; returns the record as JSON."""
     from .ablate import SparseEvaluation, evaluator_of
@@ -106,7 +94,7 @@ def destroy_job(job: Job, cache: str) -> dict[str, Any]:
     preset, pair, name, seed = job.key
     names = ("ua", "retain_accuracy", "frechet_distance", "cover_frechet_distance")
     figures = {key: measured[key] for key in names}
-    steps = {attack: steps_to_half(curve) for attack, curve in curves.items()}
+    steps = {attack: steps_to_half(*zip(*sorted(curve.items()), strict=True)) for attack, curve in curves.items()}
     line = ", ".join(f"{attack} {'never' if n is None else f'{n:.0f}'}" for attack, n in steps.items())
     return {
         "preset": preset,

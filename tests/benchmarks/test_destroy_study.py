@@ -4,7 +4,7 @@ import json
 
 import pytest
 from pecker_fast.benchmarks.studies import destroy, patch_relearn, patch_runs
-from pecker_fast.benchmarks.studies.destroy import CONDITIONS, PLACES, main, plan, steps_to_half
+from pecker_fast.benchmarks.studies.destroy import CONDITIONS, PLACES, main, plan
 from pecker_fast.benchmarks.studies.patch_conditions import NEVER_SAW, PATCH, RELABEL
 
 from pecker_fast.runs.presets import method_options
@@ -23,15 +23,6 @@ def test_plan():
         if condition.group != "control":
             options = method_options("digits", method_class(condition.method))
             patch_runs.replace(options, **{**patch_runs.COMMON, **condition.options}).check()
-
-
-def test_steps_until_half_of_the_samples_are_of_the_class():
-    assert steps_to_half({0: 100, 10: 80, 20: 20}) == 15
-    assert steps_to_half({0: 40, 10: 80}) == 0
-    assert steps_to_half({0: 100, 10: 51}) is None
-    assert steps_to_half({10: 50, 0: 100}) == 10
-    # The first time counts.
-    assert steps_to_half({0: 100, 10: 50, 20: 90, 30: 10}) == 10
 
 
 def test_study_resumes_and_reports(small, monkeypatch, tmp_path, capsys):

@@ -123,3 +123,11 @@ def test_runs_are_paired_by_seed():
     verdict = compare_costs(own, other, THAN)
     assert verdict.ratio == 1 and "One run" in verdict.text
     assert compare_costs(own, {9: other[7]}, THAN) is None
+
+
+def test_steps_to_half_is_the_first_crossing():
+    assert steps_to_half((0, 10, 20), (100, 80, 20)) == 15
+    assert steps_to_half((0, 10), (40, 80)) == 0
+    assert steps_to_half((0, 10), (100, 51)) is None
+    assert steps_to_half((0, 10), (100, 50)) == 10
+    assert steps_to_half((0, 10, 20, 30), (100, 50, 90, 10)) == 10
