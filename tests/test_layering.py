@@ -19,7 +19,8 @@ ALLOWED = {
     "ops": {"ops", "kernels"},
     "flat": {"flat"},
     "files": {"files"},
-    "checks": {"checks"},
+    "names": {"names"},
+    "checks": {"checks", "names"},
     "sharding": {"sharding"},
     "mask": {"files", "ops", "flat", "sharding", "mask"},
     "scores": {"ops", "flat", "sharding", "mask", "scores"},
@@ -48,6 +49,7 @@ ALLOWED = {
         "profiling",
         "parallel",
         "sharding",
+        "names",
         "mask",
         "saliency",
         "optim",
@@ -72,13 +74,13 @@ ALLOWED = {
         *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics", "runs"),
     },
     "runs": {
-        *("checks", "figures", "files", "hashing", "parallel", "profiling", "environment", "mask", "patches"),
+        *("checks", "names", "figures", "files", "hashing", "parallel", "profiling", "environment", "mask", "patches"),
         *("diffusion", "models", "data", "metrics", "unlearning", "training", "robustness", "report", "runs"),
     },
-    "parsing": {"parsing"},
+    "parsing": {"names", "parsing"},
     # No command imports a command.
-    "commands": {"parsing", "figures", "runs", "parallel", "environment", "mask", "benchmarks"},
-    "cli": {"commands", "__init__"},
+    "commands": {"names", "parsing", "figures", "runs", "parallel", "environment", "mask", "benchmarks"},
+    "cli": {"commands", "names", "__init__"},
 }
 # Imported by nothing below them.
 TOPS = {"cli", "__main__", "commands", "studies"}

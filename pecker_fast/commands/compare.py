@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from ..parsing import early_option, parse_options
 from ..runs.arguments import option_groups
 from ..runs.compare import CompareArguments, compare, comparison_class
+from ..runs.recorded import options_of_record
 
 DESCRIPTION = """Run methods over seeds, and write a table with means and spreads, curves, and the figures of each run;
 for a text-to-image model (--preset sd15-celebrity|sd15-nudity) as the published Table 3 does. The same command again
@@ -14,12 +15,20 @@ continues where it was interrupted: runs that have ended are read, not repeated.
 EXPERT = {"face_detector", "nudenet_min_prob", "nudenet_model", "nudenet_resolution", "sample_seed", "dtype"}
 EXPERT |= {"coco_captions", "coco_images", "first_seed", "final_samples_per_class"}
 
+EXAMPLES = (
+    "--methods pecker sfd relabel --seeds 3",
+    "--preset digits --methods patch,sfd --set train_batch_size=24 --output_dir runs/mine",
+    "--preset sd15-celebrity --methods sd,esd,pecker --pretrained_model_name_or_path SD15_FOLDER",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     kind = comparison_class(early_option(words, "preset") or "digits")
     default = kind()
     basic = option_groups(default).keys() - EXPERT
-    args = parse_options(default, words, "compare", DESCRIPTION, basic=basic)
+    args = parse_options(
+        default, words, "compare", DESCRIPTION, basic=basic, config=options_of_record, examples=EXAMPLES
+    )
     return lambda: run(args)
 
 

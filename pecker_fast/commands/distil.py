@@ -1,12 +1,14 @@
 """``pecker-fast distil``. The preset decides which other options there are, and their defaults."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..figures import describe as figure_lines
 from ..parallel import process_number
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
 from ..runs.distilled import distil_arguments
+from ..runs.recorded import options_of_record
 from ..runs.unlearn import describe, distil
 
 DESCRIPTION = """Distil a pretrained network into a one-step generator of all classes or prompts, and its score network,
@@ -23,10 +25,17 @@ BASIC = (
 )
 FIGURES = ("retain_accuracy", "worst_retained_accuracy", "frechet_distance", "frechet_real_split", "seconds")
 
+EXAMPLES = (
+    "--preset digits --output_dir runs/distilled",
+    "--preset cifar10 --pretrained_model_name_or_path NETWORK --dry_run",
+    "--config runs/distilled/config.json --seed 1 --output_dir runs/distilled-1",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = distil_arguments(early_option(words, "preset") or "digits")
-    args = parse_options(default, words, "distil", DESCRIPTION, basic=BASIC, titles=TITLES)
+    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
+    args = parse_options(default, words, "distil", DESCRIPTION, **more)
     return lambda: run(args)
 
 

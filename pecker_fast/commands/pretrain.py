@@ -1,10 +1,13 @@
 """``pecker-fast pretrain``. The preset decides the defaults."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..parsing import early_option, parse_options
 from ..runs.pretrain import PretrainArguments, pretrain
+from ..runs.recorded import options_of_record
 
 DESCRIPTION = "Train the network that unlearning starts from: --preset digits|digits16|mnist|cifar10|stl10."
 TITLES = {"options": "training", "unet": "network"}
@@ -17,6 +20,7 @@ BASIC = (
         "block_out_channels",
         "layers_per_block",
         "samples_per_class",
+        "judge",
         "evaluate",
         "seed",
         "device",
@@ -25,17 +29,25 @@ BASIC = (
     *("validation_steps", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "dry_run"),
 )
 
+EXAMPLES = (
+    "--preset digits --output_dir runs/digits",
+    "--preset cifar10 --data_root data --download --checkpointing_steps 5000",
+    "--preset cifar10 --dataset_name folder:PICTURES --num_classes 3 --sample_size 32 --judge JUDGE",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = PretrainArguments.defaults(early_option(words, "preset") or "digits")
-    args = parse_options(default, words, "pretrain", DESCRIPTION, basic=BASIC, titles=TITLES)
+    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
+    args = parse_options(default, words, "pretrain", DESCRIPTION, **more)
     return lambda: run(args)
 
 
 def run(args: PretrainArguments) -> None:
     """Print the configuration, or make the run and print its figures."""
     if args.output.dry_run:
-        args.check()
+        for note in args.rehearse():
+            print(f"pecker-fast: {note}", file=sys.stderr)
         print(json.dumps(args.describe(), indent=1))
         return
     metrics = pretrain(args)

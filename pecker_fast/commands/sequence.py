@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from ..parsing import parse_options
+from ..runs.recorded import options_of_record
 from ..runs.sequence import SequenceArguments, sequence
 
 DESCRIPTION = """Forget classes one request after the other and measure all of them after each; then all at once, to
@@ -10,9 +11,13 @@ compare. Request i forgets all classes up to the i-th. One-step generators start
 with the pretrained network as teacher; other methods take the previous request's network as the pretrained one. The
 same command again continues where it was interrupted, and with further classes it adds requests."""
 
+EXAMPLES = ("--method pecker --forget_classes 0 3 7", "--method patch --forget_classes 0,3 --no-at_once")
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    args = parse_options(SequenceArguments(), words, "sequence", DESCRIPTION)
+    args = parse_options(
+        SequenceArguments(), words, "sequence", DESCRIPTION, config=options_of_record, examples=EXAMPLES
+    )
     return lambda: run(args)
 
 

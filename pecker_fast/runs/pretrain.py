@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data import LabelledImages
 from ..diffusion import NoiseSchedule, UNetConfig, build_unet
 from ..files import write_json
-from ..metrics import Evaluator
+from ..metrics import Evaluator, Judge
 from ..models import save_network
 from ..parallel import world
 from ..report import save_grid
@@ -19,11 +19,11 @@ from ..training.loop import LoopOptions, Progress
 from ..training.pretrain import Pretraining, PretrainOptions
 from ..unlearning.streams import derived_seed
 from .arguments import ComputeArguments, DataArguments, OutputArguments, option_words
-from .classes.data import find_judge, load_images
+from .classes.data import check_judge, find_judge, lacks_files, load_images
 from .classes.measure import TEACHER_SAMPLER, real_split
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
-from .folder import prepare_folder
+from .folder import check_folder, prepare_folder
 from .presets import class_preset
 from .running import Running
 
@@ -35,7 +35,9 @@ class PretrainEvaluation:
     samples_per_class: int = 100
     """Images of each class in an evaluation."""
     evaluate: bool = True
-    """Measure samples, if the preset comes with a judge."""
+    """Measure samples, if there is a judge."""
+    judge: str | None = None
+    """File of the classifier that evaluates, which pecker-fast train-classifier makes. Default: the preset's."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class PretrainArguments:
     """All options of a pretraining run; ``PretrainArguments.defaults`` makes them for a preset."""
 
     preset: str
+    """Name of a preset."""
     options: PretrainOptions
     unet: UNetConfig
     evaluation: PretrainEvaluation = field(default_factory=PretrainEvaluation)
@@ -68,9 +71,10 @@ class PretrainArguments:
         return Path(self.output.output_dir or f"runs/{self.preset}-pretrain-seed{self.compute.seed}")
 
     def check(self) -> None:
-        """Check the options of training and loop. ValueError or TypeError if one is wrong."""
+        """Check the options of training, loop and output. ValueError or TypeError if one is wrong."""
         self.options.check()
         self.loop.check()
+        self.output.check()
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON, for config.json."""
@@ -87,6 +91,33 @@ class PretrainArguments:
             "options": dataclasses.asdict(self.options),
             "unet": dataclasses.asdict(self.unet),
         }
+
+    def find_judge(self, images: LabelledImages) -> Judge | None:
+        """The classifier that evaluates; None if there is none of these images, or nothing is to be measured.
+
+        Raises
+        ------
+        ValueError
+            If images, network and judge have other classes or sizes.
+        """
+        _check_images(images, self.unet)
+        judge = find_judge(self.preset, self.evaluation.judge) if self.evaluation.evaluate else None
+        if judge is None or (self.evaluation.judge is None and judge.class_names != images.class_names):
+            return None
+        name = self.data.dataset_name or class_preset(self.preset).dataset
+        check_judge(judge, self.evaluation.judge, images, name, self.unet.num_classes)
+        return judge
+
+    def rehearse(self) -> list[str]:
+        """Check all that a run checks before it trains, and write nothing; returns what could not be checked."""
+        self.check()
+        check_folder(self.folder, self.loop.resume_from_checkpoint, self.output.overwrite_output_dir)
+        self.resolved()
+        lack = lacks_files(self.data, self.preset)
+        if lack is not None:
+            return [lack]
+        self.find_judge(load_images(self.data, self.preset, "train", self.unet.sample_size))
+        return []
 
 
 def pretrain(args: PretrainArguments) -> dict[str, Any]:
@@ -117,7 +148,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         # One process downloads what is missing.
         processes.on_main(lambda: load_images(args.data, args.preset, "train", args.unet.sample_size))
         dataset = load_images(args.data, args.preset, "train", args.unet.sample_size)
-        _check_images(dataset, args.unet)
+        judge = args.find_judge(dataset)
         compute = resolved.as_compute(processes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(compute.seed, "weights"))
@@ -129,7 +160,6 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
 
         def prepare() -> None:
             nonlocal evaluator
-            judge = find_judge(args.preset, None) if args.evaluation.evaluate else None
             if judge is not None:
                 evaluator = Evaluator(load_images(args.data, args.preset, "all", args.unet.sample_size), judge, ())
             prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)

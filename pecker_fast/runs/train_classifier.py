@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 
 from ..metrics import Judge, train_digits_judge, train_mnist_judge, train_resnet
-from .arguments import DataArguments, check_output, device_of
+from .arguments import DataArguments, check_output, check_unused, device_of
 from .classes.data import load_images
 from .presets import class_preset
 
 # STL-10 is judged on a split of all its labelled images, as in the public code.
+# Data sets whose classifier comes with the package, and is trained by a recipe of its own.
+SMALL = ("digits", "mnist")
 STL10_SHARE, STL10_SEED = 12 / 13, 1234
 
 
@@ -76,10 +78,16 @@ def train_classifier(
     ValueError, FileNotFoundError
         If an option is wrong, or the images are missing.
     """
-    values = class_preset(preset)
+    given, values = locals(), class_preset(preset)
     target = Path(output or f"runs/{preset}-judge.safetensors")
     if output is not None:
         check_output(output)
+    if target.exists():
+        raise ValueError(f"output is {str(target)!r}, which exists already: choose another file")
+    small = dataset_name in (None, values.dataset)
+    if small and values.dataset in SMALL:
+        why = f"the classifier of {preset} has one recipe"
+        check_unused(train_classifier, given, given.keys() - {"preset", "dataset_name", "output", "progress_bar"}, why)
     if values.dataset == "digits" and dataset_name in (None, "digits"):
         judge = train_digits_judge(values.unet.sample_size)
     elif values.dataset == "mnist" and dataset_name in (None, "mnist"):

@@ -14,6 +14,8 @@ from .state import load_state, save_state
 
 FORMAT, VERSION = "pecker_fast.checkpoint", 1
 STATE, MANIFEST = "state.safetensors", "checkpoint.json"
+# The option that may be larger when a run goes on.
+LENGTH = "max_train_steps"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = re.compile(r"\.checkpoint-\d+\.(tmp|old)")
 
@@ -74,6 +76,8 @@ class Checkpoints:
         # As it will be read back: tuples become lists in JSON.
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self._staged: int | None = None
+        # A line about how the run that goes on is longer than it was, once a checkpoint has been loaded.
+        self.extended: str | None = None
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of a step."""
@@ -275,9 +279,25 @@ class Checkpoints:
         path = self._resolve(which)
         try:
             manifest = self.verify(path)
-            differences = _differences(without_retired(self.fingerprint), without_retired(manifest["fingerprint"]))
-            if differences:
-                raise CheckpointError(f"{path} is of another run: {'; '.join(differences)}")
-            return manifest["step"], load_state(path / STATE)
         except CheckpointError as error:
             raise CheckpointError(f"{error}{self._alternative(path)}") from error
+        fingerprint = self._extend(manifest)
+        differences = _differences(without_retired(self.fingerprint), without_retired(fingerprint))
+        if differences:
+            # Earlier checkpoints differ in the same way.
+            raise CheckpointError(
+                f"{path} is of another run: {'; '.join(differences)} (only {LENGTH} may be larger; how often a run "
+                "logs, evaluates and saves may change)"
+            )
+        return manifest["step"], load_state(path / STATE)
+
+    def _extend(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The fingerprint of a checkpoint as that of this run, if it differs only in that this run is longer."""
+        own, other = (x.get("options") for x in (self.fingerprint, manifest["fingerprint"]))
+        before, now = (x.get(LENGTH) if isinstance(x, dict) else None for x in (other, own))
+        if not (isinstance(before, int) and isinstance(now, int) and now > before):
+            return manifest["fingerprint"]
+        self.extended = f"{LENGTH} was {before} and is {now}: the run goes on from step {manifest['step']}"
+        if own.get("lr_scheduler", "constant") != "constant":
+            self.extended += f", with the learning rates of a run of {now}"
+        return {**manifest["fingerprint"], "options": {**other, LENGTH: now}}

@@ -11,19 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LabelledImages, load_dataset
+from ...diffusion import num_classes
 from ...files import read_lines
 from ...hashing import weights_hash
 from ...models import resolve, save_result
 from ...parallel import World
 from ...report import save_before_after, save_grid
+from ...training.checkpoints import Checkpoints
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments
 from ..distilled import initial_paths
 from ..presets import class_preset, method_loop, method_options
 from ..task import SAME, Task
-from .data import check_images, cover_of, find_judge, load_images
+from .data import check_images, check_judge, cover_of, find_judge, lacks_files, load_images
 from .measure import RunEvaluation, summary
+
+
+def _lack(args: UnlearnArguments) -> str | None:
+    return lacks_files(args.resources, args.preset)
+
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
@@ -104,6 +111,43 @@ class ClassTask(Task):
     def check(args: UnlearnArguments) -> None:
         args.options.check()
         args.loop.check()
+        args.output.check()
+
+    @classmethod
+    def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
+        values, notes = class_preset(args.preset), []
+        if args.request.pretrained_model_name_or_path is None and values.network is None:
+            cls._check_request(args, values.unet.num_classes)
+            notes.append(
+                f"a run also needs pretrained_model_name_or_path: the preset {args.preset} comes without a network"
+            )
+        elif (lack := _lack(args)) is not None and method_class(args.method).needs_data(args.options):
+            network = resolve(args.request.pretrained_model_name_or_path, shipped=values.network).network
+            cls._check_request(args, num_classes(network))
+            return [lack]
+        else:
+            task = cls(args, compute, World())
+            method_class(args.method)(task.setting, args.options)
+            resume = args.loop.resume_from_checkpoint
+            checkpoints = Checkpoints(
+                args.folder / "checkpoints", args.loop.checkpoints_total_limit, task.fingerprint()
+            )
+            if resume is not None and not (resume == "latest" and not checkpoints.steps()):
+                checkpoints.load(resume)
+        judge = find_judge(args.preset, args.request.judge) if args.request.evaluate else None
+        if judge is not None and (lack := _lack(args)) is not None:
+            notes.append(lack)
+        elif judge is not None:
+            size = values.unet.sample_size if notes else task.setting.problem.teacher.config["sample_size"]
+            images = load_images(args.resources, args.preset, values.reference_split, size)
+            classes = values.unet.num_classes if notes else task.setting.problem.request.num_classes
+            check_judge(judge, args.request.judge, images, args.resources.dataset_name or values.dataset, classes)
+        return notes
+
+    @classmethod
+    def _check_request(cls, args: UnlearnArguments, classes: int) -> None:
+        request = args.request
+        ForgetRequest(classes, tuple(request.forget_classes), cover_of(request.cover_class))
 
     @staticmethod
     def estimate(args: UnlearnArguments) -> str | None:
@@ -190,6 +234,7 @@ class ClassTask(Task):
         split = values.reference_split
         dataset = load_images(args.resources, args.preset, split, self.setting.problem.teacher.config["sample_size"])
         reference = {"dataset": args.resources.dataset_name or values.dataset, "split": split}
+        check_judge(judge, args.request.judge, dataset, reference["dataset"], self.setting.problem.request.num_classes)
         self.evaluation = RunEvaluation(self.setting, method, dataset, judge, args.request.samples_per_class, reference)
 
     def draw_before(self, before: Tensor | None) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...diffusion import NoiseSchedule, TextConditioned
 from ...hashing import file_sha256, weights_hash
-from ...models import resolve_text, resolve_text_unet, save_result, save_text_pipeline
+from ...models import resolve_config, resolve_text, resolve_text_unet, save_result, save_text_pipeline
 from ...parallel import World, process_count
 from ...training.loop import Progress
 from ...training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
@@ -74,9 +74,24 @@ class PromptTask(Task):
     @staticmethod
     def check(args: UnlearnArguments) -> None:
         args.loop.check()
+        args.output.check()
         _check_method(args)
         prompts_of(args)
         _check_placement(args, process_count())
+
+    @classmethod
+    def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
+        request = args.request
+        cls._check_fisher(args)
+        if request.fisher is not None and not Path(request.fisher).is_file():
+            raise ValueError(f"fisher is {request.fisher!r}, no such file")
+        for name, path in initial_paths(request)[0].items():
+            resolve_config(path, name=name)
+        if request.pretrained_model_name_or_path is None:
+            args.options.check()
+            return ["a run also needs pretrained_model_name_or_path: presets of text-to-image models come without one"]
+        args.options.check(resolve_text(request.pretrained_model_name_or_path).parts.schedule.num_train_timesteps)
+        return []
 
     @staticmethod
     def estimate(args: UnlearnArguments) -> str | None:
@@ -87,7 +102,7 @@ class PromptTask(Task):
     def __init__(self, args: UnlearnArguments, compute: ComputeArguments, world: World) -> None:
         self.args, request = args, args.request
         _check_method(args)
-        self._check_fisher()
+        self._check_fisher(args)
         self.prompts: Prompts = prompts_of(args)
         _check_placement(args, world.size)
         model = resolve_text(request.pretrained_model_name_or_path)
@@ -114,9 +129,10 @@ class PromptTask(Task):
         self.setting = Setting(problem, compute.as_compute(world), args.resources.as_placement())
         self.pictures: PromptPictures | None = None
 
-    def _check_fisher(self) -> None:
-        path, method = self.args.request.fisher, self.args.method
-        needed = isinstance(self.args.options, SelectiveAmnesiaOptions)
+    @staticmethod
+    def _check_fisher(args: UnlearnArguments) -> None:
+        path, method = args.request.fisher, args.method
+        needed = isinstance(args.options, SelectiveAmnesiaOptions)
         if needed and path is None:
             raise ValueError("fisher is not given: expected the file that pecker-fast fisher makes of the same model")
         if not needed and path is not None:
