@@ -411,7 +411,8 @@ def _options(group: Any, titles: Mapping[str, str], title: str = "options") -> l
     for field in dataclasses.fields(kind):
         value = getattr(group, field.name)
         if dataclasses.is_dataclass(value):
-            inner += _options(value, titles, f"{titles.get(field.name, field.name)} options")
+            name = titles.get(field.name, field.name)
+            inner += _options(value, titles, name if name == title else f"{name} options")
         else:
             own.append(Option(field.name, hints[field.name], value, helps.get(field.name, ""), title))
     return [*own, *inner]

@@ -43,6 +43,9 @@ def options_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
             del values[name]
     if values.get("method") in COMMANDS:
         del values["method"]
-    if "cover_class" in values and values["cover_class"] is None:
+    if values.get("forget_classes") == []:
+        # A distillation's: it has no such options.
+        del values["forget_classes"], values["cover_class"]
+    elif "cover_class" in values and values["cover_class"] is None:
         values["cover_class"] = "random"
     return values
