@@ -224,17 +224,18 @@ class Checkpoints:
         return path
 
     def _alternative(self, path: Path) -> str:
-        """Names the newest complete checkpoint before ``path``."""
+        """Names the newest complete checkpoint of this run before ``path``."""
         match = _NAME.fullmatch(path.name)
         for step in reversed(self.steps()):
             if match and step >= int(match[1]):
                 continue
             try:
-                self.verify(self.path(step))
+                if self._differences(self.verify(self.path(step))):
+                    continue
             except CheckpointError:
                 continue
             return f"; the one before it is complete: --resume_from_checkpoint checkpoint-{step}"
-        return "; there is no earlier one"
+        return "; there is no earlier one of this run"
 
     def verify(self, path: Path) -> dict[str, Any]:
         """Read every file of a checkpoint; returns its manifest. CheckpointError if it is damaged."""
@@ -279,25 +280,34 @@ class Checkpoints:
         path = self._resolve(which)
         try:
             manifest = self.verify(path)
+            differences = self._differences(manifest)
+            if differences:
+                raise CheckpointError(
+                    f"{path} is of another run: {'; '.join(differences)} (only {LENGTH} may be larger; how often a run "
+                    "logs, evaluates and saves may change)"
+                )
         except CheckpointError as error:
             raise CheckpointError(f"{error}{self._alternative(path)}") from error
-        fingerprint = self._extend(manifest)
-        differences = _differences(without_retired(self.fingerprint), without_retired(fingerprint))
-        if differences:
-            # Earlier checkpoints differ in the same way.
-            raise CheckpointError(
-                f"{path} is of another run: {'; '.join(differences)} (only {LENGTH} may be larger; how often a run "
-                "logs, evaluates and saves may change)"
-            )
+        self.extended = self._extension(manifest)
         return manifest["step"], load_state(path / STATE)
 
-    def _extend(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """The fingerprint of a checkpoint as that of this run, if it differs only in that this run is longer."""
-        own, other = (x.get("options") for x in (self.fingerprint, manifest["fingerprint"]))
-        before, now = (x.get(LENGTH) if isinstance(x, dict) else None for x in (other, own))
-        if not (isinstance(before, int) and isinstance(now, int) and now > before):
-            return manifest["fingerprint"]
-        self.extended = f"{LENGTH} was {before} and is {now}: the run goes on from step {manifest['step']}"
-        if own.get("lr_scheduler", "constant") != "constant":
-            self.extended += f", with the learning rates of a run of {now}"
-        return {**manifest["fingerprint"], "options": {**other, LENGTH: now}}
+    def _differences(self, manifest: dict[str, Any]) -> list[str]:
+        """How this run differs from that of a checkpoint, except in being longer."""
+        own, other = without_retired(self.fingerprint), without_retired(manifest["fingerprint"])
+        if self._lengths(manifest) is not None:
+            other = {**other, "options": {**other["options"], LENGTH: own["options"][LENGTH]}}
+        return _differences(own, other)
+
+    def _lengths(self, manifest: dict[str, Any]) -> tuple[int, int] | None:
+        """The length of a checkpoint's run and of this one if this one is longer."""
+        options = [x.get("options") for x in (manifest["fingerprint"], self.fingerprint)]
+        before, now = (x.get(LENGTH) if isinstance(x, dict) else None for x in options)
+        return (before, now) if isinstance(before, int) and isinstance(now, int) and now > before else None
+
+    def _extension(self, manifest: dict[str, Any]) -> str | None:
+        lengths = self._lengths(manifest)
+        if lengths is None:
+            return None
+        text = f"{LENGTH} was {lengths[0]} and is {lengths[1]}: the run goes on from step {manifest['step']}"
+        scheduler = self.fingerprint["options"].get("lr_scheduler", "constant")
+        return text if scheduler == "constant" else f"{text}, with the learning rates of a run of {lengths[1]}"

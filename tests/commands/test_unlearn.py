@@ -243,7 +243,7 @@ def test_wrong_inputs(capsys, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     assert "nowhere" in fails(capsys, "unlearn", "--pretrained_model_name_or_path", nowhere, "--output_dir", out)
     assert "pretrained_model_name_or_path" in fails(capsys, "unlearn", "--preset", "cifar10", "--output_dir", out)
-    assert "no checkpoint" in fails(capsys, "unlearn", "--resume_from_checkpoint", "latest", "--output_dir", out)
+    assert "no checkpoint" in fails(capsys, "unlearn", "--resume_from_checkpoint", "checkpoint-3", "--output_dir", out)
     assert "forget_class" in fails(capsys, "demo", "--forget-class", "10", "--output-dir", out)
     assert "t_init" in fails(capsys, "sample", "--sampler", "one_step", "--output", str(tmp_path / "a.png"))
     (tmp_path / "file").write_text("mine")

@@ -8,8 +8,8 @@ from pecker_fast.commands import distil, pretrain, unlearn
 from pecker_fast.parsing import UsageError, early_option, parse_options
 from pecker_fast.runs.arguments import with_options
 from pecker_fast.runs.distilled import distil_arguments
-from pecker_fast.runs.pretrain import PretrainArguments
 from pecker_fast.runs.presets import PRESETS, ClassPreset, class_preset, preset
+from pecker_fast.runs.pretrain import PretrainArguments
 from pecker_fast.runs.recorded import options_of_record
 from pecker_fast.runs.task import task_of, unlearn_arguments
 from pecker_fast.unlearning import method_class, method_names
@@ -90,7 +90,7 @@ def test_wrong_files(tmp_path, monkeypatch, name, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match="config is '.*nowhere', which cannot be read"):
+    with pytest.raises(UsageError, match=r"config is '.*nowhere', which cannot be read"):
         early_option(["--config", str(tmp_path / "nowhere")], "preset")
 
 
