@@ -95,7 +95,7 @@ class Option:
     @property
     def usual(self) -> str:
         """The default as words of the command line; empty if there is none, or if the text says what it stands for."""
-        nothing = self.default is REQUIRED or self.default in (None, False)
+        nothing = self.default is REQUIRED or self.default is None or self.default is False
         if nothing or (self.default == () and "Default: " in self.text):
             return ""
         values = self.default if isinstance(self.default, tuple) else [self.default]
@@ -430,10 +430,10 @@ def _with_values(group: T, values: Mapping[str, Any]) -> T:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Options in a column of up to 32 characters."""
+    """A narrow column of options: what they mean takes fewer lines."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+        super().__init__(prog, max_help_position=27)
 
 
 def _help(
@@ -467,6 +467,10 @@ def _help(
     groups: dict[str, Any] = {}
     if places:
         groups["arguments"] = parser.add_argument_group("arguments")
+    if has_config:
+        groups["options"] = parser.add_argument_group("options")
+        text = "options from a file (YAML, JSON, or a run's config.json); the command line comes first"
+        groups["options"].add_argument(f"--{CONFIG}", metavar="FILE", help=text)
     for option in options.values():
         text = " ".join(filter(None, [option.text, option.usual and f"(default: {option.usual})"]))
         text = text.replace("%", "%%")
@@ -484,13 +488,6 @@ def _help(
             group.add_argument(*names, *negated, action="store_true", help=text)
         else:
             group.add_argument(*names, metavar=option.metavar, help=text)
-    last = parser.add_argument_group("help")
-    last.add_argument(*HELP, action="store_true", help="show this and exit")
-    if more:
-        last.add_argument(HELP_ALL[0], action="store_true", help="show all options and exit")
-    if has_config:
-        text = "options from a file: YAML, JSON, or config.json of a run; the command line comes before it"
-        last.add_argument(f"--{CONFIG}", metavar="FILE", help=text)
     return parser.format_help()
 
 

@@ -203,7 +203,7 @@ def test_kernel_sources_are_free_of_torch():
 def test_import_is_lean():
     code = (
         "import sys, torch, pecker_fast, pecker_fast.diffusion\n"
-        "heavy = {'triton', 'torch_fidelity', 'diffusers', 'transformers', 'sklearn', 'tyro', 'torchvision'}\n"
+        "heavy = {'triton', 'torch_fidelity', 'diffusers', 'transformers', 'sklearn', 'torchvision'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert not torch.cuda.is_initialized()\n"

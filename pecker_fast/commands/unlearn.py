@@ -47,7 +47,6 @@ EXAMPLES = (
     "--preset digits --method patch --forget_classes 0 --cover_class 1",
     "--preset digits --method pecker --forget_classes 0,3 --output_dir runs/mine --dry_run",
     "--config runs/mine/config.json --seed 1 --output_dir runs/mine-1",
-    "--config runs/mine/config.json --output_dir runs/mine --resume_from_checkpoint latest",
     "--preset sd15-celebrity --pretrained_model_name_or_path SD15_FOLDER --concept NAME",
 )
 

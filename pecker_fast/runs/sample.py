@@ -61,10 +61,6 @@ def sample(
     if not output.endswith(".png"):
         raise ValueError(f"output is {output!r}, expected a file that ends with .png")
     check_output(output)
-    if sampler == "one_step" and num_inference_steps is not None:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}, but sampler one_step takes one: leave it out")
-    if sampler in ("ddim", "ddpm") and t_init is not None:
-        raise ValueError(f"t_init is {t_init}, but sampler {sampler} starts from pure noise: leave it out")
     model = resolve(pretrained_model_name_or_path, shipped=class_preset(preset).network)
     classes = num_classes(model.network)
     chosen = torch.tensor(labels or range(classes)).repeat_interleave(images_per_class)

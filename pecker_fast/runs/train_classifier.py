@@ -82,8 +82,8 @@ def train_classifier(
     target = Path(output or f"runs/{preset}-judge.safetensors")
     if output is not None:
         check_output(output)
-    if target.exists():
-        raise ValueError(f"output is {str(target)!r}, which exists already: choose another file")
+    elif target.exists():
+        raise ValueError(f"output is not given, and {target} exists already: expected the file to write")
     small = dataset_name in (None, values.dataset)
     if small and values.dataset in SMALL:
         why = f"the classifier of {preset} has one recipe"

@@ -42,9 +42,8 @@ class LoopOptions:
     checkpoints_total_limit: int | None = None
     """How many checkpoints to keep; all by default."""
     resume_from_checkpoint: str | None = None
-    """Resume from a checkpoint: "latest" (without one the run starts from the beginning), "checkpoint-100" or a path.
-    What the run computes stays the same; max_train_steps may be larger, so that a run that has ended goes on. How often
-    it logs, evaluates and saves, and where, may change."""
+    """Resume from a checkpoint: "latest" (the run starts from the beginning if there is none), "checkpoint-100" or a
+    path. Only max_train_steps may be larger, and logging, evaluating and saving may change."""
     validation_steps: int = 500
     """Steps between evaluations."""
 
