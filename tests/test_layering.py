@@ -77,7 +77,8 @@ ALLOWED = {
         *("checks", "names", "figures", "files", "hashing", "parallel", "profiling", "environment", "mask", "patches"),
         *("diffusion", "models", "data", "metrics", "unlearning", "training", "robustness", "report", "runs"),
     },
-    "parsing": {"names", "parsing"},
+    "options": {"names", "options"},
+    "parsing": {"names", "options", "parsing"},
     # No command imports a command.
     "commands": {"names", "parsing", "figures", "runs", "parallel", "environment", "mask", "benchmarks"},
     "cli": {"commands", "names", "__init__"},
