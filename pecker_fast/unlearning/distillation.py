@@ -8,7 +8,7 @@ An iteration (SFD, arXiv 2409.11219; PECKER, arXiv 2604.05634, Eq. 3-10):
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from .guidance import Batch, Guidance, Part
 from .masking import BaseMasker
 from .options import ScoreForgettingOptions
 from .protocol import MemoryPlan, Phase, TrainedNetwork
+from .relabel import relabelling
 from .setting import Setting
 from .sharded import load_network_state, load_optimizer_state, network_state, optimizer_state, whole_copy
 from .streams import Streams
@@ -107,6 +108,8 @@ class DistillationPhase(Phase):
             confines = masker if self._has_one_mask() else None
             self._destroyer = Destroyer(setting, options, generator, confines)
         self._destroyed: dict[str, float] = {}
+        # Whether training has ended, so that the forgotten classes are relabelled.
+        self._relabelled = False
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
@@ -194,6 +197,7 @@ class DistillationPhase(Phase):
             self._pack_gradients()
         for arguments in self._generator_gradients(micros, losses):
             self._take_step(self.generator_optimizer, **arguments)
+        self._relabelled = o.relabel and self.forget and iteration + 1 == self.iterations
         return losses
 
     def describe(self) -> dict[str, Any]:
@@ -213,6 +217,8 @@ class DistillationPhase(Phase):
         further = {} if self.score_masker is None else {"score_masker": self.score_masker.state_dict(self.score)}
         if self._destroyed:
             further["destroyed"] = self._destroyed
+        if self._relabelled:
+            further["relabelled"] = True
         return {
             **further,
             "score": network_state(self.score, world),
@@ -226,6 +232,7 @@ class DistillationPhase(Phase):
         load_network_state(self.score, state["score"])
         load_network_state(self.generator, state["generator"])
         self._destroyed = state.get("destroyed", {})
+        self._relabelled = state.get("relabelled", False)
         self._make_optimizers()
         load_optimizer_state(self.score_optimizer, state["score_optimizer"])
         load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
@@ -253,12 +260,17 @@ class DistillationPhase(Phase):
         self.generator.eval()
         averages = nullcontext() if self.options.ema_decay is None else self.generator_optimizer.swapped_ema()
         if not self.setting.placement.fsdp:
-            with averages:
+            with averages, self._relabelling():
                 yield self.generator
             return
         with averages:
             network = whole_copy(self.generator, self.setting.problem.teacher)
         yield network.eval()
+
+    def _relabelling(self) -> AbstractContextManager[None]:
+        if not self._relabelled:
+            return nullcontext()
+        return relabelling(self.generator, self.setting.problem.request, self.setting.compute.seed)
 
     # ---- memory
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from ..diffusion import Sampler
 from ..parallel import World
+from .conditions import PromptRequest
 from .options import ScoreForgettingOptions
 from .protocol import MemoryPlan, Method
 from .setting import Setting
@@ -21,7 +22,7 @@ class ScoreForgetting(Method):
     Options = ScoreForgettingOptions
     forgets_prompts = True
     shards = True
-    shards_without = ("cuda_graphs", "destroy")
+    shards_without = ("cuda_graphs", "destroy", "relabel")
     trains_adapters = True
     trains_low_precision = True
 
@@ -29,6 +30,10 @@ class ScoreForgetting(Method):
         super().__init__(setting, options)
         problem, world = setting.problem, setting.compute.world
         options.check(problem.schedule.num_train_timesteps)
+        if options.relabel and isinstance(problem.request, PromptRequest):
+            raise ValueError(
+                "relabel is true, but the request has prompts: expected false, and the method relabel on the result"
+            )
         world.check_shares("train_batch_size", options.train_batch_size)
         world.check_shares("forget_batch_size", options.forget_samples)
         # By default both start as the teacher, the pretrained average.
