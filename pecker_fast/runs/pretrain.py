@@ -82,13 +82,16 @@ class PretrainArguments:
         Raises
         ------
         ValueError, FileNotFoundError
-            If there is no such preset or folder, or its pictures do not fit the preset's network.
+            If there is no such preset, or the pictures of the folder do not fit the preset's network.
         """
         values = class_preset(preset_name)
         unet, folder = values.unet, folder_of(dataset_name)
-        if folder is not None and values.dataset is not None:
+        if folder is None or not Path(folder).is_dir():
+            # A run says that it is missing; the options can be shown nevertheless.
+            pass
+        elif values.dataset is not None:
             unet = dataclasses.replace(unet, num_classes=len(survey_folder(folder).class_names))
-        elif folder is not None:
+        else:
             size, channels, names = shape_of(dataset_name, sample_size, in_channels)
             if own_levels:
                 shape = {"sample_size": size, "in_channels": channels, "num_classes": len(names)}
