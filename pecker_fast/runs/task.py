@@ -62,7 +62,7 @@ class Task(ABC):
     setting: Setting
     hashes: dict[str, str]
 
-    # Options alone: nothing is read.
+    # Options alone: no weights are read.
 
     @staticmethod
     @abstractmethod
@@ -73,6 +73,15 @@ class Task(ABC):
     @abstractmethod
     def describe(args: UnlearnArguments) -> dict[str, Any]:
         """The configuration as JSON, for config.json. ValueError if it makes no sense."""
+
+    @staticmethod
+    def settled(args: UnlearnArguments) -> UnlearnArguments:
+        """The options with what the run of the pretrained network recorded, and with numbers for names of classes.
+
+        Reads config.json of that run, and nothing else but the header of a judge's file. ValueError for a class that
+        there is not.
+        """
+        return args
 
     @staticmethod
     @abstractmethod
