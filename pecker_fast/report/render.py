@@ -139,7 +139,7 @@ pre { padding: .8rem; background: var(--soft); font-size: .85rem; white-space: p
 {%- else %}
 <div class="table">
 {%- endif -%}
-<table role="table" class="{{ "pair" if columns == 2 else "more many" if columns > WIDE else "more" }}">
+<table role="table" class="{{ "pair" if columns == 2 else "more many" if columns > TOO_WIDE else "more" }}">
 <caption{% if not block.caption %} class="hidden"{% endif %}>{{ block.caption or section.title }}</caption>
 <thead role="rowgroup"><tr role="row">
 {%- for cell in block.head -%}
@@ -167,8 +167,9 @@ data-label="{{ block.head[loop.index0] }}">{{ cell | tied }}</td>{%- endif -%}
 </body>
 </html>
 """
-# A table with more columns scrolls on a screen that is too narrow for it, and is printed as cards.
-WIDE = 6
+# A table with more columns than the first scrolls on a screen that is too narrow for it; with more than the second it
+# is printed as cards.
+WIDE, TOO_WIDE = 6, 8
 # Letters of a word that may be broken anywhere.
 LONGEST = 16
 # A number and its unit, which stay in one line.
@@ -194,7 +195,7 @@ def to_html(title: str, sections: Sequence[Section], folder: Path) -> str:
     environment.tests["unbroken"] = lambda text: any(len(word) > LONGEST for word in text.split())
     page = environment.from_string(PAGE)
     described = [{"title": s.title, "blocks": [shown(block) for block in s.blocks]} for s in sections]
-    return page.render(title=title, sections=described, WIDE=WIDE) + "\n"
+    return page.render(title=title, sections=described, WIDE=WIDE, TOO_WIDE=TOO_WIDE) + "\n"
 
 
 def _missing(picture: Picture) -> str:

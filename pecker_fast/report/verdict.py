@@ -80,7 +80,9 @@ def _in_its_place(run: RunRecord) -> str:
             "images: 1)."
         )
     if run.of_prompts:
-        texts.append("The pictures below show it." if (run.folder / "samples").is_dir() else "")
+        cover = run.config["prompts"]["cover"]
+        texts.append(f"Meant is, for the first of the prompts, “{cover[0]}”." if cover else "")
+        texts.append("The pictures show what is drawn." if (run.folder / "samples").is_dir() else "")
     return " ".join(filter(None, texts))
 
 

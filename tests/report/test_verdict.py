@@ -116,6 +116,7 @@ def test_not_forgotten_or_not_known(tmp_path, changes, answer):
 def test_the_verdict_on_a_concept(tmp_path):
     folder = make_prompt_run(tmp_path / "r")
     assert "nothing was measured" in answers(folder)["Is it forgotten?"]
+    assert "“a man eats”" in answers(folder)["What is drawn in its place?"]
     prompts = [{"prompt": f"scene {i}", "images": 2, "gcd_score": i / 100, "clip_score": None} for i in range(60)]
     near = [{"prompt": "the neighbour", "images": 1, "gcd_score": 0.75}]
     metrics = json.loads((folder / "metrics.json").read_text())
