@@ -11,7 +11,7 @@ from typing import Any
 from ..figures import Figure, figure
 from ..files import write_json
 from .blocks import Block, Caution, Code, Link, Picture, Section, Text, figures_table
-from .cautions import cautions
+from .cautions import cautions_of
 from .curves import COLOURS, legend, mean_curve, new_panels, points_of, save_figure
 from .files import RunRecord, write_csv
 from .places import portable
@@ -288,7 +288,7 @@ def write_across(
     every = [run.metrics for several in runs.values() for run in several]
     # Methods that train nothing have no seed.
     seeds = sorted({metrics["seed"] for metrics in every if metrics.get("seed") is not None})
-    warned = [Caution(text) for text in _cautions(runs)]
+    warned = [Caution(text) for text in cautions_of(runs)]
     result: list[Block] = [
         Text(asked),
         *warned,
@@ -313,15 +313,6 @@ def write_across(
     if pictures:
         sections.append(Section("Images", [Picture(file, text, text) for file, text in pictures]))
     return write_document(folder, shown.title, [*sections, *_own_reports(folder, runs)])
-
-
-def _cautions(runs: Mapping[str, Sequence[RunRecord]]) -> list[str]:
-    """What makes figures of a method meaningless, once for all of its seeds."""
-    return [
-        f"{name}: {text}"
-        for name, several in runs.items()
-        for text in dict.fromkeys(text for run in several for text in cautions(run.metrics))
-    ]
 
 
 def _write_csv(

@@ -1,10 +1,11 @@
 """When the figures of a run say little or nothing, in sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..figures import FORGOTTEN, figure
 from ..metrics.intervals import proportion_interval
+from .files import RunRecord
 
 # Share of real images that a judge should recognise at least.
 JUDGE = 0.95
@@ -29,6 +30,15 @@ def cautions(metrics: Mapping[str, Any]) -> list[str]:
     if metrics.get("ua") is None:
         return [*_alike(metrics), *_of_prompts(metrics)]
     return [*_never_drawn(metrics), *_damage(metrics), *_alike(metrics), *_judge(metrics), *_few(metrics)]
+
+
+def cautions_of(runs: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+    """What makes figures of methods meaningless, with the methods that it is true of."""
+    methods: dict[str, list[str]] = {}
+    for name, several in runs.items():
+        for text in dict.fromkeys(text for run in several for text in cautions(run.metrics)):
+            methods.setdefault(text, []).append(name)
+    return [f"{', '.join(names)}: {text}" for text, names in methods.items()]
 
 
 def drawn_before(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 from ..figures import derived, figure
 from ..files import write_json
 from .blocks import Block, Caution, Link, Picture, Section, Text
-from .cautions import cautions
+from .cautions import cautions_of
 from .curves import draw_comparison
 from .files import RunRecord
 from .places import portable
@@ -57,7 +57,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
     table = metrics_table(shown_figures(*read.values()), {name: run.metrics for name, run in read.items()})
     curves = Picture("report.png", "Curves of the figures over the training, one colour for each method")
     request = Text(asked({**portable(first.config), "method": ", ".join(read)}))
-    warnings = [Caution(f"{name}: {text}") for name, run in read.items() for text in cautions(run.metrics)]
+    warnings = [Caution(text) for text in cautions_of({name: [run] for name, run in read.items()})]
     result: list[Block] = [request, *warnings, table, Text(caution(first)), *([curves] if drawn else [])]
     sections = [Section("Result", result)]
     for name, run in read.items():

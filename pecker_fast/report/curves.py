@@ -10,7 +10,7 @@ from ..figures import figure
 from ..files import replacing
 from . import fonts
 from .files import RunRecord
-from .panels import KEY, Panel, described
+from .panels import KEY, LEGEND, Panel, described
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -107,8 +107,10 @@ def save_figure(canvas, path: Path) -> None:
     scale, width, height = DPI / canvas.dpi, *(round(side * DPI) for side in canvas.get_size_inches())
     panels = []
     for part in (*canvas.legends, *canvas.axes):
-        name = "Legend" if part in canvas.legends else _name(part)
+        name = LEGEND if part in canvas.legends else _name(part)
         box = part.get_tightbbox(renderer)
+        if box is None:
+            continue
         # The PNG's rows go down.
         left, top, right, bottom = box.x0 * scale, height - box.y1 * scale, box.x1 * scale, height - box.y0 * scale
         edges = max(0, int(left) - 4), max(0, int(top) - 4), min(width, int(right) + 5), min(height, int(bottom) + 5)

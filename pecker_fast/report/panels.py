@@ -8,6 +8,8 @@ from pathlib import Path
 
 # The text chunk of the PNG.
 KEY = "pecker_fast_panels"
+# The name of the panel that explains the others.
+LEGEND = "Legend"
 
 
 @dataclass(frozen=True)

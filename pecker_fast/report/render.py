@@ -24,7 +24,8 @@ PAGE = """\
   {{ table }} td.l { text-align: left; }
   {{ table }} td:empty { display: none; }
   {{ table }} td.long { grid-column: 1 / -1; display: block; }
-  {{ table }} td::before { content: attr(data-label); content: attr(data-label) / ""; color: var(--faint); }
+  {{ table }} td::before { content: attr(data-label); content: attr(data-label) / ""; color: var(--faint);
+    text-align: left; }
   {{ table }} td.long::before { display: block; }
 {%- endmacro -%}
 <!DOCTYPE html>
@@ -72,6 +73,7 @@ figure { margin: 1rem 0; }
 img { max-width: 100%; height: auto; background: #fff; padding: .3rem; box-sizing: border-box; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: .4rem;
   align-items: start; }
+.legend { grid-column: 1 / -1; }
 figcaption { font-size: .9rem; }
 pre { padding: .8rem; background: var(--soft); font-size: .85rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
@@ -123,7 +125,8 @@ pre { padding: .8rem; background: var(--soft); font-size: .85rem; white-space: p
 <div class="panels" role="group" aria-label="{{ block.alt }}">
 {%- endif %}
 {%- for name, data in block.panels %}
-<img src="data:image/png;base64,{{ data }}" alt="{{ name or block.alt }}">
+{%- set kind = ' class="legend"' if name == LEGEND else "" %}
+<img{{ kind | safe }} src="data:image/png;base64,{{ data }}" alt="{{ name or block.alt }}">
 {%- endfor %}
 {%- if block.panels | length > 1 %}
 </div>
@@ -150,9 +153,9 @@ pre { padding: .8rem; background: var(--soft); font-size: .85rem; white-space: p
 {%- for row in block.rows %}
 <tr role="row">
 {%- for cell in row -%}
-{%- set break = " break" if cell is unbroken -%}
+{%- set break, align = " break" if cell is unbroken else "", block.align[loop.index0] -%}
 {%- if loop.first -%}<th role="rowheader" scope="row" class="l{{ break }}">{{ cell | tied }}</th>
-{%- else -%}<td role="cell" class="{{ block.align[loop.index0] }}{{ break }}{{ " long" if cell | length > 20 }}" {# -#}
+{%- else -%}<td role="cell" class="{{ align }}{{ break }}{{ " long" if align == "l" and cell | length > 20 }}" {# -#}
 data-label="{{ block.head[loop.index0] }}">{{ cell | tied }}</td>{%- endif -%}
 {%- endfor -%}
 </tr>
@@ -171,7 +174,7 @@ data-label="{{ block.head[loop.index0] }}">{{ cell | tied }}</td>{%- endif -%}
 # is printed as cards.
 WIDE, TOO_WIDE = 6, 8
 # Letters of a word that may be broken anywhere.
-LONGEST = 16
+LONGEST = 20
 # A number and its unit, which stay in one line.
 UNIT = re.compile(r"(\d) (%|GiB|s\b|nats\b)")
 
@@ -195,7 +198,7 @@ def to_html(title: str, sections: Sequence[Section], folder: Path) -> str:
     environment.tests["unbroken"] = lambda text: any(len(word) > LONGEST for word in text.split())
     page = environment.from_string(PAGE)
     described = [{"title": s.title, "blocks": [shown(block) for block in s.blocks]} for s in sections]
-    return page.render(title=title, sections=described, WIDE=WIDE, TOO_WIDE=TOO_WIDE) + "\n"
+    return page.render(title=title, sections=described, WIDE=WIDE, TOO_WIDE=TOO_WIDE, LEGEND=panels.LEGEND) + "\n"
 
 
 def _missing(picture: Picture) -> str:
