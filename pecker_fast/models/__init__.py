@@ -9,7 +9,7 @@ from .folders import (
     save_network,
     save_one_step_pipeline,
 )
-from .loaded import LoadedStableDiffusion
+from .loaded import LoadedStableDiffusion, LoadedStableDiffusionXL, read_stable_diffusion
 from .resolve import (
     ClassModel,
     TextModel,
@@ -24,13 +24,23 @@ from .resolve import (
 )
 from .saving import save_result
 from .schedules import read_schedule, schedule_from_config
-from .stable_diffusion import StableDiffusion, load_text_unet, save_text_network, save_text_pipeline
+from .stable_diffusion import (
+    Parametrisation,
+    StableDiffusion,
+    load_text_unet,
+    save_text_network,
+    save_text_pipeline,
+)
+from .stable_diffusion_xl import StableDiffusionXL
 from .weight_files import WeightFiles, find_weight_files, other_weights
 
 __all__ = [
     "ClassModel",
     "LoadedStableDiffusion",
+    "LoadedStableDiffusionXL",
+    "Parametrisation",
     "StableDiffusion",
+    "StableDiffusionXL",
     "TextModel",
     "WeightFiles",
     "check_network_folder",
@@ -42,6 +52,7 @@ __all__ = [
     "network_folder",
     "other_weights",
     "read_schedule",
+    "read_stable_diffusion",
     "recorded_options",
     "resolve",
     "resolve_config",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .folders import WEIGHTS, check_network_folder, network_folder
+from .loaded import read_stable_diffusion
 from .stable_diffusion import StableDiffusion
 
 # owner/model.
@@ -22,12 +23,15 @@ _TEXT_CONFIGS = (
     "unet/config.json",
     "vae/config.json",
     "text_encoder/config.json",
+    "text_encoder_2/config.json",
     "tokenizer/*",
+    "tokenizer_2/*",
 )
 _TEXT_WEIGHTS = (
     f"unet/{WEIGHTS}.safetensors",
     f"vae/{WEIGHTS}.safetensors",
     "text_encoder/model.safetensors",
+    "text_encoder_2/model.safetensors",
 )
 
 
@@ -93,8 +97,8 @@ def fetch_network(name: str) -> Path:
 
 
 def fetch_stable_diffusion(name: str) -> StableDiffusion:
-    """Fetch a Stable Diffusion. ValueError if there is none."""
+    """Fetch a Stable Diffusion 1.x, 2.x or XL. ValueError if there is none."""
     root = fetch(name, _TEXT_CONFIGS)
     # Checks the configurations before the weights are downloaded.
-    StableDiffusion(root)
-    return StableDiffusion(fetch(name, _TEXT_WEIGHTS, root.name))
+    read_stable_diffusion(root)
+    return read_stable_diffusion(fetch(name, _TEXT_WEIGHTS, root.name))

@@ -21,7 +21,7 @@ from ..diffusion.unet import check_class_conditional
 from .ancestors import States, load_ancestor
 from .folders import load_network, network_folder
 from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, is_hub_name
-from .loaded import LoadedStableDiffusion, copied
+from .loaded import copied, read_stable_diffusion
 from .schedules import schedule_from_config
 from .stable_diffusion import StableDiffusion, load_text_unet
 
@@ -192,7 +192,7 @@ def resolve(
 
 
 def resolve_text(model: Source | None, *, base: Source | None = None, name: str = NAME) -> TextModel:
-    """Find a text-to-image model, Stable Diffusion 1.x or 2.x. Reads no weights.
+    """Find a text-to-image model, Stable Diffusion 1.x, 2.x or XL. Reads no weights.
 
     Parameters
     ----------
@@ -215,8 +215,8 @@ def resolve_text(model: Source | None, *, base: Source | None = None, name: str 
     """
     if model is None:
         raise ValueError(
-            f"{name} is not given: expected the folder of a Stable Diffusion 1.x or 2.x, or its name on the hub, such "
-            "as stable-diffusion-v1-5/stable-diffusion-v1-5"
+            f"{name} is not given: expected the folder of a Stable Diffusion, or its name on the hub, such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0"
         )
     if base is not None:
         parts = resolve_text(base, name="base").parts
@@ -229,10 +229,10 @@ def resolve_text(model: Source | None, *, base: Source | None = None, name: str 
         return TextModel(parts, str(model), recorded_options(model), folder)
     try:
         if _is_object(model):
-            return TextModel(LoadedStableDiffusion(model), _memory(model), _pipeline_options(model))
+            return TextModel(read_stable_diffusion(model), _memory(model), _pipeline_options(model))
         path = str(model)
         if Path(path).is_dir():
-            return TextModel(StableDiffusion(path), path, recorded_options(path))
+            return TextModel(read_stable_diffusion(path), path, recorded_options(path))
         if not Path(path).exists() and is_hub_name(path):
             parts = fetch_stable_diffusion(path)
             return TextModel(parts, f"hub:{path}", recorded_options(parts.folder))
