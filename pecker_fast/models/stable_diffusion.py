@@ -34,7 +34,7 @@ FILES = {"scheduler": SCHEDULER_CONFIG}
 
 
 @dataclass(frozen=True)
-class Parametrisation:
+class Prediction:
     """What a U-Net predicts, and of which input.
 
     Parameters
@@ -136,15 +136,15 @@ class StableDiffusion:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     @property
-    def parametrisation(self) -> Parametrisation:
+    def prediction(self) -> Prediction:
         """What the U-Net predicts."""
         kind = self.config("scheduler").get("prediction_type", "epsilon")
-        return Parametrisation(kind, bool(self.index().get("unit_noise", False)))
+        return Prediction(kind, bool(self.index().get("unit_noise", False)))
 
     @property
     def prediction_type(self) -> str:
         """What the U-Net predicts, without its input."""
-        return self.parametrisation.prediction_type
+        return self.prediction.prediction_type
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -274,7 +274,7 @@ class StableDiffusion:
         conditioning: Conditioning | Tensor,
         resolution: int | None = None,
         unet: nn.Module | None = None,
-        parametrisation: Parametrisation | None = None,
+        prediction: Prediction | None = None,
     ) -> TextConditioned:
         """Combine a U-Net, by default this model's, with the conditioning of prompts, the first of which is "".
 
@@ -286,14 +286,14 @@ class StableDiffusion:
             Height and width of images; what the U-Net was trained for by default.
         unet : nn.Module, optional
             The U-Net; loaded by default.
-        parametrisation : Parametrisation, optional
+        prediction : Prediction, optional
             What it predicts; as this model's by default.
 
         Returns
         -------
         TextConditioned
         """
-        kind = self.parametrisation if parametrisation is None else parametrisation
+        kind = self.prediction if prediction is None else prediction
         return TextConditioned(
             self.load_unet() if unet is None else unet,
             PromptTable(conditioning),
@@ -303,14 +303,14 @@ class StableDiffusion:
             kind.unit_noise,
         )
 
-    def build_pipeline(self, unet: nn.Module, t_init: int | None, parametrisation: Parametrisation) -> Any:
+    def build_pipeline(self, unet: nn.Module, t_init: int | None, prediction: Prediction) -> Any:
         """A pipeline of diffusers with another U-Net.
 
         Parameters
         ----------
         unet, t_init
             As of ``save_text_pipeline``.
-        parametrisation : Parametrisation
+        prediction : Prediction
             What the U-Net predicts.
 
         Returns
@@ -321,18 +321,18 @@ class StableDiffusion:
 
         from ..diffusion.text_pipeline import OneStepTextPipeline
 
-        parts = {**self.load_other_parts(), "unet": unet, "scheduler": self.scheduler_for(t_init, parametrisation)}
+        parts = {**self.load_other_parts(), "unet": unet, "scheduler": self.scheduler_for(t_init, prediction)}
         if t_init is None:
             none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
             return StableDiffusionPipeline(**parts, **none)
-        return OneStepTextPipeline(**parts, t_init=t_init, unit_noise=parametrisation.unit_noise)
+        return OneStepTextPipeline(**parts, t_init=t_init, unit_noise=prediction.unit_noise)
 
-    def scheduler_for(self, t_init: int | None, parametrisation: Parametrisation) -> Any:
+    def scheduler_for(self, t_init: int | None, prediction: Prediction) -> Any:
         """The scheduler to save beside another U-Net; arguments as of ``build_pipeline``."""
         scheduler = self.load_scheduler()
-        if scheduler.config.get("prediction_type", "epsilon") == parametrisation.prediction_type:
+        if scheduler.config.get("prediction_type", "epsilon") == prediction.prediction_type:
             return scheduler
-        return type(scheduler).from_config(scheduler.config, prediction_type=parametrisation.prediction_type)
+        return type(scheduler).from_config(scheduler.config, prediction_type=prediction.prediction_type)
 
     @torch.no_grad()
     def decode(
@@ -377,7 +377,7 @@ def save_text_pipeline(
     unet: nn.Module,
     source: StableDiffusion,
     t_init: int | None,
-    parametrisation: Parametrisation | None = None,
+    prediction: Prediction | None = None,
 ) -> None:
     """Write a U-Net as a pipeline with the other parts of ``source``, atomically.
 
@@ -395,7 +395,7 @@ def save_text_pipeline(
     t_init : int or None
         Timestep at which a one-step generator is fed noise; None for a model that draws in many steps, which becomes a
         ``StableDiffusionPipeline`` or a ``StableDiffusionXLPipeline``.
-    parametrisation : Parametrisation, optional
+    prediction : Prediction, optional
         What the U-Net predicts; as that of ``source`` by default.
 
     Raises
@@ -405,5 +405,5 @@ def save_text_pipeline(
     """
     if t_init is not None:
         check_int("t_init", t_init, 0, source.schedule.num_train_timesteps)
-    pipeline = source.build_pipeline(unet, t_init, parametrisation or source.parametrisation)
+    pipeline = source.build_pipeline(unet, t_init, prediction or source.prediction)
     write_folder(path, lambda folder: pipeline.save_pretrained(folder, safe_serialization=True))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..diffusion.conditioning import TIME_IDS, Conditioning
 from ..diffusion.text import TEXT_TIME, TextConditioned, encode_prompts_xl
-from .stable_diffusion import Parametrisation, StableDiffusion
+from .stable_diffusion import Prediction, StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -70,26 +70,26 @@ class StableDiffusionXL(StableDiffusion):
         conditioning: Conditioning | Tensor,
         resolution: int | None = None,
         unet: nn.Module | None = None,
-        parametrisation: Parametrisation | None = None,
+        prediction: Prediction | None = None,
     ) -> TextConditioned:
         size = self.latent_size(resolution) * self.vae_scale_factor
         conditioning = Conditioning.of(conditioning)
         # Integers, which low precision does not round: (height, width) of the original, crop, (height, width).
         sizes = torch.tensor([size, size, 0, 0, size, size]).expand(len(conditioning), -1)
-        return super().network(conditioning | {TIME_IDS: sizes}, resolution, unet, parametrisation)
+        return super().network(conditioning | {TIME_IDS: sizes}, resolution, unet, prediction)
 
-    def build_pipeline(self, unet: nn.Module, t_init: int | None, parametrisation: Parametrisation) -> Any:
+    def build_pipeline(self, unet: nn.Module, t_init: int | None, prediction: Prediction) -> Any:
         from diffusers import StableDiffusionXLPipeline
 
         from ..diffusion.text_pipeline_xl import OneStepXLPipeline
 
-        parts = {**self.load_other_parts(), "unet": unet, "scheduler": self.scheduler_for(t_init, parametrisation)}
+        parts = {**self.load_other_parts(), "unet": unet, "scheduler": self.scheduler_for(t_init, prediction)}
         options = {"force_zeros_for_empty_prompt": self.zeros_for_empty_prompt}
         if t_init is None:
             return StableDiffusionXLPipeline(**parts, **options, add_watermarker=False)
-        return OneStepXLPipeline(**parts, **options, t_init=t_init, unit_noise=parametrisation.unit_noise)
+        return OneStepXLPipeline(**parts, **options, t_init=t_init, unit_noise=prediction.unit_noise)
 
-    def scheduler_for(self, t_init: int | None, parametrisation: Parametrisation) -> Any:
+    def scheduler_for(self, t_init: int | None, prediction: Prediction) -> Any:
         """The scheduler to save beside another U-Net; arguments as of ``build_pipeline``.
 
         If diffusers has one that draws in one step as the generator does, it is that one, so that
@@ -97,8 +97,8 @@ class StableDiffusionXL(StableDiffusion):
         """
         from diffusers import EulerDiscreteScheduler, LCMScheduler
 
-        scheduler = super().scheduler_for(t_init, parametrisation)
-        if t_init is not None and parametrisation.unit_noise:
+        scheduler = super().scheduler_for(t_init, prediction)
+        if t_init is not None and prediction.unit_noise:
             return LCMScheduler.from_config(scheduler.config)
         if t_init == self.schedule.num_train_timesteps - 1:
             return EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")

@@ -12,7 +12,7 @@ from pecker_fast.diffusion.sampling import _Noise
 from pecker_fast.hashing import weights_hash
 from pecker_fast.models import (
     LoadedStableDiffusionXL,
-    Parametrisation,
+    Prediction,
     StableDiffusion,
     StableDiffusionXL,
     read_stable_diffusion,
@@ -70,8 +70,8 @@ def test_the_empty_prompt_may_have_its_own_embedding(base, pipe, tmp_path):
     assert source.text_encoder_hashes() != read_stable_diffusion(base).text_encoder_hashes()
 
 
-def drawn_by_us(source, z, t_init, parametrisation=None, resolution=None):
-    network = source.network(source.encode(PROMPTS)[0], resolution, parametrisation=parametrisation)
+def drawn_by_us(source, z, t_init, prediction=None, resolution=None):
+    network = source.network(source.encode(PROMPTS)[0], resolution, prediction=prediction)
     with torch.no_grad():
         return OneStepGenerator(source.schedule, t_init)(network, z, torch.tensor([1, 2])), network
 
@@ -97,7 +97,7 @@ def test_lightning_draws_as_by_diffusers(base, pipe):
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     z = torch.randn(2, LATENTS, SIZE, SIZE)
-    latents, _ = drawn_by_us(read_stable_diffusion(base), z, 999, Parametrisation("sample"))
+    latents, _ = drawn_by_us(read_stable_diffusion(base), z, 999, Prediction("sample"))
     scheduler = EulerDiscreteScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="trailing", prediction_type="sample"
     )
@@ -111,7 +111,7 @@ def test_dmd2_draws_as_by_diffusers(base, pipe):
     from diffusers import LCMScheduler, StableDiffusionXLPipeline
 
     z = torch.randn(2, LATENTS, SIZE, SIZE)
-    latents, _ = drawn_by_us(read_stable_diffusion(base), z, 399, Parametrisation(unit_noise=True))
+    latents, _ = drawn_by_us(read_stable_diffusion(base), z, 399, Prediction(unit_noise=True))
     scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     theirs = StableDiffusionXLPipeline(**{**pipe.components, "scheduler": scheduler}, add_watermarker=False)
     options = {"guidance_scale": 0, "num_inference_steps": 1, "timesteps": [399], "latents": z}
@@ -134,11 +134,11 @@ def test_many_steps_with_guidance_draw_as_by_diffusers(base, pipe):
 
 
 KINDS = [
-    (625, Parametrisation()),
-    (999, Parametrisation()),
-    (999, Parametrisation("sample")),
-    (399, Parametrisation(unit_noise=True)),
-    (999, Parametrisation("v_prediction")),
+    (625, Prediction()),
+    (999, Prediction()),
+    (999, Prediction("sample")),
+    (399, Prediction(unit_noise=True)),
+    (999, Prediction("v_prediction")),
 ]
 
 
@@ -160,7 +160,7 @@ def test_saved_pipelines_draw_the_images_of_the_generator(base, tmp_path, t_init
     assert len(pipe("a dog", num_images_per_prompt=3).images) == 3
     # The folder is an SDXL that is read as it was saved.
     again = resolve_text(run)
-    assert again.t_init == t_init and again.parts.parametrisation == kind
+    assert again.t_init == t_init and again.parts.prediction == kind
     assert torch.allclose(again.parts.schedule._exact, source.schedule._exact, rtol=1e-6)
     other, _ = drawn_by_us(again.parts, z, t_init)
     assert torch.allclose(other, latents, rtol=1e-4, atol=1e-4)
@@ -263,7 +263,7 @@ def test_invalid_models(base, tmp_path):
 )
 def test_invalid_calls(base, arguments, error, message):
     source = read_stable_diffusion(base)
-    pipe = source.build_pipeline(source.load_unet(), 625, Parametrisation())
+    pipe = source.build_pipeline(source.load_unet(), 625, Prediction())
     with pytest.raises(error, match=message):
         pipe(**arguments)
     with pytest.raises(ValueError, match="t_init is 1000"):
