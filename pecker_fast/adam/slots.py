@@ -16,6 +16,13 @@ PER_ENTRY = (*MOMENTS, "counts", *COPIES)
 COUNT_DTYPES = (torch.int16, torch.int32)
 
 
+def put_salient(tensor: Tensor, words: Tensor, values: Tensor, backend: str | None = None) -> None:
+    """Sets the entries of ``tensor`` that the mask ``words`` has to packed ``values``."""
+    numel = tensor.numel()
+    dense = ops.unpack(values, words, numel, backend=backend).view(tensor.shape)
+    tensor.copy_(torch.where(ops.unpack_bits(words, numel).view(tensor.shape), dense, tensor))
+
+
 @dataclass(eq=False)
 class Slot:
     """One parameter of the optimizer."""
@@ -65,9 +72,7 @@ class Slot:
 
     def put_salient(self, tensor: Tensor, values: Tensor) -> None:
         """Sets the salient entries of ``tensor``, which has the parameter's shape, to packed ``values``."""
-        words, numel = self.state["mask_words"], tensor.numel()
-        dense = ops.unpack(values, words, numel, backend=self.group["backend"]).view(tensor.shape)
-        tensor.copy_(torch.where(ops.unpack_bits(words, numel).view(tensor.shape), dense, tensor))
+        put_salient(tensor, self.state["mask_words"], values, self.group["backend"])
 
     def has_packed(self, key: str) -> bool:
         """Whether the state has ``key`` for the salient entries only."""

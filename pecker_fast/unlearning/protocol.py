@@ -178,6 +178,8 @@ class Method(ABC):
         Whether it trains a score network, which can have low-rank adapters.
     trains_low_precision : bool
         Whether it trains weights in bfloat16 or float16.
+    shares_weights : bool
+        Whether its networks can share one copy of the weights with the teacher.
     reads_tokens : bool
         Whether it needs ``Problem.prompt_tokens`` of prompts.
     phases : list of Phase
@@ -195,6 +197,7 @@ class Method(ABC):
     shards_without: ClassVar[tuple[str, ...]] = ()
     trains_adapters: ClassVar[bool] = False
     trains_low_precision: ClassVar[bool] = False
+    shares_weights: ClassVar[bool] = False
     reads_tokens: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:

@@ -50,6 +50,7 @@ class Supports(Protocol):
     shards_without: ClassVar[tuple[str, ...]]
     trains_adapters: ClassVar[bool]
     trains_low_precision: ClassVar[bool]
+    shares_weights: ClassVar[bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +196,9 @@ class Placement:
     fsdp : bool
         Whether the processes share the weights of psi and theta, their gradients and their optimizers' state (FSDP2).
         Each process has the whole teacher.
+    share_weights : bool
+        Whether networks that start as the teacher, and whose steps one mask confines, share one copy of the weights
+        with it. Exact, for some more forward passes: no graph can exist beside another network's.
 
     Raises
     ------
@@ -208,6 +212,7 @@ class Placement:
     score_lora_rank: int = 0
     gradient_checkpointing: bool = False
     fsdp: bool = False
+    share_weights: bool = False
 
     def __post_init__(self) -> None:
         check_choice("weights_dtype", self.weights_dtype, WEIGHT_DTYPES)
@@ -243,6 +248,8 @@ class Placement:
                 f"score_lora_rank is {self.score_lora_rank}, but {method.name} trains no adapter: "
                 f"it is for {_supporting('trains_adapters')}"
             )
+        if self.share_weights:
+            self._check_shared(method, options, compile)
         if not self.fsdp:
             return
         if not method.shards:
@@ -254,6 +261,16 @@ class Placement:
         for name, value in others.items():
             if value:
                 raise ValueError(f"fsdp is set, and so is {name}: expected one of them")
+
+    def _check_shared(self, method: type[Supports], options: Any, compile: bool) -> None:
+        if not method.shares_weights:
+            raise ValueError(
+                f"share_weights is set, but {method.name} trains every weight: it is for {_supporting('shares_weights')}"
+            )
+        others = {"torch_compile": compile, "cuda_graphs": getattr(options, "cuda_graphs", False), "fsdp": self.fsdp}
+        for name, value in others.items():
+            if value:
+                raise ValueError(f"share_weights is set, and so is {name}: expected one of them")
 
 
 def _supporting(declaration: str) -> str:
