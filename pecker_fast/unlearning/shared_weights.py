@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
-from ..adam.slots import put_salient
-from ..flat import row_major
+from ..entries import put_entries, take_entries
 from ..mask import SaliencyMask
 
 BASE = "teacher"
@@ -108,7 +106,7 @@ class SharedWeights:
         self.activate(BASE)
         counts = dict(zip(mask.names, mask.tensor_counts(), strict=True))
         self._stored[name] = {
-            key: ops.pack(row_major(values[key]), mask.tensor_words(key), count) for key, count in counts.items() if count
+            key: take_entries(values[key], mask.tensor_words(key), count) for key, count in counts.items() if count
         }
         self._masks[name] = mask
 
@@ -120,8 +118,8 @@ class SharedWeights:
         for one in (self._active, name):
             for key, values in self._stored.get(one, {}).items():
                 param, words = self._params[key], self._masks[one].tensor_words(key)
-                others = ops.pack(row_major(param), words, values.numel())
-                put_salient(param, words, values)
+                others = take_entries(param, words, values.numel())
+                put_entries(param, words, values)
                 values.copy_(others)
         self._active = name
 
