@@ -31,6 +31,9 @@ from .shared_weights import SharedWeights
 from .sharded import load_network_state, load_optimizer_state, network_state, optimizer_state, whole_copy
 from .streams import Streams
 
+# Parts of an iteration in an estimate of memory.
+SCORE_SALIENCY, SALIENCY = "score network's saliency gradient", "saliency gradient"
+
 
 class DistillationPhase(Phase):
     """Iterations of score forgetting distillation on networks that belong to the method.
@@ -155,8 +158,12 @@ class DistillationPhase(Phase):
                 continue
             if self._is_shared(name):
                 self.shared.confine(name, masker.mask)
-            if self._packs_gradients and optimizer.defaults["packed"] and optimizer not in self._packings:
+            if self._packs(optimizer) and optimizer not in self._packings:
                 self._packings[optimizer] = pack_gradients(optimizer, masker.mask)
+
+    def _packs(self, optimizer: MaskedAdam) -> bool:
+        """Whether an optimizer's gradients are packed once there is a mask."""
+        return self._packs_gradients and optimizer.defaults["packed"]
 
     def _is_shared(self, name: str) -> bool:
         return self.shared is not None and self.shared.has(name)
@@ -302,11 +309,13 @@ class DistillationPhase(Phase):
 
     def memory_plan(self) -> MemoryPlan:
         """What an estimate of memory needs to know of this phase."""
-        score = TrainedNetwork(self.score, self.score_optimizer)
+        score, generator = (
+            TrainedNetwork(network, optimizer, packed=self._packs(optimizer) + self._is_shared(name))
+            for name, network, optimizer, _ in self._trained()
+        )
         if self.score_masker is not None:
             masks, density = self.score_masker.MASKS, self.score_masker.density or 1.0
             score = replace(score, step="masked", density=density, masks=masks)
-        generator = TrainedNetwork(self.generator, self.generator_optimizer)
         if self.masker is not None:
             joint = "joint" if self.mask_scope == "forget" else "masked"
             alternate = "alternate" if self.mask_scope == "forget" else "masked"
@@ -316,22 +325,46 @@ class DistillationPhase(Phase):
                 density=self.masker.density or 1.0,
                 masks=self.masker.MASKS,
             )
-        return MemoryPlan([score, generator], self._rehearse)
+        first = {SCORE_SALIENCY: 0} if self.score_masker is not None else {}
+        if self._has_one_mask():
+            first[SALIENCY] = 1
+        return MemoryPlan([score, generator], self._rehearse, first)
 
     def _rehearse(self, note: Callable[[str | None], None]) -> None:
         """The gradients of an iteration, without its steps; ``note`` as in ``MemoryPlan``."""
         losses: dict[str, Tensor] = {}
+        streams = Streams(self.setting.compute.device, "rehearsal")
+        if self.score_masker is not None:
+            self.score_masker.rehearse(streams, self.score)
+            note(SCORE_SALIENCY)
         micros = self._micro_batches(0)
-        self._score_gradients(micros, losses)
+        with self._dropped_gradients(self.score, self.score_optimizer):
+            self._score_gradients(micros, losses)
         note("score network's step")
         self.score.zero_grad(set_to_none=True)
         if self.masker is not None:
             note(None)
-            self.masker.ranking(Streams(self.setting.compute.device, "rehearsal"), self.generator)
-            note("saliency gradient")
-        for _ in self._generator_gradients(micros, losses):
-            note("generator's step")
-            self.generator.zero_grad(set_to_none=True)
+            self.masker.rehearse(streams, self.generator)
+            note(SALIENCY)
+        with self._dropped_gradients(self.generator, self.generator_optimizer):
+            for _ in self._generator_gradients(micros, losses):
+                note("generator's step")
+                self.generator.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _dropped_gradients(self, network: nn.Module, optimizer: MaskedAdam) -> Iterator[None]:
+        """In a rehearsal: each gradient that would be packed is dropped as soon as it exists."""
+        params = trainable(network) if self._packs(optimizer) else []
+
+        def drop(param: Tensor) -> None:
+            param.grad = None
+
+        handles = [param.register_post_accumulate_grad_hook(drop) for param in params]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     # ---- an iteration
 

@@ -254,6 +254,24 @@ class PatchMasker(BaseMasker):
             del scores, options
         return parts.mask()
 
+    def rehearse(self, streams: Streams, network: nn.Module) -> None:
+        if self._parts == 1:
+            super().rehearse(streams, network)
+            return
+        each = 2 if self.options.saliency_score == "ratio" else 1
+        entries = each * max(1, int(self.density * sum(param.numel() for param in network.parameters())))
+        largest: Tensor | None = None
+        for part in parameter_parts(network, self._parts):
+            with only_trainable(network, part):
+                scores, options = self.ranking(streams, network)
+                count = each * sum(score.numel() for score in scores.values())
+                candidates = torch.empty(min(entries, count), device=self.compute.device)
+            del scores, options
+            # As ``MaskInParts``: the largest so far are replaced by the largest of these and the candidates.
+            merged = torch.empty(entries, device=self.compute.device)
+            largest = merged
+            del candidates, merged
+
     @property
     def _parts(self) -> int:
         """How many parts of the network are scored one after the other; scores that take no gradient need none."""

@@ -147,6 +147,10 @@ class BaseMasker(ABC):
             Further arguments of ``saliency_mask``: what the scores are relative to.
         """
 
+    def rehearse(self, streams: Streams, network: nn.Module) -> None:
+        """Take as much memory as a new mask does, for an estimate of memory: what comes before its selection."""
+        self.ranking(streams, network)
+
     def is_due(self, iteration: int) -> bool:
         """Whether a new mask is due before the generator's step of this iteration."""
         every = self.refresh_steps
