@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..diffusion import NoiseSchedule, PromptTable, TextConditioned
 from ..optim import MaskedAdam
-from ..profiling import AllocationCounter
+from ..profiling import AllocationCounter, peak_memory_bytes
 from ..saliency import saliency_mask
 from ..unlearning import Compute, Method, Placement, Problem, PromptRequest, Setting, TrainedNetwork
 from ..unlearning.sharded import sharded_blocks
@@ -288,11 +288,14 @@ def describe_memory(estimate: MemoryEstimate) -> str:
     rows.append(("masks", estimate.masks))
     if estimate.packed:
         rows.append(("packed gradients and entries", estimate.packed))
-    rows += [(f"{name}: gradients, activations", size) for name, size in estimate.moments.items()]
+    for name, size in estimate.moments.items():
+        rows.append((f"{name}: gradients, activations", size))
+        if name in estimate.absent:
+            rows.append(("  once, before these of the above exist", -estimate.absent[name]))
     rows.append(("most at a time", estimate.peak))
-    lines += [f"  {name:46}{size / 2**30:9.2f}" for name, size in rows]
+    lines += [f"  {name:60}{size / 2**30:9.2f}" for name, size in rows]
     lines.append(
         "Counted on fake tensors with the CPU's autocast rules; the CUDA context, cuDNN's workspaces and fragmentation "
-        "come on top."
+        f"come on top, on a CPU the process itself, such as this one's {peak_memory_bytes('cpu') / 2**30:.2f} GiB."
     )
     return "\n".join(lines)
