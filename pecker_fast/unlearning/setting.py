@@ -342,9 +342,10 @@ class Setting:
         """
         compute, dtype = self.compute, self.placement.weights_dtype
         # Cast one by one: no whole copy in the original dtype.
-        params = {id(param): nn.Parameter(param.detach().to(dtype, copy=True)) for param in network.parameters()}
-        network = copy.deepcopy(network, dict(params))
-        network.to(dtype)
+        memo: dict[int, Any] = {
+            id(param): nn.Parameter(param.detach().to(dtype, copy=True)) for param in network.parameters()
+        }
+        network = copy.deepcopy(network, memo).to(dtype)
         self._checkpoint_gradients(network)
         compute.place(network)
         if not self.placement.fsdp:
