@@ -60,7 +60,13 @@ RESULTS = Path(__file__).resolve().parent / "results" / "memory"
 # library keeps freed blocks of up to 32 MiB in pieces, which is its own affair.
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": "0"}
 # What is measured: the networks are made; then the parts of an iteration as the estimate names them.
-PARTS = ("networks", "score network's saliency gradient", "score network's step", "saliency gradient", "generator's step")
+PARTS = (
+    "networks",
+    "score network's saliency gradient",
+    "score network's step",
+    "saliency gradient",
+    "generator's step",
+)
 GENERATOR_REGIONS = ("generator forward", "teacher and score network", "generator backward")
 
 
@@ -207,7 +213,9 @@ def watched(least: float) -> Iterator[None]:
         while not over.wait(1.0):
             left = available_bytes() / 2**30
             if left < least:
-                print(f"the machine has {left:.1f} GiB of memory left, less than --least_available: stopped", flush=True)
+                print(
+                    f"the machine has {left:.1f} GiB of memory left, less than --least_available: stopped", flush=True
+                )
                 os._exit(1)
 
     thread = threading.Thread(target=watch, daemon=True)

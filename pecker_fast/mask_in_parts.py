@@ -161,7 +161,9 @@ class MaskInParts:
         """
         missing = [name for name, numel in self._numels.items() if numel and name not in self._seen]
         if missing:
-            raise ValueError(f"the scores of {missing[0]} are missing, expected those of all {len(self._shapes)} tensors")
+            raise ValueError(
+                f"the scores of {missing[0]} are missing, expected those of all {len(self._shapes)} tensors"
+            )
         offsets = ops.word_offsets(list(self._numels.values()))
         words = torch.zeros(offsets[-1], dtype=torch.int32, device=self.device)
         for i, name in enumerate(self._shapes):

@@ -27,8 +27,8 @@ from .masking import BaseMasker
 from .options import ScoreForgettingOptions
 from .protocol import MemoryPlan, Phase, TrainedNetwork
 from .setting import Setting
-from .shared_weights import SharedWeights
 from .sharded import load_network_state, load_optimizer_state, network_state, optimizer_state, whole_copy
+from .shared_weights import SharedWeights
 from .streams import Streams
 
 # Parts of an iteration in an estimate of memory.

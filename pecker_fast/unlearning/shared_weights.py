@@ -125,9 +125,7 @@ class SharedWeights:
 
     def state(self, name: str) -> dict[str, Tensor]:
         """A copy of a network's state dict, on the CPU."""
-        return {
-            key: value.detach().to("cpu", copy=True) for key, value in self.networks[name].state_dict().items()
-        }
+        return {key: value.detach().to("cpu", copy=True) for key, value in self.networks[name].state_dict().items()}
 
     @torch.no_grad()
     def load(self, name: str, state: Mapping[str, Tensor], mask: SaliencyMask | None) -> None:

@@ -150,9 +150,7 @@ def test_networks_that_differ_have_weights_of_their_own(options, has_own_generat
     setting = {"initial_generator": tiny_unet()} if has_own_generator else {}
     # An equal network counts as the teacher.
     setting |= {"initial_score": copy.deepcopy(teacher)}
-    separate, shared = (
-        classes_method(teacher, {**copy.deepcopy(setting), **more}, **options) for more in ({}, SHARED)
-    )
+    separate, shared = (classes_method(teacher, {**copy.deepcopy(setting), **more}, **options) for more in ({}, SHARED))
     own = addresses(shared.setting.problem.teacher)
     for name in ("score", "generator"):
         assert (addresses(getattr(shared, name)) == own) == (name in shared_networks), name
