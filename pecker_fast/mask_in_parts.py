@@ -99,8 +99,8 @@ class MaskInParts:
         for name, score in scores.items():
             if name not in self._shapes or name in self._seen or score.shape != self._shapes[name]:
                 raise ValueError(
-                    f"scores has {name} of shape {tuple(score.shape)}, expected each of the {len(self._shapes)} tensors "
-                    "once, in its shape"
+                    f"scores has {name} of shape {tuple(score.shape)}, expected each of the {len(self._shapes)} "
+                    "tensors once, in its shape"
                 )
         # In the mask's order, which decides between ties.
         scores = {name: scores[name] for name, numel in self._numels.items() if numel and name in scores}

@@ -260,7 +260,7 @@ class PatchMasker(BaseMasker):
             return
         each = 2 if self.options.saliency_score == "ratio" else 1
         entries = each * max(1, int(self.density * sum(param.numel() for param in network.parameters())))
-        largest: Tensor | None = None
+        kept: list[Tensor] = []
         for part in parameter_parts(network, self._parts):
             with only_trainable(network, part):
                 scores, options = self.ranking(streams, network)
@@ -268,9 +268,8 @@ class PatchMasker(BaseMasker):
                 candidates = torch.empty(min(entries, count), device=self.compute.device)
             del scores, options
             # As ``MaskInParts``: the largest so far are replaced by the largest of these and the candidates.
-            merged = torch.empty(entries, device=self.compute.device)
-            largest = merged
-            del candidates, merged
+            kept.append(torch.empty(entries, device=self.compute.device))
+            del kept[:-1], candidates
 
     @property
     def _parts(self) -> int:

@@ -275,7 +275,8 @@ class Placement:
     def _check_shared(self, method: type[Supports], options: Any, compile: bool) -> None:
         if not method.shares_weights:
             raise ValueError(
-                f"share_weights is set, but {method.name} trains every weight: it is for {_supporting('shares_weights')}"
+                f"share_weights is set, but {method.name} trains every weight: "
+                f"it is for {_supporting('shares_weights')}"
             )
         others = {"torch_compile": compile, "cuda_graphs": getattr(options, "cuda_graphs", False), "fsdp": self.fsdp}
         for name, value in others.items():

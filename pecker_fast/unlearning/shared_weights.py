@@ -157,8 +157,8 @@ class SharedWeights:
             outside = values[key] if mask is None else torch.where(mask[key], param, values[key])
             if not torch.equal(outside, param):
                 raise ValueError(
-                    f"share_weights is set, but the {name} in the checkpoint differs from the teacher outside its mask, "
-                    f"in {key}: expected no share_weights"
+                    f"share_weights is set, but the {name} in the checkpoint differs from the teacher outside its "
+                    f"mask, in {key}: expected no share_weights"
                 )
         if mask is not None:
             self._store(name, mask, values)
@@ -201,8 +201,8 @@ def _first(forward: Callable[..., tuple[Tensor, ...]], args: tuple, kwargs: dict
 class _Recomputed(torch.autograd.Function):
     """A function of one tensor whose backward pass computes it again, at the weights that are active then.
 
-    In generator's loss psi's graph needs psi's weights, so the teacher's graph cannot exist beside it. Autograd runs the
-    backward pass of what was computed last first: when the teacher's turn comes, psi's graph is done. The gradients are
+    In theta's loss psi's graph needs psi's weights, so the teacher's graph cannot exist beside it. Autograd begins its
+    backward pass with what was computed last: when the teacher's turn comes, psi's graph is done. The gradients are
     summed in the same order as without recomputation.
     """
 
