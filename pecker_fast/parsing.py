@@ -33,7 +33,10 @@ def early_option(words: Sequence[str], name: str) -> str | None:
     value = _last_value(words, name)
     if value is None and name != CONFIG:
         path = _last_value(words, CONFIG)
-        value = None if path is None else read_config(path).get(name)
+        config = {} if path is None else read_config(path)
+        # A run's config.json has groups.
+        places = [config, *(group for group in config.values() if isinstance(group, dict))]
+        value = next((place[name] for place in places if name in place), None)
     return None if value is None else str(value)
 
 

@@ -1,6 +1,7 @@
 """``pecker-fast distil``. The preset decides which other options there are, and their defaults."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..figures import describe as figure_lines
@@ -9,11 +10,12 @@ from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
 from ..runs.distilled import distil_arguments
 from ..runs.recorded import options_of_record
+from ..runs.remembered import preset_from
 from ..runs.unlearn import describe, distil
 
 DESCRIPTION = """Distil a pretrained network into a one-step generator of all classes or prompts, and its score network,
 for unlearn --distilled FOLDER: once for many requests. --preset
-digits|digits16|mnist|cifar10|stl10|sd15-celebrity|sd15-nudity."""
+digits|digits16|mnist|images|cifar10|stl10|sd15-celebrity|sd15-nudity."""
 TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (
@@ -33,7 +35,7 @@ EXAMPLES = (
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    default = distil_arguments(early_option(words, "preset") or "digits")
+    default = distil_arguments(preset_from(partial(early_option, words)))
     more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
     args = parse_options(default, words, "distil", DESCRIPTION, **more)
     return lambda: run(args)

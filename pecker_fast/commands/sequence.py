@@ -1,9 +1,11 @@
 """``pecker-fast sequence``."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from ..parsing import parse_options
+from ..parsing import early_option, parse_options
 from ..runs.recorded import options_of_record
+from ..runs.remembered import preset_from
 from ..runs.sequence import SequenceArguments, sequence
 
 DESCRIPTION = """Forget classes one request after the other and measure all of them after each; then all at once, to
@@ -15,9 +17,8 @@ EXAMPLES = ("--method pecker --forget_classes 0 3 7", "--method patch --forget_c
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    args = parse_options(
-        SequenceArguments(), words, "sequence", DESCRIPTION, config=options_of_record, examples=EXAMPLES
-    )
+    default = SequenceArguments(preset=preset_from(partial(early_option, words)))
+    args = parse_options(default, words, "sequence", DESCRIPTION, config=options_of_record, examples=EXAMPLES)
     return lambda: run(args)
 
 

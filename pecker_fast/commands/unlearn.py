@@ -1,6 +1,7 @@
 """``pecker-fast unlearn``. Preset and method decide which other options there are, and their defaults."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..figures import describe as figure_lines
@@ -8,10 +9,11 @@ from ..parallel import process_number
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
 from ..runs.recorded import options_of_record
+from ..runs.remembered import preset_from
 from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
 
-DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|mnist|cifar10|stl10, --method
+DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|mnist|images|cifar10|stl10, --method
 pecker|pecker+|patch|sfd|retrain|salun|selective_amnesia|esd|relabel), or a Stable Diffusion a concept (--preset
 sd15-celebrity|sd15-nudity, --method any of these but retrain and salun)."""
 TITLES = {"options": "training"}
@@ -52,7 +54,7 @@ EXAMPLES = (
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    default = unlearn_arguments(early_option(words, "preset") or "digits", early_option(words, "method") or "pecker")
+    default = unlearn_arguments(preset_from(partial(early_option, words)), early_option(words, "method") or "pecker")
     more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
     args = parse_options(default, words, "unlearn", DESCRIPTION, **more)
     return lambda: run(args)

@@ -42,7 +42,9 @@ def options_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
         if values.get(name) == usual:
             del values[name]
     if values.get("method") in COMMANDS:
-        del values["method"]
+        # Of these the names are the data's.
+        for name in ("method", "class_names"):
+            values.pop(name, None)
     if values.get("forget_classes") == []:
         # A distillation's: it has no such options.
         del values["forget_classes"], values["cover_class"]

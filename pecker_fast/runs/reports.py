@@ -9,6 +9,7 @@ from ..report import (
     PROMPTS,
     RunRecord,
     card_note,
+    cautions,
     read_across,
     write_across,
     write_comparison,
@@ -33,7 +34,8 @@ def write_report(run: str) -> tuple[Path, list[str]]:
     Returns
     -------
     tuple of Path and list of str
-        The report (.md, with .html beside it), and notes: which files have changed since a run ended, and why its model
+        The report (.md, with .html beside it), and notes: which files have changed since a run ended, when figures say
+        little, and why its model
         card is not refreshed.
 
     Raises
@@ -59,6 +61,7 @@ def write_report(run: str) -> tuple[Path, list[str]]:
     changed = changed_files(folder)
     path = write_run_report(folder, changed=changed)
     notes = [f"changed since the run ended: {', '.join(changed)}"] if changed else []
+    notes += [f"caution: {text}" for text in cautions(RunRecord.read(folder).metrics)]
     note = card_note(folder)
     return path, notes if note is None else [*notes, note]
 

@@ -17,6 +17,7 @@ from ..training.loop import Loop, LoopOptions, Progress
 from ..training.tracking import tracker
 from ..unlearning import Phase
 from .arguments import ComputeArguments, OutputArguments
+from .history import record_event, started_words
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,16 @@ class Running:
                 profiler=profiler,
             )
             loop.prepare()
-            if loop.progress.step < loop.total:
-                # The run has not ended, even if a shorter one has.
-                self.world.on_main(lambda: (self.folder / "metrics.json").unlink(missing_ok=True))
-            self.world.on_main(begin)
+
+            def start() -> None:
+                step = loop.progress.step
+                if step < loop.total:
+                    # The run has not ended, even if a shorter one has.
+                    (self.folder / "metrics.json").unlink(missing_ok=True)
+                begin()
+                record_event(self.folder, "resumed" if step else "started", step, started_words(self.command))
+
+            self.world.on_main(start)
             progress = loop.run()
         if progress.stopped_by is not None:
             if is_main:

@@ -1,14 +1,11 @@
 """Runs and files by their place, the older options beside it, and options that would not be used."""
 
-import json
-
 import pytest
 from PIL import Image, ImageChops
 
 from pecker_fast.cli import main
 from pecker_fast.mask import SaliencyMask
-from pecker_fast.metrics import load_judge
-from tests.commands.case import ASSETS, QUIET, SMALL, fails, image_folder
+from tests.commands.case import ASSETS, QUIET, SMALL, fails
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +68,3 @@ def test_train_classifier(capsys, tmp_path, monkeypatch):
     error = fails(capsys, "train-classifier", "--preset", "digits")
     assert "output is not given, and runs/digits-judge.safetensors exists already" in error
     assert (tmp_path / "runs" / "digits-judge.safetensors").read_bytes() == b"mine"
-
-
-def test_judge_and_images_of_other_classes_are_named(capsys, tmp_path):
-    judge, images = tmp_path / "judge.safetensors", image_folder(tmp_path / "images", 3, 4)
-    load_judge("digits").save(judge)
-    own = ["--dataset_name", f"folder:{images}", "--num_classes", "3", "--in_channels", "3", "--sample_size", "8"]
-    small = ["--max_train_steps", "2", "--train_batch_size", "2", "--samples_per_class", "2", *QUIET]
-    out = ["--output_dir", str(tmp_path / "p")]
-    error = fails(capsys, "pretrain", *own, *small, *out, "--judge", str(judge))
-    assert f"judge {judge} has 10 classes (0, 1, 2, 3, 4, 5 and 4 more), the network has 3" in error
-    assert not (tmp_path / "p").exists()
-    # The judge of the preset knows other images, and is not asked.
-    main(["pretrain", *own, *small, *out])
-    assert "accuracy" not in json.loads((tmp_path / "p" / "metrics.json").read_text())
-    network = ["--pretrained_model_name_or_path", str(tmp_path / "p"), "--output_dir", str(tmp_path / "u")]
-    capsys.readouterr()
-    error = fails(capsys, "unlearn", *network, *SMALL, *QUIET, "--judge", str(judge))
-    assert f"judge {judge} has 10 classes" in error and "the network has 3" in error
-    assert not (tmp_path / "u" / "config.json").exists()
-    # Classes of the same number but other names.
-    digits = image_folder(tmp_path / "ten", 10, 1)
-    error = fails(capsys, "unlearn", "--dataset_name", f"folder:{digits}", *SMALL, *network[2:])
-    assert "the preset's judge has the classes 0, 1, 2, 3, 4, 5 and 4 more, but dataset_name folder:" in error
-    assert "has class0, class1, class2, class3, class4, class5 and 4 more" in error
-    # The digits' own judge by its file measures like the preset's.
-    main(["pretrain", "--judge", str(judge), *small, "--output_dir", str(tmp_path / "d")])
-    main(["pretrain", *small, "--output_dir", str(tmp_path / "e")])
-    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("d", "e"))
-    assert first["accuracy"] == second["accuracy"] and first["frechet_distance"] == second["frechet_distance"]
