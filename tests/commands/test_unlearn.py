@@ -309,7 +309,7 @@ def test_signal_writes_checkpoint_and_prints_resume_command(tmp_path, number):
 def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, name, size, channels):
     data = image_folder(tmp_path / "data")
     main([
-        "pretrain", "--preset", name, "--dataset_name", f"folder:{data}", "--num_classes", "3",
+        "pretrain", "--preset", name, "--dataset_name", f"folder:{data}",
         "--block_out_channels", *map(str, channels), "--layers_per_block", "1", "--max_train_steps", "2",
         "--train_batch_size", "4", "--samples_per_class", "1", "--output_dir", str(tmp_path / "p"), *QUIET,
     ])  # fmt: skip
@@ -340,8 +340,10 @@ def test_missing_photographs(capsys, tmp_path):
     error = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{tmp_path}", *out)
     assert "sub-folder" in error
     data = image_folder(tmp_path / "data", classes=2)
-    error = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", *out)
-    assert "in 2 classes" in error and "num_classes" in error
+    error = fails(
+        capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", "--num_classes", "3", *out
+    )
+    assert "the 2 classes class0, class1" in error and "num_classes) 3 classes" in error
     (data / "class0" / "0.png").write_bytes(b"no image")
     error = fails(
         capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", "--num_classes", "2",
