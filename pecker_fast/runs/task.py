@@ -76,10 +76,10 @@ class Task(ABC):
 
     @staticmethod
     def settled(args: UnlearnArguments) -> UnlearnArguments:
-        """The options with what the run of the pretrained network recorded, and with numbers for names of classes.
+        """The options with what the files that they name determine. ValueError if options contradict it.
 
-        Reads config.json of that run, and nothing else but the header of a judge's file. ValueError for a class that
-        there is not.
+        Classes: what the run of the pretrained network recorded, and numbers for names of classes. Prompts: how a given
+        one-step generator draws. Reads config.json of a run, and nothing else but headers of files.
         """
         return args
 

@@ -88,6 +88,8 @@ class PromptPreset(Preset):
         negative text.
     concept, cover : str or None
         The published request, if the task has names.
+    xl : bool
+        Whether the values are for Stable Diffusion XL.
     """
 
     task: ClassVar = "prompts"
@@ -95,3 +97,4 @@ class PromptPreset(Preset):
     subject: Literal["celebrity", "nudity"]
     concept: str | None = None
     cover: str | None = None
+    xl: bool = False
