@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,21 @@ def test_commands_know_what_earlier_ones_were_told(place):
     for name in ("network", "distilled", "patch"):
         known = config(place, name)
         assert (known["preset"], known["dataset_name"], known["judge"]) == ("images", data, judge), name
-        assert known["class_names"] == list(NAMES), name
+        if name != "network":
+            assert known["class_names"] == list(NAMES), name
     patch = config(place, "patch")
     assert patch["pretrained_model_name_or_path"] == str(place / "runs" / "network")
     assert (patch["forget_classes"], patch["cover_class"]) == ([1], 0)
+
+
+def test_damaged_record(place, tmp_path, capsys):
+    """A value of another type in config.json of the pretraining is refused by name."""
+    shutil.copytree(place / "runs" / "network" / "unet", tmp_path / "net" / "unet")
+    start = ["unlearn", "--pretrained_model_name_or_path", str(tmp_path / "net"), "--forget_classes", "cat"]
+    for name, value in (("judge", 5), ("dataset_name", ["x"]), ("class_names", "cat")):
+        record = {**config(place, "network"), name: value}
+        (tmp_path / "net" / "config.json").write_text(json.dumps(record))
+        assert f"config.json has {name} = {value!r}, expected a" in refused(capsys, tmp_path, *start)
 
 
 def test_measured_by_the_judge_of_the_pictures(place):
