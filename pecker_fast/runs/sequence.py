@@ -22,7 +22,7 @@ from .arguments import UnlearnArguments, with_options
 from .audit import record_hashes
 from .classes.data import find_judge
 from .classes.measure import DDIM_STEPS
-from .classes.names import cover_of
+from .classes.names import cover_of, named
 from .classes.task import ClassTask
 from .distilled import SCORE, last_score
 from .patches import make_patch
@@ -172,7 +172,8 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
         if not (run.folder / PATCH).is_file():
             make_patch(Run(run.folder), output=run.folder / PATCH)
             record_hashes(run.folder, [PATCH])
-    rows = [_row(f"{i + 1}: forget {classes[i]}", run, judge) for i, run in enumerate(plan)]
+    names = request.class_names
+    rows = [_row(f"{i + 1}: forget {named(classes[i], names)}", run, judge) for i, run in enumerate(plan)]
     if once:
         rows.append(_row("all at once", once, judge))
     record = {
@@ -182,6 +183,7 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
         "seed": args.seed,
         "forget_classes": list(classes),
         "cover_class": cover,
+        "class_names": names,
         "score": args.score if distils else None,
         "rows": rows,
         "judge": {"name": judge.name, "accuracy": judge.accuracy},
