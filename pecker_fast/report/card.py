@@ -170,10 +170,11 @@ def _nothing_measured(run: RunRecord) -> str:
 def _of_classes(run: RunRecord) -> tuple[list[Block], str]:
     """What a model of classes is, and the arguments of its pipeline."""
     forgotten, names = run.config.get("forget_classes", []), class_names(run.metrics)
+    classes = ", ".join(numbered(label, names) for label in forgotten)
     steps = "one step" if _one_step(run) else f"{run.metrics.get('sampling_steps', 'many')} steps"
     text = (
         f"A class-conditional image generator that draws in {steps} and has unlearned classes: "
-        f"{', '.join(numbered(label, names) for label in forgotten) or 'unknown'}. If asked for one of these, it should draw something else."
+        f"{classes or 'unknown'}. If asked for one of these, it should draw something else."
     )
     if run.method == DISTIL:
         text = "A class-conditional image generator that draws in one step. Its score network is in score/."

@@ -93,6 +93,10 @@ def test_measured_by_the_judge_of_the_pictures(place):
     assert {"accuracy", "frechet_distance"} <= pretrained.keys()
     assert (run.folder / "robustness.json").is_file() and (run.folder / "evaluation.json").is_file()
     assert "кошка" in run.report.read_text(encoding="utf-8")
+    assert "forgotten class 1 (“cat”)" in (run.folder / "robustness.md").read_text(encoding="utf-8")
+    card = (run.folder / "README.md").read_text(encoding="utf-8")
+    # Labels that the network has.
+    assert "unlearned classes: 1 (“cat”)" in card and "class_labels=[0, 2]" in card
 
 
 def test_names_are_beside_the_networks(place):
