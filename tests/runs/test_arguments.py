@@ -49,7 +49,8 @@ def test_no_name_is_in_two_groups():
 
 
 def test_presets_are_one_catalogue():
-    assert [*PRESETS] == ["digits", "cifar10", "stl10", "digits16", "mnist", "images", "sd15-celebrity", "sd15-nudity"]
+    of_classes = ["digits", "cifar10", "stl10", "digits16", "mnist", "images"]
+    assert [*PRESETS] == [*of_classes, "sd15-celebrity", "sd15-nudity", "sdxl-celebrity", "sdxl-nudity"]
     assert task_class("digits").__name__ == "ClassTask" and task_class("sd15-nudity").__name__ == "PromptTask"
     with pytest.raises(ValueError, match=r"preset is 'svhn', expected one of digits.*sd15-nudity"):
         preset("svhn")
