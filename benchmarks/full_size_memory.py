@@ -5,8 +5,8 @@
     python -m pecker_fast.benchmarks.full_size_memory --table
 
 On the CPU, with random weights, which are filled in bfloat16: no float32 copy of them ever exists. One iteration of one
-retained and one forgotten prompt takes all that a run does: the masks of psi and theta (of few chunks, which changes the
-time alone), psi's step and theta's. Memory is the process's resident memory (VmHWM, reset before each part), so that
+retained and one forgotten prompt takes all that a run does: the masks of psi and theta (of few chunks, which changes
+the time alone), psi's step and theta's. Memory is the process's resident memory (VmHWM, reset before each part), so that
 Python, libraries and the kernels' own buffers count. Ends itself if the machine runs out of memory (--least_available).
 """
 
@@ -295,11 +295,11 @@ def rows_of(result: Mapping[str, Any]) -> list[str]:
 
 
 def _gib(size: int | None) -> str:
-    return "–" if size is None else f"{size / 2**30:.2f}"
+    return "-" if size is None else f"{size / 2**30:.2f}"
 
 
 def _row(name: str, measured: int | None, estimated: int) -> str:
-    ratio = "–" if measured is None else f"{estimated / measured:.3f}"
+    ratio = "-" if measured is None else f"{estimated / measured:.3f}"
     return f"| {name} | {_gib(measured)} | {_gib(estimated)} | {ratio} |"
 
 
