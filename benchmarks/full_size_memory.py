@@ -7,7 +7,7 @@
 On the CPU, with random weights, which are filled in bfloat16: no float32 copy of them ever exists. One iteration of one
 retained and one forgotten prompt takes all that a run does: the masks of psi and theta (of few chunks, which changes
 the time alone), psi's step and theta's. Memory is the process's resident memory (VmHWM, reset before each part), which
-counts Python, libraries and the kernels' own buffers. Ends itself if the machine runs out of memory (--least_available).
+counts Python, libraries and the kernels' own buffers. Ends itself if the machine runs out of it (--least_available).
 """
 
 import argparse

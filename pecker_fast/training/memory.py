@@ -6,7 +6,7 @@ iteration consists of is the method's to say (``Method.memory_plan``).
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,7 +99,15 @@ class _FakeCompute(Compute):
 
 @dataclass(frozen=True, eq=False)
 class _FakeSetting(Setting):
-    """Builds networks in their dtype: fake parameters cannot be cast in place."""
+    """Builds networks in their dtype: fake parameters cannot be cast in place.
+
+    ``others``: of "score" and "generator", those that start from other weights than the teacher's.
+    """
+
+    others: Collection[str] = ()
+
+    def starts_as_teacher(self, name: str, network: nn.Module | None) -> bool:
+        return name not in self.others
 
     def lower_teacher(self) -> None:
         return
@@ -169,6 +177,7 @@ def estimate_memory(
     low_embeddings: bool,
     model: str,
     processes: int = 1,
+    others: Collection[str] = (),
 ) -> MemoryEstimate:
     """Estimate the memory of a run.
 
@@ -196,6 +205,8 @@ def estimate_memory(
         Name of the model for messages.
     processes : int
         Processes of the run.
+    others : collection of str
+        Of "score" and "generator", those that start from other weights than the teacher's.
 
     Returns
     -------
@@ -222,6 +233,7 @@ def estimate_memory(
             Problem(teacher, schedule, request),
             _FakeCompute(mixed_precision=mixed_precision),
             replace(placement, fsdp=False),
+            others,
         )
         instance = method(setting, options)
         low_precision = mixed_precision == "bf16" or placement.weights_dtype != torch.float32

@@ -383,6 +383,22 @@ class Setting:
         self._checkpoint_gradients(network)
         return self.compute.place(network)
 
+    def starts_as_teacher(self, name: str, network: nn.Module | None) -> bool:
+        """Whether a network has the teacher's weights in the placement's dtype.
+
+        Parameters
+        ----------
+        name : {"score", "generator"}
+            What it is for.
+        network : nn.Module or None
+            The network; None if it is the teacher.
+        """
+        if network is None:
+            return True
+        dtype = self.placement.weights_dtype
+        pairs = zip(network.parameters(), self.problem.teacher.parameters(), strict=True)
+        return all(torch.equal(one.detach().to(other.device, dtype), other.to(dtype)) for one, other in pairs)
+
     def lower_teacher(self) -> None:
         """Cast the teacher to its dtype. Methods call it once they have copied the teacher."""
         if self.placement.teacher_dtype is not None:
