@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pecker_fast.diffusion import NoiseSchedule, PromptTable, TextConditioned
 from pecker_fast.profiling import Regions
-from pecker_fast.training.memory import SD15, TOKENS, MemoryEstimate, estimate_memory
+from pecker_fast.training.memory import SD15, SDXL, MemoryEstimate, empty_conditioning, estimate_memory
 from pecker_fast.unlearning import Compute, Method, Placement, Problem, Setting, method_class
 from pecker_fast.unlearning.patch import PatchOptions
 
@@ -37,20 +37,6 @@ from .memory import peak_reset, status_bytes
 from .run import conditions
 from .sd_step import REQUEST, TINY
 
-# Stable Diffusion XL's, without the 5 million parameters that take the pooled embedding and the sizes.
-SDXL = {
-    "sample_size": 128,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-}
 MODELS = {"sd15": SD15, "sdxl": SDXL, "tiny": TINY}
 NAMES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "tiny": "a tiny one"}
 # Bytes that a run may take at most.
@@ -137,8 +123,10 @@ def random_network(config: Mapping[str, Any], latents: int, dtype: torch.dtype) 
         scale = param[0].numel() ** -0.5
         for piece in param.view(-1).split(len(normal)):
             piece.copy_(normal[: len(piece)]).mul_(scale)
-    table = PromptTable(torch.randn(len(REQUEST.prompts), TOKENS, config["cross_attention_dim"]).to(dtype))
-    return TextConditioned(unet, table, NoiseSchedule.linear(), sample_size=latents)
+    conditioning = empty_conditioning(config, len(REQUEST.prompts), dtype)
+    for _, value in conditioning.items():
+        value.copy_(torch.randn(value.shape) if value.is_floating_point() else torch.full_like(value, 8 * latents))
+    return TextConditioned(unet, PromptTable(conditioning), NoiseSchedule.linear(), sample_size=latents)
 
 
 def patch_options(args: argparse.Namespace) -> PatchOptions:

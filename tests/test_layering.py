@@ -40,7 +40,7 @@ ALLOWED = {
     "models": {"checks", "files", "hashing", "diffusion", "models"},
     "profiling": {"profiling"},
     "parallel": {"parallel"},
-    "report": {"figures", "files", "report"},
+    "report": {"figures", "files", "metrics", "report"},
     "robustness": {"checks", "robustness", "unlearning", "diffusion", "data", "metrics"},
     "unlearning": {
         "checks",

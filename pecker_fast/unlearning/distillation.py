@@ -8,7 +8,7 @@ An iteration (SFD, arXiv 2409.11219; PECKER, arXiv 2604.05634, Eq. 3-10):
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from .guidance import Batch, Guidance, Part
 from .masking import BaseMasker
 from .options import ScoreForgettingOptions
 from .protocol import MemoryPlan, Phase, TrainedNetwork
+from .relabel import relabelling
 from .setting import Setting
 from .sharded import load_network_state, load_optimizer_state, network_state, optimizer_state, whole_copy
 from .shared_weights import SharedWeights
@@ -115,6 +116,8 @@ class DistillationPhase(Phase):
             confines = masker if self._has_one_mask() else None
             self._destroyer = Destroyer(setting, options, generator, confines)
         self._destroyed: dict[str, float] = {}
+        # Whether training has ended, so that the forgotten classes are relabelled.
+        self._relabelled = False
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
@@ -225,6 +228,7 @@ class DistillationPhase(Phase):
         for arguments in self._generator_gradients(micros, losses):
             self._activate("generator")
             self._take_step(self.generator_optimizer, **arguments)
+        self._relabelled = o.relabel and self.forget and iteration + 1 == self.iterations
         return losses
 
     def describe(self) -> dict[str, Any]:
@@ -244,6 +248,8 @@ class DistillationPhase(Phase):
         further = {} if self.score_masker is None else {"score_masker": self.score_masker.state_dict(self.score)}
         if self._destroyed:
             further["destroyed"] = self._destroyed
+        if self._relabelled:
+            further["relabelled"] = True
         return {
             **further,
             **{
@@ -260,6 +266,7 @@ class DistillationPhase(Phase):
             if not self._is_shared(name):
                 load_network_state(network, state[name])
         self._destroyed = state.get("destroyed", {})
+        self._relabelled = state.get("relabelled", False)
         self._make_optimizers()
         if self.masker is not None:
             self.masker.load_state_dict(state["masker"], self.generator)
@@ -294,7 +301,7 @@ class DistillationPhase(Phase):
         averages = nullcontext() if self.options.ema_decay is None else self.generator_optimizer.swapped_ema()
         if not self.setting.placement.fsdp:
             self._activate("generator")
-            with averages:
+            with averages, self._relabelling():
                 try:
                     yield self.generator
                 finally:
@@ -304,6 +311,11 @@ class DistillationPhase(Phase):
         with averages:
             network = whole_copy(self.generator, self.setting.problem.teacher)
         yield network.eval()
+
+    def _relabelling(self) -> AbstractContextManager[None]:
+        if not self._relabelled:
+            return nullcontext()
+        return relabelling(self.generator, self.setting.problem.request, self.setting.compute.seed)
 
     # ---- memory
 

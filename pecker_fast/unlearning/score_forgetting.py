@@ -6,6 +6,7 @@ from torch import nn
 
 from ..diffusion import Sampler
 from ..parallel import World
+from .conditions import PromptRequest
 from .options import ScoreForgettingOptions
 from .protocol import MemoryPlan, Method
 from .setting import Setting
@@ -24,7 +25,7 @@ class ScoreForgetting(Method):
     Options = ScoreForgettingOptions
     forgets_prompts = True
     shards = True
-    shards_without = ("cuda_graphs", "destroy")
+    shards_without = ("cuda_graphs", "destroy", "relabel")
     trains_adapters = True
     trains_low_precision = True
 
@@ -32,6 +33,10 @@ class ScoreForgetting(Method):
         super().__init__(setting, options)
         problem, world = setting.problem, setting.compute.world
         options.check(problem.schedule.num_train_timesteps)
+        if options.relabel and isinstance(problem.request, PromptRequest):
+            raise ValueError(
+                "relabel is true, but the request has prompts: expected false, and the method relabel on the result"
+            )
         world.check_shares("train_batch_size", options.train_batch_size)
         world.check_shares("forget_batch_size", options.forget_samples)
         # By default both start as the teacher, the pretrained average.

@@ -278,7 +278,8 @@ class Placement:
                 f"share_weights is set, but {method.name} trains every weight: "
                 f"it is for {_supporting('shares_weights')}"
             )
-        others = {"torch_compile": compile, "cuda_graphs": getattr(options, "cuda_graphs", False), "fsdp": self.fsdp}
+        others = {"torch_compile": compile, "fsdp": self.fsdp}
+        others |= {name: getattr(options, name, False) for name in ("cuda_graphs", "relabel")}
         for name, value in others.items():
             if value:
                 raise ValueError(f"share_weights is set, and so is {name}: expected one of them")
@@ -395,8 +396,10 @@ class Setting:
         """
         if network is None:
             return True
-        dtype = self.placement.weights_dtype
-        pairs = zip(network.parameters(), self.problem.teacher.parameters(), strict=True)
+        teacher, dtype = self.problem.teacher, self.placement.weights_dtype
+        if any(getattr(network, key, None) != getattr(teacher, key, None) for key in ("prediction_type", "unit_noise")):
+            return False
+        pairs = zip(network.parameters(), teacher.parameters(), strict=True)
         return all(torch.equal(one.detach().to(other.device, dtype), other.to(dtype)) for one, other in pairs)
 
     def lower_teacher(self) -> None:
