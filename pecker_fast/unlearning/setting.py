@@ -279,6 +279,7 @@ class Placement:
                 f"it is for {_supporting('shares_weights')}"
             )
         others = {"torch_compile": compile, "fsdp": self.fsdp}
+        # Relabelling writes to entries outside the mask, which are the teacher's too.
         others |= {name: getattr(options, name, False) for name in ("cuda_graphs", "relabel")}
         for name, value in others.items():
             if value:
