@@ -31,7 +31,7 @@ from ...unlearning import Method, Problem, Setting, method_class, method_names
 from ...unlearning.options import ScoreForgettingOptions
 from ...unlearning.selective_amnesia import SelectiveAmnesiaOptions
 from ..arguments import ComputeArguments, UnlearnArguments, with_options
-from ..distilled import initial_paths
+from ..distilled import INITIAL, initial_paths
 from ..fisher_file import load_fisher
 from ..presets import method_loop, method_options, method_values, prompt_preset
 from ..task import SAME, Task
@@ -315,4 +315,11 @@ def memory_of(args: UnlearnArguments) -> MemoryEstimate:
         low_embeddings=low,
         model=str(path),
         processes=process_count(),
+        others=_started_elsewhere(args.request),
     )
+
+
+def _started_elsewhere(request: PromptRequestArguments) -> list[str]:
+    """Which of psi ("score") and theta ("generator") start from other weights than the pretrained ones."""
+    prefix = "initial_"
+    return [name.removeprefix(prefix) for name in INITIAL if request.distilled or getattr(request, name) is not None]
