@@ -120,11 +120,12 @@ def asked(config: Mapping[str, Any], names: Sequence[str] = ()) -> str:
 
 
 def destroyed(config: Mapping[str, Any]) -> str:
-    """What a run destroys before it forgets, as a sentence after another one; empty if nothing."""
+    """What a run destroys before it forgets and edits afterwards, as sentences after another one; empty if nothing."""
     options = config.get("options") or {}
     kind = options.get("destroy")
+    after = " Afterwards the forgotten classes get the cover's condition (relabel)." if options.get("relabel") else ""
     if kind is None:
-        return ""
+        return after
     entries = (
         f"{options['destroy_share']:.1%} of the generator's weights, named by the score {options['destroy_score']}"
     )
@@ -132,5 +133,7 @@ def destroyed(config: Mapping[str, Any]) -> str:
         entries += " whether or not they are in the mask"
     change = f"{kind}, strength {options['destroy_strength']:g}"
     if options["destroy_dense"]:
-        return f" Before that, noise is added to all weights, as large together as destroying {entries} ({change})."
-    return f" Before that, {entries}, are destroyed ({change})."
+        before = f" Before that, noise is added to all weights, as large together as destroying {entries} ({change})."
+    else:
+        before = f" Before that, {entries}, are destroyed ({change})."
+    return before + after
