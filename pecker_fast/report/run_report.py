@@ -87,7 +87,7 @@ def _request(run: RunRecord) -> list[Block]:
     if config:
         rows = [
             ("method", str(config.get("method"))),
-            *_forgotten(config, class_names(run.metrics)),
+            *_forgotten(config, class_names(run)),
             ("pretrained network", source_of(config)),
             ("its weights' sha256", config.get("pretrained_sha256") or "-"),
             ("seed", str(config.get("seed"))),
@@ -257,7 +257,7 @@ def _samples(run: RunRecord) -> list[Block]:
 def _grid_words(run: RunRecord) -> str:
     if run.of_prompts:
         return "Samples of prompts to forget and to preserve, before and after unlearning, a row a prompt"
-    classes = ", ".join(map(str, run.config.get("forget_classes", [])))
+    classes = ", ".join(numbered(label, class_names(run)) for label in run.config.get("forget_classes", []))
     done = f"forgetting class {classes}" if classes else "distillation"
     return f"Samples of every class before and after {done}, a row a class"
 

@@ -75,7 +75,8 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
     text, page = (folder / "sequence.md").read_text(), check_page((folder / "sequence.html").read_text())
     for words in ("one after the other", "UA of 3 (%)", "Method sfd, preset digits, seed 0, with class 1 as cover."):
         assert words in text and words in page.text
-    assert len(page.pictures) == 1 and (folder / "sequence.png").is_file()
+    # A picture, of which the page arranges three panels.
+    assert len(page.pictures) == 3 and (folder / "sequence.png").is_file()
 
     # Finished requests are reused; a further one starts from the last.
     main(arguments("0", "3", "7"))
