@@ -7,6 +7,7 @@ from typing import Any
 from ..figures import figure, find
 from .blocks import Block, Link, Picture, Section, Table, Text, blocks_of
 from .card import card_note, write_card
+from .concepts import by_concept
 from .curves import draw_run
 from .files import RunRecord
 from .places import portable
@@ -58,6 +59,7 @@ def sections(run: RunRecord, changed: Collection[str] = ()) -> list[Section]:
         Section("Request", _request(run)),
         Section("Result", _result(run)),
         *_by_class(run),
+        *by_concept(run.metrics),
         Section("Samples", _samples(run)),
         Section("Curves", _curves(run)),
         Section("How it was measured", _protocol(run)),
@@ -102,7 +104,9 @@ def _forgotten(config: dict[str, Any]) -> list[tuple[str, str]]:
         classes = ", ".join(map(str, config.get("forget_classes", [])))
         return [("classes to forget", classes), ("drawn in their place", cover_of(config))]
     forget, cover = config["prompts"]["forget"], config["prompts"]["cover"]
+    several = [(f"forget “{name}”", f"draw “{text}”") for name, text in config.get("concepts") or ()]
     return [
+        *several,
         ("concept to forget", config.get("concept") or "-"),
         ("prompts to forget", f"{len(forget)}, such as “{forget[0]}”"),
         ("drawn in their place", f"“{cover[0]}”"),

@@ -46,7 +46,7 @@ NEUTRAL = ("gradient_checkpointing", "fsdp")
 class PromptTask(Task):
     """Prompts of a Stable Diffusion are forgotten."""
 
-    same = (*SAME, "concept", "cover", "retain_prompts", "resolution", "weights_dtype", "master_weights")
+    same = (*SAME, "concept", "cover", "concepts", "retain_prompts", "resolution", "weights_dtype", "master_weights")
     same += ("teacher_dtype", "score_lora_rank", "fisher")
     settable = ("options", "resources", "samples_per_prompt", "sample_steps", "sample_guidance_scale")
 
@@ -68,6 +68,7 @@ class PromptTask(Task):
             **dataclasses.asdict(args.request),
             "concept": prompts.concept,
             "cover": prompts.cover,
+            "concepts": [list(pair) for pair in prompts.concepts] or None,
             "output_dir": str(args.folder),
             **args.output.describe(),
             **dataclasses.asdict(args.resources),
