@@ -170,9 +170,7 @@ def _concepts(args: PromptRequestArguments) -> tuple[tuple[str, str], ...]:
         return ()
     for name in ("concept", "cover", "cover_prompts"):
         if getattr(args, name) is not None:
-            raise ValueError(
-                f"{name} is {getattr(args, name)!r}, and concepts is given too: expected one of the two"
-            )
+            raise ValueError(f"{name} is {getattr(args, name)!r}, and concepts is given too: expected one of the two")
     return load_concepts(args.concepts)
 
 
