@@ -1,10 +1,12 @@
 """``pecker-fast sequence``."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..parsing import early_option, parse_options
 from ..runs.presets import PRESETS
+from ..runs.remembered import preset_from
 from ..runs.sequence import SequenceArguments, sequence
 
 DESCRIPTION = """Forget classes, or the concepts of a file (--preset sd15-celebrity|sdxl-celebrity), one request after
@@ -15,14 +17,14 @@ and with further classes or concepts it adds requests."""
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    name = early_option(words, "preset")
+    name = preset_from(partial(early_option, words))
     if name in PRESETS and PRESETS[name].task == "prompts":
         # Imported only if needed: it brings libraries that take a while.
         from ..runs.prompts.sequence import PromptSequenceArguments, prompt_sequence
 
         prompts = parse_options(PromptSequenceArguments(preset=name), words, "sequence", DESCRIPTION)
         return lambda: report(*prompt_sequence(prompts))
-    args = parse_options(SequenceArguments(), words, "sequence", DESCRIPTION)
+    args = parse_options(SequenceArguments(preset=name), words, "sequence", DESCRIPTION)
     return lambda: report(*sequence(args))
 
 

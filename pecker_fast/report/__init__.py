@@ -2,10 +2,11 @@
 
 from .across import CLASSES, PROMPTS, Layout, read_across, text_table, write_across
 from .card import card_note
+from .cautions import cautions
 from .comparison import comparison_table, write_comparison
 from .concepts import write_concept_sequence
 from .files import RunRecord
-from .grids import save_before_after, save_grid, save_side_by_side
+from .grids import PROMPT_WIDTH, save_before_after, save_grid, save_side_by_side
 from .places import portable
 from .relearning_cost import write_robustness_across
 from .robustness import write_robustness_report
@@ -15,9 +16,11 @@ from .sequence import write_sequence
 __all__ = [
     "CLASSES",
     "PROMPTS",
+    "PROMPT_WIDTH",
     "Layout",
     "RunRecord",
     "card_note",
+    "cautions",
     "comparison_table",
     "portable",
     "read_across",

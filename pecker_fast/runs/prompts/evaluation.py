@@ -78,7 +78,7 @@ class PromptEvaluation(EvaluateArguments):
         if not any(detectors.values()):
             print("pecker-fast: no detector is given: images are drawn, but nothing is measured", file=sys.stderr)
         figures: dict[str, Any] = {"task": task, "concept": concept, "model": model}
-        samples = {}
+        samples, by_prompt = {}, {}
         for prefix, meter in meters.items():
             cache, items = _cached(sampler, folder, meter, prompts if prefix == "" else None, seed)
             for _, images in cache.chunks(items, seed, self.progress_bar):
@@ -86,6 +86,7 @@ class PromptEvaluation(EvaluateArguments):
             figures |= {f"{prefix}{name}": value for name, value in meter.result().items()}
             figures[f"{prefix}measured_images"] = len(items)
             samples[prefix] = cache.described
+            by_prompt["near" if prefix else "concept"] = meter.by_prompt()
         figures = _with_ua(figures)
         if len(parts) > 1:
             figures["concepts"] = {part.concept.name: _figures_of(part, meters) for part in parts}
@@ -112,6 +113,8 @@ class PromptEvaluation(EvaluateArguments):
             shown = [text for texts in pictured(first).values() for text in texts]
             before = PromptSampler(read_model(self.before or self.base), ddim, shown, **how)
         save_sheets(folder, sampler, before, first, seed)
+        if any(detectors.values()):
+            figures["by_prompt"] = by_prompt
         return figures, protocol
 
     def _subject(self) -> tuple[str, str, list[Concept]]:
