@@ -21,7 +21,7 @@ from ..diffusion.unet import check_class_conditional
 from .ancestors import States, load_ancestor
 from .folders import load_network, network_folder
 from .generators import KNOWN, SUFFIXES, known_generator, one_step_of, read_unet_file
-from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, fetch_unet, is_hub_name, split_hub_file
+from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, fetch_unet, is_hub_file, is_hub_name
 from .loaded import copied, read_stable_diffusion
 from .schedules import schedule_from_config
 from .stable_diffusion import Prediction, StableDiffusion, load_text_unet
@@ -280,7 +280,7 @@ def resolve_text_unet(model: Source, *, parts: StableDiffusion | None = None, na
             check_text_conditional(unet)
             return copied(unet)
         path = Path(model)
-        if not path.exists() and (is_hub_name(str(model)) or split_hub_file(str(model)) is not None):
+        if is_hub_file(str(model)) or (not path.exists() and is_hub_name(str(model))):
             path = fetch_unet(str(model))
         if path.is_file() and path.suffix in SUFFIXES and parts is not None:
             return read_unet_file(path, parts.config("unet"))

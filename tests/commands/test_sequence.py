@@ -89,8 +89,8 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
 
 def test_start_of_other_methods(tmp_path):
     last = tmp_path / "last"
-    assert command._start(last, False, "previous") == {"pretrained_model_name_or_path": str(last)}
-    assert command._start(last, True, "teacher") == {"initial_generator": str(last)}
+    assert command.start_from(last, False, "previous") == {"pretrained_model_name_or_path": str(last)}
+    assert command.start_from(last, True, "teacher") == {"initial_generator": str(last)}
 
 
 def test_first_request_starts_from_distilled_networks(capsys, tmp_path, monkeypatch):
