@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pecker_fast.files import append_line, read_lines, replacing, save_tensors, write_folder, write_json, write_text
+from pecker_fast.files import append_line, replacing, save_tensors, write_folder, write_json, write_text
+from pecker_fast.records import read_lines
 
 
 def names(folder) -> list[str]:

@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x and 2.x in a folder that diffusers reads. Its parts are loaded one at a time."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ from ..diffusion.text import (
 )
 from ..files import write_folder
 from ..hashing import file_sha256
-from .folders import WEIGHTS, load_unet
+from .folders import load_unet, read_unet_config
+from .offline import loading, read_config
 from .schedules import SCHEDULER_CONFIG, schedule_from_config
 
 if TYPE_CHECKING:
@@ -56,12 +56,8 @@ def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a U-Net: there is no config.json")
-    kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-    if kind != "UNet2DConditionModel":
-        raise ValueError(f"{folder} has a {kind}, expected a UNet2DConditionModel")
-    files = list(folder.glob(f"{WEIGHTS}*.safetensors"))
-    variant = "fp16" if files == [folder / f"{WEIGHTS}.fp16.safetensors"] else None
-    unet = load_unet(UNet2DConditionModel, folder, variant=variant)
+    read_unet_config(folder, "UNet2DConditionModel")
+    unet = load_unet(UNet2DConditionModel, folder)
     check_text_conditional(unet)
     return unet
 
@@ -95,7 +91,7 @@ class StableDiffusion:
 
     def config(self, part: str) -> dict[str, Any]:
         """Configuration of a part: "unet", "vae", "text_encoder" or "scheduler"."""
-        return json.loads((self.folder / part / PARTS[part]).read_text())
+        return read_config(self.folder / part / PARTS[part])
 
     @property
     def prediction_type(self) -> str:
@@ -145,13 +141,7 @@ class StableDiffusion:
         """Load the autoencoder, float32 on the CPU in eval mode, without gradients. ValueError if it cannot be read."""
         from diffusers import AutoencoderKL
 
-        try:
-            vae = AutoencoderKL.from_pretrained(
-                self.folder / "vae", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-            )
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{self} has no VAE that can be read: {error}") from error
-        return vae.eval().requires_grad_(False)
+        return load_unet(AutoencoderKL, self.folder / "vae", "VAE").requires_grad_(False)
 
     def load_tokenizer(self) -> Any:
         """Load the tokenizer. ValueError if transformers is not installed, or it cannot be read."""
@@ -171,17 +161,18 @@ class StableDiffusion:
             import transformers
         except ImportError as error:
             raise ValueError("prompts need transformers, which is not installed: pip install transformers") from error
-        try:
+        with loading(self.folder / part, part.replace("_", " ")):
             return getattr(transformers, kind).from_pretrained(self.folder / part, local_files_only=True, **options)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self} has no text encoder or tokenizer that can be read: {error}") from error
 
     def load_scheduler(self) -> Any:
         """Load the scheduler with the class in its configuration."""
         import diffusers
 
-        kind = getattr(diffusers, self.config("scheduler").get("_class_name", ""), diffusers.DDPMScheduler)
-        return kind.from_pretrained(self.folder / "scheduler", local_files_only=True)
+        config = self.config("scheduler")
+        kind = getattr(diffusers, str(config.get("_class_name")), diffusers.DDPMScheduler)
+        with loading(self.folder / "scheduler", "scheduler"):
+            # From the object: from_pretrained takes a text in the file for a name on the hub.
+            return kind.from_config(config)
 
     def text_encoder_hashes(self) -> list[str]:
         """sha256 of the text encoder's files, by which stored embeddings are matched to it."""

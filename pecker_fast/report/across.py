@@ -1,7 +1,6 @@
 """Several methods over several seeds: a table with means and spreads, curves, and the figures of each run."""
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..figures import Figure, figure
 from ..files import write_json
+from ..records import read_object
 from .blocks import Block, Code, Link, Picture, Section, Text, figures_table
 from .curves import COLOURS, mean_curve, new_figure, points_of, save_figure
 from .files import RunRecord, write_csv
@@ -209,7 +209,7 @@ def read_across(path: Path) -> tuple[dict[str, list[RunRecord]], dict[str, Any]]
     """
     path = Path(path)
     try:
-        compared = json.loads(path.read_text())
+        compared = read_object(path)
         arguments = {key: compared[key] for key in ("asked", "command", "facts")}
         runs = {
             name: [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Union
 from torch import nn
 
 from ..models import conditioning_of, resolve, resolve_text, save_network, save_text_pipeline
+from ..records import RecordError, read_object
 from .arguments import UnlearnArguments, with_options
 from .compare import Comparison, comparison_class
 from .compare import compare as run_comparison
@@ -304,10 +305,10 @@ def _preset_for(model: Model) -> str:
 def _recorded_preset(folder: Path) -> str | None:
     """The preset of the run, or of the pretraining, whose folder it is."""
     try:
-        name = json.loads((folder / "config.json").read_text()).get("preset")
-    except (OSError, ValueError, AttributeError):
+        name = read_object(folder / "config.json").get("preset")
+    except RecordError:
         return None
-    return name if name in PRESETS else None
+    return name if isinstance(name, str) and name in PRESETS else None
 
 
 def _save_pretrained(model: Any, scheduler: Any, args: UnlearnArguments) -> str:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LabelledImages, load_dataset
-from ...files import read_lines
 from ...hashing import weights_hash
 from ...models import resolve, save_result
 from ...parallel import World
 from ...report import save_before_after, save_grid
+from ...run_records import read_evaluations
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments
@@ -220,7 +220,7 @@ class ClassTask(Task):
         # They end up on the CPU, so the time includes all work of the device.
         after = evaluation.samples(network)
         seconds = (time.perf_counter() - start) / len(after)
-        records = read_lines(folder / "evaluation.jsonl")
+        records = read_evaluations(folder)
         self._picture(after)
         return {
             "seconds_per_image": seconds,
