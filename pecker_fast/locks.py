@@ -24,6 +24,8 @@ from .records import COUNT, RecordError, parse_object
 NAME = ".lock"
 # Seconds between signs of life of a holder.
 BEAT = 10.0
+# Seconds to wait for the lock for a change that takes a moment, such as adding figures to a run.
+PATIENCE = 30.0
 # Signs of life that a holder on another machine may miss before its lock is taken over.
 MISSED = 3
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}

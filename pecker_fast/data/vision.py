@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_choice, check_int
+from ..checks import check_choice, check_int, check_utf8
 from .digits import SPLITS
 from .images import LabelledImages, LazyImages
 
@@ -146,6 +146,8 @@ def load_folder(path: str | os.PathLike, split: str = "all", *, image_size: int,
     folders = folders or [_image_folder(path, image_size)]
     if any(folder.classes != folders[0].classes for folder in folders):
         raise ValueError(f"{path}/train and {path}/test have different class folders, expected the same")
+    for name in folders[0].classes:
+        check_utf8(f"{path} has a folder whose name", name)
     data = folders[0] if len(folders) == 1 else torch.utils.data.ConcatDataset(folders)
     labels = torch.tensor([label for folder in folders for label in folder.targets])
     images = LazyImages(data, (3, image_size, image_size))
@@ -201,19 +203,39 @@ def _image_folder(path: Path, size: int) -> Any:
     if not any(entry.is_dir() for entry in path.iterdir()):
         raise ValueError(f"{path} has no sub-folders; expected one for each class, with its images inside")
     try:
-        return torchvision.datasets.ImageFolder(path, transform=_Square(size), loader=_load_rgb)
+        return torchvision.datasets.ImageFolder(path, transform=_Square(size), loader=load_rgb)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}; remove empty class folders or put images in them") from error
 
 
-def _load_rgb(path: str) -> "Image":
+def load_rgb(path: str | os.PathLike) -> "Image":
+    """Read an image file as 8 bits of RGB. ValueError, which names the file, if it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+            return as_rgb(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+
+
+def as_rgb(image: "Image") -> "Image":
+    """Convert a PIL image to 8 bits of RGB. 16-bit values are scaled.
+
+    PIL itself clips them at 255. ValueError for other depths, whose range is unknown.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # PIL reads grey PNGs of 16 bits as I;16 or, in earlier versions, as I.
+        values = np.asarray(image).astype(np.float64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its values are from {values.min():g} to {values.max():g}, expected 8 or 16 bits")
+        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "integers of 32 bits" if image.mode == "I" else "floats"
+        raise ValueError(f"its values are {kind}, expected 8 or 16 bits")
+    return image.convert("RGB")
 
 
 class _Square:

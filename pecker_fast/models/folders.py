@@ -261,7 +261,7 @@ def _variant(folder: Path) -> str | None:
         raise ValueError(f"{folder} has weights of the variants {', '.join(sorted(found))} only: keep one of them")
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
     instead = f": {pickles[0]} is a pickle, save it with safe_serialization=True" if pickles else ""
-    raise ValueError(f"{folder} has no {WEIGHTS}.safetensors{instead}")
+    raise ValueError(f"{folder} has no safetensors weights ({WEIGHTS}.safetensors){instead}")
 
 
 def check_weights_file(path: Path) -> None:

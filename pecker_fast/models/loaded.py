@@ -10,7 +10,7 @@ from torch import nn
 from ..diffusion.networks import unwrap
 from ..diffusion.text import check_text_conditional
 from ..hashing import weights_hash
-from .stable_diffusion import PARTS, StableDiffusion
+from .stable_diffusion import PARTS, StableDiffusion, bounded
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -66,7 +66,7 @@ class LoadedStableDiffusion(StableDiffusion):
         return copied(self.pipeline.vae).requires_grad_(False)
 
     def load_tokenizer(self) -> Any:
-        return copy.deepcopy(self.pipeline.tokenizer)
+        return bounded(copy.deepcopy(self.pipeline.tokenizer), self.config("text_encoder"))
 
     def load_text_parts(self) -> tuple[Any, nn.Module]:
         return self.load_tokenizer(), copied(self.pipeline.text_encoder).requires_grad_(False)

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x in a folder that diffusers reads. Its parts are loaded one at a time."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from .schedules import SCHEDULER_CONFIG, schedule_from_config
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
+# Far more than any text encoder takes.
+MAX_TOKENS = 1 << 16
 # Its parts, and the file that each must have.
 PARTS = {
     "unet": "config.json",
@@ -145,7 +147,7 @@ class StableDiffusion:
 
     def load_tokenizer(self) -> Any:
         """Load the tokenizer. ValueError if transformers is not installed, or it cannot be read."""
-        return self._load_text_part("tokenizer", "CLIPTokenizer")
+        return bounded(self._load_text_part("tokenizer", "CLIPTokenizer"), self.config("text_encoder"))
 
     def load_text_parts(self) -> tuple[Any, nn.Module]:
         """Load the tokenizer and the text encoder, float32 on the CPU in eval mode, without gradients.
@@ -245,6 +247,22 @@ class StableDiffusion:
         scale = vae.config.scaling_factor
         parts = [vae.decode(part.to(device).float() / scale).sample.cpu() for part in latents.split(batch_size)]
         return torch.cat(parts).clamp(-1, 1)
+
+
+def bounded(tokenizer: Any, text_encoder: Mapping[str, Any]) -> Any:
+    """Set the length of a tokenizer whose files do not have it to that of its text encoder, and return it.
+
+    transformers takes 1e30 instead. ValueError if the configuration of the text encoder lacks it, too.
+    """
+    if tokenizer.model_max_length > MAX_TOKENS:
+        length = text_encoder.get("max_position_embeddings")
+        if isinstance(length, bool) or not isinstance(length, int) or not 2 <= length <= MAX_TOKENS:
+            raise ValueError(
+                f"tokenizer has no model_max_length, and text_encoder has max_position_embeddings {length!r}: set "
+                "model_max_length in tokenizer/tokenizer_config.json"
+            )
+        tokenizer.model_max_length = length
+    return tokenizer
 
 
 def save_text_network(path: str | os.PathLike, network: nn.Module) -> None:

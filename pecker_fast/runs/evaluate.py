@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ..environment import environment
 from ..figures import describe
 from ..files import write_json
+from ..locks import PATIENCE, locked
 from ..report import portable
 from ..run_records import read_metrics
 from .arguments import check_output, option_groups
@@ -125,6 +126,11 @@ def _result_file(folder: Path | None) -> Path:
 
 def _add_to_run(folder: Path, args: EvaluateArguments, figures: dict[str, Any], protocol: dict[str, Any]) -> None:
     """Add the figures that a run has not measured itself to its metrics.json, with their protocol."""
+    with locked(folder, PATIENCE):
+        _add(folder, args, figures, protocol)
+
+
+def _add(folder: Path, args: EvaluateArguments, figures: dict[str, Any], protocol: dict[str, Any]) -> None:
     metrics = read_metrics(folder)
     protocols = metrics.get("protocol", {})
     # Figures of an earlier evaluation are replaced. Older versions did not list them if runs measure none themselves.

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_utf8
 from ..files import clear_leftovers, replacing
 from ..locks import locked
 from ..run_records import read_config
@@ -55,6 +56,8 @@ def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
     ValueError
         If it is a file, or holds another run and neither ``resume`` nor ``overwrite`` says what to do.
     """
+    # Neither safetensors nor reports could be written.
+    check_utf8("output_dir", folder.absolute())
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file, expected a folder")
     if resume is None and not overwrite and any((folder / name).exists() for name in ("config.json", "checkpoints")):
@@ -76,9 +79,13 @@ def owning(folder: Path) -> Iterator[Callable[[], None]]:
 
         def take() -> None:
             nonlocal taken
-            if not taken and folder.is_dir():
+            if taken or not folder.is_dir():
+                return
+            try:
                 stack.enter_context(locked(folder))
-                taken = True
+            except OSError as error:
+                raise ValueError(f"output_dir {folder} cannot be written to: {error}") from error
+            taken = True
 
         yield take
 

@@ -23,7 +23,7 @@ from .classes.data import find_judge, load_images
 from .classes.measure import TEACHER_SAMPLER, real_split
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
-from .folder import prepare_folder
+from .folder import owning, prepare_folder
 from .presets import class_preset
 from .running import Running
 
@@ -113,7 +113,8 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     """
     resolved, folder = args.resolved(), args.folder
     args.check()
-    with world(torch.device(resolved.device), resolved.ddp_timeout) as processes:
+    with world(torch.device(resolved.device), resolved.ddp_timeout) as processes, owning(folder) as take:
+        processes.on_main(take)
         # One process downloads what is missing.
         processes.on_main(lambda: load_images(args.data, args.preset, "train", args.unet.sample_size))
         dataset = load_images(args.data, args.preset, "train", args.unet.sample_size)
@@ -132,7 +133,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
             judge = find_judge(args.preset, None) if args.evaluation.evaluate else None
             if judge is not None:
                 evaluator = Evaluator(load_images(args.data, args.preset, "all", args.unet.sample_size), judge, ())
-            prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
+            prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir, take)
 
         processes.on_main(prepare)
 

@@ -17,6 +17,7 @@ from ..diffusion import Sampler
 from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
+from ..locks import PATIENCE, locked
 from ..metrics import FeatureStatistics, Judge
 from ..records import RecordError, read_object
 from ..report import portable, write_robustness_report
@@ -416,9 +417,10 @@ def _write(
         "asked": asked,
         "protocol": {**protocol, "environment": environment()},
     }
-    write_json(folder / "robustness.json", portable(record))
-    metrics = read_file(folder, "metrics")
-    report = write_robustness_report(folder)
-    update_metrics(folder, {**metrics, **figures})
+    with locked(folder, PATIENCE):
+        write_json(folder / "robustness.json", portable(record))
+        metrics = read_file(folder, "metrics")
+        report = write_robustness_report(folder)
+        update_metrics(folder, {**metrics, **figures})
     words = [verdict["text"] for verdict in result.get("cost", {}).get("verdicts", {}).values()]
     return Attacked(figures, [*words, *(subject.notes if "relearn" in result else ())], report)
