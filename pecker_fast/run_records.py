@@ -22,14 +22,14 @@ class Options(TypedDict, total=False):
     clip_sample: bool
 
 
-class Prompts(TypedDict, total=False):
+class Prompts(TypedDict):
     """What a run on prompts forgets and keeps."""
 
     forget: list[str]
-    cover: list[str]
-    negative: list[str] | None
-    pictured: list[str]
+    cover: list[str] | None
     retain: COUNT
+    negative: NotRequired[list[str] | None]
+    pictured: NotRequired[list[str]]
 
 
 class Config(TypedDict, total=False):
@@ -84,6 +84,23 @@ class ByClass(TypedDict):
     drawn_as: list[DrawnAs]
 
 
+class Measurement(TypedDict, total=False):
+    """How a later measurement was made, and which figures are its own."""
+
+    measured: list[str]
+    packages: dict[str, Any]
+
+
+class Protocol(TypedDict, total=False):
+    """ "protocol" of metrics.json: how the run measured itself, and how later commands measured it."""
+
+    evaluation: Measurement
+    concept: Measurement
+    packages: dict[str, Any]
+    judge: dict[str, Any]
+    samples: dict[str, Any]
+
+
 class Metrics(TypedDict, total=False):
     """metrics.json of a run. Its figures are those of the catalogue: numbers, or null."""
 
@@ -94,7 +111,7 @@ class Metrics(TypedDict, total=False):
     pretrained: str | None
     weights_sha256: SHA256
     feature_extractor: str | None
-    protocol: dict[str, Any]
+    protocol: Protocol
     by_class: ByClass | None
     images: COUNT
     iterations: COUNT
@@ -125,6 +142,15 @@ class Drifts(TypedDict):
     layers: dict[str, Drift]
 
 
+class Environment(TypedDict, total=False):
+    """environment.json."""
+
+    packages: dict[str, str | None]
+    gpus: list[Any]
+    backends: dict[str, dict[str, str | None]]
+    chosen: dict[str, dict[str, str | None]]
+
+
 class LogLine(TypedDict, total=False):
     """A line of train.jsonl."""
 
@@ -149,7 +175,7 @@ class Evaluation(TypedDict, total=False):
 
 
 # Files whose fields are checked, by the name without ".json".
-RECORDS: dict[str, Any] = {"config": Config, "metrics": Metrics, "drift": Drifts}
+RECORDS: dict[str, Any] = {"config": Config, "drift": Drifts, "environment": Environment}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -184,7 +210,9 @@ def read_file(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     if not path.is_file():
         return {}
-    return read_metrics(folder) if name == "metrics" else read_object(path, RECORDS.get(name))
+    if name == "metrics":
+        return read_metrics(folder)
+    return read_hashes(folder) if name == "hashes" else read_object(path, RECORDS.get(name))
 
 
 def read_hashes(folder: Path) -> dict[str, Any]:
