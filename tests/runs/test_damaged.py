@@ -116,7 +116,7 @@ def test_replaced_values_give_a_report_or_one_line(old, folder):
         ("metrics.json", '{"weights_sha256": 5}', "weights_sha256 is 5, expected a sha256"),
         ("metrics.json", '{"protocol": {"evaluation": {"measured": [1]}}}', "protocol.evaluation.measured[0] is 1"),
         ("hashes.json", '{"config.json": {"bytes": 1}}', "sha256 is missing"),
-        ("hashes.json", '{"../x": {"bytes": 1, "sha256": ""}}', "outside the folder"),
+        ("hashes.json", '{"../x": {"bytes": 1, "sha256": ""}}', "not in the folder"),
         (
             "drift.json",
             '{"total": {"parameters": 1, "drift": 1.0}, "modules": {}, "layers": {}}',
