@@ -78,8 +78,7 @@ def read_everything(place) -> None:
     """Whatever reads the parts of a Stable Diffusion; raises the first error."""
     model = StableDiffusion(place / "sd")
     model.load_unet()
-    model.load_vae()
-    model.load_text_parts()
+    model.load_other_parts()
     model.load_scheduler()
 
 
@@ -219,7 +218,7 @@ def test_text_models(place):
     save_file({name: value for name, value in weights.items() if "decoder" in name}, vae, {"format": "pt"})
     refused(resolve_text(place / "sd").parts.load_vae, "missing keys")
     (place / "sd" / "text_encoder" / "model.safetensors").write_bytes(b"garbage")
-    refused(resolve_text(place / "sd").parts.load_text_parts, "no text encoder that can be read")
+    refused(resolve_text(place / "sd").parts.load_text_encoder, "no text encoder that can be read")
 
 
 def test_a_tokenizer_without_a_length_takes_that_of_its_text_encoder(place):
@@ -230,8 +229,9 @@ def test_a_tokenizer_without_a_length_takes_that_of_its_text_encoder(place):
     path.write_text(json.dumps(config))
     model = StableDiffusion(place / "sd")
     length = model.config("text_encoder")["max_position_embeddings"]
-    assert model.load_tokenizer().model_max_length == length == whole.shape[1]
-    assert torch.equal(model.encode(["a dog"])[0], whole)
+    assert model.load_tokenizer().model_max_length == length == whole.tensors["encoder_hidden_states"].shape[1]
+    again = model.encode(["a dog"])[0].tensors["encoder_hidden_states"]
+    assert torch.equal(again, whole.tensors["encoder_hidden_states"])
     assert len(model.tokenize(["dog " * 200])[0]) == length
     change(place / "sd" / "text_encoder" / "config.json", max_position_embeddings=None)
     refused(StableDiffusion(place / "sd").load_tokenizer, "set model_max_length in tokenizer/tokenizer_config.json")

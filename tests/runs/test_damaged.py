@@ -136,11 +136,8 @@ def test_report_names_the_file_the_key_and_the_fix(old, capsys, name, content, m
 def test_other_commands(old, capsys):
     run = RUNS[0]
     (run / "config.json").write_text('{"options": {"t_init": "x"}, "forget_classes": [0]}')
-    for command in (
-        ["evaluate", str(run)],
-        ["sample", "--pretrained_model_name_or_path", str(run), "--output_dir", "x"],
-    ):
-        assert "options.t_init" in fails(capsys, *command) and not Path("x").exists()
+    for command in ("evaluate", "robustness"):
+        assert "options.t_init" in fails(capsys, command, str(run))
     shutil.copy(old / run / "config.json", run / "config.json")
     (run / "model_index.json").write_text('{"_class_name": "OneStepPipeline", "unet": "x"')
     with pytest.raises(RecordError, match=r"model_index\.json is damaged"):
