@@ -107,6 +107,18 @@ def _sync(path: Path, mode: int) -> None:
 
 
 @contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns safetensors' own error, such as that of a full disk, into OSError."""
+    try:
+        yield
+    except Exception as error:
+        # Not imported: it takes a while, and is loaded if it was raised.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+@contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary name beside ``path``; the file written there is synced and replaces ``path`` at the end.
 
@@ -117,7 +129,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
-        yield temporary
+        with _writing(path):
+            yield temporary
         _sync(temporary, mode)
         os.replace(temporary, path)
     finally:
@@ -160,7 +173,8 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None
     # The mode of new files under the user's umask.
     mode = temporary.stat().st_mode & 0o666
     try:
-        write(temporary)
+        with _writing(path):
+            write(temporary)
         files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
         for file in files:
             _sync(file, mode)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import stat
 
@@ -200,3 +201,27 @@ def test_files_that_are_replaced_together(tmp_path, monkeypatch):
         (tmp_path / ".pending.json").write_text(content)
         with pytest.raises(ValueError, match=r"pending\.json is damaged"):
             finish_pending(tmp_path)
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+    """safetensors has an error of its own, which no command line expects."""
+    save_tensors(tmp_path / "s", {"a": torch.ones(2)})
+    whole = (tmp_path / "s").read_bytes()
+    process = os.fork()
+    if process == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        status = 0
+        large = {"a": torch.ones(1 << 20)}
+        for write in (
+            lambda: save_tensors(tmp_path / "s", large),
+            lambda: write_folder(tmp_path / "f", lambda folder: save_file(large, folder / "s")),
+            lambda: write_text(tmp_path / "s", "x" * 5000),
+        ):
+            try:
+                write()
+            except OSError as error:
+                status += len(str(error).splitlines()) == 1
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+    assert (tmp_path / "s").read_bytes() == whole and names(tmp_path) == ["s"]

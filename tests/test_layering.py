@@ -79,6 +79,7 @@ ALLOWED = {
     "benchmarks": {
         *("benchmarks", "ops", "mask", "saliency", "optim", "patches", "flat", "environment", "__init__"),
         *("diffusion", "models", "profiling", "unlearning", "training", "data", "metrics", "runs"),
+        *("archives", "locks", "report"),
     },
     "runs": {
         *(
