@@ -1,6 +1,5 @@
 """Several methods over several seeds: a table with means and spreads, curves, and the figures of each run."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..figures import Figure, figure
 from ..files import write_json
+from ..records import read_object
 from .blocks import Block, Caution, Code, Link, Picture, Section, Text, figures_table
 from .cautions import cautions_of
 from .curves import COLOURS, legend, mean_curve, new_panels, points_of, save_figure
@@ -221,7 +221,7 @@ def read_across(path: Path) -> tuple[dict[str, list[RunRecord]], dict[str, Any]]
     """
     path = Path(path)
     try:
-        compared = json.loads(path.read_text())
+        compared = read_object(path)
         arguments = {key: compared[key] for key in ("asked", "command", "facts")}
         runs = {
             name: [

@@ -1,12 +1,12 @@
 """What it takes to bring a forgotten class back: tables of the attacks, and curves of relearning."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..figures import Figure, figure
+from ..records import interpreting, read_object
 from .blocks import Block, Picture, Section, Text, figures_table
 from .curves import COLOURS, legend, new_figure, save_figure
 from .relearning_cost import PICTURE, cost_blocks
@@ -219,13 +219,17 @@ def write_robustness_report(folder: Path) -> Path:
 
     Raises
     ------
-    OSError
-        If there is no robustness.json.
+    ValueError
+        If there is no robustness.json, or it is damaged.
     ImportError
         If matplotlib is missing.
     """
     folder = Path(folder)
-    result = json.loads((folder / "robustness.json").read_text())
+    with interpreting(folder / "robustness.json"):
+        return _write(folder, read_object(folder / "robustness.json"))
+
+
+def _write(folder: Path, result: Mapping[str, Any]) -> Path:
     protocol = result["protocol"]
     names = result.get("class_names", ())
     classes = ", ".join(numbered(label, names) for label in result["forget_classes"])

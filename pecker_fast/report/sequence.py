@@ -1,11 +1,11 @@
 """Requests one after the other: a table and curves."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..figures import derived, figure
+from ..records import interpreting, read_object
 from .blocks import Code, Picture, Section, Text, figures_table
 from .curves import COLOURS, new_panels, save_figure
 from .render import write_document
@@ -78,13 +78,17 @@ def write_sequence(folder: Path) -> tuple[Path, str]:
 
     Raises
     ------
-    OSError
-        If there is no sequence.json.
+    ValueError
+        If there is no sequence.json, or it is damaged.
     ImportError
         If matplotlib is missing.
     """
     folder = Path(folder)
-    sequence = json.loads((folder / "sequence.json").read_text())
+    with interpreting(folder / "sequence.json"):
+        return _write(folder, read_object(folder / "sequence.json"))
+
+
+def _write(folder: Path, sequence: Mapping[str, Any]) -> tuple[Path, str]:
     draw_sequence(sequence, folder / "sequence.png")
     rows = _cells(sequence)
     cover = cover_of(sequence, sequence.get("class_names", ()))

@@ -23,7 +23,7 @@ from .classes.data import check_counts, check_images, check_judge, dataset_of, f
 from .classes.measure import TEACHER_SAMPLER, real_split
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
-from .folder import prepare_folder
+from .folder import owning, prepare_folder
 from .presets import class_preset
 from .presets.images import unet_for
 from .running import Running
@@ -155,7 +155,8 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     """
     resolved, folder = args.resolved(), args.folder
     args.check()
-    with world(torch.device(resolved.device), resolved.ddp_timeout) as processes:
+    with world(torch.device(resolved.device), resolved.ddp_timeout) as processes, owning(folder) as take:
+        processes.on_main(take)
         name, size, channels = dataset_of(args.data, args.preset), args.unet.sample_size, args.unet.in_channels
         # One process downloads what is missing.
         processes.on_main(lambda: load_images(args.data, args.preset, "train", size, channels))
@@ -180,7 +181,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
                 check_judge(judge, args.evaluation.judge, real, name)
                 check_counts(real, name, 2, "to measure samples with")
                 evaluator = Evaluator(real, judge, ())
-            prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
+            prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir, take)
 
         processes.on_main(prepare)
 

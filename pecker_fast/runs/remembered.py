@@ -1,17 +1,16 @@
 """What earlier runs recorded: a command takes preset, data set, judge and class names from the run it starts from."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..records import RecordError, check_object, read_object
+from ..run_records import Config
 from .presets import PRESETS
 
 # The preset of a command that starts from no run.
 USUAL = "digits"
-# What later commands take from config.json beside the names of classes.
-TEXTS = ("pretrained_model_name_or_path", "dataset_name", "data_root", "judge")
 
 
 def record_of(path: str | os.PathLike | None) -> dict[str, Any]:
@@ -21,28 +20,19 @@ def record_of(path: str | os.PathLike | None) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
-        If a value in it that later commands take is not of its type.
+    RecordError
+        If it is damaged: a field is not of its type.
     """
     for folder in () if path is None else (Path(path), Path(path).parent):
         try:
-            record = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError):
+            record = read_object(folder / "config.json")
+        except RecordError:
             continue
         # That of a network has no preset.
-        if isinstance(record, dict) and isinstance(record.get("preset"), str) and record["preset"] in PRESETS:
-            _check(record, folder / "config.json")
+        if isinstance(record.get("preset"), str) and record["preset"] in PRESETS:
+            check_object(record, Config, str(folder / "config.json"))
             return record
     return {}
-
-
-def _check(record: dict[str, Any], path: Path) -> None:
-    for name in TEXTS:
-        if not isinstance(record.get(name), str | None):
-            raise ValueError(f"{path} has {name} = {record[name]!r}, expected a text")
-    names = record.get("class_names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} has class_names = {names!r}, expected a list of texts")
 
 
 def remembered_preset(*paths: str | os.PathLike | None) -> str:

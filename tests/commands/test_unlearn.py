@@ -18,9 +18,9 @@ from pecker_fast.cli import COMMANDS, main
 from pecker_fast.commands.unlearn import BASIC
 from pecker_fast.diffusion import NoiseSchedule, Sampler
 from pecker_fast.diffusion.pipeline import OneStepPipeline
-from pecker_fast.files import read_lines
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import load_network, save_network, save_one_step_pipeline
+from pecker_fast.records import read_lines
 from pecker_fast.runs import pretrain as pretraining
 from pecker_fast.runs.arguments import option_groups
 from pecker_fast.runs.task import unlearn_arguments

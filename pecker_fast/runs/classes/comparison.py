@@ -1,6 +1,5 @@
 """Comparing methods that forget classes: figures, robustness, and the report."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -11,6 +10,7 @@ from ...hashing import file_sha256, weights_hash
 from ...metrics import check_inception_weights
 from ...models import resolve
 from ...report import RunRecord, read_across, text_table, write_across
+from ...run_records import read_metrics
 from ...unlearning import method_class
 from ..arguments import UnlearnArguments
 from ..compare import CompareArguments, Comparison, Plan, fields_of, runs_in
@@ -154,7 +154,7 @@ def _facts(args: UnlearnArguments, run: RunRecord) -> dict[str, str]:
 
 def is_measured(folder: Path, weights_sha256: str, samples_per_class: int) -> bool:
     """Whether a run has been measured with these weights of Inception on so many images of each class."""
-    protocol = json.loads((folder / "metrics.json").read_text()).get("protocol", {}).get("evaluation", {})
+    protocol = read_metrics(folder).get("protocol", {}).get("evaluation", {})
     return (
         protocol.get("image_quality", {}).get("weights_sha256") == weights_sha256
         and protocol["samples"]["samples_per_class"] == samples_per_class

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ...data import LabelledImages
 from ...diffusion import register_classes
-from ...files import read_lines
 from ...hashing import weights_hash
 from ...metrics import Judge
 from ...models import resolve, save_result
 from ...parallel import World
 from ...report import save_before_after, save_grid
+from ...run_records import read_evaluations
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments, option_groups, with_options
@@ -280,7 +280,7 @@ class ClassTask(Task):
         # They end up on the CPU, so the time includes all work of the device.
         after = evaluation.samples(network)
         seconds = (time.perf_counter() - start) / len(after)
-        records = read_lines(folder / "evaluation.jsonl")
+        records = read_evaluations(folder)
         self._picture(after)
         return {
             "seconds_per_image": seconds,

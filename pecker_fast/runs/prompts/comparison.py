@@ -11,7 +11,9 @@ from typing import Any
 from ...files import write_json
 from ...hashing import weights_hash
 from ...models import TextModel, one_step_of, resolve_text
+from ...records import read_object
 from ...report import PROMPTS, RunRecord, portable, text_table, write_across
+from ...run_records import read_file
 from ...unlearning import method_class, method_names
 from ..arguments import UnlearnArguments
 from ..compare import CompareArguments, Plan, fields_of
@@ -137,7 +139,7 @@ class PromptComparison(CompareArguments):
         result = folder / "evaluation.json"
         settings = {**dataclasses.asdict(self.images), **dataclasses.asdict(self.detectors), **how}
         settings |= {"model": model, "concept": self._concept}
-        if result.is_file() and json.loads(result.read_text()).get("asked") == json.loads(json.dumps(settings)):
+        if read_file(folder, "evaluation").get("asked") == json.loads(json.dumps(settings)):
             return
         print(f"measuring: {folder.name}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +156,7 @@ class PromptComparison(CompareArguments):
                 **how,
             )
         )
-        record = json.loads(result.read_text())
+        record = read_object(result)
         if args is None:
             steps = 1 if how["sampler"] == "one_step" else self.images.num_inference_steps
             row = {"method": name, "seed": None, "sampling_steps": steps, **record}

@@ -209,5 +209,7 @@ def _real_image(path: Path, size: int) -> Tensor:
     import numpy as np
     from PIL import Image, ImageOps
 
-    picture = ImageOps.fit(Image.open(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    from ...data.vision import load_rgb
+
+    picture = ImageOps.fit(load_rgb(path), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
