@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from pecker_fast.files import read_lines
 from pecker_fast.parsing import parse_options
+from pecker_fast.records import read_lines
 
 from .patch_conditions import CONDITIONS, PLACES, SEEDS, Condition, Job, Place, plan, relearning_plan
 from .patch_report import write_summary

@@ -12,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.files import append_line, read_lines
+from pecker_fast.files import append_line
 from pecker_fast.models import save_network
+from pecker_fast.records import read_lines
 from pecker_fast.training import loop as loop_module
 from pecker_fast.training.checkpoints import STATE, CheckpointError
 from pecker_fast.training.loop import Loop, LoopOptions, NonFiniteError
