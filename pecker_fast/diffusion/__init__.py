@@ -1,15 +1,17 @@
 """Diffusion conditional on classes or text: schedule, networks, one-step generator, samplers, losses of unlearning."""
 
+from .conditioning import Conditioning, PromptTable
 from .generator import OneStepGenerator, predict_eps
 from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
 from .sampler import Sampler
 from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule
-from .text import PromptTable, TextConditioned, add_adapter, encode_prompts
+from .text import TextConditioned, add_adapter, encode_prompts
 from .unet import (
     UNetConfig,
     build_unet,
     check_class_conditional,
+    class_names,
     fresh_unet,
     null_label,
     num_classes,
@@ -18,6 +20,7 @@ from .unet import (
 
 __all__ = [
     "NUM_TRAIN_TIMESTEPS",
+    "Conditioning",
     "NoiseSchedule",
     "OneStepGenerator",
     "PromptTable",
@@ -27,6 +30,7 @@ __all__ = [
     "add_adapter",
     "build_unet",
     "check_class_conditional",
+    "class_names",
     "ddim_through",
     "distillation_weight",
     "encode_prompts",

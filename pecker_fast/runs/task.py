@@ -62,7 +62,7 @@ class Task(ABC):
     setting: Setting
     hashes: dict[str, str]
 
-    # Options alone: nothing is read.
+    # Options alone: no weights are read.
 
     @staticmethod
     @abstractmethod
@@ -73,6 +73,15 @@ class Task(ABC):
     @abstractmethod
     def describe(args: UnlearnArguments) -> dict[str, Any]:
         """The configuration as JSON, for config.json. ValueError if it makes no sense."""
+
+    @staticmethod
+    def settled(args: UnlearnArguments) -> UnlearnArguments:
+        """The options with what the files that they name determine. ValueError if options contradict it.
+
+        Classes: what the run of the pretrained network recorded, and numbers for names of classes. Prompts: how a given
+        one-step generator draws. Reads config.json of a run, and nothing else but headers of files.
+        """
+        return args
 
     @staticmethod
     @abstractmethod

@@ -152,8 +152,8 @@ def test_invalid_networks_and_tables():
         TextConditioned(tiny_unet(), PromptTable(torch.randn(3, 7, 9)), schedule)
     with pytest.raises(ValueError, match="9 input and 4 output"):
         TextConditioned(tiny_unet(in_channels=9), table, schedule)
-    with pytest.raises(ValueError, match="prediction_type is 'sample'"):
-        TextConditioned(tiny_unet(), table, schedule, "sample")
+    with pytest.raises(ValueError, match="prediction_type is 'flow'"):
+        TextConditioned(tiny_unet(), table, schedule, "flow")
     with pytest.raises(ValueError, match="num_class_embeds"):
         TextConditioned(tiny_unet(num_class_embeds=3), table, schedule)
     with pytest.raises(ValueError, match=r"shape \(3, 7\)"):

@@ -86,6 +86,14 @@ MEMORY = {
     "fsdp": False,
     "score_lora_rank": 0,
 }
+# All that saves memory.
+SMALL = {
+    "weights_dtype": torch.bfloat16,
+    "teacher_dtype": torch.bfloat16,
+    "master_weights": True,
+    "gradient_checkpointing": True,
+    "share_weights": True,
+}
 
 
 def options_of(name: str, options: dict):
@@ -139,6 +147,7 @@ def measured(
     states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     teacher = method.setting.problem.teacher
     params = [p for network in (teacher, method.score, method.generator) for p in network.parameters()]
+    params = list({local(param).data_ptr(): param for param in params}.values())
     return {
         "peak": peak,
         "optimizers": sum(local(state).nbytes for state in states),
@@ -158,6 +167,8 @@ def measured(
             {"weights_dtype": torch.bfloat16, "master_weights": True},
         ),
         ("patch", {"score_density": 0.5, "saliency_chunks": 2, "ema_decay": None}, {}),
+        ("patch", {"density": 0.05, "score_density": 0.05, "saliency_chunks": 1}, {**SMALL, "saliency_parts": 3}),
+        ("patch", {"density": 0.05, "saliency_chunks": 1}, SMALL),
     ],
 )
 def test_estimate_agrees_with_a_run(name, options, memory):

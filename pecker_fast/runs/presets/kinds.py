@@ -35,8 +35,8 @@ class ClassPreset(Preset):
 
     Parameters
     ----------
-    dataset : str
-        Name for ``load_dataset``.
+    dataset : str or None
+        Name for ``load_dataset``; None if the user has to name one.
     unet : UNetConfig
         Architecture that ``pretrain`` makes.
     pretrain : PretrainOptions
@@ -55,13 +55,14 @@ class ClassPreset(Preset):
         In an evaluation by itself, as published. None: the same.
     reference_split : str
         Split of the real images that generated ones are measured against, as published.
-    forget_class, cover_class : int
-        The published request.
+    forget_class, cover_class : int or None
+        The published request. None: there is none, so that classes to forget have to be named, and the usual cover is
+        random.
     """
 
     task: ClassVar = "classes"
 
-    dataset: str
+    dataset: str | None
     unet: UNetConfig
     pretrain: PretrainOptions
     pretrain_loop: LoopOptions = field(default_factory=LoopOptions)
@@ -72,8 +73,8 @@ class ClassPreset(Preset):
     samples_per_class: int = 100
     final_samples_per_class: int | None = None
     reference_split: str = "all"
-    forget_class: int = 0
-    cover_class: int = 1
+    forget_class: int | None = 0
+    cover_class: int | None = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,8 @@ class PromptPreset(Preset):
         negative text.
     concept, cover : str or None
         The published request, if the task has names.
+    xl : bool
+        Whether the values are for Stable Diffusion XL.
     """
 
     task: ClassVar = "prompts"
@@ -94,3 +97,4 @@ class PromptPreset(Preset):
     subject: Literal["celebrity", "nudity"]
     concept: str | None = None
     cover: str | None = None
+    xl: bool = False
