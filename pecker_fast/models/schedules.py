@@ -1,13 +1,13 @@
 """The noise schedule of a model, from the configuration of its scheduler."""
 
 import inspect
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..diffusion.schedule import NoiseSchedule
+from .offline import read_config
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 
@@ -41,5 +41,5 @@ def schedule_from_config(config: Mapping[str, Any], prediction_types: Sequence[s
 
 def read_schedule(folder: str | os.PathLike, prediction_types: Sequence[str] = ("epsilon",)) -> NoiseSchedule:
     """Apply ``schedule_from_config`` to the ``scheduler_config.json`` in a folder."""
-    config = json.loads((Path(folder) / SCHEDULER_CONFIG).read_text())
+    config = read_config(Path(folder) / SCHEDULER_CONFIG)
     return schedule_from_config(config, prediction_types)

@@ -12,13 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pecker_fast.diffusion import PromptTable, TextConditioned
+from pecker_fast.diffusion import Conditioning, PromptTable, TextConditioned
+from pecker_fast.diffusion.conditioning import POOLED, TIME_IDS
 from pecker_fast.parallel import World
 from pecker_fast.profiling import AllocationCounter
 from pecker_fast.sharding import local
 from pecker_fast.training.memory import MEASURED, MemoryEstimate, describe_memory, estimate_memory
 from pecker_fast.unlearning import Placement, PromptRequest, method_class
 from tests.diffusion.tiny_sd import tiny_schedule, tiny_unet
+from tests.diffusion.tiny_sdxl import tiny_xl_unet
 from tests.processes import spawn
 from tests.unlearning.settings import setting_of
 
@@ -123,15 +125,16 @@ def estimate_of(name: str, options, memory: dict, unet: dict, processes: int = 1
     )
 
 
-def measured(
-    name: str, options: dict, memory: dict, world: World | None = None, config: dict = CONFIG
-) -> dict[str, int]:
+def plain_teacher(config: dict = CONFIG) -> TextConditioned:
+    return TextConditioned(tiny_unet(**config), PromptTable(torch.randn(len(REQUEST.prompts), 77, 16)), tiny_schedule())
+
+
+def measured(name: str, options: dict, memory: dict, world: World | None = None, make=plain_teacher) -> dict[str, int]:
     """Peak bytes of two iterations, and the bytes alive after them, in this process."""
     methods = []
 
     def work():
-        table = PromptTable(torch.randn(len(REQUEST.prompts), 77, 16))
-        teacher = TextConditioned(tiny_unet(**config), table, tiny_schedule())
+        teacher = make()
         values = {**MEMORY, **memory, "world": world or World()}
         method = method_class(name)(
             setting_of(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **values), options_of(name, options)
@@ -151,7 +154,7 @@ def measured(
     return {
         "peak": peak,
         "optimizers": sum(local(state).nbytes for state in states),
-        "weights": teacher.table.embeddings.nbytes + sum(local(p).nbytes for p in params),
+        "weights": teacher.table.conditioning.nbytes + sum(local(p).nbytes for p in params),
         "parameters": sum(p.numel() for p in teacher.parameters()),
     }
 
@@ -183,6 +186,25 @@ def test_estimate_agrees_with_a_run(name, options, memory):
     assert "most at a time" in table and ("saliency" in table) == (name != "sfd")
 
 
+def test_estimate_of_sdxl_agrees_with_a_run():
+    """Pooled embeddings and sizes, two levels of transformers."""
+    changes = {**CONFIG, "transformer_layers_per_block": (1, 2), "projection_class_embeddings_input_dim": 20 + 6 * 4}
+
+    def teacher() -> TextConditioned:
+        pooled, sizes = torch.randn(len(REQUEST.prompts), 20), torch.full((len(REQUEST.prompts), 6), 32)
+        table = Conditioning.of(torch.randn(len(REQUEST.prompts), 77, 16)) | {POOLED: pooled, TIME_IDS: sizes}
+        return TextConditioned(tiny_xl_unet(**changes), PromptTable(table), tiny_schedule())
+
+    options, memory = {"ema_decay": None}, {"gradient_checkpointing": True}
+    estimate = estimate_of("pecker", options_of("pecker", options), memory, unet=dict(tiny_xl_unet(**changes).config))
+    assert measured("pecker", options, memory, make=teacher) == {
+        "peak": pytest.approx(estimate.peak, rel=TOLERANCE),
+        "optimizers": pytest.approx(estimate.optimizers, rel=0.02),
+        "weights": pytest.approx(estimate.weights, rel=0.02),
+        "parameters": estimate.parameters,
+    }
+
+
 SHARED = (
     "pecker",
     {"adam_beta1": 0.9, "gradient_accumulation_steps": 2},
@@ -199,7 +221,7 @@ def one_of_two(number: int, folder: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
     try:
-        sizes = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD), LARGER)
+        sizes = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD), lambda: plain_teacher(LARGER))
         (Path(folder) / f"{rank}.json").write_text(json.dumps(sizes))
     finally:
         dist.destroy_process_group()
