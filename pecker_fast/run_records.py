@@ -41,6 +41,7 @@ class Config(TypedDict, total=False):
     options: Options
     prompts: Prompts
     forget_classes: list[COUNT]
+    class_names: list[str] | None
     cover_class: int | str | None
     pretrained_model_name_or_path: str | None
     checkpoint_state: str

@@ -3,7 +3,7 @@
 import math
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from ..checks import check_choice, check_int, check_utf8
 from .digits import SPLITS
@@ -214,7 +215,7 @@ def survey_folder(path: str | os.PathLike) -> FolderSurvey:
     if len(names) < 2:
         raise ValueError(f"{path} has one class folder, {names[0]!r}, expected at least two: one for each class")
     shortest, shortest_file, files = math.inf, "", {True: [], False: []}
-    for file, _ in (sample for folder in folders for sample in folder.samples):
+    for file, _ in _shown([sample for folder in folders for sample in folder.samples]):
         mode, side = _header(file)
         files[mode in GREY or mode.startswith("I;16")].append(file)
         if side < shortest:
@@ -255,7 +256,7 @@ def in_memory(dataset: LabelledImages, limit: int = MEMORY) -> LabelledImages:
     if not isinstance(dataset.images, LazyImages) or len(dataset) * math.prod(dataset.image_shape) > limit:
         return dataset
     pixels = torch.empty((len(dataset), *dataset.image_shape), dtype=torch.uint8)
-    for i in range(len(dataset)):
+    for i in _shown(range(len(dataset))):
         image = dataset.images[i]
         pixels[i] = ((image + 1) * 127.5).round().to(torch.uint8)
         if not torch.equal(pixels[i].float() / 127.5 - 1, image):
@@ -302,6 +303,11 @@ def _resize(images: Tensor, size: int | None) -> Tensor:
         chunk = F.interpolate(chunk, size=(size, size), mode="bilinear", antialias=True)
         resized[start : start + RESIZE_CHUNK] = chunk.round().clamp(0, 255).to(torch.uint8)
     return resized
+
+
+def _shown(items: Sequence[Any]) -> Iterable[Any]:
+    """``items`` with a progress bar on a terminal, if going through them takes longer than two seconds."""
+    return tqdm(items, desc="pictures", unit="picture", delay=2, leave=False, disable=None)
 
 
 def _existing(path: str | os.PathLike) -> Path:

@@ -21,7 +21,7 @@ from ..records import COUNT, POSITIVE, RecordError, check_object
 from .ancestors import States, load_ancestor
 from .folders import load_network, network_folder
 from .generators import KNOWN, SUFFIXES, known_generator, one_step_of, read_unet_file
-from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, fetch_unet, is_hub_name, split_hub_file
+from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, fetch_unet, is_hub_file, is_hub_name
 from .loaded import copied, read_stable_diffusion
 from .offline import read_config
 from .schedules import schedule_from_config
@@ -281,7 +281,7 @@ def resolve_text_unet(model: Source, *, parts: StableDiffusion | None = None, na
             check_text_conditional(unet)
             return copied(unet)
         path = Path(model)
-        if not path.exists() and (is_hub_name(str(model)) or split_hub_file(str(model)) is not None):
+        if is_hub_file(str(model)) or (not path.exists() and is_hub_name(str(model))):
             path = fetch_unet(str(model))
         if path.is_file() and path.suffix in SUFFIXES and parts is not None:
             return read_unet_file(path, parts.config("unet"))

@@ -201,6 +201,11 @@ def draw_across(
     return True
 
 
+def _brief(run: RunRecord) -> dict[str, Any]:
+    """metrics.json of a run without what each prompt scored, which may be thousands."""
+    return {key: value for key, value in run.metrics.items() if key != "by_prompt"}
+
+
 def _evaluations(run: RunRecord, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The part of a run's evaluations that the curves and the figures need."""
     return [{key: line[key] for key in ("images", "seconds", *keys) if key in line} for line in run.evaluations]
@@ -277,7 +282,7 @@ def write_across(
         "facts": facts,
         "methods": {
             name: [
-                {**run.metrics, **figures(run, shown.columns), "evaluations": _evaluations(run, shown.curves)}
+                {**_brief(run), **figures(run, shown.columns), "evaluations": _evaluations(run, shown.curves)}
                 for run in several
             ]
             for name, several in runs.items()

@@ -12,6 +12,7 @@ from .curves import COLOURS, legend, new_figure, save_figure
 from .relearning_cost import PICTURE, cost_blocks
 from .render import write_document
 from .tables import meanings_table
+from .words import numbered
 
 # Network and images to title, colour and line.
 LINES = {
@@ -171,10 +172,10 @@ def _latents(result: Mapping[str, Any]) -> list[Block]:
 
 
 def _neighbours(result: Mapping[str, Any]) -> list[Block]:
-    keys = COLUMNS["neighbours"]
+    keys, names = COLUMNS["neighbours"], result.get("class_names", ())
     rows = [["class", *_titles(keys)]]
     for row in result["neighbours"]:
-        name = f"{row['class']}{' (neighbour)' if row['neighbour'] else ''}"
+        name = f"{numbered(row['class'], names)}{' (neighbour)' if row['neighbour'] else ''}"
         rows.append([name, *_cells(row, keys)])
     text = "Retained classes, those nearest to the forgotten one first. Before: the pretrained network, by DDIM."
     return [Text(text), figures_table(rows)]
@@ -230,7 +231,8 @@ def write_robustness_report(folder: Path) -> Path:
 
 def _write(folder: Path, result: Mapping[str, Any]) -> Path:
     protocol = result["protocol"]
-    classes = ", ".join(map(str, result["forget_classes"]))
+    names = result.get("class_names", ())
+    classes = ", ".join(numbered(label, names) for label in result["forget_classes"])
     request = [
         Text(
             f"Method {result['method']}, forgotten class {classes}, sampled by {protocol['sampler']}, seed "

@@ -21,7 +21,6 @@ from ..unlearning.streams import derived_seed
 from .arguments import ComputeArguments, DataArguments, OutputArguments, option_words
 from .classes.data import check_counts, check_images, check_judge, dataset_of, find_judge, load_images, shape_of
 from .classes.measure import TEACHER_SAMPLER, real_split
-from .classes.names import proper_names
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
 from .folder import owning, prepare_folder
@@ -208,8 +207,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         }
 
         def begin() -> None:
-            names = {"class_names": proper_names(dataset.class_names)}
-            write_json(folder / "config.json", {**args.describe(), **names, "num_processes": processes.size})
+            write_json(folder / "config.json", {**args.describe(), "num_processes": processes.size})
 
         words = ["pretrain", "--preset", args.preset, *option_words(args, args.defaults(args.preset))]
         running = Running([phase], folder, args.loop, resolved, args.output, processes, compute.regions, words)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..records import RecordError, read_object
+from ..records import RecordError, check_object, read_object
+from ..run_records import Config
 from .presets import PRESETS
 
 # The preset of a command that starts from no run.
@@ -16,6 +17,11 @@ def record_of(path: str | os.PathLike | None) -> dict[str, Any]:
     """config.json of the run, the pretraining or the distillation whose folder ``path`` is, or whose network is there.
 
     Empty if it is none of them.
+
+    Raises
+    ------
+    RecordError
+        If it is damaged: a field is not of its type.
     """
     for folder in () if path is None else (Path(path), Path(path).parent):
         try:
@@ -24,6 +30,7 @@ def record_of(path: str | os.PathLike | None) -> dict[str, Any]:
             continue
         # That of a network has no preset.
         if isinstance(record.get("preset"), str) and record["preset"] in PRESETS:
+            check_object(record, Config, str(folder / "config.json"))
             return record
     return {}
 

@@ -415,6 +415,7 @@ def _write(
         "method": subject.config.get("method"),
         "forget_classes": list(subject.request.forget_classes),
         "cover_class": subject.request.cover_class,
+        "class_names": subject.config.get("class_names") or [],
         "summary": figures,
         **result,
         "seconds": seconds,

@@ -270,7 +270,7 @@ def test_features_are_cached_by_content(monkeypatch, tmp_path):
     assert again.pop("protocol") != first["protocol"] and again == {k: v for k, v in first.items() if k != "protocol"}
 
 
-def test_features_of_the_judge():
+def test_features_of_the_judge(capfd):
     judge = load_judge()
     name = register_judge(judge)
     assert name == judge.feature_extractor == register_judge(judge)
@@ -281,6 +281,10 @@ def test_features_of_the_judge():
     expected = frechet_distance(*features)
     # torch-fidelity has float32 means.
     assert result["extractor_frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    # It would print them as Fréchet Inception Distance.
+    shown = (Uint8Images(to_uint8(x)) for x in (generated, real))
+    assert image_quality(*shown, feature_extractor=name, verbose=True)["extractor_recall"] == result["extractor_recall"]
+    assert "nception" not in "".join(capfd.readouterr())
     with pytest.raises(ValueError, match="name of another extractor"):
         register_judge(type("J", (), {"feature_extractor": "inception-v3-compat"}))
 

@@ -22,6 +22,7 @@ from ..robustness_across import write_across_runs
 from ..several import command_line
 from ..task import unlearn_arguments
 from .evaluation import ClassEvaluation
+from .names import cover_of, labels_of, named
 from .task import ClassTask
 
 RELABEL = "relabel"
@@ -119,11 +120,10 @@ class ClassComparison(CompareArguments):
         )
 
     def report(self, runs: Mapping[str, Sequence[RunRecord]], plan: Plan) -> tuple[Path, str]:
-        request = next(iter(plan.values()))[0].request
-        cover = (
-            "a retained class drawn at random" if request.cover_class == "random" else f"class {request.cover_class}"
-        )
-        classes = ", ".join(map(str, request.forget_classes))
+        request = ClassTask.settled(next(iter(plan.values()))[0]).request
+        names, cover_class = request.class_names, cover_of(request.cover_class)
+        cover = "a retained class drawn at random" if cover_class is None else f"class {named(cover_class, names)}"
+        classes = ", ".join(named(label, names) for label in labels_of(request.forget_classes, names))
         facts = {name: _facts(plan[name][0], runs[name][0]) for name in runs}
         request_line = f"Preset {self.preset}: forget class {classes}, with {cover} as cover."
         command = command_line("compare")

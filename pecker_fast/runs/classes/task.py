@@ -114,10 +114,10 @@ class ClassTask(Task):
             path = record_of(request.distilled).get("pretrained_model_name_or_path")
         record = record_of(path)
         judge = request.judge or record.get("judge")
-        names = request.class_names or names_in_network(path) or record.get("class_names")
+        names = request.class_names or names_in_network(path) or record.get("class_names", ())
         if not names and judge is not None:
             names = Judge.names_in(judge)
-        names = proper_names(names or ())
+        names = proper_names(names)
         changes = {"pretrained_model_name_or_path": path, "judge": judge, "class_names": names}
         if data.dataset_name is None:
             changes["dataset_name"] = record.get("dataset_name")
