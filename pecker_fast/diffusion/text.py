@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_int
-from .schedule import NoiseSchedule
+from ..checks import check_int
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 # Layers that get a low-rank update.
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 # Larger tables stay on the CPU, and only the batch's rows are copied to the GPU.
@@ -67,11 +65,10 @@ class PromptTable:
 
 
 class TextConditioned(nn.Module):
-    """A ``UNet2DConditionModel`` whose ``class_labels`` are prompts of a table, and which predicts the noise.
+    """A ``UNet2DConditionModel`` whose ``class_labels`` are prompts of a table.
 
     Its parameters and state dict are the U-Net's, with the same names, so masks, optimizer states and files fit the
-    U-Net. This is the only place that turns a prediction of v = a eps - b x_0 (arXiv 2202.00512) into
-    eps = a v + b x_t.
+    U-Net. What it predicts is the schedule's to say (``Parametrisation``).
 
     Parameters
     ----------
@@ -79,10 +76,6 @@ class TextConditioned(nn.Module):
         The U-Net. It is trained in place.
     table : PromptTable
         Embeddings of the prompts.
-    schedule : NoiseSchedule
-        The schedule that the U-Net was trained on.
-    prediction_type : {"epsilon", "v_prediction"}
-        What the U-Net predicts.
     sample_size : int, optional
         Height and width of latents; from the U-Net's configuration by default.
 
@@ -109,8 +102,6 @@ class TextConditioned(nn.Module):
         self,
         unet: "UNet2DConditionModel",
         table: PromptTable,
-        schedule: NoiseSchedule,
-        prediction_type: str = "epsilon",
         sample_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -121,11 +112,9 @@ class TextConditioned(nn.Module):
                 f"embeddings have width {table.embeddings.shape[2]}, expected the U-Net's {width}: they are another "
                 "text encoder's"
             )
-        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         size = unet.config["sample_size"] if sample_size is None else sample_size
         check_int("sample_size", size, 1)
-        self.unet, self.table, self.prediction_type = unet, table, prediction_type
-        self.schedule, self.training = schedule, unet.training
+        self.unet, self.table, self.training = unet, table, unet.training
         self.config = {"in_channels": unet.config["in_channels"], "sample_size": size}
 
     @property
@@ -139,29 +128,23 @@ class TextConditioned(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = False
     ) -> tuple[Tensor]:
-        """Predict eps, floating (B, C, H, W), as a tuple of one.
+        """Return the U-Net's output, floating (B, C, H, W), as a tuple of one.
 
-        ``sample`` is floating (B, C, H, W), ``timestep`` int (B,), ``class_labels`` int (B,).
+        ``sample`` is floating (B, C, H, W), ``timestep`` a number for each sample (B,), ``class_labels`` int (B,).
         """
         # The dtype of the first layer: adapters may have another.
         dtype = next(self.unet.parameters()).dtype
         text = self.table[class_labels].to(dtype)
-        (eps,) = self.unet(sample.to(dtype), timestep, encoder_hidden_states=text, return_dict=False)
-        if self.prediction_type == "v_prediction":
-            a, b = self.schedule.coefficients(sample, timestep, "sample")
-            eps = a * eps.float() + b * sample.float()
-        return (eps,)
+        return self.unet(sample.to(dtype), timestep, encoder_hidden_states=text, return_dict=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextConditioned":
         super()._apply(fn, recurse)
-        device = next(self.unet.parameters()).device
-        self.table.to(device)
-        self.schedule = self.schedule.to(device)
+        self.table.to(next(self.unet.parameters()).device)
         return self
 
     def __deepcopy__(self, memo: dict) -> "TextConditioned":
         unet = copy.deepcopy(self.unet, memo)
-        return TextConditioned(unet, self.table, self.schedule, self.prediction_type, self.config["sample_size"])
+        return TextConditioned(unet, self.table, self.config["sample_size"])
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations of the U-Net's blocks in the backward pass."""

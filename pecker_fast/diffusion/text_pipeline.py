@@ -35,7 +35,7 @@ class OneStepTextPipeline(DiffusionPipeline):
     tokenizer : CLIPTokenizer
         Stable Diffusion's tokenizer.
     unet : UNet2DConditionModel
-        The generator. It predicts the noise or v, as the scheduler's prediction_type says.
+        The generator. It predicts the noise, v or x_0, as the scheduler's prediction_type says.
     scheduler : KarrasDiffusionSchedulers
         Any scheduler of diffusers with the noise levels that the U-Net was trained on.
     t_init : int
@@ -44,7 +44,7 @@ class OneStepTextPipeline(DiffusionPipeline):
     Raises
     ------
     ValueError
-        If ``t_init`` is out of range, or the U-Net predicts neither the noise nor v.
+        If ``t_init`` is out of range, or the U-Net predicts something else.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -66,8 +66,8 @@ class OneStepTextPipeline(DiffusionPipeline):
                 f"t_init is {t_init}, expected the timestep at which the generator is fed noise, from 0 to {steps - 1}"
             )
         kind = scheduler.config.get("prediction_type", "epsilon")
-        if kind not in ("epsilon", "v_prediction"):
-            raise ValueError(f"scheduler has prediction_type {kind!r}, expected epsilon or v_prediction")
+        if kind not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"scheduler has prediction_type {kind!r}, expected epsilon, v_prediction or sample")
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.register_to_config(t_init=t_init)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -165,9 +165,10 @@ class OneStepTextPipeline(DiffusionPipeline):
             x = noise * z.to(device, torch.float32)
             dtype = self.unet.dtype
             eps = self.unet(x.to(dtype), self.config.t_init, encoder_hidden_states=part.to(dtype)).sample.float()
-            if self.scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
+            kind = self.scheduler.config.get("prediction_type", "epsilon")
+            if kind == "v_prediction":
                 eps = signal * eps + noise * x
-            x0 = (x - noise * eps) / signal
+            x0 = eps if kind == "sample" else (x - noise * eps) / signal
             parts.append(x0 if output_type == "latent" else self._decode(x0))
         images = torch.cat(parts)
         if output_type != "latent":

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..checks import check_choice, check_int
+from ..checks import check_choice
 from ..diffusion.networks import unwrap
+from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.sampler import Sampler
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.unet import check_class_conditional
@@ -29,7 +30,7 @@ def network_folder(path: str | os.PathLike) -> Path:
     return path / "unet" if (path / "unet").is_dir() else path
 
 
-def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule) -> None:
+def save_network(path: str | os.PathLike, unet: nn.Module, schedule: Parametrisation) -> None:
     """Write a network to ``path/config.json``, ``path/diffusion_pytorch_model.safetensors`` and ``path/scheduler/``.
 
     ``UNet2DModel.from_pretrained(path)`` and ``DDPMScheduler.from_pretrained(path, subfolder="scheduler")`` read it. If
@@ -40,21 +41,20 @@ def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedu
     ValueError
         If the network is not class-conditional, or ``path`` is a file.
     """
-    from diffusers import DDPMScheduler
-
     check_class_conditional(unet)
 
     def write(folder: Path) -> None:
         unwrap(unet).save_pretrained(folder, safe_serialization=True)
-        schedule.to_scheduler(DDPMScheduler).save_pretrained(folder / "scheduler")
+        schedule.to_scheduler().save_pretrained(folder / "scheduler")
 
     write_folder(path, write)
 
 
-def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule, t_init: int) -> None:
+def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: Parametrisation, t_init: int) -> None:
     """Write a one-step generator as a pipeline.
 
-    The folder has ``unet/`` as ``save_network`` writes it, ``scheduler/``, ``model_index.json`` and ``pipeline.py``.
+    A consistency model becomes a ``ConsistencyModelPipeline`` of diffusers. For other networks the folder has
+    ``unet/`` as ``save_network`` writes it, ``scheduler/``, ``model_index.json`` and ``pipeline.py``.
     ``OneStepPipeline.from_pretrained(path)`` reads it, and so does ``DiffusionPipeline.from_pretrained(path,
     custom_pipeline=path, trust_remote_code=True)`` if this package is not installed. Existing files are replaced as by
     ``save_network``.
@@ -64,14 +64,18 @@ def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: N
     ValueError
         If the network is not class-conditional, ``t_init`` is out of range, or ``path`` is a file.
     """
-    from diffusers import DDPMScheduler
-
-    from ..diffusion import pipeline
-
     check_class_conditional(unet)
-    check_int("t_init", t_init, 0, schedule.num_train_timesteps)
-    scheduler = schedule.to_scheduler(DDPMScheduler)
-    _save_pipeline(path, pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init), schedule)
+    schedule.check_one_step(t_init)
+    scheduler = schedule.to_scheduler()
+    if type(scheduler).__name__ == "CMStochasticIterativeScheduler":
+        from diffusers import ConsistencyModelPipeline
+
+        pipeline: Any = ConsistencyModelPipeline(unwrap(unet), scheduler)
+    else:
+        from ..diffusion.pipeline import OneStepPipeline
+
+        pipeline = OneStepPipeline(unwrap(unet), scheduler, t_init, relation=schedule.relation(t_init))
+    _save_pipeline(path, pipeline, schedule)
 
 
 def save_many_step_pipeline(
@@ -93,7 +97,7 @@ def save_many_step_pipeline(
     check_choice("sampler", sampler.kind, SAMPLERS)
     pipeline = ManyStepPipeline(
         unwrap(unet),
-        schedule.to_scheduler(SAMPLERS[sampler.kind]),
+        schedule.to_scheduler(SAMPLERS[sampler.kind], prediction_type=schedule.prediction_type),
         eval_sampler=sampler.kind,
         num_inference_steps=sampler.num_inference_steps or schedule.num_train_timesteps,
         eval_guidance_scale=1.0 if sampler.guidance_scale is None else sampler.guidance_scale,
@@ -102,13 +106,11 @@ def save_many_step_pipeline(
     _save_pipeline(path, pipeline, schedule)
 
 
-def _save_pipeline(path: str | os.PathLike, pipeline: Any, schedule: NoiseSchedule) -> None:
-    from diffusers import DDPMScheduler
-
+def _save_pipeline(path: str | os.PathLike, pipeline: Any, schedule: Parametrisation) -> None:
     def write(folder: Path) -> None:
         pipeline.save_pretrained(folder)
         # A second copy, so that unet/ alone can be loaded as a network.
-        schedule.to_scheduler(DDPMScheduler).save_pretrained(folder / "unet" / "scheduler")
+        schedule.to_scheduler().save_pretrained(folder / "unet" / "scheduler")
 
     write_folder(path, write)
 
@@ -145,14 +147,14 @@ def check_network_folder(path: str | os.PathLike) -> Path:
     return schedule_folder
 
 
-def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]:
+def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", Parametrisation]:
     """Read a class-conditional network. Never asks a hub.
 
     Returns
     -------
     UNet2DModel
         float32 on the CPU in eval mode.
-    NoiseSchedule
+    Parametrisation
         The schedule that the network was trained on, from one of the places in ``check_network_folder``.
 
     Raises

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ..checks import check_int
 from ..diffusion.networks import unwrap
-from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.text import (
-    PREDICTION_TYPES,
     PromptTable,
     TextConditioned,
     check_text_conditional,
@@ -98,14 +97,9 @@ class StableDiffusion:
         return json.loads((self.folder / part / PARTS[part]).read_text())
 
     @property
-    def prediction_type(self) -> str:
-        """What the U-Net predicts."""
-        return self.config("scheduler").get("prediction_type", "epsilon")
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise levels that the U-Net was trained on."""
-        return schedule_from_config(self.config("scheduler"), PREDICTION_TYPES)
+    def schedule(self) -> Parametrisation:
+        """The noise levels that the U-Net was trained on, and what it predicts."""
+        return schedule_from_config(self.config("scheduler"), f"{self}: scheduler/{SCHEDULER_CONFIG}")
 
     @property
     def vae_scale_factor(self) -> int:
@@ -219,8 +213,6 @@ class StableDiffusion:
         return TextConditioned(
             self.load_unet() if unet is None else unet,
             PromptTable(embeddings),
-            self.schedule,
-            self.prediction_type,
             self.latent_size(resolution),
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet
+from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler
 from ..files import write_json
 from ..metrics import Evaluator
 from ..models import save_network
@@ -20,7 +20,7 @@ from ..training.pretrain import Pretraining, PretrainOptions
 from ..unlearning.streams import derived_seed
 from .arguments import ComputeArguments, DataArguments, OutputArguments, option_words
 from .classes.data import find_judge, load_images
-from .classes.measure import TEACHER_SAMPLER, real_split
+from .classes.measure import real_split
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
 from .folder import prepare_folder
@@ -138,7 +138,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
 
         def draw(averaged: nn.Module) -> Tensor:
             with compute.autocast():
-                return TEACHER_SAMPLER.draw(averaged, phase.schedule, labels, compute.seed).cpu()
+                return pretrained_sampler(phase.schedule).draw(averaged, phase.schedule, labels, compute.seed).cpu()
 
         def evaluate(averaged: nn.Module, step: int) -> dict[str, Any]:
             measured = evaluator(draw(averaged), labels)

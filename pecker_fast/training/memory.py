@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import NoiseSchedule, PromptTable, TextConditioned
+from ..diffusion import Parametrisation, PromptTable, TextConditioned
 from ..optim import MaskedAdam
 from ..profiling import AllocationCounter
 from ..saliency import saliency_mask
@@ -95,7 +95,7 @@ class _FakeSetting(Setting):
 
     def trainable(self, network: nn.Module) -> nn.Module:
         size, dtype = network.config["sample_size"], self.placement.weights_dtype
-        result = _network(network.unet.config, dtype, network.table, network.schedule, size)
+        result = _network(network.unet.config, dtype, network.table, size)
         self._checkpoint_gradients(result)
         return result.requires_grad_(True)
 
@@ -110,14 +110,12 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _network(
-    config: Mapping[str, Any], dtype: torch.dtype, table: PromptTable, schedule: NoiseSchedule, size: int
-) -> TextConditioned:
+def _network(config: Mapping[str, Any], dtype: torch.dtype, table: PromptTable, size: int) -> TextConditioned:
     from diffusers import UNet2DConditionModel
 
     with _default_dtype(dtype):
         unet = UNet2DConditionModel.from_config(config)
-    return TextConditioned(unet, table, schedule, sample_size=size)
+    return TextConditioned(unet, table, size)
 
 
 def _state_bytes(trained: TrainedNetwork, dtype: torch.dtype) -> float:
@@ -151,7 +149,7 @@ def estimate_memory(
     *,
     unet: Mapping[str, Any],
     latent_size: int,
-    schedule: NoiseSchedule,
+    schedule: Parametrisation,
     request: PromptRequest,
     placement: Placement,
     mixed_precision: str,
@@ -171,7 +169,7 @@ def estimate_memory(
         Configuration of the U-Net, as diffusers has it.
     latent_size : int
         Height and width of latents.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The model's schedule.
     request : PromptRequest
         What to forget.
@@ -206,7 +204,7 @@ def estimate_memory(
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), AllocationCounter() as counter:
         dtype = torch.bfloat16 if low_embeddings else torch.float32
         table = PromptTable(torch.empty(len(request.prompts), TOKENS, unet["cross_attention_dim"], dtype=dtype))
-        teacher = _network(unet, placement.teacher_dtype or torch.float32, table, schedule, latent_size)
+        teacher = _network(unet, placement.teacher_dtype or torch.float32, table, latent_size)
         setting = _FakeSetting(
             Problem(teacher, schedule, request),
             _FakeCompute(mixed_precision=mixed_precision),

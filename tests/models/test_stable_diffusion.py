@@ -27,7 +27,7 @@ def test_pipeline_draws_the_images_of_the_generator(folders, kind, tmp_path):
     prompts = ["", "a dog", "a man"]
     embeddings, _ = source.encode(prompts)
     network = source.network(embeddings)
-    assert network.prediction_type == kind == source.prediction_type
+    assert source.schedule.prediction_type == kind
     save_text_pipeline(tmp_path / "run", network.unet, source, 625)
     z = torch.randn(2, LATENTS, SIZE, SIZE)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_pipeline_draws_the_images_of_the_generator(folders, kind, tmp_path):
     assert pipe("a dog", height=32, width=16, output_type="np").images.shape == (1, 32, 16, 3)
     # The run's folder is itself a Stable Diffusion, and its U-Net fits StableDiffusionPipeline.
     again = StableDiffusion(tmp_path / "run")
-    assert again.prediction_type == kind
+    assert again.schedule.prediction_type == kind
     multi_step = StableDiffusionPipeline.from_pretrained(folders[kind], unet=again.load_unet(), safety_checker=None)
     assert multi_step("a dog", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 2 * SIZE, 2 * SIZE)
 
@@ -125,8 +125,8 @@ def test_invalid_folders(folders, tmp_path):
     broken = shutil.copytree(folders["epsilon"], tmp_path / "sd")
     path = broken / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "prediction_type": "sample"}))
-    with pytest.raises(ValueError, match="prediction_type 'sample'"):
+    path.write_text(json.dumps({**config, "prediction_type": "flow"}))
+    with pytest.raises(ValueError, match="prediction_type is 'flow', expected 'epsilon' or 'v_prediction' or 'sample'"):
         StableDiffusion(broken)
     path.write_text(json.dumps({**config, "rescale_betas_zero_snr": True}))
     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):

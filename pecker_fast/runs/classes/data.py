@@ -8,6 +8,9 @@ from ...metrics import Judge, load_judge
 from ..arguments import DataArguments
 from ..presets import class_preset
 
+# Classes of ImageNet.
+IMAGENET = 1000
+
 
 def load_images(data: DataArguments, preset_name: str, split: str, size: int) -> LabelledImages:
     """Load the real images of a preset, or those that ``data`` names, at ``size`` pixels.
@@ -20,12 +23,29 @@ def load_images(data: DataArguments, preset_name: str, split: str, size: int) ->
         If there are no such files.
     """
     name = data.dataset_name or class_preset(preset_name).dataset
+    if name == "imagenet":
+        raise ValueError(
+            "dataset_name is not given, and the images of ImageNet are not downloaded: expected folder:<path>, with a "
+            "subfolder for each class in the order of the labels"
+        )
     if name in ("cifar10", "stl10") and data.data_root is None:
         raise ValueError(
             f"data_root is not given: expected the folder with the files of {name} (--download puts them there), "
             "or other images by --dataset_name folder:<path>"
         )
     return load_dataset(name, split, data.data_root, data.download, image_size=size)
+
+
+def class_names(preset_name: str, count: int) -> list[str]:
+    """Names of a network's classes by index: ImageNet's if the preset is for it, otherwise their numbers."""
+    if class_preset(preset_name).dataset == "imagenet" and count == IMAGENET:
+        try:
+            from torchvision.models import ResNet50_Weights
+
+            return list(ResNet50_Weights.DEFAULT.meta["categories"])
+        except ImportError:
+            pass
+    return [f"class {label}" for label in range(count)]
 
 
 def check_images(images: LabelledImages, network: nn.Module) -> None:

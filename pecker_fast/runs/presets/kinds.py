@@ -57,6 +57,8 @@ class ClassPreset(Preset):
         Split of the real images that generated ones are measured against, as published.
     forget_class, cover_class : int
         The published request.
+    one_step : bool
+        Whether its pretrained networks draw in one step. Then runs start from them, and nothing is distilled first.
     """
 
     task: ClassVar = "classes"
@@ -74,6 +76,7 @@ class ClassPreset(Preset):
     reference_split: str = "all"
     forget_class: int = 0
     cover_class: int = 1
+    one_step: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,7 +211,7 @@ class PromptTask(Task):
 def _with_prompts(unet: nn.Module, network: TextConditioned) -> TextConditioned:
     """``unet`` with the prompts of ``network``."""
     size = network.config["sample_size"]
-    return TextConditioned(unet, network.table, network.schedule, network.prediction_type, size)
+    return TextConditioned(unet, network.table, size)
 
 
 def prompts_of(args: UnlearnArguments) -> Prompts:
