@@ -25,7 +25,7 @@ def _batch_mean(terms: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def prediction_loss(target: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Compute E ||target - prediction||^2: the terms of the pseudo-score loss L_psi (Eq. 3), the saliency loss L_s (Eq. 8).
+    """Compute E ||target - prediction||^2: each term of L_psi (Eq. 3), the saliency loss L_s (Eq. 8).
 
     Parameters
     ----------
