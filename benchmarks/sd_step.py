@@ -49,7 +49,7 @@ def build(
     torch.manual_seed(0)
     schedule = NoiseSchedule.linear()
     table = PromptTable(torch.randn(len(REQUEST.prompts), TOKENS, config["cross_attention_dim"]))
-    teacher = TextConditioned(UNet2DConditionModel.from_config(config), table)
+    teacher = TextConditioned(UNet2DConditionModel.from_config(config), table, schedule)
     compute = Compute(device=device, mixed_precision=precision, channels_last=device.type == "cuda")
     setting = Setting(Problem(teacher, schedule, REQUEST), compute, placement)
     phase = method_class(method)(setting, options).phases[-1]

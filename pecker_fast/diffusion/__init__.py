@@ -1,12 +1,13 @@
 """Diffusion conditional on classes or text: schedule, networks, one-step generator, samplers, losses of unlearning."""
 
+from .conditioning import Conditioning, PromptTable
 from .generator import OneStepGenerator, predict
 from .losses import distillation_weight, prediction_loss, regression_loss, score_distillation_loss
 from .parametrisation import Parametrisation, flow_matching, preconditioned
 from .sampler import Sampler, pretrained_sampler
 from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step, sample_shape
 from .schedule import NUM_TRAIN_TIMESTEPS, PREDICTION_TYPES, NoiseSchedule
-from .text import PromptTable, TextConditioned, add_adapter, encode_prompts
+from .text import TextConditioned, add_adapter, encode_prompts
 from .unet import (
     UNetConfig,
     build_unet,
@@ -20,6 +21,7 @@ from .unet import (
 __all__ = [
     "NUM_TRAIN_TIMESTEPS",
     "PREDICTION_TYPES",
+    "Conditioning",
     "NoiseSchedule",
     "OneStepGenerator",
     "Parametrisation",

@@ -92,6 +92,8 @@ def _null_label(network: nn.Module, label: int | Tensor | None, batch: int) -> i
 def _call(network: nn.Module, schedule: Parametrisation, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     # The ``dtype`` property of diffusers looks at every module, which takes longer than a small network's layers.
     weight = next(unwrap(network).parameters(), x)
+    # A network of a variance-preserving schedule may return something else than its teacher; predictions are alike.
+    schedule = getattr(unwrap(network), "schedule", schedule)
     inputs, times = schedule.network_input(x, t).to(weight.dtype), schedule.network_time(t)
     (output,) = network(inputs, times, class_labels=labels, return_dict=False)
     return schedule.prediction(x, output, t)

@@ -219,6 +219,18 @@ class Parametrisation:
         pairs = ((table, other._float64[name]) for name, table in self._float64.items())
         return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in pairs)
 
+    def returning(self, prediction_type: str | None = None, unit_noise: bool | None = None) -> "Parametrisation":
+        """The same levels with networks that return something else; ``self`` if nothing is given.
+
+        Raises
+        ------
+        ValueError
+            If this schedule is not variance-preserving: its networks return one thing only.
+        """
+        if prediction_type is None and not unit_noise:
+            return self
+        raise ValueError(f"prediction_type is {prediction_type!r}, but networks of {self.title} return one thing only")
+
     # ---- around a call of the network
 
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:

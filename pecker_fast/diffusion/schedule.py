@@ -25,6 +25,9 @@ class NoiseSchedule(Parametrisation):
         1 - alphas_cumprod in float32 loses four digits at t = 0.
     prediction_type : {"epsilon", "v_prediction", "sample"}
         What networks return. ``prediction`` turns it into the noise.
+    unit_noise : bool
+        Whether networks are one-step generators that expect noise z of variance 1 in place of b z (DMD2,
+        arXiv 2405.14867). They are fed x_t / b, and what they return refers to that.
 
     Raises
     ------
@@ -32,7 +35,7 @@ class NoiseSchedule(Parametrisation):
         If ``alphas_cumprod`` is not such a tensor, or ``prediction_type`` is another.
     """
 
-    def __init__(self, alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> None:
+    def __init__(self, alphas_cumprod: Tensor, prediction_type: str = "epsilon", unit_noise: bool = False) -> None:
         if not isinstance(alphas_cumprod, Tensor) or not alphas_cumprod.is_floating_point():
             raise TypeError("alphas_cumprod is not a floating tensor")
         exact = alphas_cumprod.detach().to("cpu", torch.float64)
@@ -46,7 +49,7 @@ class NoiseSchedule(Parametrisation):
         if not bool((exact[1:] <= exact[:-1]).all()):
             raise ValueError("alphas_cumprod increases, expected it to fall with t")
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        self.prediction_type = prediction_type
+        self.prediction_type, self.unit_noise = prediction_type, unit_noise
         a, b = exact.sqrt(), (1 - exact).sqrt()
         scheduler = {"_class_name": "DDPMScheduler"}
         super().__init__(a, b, skip=1 / a, out=-b / a, scheduler=scheduler, predicts=prediction_type)
@@ -138,13 +141,28 @@ class NoiseSchedule(Parametrisation):
 
     # ---- the noise: written so that networks that return it are not touched by rounding
 
+    def returning(self, prediction_type: str | None = None, unit_noise: bool | None = None) -> "NoiseSchedule":
+        kind = self.prediction_type if prediction_type is None else prediction_type
+        unit = self.unit_noise if unit_noise is None else unit_noise
+        if (kind, unit) == (self.prediction_type, self.unit_noise):
+            return self
+        return type(self)(self._exact, kind, unit).to(self.device)
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return x_t.float() / self.coefficients(x_t, t, "x_t")[1] if self.unit_noise else x_t
+
     def prediction(self, x_t: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        if self.prediction_type == "epsilon":
+        if self.prediction_type == "epsilon" and not self.unit_noise:
             return output.float()
-        if self.prediction_type == "sample":
-            return self.predict_eps(x_t, output, t)
         a, b = self.coefficients(x_t, t, "x_t")
-        return a * output.float() + b * x_t.float()
+        x = self.network_input(x_t, t).float()
+        eps = output.float()
+        if self.prediction_type == "v_prediction":
+            eps = a * eps + b * x
+        elif self.prediction_type == "sample":
+            eps = (x - a * eps) / b
+        # The noise that gives the same x_0 at x_t.
+        return eps + (x_t.float() - x) / b if self.unit_noise else eps
 
     def target(self, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         return eps
@@ -169,11 +187,12 @@ class NoiseSchedule(Parametrisation):
         return self.predict_x0(x_init, prediction, t)
 
     def relation(self, t_init: int) -> dict[str, float] | None:
-        if self.prediction_type == "epsilon":
+        if self.prediction_type == "epsilon" and not self.unit_noise:
             return None
         a, b = (self._float64[name][t_init].item() for name in ("signal", "noise"))
-        skip, out = (a, -b) if self.prediction_type == "v_prediction" else (0.0, 1.0)
-        return {"noise": b, "scale": 1.0, "time": t_init, "skip": skip, "out": out}
+        skips = {"epsilon": (1 / a, -b / a), "v_prediction": (a, -b), "sample": (0.0, 1.0)}
+        skip, out = skips[self.prediction_type]
+        return {"noise": 1.0 if self.unit_noise else b, "scale": 1.0, "time": t_init, "skip": skip, "out": out}
 
     def predict_eps(self, x_t: Tensor, x0: Tensor, t: int | Tensor) -> Tensor:
         """Compute the noise (x_t - a_t x0) / b_t that a prediction of x_0 implies, (B, ...), float32."""

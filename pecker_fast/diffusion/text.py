@@ -5,79 +5,46 @@ Prompts are encoded once, so a run needs neither the text encoder nor the tokeni
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_int
+from .conditioning import EMBEDDINGS, POOLED, Conditioning, PromptTable
+from .parametrisation import Parametrisation
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
+# SDXL's kind of U-Net, which is also told a pooled embedding and six sizes: original, crop, target.
+TEXT_TIME, SIZES = "text_time", 6
 # Layers that get a low-rank update.
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
-# Larger tables stay on the CPU, and only the batch's rows are copied to the GPU.
-MAX_DEVICE_BYTES = 2 << 30
-
-
-class PromptTable:
-    """Text embeddings of prompts, by label. Copies of a network share one table.
-
-    Parameters
-    ----------
-    embeddings : Tensor
-        Floating (N, tokens, width), row i for prompt i.
-    null_label : int or None
-        Label of the empty prompt, which means "no condition"; None if the table does not have it.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the shape or dtype is another, or ``null_label`` is out of range.
-    """
-
-    def __init__(self, embeddings: Tensor, null_label: int | None = 0) -> None:
-        if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
-            raise TypeError("embeddings is not a floating tensor")
-        if embeddings.ndim != 3 or len(embeddings) == 0:
-            raise ValueError(f"embeddings has shape {tuple(embeddings.shape)}, expected (N, tokens, width) with N >= 1")
-        if null_label is not None:
-            check_int("null_label", null_label, 0, len(embeddings))
-        self.embeddings, self.null_label = embeddings.detach(), null_label
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
-    def __deepcopy__(self, _memo: dict) -> "PromptTable":
-        return self
-
-    def to(self, device: torch.device) -> None:
-        """Move the table in place, unless it is too large for a GPU."""
-        size = self.embeddings.numel() * self.embeddings.element_size()
-        if device.type == "cpu" or size <= MAX_DEVICE_BYTES:
-            self.embeddings = self.embeddings.to(device)
-
-    def __getitem__(self, labels: Tensor) -> Tensor:
-        """Return the embeddings (B, tokens, width) of labels (B,), on the labels' device."""
-        return self.embeddings[labels.to(self.embeddings.device)].to(labels.device)
 
 
 class TextConditioned(nn.Module):
     """A ``UNet2DConditionModel`` whose ``class_labels`` are prompts of a table.
 
     Its parameters and state dict are the U-Net's, with the same names, so masks, optimizer states and files fit the
-    U-Net. What it predicts is the schedule's to say (``Parametrisation``).
+    U-Net. Its own parametrisation says what it is given and returns.
 
     Parameters
     ----------
     unet : UNet2DConditionModel
         The U-Net. It is trained in place.
     table : PromptTable
-        Embeddings of the prompts.
+        What the U-Net is told about the prompts.
+    schedule : Parametrisation
+        The schedule that the U-Net was trained on.
+    prediction_type : {"epsilon", "v_prediction", "sample"}, optional
+        What the U-Net returns on a variance-preserving schedule if it is not what ``schedule`` says; "sample" is x_0.
     sample_size : int, optional
         Height and width of latents; from the U-Net's configuration by default.
+    unit_noise : bool, optional
+        Whether the U-Net is a one-step generator that expects noise z of variance 1 in place of b z; as ``schedule``
+        says by default.
 
     Attributes
     ----------
@@ -102,20 +69,29 @@ class TextConditioned(nn.Module):
         self,
         unet: "UNet2DConditionModel",
         table: PromptTable,
+        schedule: Parametrisation,
+        prediction_type: str | None = None,
         sample_size: int | None = None,
+        unit_noise: bool | None = None,
     ) -> None:
         super().__init__()
         check_text_conditional(unet)
-        width = unet.config["cross_attention_dim"]
-        if table.embeddings.shape[2] != width:
-            raise ValueError(
-                f"embeddings have width {table.embeddings.shape[2]}, expected the U-Net's {width}: they are another "
-                "text encoder's"
-            )
+        _check_conditioning(unet.config, table.conditioning)
         size = unet.config["sample_size"] if sample_size is None else sample_size
         check_int("sample_size", size, 1)
         self.unet, self.table, self.training = unet, table, unet.training
+        self.schedule = schedule.returning(prediction_type, unit_noise)
         self.config = {"in_channels": unet.config["in_channels"], "sample_size": size}
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net returns."""
+        return self.schedule.predicts
+
+    @property
+    def unit_noise(self) -> bool:
+        """Whether it expects noise of variance 1."""
+        return getattr(self.schedule, "unit_noise", False)
 
     @property
     def num_conditions(self) -> int:
@@ -134,17 +110,25 @@ class TextConditioned(nn.Module):
         """
         # The dtype of the first layer: adapters may have another.
         dtype = next(self.unet.parameters()).dtype
-        text = self.table[class_labels].to(dtype)
-        return self.unet(sample.to(dtype), timestep, encoder_hidden_states=text, return_dict=False)
+        condition = self.table[class_labels].to(dtype=dtype).keywords()
+        return self.unet(sample.to(dtype), timestep, **condition, return_dict=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextConditioned":
         super()._apply(fn, recurse)
-        self.table.to(next(self.unet.parameters()).device)
+        device = next(self.unet.parameters()).device
+        self.table.to(device)
+        self.schedule = self.schedule.to(device)
         return self
 
     def __deepcopy__(self, memo: dict) -> "TextConditioned":
         unet = copy.deepcopy(self.unet, memo)
-        return TextConditioned(unet, self.table, self.config["sample_size"])
+        return self.like(unet)
+
+    def like(
+        self, unet: "UNet2DConditionModel", prediction_type: str | None = None, unit_noise: bool | None = None
+    ) -> "TextConditioned":
+        """Another U-Net with the same prompts, schedule and size, and by default the same kind of prediction."""
+        return TextConditioned(unet, self.table, self.schedule, prediction_type, self.config["sample_size"], unit_noise)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations of the U-Net's blocks in the backward pass."""
@@ -163,14 +147,18 @@ class TextConditioned(nn.Module):
 
 
 def check_text_conditional(unet: nn.Module) -> None:
-    """Raise ValueError unless ``unet`` is a ``UNet2DConditionModel`` that is conditional on one text only."""
+    """Raise ValueError unless ``unet`` is a ``UNet2DConditionModel`` that is conditional on a text alone, as those of
+    Stable Diffusion 1.x, 2.x and XL are."""
     # By name, because importing diffusers takes seconds.
     if not any(base.__name__ == "UNet2DConditionModel" for base in type(unet).__mro__):
         raise ValueError(f"unet is a {type(unet).__name__}, expected a UNet2DConditionModel")
     config = unet.config
-    for name in ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim"):
+    for name in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim"):
         if config.get(name) is not None:
-            raise ValueError(f"unet has {name}, which Stable Diffusion 1.x and 2.x do not have: another kind of model")
+            raise ValueError(f"unet has {name}, which no Stable Diffusion has: another kind of model")
+    added = config.get("addition_embed_type")
+    if added not in (None, TEXT_TIME):
+        raise ValueError(f"unet has addition_embed_type {added!r}, expected None or {TEXT_TIME!r}")
     if config["in_channels"] != config["out_channels"]:
         raise ValueError(
             f"unet has {config['in_channels']} input and {config['out_channels']} output channels: it edits images, "
@@ -178,6 +166,28 @@ def check_text_conditional(unet: nn.Module) -> None:
         )
     if not isinstance(config["cross_attention_dim"], int):
         raise ValueError(f"unet has cross_attention_dim {config['cross_attention_dim']}, expected a single integer")
+
+
+def pooled_width(config: Mapping[str, Any]) -> int:
+    """Width of the pooled embedding that SDXL's U-Net takes beside six sizes, from its configuration."""
+    return config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"]
+
+
+def _check_conditioning(config: Mapping[str, Any], conditioning: Conditioning) -> None:
+    """Raise ValueError unless the conditioning fits the U-Net with this configuration."""
+    width = config["cross_attention_dim"]
+    if conditioning.embeddings.shape[2] != width:
+        raise ValueError(
+            f"embeddings have width {conditioning.embeddings.shape[2]}, expected the U-Net's {width}: they are another "
+            "text encoder's"
+        )
+    pooled = conditioning.tensors.get(POOLED)
+    if config.get("addition_embed_type") is None:
+        if pooled is not None:
+            raise ValueError("there are pooled embeddings, which this U-Net does not take: expected SDXL's")
+    elif pooled is None or pooled.shape[1] != pooled_width(config):
+        shape = "missing" if pooled is None else f"{pooled.shape[1]} wide"
+        raise ValueError(f"pooled embeddings are {shape}, expected the width of the U-Net's, {pooled_width(config)}")
 
 
 def add_adapter(network: nn.Module, rank: int) -> None:
@@ -254,15 +264,65 @@ def encode_prompts(
     truncated : list of str
         Prompts with more tokens than the encoder takes.
     """
-    check_int("batch_size", batch_size, 1)
-    device, length = next(text_encoder.parameters()).device, tokenizer.model_max_length
     masked = getattr(text_encoder.config, "use_attention_mask", False)
     text_encoder.eval()
-    rows, truncated = [], []
+    rows = []
+    for ids, mask in _token_batches(tokenizer, text_encoder, prompts, batch_size):
+        rows.append(text_encoder(ids, attention_mask=mask if masked else None)[0].cpu())
+    return torch.cat(rows), truncated_prompts(tokenizer, prompts)
+
+
+@torch.no_grad()
+def encode_prompts_xl(
+    encoders: Iterable[tuple[Any, nn.Module]], prompts: Sequence[str], batch_size: int = 64
+) -> tuple[Conditioning, list[str]]:
+    """Encode prompts as SDXL's pipeline does.
+
+    Parameters
+    ----------
+    encoders : iterable of pairs
+        CLIPTokenizer and text encoder: a CLIPTextModel, then a CLIPTextModelWithProjection. Their devices and dtypes
+        are used. Each is done with before the next is asked for.
+    prompts : sequence of str
+        N prompts.
+    batch_size : int
+        Prompts in a call of an encoder.
+
+    Returns
+    -------
+    conditioning : Conditioning
+        On the CPU: the last hidden states but one of all encoders side by side, (N, tokens, width), and the pooled
+        projection of the last encoder, (N, width).
+    truncated : list of str
+        Prompts with more tokens than the encoders take.
+    """
+    hidden, pooled, truncated = [], None, []
+    for tokenizer, encoder in encoders:
+        encoder.eval()
+        calls = _token_batches(tokenizer, encoder, prompts, batch_size)
+        outputs = [encoder(ids, output_hidden_states=True) for ids, _ in calls]
+        hidden.append(torch.cat([output.hidden_states[-2].cpu() for output in outputs]))
+        pooled = torch.cat([output[0].cpu() for output in outputs])
+        truncated = truncated_prompts(tokenizer, prompts)
+        del encoder, outputs
+    if pooled is None or pooled.ndim != 2:
+        raise ValueError("the last text encoder gives no pooled embedding: expected a CLIPTextModelWithProjection")
+    return Conditioning({EMBEDDINGS: torch.cat(hidden, dim=2), POOLED: pooled}), truncated
+
+
+def _token_batches(
+    tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and attention mask of prompts, padded, int64 (B, tokens), on the encoder's device, in batches."""
+    check_int("batch_size", batch_size, 1)
+    device, length = next(text_encoder.parameters()).device, tokenizer.model_max_length
     for start in range(0, len(prompts), batch_size):
         texts = list(prompts[start : start + batch_size])
         tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        mask = tokens.attention_mask.to(device) if masked else None
-        rows.append(text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0].cpu())
-        truncated += [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
-    return torch.cat(rows), truncated
+        yield tokens.input_ids.to(device), tokens.attention_mask.to(device)
+
+
+def truncated_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts with more tokens than the encoder takes."""
+    every = tokenizer(list(prompts)).input_ids
+    return [text for text, ids in zip(prompts, every, strict=True) if len(ids) > tokenizer.model_max_length]

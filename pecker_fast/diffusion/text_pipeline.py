@@ -20,6 +20,10 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+# diffusers runs the files of all folders in one module, where a class of another file would be ambiguous.
+for _name in ("OneStepPipeline", "ManyStepPipeline", "OneStepXLPipeline"):
+    globals().pop(_name, None)
+
 
 class OneStepTextPipeline(DiffusionPipeline):
     """Draws latents x_0 = (b z - b eps(b z, t_init, prompt)) / a in one evaluation of the U-Net and decodes them.
@@ -40,11 +44,13 @@ class OneStepTextPipeline(DiffusionPipeline):
         Any scheduler of diffusers with the noise levels that the U-Net was trained on.
     t_init : int
         Timestep at which the generator is fed noise.
+    unit_noise : bool
+        Whether the generator is fed z in place of b z (DMD2, arXiv 2405.14867).
 
     Raises
     ------
     ValueError
-        If ``t_init`` is out of range, or the U-Net predicts something else.
+        If ``t_init`` is out of range, or the U-Net predicts none of the three.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -58,6 +64,7 @@ class OneStepTextPipeline(DiffusionPipeline):
         scheduler: KarrasDiffusionSchedulers,
         # The default is for diffusers: when it loads a folder, it takes arguments without a default for modules.
         t_init: int | None = None,
+        unit_noise: bool = False,
     ) -> None:
         super().__init__()
         steps = scheduler.config.num_train_timesteps
@@ -69,7 +76,7 @@ class OneStepTextPipeline(DiffusionPipeline):
         if kind not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"scheduler has prediction_type {kind!r}, expected epsilon, v_prediction or sample")
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.register_to_config(t_init=t_init)
+        self.register_to_config(t_init=t_init, unit_noise=unit_noise)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -162,13 +169,13 @@ class OneStepTextPipeline(DiffusionPipeline):
         signal, noise = alpha.sqrt().item(), (1 - alpha).sqrt().item()
         parts = []
         for z, part in zip(latents.split(batch_size), text.split(batch_size), strict=True):
-            x = noise * z.to(device, torch.float32)
+            x = (1.0 if self.config.unit_noise else noise) * z.to(device, torch.float32)
             dtype = self.unet.dtype
-            eps = self.unet(x.to(dtype), self.config.t_init, encoder_hidden_states=part.to(dtype)).sample.float()
+            output = self.unet(x.to(dtype), self.config.t_init, encoder_hidden_states=part.to(dtype)).sample.float()
             kind = self.scheduler.config.get("prediction_type", "epsilon")
             if kind == "v_prediction":
-                eps = signal * eps + noise * x
-            x0 = eps if kind == "sample" else (x - noise * eps) / signal
+                output = signal * output + noise * x
+            x0 = output if kind == "sample" else (x - noise * output) / signal
             parts.append(x0 if output_type == "latent" else self._decode(x0))
         images = torch.cat(parts)
         if output_type != "latent":

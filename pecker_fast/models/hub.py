@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .folders import WEIGHTS, check_network_folder, network_folder
+from .loaded import read_stable_diffusion
 from .stable_diffusion import StableDiffusion
 
 # owner/model.
@@ -22,12 +23,15 @@ _TEXT_CONFIGS = (
     "unet/config.json",
     "vae/config.json",
     "text_encoder/config.json",
+    "text_encoder_2/config.json",
     "tokenizer/*",
+    "tokenizer_2/*",
 )
 _TEXT_WEIGHTS = (
     f"unet/{WEIGHTS}.safetensors",
     f"vae/{WEIGHTS}.safetensors",
     "text_encoder/model.safetensors",
+    "text_encoder_2/model.safetensors",
 )
 
 
@@ -75,6 +79,30 @@ def fetch(name: str, patterns: Iterable[str], revision: str | None = None) -> Pa
         raise ValueError(f"there is no such file or folder, and the hub gives no such model{mode}: {reason}") from error
 
 
+def split_hub_file(path: str) -> tuple[str, str] | None:
+    """Name of a model and of a file in it, of owner/model/file; None if ``path`` is none."""
+    name, _, file = path.rpartition("/")
+    return (name, file) if _NAME.fullmatch(name) and Path(file).suffix in _CHECKPOINTS else None
+
+
+def fetch_unet(path: str) -> Path:
+    """Fetch the U-Net of a text-to-image model: of owner/model its folder, of owner/model/file the file.
+
+    ValueError if there is none.
+    """
+    parts = split_hub_file(path)
+    if parts is not None:
+        name, file = parts
+        folder = fetch(name, [file])
+        if not (folder / file).is_file():
+            raise ValueError(f"the model {name} on the hub has no file {file}")
+        return folder / file
+    root = fetch(path, _TEXT_CONFIGS)
+    if not (root / "unet" / "config.json").is_file():
+        raise ValueError(f"the model {path} on the hub has no unet/config.json")
+    return fetch(path, [f"unet/{file}" for file in _WEIGHTS], root.name) / "unet"
+
+
 def fetch_configs(name: str) -> Path:
     """Fetch the configurations of a network, pipeline or Stable Diffusion. ValueError if there is no such model."""
     return fetch(name, [f"{place}{file}" for place in _PLACES for file in _CONFIGS])
@@ -93,8 +121,8 @@ def fetch_network(name: str) -> Path:
 
 
 def fetch_stable_diffusion(name: str) -> StableDiffusion:
-    """Fetch a Stable Diffusion. ValueError if there is none."""
+    """Fetch a Stable Diffusion 1.x, 2.x or XL. ValueError if there is none."""
     root = fetch(name, _TEXT_CONFIGS)
     # Checks the configurations before the weights are downloaded.
-    StableDiffusion(root)
-    return StableDiffusion(fetch(name, _TEXT_WEIGHTS, root.name))
+    read_stable_diffusion(root)
+    return read_stable_diffusion(fetch(name, _TEXT_WEIGHTS, root.name))

@@ -1,7 +1,9 @@
 """Networks and pipelines in memory. They are copied, so that the user's objects are not changed."""
 
 import copy
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +12,8 @@ from torch import nn
 from ..diffusion.networks import unwrap
 from ..diffusion.text import check_text_conditional
 from ..hashing import weights_hash
-from .stable_diffusion import PARTS, StableDiffusion
+from .stable_diffusion import StableDiffusion
+from .stable_diffusion_xl import StableDiffusionXL
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -35,7 +38,7 @@ class LoadedStableDiffusion(StableDiffusion):
     Parameters
     ----------
     pipeline : DiffusionPipeline
-        Has unet, vae, text_encoder, tokenizer and scheduler.
+        Has unet, vae, text_encoder, tokenizer and scheduler; of SDXL also text_encoder_2 and tokenizer_2.
 
     Raises
     ------
@@ -45,11 +48,11 @@ class LoadedStableDiffusion(StableDiffusion):
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
-        missing = [name for name in PARTS if getattr(pipeline, name, None) is None]
+        missing = [name for name in self.parts() if getattr(pipeline, name, None) is None]
         if missing:
-            raise ValueError(f"a {type(pipeline).__name__} is not a Stable Diffusion: it has no {', '.join(missing)}")
+            raise ValueError(f"a {type(pipeline).__name__} is not a {self.name}: it has no {', '.join(missing)}")
         check_text_conditional(unwrap(pipeline.unet))
-        self.schedule  # noqa: B018  (raises if it cannot be used)
+        self._check()
 
     def __str__(self) -> str:
         return f"the {type(self.pipeline).__name__}"
@@ -65,14 +68,44 @@ class LoadedStableDiffusion(StableDiffusion):
     def load_vae(self) -> nn.Module:
         return copied(self.pipeline.vae).requires_grad_(False)
 
-    def load_tokenizer(self) -> Any:
-        return copy.deepcopy(self.pipeline.tokenizer)
+    def index(self) -> Mapping[str, Any]:
+        return self.pipeline.config
 
-    def load_text_parts(self) -> tuple[Any, nn.Module]:
-        return self.load_tokenizer(), copied(self.pipeline.text_encoder).requires_grad_(False)
+    def load_tokenizer(self, part: str = "tokenizer") -> Any:
+        return copy.deepcopy(getattr(self.pipeline, part))
+
+    def load_text_encoder(self, part: str = "text_encoder") -> nn.Module:
+        return copied(getattr(self.pipeline, part)).requires_grad_(False)
 
     def load_scheduler(self) -> Any:
         return self.pipeline.scheduler.from_config(self.pipeline.scheduler.config)
 
     def text_encoder_hashes(self) -> list[str]:
-        return [weights_hash(self.pipeline.text_encoder)]
+        return [weights_hash(getattr(self.pipeline, encoder)) for _, encoder, _ in self.encoders]
+
+
+class LoadedStableDiffusionXL(LoadedStableDiffusion, StableDiffusionXL):
+    """An SDXL in memory."""
+
+    def text_encoder_hashes(self) -> list[str]:
+        return [*super().text_encoder_hashes(), f"zeros for empty prompt: {self.zeros_for_empty_prompt}"]
+
+
+def read_stable_diffusion(model: Any) -> StableDiffusion:
+    """The Stable Diffusion 1.x, 2.x or XL in a folder or in a pipeline of diffusers.
+
+    Parameters
+    ----------
+    model : str, PathLike or DiffusionPipeline
+        Its configurations are read; its weights are not.
+
+    Raises
+    ------
+    ValueError
+        If a part is missing, the U-Net is another model's, or its scheduler cannot be used.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        kind = StableDiffusionXL if (Path(model) / "text_encoder_2").is_dir() else StableDiffusion
+        return kind(model)
+    xl = getattr(model, "text_encoder_2", None) is not None
+    return LoadedStableDiffusionXL(model) if xl else LoadedStableDiffusion(model)

@@ -20,10 +20,11 @@ from ..diffusion.text import check_text_conditional
 from ..diffusion.unet import check_class_conditional
 from .ancestors import States, load_ancestor
 from .folders import load_network, network_folder
-from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, is_hub_name
-from .loaded import LoadedStableDiffusion, copied
+from .generators import KNOWN, SUFFIXES, known_generator, one_step_of, read_unet_file
+from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, fetch_unet, is_hub_name, split_hub_file
+from .loaded import copied, read_stable_diffusion
 from .schedules import config_of, schedule_from_config
-from .stable_diffusion import StableDiffusion, load_text_unet
+from .stable_diffusion import Prediction, StableDiffusion, load_text_unet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -114,7 +115,7 @@ class TextModel:
     metadata : dict
         As of ``ClassModel``.
     unet : Path or nn.Module, optional
-        A U-Net in place of that of ``parts``: its folder, or itself.
+        A U-Net in place of that of ``parts``: its folder, its file, or itself.
     """
 
     parts: StableDiffusion
@@ -127,11 +128,17 @@ class TextModel:
         """Timestep at which it draws in one step; None for a model that draws in many."""
         return self.metadata.get("t_init")
 
+    @property
+    def prediction(self) -> Prediction:
+        """What the U-Net predicts: as its folder or its name says, otherwise as that of ``parts``."""
+        own = None if self.unet is None or isinstance(self.unet, nn.Module) else one_step_of(self.unet)
+        return self.parts.prediction if own is None else own.prediction
+
     def load_unet(self) -> nn.Module:
         """The ``UNet2DConditionModel``, float32 on the CPU in eval mode. ValueError if it cannot be read."""
         if self.unet is None:
             return self.parts.load_unet()
-        return copied(self.unet) if isinstance(self.unet, nn.Module) else load_text_unet(self.unet)
+        return resolve_text_unet(self.unet, parts=self.parts, name="model")
 
 
 def resolve(
@@ -192,13 +199,13 @@ def resolve(
 
 
 def resolve_text(model: Source | None, *, base: Source | None = None, name: str = NAME) -> TextModel:
-    """Find a text-to-image model, Stable Diffusion 1.x or 2.x. Reads no weights.
+    """Find a text-to-image model, Stable Diffusion 1.x, 2.x or XL. Reads no weights.
 
     Parameters
     ----------
     model : str, PathLike, nn.Module or DiffusionPipeline
         Folder of a Stable Diffusion or of a run; name on the Hugging Face hub; a pipeline of diffusers, whose parts are
-        copied. With ``base`` the folder of a U-Net or a ``UNet2DConditionModel``.
+        copied. With ``base`` the folder or file of a U-Net or a ``UNet2DConditionModel``.
     base : str, PathLike or DiffusionPipeline, optional
         The Stable Diffusion that the other parts come from if the model is a U-Net alone.
     name : str
@@ -215,40 +222,45 @@ def resolve_text(model: Source | None, *, base: Source | None = None, name: str 
     """
     if model is None:
         raise ValueError(
-            f"{name} is not given: expected the folder of a Stable Diffusion 1.x or 2.x, or its name on the hub, such "
-            "as stable-diffusion-v1-5/stable-diffusion-v1-5"
+            f"{name} is not given: expected the folder of a Stable Diffusion, or its name on the hub, such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0"
         )
     if base is not None:
         parts = resolve_text(base, name="base").parts
         if isinstance(model, nn.Module):
             check_text_conditional(unwrap(model))
             return TextModel(parts, _memory(model), {}, model)
+        if Path(model).is_file():
+            return TextModel(parts, str(model), text_options(model), Path(model))
         folder = network_folder(model)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name} is {str(model)!r}: it is not the folder of a U-Net: there is no config.json")
-        return TextModel(parts, str(model), recorded_options(model), folder)
+        return TextModel(parts, str(model), text_options(model), folder)
     try:
         if _is_object(model):
-            return TextModel(LoadedStableDiffusion(model), _memory(model), _pipeline_options(model))
+            return TextModel(read_stable_diffusion(model), _memory(model), _pipeline_options(model))
         path = str(model)
         if Path(path).is_dir():
-            return TextModel(StableDiffusion(path), path, recorded_options(path))
+            return TextModel(read_stable_diffusion(path), path, text_options(path))
         if not Path(path).exists() and is_hub_name(path):
             parts = fetch_stable_diffusion(path)
-            return TextModel(parts, f"hub:{path}", recorded_options(parts.folder))
+            return TextModel(parts, f"hub:{path}", text_options(parts.folder))
         raise ValueError("there is no such folder")
     except ValueError as error:
         raise ValueError(f"{name} is {_shown(model)}: {error}") from error
 
 
-def resolve_text_unet(model: Source, *, name: str = NAME) -> nn.Module:
+def resolve_text_unet(model: Source, *, parts: StableDiffusion | None = None, name: str = NAME) -> nn.Module:
     """Find the U-Net of a text-to-image model by itself.
 
     Parameters
     ----------
     model : str, PathLike, nn.Module or DiffusionPipeline
-        Folder of the U-Net, of a run or of a Stable Diffusion; a ``UNet2DConditionModel`` or a pipeline of diffusers,
-        which is copied.
+        Folder of the U-Net, of a run or of a Stable Diffusion; name of a model on the hub; a ``UNet2DConditionModel``
+        or a pipeline of diffusers, which is copied. With ``parts`` also a file with weights, or owner/model/file on
+        the hub.
+    parts : StableDiffusion, optional
+        The model whose U-Net has the configuration of the weights in a file.
     name : str
         Name of the argument in error messages.
 
@@ -267,9 +279,25 @@ def resolve_text_unet(model: Source, *, name: str = NAME) -> nn.Module:
             unet = unet_of(model)
             check_text_conditional(unet)
             return copied(unet)
-        return load_text_unet(network_folder(model))
+        path = Path(model)
+        if not path.exists() and (is_hub_name(str(model)) or split_hub_file(str(model)) is not None):
+            path = fetch_unet(str(model))
+        if path.is_file() and path.suffix in SUFFIXES and parts is not None:
+            return read_unet_file(path, parts.config("unet"))
+        return load_text_unet(network_folder(path))
     except ValueError as error:
         raise ValueError(f"{name} is {_shown(model)}: {error}") from error
+
+
+def text_options(path: str | os.PathLike) -> dict[str, Any]:
+    """``recorded_options``, or those of a known one-step generator by its name."""
+    recorded = recorded_options(path)
+    try:
+        key = None if recorded else known_generator(path)
+    except ValueError:
+        # For several steps: it is drawn as any model is.
+        key = None
+    return recorded if key is None else {"t_init": KNOWN[key].one_step.t_init}
 
 
 def resolve_config(path: str | os.PathLike, *, name: str = NAME) -> dict[str, Any]:

@@ -107,8 +107,7 @@ def _count(config: Config) -> int:
 def _variance_preserving(config: Config) -> Parametrisation:
     from diffusers import DDPMScheduler
 
-    if config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction":
-        _choice(config, "use_flow_sigmas", True)
+    if config.get("use_flow_sigmas", False):
         _choice(config, "prediction_type", "flow_prediction")
         _choice(config, "use_dynamic_shifting", False)
         return _flow(config, config["flow_shift"])

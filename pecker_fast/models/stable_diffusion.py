@@ -1,19 +1,20 @@
-"""Stable Diffusion 1.x and 2.x in a folder that diffusers reads. Its parts are loaded one at a time."""
+"""Stable Diffusion in a folder that diffusers reads. Its parts are loaded one at a time."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_int
+from ..diffusion.conditioning import Conditioning, PromptTable
 from ..diffusion.networks import unwrap
 from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.text import (
-    PromptTable,
     TextConditioned,
     check_text_conditional,
     encode_prompts,
@@ -21,20 +22,30 @@ from ..diffusion.text import (
 )
 from ..files import write_folder
 from ..hashing import file_sha256
-from .folders import WEIGHTS, load_unet
+from .folders import load_unet
 from .schedules import SCHEDULER_CONFIG, schedule_from_config
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-# Its parts, and the file that each must have.
-PARTS = {
-    "unet": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "",
-    "scheduler": SCHEDULER_CONFIG,
-}
+# The file that a part must have, if any.
+FILES = {"scheduler": SCHEDULER_CONFIG}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a U-Net predicts, and of which input.
+
+    Parameters
+    ----------
+    prediction_type : {"epsilon", "v_prediction", "sample"}
+        The noise, v, or x_0.
+    unit_noise : bool
+        As of ``TextConditioned``.
+    """
+
+    prediction_type: str = "epsilon"
+    unit_noise: bool = False
 
 
 def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
@@ -58,17 +69,21 @@ def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
     kind = json.loads((folder / "config.json").read_text()).get("_class_name")
     if kind != "UNet2DConditionModel":
         raise ValueError(f"{folder} has a {kind}, expected a UNet2DConditionModel")
-    files = list(folder.glob(f"{WEIGHTS}*.safetensors"))
-    variant = "fp16" if files == [folder / f"{WEIGHTS}.fp16.safetensors"] else None
-    unet = load_unet(UNet2DConditionModel, folder, variant=variant)
+    unet = load_unet(UNet2DConditionModel, folder, variant=_variant(folder))
     check_text_conditional(unet)
     return unet
 
 
-class StableDiffusion:
-    """A Stable Diffusion in a folder, as ``StableDiffusionPipeline`` and the one-step pipeline save it.
+def _variant(folder: Path) -> str | None:
+    """The variant of weights to read: "fp16" if there is no other."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
 
-    Parts are read on request and not cached: neither the text encoder nor the VAE stays in memory while the U-Net is
+
+class StableDiffusion:
+    """A Stable Diffusion 1.x or 2.x in a folder, as ``StableDiffusionPipeline`` and the one-step pipeline save it.
+
+    Parts are read on request and not cached: neither text encoders nor the VAE stay in memory while the U-Net is
     trained.
 
     Parameters
@@ -76,29 +91,63 @@ class StableDiffusion:
     folder : str or os.PathLike
         Has unet/, vae/, text_encoder/, tokenizer/ and scheduler/.
 
+    Attributes
+    ----------
+    encoders : tuple
+        Of each text encoder: part with its tokenizer, part with its weights, and its class.
+
     Raises
     ------
     ValueError
-        If a part is missing, or the U-Net predicts neither the noise nor v.
+        If a part is missing, the U-Net is another model's, or its scheduler cannot be used.
     """
+
+    name: ClassVar[str] = "Stable Diffusion"
+    encoders: ClassVar[tuple[tuple[str, str, str], ...]] = (("tokenizer", "text_encoder", "CLIPTextModel"),)
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
-        missing = [name for name, file in PARTS.items() if not (self.folder / name / file).exists()]
+        files = {name: FILES.get(name, "" if name.startswith("tokenizer") else "config.json") for name in self.parts()}
+        missing = [name for name, file in files.items() if not (self.folder / name / file).exists()]
         if missing:
-            raise ValueError(f"{self.folder} is not the folder of a Stable Diffusion: it has no {', '.join(missing)}")
-        self.schedule  # noqa: B018  (raises if it cannot be used)
+            raise ValueError(f"{self.folder} is not the folder of a {self.name}: it has no {', '.join(missing)}")
+        self._check()
+
+    @classmethod
+    def parts(cls) -> list[str]:
+        """Names of the parts."""
+        return ["unet", "vae", *(name for pair in cls.encoders for name in pair[1::-1]), "scheduler"]
+
+    def _check(self) -> None:
+        """Raise ValueError if the parts do not fit together, or the scheduler cannot be used."""
+        self.schedule  # noqa: B018  (raises)
 
     def __str__(self) -> str:
         return str(self.folder)
 
     def config(self, part: str) -> dict[str, Any]:
         """Configuration of a part: "unet", "vae", "text_encoder" or "scheduler"."""
-        return json.loads((self.folder / part / PARTS[part]).read_text())
+        return json.loads((self.folder / part / FILES.get(part, "config.json")).read_text())
+
+    def index(self) -> Mapping[str, Any]:
+        """Configuration of the pipeline; empty if there is none."""
+        path = self.folder / "model_index.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the U-Net predicts."""
+        kind = self.config("scheduler").get("prediction_type", "epsilon")
+        return Prediction(kind, bool(self.index().get("unit_noise", False)))
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net predicts, without its input."""
+        return self.prediction.prediction_type
 
     @property
     def schedule(self) -> Parametrisation:
-        """The noise levels that the U-Net was trained on, and what it predicts."""
+        """The noise levels that the U-Net was trained on, and what it returns."""
         return schedule_from_config(self.config("scheduler"), f"{self}: scheduler/{SCHEDULER_CONFIG}")
 
     @property
@@ -141,24 +190,29 @@ class StableDiffusion:
 
         try:
             vae = AutoencoderKL.from_pretrained(
-                self.folder / "vae", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+                self.folder / "vae",
+                local_files_only=True,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                torch_dtype=torch.float32,
+                variant=_variant(self.folder / "vae"),
             )
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{self} has no VAE that can be read: {error}") from error
         return vae.eval().requires_grad_(False)
 
-    def load_tokenizer(self) -> Any:
-        """Load the tokenizer. ValueError if transformers is not installed, or it cannot be read."""
-        return self._load_text_part("tokenizer", "CLIPTokenizer")
+    def load_tokenizer(self, part: str = "tokenizer") -> Any:
+        """Load a tokenizer. ValueError if transformers is not installed, or it cannot be read."""
+        return self._load_text_part(part, "CLIPTokenizer")
 
-    def load_text_parts(self) -> tuple[Any, nn.Module]:
-        """Load the tokenizer and the text encoder, float32 on the CPU in eval mode, without gradients.
+    def load_text_encoder(self, part: str = "text_encoder") -> nn.Module:
+        """Load a text encoder, float32 on the CPU in eval mode, without gradients.
 
-        ValueError if transformers is not installed, or one of them cannot be read.
+        ValueError if transformers is not installed, or it cannot be read.
         """
-        options = {"use_safetensors": True, "dtype": torch.float32}
-        encoder = self._load_text_part("text_encoder", "CLIPTextModel", **options)
-        return self.load_tokenizer(), encoder.eval().requires_grad_(False)
+        kind = next(kind for _, name, kind in self.encoders if name == part)
+        options = {"use_safetensors": True, "dtype": torch.float32, "variant": _variant(self.folder / part)}
+        return self._load_text_part(part, kind, **options).eval().requires_grad_(False)
 
     def _load_text_part(self, part: str, kind: str, **options: Any) -> Any:
         try:
@@ -168,7 +222,7 @@ class StableDiffusion:
         try:
             return getattr(transformers, kind).from_pretrained(self.folder / part, local_files_only=True, **options)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self} has no text encoder or tokenizer that can be read: {error}") from error
+            raise ValueError(f"{self} has no {part} that can be read: {error}") from error
 
     def load_scheduler(self) -> Any:
         """Load the scheduler with the class in its configuration."""
@@ -177,44 +231,107 @@ class StableDiffusion:
         kind = getattr(diffusers, self.config("scheduler").get("_class_name", ""), diffusers.DDPMScheduler)
         return kind.from_pretrained(self.folder / "scheduler", local_files_only=True)
 
+    def load_other_parts(self) -> dict[str, Any]:
+        """Load all parts but the U-Net and the scheduler, by name."""
+        loaded: dict[str, Any] = {"vae": self.load_vae()}
+        for tokenizer, encoder, _ in self.encoders:
+            loaded |= {tokenizer: self.load_tokenizer(tokenizer), encoder: self.load_text_encoder(encoder)}
+        return loaded
+
     def text_encoder_hashes(self) -> list[str]:
-        """sha256 of the text encoder's files, by which stored embeddings are matched to it."""
-        return [file_sha256(file) for file in sorted((self.folder / "text_encoder").glob("*.safetensors"))]
+        """What stored embeddings are matched by: sha256 of the text encoders' files."""
+        folders = [self.folder / encoder for _, encoder, _ in self.encoders]
+        return [file_sha256(file) for folder in folders for file in sorted(folder.glob("*.safetensors"))]
 
     def encode(
         self, prompts: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, list[str]]:
+    ) -> tuple[Conditioning, list[str]]:
         """Encode prompts in float32 on ``device``, which holds nothing afterwards.
 
         Returns
         -------
-        embeddings : Tensor
-            (N, tokens, width) of ``dtype`` on the CPU.
+        conditioning : Conditioning
+            What the U-Net is told about the N prompts, of ``dtype`` on the CPU.
         truncated : list of str
             Prompts with more tokens than the encoder takes.
 
         Raises
         ------
         ValueError
-            As by ``load_text_parts``.
+            As by ``load_text_encoder``.
         """
-        tokenizer, encoder = self.load_text_parts()
-        embeddings, truncated = encode_prompts(tokenizer, encoder.to(device), prompts)
-        return embeddings.to(dtype), truncated
+        encoder = self.load_text_encoder().to(device)
+        embeddings, truncated = encode_prompts(self.load_tokenizer(), encoder, prompts)
+        return Conditioning.of(embeddings).to(dtype=dtype), truncated
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
         """Split prompts into tokens, as ``tokenize_prompts`` does. ValueError as by ``load_tokenizer``."""
         return tokenize_prompts(self.load_tokenizer(), prompts)
 
     def network(
-        self, embeddings: Tensor, resolution: int | None = None, unet: nn.Module | None = None
+        self,
+        conditioning: Conditioning | Tensor,
+        resolution: int | None = None,
+        unet: nn.Module | None = None,
+        prediction: Prediction | None = None,
     ) -> TextConditioned:
-        """Combine a U-Net, by default this model's, with embeddings of prompts, the first of which is ""."""
+        """Combine a U-Net, by default this model's, with the conditioning of prompts, the first of which is "".
+
+        Parameters
+        ----------
+        conditioning : Conditioning or Tensor
+            As ``encode`` returns it, or embeddings alone.
+        resolution : int, optional
+            Height and width of images; what the U-Net was trained for by default.
+        unet : nn.Module, optional
+            The U-Net; loaded by default.
+        prediction : Prediction, optional
+            What it predicts; as this model's by default.
+
+        Returns
+        -------
+        TextConditioned
+        """
+        kind = self.prediction if prediction is None else prediction
         return TextConditioned(
             self.load_unet() if unet is None else unet,
-            PromptTable(embeddings),
+            PromptTable(conditioning),
+            self.schedule,
+            kind.prediction_type,
             self.latent_size(resolution),
+            kind.unit_noise,
         )
+
+    def build_pipeline(self, unet: nn.Module, t_init: int | None, prediction: Prediction) -> Any:
+        """A pipeline of diffusers with another U-Net.
+
+        Parameters
+        ----------
+        unet, t_init
+            As of ``save_text_pipeline``.
+        prediction : Prediction
+            What the U-Net predicts.
+
+        Returns
+        -------
+        DiffusionPipeline
+        """
+        from diffusers import StableDiffusionPipeline
+
+        from ..diffusion.text_pipeline import OneStepTextPipeline
+
+        parts = {**self.load_other_parts(), "unet": unet, "scheduler": self.scheduler_for(t_init, prediction)}
+        if t_init is None:
+            none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+            return StableDiffusionPipeline(**parts, **none)
+        return OneStepTextPipeline(**parts, t_init=t_init, unit_noise=prediction.unit_noise)
+
+    def scheduler_for(self, t_init: int | None, prediction: Prediction) -> Any:
+        """The scheduler to save beside another U-Net; arguments as of ``build_pipeline``."""
+        scheduler = self.load_scheduler()
+        if scheduler.config.get("prediction_type", "epsilon") == prediction.prediction_type:
+            return scheduler
+        return type(scheduler).from_config(scheduler.config, prediction_type=prediction.prediction_type)
 
     @torch.no_grad()
     def decode(
@@ -254,11 +371,17 @@ def save_text_network(path: str | os.PathLike, network: nn.Module) -> None:
     write_folder(path, lambda folder: unet.save_pretrained(folder, safe_serialization=True))
 
 
-def save_text_pipeline(path: str | os.PathLike, unet: nn.Module, source: StableDiffusion, t_init: int | None) -> None:
+def save_text_pipeline(
+    path: str | os.PathLike,
+    unet: nn.Module,
+    source: StableDiffusion,
+    t_init: int | None,
+    prediction: Prediction | None = None,
+) -> None:
     """Write a U-Net as a pipeline with the other parts of ``source``, atomically.
 
     ``DiffusionPipeline.from_pretrained(path, custom_pipeline=path, trust_remote_code=True)`` reads a one-step generator
-    without this package; ``StableDiffusionPipeline`` can use its U-Net.
+    without this package; ``StableDiffusionPipeline`` and ``StableDiffusionXLPipeline`` can use its U-Net.
 
     Parameters
     ----------
@@ -267,28 +390,19 @@ def save_text_pipeline(path: str | os.PathLike, unet: nn.Module, source: StableD
     unet : nn.Module
         A ``UNet2DConditionModel``.
     source : StableDiffusion
-        Provides text encoder, tokenizer, VAE and scheduler.
+        Provides text encoders, tokenizers, VAE and scheduler.
     t_init : int or None
         Timestep at which a one-step generator is fed noise; None for a model that draws in many steps, which becomes a
-        ``StableDiffusionPipeline``.
+        ``StableDiffusionPipeline`` or a ``StableDiffusionXLPipeline``.
+    prediction : Prediction, optional
+        What the U-Net predicts; as that of ``source`` by default.
 
     Raises
     ------
     ValueError
         If ``t_init`` is out of range, or a part of ``source`` cannot be read.
     """
-    from diffusers import StableDiffusionPipeline
-
-    from ..diffusion.text_pipeline import OneStepTextPipeline
-
     if t_init is not None:
         check_int("t_init", t_init, 0, source.schedule.num_train_timesteps)
-    tokenizer, encoder = source.load_text_parts()
-    parts = {"vae": source.load_vae(), "text_encoder": encoder, "tokenizer": tokenizer}
-    parts |= {"unet": unet, "scheduler": source.load_scheduler()}
-    if t_init is None:
-        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = StableDiffusionPipeline(**parts, **none)
-    else:
-        pipeline = OneStepTextPipeline(**parts, t_init=t_init)
+    pipeline = source.build_pipeline(unet, t_init, prediction or source.prediction)
     write_folder(path, lambda folder: pipeline.save_pretrained(folder, safe_serialization=True))

@@ -4,13 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ..diffusion.text import check_text_conditional
 from ..files import write_folder
 from ..models import resolve_config
 from ..models.pickled import Stub, config_of, read_pickle, state_of
+from ..models.unet_files import build_unet
 
 
 def convert(input: str, output: str, like: str | None = None, key: str | None = None) -> str:
@@ -45,7 +42,7 @@ def convert(input: str, output: str, like: str | None = None, key: str | None = 
         state = state_of(content)
     except ValueError as error:
         raise ValueError(f"{input} has neither a module nor weights where they are expected: {error}") from error
-    unet = build(_config(content, like, input), state, input)
+    unet = build_unet(_config(content, like, input), state, input)
     write_folder(output, lambda folder: unet.save_pretrained(folder, safe_serialization=True))
     return f"{sum(p.numel() for p in unet.parameters()):,d} parameters, {unet.dtype}: {output}"
 
@@ -70,46 +67,3 @@ def _config(content: Any, like: str | None, path: str) -> dict[str, Any]:
             raise ValueError(f"{path} does not say its configuration: give --like, a model of the same architecture")
         return config
     return resolve_config(like, name="like")
-
-
-def build(config: dict[str, Any], state: Mapping[str, Tensor], path: str) -> nn.Module:
-    """Build the ``UNet2DConditionModel`` of a configuration with these weights, in their dtype.
-
-    Parameters
-    ----------
-    config : dict
-        As diffusers has it.
-    state : Mapping
-        Weights by name.
-    path : str
-        Their file, for messages.
-
-    Raises
-    ------
-    ValueError
-        If the configuration cannot be built, or the weights do not fit every parameter.
-    """
-    from diffusers import UNet2DConditionModel
-
-    # Data parallelism adds this prefix.
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    try:
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} has a configuration that cannot be built: {error}") from error
-    check_text_conditional(unet)
-    expected = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
-    actual = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = sorted(name for name in {*expected, *actual} if expected.get(name) != actual.get(name))
-    if wrong:
-        first = wrong[0]
-        raise ValueError(
-            f"{path} is of another architecture: {len(wrong)} names or shapes differ, such as {first}: "
-            f"{actual.get(first)}, expected {expected.get(first)}"
-        )
-    dtypes = {value.dtype for value in state.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    unet.load_state_dict({name: value.to(dtype).contiguous() for name, value in state.items()}, assign=True)
-    return unet.eval()

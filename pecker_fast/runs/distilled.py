@@ -162,7 +162,7 @@ def with_distilled(args: UnlearnArguments) -> UnlearnArguments:
     values = preset(args.preset)
     draws_in_one_step = isinstance(values, ClassPreset) and values.one_step
     if name is None and (not method.needs_distilled or others or draws_in_one_step):
-        return args
+        return task_class(args.preset, forgets=method.forgets).settled(args)
     if not hasattr(args.options, "t_init") or not method.forgets:
         raise ValueError(f"distilled is {name!r}, but {args.method} starts from the pretrained network: expected none")
     if others:

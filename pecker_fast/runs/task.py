@@ -80,6 +80,11 @@ class Task(ABC):
         """Check the options without reading weights. ValueError or TypeError if one is wrong."""
 
     @staticmethod
+    def settled(args: UnlearnArguments) -> UnlearnArguments:
+        """The options with those that a given one-step generator determines. ValueError if others contradict it."""
+        return args
+
+    @staticmethod
     @abstractmethod
     def estimate(args: UnlearnArguments) -> str | None:
         """An estimate of the memory that the run would take, to read; None if there is none."""

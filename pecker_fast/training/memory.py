@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import Parametrisation, PromptTable, TextConditioned
+from ..diffusion import Conditioning, Parametrisation, PromptTable, TextConditioned
+from ..diffusion.conditioning import POOLED, TIME_IDS
+from ..diffusion.text import SIZES, pooled_width
 from ..optim import MaskedAdam
 from ..profiling import AllocationCounter
 from ..saliency import saliency_mask
@@ -30,6 +32,23 @@ SD15 = {
     "layers_per_block": 2,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
+}
+# Stable Diffusion XL's.
+SDXL = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
 }
 TOKENS = 77
 # Entries of the parameter on which an optimizer's state is measured.
@@ -95,7 +114,7 @@ class _FakeSetting(Setting):
 
     def trainable(self, network: nn.Module) -> nn.Module:
         size, dtype = network.config["sample_size"], self.placement.weights_dtype
-        result = _network(network.unet.config, dtype, network.table, size)
+        result = _network(network.unet.config, dtype, network.table, network.schedule, size)
         self._checkpoint_gradients(result)
         return result.requires_grad_(True)
 
@@ -110,12 +129,23 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _network(config: Mapping[str, Any], dtype: torch.dtype, table: PromptTable, size: int) -> TextConditioned:
+def _network(
+    config: Mapping[str, Any], dtype: torch.dtype, table: PromptTable, schedule: Parametrisation, size: int
+) -> TextConditioned:
     from diffusers import UNet2DConditionModel
 
     with _default_dtype(dtype):
         unet = UNet2DConditionModel.from_config(config)
-    return TextConditioned(unet, table, size)
+    return TextConditioned(unet, table, schedule, sample_size=size)
+
+
+def _conditioning(unet: Mapping[str, Any], prompts: int, dtype: torch.dtype) -> Conditioning:
+    """Tensors with the shapes of what the U-Net with this configuration is told about prompts."""
+    conditioning = Conditioning.of(torch.empty(prompts, TOKENS, unet["cross_attention_dim"], dtype=dtype))
+    if unet.get("addition_embed_type") is None:
+        return conditioning
+    pooled = torch.empty(prompts, pooled_width(unet), dtype=dtype)
+    return conditioning | {POOLED: pooled, TIME_IDS: torch.empty(prompts, SIZES, dtype=torch.int64)}
 
 
 def _state_bytes(trained: TrainedNetwork, dtype: torch.dtype) -> float:
@@ -203,8 +233,8 @@ def estimate_memory(
     moments: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), AllocationCounter() as counter:
         dtype = torch.bfloat16 if low_embeddings else torch.float32
-        table = PromptTable(torch.empty(len(request.prompts), TOKENS, unet["cross_attention_dim"], dtype=dtype))
-        teacher = _network(unet, placement.teacher_dtype or torch.float32, table, latent_size)
+        table = PromptTable(_conditioning(unet, len(request.prompts), dtype))
+        teacher = _network(unet, placement.teacher_dtype or torch.float32, table, schedule, latent_size)
         setting = _FakeSetting(
             Problem(teacher, schedule, request),
             _FakeCompute(mixed_precision=mixed_precision),

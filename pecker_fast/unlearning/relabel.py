@@ -199,7 +199,7 @@ class PromptPhase(EditPhase):
 
     def _rows(self, labels: list[int]) -> Tensor:
         """Text vectors of prompts, float64 (N, tokens, width) on the CPU."""
-        return self.table[torch.tensor(labels)].cpu().double()
+        return self.table[torch.tensor(labels)].embeddings.cpu().double()
 
     def _edited(self, forgotten: int, cover: int) -> tuple[Tensor, Tensor]:
         """Vectors to edit of a prompt to forget and those in their place, float64 (n, width)."""

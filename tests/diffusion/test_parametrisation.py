@@ -222,7 +222,11 @@ REFUSED = [
     ({"_class_name": "DDPMScheduler", "num_train_timesteps": 1.5}, "num_train_timesteps is 1.5, expected an integer"),
     (
         {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"},
-        "use_flow_sigmas is False, expected True",
+        "prediction_type is 'flow_prediction', expected 'epsilon' or",
+    ),
+    (
+        {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True},
+        "prediction_type is 'epsilon', expected 'flow_prediction'",
     ),
     (
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},

@@ -30,10 +30,10 @@ def inputs(count: int = 4, prompts: int = 5):
     return torch.randn(count, 4, SIZE, SIZE), torch.randint(1000, (count,)), torch.randint(prompts, (count,))
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scale", [1.0, 4.5])
 def test_predictions_are_those_of_the_unet_with_the_prompt_embeddings(kind, scale):
-    network, schedule = tiny_text_network(), tiny_schedule(kind)
+    network = tiny_text_network(prediction_type=kind)
     x, t, labels = inputs()
     nulls = torch.tensor([0, 3, 0, 1])
     unet = copy.deepcopy(network.unet).double()
@@ -42,10 +42,10 @@ def test_predictions_are_those_of_the_unet_with_the_prompt_embeddings(kind, scal
         text = network.table.embeddings[labels].double()
         output = unet(x.double(), t, encoder_hidden_states=text).sample
         a, b = levels(t)
-        return {"epsilon": output, "v_prediction": a * output + b * x, "sample": (x - a * output) / b}[kind]
+        return output if kind == "epsilon" else a * output + b * x
 
     with torch.no_grad():
-        eps = predict(network, schedule, x, t, labels, scale, nulls)
+        eps = predict(network, network.schedule, x, t, labels, scale, nulls)
         expected = eps_of(labels)
         if scale != 1:
             expected = eps_of(nulls) + scale * (expected - eps_of(nulls))
@@ -54,17 +54,17 @@ def test_predictions_are_those_of_the_unet_with_the_prompt_embeddings(kind, scal
     assert (eps - expected).abs().max() <= 2e-5 * expected.abs().max()
     # The default null label is the empty prompt's.
     with torch.no_grad():
-        default = predict(network, schedule, x, t, labels, scale)
-        zeros = predict(network, schedule, x, t, labels, scale, torch.zeros(4, dtype=torch.int64))
+        default = predict(network, network.schedule, x, t, labels, scale)
+        zeros = predict(network, network.schedule, x, t, labels, scale, torch.zeros(4, dtype=torch.int64))
     assert torch.allclose(default, zeros, atol=1e-6)
 
 
 def test_v_prediction_recovers_the_noise_of_a_perfect_network():
     # A perfect network predicts v = a eps - b x_0.
-    network, schedule = tiny_text_network(), tiny_schedule("v_prediction")
+    network = tiny_text_network(prediction_type="v_prediction")
     x0, eps = torch.randn(2, 3, 4, SIZE, SIZE).unbind()
     t = torch.tensor([5, 500, 990])
-    a, b = schedule.signal(t), schedule.noise(t)
+    a, b = network.schedule.signal(t), network.schedule.noise(t)
 
     class Perfect(torch.nn.Module):
         def __init__(self):
@@ -75,7 +75,7 @@ def test_v_prediction_recovers_the_noise_of_a_perfect_network():
             return (a * eps - b * x0,)
 
     network.unet = Perfect()
-    prediction = predict(network, schedule, a * x0 + b * eps, t, torch.zeros(3, dtype=torch.int64))
+    prediction = predict(network, network.schedule, a * x0 + b * eps, t, torch.zeros(3, dtype=torch.int64))
     assert torch.allclose(prediction, eps, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_names_and_state_dicts_are_those_of_the_unet():
     assert network.table.embeddings.dtype == torch.float32
     with torch.no_grad():
         # Only the U-Net has low precision; inputs and outputs of the wrapper do not.
-        assert predict(other, tiny_schedule(), x, t, labels).dtype == torch.float32
+        assert predict(other, other.schedule, x, t, labels).dtype == torch.float32
 
 
 def test_gradient_checkpointing_changes_no_gradient():
@@ -125,7 +125,7 @@ def test_samples_are_latents_without_bounds():
     assert one.shape == (2, 4, SIZE, SIZE) and one.abs().max() > 1
     many = sample_ddim(network, tiny_schedule(), [1, 2], 4, seed=3, clip_sample=False, guidance_scale=2.0)
     assert many.shape == one.shape and many.abs().max() > 1
-    wide = TextConditioned(network.unet, network.table, sample_size=16)
+    wide = TextConditioned(network.unet, network.table, tiny_schedule(), sample_size=16)
     assert sample_one_step(wide, OneStepGenerator(tiny_schedule(), 625), [1]).shape == (1, 4, 16, 16)
     with pytest.raises(ValueError, match="labels has 5"):
         sample_one_step(network, OneStepGenerator(tiny_schedule(), 625), [5])
@@ -145,15 +145,17 @@ def test_encoding_against_the_pipeline(tmp_path):
 
 
 def test_invalid_networks_and_tables():
-    table = PromptTable(torch.randn(3, 7, WIDTH))
+    schedule, table = tiny_schedule(), PromptTable(torch.randn(3, 7, WIDTH))
     with pytest.raises(ValueError, match="UNet2DConditionModel"):
-        TextConditioned(toy.tiny_unet(), table)
+        TextConditioned(toy.tiny_unet(), table, schedule)
     with pytest.raises(ValueError, match="width 9"):
-        TextConditioned(tiny_unet(), PromptTable(torch.randn(3, 7, 9)))
+        TextConditioned(tiny_unet(), PromptTable(torch.randn(3, 7, 9)), schedule)
     with pytest.raises(ValueError, match="9 input and 4 output"):
-        TextConditioned(tiny_unet(in_channels=9), table)
+        TextConditioned(tiny_unet(in_channels=9), table, schedule)
+    with pytest.raises(ValueError, match="prediction_type is 'flow'"):
+        TextConditioned(tiny_unet(), table, schedule, "flow")
     with pytest.raises(ValueError, match="num_class_embeds"):
-        TextConditioned(tiny_unet(num_class_embeds=3), table)
+        TextConditioned(tiny_unet(num_class_embeds=3), table, schedule)
     with pytest.raises(ValueError, match=r"shape \(3, 7\)"):
         PromptTable(torch.randn(3, 7))
     with pytest.raises(TypeError, match="floating"):

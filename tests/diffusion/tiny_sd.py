@@ -30,9 +30,9 @@ def tiny_unet(**changes):
     return UNet2DConditionModel(**{**options, **changes}).eval()
 
 
-def tiny_schedule(prediction_type: str = "epsilon") -> NoiseSchedule:
+def tiny_schedule() -> NoiseSchedule:
     """Stable Diffusion's schedule."""
-    return NoiseSchedule.from_scheduler(tiny_scheduler(prediction_type))
+    return NoiseSchedule.from_scheduler(tiny_scheduler())
 
 
 def tiny_scheduler(prediction_type: str = "epsilon"):
@@ -49,9 +49,9 @@ def tiny_scheduler(prediction_type: str = "epsilon"):
     )
 
 
-def tiny_text_network(prompts: int = 5, **changes) -> TextConditioned:
+def tiny_text_network(prompts: int = 5, prediction_type: str = "epsilon", **changes) -> TextConditioned:
     table = PromptTable(torch.randn(prompts, 7, WIDTH))
-    return TextConditioned(tiny_unet(**changes), table)
+    return TextConditioned(tiny_unet(**changes), table, tiny_schedule(), prediction_type)
 
 
 def _alphabet() -> list[str]:

@@ -27,7 +27,7 @@ def test_pipeline_draws_the_images_of_the_generator(folders, kind, tmp_path):
     prompts = ["", "a dog", "a man"]
     embeddings, _ = source.encode(prompts)
     network = source.network(embeddings)
-    assert source.schedule.prediction_type == kind
+    assert network.prediction_type == kind == source.prediction_type
     save_text_pipeline(tmp_path / "run", network.unet, source, 625)
     z = torch.randn(2, LATENTS, SIZE, SIZE)
     with torch.no_grad():
@@ -41,12 +41,17 @@ def test_pipeline_draws_the_images_of_the_generator(folders, kind, tmp_path):
     assert torch.allclose(from_pipe, images / 2 + 0.5, atol=1e-4)
     assert torch.allclose(pipe(prompts[1:], latents=z, output_type="latent").images, latents, rtol=1e-4, atol=1e-4)
     # In batches, from embeddings, with two images for each.
-    both = pipe(prompt_embeds=embeddings[1:], latents=z.repeat_interleave(2, 0), num_images_per_prompt=2, batch_size=3)
+    both = pipe(
+        prompt_embeds=embeddings.embeddings[1:],
+        latents=z.repeat_interleave(2, 0),
+        num_images_per_prompt=2,
+        batch_size=3,
+    )
     assert len(both.images) == 4 and both.images[0].size == (2 * SIZE, 2 * SIZE)
     assert pipe("a dog", height=32, width=16, output_type="np").images.shape == (1, 32, 16, 3)
     # The run's folder is itself a Stable Diffusion, and its U-Net fits StableDiffusionPipeline.
     again = StableDiffusion(tmp_path / "run")
-    assert again.schedule.prediction_type == kind
+    assert again.prediction_type == kind
     multi_step = StableDiffusionPipeline.from_pretrained(folders[kind], unet=again.load_unet(), safety_checker=None)
     assert multi_step("a dog", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 2 * SIZE, 2 * SIZE)
 
@@ -97,7 +102,7 @@ def test_sizes(folders):
         source.latent_size(30)
     network = source.network(source.encode([""])[0], 32)
     assert network.config["sample_size"] == 16 and network.table.embeddings.shape == (1, 77, WIDTH)
-    assert source.encode(["", "a"], dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert source.encode(["", "a"], dtype=torch.bfloat16)[0].embeddings.dtype == torch.bfloat16
 
 
 def test_half_precision_weights_are_read(folders, tmp_path):
@@ -125,8 +130,10 @@ def test_invalid_folders(folders, tmp_path):
     broken = shutil.copytree(folders["epsilon"], tmp_path / "sd")
     path = broken / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "prediction_type": "flow"}))
-    with pytest.raises(ValueError, match="prediction_type is 'flow', expected 'epsilon' or 'v_prediction' or 'sample'"):
+    path.write_text(json.dumps({**config, "prediction_type": "flow_prediction"}))
+    with pytest.raises(
+        ValueError, match="prediction_type is 'flow_prediction', expected 'epsilon' or 'v_prediction' or 'sample'"
+    ):
         StableDiffusion(broken)
     path.write_text(json.dumps({**config, "rescale_betas_zero_snr": True}))
     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):

@@ -117,7 +117,7 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
 
     def work():
         table = PromptTable(torch.randn(len(REQUEST.prompts), 77, 16))
-        teacher = TextConditioned(tiny_unet(**CONFIG), table)
+        teacher = TextConditioned(tiny_unet(**CONFIG), table, tiny_schedule())
         values = {**MEMORY, **memory, "world": world or World()}
         method = method_class(name)(
             setting_of(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **values), options_of(name, options)

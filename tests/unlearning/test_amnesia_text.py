@@ -10,7 +10,7 @@ from pecker_fast.diffusion import Sampler
 from pecker_fast.unlearning import PromptRequest, method_class
 from pecker_fast.unlearning.selective_amnesia import FisherInformation
 from pecker_fast.unlearning.streams import Streams
-from tests.diffusion.tiny_sd import tiny_schedule, tiny_text_network
+from tests.diffusion.tiny_sd import tiny_text_network
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Oracle, score_loss
 from tests.unlearning.settings import setting_of
@@ -152,7 +152,7 @@ def tiny(seed: int = 0, trained: str = "all", fisher: bool = True, **changes):
     network = tiny_text_network(len(request.prompts))
     values = {"fisher": random_fisher(network) if fisher else None, "seed": seed, **changes}
     setting = setting_of(
-        teacher=network, teacher_dtype=torch.float32, schedule=tiny_schedule(), request=request, **values
+        teacher=network, teacher_dtype=torch.float32, schedule=network.schedule, request=request, **values
     )
     few = {"train_batch_size": 2, "learning_rate": 1e-3, "surrogate_images": 3, "replay_images": 3}
     return method_class("selective_amnesia")(setting, options(trained=trained, **few))

@@ -12,7 +12,7 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.unlearning import PromptRequest, Setting, method_class
 from pecker_fast.unlearning.streams import Streams
 from pecker_fast.unlearning.trained import is_trained
-from tests.diffusion.tiny_sd import tiny_schedule, tiny_text_network, write_stable_diffusion
+from tests.diffusion.tiny_sd import tiny_text_network, write_stable_diffusion
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Oracle
 from tests.unlearning.settings import setting_of
@@ -69,7 +69,7 @@ def test_loss_and_gradient(kind):
 def tiny_setting(**options) -> Setting:
     request = PromptRequest(**REQUEST)
     network = tiny_text_network(len(request.prompts))
-    return setting_of(teacher=network, schedule=tiny_schedule(), request=request, **options)
+    return setting_of(teacher=network, schedule=network.schedule, request=request, **options)
 
 
 @pytest.mark.parametrize("kind", ["x", "x-strict", "u", "all"])

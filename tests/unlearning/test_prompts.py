@@ -138,8 +138,8 @@ def test_guidance_of_class_networks():
         build_method("sfd", teacher=tiny_unet(), teacher_guidance_scale=2.0)
 
 
-def run_text(name: str, teacher, iterations: int = 4, setting: dict | None = None, schedule=None, **options):
-    method = make_text(name, teacher, setting, schedule, **options)
+def run_text(name: str, teacher, iterations: int = 4, setting: dict | None = None, **options):
+    method = make_text(name, teacher, setting, **options)
     phase = method.phases[-1]
     phase.start(None)
     for i in range(iterations):
@@ -147,10 +147,9 @@ def run_text(name: str, teacher, iterations: int = 4, setting: dict | None = Non
     return method, losses
 
 
-def make_text(name: str, teacher, setting: dict | None = None, schedule=None, **options):
+def make_text(name: str, teacher, setting: dict | None = None, **options):
     request = PromptRequest(**REQUEST, negative="bad")
-    schedule = tiny_schedule() if schedule is None else schedule
-    whole = setting_of(teacher=copy.deepcopy(teacher), schedule=schedule, request=request, **(setting or {}))
+    whole = setting_of(teacher=copy.deepcopy(teacher), schedule=tiny_schedule(), request=request, **(setting or {}))
     kind = method_class(name)
     values = {
         "max_train_steps": 4,
@@ -186,11 +185,11 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "kind", "options", "setting"), VARIANTS)
 def test_every_method_runs_repeats_and_resumes_on_text(name, kind, options, setting):
     assert name in method_names()
-    teacher, schedule = tiny_text_network(8), tiny_schedule(kind)
-    method, losses = run_text(name, teacher, setting=setting, schedule=schedule, **options)
+    teacher = tiny_text_network(8, kind)
+    method, losses = run_text(name, teacher, setting=setting, **options)
     assert all(loss.isfinite() for loss in losses.values())
-    stopped, _ = run_text(name, teacher, 2, setting=setting, schedule=schedule, **options)
-    resumed = make_text(name, teacher, setting, schedule, **options)
+    stopped, _ = run_text(name, teacher, 2, setting=setting, **options)
+    resumed = make_text(name, teacher, setting, **options)
     resumed.phases[-1].load_state_dict(copy.deepcopy(stopped.phases[-1].state_dict()))
     for i in (2, 3):
         resumed.phases[-1].step(i)

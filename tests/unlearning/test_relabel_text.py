@@ -41,7 +41,7 @@ LAST = {"a dog": 2, "a cat on a mat": 5}
 def network() -> TextConditioned:
     # As of a text encoder: about 1 in every dimension.
     table = PromptTable(torch.randn(len(REQUEST.prompts), 9, WIDTH))
-    return TextConditioned(tiny_unet(), table)
+    return TextConditioned(tiny_unet(), table, tiny_schedule())
 
 
 def make(network, tokens=True, **options):
@@ -161,7 +161,7 @@ def test_all_tokens_make_the_prompt_its_cover(network):
     assert 0 < error < 1
     single = PromptRequest(("a dog",), (REQUEST.forget[0],), (REQUEST.cover[0],))
     table = PromptTable(torch.randn(len(single.prompts), 9, WIDTH))
-    own = TextConditioned(network.unet, table)
+    own = TextConditioned(network.unet, table, tiny_schedule())
     setting = setting_of(teacher=own, schedule=tiny_schedule(), request=single)
     options = {"edited_tokens": "all", "preserved_tokens": "all", "preserve_scale": 0.0, "regularization": 1e-9}
     method = method_class("relabel")(

@@ -90,6 +90,8 @@ class PromptPreset(Preset):
         negative text.
     concept, cover : str or None
         The published request, if the task has names.
+    xl : bool
+        Whether the values are for Stable Diffusion XL.
     """
 
     task: ClassVar = "prompts"
@@ -97,3 +99,4 @@ class PromptPreset(Preset):
     subject: Literal["celebrity", "nudity"]
     concept: str | None = None
     cover: str | None = None
+    xl: bool = False

@@ -1,5 +1,6 @@
 """Presets of Stable Diffusion: a published task each."""
 
+from dataclasses import replace
 from typing import Any
 
 from ...training.loop import LoopOptions
@@ -87,6 +88,13 @@ METHODS: dict[str, dict[str, Any]] = {
         "generator_learning_rate": 4e-7,
     },
 }
+# Nothing is published for SDXL. Values of Stable Diffusion 1.5, with micro-batches of one prompt of each kind.
+SDXL: dict[str, Any] = {
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "saliency_batch_size": 1,
+    "saliency_batches": 16,
+}
 # Samples and checkpoints every 5,000 images, as published.
 LOOP = LoopOptions(logging_steps=10, checkpointing_steps=625, checkpoints_total_limit=2, validation_steps=625)
 
@@ -109,4 +117,8 @@ PROMPT_PRESETS: dict[str, PromptPreset] = {
         },
         loop=LOOP,
     ),
+}
+PROMPT_PRESETS |= {
+    name.replace("sd15", "sdxl"): replace(values, xl=True, unlearning={**values.unlearning, **SDXL})
+    for name, values in PROMPT_PRESETS.items()
 }

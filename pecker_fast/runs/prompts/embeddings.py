@@ -1,4 +1,4 @@
-"""The text embeddings of a run's prompts, which are computed once and saved in its folder."""
+"""What a run's networks are told about its prompts, which is computed once and saved in its folder."""
 
 import hashlib
 import json
@@ -8,36 +8,39 @@ from pathlib import Path
 
 import safetensors
 import torch
-from torch import Tensor
 
+from ...diffusion import Conditioning
+from ...diffusion.conditioning import EMBEDDINGS
 from ...files import save_tensors
 from ...models import StableDiffusion
 
-EMBEDDINGS = "prompts.safetensors"
+FILE = "prompts.safetensors"
+# Name of a tensor to that in the file, if it is another.
+NAMES = {EMBEDDINGS: "embeddings"}
 
 
 def embed_prompts(
     model: StableDiffusion, prompts: Sequence[str], folder: Path, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Read the embeddings of prompts from a run's folder, or compute them and save them there.
+) -> Conditioning:
+    """Read the conditioning of prompts from a run's folder, or compute it and save it there.
 
     Parameters
     ----------
     model : StableDiffusion
-        Whose text encoder computes them.
+        Whose text encoders compute it.
     prompts : sequence of str
         N texts.
     folder : Path
-        Of the run. Embeddings in it of other prompts, or by another text encoder, are replaced.
+        Of the run. What is in it of other prompts, or by another text encoder, is replaced.
     device, dtype
-        Where they are computed, and what they are stored as.
+        Where it is computed, and what it is stored as.
 
     Returns
     -------
-    Tensor
-        Shape (N, tokens, width), of ``dtype``, on the CPU.
+    Conditioning
+        Of N prompts, of ``dtype``, on the CPU.
     """
-    path = folder / EMBEDDINGS
+    path = folder / FILE
     digest = hashlib.sha256(json.dumps([list(prompts), str(dtype)]).encode())
     for text_encoder in model.text_encoder_hashes():
         digest.update(text_encoder.encode())
@@ -45,14 +48,16 @@ def embed_prompts(
     try:
         with safetensors.safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") == key:
-                return file.get_tensor("embeddings")
+                names = {value: name for name, value in NAMES.items()}
+                return Conditioning({names.get(name, name): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, safetensors.SafetensorError):
         pass
-    embeddings, cut = model.encode(prompts, device, dtype)
+    conditioning, cut = model.encode(prompts, device, dtype)
     if cut:
         print(
             f"pecker-fast: {len(cut)} prompts are longer than the text encoder takes, such as {cut[0]!r}; they are cut",
             file=sys.stderr,
         )
-    save_tensors(path, {"embeddings": embeddings.contiguous()}, {"key": key})
-    return embeddings
+    tensors = {NAMES.get(name, name): value.contiguous() for name, value in conditioning.items()}
+    save_tensors(path, tensors, {"key": key})
+    return conditioning

@@ -29,7 +29,7 @@ class PromptRequestArguments:
     """What to forget, of which model, and which samples to draw of it."""
 
     pretrained_model_name_or_path: str | None = None
-    """The Stable Diffusion 1.x or 2.x: a diffusers folder, the folder of a run, or a name on the Hugging Face hub
+    """The Stable Diffusion 1.x, 2.x or XL: a diffusers folder, the folder of a run, or a name on the Hugging Face hub
     (HF_HUB_OFFLINE=1 uses only what has been downloaded)."""
     concept: str | None = None
     """Name of what to forget. Default: the preset's."""
@@ -43,7 +43,7 @@ class PromptRequestArguments:
     """File of prompts to keep; "retain" is a list that comes with the package."""
     max_retain_prompts: int = 4096
     """Number of these that are drawn at random from a longer file. Each takes 118 KB in bfloat16 on Stable Diffusion
-    1.x."""
+    1.x, 318 KB on XL."""
     negative_prompt: str | None = None
     """Text that stands for "no condition" in the roles of negative_roles. Default: the preset's keywords."""
     resolution: int | None = None
@@ -53,7 +53,11 @@ class PromptRequestArguments:
     there are none. Default: auto if the method needs them."""
     initial_generator: str | None = None
     """U-Net to start the one-step generator from: folder of a run or of a U-Net, such as a converted SiD-LSG checkpoint
-    (pecker-fast convert). Default: the model's own."""
+    (pecker-fast convert); a file with weights; or a name on the hub, such as stabilityai/sdxl-turbo. Default: the
+    model's own."""
+    generator_kind: Literal["auto", "plain", "sdxl-turbo", "sdxl-lightning", "dmd2"] = "auto"
+    """How initial_generator draws in one step. auto: as its folder records it or by its name; plain: as the model
+    predicts, at t_init."""
     initial_score: str | None = None
     """U-Net to start the score network from, given in the same way."""
     fisher: str | None = None

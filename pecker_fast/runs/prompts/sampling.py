@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -124,22 +124,24 @@ class PromptSampler:
         self._labels = {text: label for label, text in enumerate(texts)}
         if self.sampler.safety_text is not None:
             self.sampler = replace(self.sampler, safety_label=self._labels[self.sampler.safety_text])
-        self._embeddings, self.cut = model.parts.encode(texts, self.device)
+        self._conditioning, self.cut = model.parts.encode(texts, self.device)
         unet = model.load_unet()
         self._settled = {**self.settings, "dtype": dtype, "unet_sha256": weights_hash(unet)}
         self.source, self._vae = model.parts, model.parts.load_vae()
         self._settled["vae_sha256"] = weights_hash(self._vae)
         self._vae.to(self.device)
-        self.network = model.parts.network(self._embeddings, options.resolution, unet)
+        if model.prediction != model.parts.prediction:
+            self._settled["prediction"] = asdict(model.prediction)
+        self.network = model.parts.network(self._conditioning, options.resolution, unet, model.prediction)
         self.network.to(self.device, DTYPES[dtype])
         self.schedule = model.parts.schedule.to(self.device)
 
     def describe(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Everything that settles the images of ``prompts``, as JSON."""
         texts = ["", *prompts, self.settings.get("safety_text", "")]
-        rows = self._embeddings[[self._labels[text] for text in texts]].contiguous()
         digest = hashlib.sha256(json.dumps(texts).encode())
-        digest.update(rows.view(-1).view(torch.uint8).numpy())
+        for _, rows in self._conditioning[[self._labels[text] for text in texts]].items():
+            digest.update(rows.contiguous().view(-1).view(torch.uint8).numpy())
         return {**self._settled, "prompts_sha256": digest.hexdigest()}
 
     def drawing(self, prompts: Sequence[str], guidance_scales: Sequence[float] = ()) -> Callable[[Tensor, int], Tensor]:

@@ -9,16 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...diffusion import NoiseSchedule, TextConditioned
+from ...diffusion import Conditioning, NoiseSchedule
 from ...hashing import file_sha256, weights_hash
-from ...models import resolve_text, resolve_text_unet, save_result, save_text_pipeline
+from ...models import (
+    AUTO,
+    KNOWN,
+    Prediction,
+    StableDiffusion,
+    known_generator,
+    one_step_of,
+    resolve_config,
+    resolve_text,
+    resolve_text_unet,
+    save_result,
+    save_text_pipeline,
+)
 from ...parallel import World, process_count
 from ...training.loop import Progress
-from ...training.memory import SD15, MemoryEstimate, describe_memory, estimate_memory
+from ...training.memory import SD15, SDXL, MemoryEstimate, describe_memory, estimate_memory
 from ...unlearning import Method, Problem, Setting, method_class, method_names
 from ...unlearning.options import ScoreForgettingOptions
 from ...unlearning.selective_amnesia import SelectiveAmnesiaOptions
-from ..arguments import ComputeArguments, UnlearnArguments
+from ..arguments import ComputeArguments, UnlearnArguments, with_options
 from ..distilled import initial_paths
 from ..fisher_file import load_fisher
 from ..presets import method_loop, method_options, method_values, prompt_preset
@@ -79,6 +91,27 @@ class PromptTask(Task):
         _check_placement(args, process_count())
 
     @staticmethod
+    def settled(args: UnlearnArguments) -> UnlearnArguments:
+        path, kind = args.request.initial_generator, args.request.generator_kind
+        if path is None:
+            if kind != AUTO:
+                raise ValueError(
+                    f"generator_kind is {kind!r}, but initial_generator is not given: expected it, or auto"
+                )
+            return args
+        one_step = one_step_of(path, kind)
+        if one_step is None or not hasattr(args.options, "t_init"):
+            return args
+        own = args.options.t_init
+        usual = PromptTask.defaults(args.preset, args.method).options.t_init
+        if own not in (one_step.t_init, usual):
+            raise ValueError(
+                f"t_init is {own}, but {path} draws in one step at {one_step.t_init}: leave t_init out, or choose "
+                "--generator_kind plain"
+            )
+        return with_options(args, {"t_init": one_step.t_init})
+
+    @staticmethod
     def estimate(args: UnlearnArguments) -> str | None:
         if isinstance(args.options, ScoreForgettingOptions) and not args.resources.score_lora_rank:
             return describe_memory(memory_of(args))
@@ -98,18 +131,26 @@ class PromptTask(Task):
         paths, distilled = initial_paths(request)
         if distilled is not None:
             distilled.check_base(self.hashes["pretrained_sha256"])
-        initial = {name: resolve_text_unet(path, name=name) for name, path in paths.items()}
+        initial = {name: resolve_text_unet(path, parts=self.model, name=name) for name, path in paths.items()}
         self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items()}
         fisher = self._read_fisher(unet)
-        embeddings = self._embeddings(compute, world)
-        network = self.model.network(embeddings, request.resolution, unet)
+        network = self.model.network(self._conditioning(compute, world), resolution_of(request, self.model), unet)
+        networks = {name: network.like(x) for name, x in initial.items()}
+        if "initial_generator" in paths:
+            # Its own folder says how a distilled one draws.
+            kind = request.generator_kind if distilled is None else AUTO
+            one_step = one_step_of(paths["initial_generator"], kind)
+            prediction = self.model.prediction if one_step is None else one_step.prediction
+            networks["initial_generator"] = network.like(
+                initial["initial_generator"], prediction.prediction_type, prediction.unit_noise
+            )
         problem = Problem(
             network,
             self.model.schedule,
             self.prompts.request,
             fisher=fisher,
             prompt_tokens=self._tokens(),
-            **{name: _with_prompts(x, network) for name, x in initial.items()},
+            **networks,
         )
         self.setting = Setting(problem, compute.as_compute(world), args.resources.as_placement())
         self.pictures: PromptPictures | None = None
@@ -137,13 +178,13 @@ class PromptTask(Task):
             self.model.tokenize(self.prompts.request.prompts) if method_class(self.args.method).reads_tokens else None
         )
 
-    def _embeddings(self, compute: ComputeArguments, world: World) -> Tensor:
-        """Embeddings of all prompts: the main process encodes them into the folder, and the others read them."""
+    def _conditioning(self, compute: ComputeArguments, world: World) -> Conditioning:
+        """Conditioning of all prompts: the main process encodes them into the folder, and the others read it."""
         low = compute.mixed_precision == "bf16" or self.args.resources.weights_dtype == "bfloat16"
         dtype = torch.bfloat16 if low else torch.float32
         folder, prompts = self.args.folder, self.prompts.request.prompts
 
-        def encode() -> Tensor:
+        def encode() -> Conditioning:
             folder.mkdir(parents=True, exist_ok=True)
             return embed_prompts(self.model, prompts, folder, torch.device(compute.device), dtype)
 
@@ -166,7 +207,11 @@ class PromptTask(Task):
         }
 
     def config(self) -> dict[str, Any]:
-        return {}
+        path, kind = self.args.request.initial_generator, self.args.request.generator_kind
+        if path is None:
+            return {}
+        key = known_generator(path) if kind == AUTO else kind
+        return {} if key not in KNOWN else {"known_generator": str(KNOWN[key])}
 
     def prepare(self, method: Method) -> None:
         prompts, samples = self.prompts, self.args.folder / "samples"
@@ -205,13 +250,21 @@ class PromptTask(Task):
         return {}
 
     def _save(self, network: nn.Module) -> None:
-        save_text_pipeline(self.args.folder, network.unet, self.model, getattr(self.args.options, "t_init", None))
+        prediction = Prediction(network.prediction_type, network.unit_noise)
+        t_init = getattr(self.args.options, "t_init", None)
+        save_text_pipeline(self.args.folder, network.unet, self.model, t_init, prediction)
 
 
-def _with_prompts(unet: nn.Module, network: TextConditioned) -> TextConditioned:
-    """``unet`` with the prompts of ``network``."""
-    size = network.config["sample_size"]
-    return TextConditioned(unet, network.table, size)
+def resolution_of(request: PromptRequestArguments, model: StableDiffusion) -> int | None:
+    """Size of the images: as set, otherwise what the given generator was trained for if its folder says so.
+
+    None for the size that the model was trained for.
+    """
+    path = request.initial_generator
+    if request.resolution is not None or path is None or not Path(path).is_dir():
+        return request.resolution
+    size = resolve_config(path, name="initial_generator").get("sample_size")
+    return size * model.vae_scale_factor if isinstance(size, int) else None
 
 
 def prompts_of(args: UnlearnArguments) -> Prompts:
@@ -236,16 +289,19 @@ def _check_placement(args: UnlearnArguments, processes: int) -> None:
 
 
 def memory_of(args: UnlearnArguments) -> MemoryEstimate:
-    """The memory that a run would take: of the model in a local folder, otherwise of Stable Diffusion 1.5."""
+    """The memory that a run would take: of the model in a local folder, otherwise of Stable Diffusion 1.5 or XL."""
     path, resolution = args.request.pretrained_model_name_or_path, args.request.resolution
     compute = args.compute.resolved()
     if path is not None and Path(path).is_dir():
         model = resolve_text(path).parts
-        config, size, schedule = model.config("unet"), model.latent_size(resolution), model.schedule
+        size = model.latent_size(resolution_of(args.request, model))
+        config, schedule = model.config("unet"), model.schedule
     else:
-        path = "Stable Diffusion 1.5"
-        config, schedule = SD15, NoiseSchedule.linear()
-        size = SD15["sample_size"] if resolution is None else resolution // 8
+        path, config = (
+            ("Stable Diffusion XL", SDXL) if prompt_preset(args.preset).xl else ("Stable Diffusion 1.5", SD15)
+        )
+        schedule = NoiseSchedule.linear()
+        size = config["sample_size"] if resolution is None else resolution // 8
     low = compute.mixed_precision == "bf16" or args.resources.weights_dtype == "bfloat16"
     return estimate_memory(
         method_class(args.method),
