@@ -227,7 +227,7 @@ class Parametrisation:
         ValueError
             If this schedule is not variance-preserving: its networks return one thing only.
         """
-        if prediction_type is None and not unit_noise:
+        if prediction_type in (None, self.predicts) and not unit_noise:
             return self
         raise ValueError(f"prediction_type is {prediction_type!r}, but networks of {self.title} return one thing only")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int
+from .architectures import ARCHITECTURES, UNET, architecture_name, time_scale
 from .conditioning import EMBEDDINGS, POOLED, Conditioning, PromptTable
 from .parametrisation import Parametrisation
 
@@ -20,20 +21,18 @@ if TYPE_CHECKING:
 
 # SDXL's kind of U-Net, which is also told a pooled embedding and six sizes: original, crop, target.
 TEXT_TIME, SIZES = "text_time", 6
-# Layers that get a low-rank update.
-ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 
 
 class TextConditioned(nn.Module):
-    """A ``UNet2DConditionModel`` whose ``class_labels`` are prompts of a table.
+    """A U-Net or transformer of diffusers whose ``class_labels`` are prompts of a table.
 
     Its parameters and state dict are the U-Net's, with the same names, so masks, optimizer states and files fit the
     U-Net. Its own parametrisation says what it is given and returns.
 
     Parameters
     ----------
-    unet : UNet2DConditionModel
-        The U-Net. It is trained in place.
+    unet : nn.Module
+        A ``UNet2DConditionModel``, or a transformer in ``ARCHITECTURES``. It is trained in place.
     table : PromptTable
         What the U-Net is told about the prompts.
     schedule : Parametrisation
@@ -76,11 +75,12 @@ class TextConditioned(nn.Module):
     ) -> None:
         super().__init__()
         check_text_conditional(unet)
-        _check_conditioning(unet.config, table.conditioning)
+        _check_conditioning(unet, table.conditioning)
         size = unet.config["sample_size"] if sample_size is None else sample_size
         check_int("sample_size", size, 1)
         self.unet, self.table, self.training = unet, table, unet.training
         self.schedule = schedule.returning(prediction_type, unit_noise)
+        self._sample, self._time_scale = ARCHITECTURES[architecture_name(unet)].sample, time_scale(unet.config)
         self.config = {"in_channels": unet.config["in_channels"], "sample_size": size}
 
     @property
@@ -111,7 +111,12 @@ class TextConditioned(nn.Module):
         # The dtype of the first layer: adapters may have another.
         dtype = next(self.unet.parameters()).dtype
         condition = self.table[class_labels].to(dtype=dtype).keywords()
-        return self.unet(sample.to(dtype), timestep, **condition, return_dict=False)
+        if self._time_scale != 1:
+            timestep = self._time_scale * timestep
+        if self._sample is None:
+            return self.unet(sample.to(dtype), timestep, **condition, return_dict=False)
+        condition |= {self._sample: sample.to(dtype), "timestep": timestep}
+        return self.unet(**condition, return_dict=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextConditioned":
         super()._apply(fn, recurse)
@@ -147,12 +152,15 @@ class TextConditioned(nn.Module):
 
 
 def check_text_conditional(unet: nn.Module) -> None:
-    """Raise ValueError unless ``unet`` is a ``UNet2DConditionModel`` that is conditional on a text alone, as those of
-    Stable Diffusion 1.x, 2.x and XL are."""
-    # By name, because importing diffusers takes seconds.
-    if not any(base.__name__ == "UNet2DConditionModel" for base in type(unet).__mro__):
-        raise ValueError(f"unet is a {type(unet).__name__}, expected a UNet2DConditionModel")
+    """Raise ValueError unless ``unet`` is conditional on a text alone: a ``UNet2DConditionModel`` as those of Stable
+    Diffusion 1.x, 2.x and XL are, or a transformer in ``ARCHITECTURES``."""
+    name = architecture_name(unet)
+    if name is None:
+        raise ValueError(f"unet is a {type(unet).__name__}, expected a {' or a '.join(ARCHITECTURES)}")
     config = unet.config
+    if name != UNET:
+        ARCHITECTURES[name].check(name, config)
+        return
     for name in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim"):
         if config.get(name) is not None:
             raise ValueError(f"unet has {name}, which no Stable Diffusion has: another kind of model")
@@ -173,14 +181,21 @@ def pooled_width(config: Mapping[str, Any]) -> int:
     return config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"]
 
 
-def _check_conditioning(config: Mapping[str, Any], conditioning: Conditioning) -> None:
-    """Raise ValueError unless the conditioning fits the U-Net with this configuration."""
-    width = config["cross_attention_dim"]
+def _check_conditioning(unet: nn.Module, conditioning: Conditioning) -> None:
+    """Raise ValueError unless the conditioning fits the network."""
+    config, name = unet.config, architecture_name(unet)
+    width = config[ARCHITECTURES[name].width]
     if conditioning.embeddings.shape[2] != width:
         raise ValueError(
             f"embeddings have width {conditioning.embeddings.shape[2]}, expected the U-Net's {width}: they are another "
             "text encoder's"
         )
+    if name != UNET:
+        expected = ARCHITECTURES[name].shapes(config, conditioning.embeddings.shape[1])
+        actual = {key: tuple(value.shape[1:]) for key, value in conditioning.items() if key != EMBEDDINGS}
+        if actual != expected:
+            raise ValueError(f"a {name} is told {actual} of each prompt beside embeddings, expected {expected}")
+        return
     pooled = conditioning.tensors.get(POOLED)
     if config.get("addition_embed_type") is None:
         if pooled is not None:
@@ -216,7 +231,9 @@ def add_adapter(network: nn.Module, rank: int) -> None:
     except ImportError as error:
         raise ValueError("score_lora_rank needs peft, which is not installed: pip install peft") from error
     unet = network.unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ADAPTED)))
+    unet.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ARCHITECTURES[architecture_name(unet)].adapted))
+    )
     for param in unet.parameters():
         if param.requires_grad:
             param.data = param.data.float()

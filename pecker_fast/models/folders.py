@@ -25,9 +25,9 @@ WEIGHTS = "diffusion_pytorch_model"
 
 
 def network_folder(path: str | os.PathLike) -> Path:
-    """Return the folder of a U-Net: ``unet`` in the folder of a run or pipeline, otherwise ``path`` itself."""
+    """Return the folder of a network: ``unet`` or ``transformer`` in that of a run or pipeline, otherwise ``path``."""
     path = Path(path)
-    return path / "unet" if (path / "unet").is_dir() else path
+    return next((path / name for name in ("unet", "transformer") if (path / name).is_dir()), path)
 
 
 def save_network(path: str | os.PathLike, unet: nn.Module, schedule: Parametrisation) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 from torch import nn
 
+from ..diffusion.architectures import ARCHITECTURES
 from ..diffusion.networks import unwrap
 from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.sampler import STEPS, Sampler
@@ -359,7 +360,7 @@ def recorded_options(path: str | os.PathLike) -> dict[str, Any]:
     return {}
 
 
-_KINDS: dict[str, Literal["classes", "prompts"]] = {"UNet2DModel": "classes", "UNet2DConditionModel": "prompts"}
+_KINDS: dict[str, Literal["classes", "prompts"]] = {"UNet2DModel": "classes", **dict.fromkeys(ARCHITECTURES, "prompts")}
 
 
 def _class_model(folder: Path, source: str) -> ClassModel:

@@ -5,12 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_int
+from ..diffusion.architectures import ARCHITECTURES
 from ..diffusion.conditioning import Conditioning, PromptTable
 from ..diffusion.networks import unwrap
 from ..diffusion.parametrisation import Parametrisation
@@ -24,9 +25,6 @@ from ..files import write_folder
 from ..hashing import file_sha256
 from .folders import load_unet
 from .schedules import SCHEDULER_CONFIG, schedule_from_config
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 # The file that a part must have, if any.
 FILES = {"scheduler": SCHEDULER_CONFIG}
@@ -48,28 +46,28 @@ class Prediction:
     unit_noise: bool = False
 
 
-def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
-    """Read the U-Net in ``folder``. Never asks a hub.
+def load_text_unet(folder: str | os.PathLike) -> nn.Module:
+    """Read the U-Net or transformer in ``folder``. Never asks a hub.
 
     Returns
     -------
-    UNet2DConditionModel
-        float32 on the CPU in eval mode.
+    nn.Module
+        A ``UNet2DConditionModel`` or another class in ``ARCHITECTURES``, float32 on the CPU in eval mode.
 
     Raises
     ------
     ValueError
         If there is none, it is of another architecture, or its weights do not fit.
     """
-    from diffusers import UNet2DConditionModel
+    import diffusers
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a U-Net: there is no config.json")
     kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-    if kind != "UNet2DConditionModel":
-        raise ValueError(f"{folder} has a {kind}, expected a UNet2DConditionModel")
-    unet = load_unet(UNet2DConditionModel, folder, variant=_variant(folder))
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"{folder} has a {kind}, expected a {' or a '.join(ARCHITECTURES)}")
+    unet = load_unet(getattr(diffusers, kind), folder, variant=_variant(folder))
     check_text_conditional(unet)
     return unet
 
@@ -180,7 +178,12 @@ class StableDiffusion:
             raise ValueError(f"resolution is {resolution}, expected a multiple of {factor}")
         return resolution // self.vae_scale_factor
 
-    def load_unet(self) -> "UNet2DConditionModel":
+    def check_one_step(self, t_init: int | None) -> None:
+        """Raise ValueError unless a pipeline can draw in one step at ``t_init``, which is None for many steps."""
+        if t_init is not None:
+            self.schedule.check_one_step(t_init)
+
+    def load_unet(self) -> nn.Module:
         """Load the U-Net, float32 on the CPU in eval mode. ValueError as by ``load_text_unet``."""
         return load_text_unet(self.folder / "unet")
 

@@ -159,9 +159,7 @@ def with_distilled(args: UnlearnArguments) -> UnlearnArguments:
     request, method = args.request, method_class(args.method)
     name = request.distilled
     others = [option for option in INITIAL if getattr(request, option) is not None]
-    values = preset(args.preset)
-    draws_in_one_step = isinstance(values, ClassPreset) and values.one_step
-    if name is None and (not method.needs_distilled or others or draws_in_one_step):
+    if name is None and (not method.needs_distilled or others or preset(args.preset).one_step):
         return task_class(args.preset, forgets=method.forgets).settled(args)
     if not hasattr(args.options, "t_init") or not method.forgets:
         raise ValueError(f"distilled is {name!r}, but {args.method} starts from the pretrained network: expected none")

@@ -20,6 +20,8 @@ class Preset:
         Name of a method to the values for it alone: its options, and fields of the options of the loop and the memory.
     loop : LoopOptions
         How often a run logs, evaluates and saves.
+    one_step : bool
+        Whether its pretrained networks draw in one step. Then runs start from them, and nothing is distilled first.
     """
 
     task: ClassVar[Literal["classes", "prompts"]]
@@ -27,6 +29,7 @@ class Preset:
     unlearning: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     loop: LoopOptions = field(default_factory=LoopOptions)
+    one_step: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,6 @@ class ClassPreset(Preset):
         Split of the real images that generated ones are measured against, as published.
     forget_class, cover_class : int
         The published request.
-    one_step : bool
-        Whether its pretrained networks draw in one step. Then runs start from them, and nothing is distilled first.
     """
 
     task: ClassVar = "classes"
@@ -76,7 +77,6 @@ class ClassPreset(Preset):
     reference_split: str = "all"
     forget_class: int = 0
     cover_class: int = 1
-    one_step: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,8 @@ class PromptPreset(Preset):
         The published request, if the task has names.
     xl : bool
         Whether the values are for Stable Diffusion XL.
+    flow : bool
+        Whether they are for transformers with flow matching.
     """
 
     task: ClassVar = "prompts"
@@ -100,3 +102,4 @@ class PromptPreset(Preset):
     concept: str | None = None
     cover: str | None = None
     xl: bool = False
+    flow: bool = False
