@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .ldm_names import PREFIX
 from .pickled import read_pickle, state_of
 from .stable_diffusion import FILES, Prediction
 from .unet_files import build_unet
@@ -17,8 +18,6 @@ from .weight_files import find_weight_files
 
 # Suffixes of files with the weights of a U-Net.
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-# Before the names of a U-Net in files of the original Stable Diffusion code.
-LDM_PREFIX = "model.diffusion_model."
 
 
 @dataclass(frozen=True)
@@ -202,11 +201,11 @@ def read_unet_file(path: str | os.PathLike, config: Mapping[str, Any]) -> nn.Mod
         state: dict[str, Tensor] = files.weights
     else:
         state = state_of(read_pickle(path))
-    if any(name.startswith(LDM_PREFIX) for name in state):
+    if any(name.startswith(PREFIX) for name in state):
         from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
         # Without the autoencoder and the text encoders of a whole checkpoint.
         state = convert_ldm_unet_checkpoint(
-            {name: value for name, value in state.items() if name.startswith(LDM_PREFIX)}, dict(config)
+            {name: value for name, value in state.items() if name.startswith(PREFIX)}, dict(config)
         )
     return build_unet(dict(config), {name: value.float() for name, value in state.items()}, str(path))

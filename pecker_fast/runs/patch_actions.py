@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from ..patches import Patch
 from .patch_disk import switch_on_disk
 from .patch_exports import export_network, export_shira
@@ -149,31 +151,39 @@ def diff(items: tuple[str, ...], variant: str | None = None) -> str:
 
 
 def export(
-    files: tuple[str, ...],
     model: str,
     output: str,
-    format: Literal["safetensors", "shira"] = "safetensors",
+    files: tuple[str, ...] = (),
+    format: Literal["safetensors", "ldm", "shira"] = "safetensors",
+    dtype: Literal["same", "float32", "float16", "bfloat16"] = "same",
     variant: str | None = None,
 ) -> str:
     """Write a model with patches applied in a format for other programs.
 
     Parameters
     ----------
-    files : tuple of str
-        Patch files, in the order in which they were made.
     model : str
         The base: folder of a pipeline, a U-Net or a run, or (for safetensors) a safetensors file.
     output : str
         The file to write; for shira the folder.
-    format : {"safetensors", "shira"}
-        safetensors: the whole U-Net in one file, with the names of diffusers. shira: an adapter for PEFT, of the
-        weights of linear layers alone.
+    files : tuple of str
+        Patch files, in the order in which they were made. None: the model as it is, such as a run's result.
+    format : {"safetensors", "ldm", "shira"}
+        safetensors: the whole U-Net in one file, with the names of diffusers. ldm: the same with the names of the
+        original Stable Diffusion code, as other front ends read it. shira: an adapter for PEFT, of the weights of
+        linear layers alone.
+    dtype : {"same", "float32", "float16", "bfloat16"}
+        Dtype of the file, for safetensors and ldm.
     variant : str, optional
         Variant of the weights, such as fp16. Default: the one that fits the patches.
     """
-    if format == "safetensors":
-        return f"the U-Net with the names of diffusers: {export_network(model, files, output, variant)}"
-    return f"{export_shira(model, files, output, variant)}: {output}"
+    if format == "shira":
+        if dtype != "same":
+            raise ValueError(f"dtype is {dtype!r}, but format is 'shira', which has its own: expected same")
+        return f"{export_shira(model, files, output, variant)}: {output}"
+    rounded = None if dtype == "same" else getattr(torch, dtype)
+    path = export_network(model, files, output, variant, ldm=format == "ldm", dtype=rounded)
+    return f"the U-Net with the names of {'diffusers' if format == 'safetensors' else 'the original code'}: {path}"
 
 
 def _switched(files: tuple[str, ...], model: str, revert: bool, *options: Any) -> str:

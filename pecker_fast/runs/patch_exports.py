@@ -12,23 +12,37 @@ from torch import Tensor, nn
 
 from ..files import save_tensors, write_folder, write_json
 from ..models import resolve_config
+from ..models.ldm_names import ldm_names
 from ..patches import Patch, Switched, check_patches, switch_
 from .patch_disk import PathLike, check_target, fitting_weights, located
 
 
-def export_network(model: PathLike, files: Sequence[PathLike], output: PathLike, variant: str | None = None) -> Path:
-    """Write the U-Net with patches applied as one safetensors file, with the names of diffusers.
+def export_network(
+    model: PathLike,
+    files: Sequence[PathLike],
+    output: PathLike,
+    variant: str | None = None,
+    *,
+    ldm: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write the U-Net with patches applied as one safetensors file.
 
     Parameters
     ----------
     model : path-like
         The base: a folder of diffusers or a safetensors file.
     files : sequence of path-like
-        Patch files in the order in which they were made.
+        Patch files in the order in which they were made; none for the U-Net as it is.
     output : path-like
         The file, which ends with .safetensors. ``from_single_file`` of diffusers' U-Nets reads it.
     variant : str, optional
         As of ``apply_patch``.
+    ldm : bool
+        Whether weights have the names of the original Stable Diffusion code, which other front ends read, in place of
+        those of diffusers.
+    dtype : torch.dtype, optional
+        Dtype that the result is rounded to; as it is by default.
 
     Returns
     -------
@@ -38,16 +52,24 @@ def export_network(model: PathLike, files: Sequence[PathLike], output: PathLike,
     Raises
     ------
     ValueError
-        As by ``apply_patch``.
+        As by ``apply_patch``; with ``ldm`` also if the model is a file, or a layer has no original name.
     """
     target = Path(output)
     if target.suffix != ".safetensors":
         raise ValueError(f"output is {str(output)!r}, expected a file that ends with .safetensors")
     check_target(Path(model), target)
+    if ldm and located(model).is_file():
+        raise ValueError(f"model is {str(model)!r}, expected a folder: the names depend on the U-Net's configuration")
     patches = [Patch.load(file) for file in files]
     weights = fitting_weights(model, patches[0] if patches else None, False, variant)[1]
     state = {name: value.clone() for name, value in weights.items()}
-    switch_(state, patches)
+    if patches:
+        switch_(state, patches)
+    if dtype is not None:
+        state = {name: value.to(dtype) for name, value in state.items()}
+    if ldm:
+        names = ldm_names(state, resolve_config(located(model), name="model"))
+        state = {names[name]: value for name, value in state.items()}
     save_tensors(target, state, {"format": "pt"})
     return target
 

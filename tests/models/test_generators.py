@@ -91,9 +91,9 @@ def test_unets_in_files(base, tmp_path):
         assert torch.equal(model.load_unet().conv_in.weight, result.conv_in.weight)
     # Code in a file is not run, and weights of another model are refused.
     save_file({"conv_in.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="initial_generator is .*other.safetensors.*of another architecture"):
+    with pytest.raises(ValueError, match=r"initial_generator is .*other.safetensors.*of another architecture"):
         resolve_text_unet(tmp_path / "other.safetensors", parts=parts, name="initial_generator")
-    with pytest.raises(ValueError, match="there is no config.json"):
+    with pytest.raises(ValueError, match=r"there is no config\.json"):
         resolve_text_unet(light)
 
 
@@ -122,5 +122,5 @@ def test_names_on_the_hub(base, monkeypatch, tmp_path):
     resolve_text_unet("stabilityai/sdxl-turbo", parts=parts)
     # No text encoder and no VAE.
     assert all("unet" in pattern for pattern in asked[-1][1] if "safetensors" in pattern)
-    with pytest.raises(ValueError, match="has no file other.safetensors"):
+    with pytest.raises(ValueError, match=r"has no file other\.safetensors"):
         resolve_text_unet("ByteDance/SDXL-Lightning/other.safetensors", parts=parts)
