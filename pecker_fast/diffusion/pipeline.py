@@ -142,12 +142,14 @@ class OneStepPipeline(DiffusionPipeline):
             alpha = self.scheduler.alphas_cumprod.double()[self.config.t_init]
             signal, noise = alpha.sqrt().item(), (1 - alpha).sqrt().item()
             relation = {"noise": noise, "scale": 1.0, "time": self.config.t_init}
+        # As a tensor: the U-Net takes other numbers for integers.
+        time = torch.tensor(relation["time"], device=self._execution_device)
         images = []
         for z, part in zip(latents.split(batch_size), labels.split(batch_size), strict=True):
             x = relation["noise"] * z.to(self._execution_device, torch.float32)
             part = part.to(self._execution_device)
             inputs = (relation["scale"] * x).to(self.unet.dtype)
-            output = self.unet(inputs, relation["time"], class_labels=part).sample.float()
+            output = self.unet(inputs, time, class_labels=part).sample.float()
             if "skip" in relation:
                 x0 = relation["skip"] * x + relation["out"] * output
             else:

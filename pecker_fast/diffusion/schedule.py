@@ -110,9 +110,9 @@ class NoiseSchedule(Parametrisation):
         samplers step with predictions, which are of the noise.
         """
         if scheduler_class is None:
-            from diffusers import DDPMScheduler as scheduler_class
+            from diffusers import DDPMScheduler
 
-            options = {"prediction_type": self.prediction_type, **options}
+            return self.to_scheduler(DDPMScheduler, prediction_type=self.prediction_type, **options)
         betas = self.betas
         # Rounded, because betas recovered from alphas_cumprod have the rounding error of a quotient.
         start, end = (float(f"{beta:.10g}") for beta in (betas[0], betas[-1]))
@@ -146,7 +146,7 @@ class NoiseSchedule(Parametrisation):
         unit = self.unit_noise if unit_noise is None else unit_noise
         if (kind, unit) == (self.prediction_type, self.unit_noise):
             return self
-        return type(self)(self._exact, kind, unit).to(self.device)
+        return NoiseSchedule(self._exact.to(self.device), kind, unit)
 
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         return x_t.float() / self.coefficients(x_t, t, "x_t")[1] if self.unit_noise else x_t
