@@ -20,12 +20,15 @@ matching, and the preconditioned output F for EDM and consistency models. Guidan
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_batch, check_indices, check_int, check_like, check_timesteps
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Parametrisation:
@@ -112,7 +115,7 @@ class Parametrisation:
     def device(self) -> torch.device:
         return self._tables["signal"].device
 
-    def to(self, device: torch.device | str) -> "Parametrisation":
+    def to(self, device: torch.device | str) -> "Self":
         """Return this parametrisation on ``device``; ``self`` if it is there already."""
         probe = torch.empty(0, device=device)
         if probe.device == self.device:

@@ -146,7 +146,7 @@ class NoiseSchedule(Parametrisation):
         unit = self.unit_noise if unit_noise is None else unit_noise
         if (kind, unit) == (self.prediction_type, self.unit_noise):
             return self
-        return NoiseSchedule(self._exact.to(self.device), kind, unit)
+        return NoiseSchedule(self._exact, kind, unit).to(self.device)
 
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         return x_t.float() / self.coefficients(x_t, t, "x_t")[1] if self.unit_noise else x_t
