@@ -18,7 +18,6 @@ OPTIONS = {
     "gradient_accumulation_steps": 1,
     "score_learning_rate": 1e-3,
     "generator_learning_rate": 1e-3,
-    "retain_prompts": None,
     "samples_per_prompt": 1,
     "progress_bar": False,
 }
@@ -36,9 +35,15 @@ def folders(tmp_path_factory):
 
 
 def run(kind, folders, output, method, **options):
-    values = {**OPTIONS, **SMALL.get(method, {}), "output_dir": str(output), **options}
+    lists = folders[kind].parent
+    files = {"retain": "a dog\na cat\n", "forget": "{concept} smiles\n"}
+    for name, content in files.items():
+        (lists / f"{name}.txt").write_text(content)
+    prompts = {f"{name}_prompts": str(lists / f"{name}.txt") for name in files}
+    values = {**OPTIONS, **prompts, **SMALL.get(method, {}), "output_dir": str(output), **options}
     values = {name: value for name, value in values.items() if value is not None}
-    return pf.unlearn(str(folders[kind]), method, preset=f"{kind}-celebrity", **values)
+    names = {"forget": "brad pitt", "cover": "a middle aged man", "preset": f"{kind}-celebrity"}
+    return pf.unlearn(str(folders[kind]), method, **names, **values)
 
 
 @pytest.mark.parametrize(("kind", "method"), [("sd3", "pecker"), ("sana-sprint", "patch")])
@@ -47,15 +52,15 @@ def test_a_concept_is_forgotten(folders, tmp_path, kind, method):
     assert class_of(tmp_path / "run") == class_of(folders[kind])
     parts = resolve_text(tmp_path / "run")
     assert parts.t_init == 999
-    conditioning, _ = parts.parts.encode(["", "brad pitt"])
+    conditioning, _ = parts.parts.encode(["", "brad pitt smiles"])
     network = parts.parts.network(conditioning)
     z = latents_of(1)
     sampler_latents = draw(network, parts.parts.schedule, z)
     size = z.shape[-1] * parts.parts.vae_scale_factor
     options = {"latents": z, "height": size, "width": size, **one_step_options(kind), "output_type": "latent"}
-    theirs = pipeline_of(tmp_path / "run")("brad pitt", **options)[0]
+    theirs = pipeline_of(tmp_path / "run")("brad pitt smiles", **options)[0]
     assert torch.allclose(theirs, sampler_latents, atol=1e-4)
-    before = pipeline_of(folders[kind])("brad pitt", **options)[0]
+    before = pipeline_of(folders[kind])("brad pitt smiles", **options)[0]
     assert not torch.allclose(before, theirs, atol=1e-3)
     assert list((tmp_path / "run" / "samples").glob("*.png"))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -79,9 +84,9 @@ def draw(network, schedule, z):
     ],
 )
 def test_what_does_not_fit_is_refused(folders, tmp_path, kind, method, options, message):
-    values = {"progress_bar": False, "output_dir": str(tmp_path / "run"), **options}
+    own = {} if method == "sfd" else dict.fromkeys(OPTIONS.keys() - {"progress_bar", "samples_per_prompt"})
     with pytest.raises(ValueError, match=message) as error:
-        pf.unlearn(str(folders[kind]), method, preset=f"{kind}-celebrity", **values)
+        run(kind, folders, tmp_path / "run", method, **own, **options)
     assert "\n" not in str(error.value) and not (tmp_path / "run" / "unet").exists()
 
 
