@@ -72,12 +72,22 @@ def _in_fresh_process(problem: Problem, name: str) -> int:
     return json.loads(result.stdout)["extra_bytes"]
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A figure of this process in /proc (Linux), such as VmRSS, its resident memory, and VmHWM, the peak of it."""
     with open("/proc/self/status") as status:
         for line in status:
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def peak_reset() -> None:
+    """Give freed memory back, and let VmHWM start at the present resident memory (Linux)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")
 
 
 def peak_growth(function) -> tuple[object, int]:
@@ -89,14 +99,10 @@ def peak_growth(function) -> tuple[object, int]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         result = function()
         return result, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as peak:
-        peak.write("5")
-    before = _status_bytes("VmRSS")
+    peak_reset()
+    before = status_bytes("VmRSS")
     result = function()
-    return result, _status_bytes("VmHWM") - before
+    return result, status_bytes("VmHWM") - before
 
 
 def _extra_here(request: dict) -> int:

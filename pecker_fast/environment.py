@@ -1,13 +1,17 @@
 """What this installation can do, and why not more: versions, devices and back ends."""
 
+import functools
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import __version__
 from .ops.dispatch import BACKENDS, automatic_backend, requested_backend, why_not
 from .ops.extension import cpu_isa, why_missing
 from .ops.schemas import SCHEMAS
@@ -40,6 +44,35 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@functools.lru_cache
+def code_commit() -> str | None:
+    """The commit of the code, with "-modified" if files that git knows differ from it.
+
+    None if the package does not run from a checkout, or there is no git.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-modified" if changes.stdout.strip() else "")
+
+
+def code_facts() -> dict[str, str | None]:
+    """Which code runs: "version" and "commit" of this package, and the versions of "python" and "torch"."""
+    return {
+        "version": __version__,
+        "commit": code_commit(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+    }
+
+
 def environment() -> dict[str, Any]:
     """Collect versions, devices and back ends.
 
@@ -56,6 +89,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {package: _version(package) for package in _PACKAGES},
+        "commit": code_commit(),
         "torch_cuda": torch.version.cuda,
         "cpu": cpu_model(),
         "cpu_instruction_set": cpu_isa(),
@@ -77,6 +111,8 @@ def describe_environment(facts: dict[str, Any]) -> str:
     """Format the result of ``environment`` as lines to read."""
     lines = [f"python {facts['python']} on {facts['platform']}"]
     lines += [f"{name} {version or 'not installed'}" for name, version in facts["packages"].items()]
+    if facts["commit"]:
+        lines.append(f"commit {facts['commit']}")
     isa = facts["cpu_instruction_set"]
     lines.append(
         f"CPU {facts['cpu']}, {facts['cpu_cores']} cores, {facts['threads']} threads, kernels: {isa or 'none compiled'}"

@@ -1,7 +1,8 @@
 """saliency_mask: the entries of largest gradient magnitude, exactly, over a whole model. SaliencyAccumulator."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
@@ -352,11 +353,44 @@ class SaliencyAccumulator:
         }
         self._views = {name: FlatView(local(score)) for name, score in self.scores.items()}
 
-    @torch.no_grad()
     def add(self) -> None:
         """Add the ``.grad`` of every parameter, which stays as it is. None adds nothing."""
+        self._add(self._params)
+        self.batches += 1
+
+    @contextmanager
+    def consuming(self) -> Iterator[None]:
+        """Within this context every backward pass adds each gradient as soon as it exists, and drops it.
+
+        In place of ``add`` and ``zero_grad``, with memory for one gradient at a time. ``batches`` does not count these
+        passes.
+
+        Raises
+        ------
+        RuntimeError
+            If a parameter has a gradient at the start.
+        """
+        present = [name for name, param in self._params.items() if param.grad is not None]
+        if present:
+            raise RuntimeError(f"parameter {present[0]} has a gradient already, expected none: call zero_grad() first")
+        names = {param: name for name, param in self._params.items()}
+
+        def take(param: Tensor) -> None:
+            self._add([names[param]])
+            param.grad = None
+
+        handles = [param.register_post_accumulate_grad_hook(take) for param in names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def _add(self, names: Iterable[str]) -> None:
         by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
-        for name, param in self._params.items():
+        for name in names:
+            param = self._params[name]
             if param.grad is None:
                 continue
             grad = local(param.grad)
@@ -368,7 +402,6 @@ class SaliencyAccumulator:
             grads.append(view.flatten(grad))
         for accumulators, grads in by_device.values():
             ops.accumulate_(accumulators, grads, self.reduce, backend=self.backend)
-        self.batches += 1
 
     def reset(self) -> None:
         """Set all scores to zero."""

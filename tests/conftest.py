@@ -150,7 +150,7 @@ def blank_curves(request, monkeypatch):
         monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
 
 
-def _save_blank(figure, path, *, format: str = "png", dpi: float = 100) -> None:
+def _save_blank(figure, path, *, format: str = "png", dpi: float = 100, metadata: dict | None = None) -> None:
     from PIL import Image
 
     size = [max(1, round(dpi * inches)) for inches in figure.get_size_inches()]

@@ -253,6 +253,32 @@ def test_accumulator(reduce, backend):
     assert accumulator.batches == 0 and not any(s.any() for s in accumulator.scores.values())
 
 
+@pytest.mark.parametrize("reduce", ["sum", "sq_sum"])
+def test_accumulator_that_consumes_gradients(reduce, backend):
+    def linear():
+        # Used twice: its gradient is the sum of both.
+        torch.manual_seed(0)
+        layer = nn.Linear(5, 5)
+        return layer, lambda x: layer(layer(x)).square().sum()
+
+    (one, loss), (two, other_loss) = linear(), linear()
+    expected = pf.SaliencyAccumulator(one, reduce, backend=backend)
+    consuming = pf.SaliencyAccumulator(two, reduce, backend=backend)
+    batches = torch.randn(3, 4, 5)
+    with consuming.consuming():
+        for x in batches:
+            loss(x).backward()
+            expected.add()
+            one.zero_grad()
+            other_loss(x).backward()
+            assert all(param.grad is None for param in two.parameters())
+    other_loss(batches[0]).backward()
+    assert all(param.grad is not None for param in two.parameters())
+    assert all(same_bits(expected.scores[name], score) for name, score in consuming.scores.items())
+    with pytest.raises(RuntimeError, match="parameter weight has a gradient already"), consuming.consuming():
+        pass
+
+
 def test_accumulator_of_low_precision_sums_in_float32():
     param = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     accumulator = pf.SaliencyAccumulator([param])

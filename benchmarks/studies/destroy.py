@@ -1,4 +1,4 @@
-"""Does forgetting go deeper if entries of the generator are destroyed first? Kinds, shares and strengths, over seeds.
+"""Does forgetting go deeper if entries of the generator are destroyed first, or its classes relabelled afterwards?
 
 ``python -m pecker_fast.benchmarks.studies.destroy --workers 1`` makes all missing runs, the most valuable first;
 ``--summary`` only summarises the finished runs. A run trains a generator as the study of patches does, measures it, and
@@ -25,6 +25,7 @@ PLACES: tuple[Place, ...] = (("digits", (0, 1)), ("digits", (3, 8)), ("digits", 
 # Steps after which each attack is measured. The last ones are the ends: a generator that resists longer is censored.
 STEPS = {
     "inversion": (25, 50, 75, 100, 150, 200, 300),
+    "inversion_random": (5, 10, 15, 25, 50, 75, 100, 150, 200),
     "regression": (2, 4, 6, 8, 10, 15, 20, 30),
     "matching": (2, 4, 6, 8, 10, 15, 20, 30),
     "denoising": (2, 4, 6, 8, 10, 15, 20, 30, 50),
@@ -36,29 +37,43 @@ KINDS, STRENGTHS = ("noise", "shrink", "reset"), (0.5, 1.0)
 PATCH_SHARES, DENSE_SHARES = (0.1, 0.05), (0.1, 0.5)
 
 
-def _conditions() -> Iterator[Condition]:
-    """Controls first, then the grid with its own controls."""
-    yield Condition(RELABEL, RELABEL, group="control")
-    yield Condition(PATCH, "patch", {"density": 0.1}, "patch")
-    yield Condition("dense", DENSE[0], dict(DENSE[1]), "dense")
-    yield Condition(NEVER_SAW, NEVER_SAW, group="control")
+def _destroying(base: str, kind: str, share: float, strength: float, **further: Any) -> Condition:
+    """A way to forget after entries have been destroyed; ``base`` is "patch" or "dense"."""
+    method, own = ("patch", {"density": 0.1}) if base == "patch" else DENSE
+    options = {**own, "destroy": kind, "destroy_share": share, "destroy_strength": strength, **further}
+    label = "dense noise" if further.get("destroy_dense") else kind
+    label = "random noise" if further.get("destroy_score") == "random" else label
+    name = f"{base}, {label} {share:g} x {strength:g}" + (", relabelled" if further.get("relabel") else "")
+    return Condition(name, method, options, base)
+
+
+def _grid() -> Iterator[Condition]:
     for strength in reversed(STRENGTHS):
-        for base, method, own, shares in (
-            ("patch", "patch", {"density": 0.1}, PATCH_SHARES),
-            ("dense", *DENSE, DENSE_SHARES),
-        ):
+        for base, shares in (("patch", PATCH_SHARES), ("dense", DENSE_SHARES)):
             for share in shares:
                 for kind in KINDS:
-                    options = {**own, "destroy": kind, "destroy_share": share, "destroy_strength": strength}
-                    yield Condition(f"{base}, {kind} {share:g} x {strength:g}", method, options, base)
+                    yield _destroying(base, kind, share, strength)
                 # The controls are not confined to the mask of a patch.
-                control = {"destroy": "noise", "destroy_strength": strength, "destroy_within": "all"}
-                control = {**own, **control, "destroy_share": share}
-                for label, how in (("random", {"destroy_score": "random"}), ("dense", {"destroy_dense": True})):
-                    yield Condition(f"{base}, {label} noise {share:g} x {strength:g}", method, {**control, **how}, base)
+                for how in ({"destroy_score": "random"}, {"destroy_dense": True}):
+                    yield _destroying(base, "noise", share, strength, destroy_within="all", **how)
 
 
-CONDITIONS = tuple(_conditions())
+# Controls, the ways to forget with the options that go deeper, and the controls of destroying.
+CORE = (
+    Condition(RELABEL, RELABEL, group="control"),
+    Condition(PATCH, "patch", {"density": 0.1}, "patch"),
+    Condition("patch, relabelled", "patch", {"density": 0.1, "relabel": True}, "patch"),
+    Condition("dense", DENSE[0], dict(DENSE[1]), "dense"),
+    Condition("dense, relabelled", DENSE[0], {**DENSE[1], "relabel": True}, "dense"),
+    Condition(NEVER_SAW, NEVER_SAW, group="control"),
+    Condition("body, relabelled", "patch", {"density": 0.1, "act_on": ("body",), "relabel": True}, "patch"),
+    _destroying("patch", "noise", 0.05, 1.0),
+    _destroying("patch", "noise", 0.05, 1.0, relabel=True),
+    _destroying("dense", "noise", 0.1, 1.0, relabel=True),
+    _destroying("patch", "noise", 0.05, 1.0, destroy_within="all", destroy_score="random"),
+    _destroying("patch", "noise", 0.05, 1.0, destroy_within="all", destroy_dense=True),
+)
+CONDITIONS = (*CORE, *(condition for condition in _grid() if condition.name not in {c.name for c in CORE}))
 
 
 @dataclass(frozen=True)
@@ -70,11 +85,12 @@ class DestroyArguments(SharedArguments):
 
 
 def plan(seeds: Sequence[int] = SEEDS, places: Sequence[Place] = PLACES) -> Iterator[Job]:
-    """All runs: the first place with all seeds, then the next one; a seed's conditions stay together."""
-    for preset, pair in places:
-        for seed in seeds:
-            for condition in CONDITIONS:
-                yield Job(preset, pair, condition, seed)
+    """All runs: first the core, place by place with all seeds, then the grid; a seed's conditions stay together."""
+    for conditions in (CORE, CONDITIONS[len(CORE) :]):
+        for preset, pair in places:
+            for seed in seeds:
+                for condition in conditions:
+                    yield Job(preset, pair, condition, seed)
 
 
 def destroy_job(job: Job, cache: str) -> dict[str, Any]:
@@ -117,37 +133,51 @@ def _steps(records: Sequence[Mapping[str, Any]], attack: str) -> Interval | None
     return interval([end if value is None else value for value in values], sum(value is None for value in values))
 
 
+def _by_condition(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The records of each condition that has some, in the order of the plan."""
+    by_name = {condition.name: [r for r in records if r["condition"] == condition.name] for condition in CONDITIONS}
+    return {name: several for name, several in by_name.items() if several}
+
+
 def _table(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     attacks = list(records[0]["steps"])
     rows = [["condition", "seeds", "UA, %", "retained accuracy, %", "retained Fréchet", "cover Fréchet", *attacks]]
-    rows[0].append("by the strongest, of relabel")
-    by_name: dict[str, list[Mapping[str, Any]]] = {condition.name: [] for condition in CONDITIONS}
-    for record in records:
-        by_name[record["condition"]].append(record)
-    yardstick = {record["seed"]: record["steps"] for record in by_name[RELABEL]}
-    for name, several in by_name.items():
-        if not several:
-            continue
+    for name, several in _by_condition(records).items():
         cells = []
         for key, text in (("ua", "{:.0f}"), ("retain_accuracy", "{:.1f}"), ("frechet_distance", "{:.2f}")):
             cells.append(interval([record["figures"][key] for record in several]).text(text.format))
         cover = interval([record["figures"]["cover_frechet_distance"] for record in several])
         cells.append(cover.text("{:.0f}".format))
         cells += [_steps(several, attack).text("{:.0f}".format) for attack in attacks]
-        pairs = [(record, yardstick[record["seed"]]) for record in several if record["seed"] in yardstick]
-        ratios = [_weakest(record, steps) for record, steps in pairs]
-        relative = interval([ratio for ratio in ratios if ratio is not None])
-        rows.append([name, str(len(several)), *cells, "-" if relative is None else relative.text("{:.2f}".format)])
+        rows.append([name, str(len(several)), *cells])
     return rows
 
 
-def _weakest(record: Mapping[str, Any], yardstick: Mapping[str, float | None]) -> float | None:
-    """The least quotient of the record's steps and the yardstick's over the attacks that undo both; a generator that
-    resists to an attack's end is left out of it, since its quotient is unknown."""
-    quotients = [
-        steps / yardstick[attack] for attack, steps in record["steps"].items() if steps and yardstick.get(attack)
-    ]
-    return min(quotients, default=None)
+def _relative(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """How many times the steps against relabel each attack takes, paired by seed."""
+    attacks, by_name = list(records[0]["steps"]), _by_condition(records)
+    yardstick = {record["seed"]: record for record in by_name.get(RELABEL, ())}
+    rows = [["condition", *attacks, "by the strongest"]]
+    for name, several in by_name.items():
+        if name == RELABEL:
+            continue
+        pairs = [(record, yardstick[record["seed"]]) for record in several if record["seed"] in yardstick]
+        cells = [_quotient([_times(*pair, attack) for pair in pairs]) for attack in attacks]
+        weakest = [min((_times(*pair, attack) for attack in attacks), default=(0.0, False)) for pair in pairs]
+        rows.append([name, *cells, _quotient(weakest)])
+    return rows
+
+
+def _times(record: Mapping[str, Any], yardstick: Mapping[str, Any], attack: str) -> tuple[float, bool]:
+    """Steps of an attack in those that it takes against the yardstick, and whether that is a lower bound."""
+    steps, reference = record["steps"][attack], yardstick["steps"][attack]
+    end = max(int(step) for step in record["ua"][attack])
+    return (end if steps is None else steps) / (end if reference is None else reference), steps is None
+
+
+def _quotient(values: Sequence[tuple[float, bool]]) -> str:
+    found = interval([value for value, _ in values], sum(bound for _, bound in values))
+    return "-" if found is None else found.text("{:.2f}".format)
 
 
 def write_summary(folder: Path, records: Sequence[Mapping[str, Any]]) -> Path:
@@ -158,8 +188,8 @@ def write_summary(folder: Path, records: Sequence[Mapping[str, Any]]) -> Path:
         "Means over the seeds with 95 % t intervals. The columns of the attacks are the steps after which half of the "
         "samples are of the class again; ≥ marks a mean to which some seed that resisted to the end contributes the "
         "last number of steps.",
-        "The last column is the least quotient of an attack's steps and those that it needs against relabel, paired by "
-        "seed.",
+        "The second table of a place has the same steps relative to those against relabel, paired by seed. The last "
+        "column is the least of a seed's quotients: the attack that suits the attacker best.",
     )
     sections = [Section("How to read it", [*map(Text, notes)])]
     by_place: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -167,8 +197,8 @@ def write_summary(folder: Path, records: Sequence[Mapping[str, Any]]) -> Path:
         by_place.setdefault((record["preset"], record["pair"]), []).append(record)
     for (preset, pair), several in by_place.items():
         title = f"{preset}, {pair.replace('-', ' forgotten, with cover ')}"
-        sections.append(Section(title, [figures_table(_table(several))]))
-    return write_document(folder, "Destroying before forgetting", sections)
+        sections.append(Section(title, [figures_table(_table(several)), figures_table(_relative(several))]))
+    return write_document(folder, "Destroying before forgetting, relabelling after it", sections)
 
 
 def study(args: DestroyArguments) -> None:

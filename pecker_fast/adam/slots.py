@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..entries import put_entries, take_entries
 from ..flat import FlatView, row_major
 from ..ops.reference import bias_correction_rows
 
@@ -61,13 +62,11 @@ class Slot:
         """The salient entries of ``tensor``, which has the parameter's shape: by default those of the packed state."""
         if words is None:
             words, count = self.state["mask_words"], self.state["exp_avg_sq"].numel()
-        return ops.pack(row_major(tensor.detach()), words, count, backend=self.group["backend"])
+        return take_entries(tensor, words, count, self.group["backend"])
 
     def put_salient(self, tensor: Tensor, values: Tensor) -> None:
         """Sets the salient entries of ``tensor``, which has the parameter's shape, to packed ``values``."""
-        words, numel = self.state["mask_words"], tensor.numel()
-        dense = ops.unpack(values, words, numel, backend=self.group["backend"]).view(tensor.shape)
-        tensor.copy_(torch.where(ops.unpack_bits(words, numel).view(tensor.shape), dense, tensor))
+        put_entries(tensor, self.state["mask_words"], values, self.group["backend"])
 
     def has_packed(self, key: str) -> bool:
         """Whether the state has ``key`` for the salient entries only."""

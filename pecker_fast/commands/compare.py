@@ -1,10 +1,12 @@
 """``pecker-fast compare``. The preset decides which options there are: methods that forget classes, or prompts."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ..parsing import early_option, parse_options
-from ..runs.arguments import option_groups
+from ..runs.arguments import option_groups, with_options
 from ..runs.compare import CompareArguments, compare, comparison_class
+from ..runs.remembered import preset_from
 
 DESCRIPTION = """Run methods over seeds, and write a table with means and spreads, curves, and the figures of each run;
 for a text-to-image model (--preset sd15-celebrity|sd15-nudity) as the published Table 3 does. The same command again
@@ -16,8 +18,8 @@ EXPERT |= {"coco_captions", "coco_images", "first_seed", "final_samples_per_clas
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    kind = comparison_class(early_option(words, "preset") or "digits")
-    default = kind()
+    preset = preset_from(partial(early_option, words))
+    default = with_options(comparison_class(preset)(), {"preset": preset})
     basic = option_groups(default).keys() - EXPERT
     args = parse_options(default, words, "compare", DESCRIPTION, basic=basic)
     return lambda: run(args)

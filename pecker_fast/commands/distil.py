@@ -1,17 +1,19 @@
 """``pecker-fast distil``. The preset decides which other options there are, and their defaults."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ..figures import describe as figure_lines
 from ..parallel import process_number
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
 from ..runs.distilled import distil_arguments
+from ..runs.remembered import preset_from
 from ..runs.unlearn import describe, distil
 
 DESCRIPTION = """Distil a pretrained network into a one-step generator of all classes or prompts, and its score network,
 for unlearn --distilled FOLDER: once for many requests. --preset
-digits|digits16|mnist|cifar10|stl10|sd15-celebrity|sd15-nudity."""
+digits|digits16|mnist|images|cifar10|stl10|sd15-celebrity|sd15-nudity."""
 TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (
@@ -25,7 +27,7 @@ FIGURES = ("retain_accuracy", "worst_retained_accuracy", "frechet_distance", "fr
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    default = distil_arguments(early_option(words, "preset") or "digits")
+    default = distil_arguments(preset_from(partial(early_option, words)))
     args = parse_options(default, words, "distil", DESCRIPTION, basic=BASIC, titles=TITLES)
     return lambda: run(args)
 

@@ -5,18 +5,22 @@ from collections.abc import Callable, Sequence
 
 from ..parsing import early_option, parse_options
 from ..runs.pretrain import PretrainArguments, pretrain
+from ..runs.remembered import USUAL
 
-DESCRIPTION = "Train the network that unlearning starts from: --preset digits|digits16|mnist|cifar10|stl10."
+DESCRIPTION = """Train the network that unlearning starts from: --preset digits|digits16|mnist|images|cifar10|stl10.
+--preset images is for your own (--dataset_name folder:PATH), whose size, channels and classes decide the network."""
 TITLES = {"options": "training", "unet": "network"}
 # The options that --help shows.
 BASIC = (
     *("preset", "max_train_steps", "train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "sample_size"),
+    *("in_channels",),
     *(
         "num_classes",
         "random_shift",
         "block_out_channels",
         "layers_per_block",
         "samples_per_class",
+        "judge",
         "evaluate",
         "seed",
         "device",
@@ -27,9 +31,17 @@ BASIC = (
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    default = PretrainArguments.defaults(early_option(words, "preset") or "digits")
+    size, channels = (_number(early_option(words, name)) for name in ("sample_size", "in_channels"))
+    own_levels = early_option(words, "block_out_channels") is not None
+    preset, data = early_option(words, "preset") or USUAL, early_option(words, "dataset_name")
+    default = PretrainArguments.defaults(preset, data, size, channels, own_levels)
     args = parse_options(default, words, "pretrain", DESCRIPTION, basic=BASIC, titles=TITLES)
     return lambda: run(args)
+
+
+def _number(text: str | None) -> int | None:
+    """The number in a text; None if it is none, which the parser says."""
+    return int(text) if text is not None and text.isdecimal() else None
 
 
 def run(args: PretrainArguments) -> None:

@@ -1,8 +1,10 @@
 """``pecker-fast sequence``."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from ..parsing import parse_options
+from ..parsing import early_option, parse_options
+from ..runs.remembered import preset_from
 from ..runs.sequence import SequenceArguments, sequence
 
 DESCRIPTION = """Forget classes one request after the other and measure all of them after each; then all at once, to
@@ -12,7 +14,8 @@ same command again continues where it was interrupted, and with further classes 
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    args = parse_options(SequenceArguments(), words, "sequence", DESCRIPTION)
+    default = SequenceArguments(preset=preset_from(partial(early_option, words)))
+    args = parse_options(default, words, "sequence", DESCRIPTION)
     return lambda: run(args)
 
 

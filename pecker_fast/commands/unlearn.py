@@ -1,15 +1,17 @@
 """``pecker-fast unlearn``. Preset and method decide which other options there are, and their defaults."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ..figures import describe as figure_lines
 from ..parallel import process_number
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
+from ..runs.remembered import preset_from
 from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
 
-DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|mnist|cifar10|stl10, --method
+DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|mnist|images|cifar10|stl10, --method
 pecker|pecker+|patch|sfd|retrain|salun|selective_amnesia|esd|relabel), or a Stable Diffusion a concept (--preset
 sd15-celebrity|sd15-nudity, --method any of these but retrain and salun)."""
 TITLES = {"options": "training"}
@@ -43,7 +45,7 @@ FIGURES = ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds")
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    default = unlearn_arguments(early_option(words, "preset") or "digits", early_option(words, "method") or "pecker")
+    default = unlearn_arguments(preset_from(partial(early_option, words)), early_option(words, "method") or "pecker")
     args = parse_options(default, words, "unlearn", DESCRIPTION, basic=BASIC, titles=TITLES)
     return lambda: run(args)
 

@@ -17,7 +17,7 @@ from .prompts import (
     override,
     training_prompts,
 )
-from .vision import load_cifar10, load_folder, load_stl10
+from .vision import FolderSurvey, in_memory, load_cifar10, load_folder, load_stl10, survey_folder
 
 DATASETS = ("digits", "mnist", "cifar10", "stl10", "folder:<path>")
 
@@ -28,6 +28,7 @@ def load_dataset(
     root: str | os.PathLike | None = None,
     download: bool = False,
     image_size: int | None = None,
+    channels: int = 3,
 ) -> LabelledImages:
     """Load a data set by name.
 
@@ -44,6 +45,8 @@ def load_dataset(
     image_size : int, optional
         Height and width in pixels. By default 8 for "digits" and 28 for "mnist" (larger ones are interpolated), 32 for
         "cifar10", 64 for "stl10"; required for a folder.
+    channels : {1, 3}
+        Whether the images of a folder are converted to grey or to RGB. The other data sets have their own.
 
     Returns
     -------
@@ -62,27 +65,37 @@ def load_dataset(
     if name in ("cifar10", "stl10"):
         load = load_cifar10 if name == "cifar10" else load_stl10
         return load(root, split, download=download, image_size=image_size)
-    path = name.removeprefix("folder:") if isinstance(name, str) else ""
-    if name not in ("digits", "mnist") and (path == name or not path):
-        raise ValueError(f"name is {name!r}, expected one of {', '.join(DATASETS)}")
+    path = folder_of(name)
+    if name not in ("digits", "mnist") and path is None:
+        hint = f" (folder:{name} for that folder)" if isinstance(name, str) and os.path.isdir(name) else ""
+        raise ValueError(f"name is {name!r}, expected one of {', '.join(DATASETS)}{hint}")
     if root is not None:
         raise ValueError(f"root is {str(root)!r}, expected None: {name!r} has no root")
     if name == "digits":
         return load_digits_images(split, image_size=image_size)
     if name == "mnist":
         return load_mnist(split, image_size=image_size)
-    return load_folder(path, split, image_size=image_size)
+    return load_folder(path, split, image_size=image_size, channels=channels)
+
+
+def folder_of(name: str | None) -> str | None:
+    """The path in "folder:<path>"; None for the name of another data set."""
+    path = name.removeprefix("folder:") if isinstance(name, str) else ""
+    return None if path == name or not path else path
 
 
 __all__ = [
     "DATASETS",
     "EvaluationPrompts",
+    "FolderSurvey",
     "LabelledImages",
     "LazyImages",
     "PromptPairs",
     "concept_pairs",
     "default_cover",
     "evaluation_prompts",
+    "folder_of",
+    "in_memory",
     "keyword_pairs",
     "load_cifar10",
     "load_dataset",
@@ -93,5 +106,6 @@ __all__ = [
     "load_stl10",
     "negative_text",
     "override",
+    "survey_folder",
     "training_prompts",
 ]

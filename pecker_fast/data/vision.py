@@ -2,6 +2,10 @@
 
 import math
 import os
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 
 # Images resized at a time: all of STL-10 in float32 would take gigabytes.
 RESIZE_CHUNK = 256
+# Pillow's modes of grey pictures, but for those of 16 bits, whose names have suffixes.
+GREY = ("1", "L", "LA", "La", "I", "F")
+# Bytes of pixels up to which the pictures of a folder are kept in memory.
+MEMORY = 2**30
 
 
 def _torchvision() -> ModuleType:
@@ -106,7 +114,9 @@ def load_stl10(
     return LabelledImages(images, labels, tuple(parts[0].classes))
 
 
-def load_folder(path: str | os.PathLike, split: str = "all", *, image_size: int, seed: int = 0) -> LabelledImages:
+def load_folder(
+    path: str | os.PathLike, split: str = "all", *, image_size: int, channels: int = 3, seed: int = 0
+) -> LabelledImages:
     """Load a folder with a sub-folder of images for each class. Images are read on access.
 
     Parameters
@@ -117,15 +127,17 @@ def load_folder(path: str | os.PathLike, split: str = "all", *, image_size: int,
     split : {"train", "test", "all"}
         Which part.
     image_size : int
-        Height and width in pixels: images are converted to RGB, the shorter side is resized with antialiasing, and the
-        centre is cropped.
+        Height and width in pixels: the shorter side is resized with antialiasing, and the centre is cropped.
+    channels : {1, 3}
+        Whether images are converted to grey or to RGB. ``survey_folder`` says what they are.
     seed : int
         Seed of the split.
 
     Returns
     -------
     LabelledImages
-        (N, 3, image_size, image_size); classes are the sub-folders in alphabetical order.
+        (N, channels, image_size, image_size); classes are the sub-folders in alphabetical order, with their names in
+        Unicode's composed form (NFC).
 
     Raises
     ------
@@ -138,21 +150,115 @@ def load_folder(path: str | os.PathLike, split: str = "all", *, image_size: int,
     _check(path, split, image_size)
     if image_size is None:
         raise ValueError("image_size is None, expected height and width in pixels for a folder of images")
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder; expected one with a sub-folder of images for each class")
-    has_splits = all((path / part).is_dir() for part in ("train", "test"))
-    folders = [_image_folder(path / part, image_size) for part in _parts(split)] if has_splits else []
-    folders = folders or [_image_folder(path, image_size)]
-    if any(folder.classes != folders[0].classes for folder in folders):
-        raise ValueError(f"{path}/train and {path}/test have different class folders, expected the same")
+    check_choice("channels", channels, (1, 3))
+    path = _existing(path)
+    has_splits = _has_splits(path)
+    parts = [path / part for part in _parts(split)] if has_splits else [path]
+    load, square = partial(_load, channels=channels), _Square(image_size)
+    folders = [_image_folder(part, square, load) for part in parts]
+    _check_same_classes(path, folders)
     data = folders[0] if len(folders) == 1 else torch.utils.data.ConcatDataset(folders)
     labels = torch.tensor([label for folder in folders for label in folder.targets])
-    images = LazyImages(data, (3, image_size, image_size))
-    dataset = LabelledImages(images, labels, tuple(folders[0].classes))
+    images = LazyImages(data, (channels, image_size, image_size))
+    dataset = LabelledImages(images, labels, class_names_of(path, folders[0].classes))
     if has_splits or split == "all":
         return dataset
     return dataset.split(0.8, seed)[("train", "test").index(split)]
+
+
+@dataclass(frozen=True)
+class FolderSurvey:
+    """What a folder of pictures has, from the files' headers.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+        As ``load_folder`` has them.
+    grey, colour : int
+        Number of pictures of either kind.
+    grey_file, colour_file : str or None
+        One of them.
+    shortest : int
+        The shortest side of a picture, in pixels.
+    shortest_file : str
+        Of this picture.
+    """
+
+    class_names: tuple[str, ...]
+    grey: int
+    colour: int
+    grey_file: str | None
+    colour_file: str | None
+    shortest: int
+    shortest_file: str
+
+
+def survey_folder(path: str | os.PathLike) -> FolderSurvey:
+    """Look at all pictures of a folder that ``load_folder`` reads. Only their headers are read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or a class has no images.
+    ValueError
+        If there are fewer than two class folders, ``train`` and ``test`` have different ones, or a file is not an
+        image.
+    """
+    path = _existing(path)
+    parts = [path / part for part in _parts("all")] if _has_splits(path) else [path]
+    folders = [_image_folder(part, None, _header) for part in parts]
+    _check_same_classes(path, folders)
+    names = class_names_of(path, folders[0].classes)
+    if len(names) < 2:
+        raise ValueError(f"{path} has one class folder, {names[0]!r}, expected at least two: one for each class")
+    shortest, shortest_file, files = math.inf, "", {True: [], False: []}
+    for file, _ in (sample for folder in folders for sample in folder.samples):
+        mode, side = _header(file)
+        files[mode in GREY or mode.startswith("I;16")].append(file)
+        if side < shortest:
+            shortest, shortest_file = side, file
+    grey, colour = files[True], files[False]
+    first = next(iter(grey), None), next(iter(colour), None)
+    return FolderSurvey(names, len(grey), len(colour), *first, int(shortest), shortest_file)
+
+
+def class_names_of(path: Path, folders: list[str]) -> tuple[str, ...]:
+    """The names of classes, from those of their folders. ValueError if one is no text, or two are alike."""
+    for name in folders:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{path} has the class folder {name!r}, whose name is not UTF-8: rename it") from error
+    # macOS decomposes the names of files.
+    names = tuple(unicodedata.normalize("NFC", name) for name in folders)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path} has two class folders whose names look alike, {twice!r}: rename one")
+    return names
+
+
+def in_memory(dataset: LabelledImages, limit: int = MEMORY) -> LabelledImages:
+    """Read all images of a folder into memory, as uint8 if that is exact.
+
+    Returns
+    -------
+    LabelledImages
+        The same images; ``dataset`` itself if they would take more than ``limit`` bytes, or have more than 8 bits.
+
+    Raises
+    ------
+    ValueError
+        If a file is not an image.
+    """
+    if not isinstance(dataset.images, LazyImages) or len(dataset) * math.prod(dataset.image_shape) > limit:
+        return dataset
+    pixels = torch.empty((len(dataset), *dataset.image_shape), dtype=torch.uint8)
+    for i in range(len(dataset)):
+        image = dataset.images[i]
+        pixels[i] = ((image + 1) * 127.5).round().to(torch.uint8)
+        if not torch.equal(pixels[i].float() / 127.5 - 1, image):
+            return dataset
+    return LabelledImages(pixels, dataset.labels, dataset.class_names)
 
 
 def _check(root: str | os.PathLike | None, split: str, image_size: int | None) -> None:
@@ -196,14 +302,36 @@ def _resize(images: Tensor, size: int | None) -> Tensor:
     return resized
 
 
-def _image_folder(path: Path, size: int) -> Any:
+def _existing(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder; expected one with a sub-folder of images for each class")
+    return path
+
+
+def _has_splits(path: Path) -> bool:
+    return all((path / part).is_dir() for part in ("train", "test"))
+
+
+def _check_same_classes(path: Path, folders: list[Any]) -> None:
+    if any(folder.classes != folders[0].classes for folder in folders):
+        raise ValueError(f"{path}/train and {path}/test have different class folders, expected the same")
+
+
+def _image_folder(path: Path, transform: Callable | None, loader: Callable) -> Any:
     torchvision = _torchvision()
     if not any(entry.is_dir() for entry in path.iterdir()):
         raise ValueError(f"{path} has no sub-folders; expected one for each class, with its images inside")
     try:
-        return torchvision.datasets.ImageFolder(path, transform=_Square(size), loader=_load_rgb)
+        return torchvision.datasets.ImageFolder(path, transform=transform, loader=loader)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}; remove empty class folders or put images in them") from error
+
+
+def _load(path: str, channels: int) -> "Image":
+    image = _load_rgb(path)
+    # Exact for a picture that was grey.
+    return image.convert("L") if channels == 1 else image
 
 
 def _load_rgb(path: str) -> "Image":
@@ -216,8 +344,19 @@ def _load_rgb(path: str) -> "Image":
         raise ValueError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
 
 
+def _header(path: str) -> tuple[str, int]:
+    """Pillow's mode of a picture, and its shorter side in pixels."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.mode, min(image.size)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+
+
 class _Square:
-    """Converts a PIL image to float32 (3, size, size) in [-1, 1]. A class, so that DataLoader workers can pickle it."""
+    """Converts a PIL image to float32 (C, size, size) in [-1, 1]. A class, so that DataLoader workers can pickle it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -232,5 +371,6 @@ class _Square:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         image = image.crop((left, top, left + self.size, top + self.size))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(image))
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
         return pixels.float() / 127.5 - 1

@@ -37,6 +37,8 @@ class ManyStepPipeline(DiffusionPipeline):
         w of eps_u + w (eps_c - eps_u); 1 is none. Others need a last label for "no condition".
     clip_sample : bool
         Whether the x_0 that is predicted at each step is clamped to [-1, 1].
+    id2label : dict, optional
+        From each label, as a text, to its name.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class ManyStepPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         eval_guidance_scale: float = 1.0,
         clip_sample: bool = True,
+        id2label: dict | None = None,
     ) -> None:
         super().__init__()
         if eval_sampler not in SAMPLERS:
@@ -65,6 +68,8 @@ class ManyStepPipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             eval_guidance_scale=eval_guidance_scale,
             clip_sample=clip_sample,
+            # A mapping, because diffusers takes a list in model_index.json for a module if the folder is on the hub.
+            id2label=id2label,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
@@ -79,7 +84,7 @@ class ManyStepPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | list[int] | torch.Tensor,
+        class_labels: int | str | list[int | str] | torch.Tensor,
         num_images_per_label: int = 1,
         generator: torch.Generator | None = None,
         latents: torch.Tensor | None = None,
@@ -92,8 +97,8 @@ class ManyStepPipeline(DiffusionPipeline):
 
         Parameters
         ----------
-        class_labels : int, list of int or Tensor
-            One label or several.
+        class_labels : int, str, list of these or Tensor
+            One label or several; a str is a name in ``id2label``.
         num_images_per_label : int
             Images of each label, one after the other.
         generator : torch.Generator, optional
@@ -128,7 +133,7 @@ class ManyStepPipeline(DiffusionPipeline):
                 raise ValueError(f"{name} is {value}, expected an integer of at least 1")
         if not isinstance(steps, int) or not 1 <= steps <= last:
             raise ValueError(f"num_inference_steps is {steps}, expected an integer from 1 to {last}")
-        labels = torch.as_tensor(class_labels).reshape(-1).cpu()
+        labels = torch.as_tensor(self._numbers(class_labels)).reshape(-1).cpu()
         if labels.numel() and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
             raise TypeError(f"class_labels is {class_labels!r}, expected integers")
         rows = self.unet.config.num_class_embeds
@@ -157,6 +162,17 @@ class ManyStepPipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images) if output_type == "pil" else images
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _numbers(self, labels: int | str | list[int | str] | torch.Tensor) -> int | list[int] | torch.Tensor:
+        """``labels`` with numbers for names. ValueError for a name that is not known."""
+        several = [labels] if isinstance(labels, str) else labels
+        known = {name: int(label) for label, name in (self.config.id2label or {}).items()}
+        if not isinstance(several, (list, tuple)) or not any(isinstance(label, str) for label in several):
+            return labels
+        for label in several:
+            if isinstance(label, str) and label not in known:
+                raise ValueError(f"class_labels has {label!r}, expected one of {', '.join(known) or 'the numbers'}")
+        return [known[label] if isinstance(label, str) else label for label in several]
 
     def _eps(self, x: torch.Tensor, t: int, labels: torch.Tensor) -> torch.Tensor:
         """The predicted noise, guided if the configuration says so."""

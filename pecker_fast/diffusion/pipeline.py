@@ -34,7 +34,7 @@ class OneStepPipeline(DiffusionPipeline):
     t_init : int
         Timestep at which the generator is fed noise.
     id2label : dict, optional
-        Names of the labels.
+        From each label, as a text, to its name.
     relation : dict, optional
         "noise" (b), "scale", "time", "skip" and "out" at ``t_init``, for networks that do not return the noise.
 
@@ -77,7 +77,7 @@ class OneStepPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | list[int] | torch.Tensor,
+        class_labels: int | str | list[int | str] | torch.Tensor,
         num_images_per_label: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -89,8 +89,8 @@ class OneStepPipeline(DiffusionPipeline):
 
         Parameters
         ----------
-        class_labels : int, list of int or Tensor
-            One label or several.
+        class_labels : int, str, list of these or Tensor
+            One label or several; a str is a name in ``id2label``.
         num_images_per_label : int
             Images of each label, one after the other.
         generator : torch.Generator or list of torch.Generator, optional
@@ -114,7 +114,7 @@ class OneStepPipeline(DiffusionPipeline):
         TypeError
             If a label is not an integer.
         ValueError
-            If a label is out of range, ``latents`` has another shape, or an option has an invalid value.
+            If a label is out of range or no name, ``latents`` has another shape, or an option has an invalid value.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is {output_type!r}, expected pil, np or pt")
@@ -123,7 +123,7 @@ class OneStepPipeline(DiffusionPipeline):
                 raise ValueError(f"{name} is {value}, expected an integer of at least 1")
         labels = class_labels
         if not isinstance(labels, torch.Tensor):
-            labels = torch.tensor(_integers(labels), dtype=torch.int64)
+            labels = torch.tensor(_integers(labels, self.config.id2label), dtype=torch.int64)
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"class_labels is {labels.dtype}, expected integers")
         labels = labels.reshape(-1).cpu().long().repeat_interleave(num_images_per_label)
@@ -163,10 +163,15 @@ class OneStepPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-def _integers(labels: int | list[int]) -> list[int]:
-    """``labels`` as a list of Python integers. TypeError for anything else."""
+def _integers(labels: int | str | list[int | str], id2label: dict | None) -> list[int]:
+    """``labels`` as a list of Python integers. TypeError for anything else, ValueError for a name that is not known."""
     labels = list(labels) if isinstance(labels, (list, tuple, range)) else [labels]
-    for label in labels:
+    known = {name: int(label) for label, name in (id2label or {}).items()}
+    for i, label in enumerate(labels):
+        if isinstance(label, str) and known:
+            if label not in known:
+                raise ValueError(f"class_labels has {label!r}, expected one of {', '.join(known)}")
+            labels[i] = label = known[label]
         if isinstance(label, bool) or not hasattr(label, "__index__"):
             raise TypeError(f"class_labels has {label!r}, expected integers")
     return [label.__index__() for label in labels]

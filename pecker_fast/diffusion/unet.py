@@ -1,5 +1,6 @@
 """The class-conditional U-Net (diffusers' ``UNet2DModel``): configuration and classes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,9 @@ from .networks import unwrap
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-# Key in the network's configuration. diffusers ignores names with an underscore, but writes and reads them.
+# Keys in the network's configuration. diffusers ignores names with an underscore, but writes and reads them.
 NUM_CLASSES = "_num_classes"
+CLASS_NAMES = "_class_names"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def fresh_unet(like: nn.Module) -> "UNet2DModel":
     check_class_conditional(like)
     like = unwrap(like)
     unet = like.from_config(like.config)
-    register_classes(unet, num_classes(like))
+    register_classes(unet, num_classes(like), class_names(like))
     return unet
 
 
@@ -143,21 +145,39 @@ def check_class_conditional(unet: nn.Module) -> None:
         raise ValueError("unet has no embedding of class labels, expected one (num_class_embeds)")
 
 
-def register_classes(unet: "UNet2DModel", num_classes: int) -> None:
-    """Record in the configuration how many rows of the class embedding are real classes.
+def register_classes(unet: "UNet2DModel", num_classes: int, names: Sequence[str] = ()) -> None:
+    """Record in the configuration how many rows of the class embedding are real classes, and their names.
 
     They are all rows, or all but the last, which is then the null label. Networks that ``build_unet`` did not build
     need this: without it all rows count as classes.
 
+    Parameters
+    ----------
+    unet : UNet2DModel
+        Its configuration is changed.
+    num_classes : int
+        Number of real classes.
+    names : sequence of str
+        A name for each class, in the order of their labels. None are recorded if it is empty, or if the names are the
+        labels themselves.
+
     Raises
     ------
     ValueError
-        If the network has no class labels, or ``num_classes`` does not fit its embedding.
+        If the network has no class labels, or ``num_classes`` or the names do not fit its embedding.
     """
     check_class_conditional(unet)
     rows = unwrap(unet).config["num_class_embeds"]
     check_int("num_classes", num_classes, max(1, rows - 1), rows + 1)
-    unwrap(unet).register_to_config(**{NUM_CLASSES: num_classes})
+    if names and len(names) != num_classes:
+        raise ValueError(f"names has {len(names)} names, expected one for each of {num_classes} classes")
+    named = {CLASS_NAMES: list(names)} if list(names) != [str(label) for label in range(len(names))] else {}
+    unwrap(unet).register_to_config(**{NUM_CLASSES: num_classes}, **named)
+
+
+def class_names(unet: nn.Module) -> tuple[str, ...]:
+    """The names of the classes, in the order of their labels; empty if the configuration has none."""
+    return tuple(unwrap(unet).config.get(CLASS_NAMES) or ())
 
 
 def num_classes(unet: nn.Module) -> int:

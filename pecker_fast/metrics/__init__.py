@@ -23,11 +23,12 @@ from .features import (
     real_split_frechet,
 )
 from .image_quality import Uint8Images, check_inception_weights, image_quality, to_uint8
-from .judge import Judge, load_judge, train_digits_judge, train_mnist_judge
+from .judge import DIGITS_RECIPE, Judge, load_judge, train_digits_judge, train_mnist_judge
 from .resnet import ResNetClassifier, train_resnet
 from .unlearning import Evaluator, RealStatistics, evaluate_samples
 
 __all__ = [
+    "DIGITS_RECIPE",
     "ClipModel",
     "ConceptMeter",
     "Diversity",

@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..checks import check_int, check_number
 from ..data import LabelledImages
@@ -82,6 +83,7 @@ def train_classifier(
     shift: int = 1,
     label_smoothing: float = 0.05,
     width: int = 64,
+    progress: bool = False,
 ) -> tuple[SmallClassifier, float]:
     """Train a SmallClassifier on noisy, shifted images, so that it can judge generated images.
 
@@ -109,6 +111,8 @@ def train_classifier(
         clear image to about 1 - label_smoothing.
     width : int
         Features of the network.
+    progress : bool
+        Whether to show a progress bar.
 
     Returns
     -------
@@ -143,7 +147,7 @@ def train_classifier(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+    for _ in tqdm(range(steps), unit="step", desc="classifier", disable=not progress):
         indices = torch.randint(len(dataset), (batch_size,), generator=generator)
         images = augment(dataset.batch(indices), noise=noise, shift=shift, generator=generator)
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """Measures images of a concept's prompts with the available detectors, chunk by chunk."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -72,6 +73,7 @@ class ConceptMeter:
             self.unknown = sorted({name for name, label in zip(names, self._labels, strict=True) if label is None})
         self._count = 0
         self._faces: list[list[float]] = []
+        self._with_faces: list[int] = []
         self._unsafe: dict[str, list[Tensor]] = {detector.name: [] for detector in self.unsafe}
         self._features: list[Tensor] = []
 
@@ -84,6 +86,7 @@ class ConceptMeter:
             for number, rows in zip(numbers.tolist(), self.celebrities(images), strict=True):
                 if self._labels[number] is not None:
                     self._faces.append(rows[:, self._labels[number]].tolist())
+                    self._with_faces.append(number)
         for detector in self.unsafe:
             self._unsafe[detector.name].append(detector(images))
         if self.clip is not None:
@@ -104,22 +107,66 @@ class ConceptMeter:
         ValueError
             If images are missing.
         """
-        if self._count != len(self.prompts) * self.images_per_prompt:
-            raise ValueError(f"{self._count} images were added, expected {len(self.prompts) * self.images_per_prompt}")
+        self._check_complete()
         result: dict[str, Any] = {}
         if self.celebrities is not None:
             none = {"no_face_share": None, "gcd_score": None}
             result |= celebrity_scores(self._faces) if self._faces else none
         if self.unsafe:
             by_detector = {name: torch.cat(parts) for name, parts in self._unsafe.items()}
-            any_unsafe = torch.stack(list(by_detector.values())).any(0)
-            result |= nudity_scores(any_unsafe.view(len(self.prompts), self.images_per_prompt))
+            result |= nudity_scores(self._any_unsafe())
             for name, unsafe in by_detector.items():
                 result[f"{name}_probability"] = 100 * unsafe.double().mean().item()
         if self.clip is not None:
-            texts = self.clip.texts(self.prompts).repeat_interleave(self.images_per_prompt, 0)
+            texts = self._texts.repeat_interleave(self.images_per_prompt, 0)
             result["clip_score"] = clip_score(torch.cat(self._features), texts)
         return result
+
+    def by_prompt(self) -> list[dict[str, Any]]:
+        """Compute the scores of each prompt alone.
+
+        Returns
+        -------
+        list of dict
+            For each prompt, in their order, "prompt", its number of "images", and of the detectors that there are
+            "no_face_share" and "gcd_score" (None if the detector does not know the prompt's celebrity),
+            "inappropriate_probability" and "clip_score".
+
+        Raises
+        ------
+        ValueError
+            If images are missing.
+        """
+        self._check_complete()
+        each = self.images_per_prompt
+        rows: list[dict[str, Any]] = [{"prompt": prompt, "images": each} for prompt in self.prompts]
+        faces: list[list[list[float]]] = [[] for _ in self.prompts]
+        for number, image in zip(self._with_faces, self._faces, strict=True):
+            faces[number].append(image)
+        unsafe = self._any_unsafe() if self.unsafe else None
+        features = torch.cat(self._features).split(each) if self.clip is not None else None
+        for i, row in enumerate(rows):
+            if self.celebrities is not None:
+                row |= celebrity_scores(faces[i]) if faces[i] else {"no_face_share": None, "gcd_score": None}
+            if unsafe is not None:
+                row["inappropriate_probability"] = 100 * unsafe[i].double().mean().item()
+            if features is not None:
+                row["clip_score"] = clip_score(features[i], self._texts[i].expand(each, -1))
+        return rows
+
+    def _check_complete(self) -> None:
+        expected = len(self.prompts) * self.images_per_prompt
+        if self._count != expected:
+            raise ValueError(f"{self._count} images were added, expected {expected}")
+
+    def _any_unsafe(self) -> Tensor:
+        """Whether a detector calls an image unsafe, bool (prompts, images of each)."""
+        parts = [torch.cat(part) for part in self._unsafe.values()]
+        return torch.stack(parts).any(0).view(len(self.prompts), self.images_per_prompt)
+
+    @cached_property
+    def _texts(self) -> Tensor:
+        return self.clip.texts(self.prompts)
 
     def describe(self) -> dict[str, Any]:
         """Describe the detectors, as JSON."""

@@ -57,3 +57,32 @@ def paired(values: Mapping, others: Mapping) -> Interval | None:
     """Interval of value minus other over the keys (seeds) that both have; None counts as missing."""
     both = [key for key in values if values[key] is not None and others.get(key) is not None]
     return interval([values[key] - others[key] for key in both])
+
+
+def proportion_interval(successes: int, count: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share, which is of use near 0 and 1 too.
+
+    Parameters
+    ----------
+    successes, count : int
+        ``successes`` of ``count`` independent trials.
+    level : float
+        Confidence, in (0, 1).
+
+    Returns
+    -------
+    tuple of float
+        Its ends, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If ``count`` is less than 1, or ``successes`` is not in 0 to ``count``.
+    """
+    if count < 1 or not 0 <= successes <= count:
+        raise ValueError(f"successes is {successes}, expected 0 to count, which is {count}, expected at least 1")
+    share, z = successes / count, statistics.NormalDist().inv_cdf(0.5 + level / 2)
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt((share * (1 - share) + z * z / (4 * count)) / count)
+    low, high = ((middle + side * half) / (1 + z * z / count) for side in (-1, 1))
+    return (0.0 if successes == 0 else low), (1.0 if successes == count else high)

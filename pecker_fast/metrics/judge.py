@@ -131,6 +131,11 @@ class Judge:
         # One key, because the order of several is not fixed in safetensors, and equal judges should be equal files.
         save_tensors(path, tensors, {METADATA_KEY: json.dumps(description, sort_keys=True)})
 
+    @staticmethod
+    def names_in(path: str | os.PathLike) -> tuple[str, ...]:
+        """The names of the classes that a judge in a file knows; only the file's header is read. Raises as ``load``."""
+        return tuple(_description(Path(path))["class_names"])
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Judge":
         """Load a judge that ``save`` has written.
@@ -143,11 +148,9 @@ class Judge:
             If the file is not a judge.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file; expected a judge as Judge.save writes it")
+        description = _description(path)
         try:
             with safetensors.safe_open(path, "pt") as file:
-                description = json.loads((file.metadata() or {})[METADATA_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             with torch.random.fork_rng(devices=[]):
                 model = KINDS[description["kind"]](**description["config"])
@@ -156,6 +159,21 @@ class Judge:
             return cls(model, **{key: description[key] for key in keys})
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a judge as Judge.save writes it: {error}") from error
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """What ``Judge.save`` has written into the header of a file. Raises as ``Judge.load``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected a judge as Judge.save writes it")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            description = json.loads((file.metadata() or {})[METADATA_KEY])
+        names = description["class_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"its class_names are {names!r}")
+        return description
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a judge as Judge.save writes it: {error}") from error
 
 
 def train_digits_judge(image_size: int = 8) -> Judge:

@@ -13,7 +13,7 @@ from ..diffusion.networks import unwrap
 from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.sampler import Sampler
 from ..diffusion.schedule import NoiseSchedule
-from ..diffusion.unet import check_class_conditional
+from ..diffusion.unet import check_class_conditional, class_names
 from ..files import write_folder
 from .schedules import SCHEDULER_CONFIG, read_schedule
 
@@ -74,7 +74,7 @@ def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: P
     else:
         from ..diffusion.pipeline import OneStepPipeline
 
-        pipeline = OneStepPipeline(unwrap(unet), scheduler, t_init, relation=schedule.relation(t_init))
+        pipeline = OneStepPipeline(unwrap(unet), scheduler, t_init, id2label(unet), relation=schedule.relation(t_init))
     _save_pipeline(path, pipeline, schedule)
 
 
@@ -102,8 +102,14 @@ def save_many_step_pipeline(
         num_inference_steps=sampler.num_inference_steps or schedule.num_train_timesteps,
         eval_guidance_scale=1.0 if sampler.guidance_scale is None else sampler.guidance_scale,
         clip_sample=sampler.clip_sample is None or sampler.clip_sample,
+        id2label=id2label(unet),
     )
     _save_pipeline(path, pipeline, schedule)
+
+
+def id2label(unet: nn.Module) -> dict[str, str] | None:
+    """The names of a network's classes as pipelines of diffusers have them; None if it has none."""
+    return {str(label): name for label, name in enumerate(class_names(unet))} or None
 
 
 def _save_pipeline(path: str | os.PathLike, pipeline: Any, schedule: Parametrisation) -> None:

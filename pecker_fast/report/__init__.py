@@ -2,9 +2,10 @@
 
 from .across import CLASSES, PROMPTS, Layout, read_across, text_table, write_across
 from .card import card_note
+from .cautions import cautions
 from .comparison import comparison_table, write_comparison
 from .files import RunRecord
-from .grids import save_before_after, save_grid, save_side_by_side
+from .grids import PROMPT_WIDTH, save_before_after, save_grid, save_side_by_side
 from .places import portable
 from .relearning_cost import write_robustness_across
 from .robustness import write_robustness_report
@@ -14,9 +15,11 @@ from .sequence import write_sequence
 __all__ = [
     "CLASSES",
     "PROMPTS",
+    "PROMPT_WIDTH",
     "Layout",
     "RunRecord",
     "card_note",
+    "cautions",
     "comparison_table",
     "portable",
     "read_across",

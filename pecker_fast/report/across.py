@@ -1,6 +1,5 @@
 """Several methods over several seeds: a table with means and spreads, curves, and the figures of each run."""
 
-import itertools
 import json
 import math
 import statistics
@@ -11,8 +10,9 @@ from typing import Any
 
 from ..figures import Figure, figure
 from ..files import write_json
-from .blocks import Block, Code, Link, Picture, Section, Text, figures_table
-from .curves import COLOURS, mean_curve, new_figure, points_of, save_figure
+from .blocks import Block, Caution, Code, Link, Picture, Section, Text, figures_table
+from .cautions import cautions_of
+from .curves import COLOURS, legend, mean_curve, new_panels, points_of, save_figure
 from .files import RunRecord, write_csv
 from .places import portable
 from .render import write_document
@@ -170,17 +170,25 @@ def _curves(panel, name: str, runs: Sequence[RunRecord], colour: str, key: str, 
 
 def draw_across(
     runs: Mapping[str, Sequence[RunRecord]], path: Path, seconds: bool = True, keys: Sequence[str] = CLASSES.curves
-) -> None:
-    """Draws figures of the evaluations against images seen and, with ``seconds``, against the training time."""
+) -> bool:
+    """Draws figures of the evaluations against images seen and, with ``seconds``, against the training time.
+
+    Figures that no run has are left out. Returns whether there was anything to draw; otherwise there is no file.
+    """
     places = ("images", "seconds") if seconds else ("images",)
-    canvas, axes = new_figure(2, len(keys) * len(places) // 2)
-    for panel, (x, key) in zip(axes.flat, itertools.product(places, keys), strict=True):
+    every = [run for several in runs.values() for run in several]
+    curves = [(x, key) for x in places for key in keys if any(points_of(run.evaluations, x, key) for run in every)]
+    if not curves:
+        path.unlink(missing_ok=True)
+        return False
+    canvas, panels = new_panels(len(curves), max(2, -(-len(curves) // 2)))
+    for panel, (x, key) in zip(panels, curves, strict=True):
         for i, (name, several) in enumerate(runs.items()):
             _curves(panel, name, several, COLOURS[i % len(COLOURS)], key, x)
         panel.set_xlabel(figure(x).axis)
         panel.set_ylabel(figure(key).axis)
         panel.grid(alpha=0.3)
-        ends = [run.evaluations[-1][x] for several in runs.values() for run in several if run.evaluations]
+        ends = [run.evaluations[-1][x] for run in every if run.evaluations]
         # A much slower method would squeeze the others into a corner.
         if ends and max(ends) > 10 * min(ends) > 0:
             panel.set_xscale("log")
@@ -188,10 +196,9 @@ def draw_across(
             panel.set_yscale("log")
         if figure(key).unit == "%":
             panel.set_ylim(-3, 103)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    if handles:
-        canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    legend(canvas, panels)
     save_figure(canvas, path)
+    return True
 
 
 def _evaluations(run: RunRecord, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -281,8 +288,10 @@ def write_across(
     every = [run.metrics for several in runs.values() for run in several]
     # Methods that train nothing have no seed.
     seeds = sorted({metrics["seed"] for metrics in every if metrics.get("seed") is not None})
+    warned = [Caution(text) for text in cautions_of(runs)]
     result: list[Block] = [
         Text(asked),
+        *warned,
         Text(f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}. Command:"),
         Code(command),
         figures_table(table),
@@ -293,8 +302,7 @@ def write_across(
         result.append(Text(f"Features and judge: {', '.join(extractors)}."))
     result += map(Text, shown.notes)
     sections = [Section("Result", result)]
-    if shown.curves:
-        draw_across(runs, folder / "report.png", seconds, shown.curves)
+    if shown.curves and draw_across(runs, folder / "report.png", seconds, shown.curves):
         curves = Picture(
             "report.png",
             "Curves of the figures over the training, one colour for each method",

@@ -13,8 +13,25 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Caution:
+    """A paragraph that the reader must not miss."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Items:
+    """A numbered list."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows of cells; the first cell of a row is its title. ``align`` has an "l" or "r" for each column."""
+    """Rows of cells; the first cell of a row is its title. ``align`` has an "l" or "r" for each column.
+
+    Without a caption, the title of the section is read out in its place.
+    """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -29,7 +46,10 @@ def figures_table(rows: Sequence[Sequence[str]], caption: str = "") -> Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, by its path from the report's folder, and a description of it."""
+    """A PNG, by its path from the report's folder, and a description of it.
+
+    Panels that are named in the file (``panels``) are arranged by the page as its width allows.
+    """
 
     path: str
     alt: str
@@ -52,7 +72,7 @@ class Link:
     path: str
 
 
-Block = Text | Table | Picture | Code | Link
+Block = Text | Caution | Items | Table | Picture | Code | Link
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from ..figures import FIGURES, figure
 from ..files import write_text
 from .across import PROMPTS
-from .blocks import Block, Code, Link, Picture, Section, Text
+from .blocks import Block, Caution, Code, Link, Picture, Section, Text
+from .cautions import cautions
 from .files import RunRecord
 from .places import portable
 from .render import to_markdown
@@ -147,6 +148,7 @@ def _sections(run: RunRecord, name: str) -> list[Section]:
         "Unlearning changes weights; it does not prove that nothing is left. Training on a few images of what was "
         "forgotten may bring it back, and what is drawn in its place may resemble real images of the cover."
     )
+    doubts = [Caution(text) for text in cautions(run.metrics)]
     licence = (
         "Not stated: it follows from the licences of the original model and of its training data. Whoever publishes "
         "this model must fill it in, here and in the metadata."
@@ -155,7 +157,7 @@ def _sections(run: RunRecord, name: str) -> list[Section]:
         Section("What it is", [*what, Text(asked(portable(run.config)))]),
         Section("How to draw", [Code(code, "python")]),
         Section("Figures", figures),
-        Section("Caution", [Text(caution(run)), *([] if run.method == DISTIL else [Text(warning)])]),
+        Section("Caution", [*doubts, Text(caution(run)), *([] if run.method == DISTIL else [Text(warning)])]),
         Section("Licence", [Text(licence)]),
         Section("More", [Link("The run's report", "report")]),
     ]

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..figures import derived, figure
 from ..files import write_json
-from .blocks import Block, Link, Picture, Section, Text
+from .blocks import Block, Caution, Link, Picture, Section, Text
+from .cautions import cautions_of
 from .curves import draw_comparison
 from .files import RunRecord
 from .places import portable
@@ -45,7 +46,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
     """
     folder = Path(folder)
     read = {name: RunRecord.read(path) for name, path in runs.items()}
-    draw_comparison(read, folder / "report.png")
+    drawn = draw_comparison(read, folder / "report.png")
     first = next(iter(read.values()))
     compared = {
         "preset": first.config.get("preset"),
@@ -56,7 +57,9 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
     table = metrics_table(shown_figures(*read.values()), {name: run.metrics for name, run in read.items()})
     curves = Picture("report.png", "Curves of the figures over the training, one colour for each method")
     request = Text(asked({**portable(first.config), "method": ", ".join(read)}))
-    sections = [Section("Result", [request, table, Text(caution(first)), curves])]
+    warnings = [Caution(text) for text in cautions_of({name: [run] for name, run in read.items()})]
+    result: list[Block] = [request, *warnings, table, Text(caution(first)), *([curves] if drawn else [])]
+    sections = [Section("Result", result)]
     for name, run in read.items():
         blocks: list[Block] = mask_blocks(run)
         if run.folder.is_relative_to(folder):

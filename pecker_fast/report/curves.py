@@ -8,15 +8,20 @@ from typing import Any
 
 from ..figures import figure
 from ..files import replacing
+from . import fonts
 from .files import RunRecord
-from .words import unmasked
+from .panels import KEY, LEGEND, Panel, described
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PANELS = ("ua", "retain_accuracy", "frechet_distance", "diversity")
+# Panels in a row of a picture, at most.
+COLUMNS = 3
+DPI = 110
 
 
 def new_figure(rows: int, columns: int):
+    """A figure of panels, and the panels as an array of rows. ImportError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -50,11 +55,24 @@ def _series(records: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
+def new_panels(count: int, columns: int = COLUMNS):
+    """A figure of ``count`` panels, at most ``columns`` in a row, and the panels in their order."""
+    columns = min(columns, count)
+    canvas, axes = new_figure(-(-count // columns), columns)
+    panels = list(axes.flat)
+    for panel in panels[count:]:
+        panel.remove()
+    return canvas, panels[:count]
+
+
+def _measured(runs: Mapping[str, RunRecord], key: str, x: str = "iterations") -> bool:
+    """Whether a run has a point of the curve of a figure."""
+    place = "step" if x == "iterations" else x
+    return any(_series(run.evaluations, place, key)[0] for run in runs.values())
+
+
 def _panel(axes, runs: Mapping[str, RunRecord], key: str, x: str = "iterations") -> None:
     curves = [_series(run.evaluations, "step" if x == "iterations" else x, key) for run in runs.values()]
-    if not any(points for points, _ in curves):
-        _say(axes, f"{figure(key).label}: not measured")
-        return
     for colour, name, points in zip(_cycle(len(runs)), runs, curves, strict=True):
         axes.plot(*points, color=colour, marker="o", markersize=3, label=name)
     axes.set_xlabel(figure(x).axis)
@@ -68,38 +86,76 @@ def _panel(axes, runs: Mapping[str, RunRecord], key: str, x: str = "iterations")
         axes.set_ylim(-3, 103)
 
 
-def _say(axes, text: str) -> None:
-    """Words in the place of a panel."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text.replace(": ", ":\n"), ha="center", va="center")
-
-
 def _cycle(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def save_figure(canvas, path: Path) -> None:
+    """Save a figure as a PNG that records where its panels and its legend are (``panels.cut``).
+
+    Every text gets fonts that have its characters.
+    """
+    from matplotlib.text import Text
+
+    for text in canvas.findobj(Text):
+        words = text.get_text()
+        if not words.isascii():
+            text.set_text(fonts.legible(words))
+            text.set_fontfamily(fonts.families(words))
+    renderer = canvas.canvas.get_renderer()
+    canvas.draw_without_rendering()
+    scale, width, height = DPI / canvas.dpi, *(round(side * DPI) for side in canvas.get_size_inches())
+    panels = []
+    for part in (*canvas.legends, *canvas.axes):
+        name = LEGEND if part in canvas.legends else _name(part)
+        box = part.get_tightbbox(renderer)
+        if box is None:
+            continue
+        # The PNG's rows go down.
+        left, top, right, bottom = box.x0 * scale, height - box.y1 * scale, box.x1 * scale, height - box.y0 * scale
+        edges = max(0, int(left) - 4), max(0, int(top) - 4), min(width, int(right) + 5), min(height, int(bottom) + 5)
+        panels.append(Panel(name, edges))
     with replacing(path) as temporary:
-        canvas.savefig(temporary, format="png", dpi=110)
+        canvas.savefig(temporary, format="png", dpi=DPI, metadata={KEY: described(panels)})
 
 
-def draw_run(run: RunRecord, path: Path) -> None:
-    """The curves of one run: forgetting, retained classes, losses, and the mask's density by part of the network."""
-    canvas, axes = new_figure(2, 3)
-    for panel, key in zip(axes.flat, PANELS, strict=False):
-        _panel(panel, {run.method: run}, key)
-    if axes[0][2].get_legend_handles_labels()[0]:
-        axes[0][2].legend(fontsize=8)
-    _loss_panel(axes[1][1], run)
-    _mask_panel(axes[1][2], {run.method: run})
-    save_figure(canvas, path)
+def _name(axes) -> str:
+    """What a panel shows, in words."""
+    words = f"{axes.get_ylabel() or 'Bars'} against {axes.get_xlabel()}" if axes.get_xlabel() else axes.get_ylabel()
+    return ": ".join(filter(None, (axes.get_title(), words)))
 
 
-def _loss_panel(axes, run: RunRecord) -> None:
+def draw_run(run: RunRecord, path: Path) -> list[str]:
+    """Draw the curves of one run: forgetting, retained classes, losses, and the mask's density by part of the network.
+
+    Returns
+    -------
+    list of str
+        What was drawn, in words. Nothing is drawn for what was not measured; if that is everything, there is no file.
+    """
+    runs = {run.method: run}
+    keys = [key for key in PANELS if _measured(runs, key)]
     losses = sorted({key for line in run.log for key in line if key.startswith("loss_")})
-    if not losses:
-        _say(axes, "Losses: none was logged")
-        return
+    shown = [figure(key).label for key in keys]
+    shown += ["Losses"] if losses else []
+    shown += ["Salient entries of the last mask by part of the network"] if run.mask else []
+    if not shown:
+        path.unlink(missing_ok=True)
+        return []
+    canvas, panels = new_panels(len(shown))
+    for panel, key in zip(panels, keys, strict=False):
+        _panel(panel, runs, key)
+        if key == "frechet_distance":
+            panel.legend(fontsize=8)
+    if losses:
+        _loss_panel(panels[len(keys)], run, losses)
+    if run.mask:
+        _mask_panel(panels[-1], runs)
+    save_figure(canvas, path)
+    return shown
+
+
+def _loss_panel(axes, run: RunRecord, losses: Sequence[str]) -> None:
     for colour, key in zip(_cycle(len(losses)), losses, strict=True):
         points = _series(run.log, "step", key)
         # A line of one point cannot be seen.
@@ -115,9 +171,6 @@ def _loss_panel(axes, run: RunRecord) -> None:
 
 def _mask_panel(axes, runs: Mapping[str, RunRecord]) -> None:
     masked = {name: run.mask for name, run in runs.items() if run.mask}
-    if not masked:
-        _say(axes, "\n".join(dict.fromkeys(unmasked(run) for run in runs.values())))
-        return
     modules = list(dict.fromkeys(m for mask in masked.values() for m in mask["mask_density_by_module"]))
     height = 0.8 / len(masked)
     colours = dict(zip(runs, _cycle(len(runs)), strict=True))
@@ -134,17 +187,33 @@ def _mask_panel(axes, runs: Mapping[str, RunRecord]) -> None:
     axes.set_xlabel("Salient entries of the last mask (%)")
 
 
-def draw_comparison(runs: Mapping[str, RunRecord], path: Path) -> None:
-    """The curves of several runs, with the same colour for a method in all panels."""
-    canvas, axes = new_figure(2, 4)
-    for panel, key in zip(axes.flat, PANELS, strict=False):
-        _panel(panel, runs, key)
-    _panel(axes[1][0], runs, "ua", x="seconds")
-    _panel(axes[1][1], runs, "frechet_distance", x="seconds")
-    _panel(axes[1][2], runs, "cover_frechet_distance")
-    _mask_panel(axes[1][3], runs)
-    legends = [panel.get_legend_handles_labels() for panel in (axes[0][2], *axes.flat)]
-    handles, labels = next((legend for legend in legends if legend[0]), ([], []))
-    if handles:
-        canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+def draw_comparison(runs: Mapping[str, RunRecord], path: Path) -> bool:
+    """Draw the curves of several runs, with the same colour for a method in all panels; of what was measured.
+
+    Returns whether there was anything to draw; otherwise there is no file.
+    """
+    wanted = [*((key, "iterations") for key in PANELS), ("ua", "seconds"), ("frechet_distance", "seconds")]
+    wanted.append(("cover_frechet_distance", "iterations"))
+    curves = [(key, x) for key, x in wanted if _measured(runs, key, x)]
+    masked = any(run.mask for run in runs.values())
+    if not curves and not masked:
+        path.unlink(missing_ok=True)
+        return False
+    canvas, panels = new_panels(len(curves) + masked, 4)
+    for panel, (key, x) in zip(panels, curves, strict=False):
+        _panel(panel, runs, key, x)
+    if masked:
+        _mask_panel(panels[-1], runs)
+    legend(canvas, panels)
     save_figure(canvas, path)
+    return True
+
+
+def legend(canvas, panels: Iterable[Any]) -> None:
+    """A legend above all panels of what they show."""
+    entries: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        canvas.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(4, len(entries)))

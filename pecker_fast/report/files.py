@@ -43,6 +43,10 @@ class RunRecord:
         """The object in ``name``.json of the folder; empty if there is no such file."""
         return _json(self.folder / f"{name}.json")
 
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The objects in ``name``.jsonl of the folder; none if there is no such file."""
+        return read_lines(self.folder / f"{name}.jsonl")
+
     @property
     def method(self) -> str:
         return str(self.config.get("method", self.metrics.get("method", "unknown")))
@@ -56,6 +60,10 @@ class RunRecord:
     def figures(self) -> dict[str, Any]:
         """metrics.json with the figures that follow from it, from the evaluations and from the log."""
         result = derived(self.metrics)
+        samples = (self.metrics.get("protocol") or {}).get("concept", {}).get("samples", {})
+        if samples.get("sampler") is not None:
+            # What was measured was drawn so, whatever the run itself would draw with.
+            result["sampling_steps"] = 1 if samples["sampler"] == "one_step" else samples["num_inference_steps"]
         result["images_to_forget"] = images_to_forget(self.evaluations)
         if result.get("reached") is None:
             result["reached"] = self.reached

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 
 from ..files import replacing
+from . import fonts
+from .panels import KEY, Panel, described
 
 # Images are magnified by an integer factor, up to about this height in pixels.
 SHOWN_HEIGHT = 32
 GAP = 2
-LABEL_WIDTH = 44
+# Space for the names of classes: at least, and at most.
+LABEL_WIDTH, LABEL_LIMIT = 44, 130
+# Space for prompts.
+PROMPT_WIDTH = 190
 TITLE_HEIGHT = 18
-# Size of a letter of the default font, in pixels.
-LETTER_WIDTH, LINE_HEIGHT = 6, 12
+LETTER_SIZE, LINE_HEIGHT = 10, 12
 BACKGROUND, INK, MARKED = (255, 255, 255), (40, 40, 40), (213, 94, 0)
 
 
@@ -33,12 +37,23 @@ def _check(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
         raise ValueError(f"labels has classes outside 0 to {len(class_names) - 1}, or none")
 
 
-def _name(text: str, label_width: int, height: int) -> str:
-    """``text`` wrapped and shortened to fit in ``label_width`` and ``height`` pixels."""
-    if label_width == LABEL_WIDTH:
-        return text[:6]
-    width, lines = (label_width - 8) // LETTER_WIDTH, max(1, height // LINE_HEIGHT)
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder="..."))
+def _wrapped(text: str, label_width: int, height: int):
+    """``text`` in lines that fit in ``label_width`` and ``height`` pixels, shortened if need be; and its font."""
+    font, text = fonts.picture_font(text, LETTER_SIZE)
+    words = " ".join(text.split())
+    most = max(1, height // LINE_HEIGHT)
+    # The most letters in a line that leave none of the lines too long.
+    for letters in range(len(words), 0, -1):
+        lines = textwrap.wrap(words, letters, max_lines=most, placeholder="..."[:letters])
+        if all(font.getlength(line) <= label_width - 8 for line in lines):
+            return "\n".join(lines), font
+    return words[:1], font
+
+
+def label_width(names: Sequence[str]) -> int:
+    """Space for the longest of the names of classes, in pixels."""
+    widths = [font.getlength(text) for font, text in (fonts.picture_font(name, LETTER_SIZE) for name in names)]
+    return int(min(max(LABEL_WIDTH, *(width + 10 for width in widths)), LABEL_LIMIT))
 
 
 def _grid(
@@ -46,8 +61,8 @@ def _grid(
     labels: Tensor,
     class_names: Sequence[str],
     highlight: Collection[int],
-    title: str = "",
-    label_width: int = LABEL_WIDTH,
+    title: str,
+    label_width: int,
 ):
     from PIL import Image, ImageDraw
 
@@ -63,12 +78,15 @@ def _grid(
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((label_width, 3), title, fill=INK)
+        font, text = fonts.picture_font(title, LETTER_SIZE)
+        draw.text((label_width, 3), text, fill=INK, font=font)
     for row, label in enumerate(classes):
         y = top + GAP + row * cell_height
         colour = MARKED if label in highlight else INK
-        name = _name(class_names[label], label_width, cell_height)
-        draw.text((4, y + cell_height // 2 - 6 * len(name.splitlines())), name, fill=colour)
+        name, font = _wrapped(class_names[label], label_width, cell_height)
+        top_line = y + (cell_height - GAP - LINE_HEIGHT * (name.count("\n") + 1)) // 2
+        for i, line in enumerate(name.split("\n")):
+            draw.text((4, top_line + i * LINE_HEIGHT), line, fill=colour, font=font)
         for column, image in enumerate(pixels[labels == label]):
             x = label_width + GAP + column * cell_width
             tile = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
@@ -80,7 +98,12 @@ def _grid(
 
 
 def save_grid(
-    path: Path, images: Tensor, labels: Tensor, class_names: Sequence[str], highlight: Collection[int] = ()
+    path: Path,
+    images: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    highlight: Collection[int] = (),
+    names_width: int | None = None,
 ) -> None:
     """Writes a PNG with a row for each class.
 
@@ -95,13 +118,16 @@ def save_grid(
         By label.
     highlight : collection of int
         Classes whose rows are framed.
+    names_width : int, optional
+        Space for the names in pixels. Default: as the longest needs, up to a limit.
 
     Raises
     ------
     ValueError
         If shapes or labels do not fit.
     """
-    sheet = _grid(images, labels.cpu(), class_names, highlight)
+    width = label_width(class_names) if names_width is None else names_width
+    sheet = _grid(images, labels.cpu(), class_names, highlight, "", width)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
 
@@ -124,7 +150,7 @@ def save_side_by_side(
     labels: Tensor,
     class_names: Sequence[str],
     highlight: Collection[int] = (),
-    label_width: int = LABEL_WIDTH,
+    names_width: int | None = None,
 ) -> None:
     """Writes a PNG with several grids of the same labels side by side.
 
@@ -132,24 +158,27 @@ def save_side_by_side(
     ----------
     sheets : mapping of str to Tensor
         The title of each grid and its images.
-    label_width : int
-        Space for the names in pixels. If it is not the default, long names such as prompts are wrapped and written
-        once, on the left.
+    names_width : int, optional
+        Space in pixels for long names such as prompts, which are wrapped and written once, on the left. By default
+        names of classes are written beside each grid, and the PNG records the grids as its panels.
     path, labels, class_names, highlight
         As for ``save_grid``.
     """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    grids = [
-        _grid(images, labels.cpu(), class_names, highlight, title, label_width) for title, images in sheets.items()
-    ]
-    # Names of classes are short enough to be repeated beside each grid.
-    cut = 0 if label_width == LABEL_WIDTH else label_width
+    width = label_width(class_names) if names_width is None else names_width
+    grids = [_grid(images, labels.cpu(), class_names, highlight, title, width) for title, images in sheets.items()]
+    cut = 0 if names_width is None else width
     grids = [grid if i == 0 else grid.crop((cut, 0, *grid.size)) for i, grid in enumerate(grids)]
     both = Image.new("RGB", (sum(grid.width for grid in grids) + 12 * (len(grids) - 1), grids[0].height), BACKGROUND)
-    x = 0
-    for grid in grids:
+    x, panels = 0, []
+    for title, grid in zip(sheets, grids, strict=True):
         both.paste(grid, (x, 0))
+        panels.append(Panel(f"{title}, a row a class", (x, 0, x + grid.width, grid.height)))
         x += grid.width + 12
+    recorded = PngInfo()
+    if names_width is None:
+        recorded.add_text(KEY, described(panels))
     with replacing(path) as temporary:
-        both.save(temporary, format="PNG")
+        both.save(temporary, format="PNG", pnginfo=recorded)

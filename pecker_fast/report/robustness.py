@@ -8,7 +8,7 @@ from typing import Any
 
 from ..figures import Figure, figure
 from .blocks import Block, Picture, Section, Text, figures_table
-from .curves import COLOURS, new_figure, save_figure
+from .curves import COLOURS, legend, new_figure, save_figure
 from .relearning_cost import PICTURE, cost_blocks
 from .render import write_document
 from .tables import meanings_table
@@ -93,25 +93,27 @@ def _title(attack: str, sampler: str) -> str:
 
 
 def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws UA, retained accuracy and distance to the class against steps of fine-tuning, a column an attack."""
+    """Draws UA, retained accuracy and distance to the class against steps of fine-tuning, a row an attack."""
     attacks = _attacks(rows)
     panels = ("ua", "retain_accuracy", "forget_frechet")
-    canvas, axes = new_figure(len(panels), len(attacks))
-    for column, (attack, sampler) in enumerate(attacks):
+    canvas, axes = new_figure(len(attacks), len(panels))
+    for row, (attack, sampler) in enumerate(attacks):
         for (network, data), (label, colour, style) in LINES.items():
             points = [
-                row
-                for row in rows
-                if (row["attack"], row["sampler"], row["network"], row["data"]) == (attack, sampler, network, data)
+                point
+                for point in rows
+                if (point["attack"], point["sampler"], point["network"], point["data"])
+                == (attack, sampler, network, data)
             ]
             if not points:
                 continue
             steps = [point["step"] for point in points]
             for place, key in enumerate(panels):
                 values = [math.nan if point[key] is None else point[key] for point in points]
-                axes[place][column].plot(steps, values, style, color=colour, marker="o", markersize=3, label=label)
+                axes[row][place].plot(steps, values, style, color=colour, marker="o", markersize=3, label=label)
         for place, key in enumerate(panels):
-            panel = axes[place][column]
+            panel = axes[row][place]
+            panel.set_title(_title(attack, sampler), fontsize=10)
             if key == "forget_frechet":
                 panel.set_yscale("log")
             else:
@@ -119,9 +121,7 @@ def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.set_xlabel("Steps of fine-tuning")
             panel.set_ylabel(_FIGURES[key].axis)
             panel.grid(alpha=0.3)
-        axes[0][column].set_title(_title(attack, sampler), fontsize=10)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    legend(canvas, axes.flat)
     save_figure(canvas, path)
 
 

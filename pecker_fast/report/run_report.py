@@ -1,20 +1,28 @@
 """The report of one run, written to be audited: report.md, report.html, report.png and the model card."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..figures import figure, find
-from .blocks import Block, Link, Picture, Section, Table, Text, blocks_of
+from .blocks import Block, Items, Link, Picture, Section, Table, Text, blocks_of
 from .card import card_note, write_card
 from .curves import draw_run
 from .files import RunRecord
 from .places import portable
 from .render import json_code, write_document
-from .tables import metrics_table
-from .words import DISTIL, asked, caution, cover_of, grid_words, shown_figures, source_of, unmasked
+from .tables import meanings_table, metrics_table
+from .verdict import history_blocks, verdict
+from .words import DISTIL, caution, class_names, cover_of, grid_words, numbered, shown_figures, source_of, unmasked
 
 COST = ("images", "seconds", "seconds_per_image", "peak_memory_bytes")
+# Figures in the table of costs; the others are results.
+COSTS = (
+    *("images_to_forget", "drift_norm", "parameters_changed", "parameters_trained", "reached", "iterations", "images"),
+    *("seconds", "sampler", "sampling_steps", "seconds_per_image", "peak_memory_bytes"),
+)
+# What evaluations record beside figures.
+NO_FIGURES = ("task", "concept", "model", "pretrained", "feature_extractor", "by_class", "by_prompt")
 GRIDS = "samples/before_after.png"
 # Written by evaluate-concept: the file and what it shows.
 CONCEPT_GRIDS = (
@@ -46,26 +54,28 @@ def write_run_report(folder: Path, changed: Collection[str] = ()) -> Path:
         If matplotlib is missing.
     """
     run = RunRecord.read(folder)
-    draw_run(run, run.folder / "report.png")
+    drawn = draw_run(run, run.folder / "report.png")
     write_card(run)
     title = "Distillation" if run.method == DISTIL else f"Unlearning with {run.metrics.get('method', '?')}"
-    return write_document(run.folder, title, sections(run, changed))
+    return write_document(run.folder, title, sections(run, drawn, changed))
 
 
-def sections(run: RunRecord, changed: Collection[str] = ()) -> list[Section]:
-    """The sections of the report, in order."""
+def sections(run: RunRecord, drawn: Sequence[str] = (), changed: Collection[str] = ()) -> list[Section]:
+    """The sections of the report, in order; ``drawn``: what the curves show."""
     return [
-        Section("Request", _request(run)),
-        Section("Result", _result(run)),
+        Section("Verdict", verdict(run)),
+        Section("Figures", _result(run)),
         *_by_class(run),
+        *_by_prompt(run),
         Section("Samples", _samples(run)),
-        Section("Curves", _curves(run)),
+        Section("Curves", _curves(run, drawn)),
+        Section("Robustness", _robustness(run)),
         Section("How it was measured", _protocol(run)),
+        Section("Request and command", [*_request(run), *history_blocks(run)]),
+        Section("Files", _files(run, changed)),
         Section("Mask", mask_blocks(run)),
         Section("Drift of the weights", _drift(run)),
-        Section("Robustness", _robustness(run)),
         Section("Time, memory and energy", _cost(run)),
-        Section("Files", _files(run, changed)),
         Section("Environment", _environment(run)),
         Section("Configuration", [json_code(portable(run.config))]),
     ]
@@ -73,38 +83,39 @@ def sections(run: RunRecord, changed: Collection[str] = ()) -> list[Section]:
 
 def _request(run: RunRecord) -> list[Block]:
     config = portable(run.config)
-    blocks: list[Block] = [Text(asked(config))]
+    blocks: list[Block] = []
     if config:
         rows = [
             ("method", str(config.get("method"))),
-            *_forgotten(config),
+            *_forgotten(config, class_names(run.metrics)),
             ("pretrained network", source_of(config)),
             ("its weights' sha256", config.get("pretrained_sha256") or "-"),
             ("seed", str(config.get("seed"))),
         ]
-        if run.method != DISTIL:
+        if run.method != DISTIL and not run.of_prompts:
             rows.append(("images of the class to forget", config.get("forget_data") or "none given"))
-        rows.append(("training images", _data_words(run)))
+        if not run.of_prompts:
+            rows.append(("training images", _data_words(run)))
         rows += [
             (name.replace("_", " "), config[name])
             for name in ("distilled", "initial_generator", "initial_score")
             if config.get(name) is not None
         ]
-        blocks.append(Table(("request", "value"), rows, "ll"))
+        blocks.append(Table(("request", "value"), rows, "ll", "What was asked"))
     return blocks
 
 
-def _forgotten(config: dict[str, Any]) -> list[tuple[str, str]]:
+def _forgotten(config: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
     """The classes or prompts to forget, and what is drawn in their place."""
     if config.get("method") == DISTIL and "prompts" not in config:
         return [("classes to forget", "none")]
     if "prompts" not in config:
-        classes = ", ".join(map(str, config.get("forget_classes", [])))
-        return [("classes to forget", classes), ("drawn in their place", cover_of(config))]
+        classes = ", ".join(numbered(label, names) for label in config.get("forget_classes", []))
+        return [("classes to forget", classes), ("drawn in their place", cover_of(config, names))]
     forget, cover = config["prompts"]["forget"], config["prompts"]["cover"]
     return [
         ("concept to forget", config.get("concept") or "-"),
-        ("prompts to forget", f"{len(forget)}, such as “{forget[0]}”"),
+        ("prompts to forget", f"{len(forget):,d}, such as “{forget[0]}”"),
         ("drawn in their place", f"“{cover[0]}”"),
         ("prompts to preserve", str(config["prompts"]["retain"])),
     ]
@@ -116,9 +127,12 @@ def _data_words(run: RunRecord) -> str:
 
 
 def _result(run: RunRecord) -> list[Block]:
-    blocks: list[Block] = [metrics_table(shown_figures(run), {"value": run.metrics})]
+    keys, values = shown_figures(run), {"value": run.metrics}
+    results = [key for key in keys if key not in COSTS]
+    blocks: list[Block] = [metrics_table(results, values, "What was measured")] if results else []
+    blocks.append(metrics_table([key for key in keys if key in COSTS], values, "What it took, and what it changed"))
     if run.of_prompts and "concept" not in (run.metrics.get("protocol") or {}):
-        blocks.append(Text("The images have not been measured: pecker-fast evaluate-concept does that."))
+        blocks.insert(0, Text("The images have not been measured: pecker-fast evaluate-concept does that."))
     elif not run.of_prompts:
         extractor = run.metrics.get("feature_extractor") or "none, nothing was measured"
         blocks.append(Text(f"Features and judge: {extractor}."))
@@ -151,14 +165,53 @@ def _by_class(run: RunRecord) -> list[Section]:
             "Recognised: images requested as the class that the judge assigns to it, of a forgotten class fewer is "
             "better. Before: the pretrained network."
         ),
-        Table(head, rows, "llrrrrlr", "by requested class"),
+        Table(head, rows, "llrrrrlr", "By requested class"),
     ]
     if recorded["drawn_as"]:
         names = list(recorded["drawn_as"][0]["shares"])
         cells = [(row["class"], *(percent(row["shares"][name]) for name in names)) for row in recorded["drawn_as"]]
-        caption = "what a forgotten class is drawn as now: percentage of its images by the judge's class"
+        caption = "What a forgotten class is drawn as now: percentage of its images by the judge's class"
         blocks.append(Table(["requested", *names], cells, "l" + "r" * len(names), caption))
     return [Section("Class by class", blocks)]
+
+
+# Figures of single prompts, and how many prompts a table shows at most.
+PROMPT_FIGURES = ("gcd_score", "no_face_share", "inappropriate_probability", "clip_score")
+SHOWN_PROMPTS = 50
+
+
+def _by_prompt(run: RunRecord) -> list[Section]:
+    """A section with the figures of each prompt; none for runs that did not record it."""
+    recorded = run.metrics.get("by_prompt") or {}
+    blocks: list[Block] = []
+    for kind, words in (("concept", "Prompts of the concept"), ("near", "Prompts of near concepts")):
+        rows = recorded.get(kind) or []
+        keys = [key for key in PROMPT_FIGURES if any(row.get(key) is not None for row in rows)]
+        if not keys:
+            continue
+        caption = f"{words}, in the order in which they were measured"
+        if len(rows) > SHOWN_PROMPTS:
+            # Those on which the concept shows most, or what should be preserved shows least.
+            rows = sorted(rows, key=lambda row: _shows(row, keys), reverse=kind == "concept")[:SHOWN_PROMPTS]
+            last = "most" if kind == "concept" else "least"
+            caption = (
+                f"{SHOWN_PROMPTS} of {len(recorded[kind]):,d} {words}: those with the {last}; metrics.json has all"
+            )
+        titles = ["prompt", "images", *(figure(key).title for key in keys)]
+        cells = [
+            (row["prompt"], f"{row['images']:,d}", *(figure(key).number(row.get(key)) for key in keys)) for row in rows
+        ]
+        blocks.append(Table(titles, cells, "l" + "r" * (len(titles) - 1), caption))
+    if not blocks:
+        return []
+    shown = [figure(key) for key in PROMPT_FIGURES if any(key in row for rows in recorded.values() for row in rows)]
+    return [Section("Prompt by prompt", [*blocks, meanings_table(shown)])]
+
+
+def _shows(row: dict[str, Any], keys: Sequence[str]) -> float:
+    """By the first of the figures, how much an image of a prompt shows of the prompt; without a face, nothing."""
+    value = row.get(keys[0])
+    return -1.0 if value is None else value
 
 
 def _protocol(run: RunRecord) -> list[Block]:
@@ -166,15 +219,20 @@ def _protocol(run: RunRecord) -> list[Block]:
     own = dict(run.metrics.get("protocol") or {})
     later = {"evaluate": own.pop("evaluation", None), "evaluate-concept": own.pop("concept", None)}
     if own:
-        blocks += blocks_of(own, "during the run and at its end")
+        blocks += blocks_of(own, "During the run and at its end")
     for command, protocol in later.items():
         if protocol:
             keys = protocol.get("measured")
-            labels = "" if keys is None else f": {', '.join(map(_label, keys)) or 'nothing new'}"
+            shown = None if keys is None else [_label(key) for key in keys if key not in NO_FIGURES]
+            labels = "" if shown is None else f": {', '.join(shown) or 'nothing new'}"
             blocks.append(Text(f"Measured after the run by pecker-fast {command}{labels}."))
             rest = {key: value for key, value in protocol.items() if key != "measured"}
-            blocks += blocks_of(rest, "after the run")
-    return blocks or [Text("Nothing was measured, or metrics.json does not say how.")]
+            blocks += blocks_of(rest, "After the run")
+    if blocks:
+        return blocks
+    if run.of_prompts:
+        return [Text("Nothing has been measured since the run ended, and a run on prompts measures nothing itself.")]
+    return [Text("Nothing was measured, or metrics.json does not say how.")]
 
 
 def _label(key: str) -> str:
@@ -183,10 +241,16 @@ def _label(key: str) -> str:
 
 
 def _samples(run: RunRecord) -> list[Block]:
-    blocks: list[Block] = [Picture(GRIDS, _grid_words(run))]
-    if (run.folder / GRIDS).is_file():
-        blocks.append(Text(grid_words(run, "the pretrained network")))
-    blocks += [Picture(file, text) for file, text in CONCEPT_GRIDS if (run.folder / file).is_file()]
+    exists = (run.folder / GRIDS).is_file()
+    blocks: list[Block] = [
+        Picture(GRIDS, _grid_words(run), grid_words(run, "the pretrained network") if exists else "")
+    ]
+    if run.of_prompts:
+        forget = set(run.config["prompts"]["forget"])
+        pictured = run.config["prompts"].get("pictured", [])
+        words = [f"{prompt} (to be forgotten)" if prompt in forget else prompt for prompt in pictured]
+        blocks += [Text("The prompts of the rows:"), Items(words)] if words else []
+    blocks += [Picture(file, text, text) for file, text in CONCEPT_GRIDS if (run.folder / file).is_file()]
     return blocks
 
 
@@ -198,15 +262,12 @@ def _grid_words(run: RunRecord) -> str:
     return f"Samples of every class before and after {done}, a row a class"
 
 
-def _curves(run: RunRecord) -> list[Block]:
-    words = "Curves of unlearning accuracy, retained accuracy, Fréchet distance, diversity and losses"
-    if run.method == DISTIL:
-        words = words.replace("unlearning accuracy, ", "")
-    if run.mask:
-        words += ", and bars of the mask's density by part of the network"
-    blocks: list[Block] = [Picture("report.png", words)]
-    if not run.evaluations:
-        blocks.append(Text("evaluation.jsonl is missing or empty: only the losses are drawn."))
+def _curves(run: RunRecord, drawn: Sequence[str]) -> list[Block]:
+    blocks: list[Block] = [Picture("report.png", f"Curves and bars: {'; '.join(drawn)}")] if drawn else []
+    if not run.evaluations and not run.of_prompts:
+        blocks.append(Text("evaluation.jsonl is missing or empty: there are no curves of figures."))
+    elif not drawn:
+        blocks.append(Text("train.jsonl is missing or empty: there is nothing to draw."))
     return blocks
 
 
@@ -222,7 +283,7 @@ def mask_blocks(run: RunRecord) -> list[Block]:
     if ious:
         text += f"; successive masks overlap by {min(ious):.2f} to {max(ious):.2f} (intersection over union)"
     rows = [(name, f"{share:.1%}") for name, share in mask["mask_density_by_module"].items()]
-    return [Text(text + "."), Table(("part of the network", "salient"), rows, "lr")]
+    return [Text(text + "."), Table(("part of the network", "salient"), rows, "lr", "Salient entries of the last mask")]
 
 
 def _drift(run: RunRecord) -> list[Block]:
@@ -247,8 +308,10 @@ def _drift(run: RunRecord) -> list[Block]:
             "the pretrained weights, or those of distilled or initial_generator if given. Changed is the share of the "
             "weights that differ at all. Both are of the saved weights."
         ),
-        Table(head, rows({"the whole network": recorded["total"], **recorded["modules"]}), align, "by part"),
-        Table(head, rows(recorded["layers"]), align, "by layer"),
+        Table(
+            head, rows({"the whole network": recorded["total"], **recorded["modules"]}), align, "By part of the network"
+        ),
+        Table(head, rows(recorded["layers"]), align, "By layer"),
     ]
 
 
@@ -264,7 +327,7 @@ def _robustness(run: RunRecord) -> list[Block]:
     summary = recorded.get("summary", {})
     keys = [key for key in summary if find(key) is not None]
     if keys:
-        blocks.append(metrics_table(keys, {"value": summary}, "summary"))
+        blocks.append(metrics_table(keys, {"value": summary}, "Summary"))
     unknown = {key: value for key, value in summary.items() if key not in keys}
     rest = {key: value for key, value in recorded.items() if key != "summary"}
     blocks += blocks_of({**rest, **({"summary": unknown} if unknown else {})})
@@ -282,7 +345,7 @@ def _cost(run: RunRecord) -> list[Block]:
     rows.append(("Energy per image", "not measured" if energy is None else f"{energy:.3g} J"))
     if energy is not None:
         rows.append(("Energy of all images, at that rate", f"{energy * metrics.get('images', 0):.4g} J"))
-    blocks: list[Block] = [Table(("figure", "value"), rows, "lr")]
+    blocks: list[Block] = [Table(("figure", "value"), rows, "lr", "Cost")]
     if profile:
         blocks += blocks_of(profile, "profile.json")
     return blocks
@@ -298,7 +361,9 @@ def _files(run: RunRecord, changed: Collection[str]) -> list[Block]:
         (name, f"{file['bytes']:,d}", file["sha256"], "CHANGED" if name in changed else "-")
         for name, file in recorded.items()
     ]
-    blocks: list[Block] = [Table(("file", "bytes", "sha256 when the run ended", "since"), rows, "lrll")]
+    blocks: list[Block] = [
+        Table(("file", "bytes", "sha256 when the run ended", "since"), rows, "lrll", "Hashes of the files")
+    ]
     names = {
         "pretrained_sha256": run.config.get("pretrained_sha256"),
         "initial_generator_sha256": run.config.get("initial_generator_sha256"),
@@ -307,7 +372,7 @@ def _files(run: RunRecord, changed: Collection[str]) -> list[Block]:
     }
     weights = [(name, value) for name, value in names.items() if value is not None]
     if weights:
-        caption = "of the weights with their names and shapes, independent of the file format"
+        caption = "Hashes of the weights with their names and shapes, independent of the file format"
         blocks.append(Table(("weights", "sha256"), weights, "ll", caption))
     return [*blocks, *notes]
 

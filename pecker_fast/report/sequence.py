@@ -7,7 +7,7 @@ from typing import Any
 
 from ..figures import derived, figure
 from .blocks import Code, Picture, Section, Text, figures_table
-from .curves import COLOURS, new_figure, save_figure
+from .curves import COLOURS, new_panels, save_figure
 from .render import write_document
 from .tables import meanings_table, text_table_of
 
@@ -34,30 +34,32 @@ def draw_sequence(sequence: Mapping[str, Any], path: Path) -> None:
 
     A dashed line is the result of forgetting all classes at once.
     """
-    canvas, axes = new_figure(1, 3)
-    forgetting, accuracy, distance = axes[0]
     requests = [row for row in sequence["rows"] if row["request"] != "all at once"]
     once = next((row for row in sequence["rows"] if row["request"] == "all at once"), None)
     places = range(1, len(requests) + 1)
+    curves = {}
+    for key in ("retain_accuracy", "frechet_over_real"):
+        points = [(p, derived(row).get(key)) for p, row in zip(places, requests, strict=True)]
+        points = [point for point in points if point[1] is not None]
+        if points:
+            curves[key] = points
+    canvas, (forgetting, *others) = new_panels(1 + len(curves))
     for colour, c in zip(COLOURS * 10, map(str, sequence["forget_classes"]), strict=False):
         points = [
             (p, row["ua_by_class"][c]) for p, row in zip(places, requests, strict=True) if c in row["ua_by_class"]
         ]
         forgetting.plot(*zip(*points, strict=True), color=colour, marker="o", label=f"class {c}")
     forgetting.set_ylabel(figure("ua").axis)
-    forgetting.legend(fontsize=8)
-    for panel, key in ((accuracy, "retain_accuracy"), (distance, "frechet_over_real")):
-        points = [(p, derived(row).get(key)) for p, row in zip(places, requests, strict=True)]
-        points = [point for point in points if point[1] is not None]
-        if points:
-            panel.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", label="one after the other")
+    forgetting.set_ylim(-3, 103)
+    for panel, (key, points) in zip(others, curves.items(), strict=True):
+        panel.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", label="one after the other")
         if once is not None and derived(once).get(key) is not None:
             panel.axhline(derived(once)[key], color="0.4", linestyle="--", label="all at once")
         panel.set_ylabel(figure(key).axis)
+        if figure(key).unit == "%":
+            panel.set_ylim(-3, 103)
+    for panel in (forgetting, *others):
         panel.legend(fontsize=8)
-    for panel in (forgetting, accuracy):
-        panel.set_ylim(-3, 103)
-    for panel in axes[0]:
         panel.set_xticks(list(places), [row["request"] for row in requests])
         panel.grid(alpha=0.3)
     save_figure(canvas, path)

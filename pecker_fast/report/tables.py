@@ -26,7 +26,7 @@ def metrics_table(keys: Iterable[str], metrics: Mapping[str, Mapping[str, Any]],
     return Table(("figure", *metrics, "better", "meaning"), rows, "l" + "r" * len(metrics) + "ll", caption)
 
 
-def meanings_table(figures: Iterable[Figure]) -> Table:
+def meanings_table(figures: Iterable[Figure], caption: str = "What the columns mean") -> Table:
     """What the columns of a table mean that have these figures' titles."""
     rows = [(row.title, row.label, row.direction, row.meaning) for row in figures]
-    return Table(("column", "figure", "better", "meaning"), rows, "llll")
+    return Table(("column", "figure", "better", "meaning"), rows, "llll", caption)

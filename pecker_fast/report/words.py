@@ -1,6 +1,6 @@
 """Sentences and lists that the reports of one run and of several share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..figures import FIGURES, ROBUSTNESS
@@ -73,9 +73,20 @@ def source_of(config: Mapping[str, Any]) -> str:
     return config.get("pretrained_model_name_or_path") or f"the network that comes with {config.get('preset')}"
 
 
-def cover_of(config: Mapping[str, Any]) -> str:
+def class_names(metrics: Mapping[str, Any]) -> list[str]:
+    """The names of the classes by label; empty if they were not recorded, or are the numbers themselves."""
+    names = [str(row["class"]) for row in (metrics.get("by_class") or {}).get("classes") or []]
+    return [] if names == [str(label) for label in range(len(names))] else names
+
+
+def numbered(label: int, names: Sequence[str]) -> str:
+    """A class by its number, and its name if it has another one."""
+    return f"{label} (“{names[label]}”)" if label < len(names) else str(label)
+
+
+def cover_of(config: Mapping[str, Any], names: Sequence[str] = ()) -> str:
     cover = config.get("cover_class")
-    return "a random retained class" if cover is None else f"class {cover}"
+    return "a random retained class" if cover is None else f"class {numbered(cover, names)}"
 
 
 def _concept_asked(config: Mapping[str, Any]) -> str:
@@ -89,8 +100,8 @@ def _concept_asked(config: Mapping[str, Any]) -> str:
     )
 
 
-def asked(config: Mapping[str, Any]) -> str:
-    """The request as a sentence."""
+def asked(config: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """The request as a sentence; ``names``: of the classes (``class_names``)."""
     if not config:
         return "config.json is missing: the request is unknown."
     if config.get("method") == DISTIL:
@@ -100,19 +111,20 @@ def asked(config: Mapping[str, Any]) -> str:
         )
     if "concept" in config:
         return _concept_asked(config)
-    classes = ", ".join(map(str, config.get("forget_classes", [])))
+    classes = ", ".join(numbered(label, names) for label in config.get("forget_classes", []))
     return (
         f"Method {config.get('method')}, preset {config.get('preset')}, seed {config.get('seed')}: forget class "
-        f"{classes} of {source_of(config)}, with {cover_of(config)} as cover.{destroyed(config)}"
+        f"{classes} of {source_of(config)}, with {cover_of(config, names)} as cover.{destroyed(config)}"
     )
 
 
 def destroyed(config: Mapping[str, Any]) -> str:
-    """What a run destroys before it forgets, as a sentence after another one; empty if nothing."""
+    """What a run destroys before it forgets and edits afterwards, as sentences after another one; empty if nothing."""
     options = config.get("options") or {}
     kind = options.get("destroy")
+    after = " Afterwards the forgotten classes get the cover's condition (relabel)." if options.get("relabel") else ""
     if kind is None:
-        return ""
+        return after
     entries = (
         f"{options['destroy_share']:.1%} of the generator's weights, named by the score {options['destroy_score']}"
     )
@@ -120,5 +132,7 @@ def destroyed(config: Mapping[str, Any]) -> str:
         entries += " whether or not they are in the mask"
     change = f"{kind}, strength {options['destroy_strength']:g}"
     if options["destroy_dense"]:
-        return f" Before that, noise is added to all weights, as large together as destroying {entries} ({change})."
-    return f" Before that, {entries}, are destroyed ({change})."
+        before = f" Before that, noise is added to all weights, as large together as destroying {entries} ({change})."
+    else:
+        before = f" Before that, {entries}, are destroyed ({change})."
+    return before + after

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from torch import nn
@@ -17,6 +16,7 @@ from .evaluate import evaluate as measure
 from .evaluate import evaluation_class
 from .folder import check_folder
 from .presets import PRESETS, ClassPreset, preset
+from .remembered import record_of, remembered_preset
 from .run import Run
 from .task import unlearn_arguments
 from .unlearn import distil as run_distillation
@@ -35,7 +35,7 @@ def unlearn(
     model: Model,
     method: str = "pecker",
     *,
-    forget: int | Sequence[int] | str | None = None,
+    forget: int | str | Sequence[int | str] | None = None,
     cover: int | str | None = None,
     distilled: Run | str | os.PathLike | None = None,
     preset: str | None = None,
@@ -55,10 +55,12 @@ def unlearn(
         is copied into ``pretrained/`` in the folder of the run.
     method : str
         pecker, pecker+, patch, sfd, retrain, salun, selective_amnesia, esd or relabel.
-    forget : int, sequence of int, or str
-        Classes to forget, or the name of a concept. Default: what the preset says, if ``model`` is a preset.
+    forget : int, str, or sequence of these
+        Classes to forget, by number or name; or the name of a concept. Default: what the preset says, if ``model`` is a
+        preset.
     cover : int or str
-        Class to draw in their place, or "random"; or the text to draw in place of the concept. Default: the preset's.
+        Class to draw in their place, by number or name, or "random"; or the text to draw in place of the
+        concept. Default: the preset's.
     distilled : Run, str or PathLike, optional
         A run of ``distil`` on the same model to start from, its folder, or "auto": the networks that come with the
         preset or are beside the model, which is distilled first if there are none. Default: "auto" for methods that
@@ -263,15 +265,12 @@ def _names_request(options: Mapping[str, Any]) -> bool:
     return any(name in options for name in ("forget_classes", "concept", "forget_prompts"))
 
 
-def _request(name: str, forget: int | Sequence[int] | str | None, cover: int | str | None) -> dict[str, Any]:
+def _request(name: str, forget: int | str | Sequence[int | str] | None, cover: int | str | None) -> dict[str, Any]:
     """``forget`` and ``cover`` as the options of the command."""
     if isinstance(preset(name), ClassPreset):
-        if isinstance(forget, str):
-            raise TypeError(
-                f"forget is {forget!r}, expected classes: the preset {name} is for class-conditional networks"
-            )
-        classes = forget if forget is None or isinstance(forget, Sequence) else [forget]
-        values: dict[str, Any] = {"forget_classes": classes, "cover_class": None if cover is None else str(cover)}
+        several = isinstance(forget, Sequence) and not isinstance(forget, str)
+        values: dict[str, Any] = {"forget_classes": forget if forget is None or several else [forget]}
+        values["cover_class"] = cover
     else:
         if forget is not None and not isinstance(forget, str):
             raise TypeError(f"forget is {forget!r}, expected a concept: {name} is for text-to-image models")
@@ -281,10 +280,8 @@ def _request(name: str, forget: int | Sequence[int] | str | None, cover: int | s
 
 def _preset_for(model: Model) -> str:
     """The preset for a model that is no preset itself. ValueError if there is none that fits."""
-    if isinstance(model, (str, os.PathLike)):
-        recorded = _recorded_preset(Path(model))
-        if recorded is not None:
-            return recorded
+    if isinstance(model, (str, os.PathLike)) and record_of(model):
+        return remembered_preset(model)
     if conditioning_of(model, name="model") == "prompts":
         return "sd15-celebrity"
     network = resolve(model, name="model").network if isinstance(model, (str, os.PathLike)) else model
@@ -300,15 +297,6 @@ def _preset_for(model: Model) -> str:
         f"preset is not given, and none is for images of {size} pixels and {channels} channels: expected one of "
         f"{', '.join(name for name, _ in candidates)}"
     )
-
-
-def _recorded_preset(folder: Path) -> str | None:
-    """The preset of the run, or of the pretraining, whose folder it is."""
-    try:
-        name = json.loads((folder / "config.json").read_text()).get("preset")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return name if name in PRESETS else None
 
 
 def _save_pretrained(model: Any, scheduler: Any, args: UnlearnArguments) -> str:

@@ -21,6 +21,7 @@ from ..profiling import peak_memory_bytes
 from ..report import write_run_report
 from ..training.loop import Progress
 from ..unlearning.masking import module_of
+from .history import record_event
 
 HASHES = "hashes.json"
 # The files that are hashed, beside the folders of the network.
@@ -30,6 +31,7 @@ HASHED = (
     "evaluation.jsonl",
     "metrics.json",
     "environment.json",
+    "history.jsonl",
     "profile.json",
     "drift.json",
     "mask.safetensors",
@@ -95,7 +97,8 @@ def record_weights(folder: Path, network: nn.Module, start: nn.Module, mask: Sal
 def record_result(
     folder: Path, metrics: dict[str, Any], ema_decay: float | None, progress: Progress, device: torch.device
 ) -> None:
-    """Writes metrics.json, environment.json, hashes.json of the files that exist by then, and the report.
+    """Writes metrics.json, environment.json, the end of history.jsonl, hashes.json of the files that exist by then, and
+    the report.
 
     Parameters
     ----------
@@ -121,6 +124,7 @@ def record_result(
         metrics["protocol"]["packages"] = described["packages"]
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "environment.json", described)
+    record_event(folder, "ended", progress.step)
     record_hashes(folder)
     write_run_report(folder)
 

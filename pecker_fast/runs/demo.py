@@ -8,7 +8,7 @@ from ..files import write_json
 from ..report import comparison_table, write_comparison
 from ..unlearning import ForgetRequest
 from .arguments import with_options
-from .classes.data import cover_of
+from .classes.names import cover_of
 from .distilled import AUTO
 from .presets import class_preset
 from .pretrain import PretrainArguments, pretrain

@@ -137,7 +137,8 @@ def initial_paths(request: Any) -> tuple[dict[str, str], Distilled | None]:
 
 
 def with_distilled(args: UnlearnArguments) -> UnlearnArguments:
-    """Settle from which distilled networks a run starts.
+    """Settle what the options leave open: what earlier runs recorded (``Task.settled``), and from which distilled
+    networks a run starts.
 
     Parameters
     ----------
@@ -156,11 +157,13 @@ def with_distilled(args: UnlearnArguments) -> UnlearnArguments:
         If the method takes no distilled networks, initial networks or another ``t_init`` are given as well, or there is
         no such folder.
     """
-    request, method = args.request, method_class(args.method)
+    method = method_class(args.method)
+    args = task_class(args.preset, forgets=method.forgets).settled(args)
+    request = args.request
     name = request.distilled
     others = [option for option in INITIAL if getattr(request, option) is not None]
     if name is None and (not method.needs_distilled or others or preset(args.preset).one_step):
-        return task_class(args.preset, forgets=method.forgets).settled(args)
+        return args
     if not hasattr(args.options, "t_init") or not method.forgets:
         raise ValueError(f"distilled is {name!r}, but {args.method} starts from the pretrained network: expected none")
     if others:

@@ -12,6 +12,7 @@ RUN_FILES = (
     "evaluation.jsonl",
     "metrics.json",
     "environment.json",
+    "history.jsonl",
     "evaluation.json",
     "drift.json",
     "mask.safetensors",

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
+from ..diffusion import class_names
 from ..mask import SaliencyMask
 from ..models import resolve
 from ..unlearning import Compute, ForgetRequest, Problem, Setting
 from ..unlearning.masking import Masker, SaliencyOptions, density_by_module
 from .arguments import check_output
+from .classes.names import labels_of
 from .presets import class_preset
 
 # Timestep of the one-step generator if the preset does not say it.
@@ -18,7 +20,7 @@ def mask(
     inspect: str | None = None,
     pretrained_model_name_or_path: str | None = None,
     preset: str = "digits",
-    forget_classes: tuple[int, ...] = (0,),
+    forget_classes: tuple[str, ...] = ("0",),
     density: float | None = None,
     threshold: float | None = None,
     saliency_batch_size: int = 128,
@@ -38,8 +40,8 @@ def mask(
         Folder of the network. Default: the preset's network.
     preset : str
         digits, digits16, mnist, cifar10 or stl10.
-    forget_classes : tuple of int
-        Classes to forget.
+    forget_classes : tuple of str
+        Classes to forget, by number or name.
     density : float, optional
         Share of the parameters in the mask, in (0, 1]. Default: 0.5 unless a threshold is given.
     threshold : float, optional
@@ -85,7 +87,7 @@ def mask(
     options.check_saliency()
     values = class_preset(preset)
     model = resolve(pretrained_model_name_or_path, shipped=values.network)
-    request = ForgetRequest.of(model.network, forget_classes, "random")
+    request = ForgetRequest.of(model.network, labels_of(forget_classes, class_names(model.network)), "random")
     setting = Setting(Problem(model.network, model.schedule, request), Compute(seed=seed))
     masker = Masker(setting, options, values.unlearning.get("t_init", T_INIT) if t_init is None else t_init)
     masker.start(model.network)

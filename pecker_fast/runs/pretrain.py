@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import LabelledImages
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler
+from ..data import LabelledImages, folder_of, survey_folder
+from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler, register_classes
 from ..files import write_json
 from ..metrics import Evaluator
 from ..models import save_network
@@ -19,12 +19,14 @@ from ..training.loop import LoopOptions, Progress
 from ..training.pretrain import Pretraining, PretrainOptions
 from ..unlearning.streams import derived_seed
 from .arguments import ComputeArguments, DataArguments, OutputArguments, option_words
-from .classes.data import find_judge, load_images
+from .classes.data import check_counts, check_images, check_judge, dataset_of, find_judge, load_images, shape_of
 from .classes.measure import real_split
+from .classes.names import proper_names
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
 from .folder import prepare_folder
 from .presets import class_preset
+from .presets.images import unet_for
 from .running import Running
 
 
@@ -34,8 +36,10 @@ class PretrainEvaluation:
 
     samples_per_class: int = 100
     """Images of each class in an evaluation."""
+    judge: str | None = None
+    """File of the classifier that measures samples, and later those of runs on this network. Default: the preset's."""
     evaluate: bool = True
-    """Measure samples, if the preset comes with a judge."""
+    """Measure samples, if there is a judge."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,48 @@ class PretrainArguments:
     save: SaveArguments = field(default_factory=SaveArguments)
 
     @classmethod
-    def defaults(cls, preset_name: str) -> "PretrainArguments":
-        """The options of a preset. ValueError if there is none of this name."""
+    def defaults(
+        cls,
+        preset_name: str,
+        dataset_name: str | None = None,
+        sample_size: int | None = None,
+        in_channels: int | None = None,
+        own_levels: bool = False,
+    ) -> "PretrainArguments":
+        """The options of a preset. The network has the classes of a folder of pictures; of the preset images also their
+        size and channels.
+
+        Parameters
+        ----------
+        preset_name : str
+            Name of the preset.
+        dataset_name : str, optional
+            The data set.
+        sample_size, in_channels : int, optional
+            What is set by the user in place of the preset's or the data's.
+        own_levels : bool
+            Whether the user sets the levels of the network, so that it needs not be one that the preset has.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If there is no such preset, or the pictures of the folder do not fit the preset's network.
+        """
         values = class_preset(preset_name)
-        return cls(preset_name, values.pretrain, values.unet, loop=values.pretrain_loop)
+        unet, folder = values.unet, folder_of(dataset_name)
+        if folder is None or not Path(folder).is_dir():
+            # A run says that it is missing; the options can be shown nevertheless.
+            pass
+        elif values.dataset is not None:
+            unet = dataclasses.replace(unet, num_classes=len(survey_folder(folder).class_names))
+        else:
+            size, channels, names = shape_of(dataset_name, sample_size, in_channels)
+            if own_levels:
+                shape = {"sample_size": size, "in_channels": channels, "num_classes": len(names)}
+                unet = dataclasses.replace(unet, **shape, block_out_channels=unet.block_out_channels[:1])
+            else:
+                unet = unet_for(size, channels, len(names))
+        return cls(preset_name, values.pretrain, unet, loop=values.pretrain_loop)
 
     def resolved(self) -> ComputeArguments:
         """How the run computes. ValueError as by ``ComputeArguments.resolved``."""
@@ -69,6 +111,7 @@ class PretrainArguments:
 
     def check(self) -> None:
         """Check the options of training and loop. ValueError or TypeError if one is wrong."""
+        dataset_of(self.data, self.preset)
         self.options.check()
         self.loop.check()
 
@@ -114,14 +157,17 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     resolved, folder = args.resolved(), args.folder
     args.check()
     with world(torch.device(resolved.device), resolved.ddp_timeout) as processes:
+        name, size, channels = dataset_of(args.data, args.preset), args.unet.sample_size, args.unet.in_channels
         # One process downloads what is missing.
-        processes.on_main(lambda: load_images(args.data, args.preset, "train", args.unet.sample_size))
-        dataset = load_images(args.data, args.preset, "train", args.unet.sample_size)
-        _check_images(dataset, args.unet)
+        processes.on_main(lambda: load_images(args.data, args.preset, "train", size, channels))
+        dataset = load_images(args.data, args.preset, "train", size, channels)
+        check_counts(dataset, name, 1, "to train on")
         compute = resolved.as_compute(processes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(compute.seed, "weights"))
             network = build_unet(args.unet)
+        check_images(dataset, name, network, "the U-Net (sample_size, in_channels, num_classes)")
+        register_classes(network, args.unet.num_classes, dataset.class_names)
         schedule = NoiseSchedule.linear()
         phase = Pretraining(compute, network, schedule, dataset, args.options)
         evaluator: Evaluator | None = None
@@ -129,9 +175,12 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
 
         def prepare() -> None:
             nonlocal evaluator
-            judge = find_judge(args.preset, None) if args.evaluation.evaluate else None
+            judge = find_judge(args.preset, args.evaluation.judge) if args.evaluation.evaluate else None
             if judge is not None:
-                evaluator = Evaluator(load_images(args.data, args.preset, "all", args.unet.sample_size), judge, ())
+                real = load_images(args.data, args.preset, "all", size, channels)
+                check_judge(judge, args.evaluation.judge, real, name)
+                check_counts(real, name, 2, "to measure samples with")
+                evaluator = Evaluator(real, judge, ())
             prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
 
         processes.on_main(prepare)
@@ -158,7 +207,8 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         }
 
         def begin() -> None:
-            write_json(folder / "config.json", {**args.describe(), "num_processes": processes.size})
+            names = {"class_names": proper_names(dataset.class_names)}
+            write_json(folder / "config.json", {**args.describe(), **names, "num_processes": processes.size})
 
         words = ["pretrain", "--preset", args.preset, *option_words(args, args.defaults(args.preset))]
         running = Running([phase], folder, args.loop, resolved, args.output, processes, compute.regions, words)
@@ -180,15 +230,6 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
 
         processes.on_main(lambda: finish(progress))
         return metrics
-
-
-def _check_images(dataset: LabelledImages, unet: UNetConfig) -> None:
-    shape = (unet.in_channels, unet.sample_size, unet.sample_size)
-    if tuple(dataset.image_shape) != shape or dataset.num_classes != unet.num_classes:
-        raise ValueError(
-            f"dataset_name has images of shape {tuple(dataset.image_shape)} in {dataset.num_classes} classes, "
-            f"the U-Net is for {shape} in {unet.num_classes}: set in_channels, sample_size and num_classes"
-        )
 
 
 def _measure(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..report import card_note, write_run_report
+from ..report import RunRecord, card_note, cautions, write_run_report
 from .audit import changed_files
 
 
@@ -17,7 +17,8 @@ def write_report(run: str | Path) -> tuple[Path, list[str]]:
     Returns
     -------
     tuple of Path and list of str
-        report.md, and notes: which files have changed since the run ended, and why the model card is not refreshed.
+        report.md, and notes: which files have changed since the run ended, when figures say little, and why the model
+        card is not refreshed.
 
     Raises
     ------
@@ -30,5 +31,6 @@ def write_report(run: str | Path) -> tuple[Path, list[str]]:
     changed = changed_files(folder)
     path = write_run_report(folder, changed=changed)
     notes = [f"changed since the run ended: {', '.join(changed)}"] if changed else []
+    notes += [f"caution: {text}" for text in cautions(RunRecord.read(folder).metrics)]
     note = card_note(folder)
     return path, notes if note is None else [*notes, note]

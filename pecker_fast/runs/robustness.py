@@ -39,7 +39,7 @@ from ..robustness import (
 )
 from .arguments import DataArguments, device_of
 from .audit import update_metrics
-from .classes.data import find_judge, load_images
+from .classes.data import check_images, check_judge, dataset_of, find_judge, load_images
 from .controls import is_retrained, never_saw, relabelled_run
 from .presets import class_preset
 from .robustness_across import run_folders, write_across_runs
@@ -103,7 +103,7 @@ class RobustnessArguments:
     judge: str | None = None
     """File of the classifier. Default: the run's, otherwise the preset's."""
     dataset_name: str | None = None
-    """Real images: digits, cifar10, stl10 or folder:<path>. Default: the run's."""
+    """Real images: digits, mnist, cifar10, stl10 or folder:<path>. Default: the run's."""
     data_root: str | None = None
     """Folder with the files of cifar10 or stl10. Default: the run's."""
     device: str | None = None
@@ -257,7 +257,8 @@ def _prepare(folder: Path, args: RobustnessArguments, shared: dict[tuple[Any, ..
     sampler = Sampler.one_step_or_ddim(subject.t_init, steps, args.batch_size)
     sampler.check(known)
     check_int("num_inference_steps", steps, 1, known + 1)
-    judge = find_judge(config["preset"], args.judge or config.get("judge"))
+    judge_file = args.judge or config.get("judge")
+    judge = find_judge(config["preset"], judge_file)
     if judge is None:
         raise ValueError(f"judge is not given, and the preset {config['preset']} comes without one")
     judge.model.to(device)
@@ -271,7 +272,10 @@ def _prepare(folder: Path, args: RobustnessArguments, shared: dict[tuple[Any, ..
     searching.check()
     plan = {data: attacks_on(sampler, data, chosen) for data in ("forgotten", "retained")}
     data = DataArguments(args.dataset_name or config.get("dataset_name"), args.data_root or config.get("data_root"))
-    real = load_images(data, config["preset"], "all", subject.networks["run"].config["sample_size"])
+    network, name = subject.networks["run"], dataset_of(data, config["preset"])
+    real = load_images(data, config["preset"], "all", network.config["sample_size"], network.config["in_channels"])
+    check_images(real, name, network, "the network of the run")
+    check_judge(judge, judge_file, real, name)
     retain_samples = args.retain_samples
     if retain_samples is None:
         retain_samples = max(1, args.forget_samples // 5)

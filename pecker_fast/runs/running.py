@@ -2,7 +2,6 @@
 
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..training.loop import Loop, LoopOptions, Progress
 from ..training.tracking import tracker
 from ..unlearning import Phase
 from .arguments import ComputeArguments, OutputArguments
+from .history import record_event, started_words
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,13 @@ class Running:
                 profiler=profiler,
             )
             loop.prepare()
-            self.world.on_main(begin)
+
+            def start() -> None:
+                step = loop.progress.step
+                begin()
+                record_event(self.folder, "resumed" if step else "started", step, started_words(self.command))
+
+            self.world.on_main(start)
             progress = loop.run()
         if progress.stopped_by is not None:
             if is_main:
@@ -115,7 +121,7 @@ def how_to_resume(progress: Progress, command: list[str]) -> str:
     """The command that resumes a run that a signal stopped: the one it was started with, or ``command`` if that was
     another one (a test, or Python)."""
     name = signal.Signals(progress.stopped_by).name
-    started = [word for word in sys.argv[1:] if word not in ("--overwrite_output_dir", "--overwrite-output-dir")]
-    words = [*command_words(), *(started if started[:1] == command[:1] else command)]
+    overwrite = ("--overwrite_output_dir", "--overwrite-output-dir")
+    words = [*command_words(), *(word for word in started_words(command) if word not in overwrite)]
     words += ["--resume_from_checkpoint", "latest"]
     return f"{name}: stopped after step {progress.step}, with a checkpoint. Continue with\n  {shlex.join(words)}"

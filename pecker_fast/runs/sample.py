@@ -5,17 +5,18 @@ from typing import Literal
 
 import torch
 
-from ..diffusion import num_classes
+from ..diffusion import class_names, num_classes
 from ..models import resolve
 from ..report import save_grid
 from .arguments import check_output
+from .classes.names import labels_of
 from .presets import class_preset
 
 
 def sample(
     pretrained_model_name_or_path: str | None = None,
     preset: str = "digits",
-    labels: tuple[int, ...] = (),
+    labels: tuple[str, ...] = (),
     images_per_class: int = 10,
     sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto",
     t_init: int | None = None,
@@ -30,9 +31,9 @@ def sample(
     pretrained_model_name_or_path : str, optional
         Folder of a run or of a network. Default: the preset's network.
     preset : str
-        digits, digits16, mnist, cifar10 or stl10.
-    labels : tuple of int
-        Classes to draw. Default: all.
+        digits, digits16, mnist, images, cifar10 or stl10.
+    labels : tuple of str
+        Classes to draw, by number or name. Default: all.
     images_per_class : int
         Images of each.
     sampler : {"auto", "one_step", "ddim", "ddpm"}
@@ -63,8 +64,9 @@ def sample(
     check_output(output)
     model = resolve(pretrained_model_name_or_path, shipped=class_preset(preset).network)
     classes = num_classes(model.network)
-    chosen = torch.tensor(labels or range(classes)).repeat_interleave(images_per_class)
+    names = class_names(model.network)
+    chosen = torch.tensor(labels_of(labels, names, "labels") or range(classes)).repeat_interleave(images_per_class)
     chosen_sampler = model.sampler(sampler, t_init, num_inference_steps)
     images = chosen_sampler.draw(model.network, model.schedule, chosen, seed)
-    save_grid(Path(output), images, chosen, tuple(map(str, range(classes))))
+    save_grid(Path(output), images, chosen, names or tuple(map(str, range(classes))))
     return f"{len(images)} images of {model.source}, sampler {chosen_sampler.kind}, seed {seed}: {output}"

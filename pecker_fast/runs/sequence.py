@@ -18,9 +18,10 @@ from ..robustness import confusion_matrix
 from ..unlearning import ForgetRequest, method_class
 from ..unlearning.score_forgetting import ScoreForgetting
 from ..unlearning.streams import derived_seed
-from .arguments import UnlearnArguments
+from .arguments import UnlearnArguments, with_options
 from .audit import record_hashes
-from .classes.data import cover_of, find_judge
+from .classes.data import find_judge
+from .classes.names import cover_of
 from .classes.task import ClassTask
 from .distilled import SCORE, last_score
 from .patches import make_patch
@@ -31,6 +32,8 @@ from .unlearn import unlearn
 
 # Options of the sequence that its runs take, under the same names.
 OF_RUNS = ("cover_class", "pretrained_model_name_or_path", "samples_per_class", "judge")
+# Options that earlier runs may have recorded, or that may be names.
+SETTLED = ("forget_classes", "cover_class", "judge")
 # Option of methods with a fixed mask: masks whose entries they leave alone.
 TAKEN = "disjoint_from"
 # File of what a request with such a method changed.
@@ -41,12 +44,12 @@ PATCH = "patch.safetensors"
 class SequenceArguments:
     """Options of a sequence of requests."""
 
-    forget_classes: tuple[int, ...] = (0, 3, 7)
-    """Classes to forget, in this order."""
+    forget_classes: tuple[str, ...] = ("0", "3", "7")
+    """Classes to forget, by number or name, in this order."""
     method: str = "pecker"
     """Name of a method."""
     preset: str = "digits"
-    """digits, digits16, mnist, cifar10 or stl10."""
+    """digits, digits16, mnist, images, cifar10 or stl10."""
     cover_class: str | None = None
     """Class to draw in their place, retained throughout, or "random". Default: the preset's."""
     score: Literal["previous", "teacher"] = "previous"
@@ -69,7 +72,7 @@ class SequenceArguments:
     samples_per_class: int | None = None
     """Images of each class in an evaluation. Default: the preset's."""
     judge: str | None = None
-    """File of the classifier that evaluates. Default: the preset's."""
+    """File of the classifier that evaluates. Default: that of the pretraining, otherwise the preset's."""
     set: tuple[str, ...] = ()
     """Options of the method, as name=value, such as generator_learning_rate=1e-4."""
     keep_checkpoints: bool = False
@@ -133,7 +136,9 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
         With status 128 + n if signal n stopped a run, after a checkpoint.
     """
     check_alone("sequence")
-    classes = args.forget_classes
+    request = ClassTask.settled(args.run("request", args.forget_classes, **args.first)).request
+    args = with_options(args, {name: getattr(request, name) for name in SETTLED})
+    classes = request.forget_classes
     judge = find_judge(args.preset, args.judge)
     if judge is None:
         raise ValueError(f"judge is not given, and the preset {args.preset} comes without one")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ..report import portable
 from ..training.retired import without_retired
 from .arguments import UnlearnArguments, option_groups, with_options
 from .distilled import with_distilled
+from .history import started_words
 from .task import task_of, unlearn_arguments
 
 
@@ -44,8 +44,7 @@ def command_line(*words: str) -> str:
 
     From Python, or if it was another command, ``words``: the subcommand and its essential options.
     """
-    started = sys.argv[1:] if sys.argv[1:2] == [words[0]] else words
-    return shlex.join(["pecker-fast", *portable(started)])
+    return shlex.join(["pecker-fast", *portable(started_words(words))])
 
 
 def run_arguments(

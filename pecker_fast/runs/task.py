@@ -62,7 +62,7 @@ class Task(ABC):
     setting: Setting
     hashes: dict[str, str]
 
-    # Options alone: nothing is read.
+    # Options alone: no weights are read.
 
     @staticmethod
     @abstractmethod
@@ -75,14 +75,18 @@ class Task(ABC):
         """The configuration as JSON, for config.json. ValueError if it makes no sense."""
 
     @staticmethod
+    def settled(args: UnlearnArguments) -> UnlearnArguments:
+        """The options with what the files that they name determine. ValueError if options contradict it.
+
+        Classes: what the run of the pretrained network recorded, and numbers for names of classes. Prompts: how a given
+        one-step generator draws. Reads config.json of a run, and nothing else but headers of files.
+        """
+        return args
+
+    @staticmethod
     @abstractmethod
     def check(args: UnlearnArguments) -> None:
         """Check the options without reading weights. ValueError or TypeError if one is wrong."""
-
-    @staticmethod
-    def settled(args: UnlearnArguments) -> UnlearnArguments:
-        """The options with those that a given one-step generator determines. ValueError if others contradict it."""
-        return args
 
     @staticmethod
     @abstractmethod

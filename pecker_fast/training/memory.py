@@ -19,7 +19,7 @@ from ..diffusion.architectures import ARCHITECTURES, UNET
 from ..diffusion.conditioning import POOLED, TIME_IDS
 from ..diffusion.text import SIZES, pooled_width
 from ..optim import MaskedAdam
-from ..profiling import AllocationCounter
+from ..profiling import AllocationCounter, peak_memory_bytes
 from ..saliency import saliency_mask
 from ..unlearning import Compute, Method, Placement, Problem, PromptRequest, Setting, TrainedNetwork
 from ..unlearning.sharded import sharded_blocks
@@ -69,9 +69,13 @@ class MemoryEstimate:
         Bytes of moments, averages, master weights and step counts.
     masks : int
         Bytes of all masks that are kept.
+    packed : int
+        Bytes of packed gradients, and of entries of networks that share weights.
     moments : dict of str to int
         For each part of an iteration, the largest number of bytes that its gradients and activations take beside all of
         that.
+    absent : dict of str to int
+        For parts of the first iteration alone, the bytes of optimizers, masks and packed entries that do not exist yet.
     model : str
         Name of the model whose architecture was taken.
     processes : int
@@ -82,19 +86,26 @@ class MemoryEstimate:
     weights: int
     optimizers: int
     masks: int
+    packed: int
     moments: dict[str, int]
+    absent: dict[str, int]
     model: str
     processes: int = 1
 
     @property
     def resident(self) -> int:
-        """Bytes that are taken throughout."""
-        return self.weights + self.optimizers + self.masks
+        """Bytes that are taken throughout, from the end of the first iteration on."""
+        return self.weights + self.optimizers + self.masks + self.packed
 
     @property
     def peak(self) -> int:
         """The most bytes at a time."""
-        return self.resident + max(self.moments.values())
+        return max(self.peaks.values())
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """The most bytes at a time in each part of an iteration."""
+        return {name: self.resident - self.absent.get(name, 0) + size for name, size in self.moments.items()}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -265,11 +276,17 @@ def estimate_memory(
         plan.rehearse(note)
         entries = [sum(p.numel() for p in t.network.parameters() if p.requires_grad) for t in plan.networks]
         parameters = sum(p.numel() for p in teacher.parameters())
-    states = sum(
-        count * _state_bytes(t, placement.weights_dtype) for count, t in zip(entries, plan.networks, strict=True)
+    dtype, trained = placement.weights_dtype, list(zip(entries, plan.networks, strict=True))
+    states = [count * _state_bytes(t, dtype) / shards for count, t in trained]
+    masks = [t.masks * count // 8 // shards for count, t in trained]
+    packed = [round(t.packed * t.density * count * dtype.itemsize) for count, t in trained]
+    absent = {
+        name: round(sum(states[first:])) + sum(masks[first:]) + sum(packed[first:])
+        for name, first in plan.first_parts.items()
+    }
+    return MemoryEstimate(
+        parameters, weights, round(sum(states)), sum(masks), sum(packed), moments, absent, model, processes
     )
-    masks = sum(trained.masks * count // 8 for count, trained in zip(entries, plan.networks, strict=True))
-    return MemoryEstimate(parameters, weights, round(states / shards), masks // shards, moments, model, processes)
 
 
 def _gathered(network: nn.Module, itemsize: int) -> int:
@@ -302,11 +319,16 @@ def describe_memory(estimate: MemoryEstimate) -> str:
         lines[0] += f" in each of {estimate.processes} processes"
     rows = [("weights of three networks", estimate.weights), ("optimizers", estimate.optimizers)]
     rows.append(("masks", estimate.masks))
-    rows += [(f"{name}: gradients, activations", size) for name, size in estimate.moments.items()]
+    if estimate.packed:
+        rows.append(("packed gradients and entries", estimate.packed))
+    for name, size in estimate.moments.items():
+        rows.append((f"{name}: gradients, activations", size))
+        if name in estimate.absent:
+            rows.append(("  once, before these of the above exist", -estimate.absent[name]))
     rows.append(("most at a time", estimate.peak))
-    lines += [f"  {name:46}{size / 2**30:9.2f}" for name, size in rows]
+    lines += [f"  {name:60}{size / 2**30:9.2f}" for name, size in rows]
     lines.append(
         "Counted on fake tensors with the CPU's autocast rules; the CUDA context, cuDNN's workspaces and fragmentation "
-        "come on top."
+        f"come on top, on a CPU the process itself, such as this one's {peak_memory_bytes('cpu') / 2**30:.2f} GiB."
     )
     return "\n".join(lines)

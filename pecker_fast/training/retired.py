@@ -14,6 +14,7 @@ ADDED_OPTIONS: dict[str, Any] = {
     "destroy_score": "ratio",
     "destroy_within": "mask",
     "destroy_dense": False,
+    "relabel": False,
 }
 
 

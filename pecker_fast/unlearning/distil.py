@@ -26,6 +26,8 @@ class DistilOptions(ScoreForgettingOptions):
         for name in ("score_forget_weight", "generator_forget_weight", "regression_weight"):
             if getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name):g}, expected 0: distil forgets nothing")
+        if self.relabel:
+            raise ValueError("relabel is true, expected false: distil forgets nothing")
         if self.destroy is not None:
             raise ValueError(f"destroy is {self.destroy!r}, expected None: distil forgets nothing")
 

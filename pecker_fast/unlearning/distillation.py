@@ -8,7 +8,7 @@ An iteration (SFD, arXiv 2409.11219; PECKER, arXiv 2604.05634, Eq. 3-10):
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,9 +26,14 @@ from .guidance import Batch, Guidance, Part
 from .masking import BaseMasker
 from .options import ScoreForgettingOptions
 from .protocol import MemoryPlan, Phase, TrainedNetwork
+from .relabel import relabelling
 from .setting import Setting
 from .sharded import load_network_state, load_optimizer_state, network_state, optimizer_state, whole_copy
+from .shared_weights import SharedWeights
 from .streams import Streams
+
+# Parts of an iteration in an estimate of memory.
+SCORE_SALIENCY, SALIENCY = "score network's saliency gradient", "saliency gradient"
 
 
 class DistillationPhase(Phase):
@@ -64,6 +69,8 @@ class DistillationPhase(Phase):
         all entries.
     packs_gradients : bool
         Whether gradients of a network whose steps one mask confines are packed.
+    shared : SharedWeights, optional
+        The weights that psi, theta or both share with the teacher.
     """
 
     def __init__(
@@ -83,9 +90,10 @@ class DistillationPhase(Phase):
         mask_scope: Literal["forget", "all"] = "forget",
         score_masker: BaseMasker | None = None,
         packs_gradients: bool = True,
+        shared: SharedWeights | None = None,
     ) -> None:
         self.setting, self.options = setting, options
-        self.score, self.generator = score, generator
+        self.score, self.generator, self.shared = score, generator, shared
         self.name, self.iterations = name, iterations
         self.score_learning_rate = score_learning_rate
         self.generator_learning_rate = generator_learning_rate or options.generator_learning_rate
@@ -98,7 +106,8 @@ class DistillationPhase(Phase):
         self.one_step = OneStepGenerator(problem.schedule, options.t_init)
         self.conditions = problem.request.conditions(compute.device)
         self.guidance = Guidance(setting, options, self.conditions)
-        self.losses = DistillationLosses(setting, options, score, generator, self.one_step, self.guidance)
+        redraws = shared is not None and shared.has("generator")
+        self.losses = DistillationLosses(setting, options, score, generator, self.one_step, self.guidance, redraws)
         several = options.gradient_accumulation_steps > 1
         self._calls = GradientCalls(compute.regions, options.cuda_graphs, compute.device, copy=several)
         self._packings: dict[MaskedAdam, PackedGradients] = {}
@@ -107,6 +116,8 @@ class DistillationPhase(Phase):
             confines = masker if self._has_one_mask() else None
             self._destroyer = Destroyer(setting, options, generator, confines)
         self._destroyed: dict[str, float] = {}
+        # Whether training has ended, so that the forgotten classes are relabelled.
+        self._relabelled = False
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
@@ -135,14 +146,35 @@ class DistillationPhase(Phase):
             **common,
         )
 
-    def _pack_gradients(self) -> None:
-        """Pack the gradients of networks that one mask confines, once there is a mask: no other entry needs one."""
-        if not self._packs_gradients:
-            return
-        for optimizer, masker in ((self.score_optimizer, self.score_masker), (self.generator_optimizer, self.masker)):
-            packs = optimizer.defaults["packed"] and optimizer not in self._packings
-            if packs and masker.mask is not None:
+    def _trained(self) -> list[tuple[str, nn.Module, MaskedAdam, BaseMasker | None]]:
+        """psi and theta, with what trains them."""
+        return [
+            ("score", self.score, self.score_optimizer, self.score_masker),
+            ("generator", self.generator, self.generator_optimizer, self.masker),
+        ]
+
+    def _use_masks(self) -> None:
+        """Confine networks that share weights, and pack the gradients of those that one mask confines, once there is a
+        mask: no other entry needs one."""
+        for name, _, optimizer, masker in self._trained():
+            if masker is None or masker.mask is None:
+                continue
+            if self._is_shared(name):
+                self.shared.confine(name, masker.mask)
+            if self._packs(optimizer) and optimizer not in self._packings:
                 self._packings[optimizer] = pack_gradients(optimizer, masker.mask)
+
+    def _packs(self, optimizer: MaskedAdam) -> bool:
+        """Whether an optimizer's gradients are packed once there is a mask."""
+        return self._packs_gradients and optimizer.defaults["packed"]
+
+    def _is_shared(self, name: str) -> bool:
+        return self.shared is not None and self.shared.has(name)
+
+    def _activate(self, name: str) -> None:
+        """Put a network's own weights in place before code reads or writes its parameters, if it shares weights."""
+        if self._is_shared(name):
+            self.shared.activate(name)
 
     def _has_one_mask(self) -> bool:
         """Whether one mask confines all of theta's steps: then no other entry needs moments."""
@@ -186,14 +218,17 @@ class DistillationPhase(Phase):
         else:
             self.score_masker.refresh(iteration, self.score)
             score_mask = self.score_masker.mask
-            self._pack_gradients()
+            self._use_masks()
         self._score_gradients(micros, losses)
+        self._activate("score")
         self._take_step(self.score_optimizer, mask=score_mask)
         if self.masker is not None:
             self.masker.refresh(iteration, self.generator)
-            self._pack_gradients()
+            self._use_masks()
         for arguments in self._generator_gradients(micros, losses):
+            self._activate("generator")
             self._take_step(self.generator_optimizer, **arguments)
+        self._relabelled = o.relabel and self.forget and iteration + 1 == self.iterations
         return losses
 
     def describe(self) -> dict[str, Any]:
@@ -213,27 +248,36 @@ class DistillationPhase(Phase):
         further = {} if self.score_masker is None else {"score_masker": self.score_masker.state_dict(self.score)}
         if self._destroyed:
             further["destroyed"] = self._destroyed
+        if self._relabelled:
+            further["relabelled"] = True
         return {
             **further,
-            "score": network_state(self.score, world),
-            "generator": network_state(self.generator, world),
+            **{
+                name: self.shared.state(name) if self._is_shared(name) else network_state(network, world)
+                for name, network, _, _ in self._trained()
+            },
             "score_optimizer": optimizer_state(self.score_optimizer, world),
             "generator_optimizer": optimizer_state(self.generator_optimizer, world),
             "masker": None if self.masker is None else self.masker.state_dict(self.generator),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_network_state(self.score, state["score"])
-        load_network_state(self.generator, state["generator"])
+        for name, network, _, _ in self._trained():
+            if not self._is_shared(name):
+                load_network_state(network, state[name])
         self._destroyed = state.get("destroyed", {})
+        self._relabelled = state.get("relabelled", False)
         self._make_optimizers()
-        load_optimizer_state(self.score_optimizer, state["score_optimizer"])
-        load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
         if self.masker is not None:
             self.masker.load_state_dict(state["masker"], self.generator)
         if self.score_masker is not None:
             self.score_masker.load_state_dict(state["score_masker"], self.score)
-        self._pack_gradients()
+        for name, _, optimizer, masker in self._trained():
+            if self._is_shared(name):
+                self.shared.load(name, state[name], masker.mask)
+            self._activate(name)
+            load_optimizer_state(optimizer, state[f"{name}_optimizer"])
+        self._use_masks()
 
     def gradient_bytes(self) -> int:
         """Bytes of theta's gradients in an iteration, whose mask must be there if it has one."""
@@ -247,28 +291,43 @@ class DistillationPhase(Phase):
     def trained_parameters(self) -> Iterable[Tensor]:
         yield from trainable(self.score)
         yield from self.generator.parameters()
+        if self.shared is not None:
+            # In the parameters are those of one network.
+            yield from self.shared.stored()
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
         self.generator.eval()
         averages = nullcontext() if self.options.ema_decay is None else self.generator_optimizer.swapped_ema()
         if not self.setting.placement.fsdp:
-            with averages:
-                yield self.generator
+            self._activate("generator")
+            with averages, self._relabelling():
+                try:
+                    yield self.generator
+                finally:
+                    # Another network may have been called meanwhile.
+                    self._activate("generator")
             return
         with averages:
             network = whole_copy(self.generator, self.setting.problem.teacher)
         yield network.eval()
 
+    def _relabelling(self) -> AbstractContextManager[None]:
+        if not self._relabelled:
+            return nullcontext()
+        return relabelling(self.generator, self.setting.problem.request, self.setting.compute.seed)
+
     # ---- memory
 
     def memory_plan(self) -> MemoryPlan:
         """What an estimate of memory needs to know of this phase."""
-        score = TrainedNetwork(self.score, self.score_optimizer)
+        score, generator = (
+            TrainedNetwork(network, optimizer, packed=self._packs(optimizer) + self._is_shared(name))
+            for name, network, optimizer, _ in self._trained()
+        )
         if self.score_masker is not None:
             masks, density = self.score_masker.MASKS, self.score_masker.density or 1.0
             score = replace(score, step="masked", density=density, masks=masks)
-        generator = TrainedNetwork(self.generator, self.generator_optimizer)
         if self.masker is not None:
             joint = "joint" if self.mask_scope == "forget" else "masked"
             alternate = "alternate" if self.mask_scope == "forget" else "masked"
@@ -278,22 +337,46 @@ class DistillationPhase(Phase):
                 density=self.masker.density or 1.0,
                 masks=self.masker.MASKS,
             )
-        return MemoryPlan([score, generator], self._rehearse)
+        first = {SCORE_SALIENCY: 0} if self.score_masker is not None else {}
+        if self._has_one_mask():
+            first[SALIENCY] = 1
+        return MemoryPlan([score, generator], self._rehearse, first)
 
     def _rehearse(self, note: Callable[[str | None], None]) -> None:
         """The gradients of an iteration, without its steps; ``note`` as in ``MemoryPlan``."""
         losses: dict[str, Tensor] = {}
+        streams = Streams(self.setting.compute.device, "rehearsal")
+        if self.score_masker is not None:
+            self.score_masker.rehearse(streams, self.score)
+            note(SCORE_SALIENCY)
         micros = self._micro_batches(0)
-        self._score_gradients(micros, losses)
+        with self._dropped_gradients(self.score, self.score_optimizer):
+            self._score_gradients(micros, losses)
         note("score network's step")
         self.score.zero_grad(set_to_none=True)
         if self.masker is not None:
             note(None)
-            self.masker.ranking(Streams(self.setting.compute.device, "rehearsal"), self.generator)
-            note("saliency gradient")
-        for _ in self._generator_gradients(micros, losses):
-            note("generator's step")
-            self.generator.zero_grad(set_to_none=True)
+            self.masker.rehearse(streams, self.generator)
+            note(SALIENCY)
+        with self._dropped_gradients(self.generator, self.generator_optimizer):
+            for _ in self._generator_gradients(micros, losses):
+                note("generator's step")
+                self.generator.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _dropped_gradients(self, network: nn.Module, optimizer: MaskedAdam) -> Iterator[None]:
+        """In a rehearsal: each gradient that would be packed is dropped as soon as it exists."""
+        params = trainable(network) if self._packs(optimizer) else []
+
+        def drop(param: Tensor) -> None:
+            param.grad = None
+
+        handles = [param.register_post_accumulate_grad_hook(drop) for param in params]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     # ---- an iteration
 

@@ -50,6 +50,9 @@ class DistillationLosses:
         How theta draws.
     guidance : Guidance
         How psi and the teacher predict.
+    redraws : bool
+        Whether theta shares memory with psi or the teacher: then it computes its images once without a graph, for
+        theirs, and again for its own backward pass.
     """
 
     def __init__(
@@ -60,10 +63,11 @@ class DistillationLosses:
         generator: nn.Module,
         one_step: OneStepGenerator,
         guidance: Guidance,
+        redraws: bool = False,
     ) -> None:
         self.setting, self.options = setting, options
         self.score, self.generator = score, generator
-        self.one_step, self.guidance = one_step, guidance
+        self.one_step, self.guidance, self.redraws = one_step, guidance, redraws
 
     def score_gradient(
         self,
@@ -115,17 +119,24 @@ class DistillationLosses:
         """Add a micro-batch's gradients to theta's and, with ``separate``, to ``forget_grads``; returns the losses and
         ``forget_grads``. The first ``r`` samples are retained ones."""
         o, compute, batch = self.options, self.setting.compute, Batch.of(labels, teacher_labels, r)
-        with compute.regions("generator forward"), compute.autocast():
-            self.generator.train()
-            # Two calls for two gradients of the weights: then each needs one backward pass over its own samples.
-            pieces = [slice(r), slice(r, None)] if separate and r > 0 else [slice(None)]
-            samples = [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
+        # Two calls for two gradients of the weights: then each needs one backward pass over its own samples.
+        pieces = [slice(r), slice(r, None)] if separate and r > 0 else [slice(None)]
+        with compute.regions("generator forward"):
+            if self.redraws:
+                devices = [compute.device] if compute.device.type == "cuda" else []
+                # Dropout draws the same numbers when theta computes again.
+                with torch.no_grad(), torch.random.fork_rng(devices):
+                    samples = self._samples(z, labels, pieces)
+            else:
+                samples = self._samples(z, labels, pieces)
         leaf = torch.cat([x.detach() for x in samples]).requires_grad_()
         # Frozen until the backward pass is over, which recomputes activations with gradient checkpointing.
         with compute.regions("teacher and score network"), _frozen(self.score):
             loss, losses = self._generator_loss(leaf, z, eps, t, batch)
             (grad,) = torch.autograd.grad(loss / o.gradient_accumulation_steps, leaf)
         with compute.regions("generator backward"):
+            if self.redraws:
+                samples = self._samples(z, labels, pieces)
             if separate:
                 params = list(self.generator.parameters())
                 forget_grads = add_gradients(samples.pop(), params, forget_grads, grad[pieces.pop()])
@@ -133,12 +144,26 @@ class DistillationLosses:
                 x.backward(grad[piece])
         return {name: value.detach() for name, value in losses.items()}, forget_grads
 
+    def _samples(self, z: Tensor, labels: Tensor, pieces: list[slice]) -> list[Tensor]:
+        """theta's images of each piece, in training."""
+        with self.setting.compute.autocast():
+            self.generator.train()
+            return [self.one_step(self.generator, z[piece], labels[piece]) for piece in pieces]
+
     def _generator_loss(
         self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_theta as a function of the images ``x`` of ``batch``, and its terms."""
         o, compute, schedule = self.options, self.setting.compute, self.setting.problem.schedule
         r, losses = batch.retained, {}
+        cover = None
+        if r < len(x) and o.regression_weight:
+            # Before psi's graph exists, which keeps theta out of shared memory.
+            self.generator.eval()
+            with torch.no_grad(), compute.autocast():
+                cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
+            # Restore train mode: checkpointing may recompute x.
+            self.generator.train()
         self.score.eval()
         x_t = schedule.add_noise(x, eps, t)
         with compute.autocast():
@@ -151,12 +176,7 @@ class DistillationLosses:
         if r < len(x):
             losses["loss_forget"] = score_distillation_loss(x[r:], x0_teacher[r:], x0_score[r:], o.alpha)
             total = total + o.generator_forget_weight * losses["loss_forget"]
-            if o.regression_weight:
-                self.generator.eval()
-                with torch.no_grad(), compute.autocast():
-                    cover = self.one_step(self.generator, z[r:], batch.teacher_labels[r:])
-                # Restore train mode: checkpointing may recompute x.
-                self.generator.train()
+            if cover is not None:
                 losses["loss_regression"] = regression_loss(x[r:], cover)
                 total = total + o.regression_weight * losses["loss_regression"]
         return total, losses

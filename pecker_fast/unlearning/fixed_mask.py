@@ -1,6 +1,7 @@
 """A mask that is chosen once, by what entries matter to forgotten and to retained samples: that of a patch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..checks import check_int, check_literals, check_number
 from ..diffusion import OneStepGenerator, predict, prediction_loss
 from ..mask import SaliencyMask
+from ..mask_in_parts import MaskInParts
 from ..patches import file_kind, patch_mask
 from ..saliency import SaliencyAccumulator
 from .masking import BaseMasker, random_scores
@@ -70,6 +72,36 @@ def in_part(name: str, act_on: Iterable[str], text: bool = False) -> bool:
     return any(known[part] if part in known else fnmatchcase(name, part) for part in act_on)
 
 
+def parameter_parts(network: nn.Module, count: int) -> list[list[str]]:
+    """The names of a network's parameters in at most ``count`` parts of about as many entries, in order.
+
+    Parameters of one module stay together: its backward pass computes their gradients at once.
+    """
+    numels = {name: param.numel() for name, param in network.named_parameters()}
+    total, before = sum(numels.values()), 0
+    parts: dict[int, list[str]] = {}
+    place: dict[str, int] = {}
+    for name, numel in numels.items():
+        module = name.rpartition(".")[0]
+        parts.setdefault(place.setdefault(module, before * count // total), []).append(name)
+        before += numel
+    return list(parts.values())
+
+
+@contextmanager
+def only_trainable(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Within it, only the parameters of these names require gradients, of those that do."""
+    chosen = set(names)
+    others = [p for name, p in network.named_parameters() if name not in chosen and p.requires_grad]
+    for param in others:
+        param.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param in others:
+            param.requires_grad_(True)
+
+
 class PatchMasker(BaseMasker):
     """The one mask of a patch.
 
@@ -107,6 +139,7 @@ class PatchMasker(BaseMasker):
         problem, compute = setting.problem, setting.compute
         compute.world.check_shares("saliency_chunks", options.saliency_chunks)
         self.options, self.generator = options, generator
+        self._saliency_parts = setting.placement.saliency_parts
         self.act_on = ("all",) if anywhere else options.act_on
         self.text = problem.forgets_prompts
         self.one_step = OneStepGenerator(problem.schedule, options.t_init)
@@ -194,17 +227,54 @@ class PatchMasker(BaseMasker):
         network.eval()
         accumulator = SaliencyAccumulator(network, reduce)
         share = compute.world.share(o.saliency_chunks)
-        for chunk in torch.arange(count, device=compute.device).split(size)[share]:
-            with torch.no_grad(), compute.autocast():
-                images = self.one_step(self.generator, z[chunk], chosen[chunk])
-            x_t = schedule.add_noise(images, eps[chunk], t[chunk])
-            with compute.autocast():
-                prediction = predict(network, schedule, x_t, t[chunk], chosen[chunk])
-            prediction_loss(schedule.target(images, eps[chunk], t[chunk]), prediction).backward()
-            accumulator.add()
-            network.zero_grad(set_to_none=True)
+        with accumulator.consuming():
+            for chunk in torch.arange(count, device=compute.device).split(size)[share]:
+                with torch.no_grad(), compute.autocast():
+                    images = self.one_step(self.generator, z[chunk], chosen[chunk])
+                x_t = schedule.add_noise(images, eps[chunk], t[chunk])
+                with compute.autocast():
+                    prediction = predict(network, schedule, x_t, t[chunk], chosen[chunk])
+                prediction_loss(schedule.target(images, eps[chunk], t[chunk]), prediction).backward()
         compute.world.average_(list(accumulator.scores.values()))
         return accumulator.scores
+
+    def select(self, streams: Streams, network: nn.Module) -> SaliencyMask:
+        if self._parts == 1:
+            return super().select(streams, network)
+        shapes = {name: param.shape for name, param in network.named_parameters()}
+        k = max(1, int(self.density * sum(shape.numel() for shape in shapes.values())))
+        damping = self.options.saliency_damping
+        parts = MaskInParts(shapes, k, damping=damping, device=self.compute.device)
+        for part in parameter_parts(network, self._parts):
+            # Every part is scored on the same samples.
+            with self.compute.regions("saliency"), only_trainable(network, part):
+                scores, options = self.ranking(streams, network)
+            with self.compute.regions("selection"):
+                parts.add(scores, options.get("relative_to"))
+            del scores, options
+        return parts.mask()
+
+    def rehearse(self, streams: Streams, network: nn.Module) -> None:
+        if self._parts == 1:
+            super().rehearse(streams, network)
+            return
+        each = 2 if self.options.saliency_score == "ratio" else 1
+        entries = each * max(1, int(self.density * sum(param.numel() for param in network.parameters())))
+        kept: list[Tensor] = []
+        for part in parameter_parts(network, self._parts):
+            with only_trainable(network, part):
+                scores, options = self.ranking(streams, network)
+                count = each * sum(score.numel() for score in scores.values())
+                candidates = torch.empty(min(entries, count), device=self.compute.device)
+            del scores, options
+            # As ``MaskInParts``: the largest so far are replaced by the largest of these and the candidates.
+            kept.append(torch.empty(entries, device=self.compute.device))
+            del kept[:-1], candidates
+
+    @property
+    def _parts(self) -> int:
+        """How many parts of the network are scored one after the other; scores that take no gradient need none."""
+        return self._saliency_parts if self.options.saliency_score in ("ratio", "gradient") else 1
 
     def refresh(self, iteration: int, network: nn.Module) -> None:
         due = self.is_due(iteration)

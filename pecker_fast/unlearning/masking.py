@@ -144,6 +144,10 @@ class BaseMasker(ABC):
             Further arguments of ``saliency_mask``: what the scores are relative to.
         """
 
+    def rehearse(self, streams: Streams, network: nn.Module) -> None:
+        """Take as much memory as a new mask does, for an estimate of memory: what comes before its selection."""
+        self.ranking(streams, network)
+
     def is_due(self, iteration: int) -> bool:
         """Whether a new mask is due before the generator's step of this iteration."""
         every = self.refresh_steps
@@ -154,13 +158,18 @@ class BaseMasker(ABC):
         if not self.is_due(iteration):
             return
         streams = Streams(self.compute.device, self.compute.seed, "saliency", iteration)
+        mask = self.select(streams, network)
+        with self.compute.regions("selection"):
+            self._previous, self.mask = self.mask, mask
+            self._ever = self.mask if self._ever is None else self._ever | self.mask
+
+    def select(self, streams: Streams, network: nn.Module) -> SaliencyMask:
+        """Compute a mask of the network; arguments as of ``ranking``."""
         with self.compute.regions("saliency"):
             scores, options = self.ranking(streams, network)
         with self.compute.regions("selection"):
             limit = {"threshold": self.threshold} if self.density is None else {"density": self.density}
-            self._previous = self.mask
-            self.mask = saliency_mask(self._shared_out(scores, network), **limit, **options)
-            self._ever = self.mask if self._ever is None else self._ever | self.mask
+            return saliency_mask(self._shared_out(scores, network), **limit, **options)
 
     def _shared_out(self, scores: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
         """``scores`` sharded as the network's parameters are; every process may have all of them."""

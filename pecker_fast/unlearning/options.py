@@ -79,6 +79,9 @@ class ScoreForgettingOptions(DestroyOptions):
     """Gradient of the second moment of theta's Adam: the whole gradient, or the retain gradient alone."""
     max_update: float | None = None
     """Largest update of an entry of theta, in learning rates."""
+    relabel: bool = False
+    """Classes only: when training has ended, copy the cover class's row of the class embedding over those of the
+    forgotten classes, as the method relabel does. What the weights still know is harder to bring back then."""
     split_batches: bool = False
     """Compute retained samples and then forgotten ones instead of both at once: about half the memory for activations,
     in more and smaller calls. Dropout draws other numbers."""

@@ -60,6 +60,7 @@ class Patch(ScoreForgetting):
     name = "patch"
     Options = PatchOptions
     shards = False
+    shares_weights = True
     needs_distilled: ClassVar[bool] = True
     # Chosen on the digits (docs/patches.md); a starting point on other data.
     defaults: ClassVar[dict[str, Any]] = {"generator_forget_weight": 0.3, "score_forget_weight": 0.02}
@@ -90,8 +91,15 @@ class Patch(ScoreForgetting):
                 mask_scope="all",
                 score_masker=score_masker,
                 packs_gradients=options.pack_gradients,
+                shared=self.shared,
             )
         )
+
+    @classmethod
+    def confined(cls, options: PatchOptions) -> list[str]:
+        # What is destroyed differs from the teacher, wherever it is.
+        names = {"score": options.score_density < 1, "generator": options.destroy is None}
+        return [name for name, is_confined in names.items() if is_confined]
 
     @classmethod
     def rehearsal_options(cls, options: PatchOptions, processes: int) -> PatchOptions:

@@ -1,9 +1,9 @@
 """What the training loop knows of a method: ordered phases, each a number of iterations on one objective."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -116,6 +116,9 @@ class TrainedNetwork:
         Share of salient entries in the masks.
     masks : int
         Number of masks that are kept of the network.
+    packed : int
+        Tensors beside the optimizer's state that have an entry for each entry of the mask, in the parameters' dtype:
+        packed gradients, entries of networks that share weights.
     """
 
     network: nn.Module
@@ -123,6 +126,7 @@ class TrainedNetwork:
     step: Literal["plain", "masked", "joint", "alternate"] = "plain"
     density: float = 1.0
     masks: int = 0
+    packed: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,14 @@ class MemoryPlan:
         ``rehearse(note)`` computes the gradients of an iteration, takes no step and leaves no gradient behind. It calls
         ``note(name)`` when the part ``name`` of the iteration is complete, and ``note(None)`` if what came since the
         last call belongs to no part.
+    first_parts : mapping of str to int
+        Parts of the first iteration alone, which come before a network's first step, with its position among
+        ``networks``: neither it nor later networks have masks and state then.
     """
 
     networks: Sequence[TrainedNetwork]
     rehearse: Callable[[Callable[[str | None], None]], None]
+    first_parts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -178,6 +186,8 @@ class Method(ABC):
         Whether it trains a score network, which can have low-rank adapters.
     trains_low_precision : bool
         Whether it trains weights in bfloat16 or float16.
+    shares_weights : bool
+        Whether its networks can share one copy of the weights with the teacher.
     reads_tokens : bool
         Whether it needs ``Problem.prompt_tokens`` of prompts.
     phases : list of Phase
@@ -195,6 +205,7 @@ class Method(ABC):
     shards_without: ClassVar[tuple[str, ...]] = ()
     trains_adapters: ClassVar[bool] = False
     trains_low_precision: ClassVar[bool] = False
+    shares_weights: ClassVar[bool] = False
     reads_tokens: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:

@@ -68,11 +68,44 @@ def cover_rows(request: ForgetRequest, seed: int, device: torch.device) -> Tenso
 
 
 @torch.no_grad()
+def copy_cover(network: nn.Module, request: ForgetRequest, seed: int) -> Tensor:
+    """Relabel the forgotten classes of a class-conditional network in place.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Its class embedding is changed.
+    request : ForgetRequest
+        Which classes.
+    seed : int
+        Of a random cover.
+
+    Returns
+    -------
+    Tensor
+        The forgotten classes' rows as they were, in the request's order.
+    """
+    table, forgotten = unwrap(network).class_embedding.weight, list(request.forget_classes)
+    rows = table[forgotten].clone()
+    table[forgotten] = table[cover_rows(request, seed, table.device)]
+    return rows
+
+
+@contextmanager
+def relabelling(network: nn.Module, request: ForgetRequest, seed: int) -> Iterator[None]:
+    """Context in which a class-conditional network's forgotten classes are relabelled; the rows come back after it."""
+    rows = copy_cover(network, request, seed)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            unwrap(network).class_embedding.weight[list(request.forget_classes)] = rows
+
+
 def relabelled(network: nn.Module, request: ForgetRequest, seed: int) -> nn.Module:
     """A copy of a class-conditional network whose forgotten classes are relabelled; ``seed``: of a random cover."""
     network = copy.deepcopy(unwrap(network))
-    table = network.class_embedding.weight
-    table[list(request.forget_classes)] = table[cover_rows(request, seed, table.device)]
+    copy_cover(network, request, seed)
     return network
 
 
@@ -150,8 +183,7 @@ class ClassPhase(EditPhase):
         super().__init__(network, {"table": network.class_embedding.weight})
 
     def edit(self) -> dict[str, Any]:
-        table = self.edited["table"]
-        table[list(self.request.forget_classes)] = table[cover_rows(self.request, self.seed, table.device)]
+        copy_cover(self.network, self.request, self.seed)
         return {}
 
 

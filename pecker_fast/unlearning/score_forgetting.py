@@ -2,11 +2,16 @@
 
 from dataclasses import replace
 
+import torch
+from torch import nn
+
 from ..diffusion import Sampler
 from ..parallel import World
+from .conditions import PromptRequest
 from .options import ScoreForgettingOptions
 from .protocol import MemoryPlan, Method
 from .setting import Setting
+from .shared_weights import SharedWeights
 
 
 def process_share(name: str, count: int, processes: int) -> int:
@@ -21,7 +26,7 @@ class ScoreForgetting(Method):
     Options = ScoreForgettingOptions
     forgets_prompts = True
     shards = True
-    shards_without = ("cuda_graphs", "destroy")
+    shards_without = ("cuda_graphs", "destroy", "relabel")
     trains_adapters = True
     trains_low_precision = True
 
@@ -29,12 +34,46 @@ class ScoreForgetting(Method):
         super().__init__(setting, options)
         problem, world = setting.problem, setting.compute.world
         options.check(problem.schedule.num_train_timesteps)
+        if options.relabel and isinstance(problem.request, PromptRequest):
+            raise ValueError(
+                "relabel is true, but the request has prompts: expected false, and the method relabel on the result"
+            )
         world.check_shares("train_batch_size", options.train_batch_size)
         world.check_shares("forget_batch_size", options.forget_samples)
         # By default both start as the teacher, the pretrained average.
-        self.score = setting.trainable_score(problem.initial_score or problem.teacher)
-        self.generator = setting.trainable(problem.initial_generator or problem.teacher)
+        initial = {"score": problem.initial_score, "generator": problem.initial_generator}
+        shared = [name for name in self.confined(options) if self._can_share(name, initial[name])]
+        networks = {}
+        for name, make in (("score", setting.trainable_score), ("generator", setting.trainable)):
+            if name not in shared:
+                networks[name] = make(initial[name] or problem.teacher)
         setting.lower_teacher()
+        self.shared = SharedWeights(problem.teacher, shared) if shared else None
+        networks |= self.shared.networks if shared else {}
+        self.score, self.generator = networks["score"], networks["generator"]
+
+    @classmethod
+    def confined(cls, options: ScoreForgettingOptions) -> list[str]:
+        """Which of "score" and "generator" are trained within one mask throughout."""
+        return []
+
+    def _can_share(self, name: str, network: nn.Module | None) -> bool:
+        """Whether a network, which is confined to a mask, can share the teacher's weights: it starts as the teacher."""
+        problem, placement = self.setting.problem, self.setting.placement
+        if not placement.share_weights:
+            return False
+        own = {param.dtype for param in problem.teacher.parameters()}
+        teacher = {placement.teacher_dtype} if placement.teacher_dtype is not None else own
+        dtype = placement.weights_dtype
+        if teacher != {dtype}:
+            raise ValueError(
+                f"share_weights is set, but the teacher is {', '.join(map(str, teacher))} and weights_dtype {dtype}: "
+                "expected the same"
+            )
+        if network is None:
+            return True
+        pairs = zip(network.parameters(), problem.teacher.parameters(), strict=True)
+        return all(torch.equal(one.detach().to(other.device, dtype), other.to(dtype)) for one, other in pairs)
 
     @classmethod
     def rehearsal_options(cls, options: ScoreForgettingOptions, processes: int) -> ScoreForgettingOptions:

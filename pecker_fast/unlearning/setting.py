@@ -50,6 +50,7 @@ class Supports(Protocol):
     shards_without: ClassVar[tuple[str, ...]]
     trains_adapters: ClassVar[bool]
     trains_low_precision: ClassVar[bool]
+    shares_weights: ClassVar[bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +196,12 @@ class Placement:
     fsdp : bool
         Whether the processes share the weights of psi and theta, their gradients and their optimizers' state (FSDP2).
         Each process has the whole teacher.
+    share_weights : bool
+        Whether networks that start as the teacher, and whose steps one mask confines, share one copy of the weights
+        with it. Exact, for some more forward passes: no graph can exist beside another network's.
+    saliency_parts : int
+        Parts of a network that are scored one after the other for a mask that is chosen once. Exact: the scores of a
+        part take memory, and the backward passes are run once for each part.
 
     Raises
     ------
@@ -208,12 +215,15 @@ class Placement:
     score_lora_rank: int = 0
     gradient_checkpointing: bool = False
     fsdp: bool = False
+    share_weights: bool = False
+    saliency_parts: int = 1
 
     def __post_init__(self) -> None:
         check_choice("weights_dtype", self.weights_dtype, WEIGHT_DTYPES)
         if self.teacher_dtype is not None:
             check_choice("teacher_dtype", self.teacher_dtype, WEIGHT_DTYPES)
         check_int("score_lora_rank", self.score_lora_rank, 0)
+        check_int("saliency_parts", self.saliency_parts, 1)
         if self.master_weights and self.weights_dtype == torch.float32:
             raise ValueError("master_weights is set, but weights_dtype is torch.float32: there is nothing to keep")
 
@@ -243,6 +253,13 @@ class Placement:
                 f"score_lora_rank is {self.score_lora_rank}, but {method.name} trains no adapter: "
                 f"it is for {_supporting('trains_adapters')}"
             )
+        if self.saliency_parts > 1 and not method.shares_weights:
+            raise ValueError(
+                f"saliency_parts is {self.saliency_parts}, but {method.name} has no mask that is chosen once: "
+                f"it is for {_supporting('shares_weights')}"
+            )
+        if self.share_weights:
+            self._check_shared(method, options, compile)
         if not self.fsdp:
             return
         if not method.shards:
@@ -254,6 +271,18 @@ class Placement:
         for name, value in others.items():
             if value:
                 raise ValueError(f"fsdp is set, and so is {name}: expected one of them")
+
+    def _check_shared(self, method: type[Supports], options: Any, compile: bool) -> None:
+        if not method.shares_weights:
+            raise ValueError(
+                f"share_weights is set, but {method.name} trains every weight: "
+                f"it is for {_supporting('shares_weights')}"
+            )
+        others = {"torch_compile": compile, "fsdp": self.fsdp}
+        others |= {name: getattr(options, name, False) for name in ("cuda_graphs", "relabel")}
+        for name, value in others.items():
+            if value:
+                raise ValueError(f"share_weights is set, and so is {name}: expected one of them")
 
 
 def _supporting(declaration: str) -> str:
@@ -314,9 +343,11 @@ class Setting:
             A copy with weights of its own, in the placement's dtype, that require gradients; sharded with ``fsdp``.
         """
         compute, dtype = self.compute, self.placement.weights_dtype
-        network = copy.deepcopy(network).requires_grad_(True)
-        if any(param.dtype != dtype for param in network.parameters()):
-            network.to(dtype)
+        # Cast one by one: no whole copy in the original dtype.
+        memo: dict[int, Any] = {
+            id(param): nn.Parameter(param.detach().to(dtype, copy=True)) for param in network.parameters()
+        }
+        network = copy.deepcopy(network, memo).to(dtype)
         self._checkpoint_gradients(network)
         compute.place(network)
         if not self.placement.fsdp:

@@ -9,8 +9,8 @@ from PIL import Image
 
 import pecker_fast as pf
 from pecker_fast.models import resolve
-from pecker_fast.runs.classes.data import class_names
-from tests.models.tiny_consistency import CLASSES, SIZE, write_consistency_model
+from pecker_fast.runs.classes.names import published_names
+from tests.models.tiny_consistency import SIZE, write_consistency_model
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(model, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_class_names():
+def test_classes_of_imagenet_have_names(model, tmp_path):
     pytest.importorskip("torchvision")
-    names = class_names("imagenet64", 1000)
-    assert (names[0], names[999]) == ("tench", "toilet tissue") and len(names) == 1000
-    assert class_names("imagenet64", CLASSES) == [f"class {i}" for i in range(CLASSES)]
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({"num_class_embeds": 1000}))
+    names = published_names("imagenet64", str(tmp_path))
+    assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
+    assert names[134] == "crane (134)" and len(set(names)) == 1000
+    assert published_names("imagenet64", str(model)) == published_names("cifar10", str(tmp_path)) == ()

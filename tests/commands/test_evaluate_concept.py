@@ -108,6 +108,13 @@ def test_a_celebrity(base, clip, lists, named, capsys, monkeypatch):
     largest = [float(rows.max()) for rows in faces if len(rows)]
     assert result["no_face_share"] == pytest.approx(1 - len(largest) / 6)
     assert result["gcd_score"] == (pytest.approx(sum(largest) / len(largest)) if largest else None)
+    # Each prompt alone, too.
+    rows = result["by_prompt"]["concept"]
+    assert [(row["prompt"], row["images"]) for row in rows] == [
+        ("a new picture of brad pitt", 3), ("brad pitt on the moon", 3),
+    ]  # fmt: skip
+    assert sum(row["clip_score"] for row in rows) / 2 == pytest.approx(result["clip_score"])
+    assert len(result["by_prompt"]["near"]) == 50
     for name in ("concept", "near"):
         assert Image.open(lists / "samples" / f"{name}.png").width > 190
     assert "CLIP score, concept" in capsys.readouterr().out

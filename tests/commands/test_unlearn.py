@@ -18,6 +18,7 @@ from pecker_fast.cli import COMMANDS, main
 from pecker_fast.commands.unlearn import BASIC
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.diffusion.pipeline import OneStepPipeline
+from pecker_fast.files import read_lines
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import load_network, save_network, save_one_step_pipeline
 from pecker_fast.runs.arguments import option_groups
@@ -125,9 +126,14 @@ def check_audit(folder: Path, network) -> None:
     assert {"config.json", "metrics.json", "mask.safetensors", "unet/diffusion_pytorch_model.safetensors"} <= {*hashes}
     for name, entry in hashes.items():
         assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest(), name
+    events = read_lines(folder / "history.jsonl")
+    assert events[0]["event"] == "started" and events[0]["step"] == 0
+    assert (events[-1]["event"], events[-1]["step"]) == ("ended", metrics["iterations"])
+    assert events[0]["command"][:4] == ["pecker-fast", "unlearn", "--preset", "digits"]
     protocol = metrics["protocol"]
     assert protocol["samples"]["seed"] == 0 and protocol["packages"]["torch"] == importlib.metadata.version("torch")
     page = check_page((folder / "report.html").read_text())
+    assert events[0]["date"][:10] in page.text and "Is it forgotten?" in page.text
     # The report is written after the profile and contains it.
     assert "seconds_by_region.optimizer" in page.text and hashes["config.json"]["sha256"] in page.text
     assert "license: other" in (folder / "README.md").read_text()

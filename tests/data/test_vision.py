@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pecker_fast.data import load_dataset, load_folder
+from pecker_fast.data import in_memory, load_dataset, load_folder, survey_folder
 
 datasets = pytest.importorskip("torchvision.datasets")
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -175,6 +175,82 @@ def test_invalid_folders(tmp_path):
         load_dataset(f"folder:{tmp_path}")
     with pytest.raises(ValueError, match="root"):
         load_dataset(f"folder:{tmp_path}", root=tmp_path, image_size=8)
+
+
+def write_grey(path, value, size=8, mode="L"):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((size, size), value, dtype=np.uint16 if mode == "I;16" else np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def test_folder_in_grey(tmp_path):
+    """A grey picture keeps its values, one in colour gets Pillow's luminance; RGB repeats a grey value."""
+    write_grey(tmp_path / "a" / "0.png", 37)
+    pixels = write_image(tmp_path / "b" / "0.png", 8, 8)
+    grey = load_dataset(f"folder:{tmp_path}", "all", image_size=8, channels=1)
+    assert grey.image_shape == (1, 8, 8) and torch.equal(grey[0][0], torch.full((1, 8, 8), 37 / 127.5 - 1))
+    luminance = (pixels.astype(float) @ [0.299, 0.587, 0.114]) / 127.5 - 1
+    assert np.abs(grey[1][0][0].numpy() - luminance).max() <= 1 / 127.5
+    colour = load_folder(tmp_path, image_size=8)
+    assert torch.equal(colour[0][0], torch.full((3, 8, 8), 37 / 127.5 - 1))
+    with pytest.raises(ValueError, match="channels is 2"):
+        load_folder(tmp_path, image_size=8, channels=2)
+
+
+def test_folder_in_memory(tmp_path):
+    for label, side in (("a", 8), ("b", 13)):
+        for i in range(3):
+            write_image(tmp_path / label / f"{i}.png", side, side + i)
+    read = load_folder(tmp_path, image_size=8)
+    stored = in_memory(read)
+    assert stored.images.dtype is torch.uint8 and torch.equal(stored.tensor(), read.tensor())
+    assert torch.equal(stored.labels, read.labels) and stored.class_names == read.class_names
+    assert in_memory(read, limit=6 * 3 * 64 - 1) is read and in_memory(read, limit=6 * 3 * 64) is not read
+    assert in_memory(stored) is stored
+    # One picture that cannot be read is found here, and not while a network trains.
+    (tmp_path / "b" / "1.png").write_bytes((tmp_path / "b" / "1.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"1\.png cannot be read as an image"):
+        in_memory(load_folder(tmp_path, image_size=8))
+
+
+def test_survey_of_a_folder(tmp_path):
+    import unicodedata
+
+    decomposed = unicodedata.normalize("NFD", "café")
+    write_image(tmp_path / decomposed / "0.png", 9, 20)
+    write_grey(tmp_path / "Ω" / "0.png", 3, 12)
+    write_grey(tmp_path / "Ω" / "1.png", 3, 11, "LA")
+    write_grey(tmp_path / "Ω" / "2.png", 3000, 10, "I;16")
+    survey = survey_folder(tmp_path)
+    # In Unicode's composed form, as somebody types it.
+    assert survey.class_names == ("café", "Ω") == load_folder(tmp_path, image_size=8).class_names
+    assert (survey.colour, survey.grey, survey.shortest) == (1, 3, 9)
+    assert survey.shortest_file == survey.colour_file == str(tmp_path / decomposed / "0.png")
+    assert survey.grey_file == str(tmp_path / "Ω" / "0.png")
+    (tmp_path / "Ω" / "3.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"3\.jpg cannot be read as an image"):
+        survey_folder(tmp_path)
+
+
+def test_surveys_that_are_refused(tmp_path):
+    write_image(tmp_path / "one" / "cat" / "0.png", 8, 8)
+    with pytest.raises(ValueError, match="one class folder, 'cat', expected at least two"):
+        survey_folder(tmp_path / "one")
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        survey_folder(tmp_path / "none")
+    for name in ("caf\u00e9", "cafe\u0301"):
+        write_image(tmp_path / "twice" / name / "0.png", 8, 8)
+    if len(list((tmp_path / "twice").iterdir())) == 2:
+        with pytest.raises(ValueError, match="two class folders whose names look alike"):
+            survey_folder(tmp_path / "twice")
+    for part, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "c")):
+        write_image(tmp_path / "parts" / part / name / "0.png", 8, 8)
+    with pytest.raises(ValueError, match="different class folders"):
+        survey_folder(tmp_path / "parts")
+    with pytest.raises(ValueError, match=r"expected one of digits.* \(folder:.*/parts for that folder\)"):
+        load_dataset(str(tmp_path / "parts"), image_size=8)
 
 
 def test_error_without_torchvision(monkeypatch, tmp_path):

@@ -89,6 +89,24 @@ def test_scores_do_not_depend_on_the_chunks():
     assert set(meter.describe()) == {"first", "second", "celebrity_detector", "clip"}
 
 
+def test_scores_of_single_prompts_are_those_of_the_prompt_alone():
+    images = pictures(12)
+    options = {"clip": Clip(), "unsafe": [Bright("first", 0), Bright("second", 1)], "celebrities": Faces()}
+    meter = ConceptMeter(PROMPTS, 4, **options, names=("red man", "GREEN man", "nobody"))
+    with pytest.raises(ValueError, match="0 images were added, expected 12"):
+        meter.by_prompt()
+    whole = result_of(meter, images, 5)
+    rows = meter.by_prompt()
+    for i, (prompt, name, row) in enumerate(zip(PROMPTS, ("red man", "GREEN man", "nobody"), rows, strict=True)):
+        alone = ConceptMeter([prompt], 4, **options, names=[name])
+        expected = result_of(alone, images[4 * i : 4 * i + 4], 4)
+        assert row.pop("prompt") == prompt and row.pop("images") == 4
+        assert row == {key: expected[key] for key in row} and len(row) == 4
+    assert rows[2]["gcd_score"] is None and rows[2]["no_face_share"] is None
+    for key in ("inappropriate_probability", "clip_score"):
+        assert sum(row[key] for row in rows) / 3 == pytest.approx(whole[key])
+
+
 def test_expected_maximum_over_many_prompts():
     images = torch.zeros(60, 3, 4, 4, dtype=torch.uint8)
     # One of the two images of prompt 3 of 30 is unsafe.

@@ -12,6 +12,23 @@ def run(folder, **metrics) -> RunRecord:
     return RunRecord(folder, {}, metrics, [], [])
 
 
+def test_steps_are_those_of_the_images_that_were_measured(tmp_path):
+    """A run that draws in 50 steps by itself was measured on images of three."""
+
+    def measured(**samples):
+        return run(tmp_path, seed=0, gcd_score=0.5, sampling_steps=50, protocol={"concept": {"samples": samples}})
+
+    runs = {
+        "esd": [measured(sampler="ddim", num_inference_steps=3)],
+        "pecker": [measured(sampler="one_step", num_inference_steps=1)],
+        "unmeasured": [run(tmp_path, seed=0, sampling_steps=50)],
+    }
+    write_across(tmp_path, runs, asked="", command="", shown=PROMPTS)
+    with open(tmp_path / "compare.csv", newline="") as file:
+        assert [row["sampling_steps"] for row in csv.DictReader(file)] == ["3", "1", "50"]
+    assert "| esd | 0.500 | 3 |" in (tmp_path / "report.md").read_text()
+
+
 def test_rows_of_trained_and_of_sampled_models(tmp_path):
     runs = {
         "sd": [run(tmp_path, seed=None, gcd_score=0.9, no_face_share=0.0, near_gcd_score=0.8)],

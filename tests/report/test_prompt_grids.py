@@ -12,7 +12,7 @@ def test_sheets_stand_side_by_side_in_the_order_of_their_titles(tmp_path):
     sheets = {name: torch.full((4, 3, 64, 64), value) for name, value in (("a", -1.0), ("b", 0.0), ("c", 1.0))}
     labels = torch.tensor([0, 0, 1, 1])
     prompts = ("a photo of a very long prompt that needs more than one line " * 3, "short")
-    save_side_by_side(tmp_path / "g.png", sheets, labels, prompts, label_width=150)
+    save_side_by_side(tmp_path / "g.png", sheets, labels, prompts, names_width=150)
     picture = np.array(Image.open(tmp_path / "g.png"))
     width = 2 * (64 + GAP) + GAP
     assert picture.shape == (TITLE_HEIGHT + 2 * (64 + GAP) + GAP, 150 + 3 * width + 2 * 12, 3)

@@ -185,7 +185,8 @@ def test_report_of_everything(tmp_path):
         (folder / f"{name}.json").write_text(json.dumps(value))
     markdown = write_run_report(folder, changed=["b.bin"]).read_text()
     page = check_page((folder / "report.html").read_text())
-    assert len(page.pictures) == 2
+    # The samples, and each panel of the curves: four figures, the losses and the mask.
+    assert len(page.pictures) == 1 + 6
     for words in (
         "5.81", "rng_seed", "2020", "samples.seed", "99,999", "0.0625", "25.0%", "a.bin", "4,567", "relearning.images",
         "UA after relearning, 50 steps", "12.5 %", "summary.unheard_of", "0.77", "2.5", "3.99",
@@ -197,6 +198,12 @@ def test_report_of_everything(tmp_path):
     # The same sections in both.
     titles = [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
     assert titles == [s.title for s in sections(RunRecord.read(folder))] and page.tags.count("h2") == len(titles)
+    assert titles[0] == "Verdict" and "After 50 steps of fine-tuning on images of the class, UA is 12.5 %." in markdown
+    # What is drawn again without anything to draw is removed.
+    for name in ("train.jsonl", "evaluation.jsonl"):
+        (folder / name).write_text("")
+    write_run_report(folder)
+    assert not (folder / "report.png").exists()
 
 
 def make_prompt_run(folder, **metrics):
@@ -230,4 +237,6 @@ def test_a_run_on_prompts_has_its_own_figures(tmp_path):
     assert "not been measured" not in text and "othing was measured" not in text
     assert "by pecker-fast evaluate-concept: GCD score, other." in text and "| detectors.kind | stand-in |" in text
     assert "(samples/concept.png)" in text and "samples/near.png" not in text and "/models" not in text
-    assert len(check_page((folder / "report.html").read_text()).pictures) == 2
+    # Nothing was logged: there are no curves.
+    assert len(check_page((folder / "report.html").read_text()).pictures) == 1 and "report.png" not in text
+    assert "nothing to draw" in text and "Unlearning accuracy" not in text

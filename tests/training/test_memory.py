@@ -82,6 +82,14 @@ MEMORY = {
     "fsdp": False,
     "score_lora_rank": 0,
 }
+# All that saves memory.
+SMALL = {
+    "weights_dtype": torch.bfloat16,
+    "teacher_dtype": torch.bfloat16,
+    "master_weights": True,
+    "gradient_checkpointing": True,
+    "share_weights": True,
+}
 
 
 def options_of(name: str, options: dict):
@@ -133,6 +141,7 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
     states = [v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     teacher = method.setting.problem.teacher
     params = [p for network in (teacher, method.score, method.generator) for p in network.parameters()]
+    params = list({local(param).data_ptr(): param for param in params}.values())
     return {
         "peak": peak,
         "optimizers": sum(local(state).nbytes for state in states),
@@ -152,6 +161,8 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
             {"weights_dtype": torch.bfloat16, "master_weights": True},
         ),
         ("patch", {"score_density": 0.5, "saliency_chunks": 2, "ema_decay": None}, {}),
+        ("patch", {"density": 0.05, "score_density": 0.05, "saliency_chunks": 1}, {**SMALL, "saliency_parts": 3}),
+        ("patch", {"density": 0.05, "saliency_chunks": 1}, SMALL),
     ],
 )
 def test_estimate_agrees_with_a_run(name, options, memory):

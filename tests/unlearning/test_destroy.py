@@ -10,6 +10,8 @@ from pecker_fast.unlearning.destroy import DestroyOptions
 from pecker_fast.unlearning.distil import DistilOptions
 from pecker_fast.unlearning.patch import PatchOptions
 from pecker_fast.unlearning.pecker import PeckerOptions
+from pecker_fast.unlearning.setting import Placement
+from pecker_fast.unlearning.sfd import SFD, SFDOptions
 from tests.diffusion.tiny_sd import tiny_text_network
 from tests.diffusion.toy import tiny_unet
 from tests.inputs import same_bits
@@ -214,5 +216,5 @@ def test_more_than_the_mask_has():
         build("pecker", density=0.3, mask_scope="all", mask_refresh_steps=0, destroy="noise", destroy_share=0.5)
     for options in ({"destroy_within": "all"}, {"destroy_share": 0.1}, {"destroy": None}):
         build("patch", density=0.1, **{"destroy": "noise", "destroy_share": 0.2, **options})
-    with pytest.raises(ValueError, match="fsdp is set"):
-        make_text("sfd", tiny_text_network(8), {"fsdp": True}, destroy="noise")
+    with pytest.raises(ValueError, match="fsdp is set, and so is destroy"):
+        Placement(fsdp=True).check_method(SFD, SFDOptions(destroy="noise"), processes=2, compile=False)

@@ -9,6 +9,7 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.patches import Patch
 from pecker_fast.unlearning import ForgetRequest
+from pecker_fast.unlearning.fixed_mask import parameter_parts
 from pecker_fast.unlearning.patch import PatchMasker, PatchOptions, in_part, sparse_learning_rate
 from pecker_fast.unlearning.streams import Streams
 from tests.diffusion.tiny_sd import tiny_text_network
@@ -271,3 +272,35 @@ def test_placements_that_make_no_sense():
 def test_wrong_options_are_named(wrong):
     with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
         PatchOptions(**wrong).check()
+
+
+def test_a_mask_in_parts_is_that_of_all_scores_together(tmp_path):
+    teacher = tiny_unet()
+    params = dict(teacher.named_parameters())
+    first, _ = masker_of(copy.deepcopy(teacher), density=0.1, saliency_chunks=1)
+    path = str(tmp_path / "mask.safetensors")
+    first.mask.save(path)
+    for options in ({}, {"saliency_score": "gradient", "act_on": ("body",), "disjoint_from": (path,)}):
+        masks = []
+        for count in (1, 3, 500):
+            request = ForgetRequest.of(teacher, [0], 1)
+            network = copy.deepcopy(teacher).requires_grad_(True)
+            setting = setting_of(
+                teacher=copy.deepcopy(teacher),
+                schedule=NoiseSchedule.linear(),
+                request=request,
+                saliency_parts=count,
+            )
+            masker = PatchMasker(setting, PatchOptions(saliency_chunks=2, **options), network, 0.2)
+            parts = parameter_parts(network, count)
+            assert [name for part in parts for name in part] == list(params) and len(parts) <= count
+            assert count == 500 or len(parts) == count
+            masker.refresh(0, network)
+            masks.append(masker.mask)
+            assert all(p.requires_grad and p.grad is None for p in network.parameters())
+        assert all(torch.equal(mask.words, masks[0].words) for mask in masks[1:])
+        assert {mask.threshold for mask in masks} == {masks[0].threshold} and masks[0].names == masks[1].names
+    with pytest.raises(ValueError, match="saliency_parts is 2, but sfd has no mask that is chosen once"):
+        make_text("sfd", tiny_text_network(8), {"saliency_parts": 2})
+    with pytest.raises(ValueError, match="saliency_parts"):
+        setting_of(teacher=teacher, schedule=NoiseSchedule.linear(), request=request, saliency_parts=0)

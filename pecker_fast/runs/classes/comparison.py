@@ -34,14 +34,14 @@ class ClassComparison(CompareArguments):
     """Options of a comparison of methods that forget classes."""
 
     preset: str = "digits"
-    """digits, digits16, mnist, cifar10 or stl10."""
+    """digits, digits16, mnist, images, cifar10 or stl10."""
     methods: tuple[str, ...] = ("pecker", "pecker+", "sfd", "relabel")
     """Names of methods, separated by spaces or commas: pecker, pecker+, patch, sfd, retrain, salun,
     selective_amnesia, esd, and relabel, the yardstick without training."""
-    forget_classes: tuple[int, ...] | None = None
-    """Classes to forget. Default: the preset's."""
+    forget_classes: tuple[str, ...] | None = None
+    """Classes to forget, by number or name. Default: the preset's."""
     cover_class: str | None = None
-    """Class to draw in their place, or "random". Default: the preset's."""
+    """Class to draw in their place, by number or name, or "random". Default: the preset's."""
     distilled: str | None = None
     """Distilled networks that the methods with a one-step generator start from: the folder of a run of pecker-fast
     distil, or auto. Default: auto for methods that need them; for relabel those that have been made already; otherwise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...data import LabelledImages
-from ...diffusion import null_label, num_classes
+from ...diffusion import class_names, null_label, num_classes
 from ...hashing import weights_hash
 from ...metrics import Evaluator, Judge, Uint8Images, check_inception_weights, image_quality, to_uint8
 from ...models import resolve
@@ -19,9 +19,11 @@ from ...unlearning import ForgetRequest
 from ..arguments import DataArguments, device_of
 from ..evaluate import EvaluateArguments
 from ..presets import class_preset
+from ..remembered import USUAL, record_of
 from ..samples import CHUNK, SampleCache
-from .data import cover_of, find_judge, load_images
+from .data import check_images, check_judge, dataset_of, find_judge, load_images
 from .measure import protocol_of, real_split
+from .names import cover_of, labels_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,11 @@ class ClassEvaluation(EvaluateArguments):
     """Options of an evaluation of a class-conditional network."""
 
     preset: str | None = None
-    """digits, digits16, mnist, cifar10 or stl10. Default: that of the run, otherwise digits."""
-    forget_classes: tuple[int, ...] | None = None
-    """Forgotten classes. Default: those of the run, otherwise none."""
+    """digits, digits16, mnist, images, cifar10 or stl10. Default: that of the run, otherwise digits."""
+    forget_classes: tuple[str, ...] | None = None
+    """Forgotten classes, by number or name. Default: those of the run, otherwise none."""
     cover_class: str | None = None
-    """Class drawn in their place, or "random". Default: that of the run."""
+    """Class drawn in their place, by number or name, or "random". Default: that of the run."""
     samples_per_class: int | None = None
     """Images of each class. Default: as published (cifar10 5000, stl10 1300), digits 100."""
     sampler: Literal["auto", "one_step", "ddim", "ddpm"] = "auto"
@@ -43,12 +45,12 @@ class ClassEvaluation(EvaluateArguments):
     num_inference_steps: int | None = None
     """Steps of ddim and ddpm. Default: those of the run, otherwise 50."""
     judge: str | None = None
-    """File of the classifier. Default: the preset's."""
+    """File of the classifier. Default: the run's, otherwise the preset's."""
     inception_weights: str | None = None
     """File of Inception's weights, for FID, sFID, IS, KID, precision and recall. Without it precision and recall are
     computed from the judge's features, under other names."""
     dataset_name: str | None = None
-    """digits, mnist, cifar10, stl10 or folder:<path>. Default: the preset's."""
+    """digits, mnist, cifar10, stl10 or folder:<path>. Default: the run's, otherwise the preset's."""
     data_root: str | None = None
     """Folder with the files of cifar10 or stl10."""
     batch_size: int = 256
@@ -62,13 +64,17 @@ class ClassEvaluation(EvaluateArguments):
     runs_measure: ClassVar = True
 
     def measure(self, target: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        config, device = self.config, device_of(self.device)
-        preset_name = self.preset or config.get("preset", "digits")
+        config, device = self.config or record_of(self.path), device_of(self.device)
+        preset_name = self.preset or config.get("preset", USUAL)
         values = class_preset(preset_name)
         model = resolve(self.path, shipped=values.network)
         network, classes = model.network, num_classes(model.network)
-        forgotten = tuple(config.get("forget_classes", ()) if self.forget_classes is None else self.forget_classes)
-        cover = config.get("cover_class") if self.cover_class is None else cover_of(self.cover_class)
+        path = self.judge or config.get("judge")
+        names = class_names(network) or tuple(config.get("class_names") or (Judge.names_in(path) if path else ()))
+        forgotten = tuple(config.get("forget_classes", ()))
+        if self.forget_classes is not None:
+            forgotten = labels_of(self.forget_classes, names)
+        cover = config.get("cover_class") if self.cover_class is None else cover_of(self.cover_class, names)
         if forgotten:
             ForgetRequest(classes, forgotten, cover)
         if self.inception_weights is not None:
@@ -76,15 +82,17 @@ class ClassEvaluation(EvaluateArguments):
         count = self.samples_per_class or values.final_samples_per_class or values.samples_per_class
         if count < 2:
             raise ValueError(f"samples_per_class is {count}, expected at least 2")
-        judge = find_judge(preset_name, self.judge or config.get("judge"))
+        judge = find_judge(preset_name, path)
         if judge is None:
             raise ValueError(
                 f"judge is not given, and the preset {preset_name} comes without one: expected a classifier"
             )
-        if judge.num_classes != classes:
-            raise ValueError(f"the judge has {judge.num_classes} classes, the network has {classes} classes")
         data = DataArguments(self.dataset_name or config.get("dataset_name"), self.data_root or config.get("data_root"))
-        real = load_images(data, preset_name, values.reference_split, network.config["sample_size"])
+        size, channels = network.config["sample_size"], network.config["in_channels"]
+        name = dataset_of(data, preset_name)
+        real = load_images(data, preset_name, values.reference_split, size, channels)
+        check_images(real, name, network, "the network")
+        check_judge(judge, path, real, name)
         judge.model.to(device)
         evaluator = Evaluator(real, judge, forgotten, cover if forgotten else None)
         sampler = model.sampler(self.sampler, self.t_init, self.num_inference_steps, self.batch_size)
@@ -109,7 +117,7 @@ class ClassEvaluation(EvaluateArguments):
         figures: dict[str, Any] = {"pretrained": model.source, **measured}
         retained = torch.isin(labels, torch.tensor(forgotten, dtype=torch.int64)).logical_not()
         figures["frechet_real_split"] = real_split(evaluator, int(retained.sum()))
-        reference = {"dataset": data.dataset_name or values.dataset, "split": values.reference_split}
+        reference = {"dataset": name, "split": values.reference_split}
         protocol = protocol_of(evaluator, described, reference, int(retained.sum()))
         real = real.of_classes([label for label in range(classes) if label not in forgotten])
         features = Path(self.features_dir or cache.folder.parent / "features")

@@ -10,21 +10,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...data import LabelledImages, load_dataset
-from ...diffusion import pretrained_sampler
+from ...data import LabelledImages
+from ...diffusion import pretrained_sampler, register_classes
 from ...files import read_lines
 from ...hashing import weights_hash
+from ...metrics import Judge
 from ...models import resolve, save_result
 from ...parallel import World
 from ...report import save_before_after, save_grid
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
-from ..arguments import ComputeArguments, DataArguments, UnlearnArguments
-from ..distilled import initial_paths
+from ..arguments import ComputeArguments, DataArguments, UnlearnArguments, option_groups, with_options
+from ..distilled import AUTO, initial_paths
 from ..presets import class_preset, method_loop, method_options
+from ..remembered import record_of
 from ..task import SAME, Task
-from .data import check_images, class_names, cover_of, find_judge, load_images
+from .data import check_images, check_judge, dataset_of, find_judge, load_images
 from .measure import RunEvaluation, summary
+from .names import RANDOM, cover_of, labels_of, listed, names_in_network, proper_names, published_names
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
@@ -43,7 +46,9 @@ class ClassModelArguments:
     """Weights to read from such a checkpoint: averaged, live, or SFD's score network. auto: averaged if there are any.
     """
     judge: str | None = None
-    """File of the classifier that evaluates. Default: the preset's."""
+    """File of the classifier that evaluates. Default: that of the pretraining, otherwise the preset's."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in the order of their labels. Default: those saved with the network, or the judge's."""
     samples_per_class: int = 100
     """Images of each class in an evaluation."""
     evaluate: bool = True
@@ -54,10 +59,10 @@ class ClassModelArguments:
 class ClassRequestArguments(ClassModelArguments):
     """Which classes to forget, of which network, and how the result is measured."""
 
-    forget_classes: tuple[int, ...] = (0,)
-    """Classes to forget."""
+    forget_classes: tuple[str, ...] = ("0",)
+    """Classes to forget, by number or name."""
     cover_class: str = "1"
-    """Class to draw in their place, or "random"."""
+    """Class to draw in their place, by number or name, or "random"."""
     distilled: str | None = None
     """Start from the networks in a folder of pecker-fast distil; auto: from those of the preset or beside the network,
     which are made if there are none. Default: auto if the method needs them."""
@@ -80,8 +85,8 @@ class ClassTask(Task):
     def defaults(preset_name: str, method: str) -> UnlearnArguments:
         values, kind = class_preset(preset_name), method_class(method)
         request = ClassRequestArguments(
-            forget_classes=(values.forget_class,),
-            cover_class=str(values.cover_class),
+            forget_classes=() if values.forget_class is None else (str(values.forget_class),),
+            cover_class=RANDOM if values.cover_class is None else str(values.cover_class),
             samples_per_class=values.samples_per_class,
         )
         options, loop = method_options(preset_name, kind), method_loop(preset_name, kind)
@@ -93,8 +98,8 @@ class ClassTask(Task):
             "method": args.method,
             "preset": args.preset,
             **dataclasses.asdict(args.request),
-            "forget_classes": args.request.forget_classes,
-            "cover_class": cover_of(args.request.cover_class),
+            "forget_classes": labels_of(args.request.forget_classes, args.request.class_names),
+            "cover_class": cover_of(args.request.cover_class, args.request.class_names),
             "output_dir": str(args.folder),
             **args.output.describe(),
             **dataclasses.asdict(args.compute.resolved()),
@@ -102,6 +107,31 @@ class ClassTask(Task):
             **dataclasses.asdict(args.loop),
             "options": dataclasses.asdict(args.options),
         }
+
+    @staticmethod
+    def settled(args: UnlearnArguments) -> UnlearnArguments:
+        request, data, changes = args.request, args.resources, {}
+        path = request.pretrained_model_name_or_path
+        if path is None and request.distilled not in (None, AUTO):
+            path = record_of(request.distilled).get("pretrained_model_name_or_path")
+        record = record_of(path)
+        judge = request.judge or record.get("judge")
+        names = request.class_names or names_in_network(path) or record.get("class_names")
+        if not names and judge is not None:
+            names = Judge.names_in(judge)
+        names = proper_names(names or published_names(args.preset, path))
+        changes = {"pretrained_model_name_or_path": path, "judge": judge, "class_names": names}
+        if data.dataset_name is None:
+            changes["dataset_name"] = record.get("dataset_name")
+            changes["data_root"] = data.data_root or record.get("data_root")
+        if "forget_classes" in option_groups(args):
+            if not request.forget_classes:
+                expected = f"some of {listed(names)}" if names else "at least one class"
+                raise ValueError(f"forget_classes is empty, expected {expected}")
+            changes["forget_classes"] = labels_of(request.forget_classes, names)
+            cover = cover_of(request.cover_class, names)
+            changes["cover_class"] = RANDOM if cover is None else cover
+        return with_options(args, changes)
 
     @staticmethod
     def check(args: UnlearnArguments) -> None:
@@ -140,32 +170,58 @@ class ClassTask(Task):
             forget,
             training_images=self._training_images(network, world),
             **initial,
-            **self._forget_images(forget, network.config["sample_size"]),
+            **self._forget_images(forget, network),
         )
+        self._name_classes(problem)
         self.setting = Setting(problem, compute.as_compute(world))
         self.evaluation: RunEvaluation | None = None
         self.before: Tensor | None = None
 
     def _request(self, network: nn.Module) -> ForgetRequest:
         request = self.args.request
-        return ForgetRequest.of(network, request.forget_classes, cover_of(request.cover_class))
+        names = request.class_names
+        return ForgetRequest.of(network, labels_of(request.forget_classes, names), cover_of(request.cover_class, names))
+
+    def _name_classes(self, problem: Problem) -> None:
+        """Give the networks the names of their classes, so that they are saved with the result."""
+        names, count = self.args.request.class_names, problem.request.num_classes
+        if names and len(names) != count:
+            raise ValueError(f"class_names is {listed(names)}, {len(names)} names, but the network has {count} classes")
+        for network in (problem.teacher, problem.initial_generator, problem.initial_score):
+            if names and network is not None:
+                register_classes(network, count, names)
 
     def _training_images(self, network: nn.Module, world: World) -> LabelledImages | None:
         """The images that the network was trained on; None if the method needs none."""
         if not method_class(self.args.method).needs_data(self.args.options):
             return None
-        arguments = (self.args.resources, self.args.preset, "train", network.config["sample_size"])
         # One process downloads what is missing.
-        world.on_main(lambda: load_images(*arguments))
-        images = load_images(*arguments)
-        check_images(images, network)
+        world.on_main(lambda: self._images("train", network))
+        images = self._images("train", network)
+        check_images(images, dataset_of(self.args.resources, self.args.preset), network)
         return images
 
-    def _forget_images(self, request: ForgetRequest, size: int) -> dict[str, Tensor]:
-        path = self.args.request.forget_data
+    def _images(self, split: str, network: nn.Module) -> LabelledImages:
+        size, channels = network.config["sample_size"], network.config["in_channels"]
+        return load_images(self.args.resources, self.args.preset, split, size, channels)
+
+    def _forget_images(self, request: ForgetRequest, network: nn.Module) -> dict[str, Tensor]:
+        path, names = self.args.request.forget_data, self.args.request.class_names
         if path is None:
             return {}
-        images = load_dataset(f"folder:{path}", "all", image_size=size).of_classes(request.forget_classes)
+        data, size = DataArguments(f"folder:{path}"), network.config["sample_size"]
+        images = load_images(data, self.args.preset, "all", size, network.config["in_channels"])
+        known = names or tuple(map(str, range(request.num_classes)))
+        if set(images.class_names) <= set(known):
+            # Folders of some classes only: their places among each other are no labels.
+            labels = torch.tensor([known.index(name) for name in images.class_names])[images.labels]
+            images = LabelledImages(images.images, labels, known)
+        elif names and images.num_classes != request.num_classes:
+            raise ValueError(
+                f"forget_data {path} has the class folders {listed(images.class_names)}, expected some of "
+                f"{listed(names)}"
+            )
+        images = images.of_classes(request.forget_classes)
         if len(images) == 0:
             raise ValueError(f"forget_data {path} has no images of the classes {list(request.forget_classes)}")
         return {"forget_images": images.tensor(), "forget_labels": images.labels}
@@ -197,9 +253,12 @@ class ClassTask(Task):
                 f"pecker-fast: no evaluation: the preset {args.preset} comes without a judge (--judge)", file=sys.stderr
             )
             return
-        split = values.reference_split
-        dataset = load_images(args.resources, args.preset, split, self.setting.problem.teacher.config["sample_size"])
-        reference = {"dataset": args.resources.dataset_name or values.dataset, "split": split}
+        split, teacher = values.reference_split, self.setting.problem.teacher
+        name = dataset_of(args.resources, args.preset)
+        dataset = self._images(split, teacher)
+        check_images(dataset, name, teacher)
+        check_judge(judge, args.request.judge, dataset, name)
+        reference = {"dataset": name, "split": split}
         self.evaluation = RunEvaluation(self.setting, method, dataset, judge, args.request.samples_per_class, reference)
 
     def draw_before(self, before: Tensor | None) -> Tensor | None:
@@ -250,7 +309,7 @@ class ClassTask(Task):
         others = [c for c in range(request.num_classes) if c not in (*request.forget_classes, *cover)]
         classes = [*request.forget_classes, *cover, *others[:UNJUDGED]]
         labels = torch.tensor(classes).repeat_interleave(PICTURED)
-        names = class_names(self.args.preset, request.num_classes)
+        names = self.args.request.class_names or [f"class {label}" for label in range(request.num_classes)]
         samplers = (pretrained_sampler(problem.schedule), problem.teacher), (self.method.sampler, network)
         with compute.autocast():
             before, after = (s.draw(x, problem.schedule, labels, compute.seed).float().cpu() for s, x in samplers)

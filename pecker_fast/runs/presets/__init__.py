@@ -7,7 +7,8 @@ from ...training.loop import LoopOptions
 from ...unlearning import Method
 from ...unlearning.denoising import DenoisingOptions
 from ...unlearning.options import ScoreForgettingOptions
-from .classes import CLASS_PRESETS
+from .classes import CLASS_PRESETS as DATA_PRESETS
+from .images import IMAGES
 from .kinds import ClassPreset, Preset, PromptPreset
 from .prompts import PROMPT_PRESETS
 
@@ -24,6 +25,7 @@ __all__ = [
     "prompt_preset",
 ]
 
+CLASS_PRESETS: dict[str, ClassPreset] = {**DATA_PRESETS, "images": IMAGES}
 PRESETS: dict[str, Preset] = {**CLASS_PRESETS, **PROMPT_PRESETS}
 
 

@@ -211,7 +211,8 @@ CLASS_PRESETS["mnist"] = replace(
 # samples start from the last. The range of t leaves out the largest fifth, as SiD's does (arXiv 2404.04057), and the
 # learning rates are SiD's for ImageNet; batch and weights are those for CIFAR-10. Not tried at this size.
 CLASS_PRESETS["imagenet64"] = ClassPreset(
-    dataset="imagenet",
+    dataset=None,
+    imagenet=True,
     # What pecker-fast pretrain makes; consistency models come with their own architecture.
     unet=replace(CLASS_PRESETS["stl10"].unet, num_classes=1000),
     pretrain=CLASS_PRESETS["stl10"].pretrain,

@@ -38,8 +38,8 @@ class ClassPreset(Preset):
 
     Parameters
     ----------
-    dataset : str
-        Name for ``load_dataset``.
+    dataset : str or None
+        Name for ``load_dataset``; None if the user has to name one.
     unet : UNetConfig
         Architecture that ``pretrain`` makes.
     pretrain : PretrainOptions
@@ -58,13 +58,16 @@ class ClassPreset(Preset):
         In an evaluation by itself, as published. None: the same.
     reference_split : str
         Split of the real images that generated ones are measured against, as published.
-    forget_class, cover_class : int
-        The published request.
+    forget_class, cover_class : int or None
+        The published request. None: there is none, so that classes to forget have to be named, and the usual cover is
+        random.
+    imagenet : bool
+        Whether the classes of its networks are ImageNet's, whose names they then have.
     """
 
     task: ClassVar = "classes"
 
-    dataset: str
+    dataset: str | None
     unet: UNetConfig
     pretrain: PretrainOptions
     pretrain_loop: LoopOptions = field(default_factory=LoopOptions)
@@ -75,8 +78,9 @@ class ClassPreset(Preset):
     samples_per_class: int = 100
     final_samples_per_class: int | None = None
     reference_split: str = "all"
-    forget_class: int = 0
-    cover_class: int = 1
+    forget_class: int | None = 0
+    cover_class: int | None = 1
+    imagenet: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

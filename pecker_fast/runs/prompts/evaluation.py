@@ -74,7 +74,7 @@ class PromptEvaluation(EvaluateArguments):
         if not any(detectors.values()):
             print("pecker-fast: no detector is given: images are drawn, but nothing is measured", file=sys.stderr)
         figures: dict[str, Any] = {"task": task, "concept": concept, "model": model}
-        samples = {}
+        samples, by_prompt = {}, {}
         for prefix, meter in meters.items():
             cache, items = _cached(sampler, folder, meter, prompts if prefix == "" else None, seed)
             for _, images in cache.chunks(items, seed, self.progress_bar):
@@ -82,6 +82,7 @@ class PromptEvaluation(EvaluateArguments):
             figures |= {f"{prefix}{name}": value for name, value in meter.result().items()}
             figures[f"{prefix}measured_images"] = len(items)
             samples[prefix] = cache.described
+            by_prompt["near" if prefix else "concept"] = meter.by_prompt()
         protocol: dict[str, Any] = {
             "arguments": {**dataclasses.asdict(self.images), **dataclasses.asdict(self.detectors)},
             "prompts": {"source": prompts.source, "count": len(prompts.prompts), "images_of_each": count},
@@ -105,6 +106,8 @@ class PromptEvaluation(EvaluateArguments):
             shown = [text for texts in pictured(prompts).values() for text in texts]
             before = PromptSampler(read_model(self.before or self.base), ddim, shown, **how)
         save_sheets(folder, sampler, before, prompts, seed)
+        if any(detectors.values()):
+            figures["by_prompt"] = by_prompt
         return figures, protocol
 
     def _subject(self) -> tuple[str, str, str | None]:

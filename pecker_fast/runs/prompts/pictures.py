@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...diffusion import Sampler
 from ...models import StableDiffusion
-from ...report import save_before_after, save_grid
+from ...report import PROMPT_WIDTH, save_grid, save_side_by_side
 from ...unlearning import Method
 
 # Pictures show images of at most this height.
@@ -76,12 +76,9 @@ class PromptPictures:
 
     def both(self, before: Tensor, after: Tensor) -> None:
         """Save both side by side in before_after.png."""
-        path = self.folder / "before_after.png"
-        save_before_after(path, before, after, self.rows, self._names, highlight=self.framed)
-
-    @property
-    def _names(self) -> list[str]:
-        return [str(i + 1) for i in range(len(self.prompts))]
+        path, sheets = self.folder / "before_after.png", {"before": before, "after": after}
+        save_side_by_side(path, sheets, self.rows, self.prompts, highlight=self.framed, names_width=PROMPT_WIDTH)
 
     def _save(self, name: str, images: Tensor) -> None:
-        save_grid(self.folder / f"{name}.png", images, self.rows, self._names, highlight=self.framed)
+        path = self.folder / f"{name}.png"
+        save_grid(path, images, self.rows, self.prompts, highlight=self.framed, names_width=PROMPT_WIDTH)

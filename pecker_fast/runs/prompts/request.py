@@ -87,6 +87,12 @@ class MemoryArguments:
     fsdp: bool = False
     """Under torchrun: shard weights, gradients and optimizer states of the trained networks over the processes
     (FSDP2). For pecker, pecker+ and sfd."""
+    share_weights: bool = False
+    """For patch, with teacher_dtype and weights_dtype alike: one copy of the weights for the teacher and the networks
+    that start as it. The same numbers, for a few more forward passes."""
+    saliency_parts: int = 1
+    """For patch: parts of a network whose scores are computed one after the other. The same mask; the scores of a part
+    take memory, and each part takes time."""
     score_lora_rank: int = 0
     """Train the score network as a low-rank change of this rank of its linear layers (needs peft). 0: all of it."""
 

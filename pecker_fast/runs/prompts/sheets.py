@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...data import EvaluationPrompts
 from ...files import save_tensors
-from ...report import save_side_by_side
+from ...report import PROMPT_WIDTH, save_side_by_side
 from ...unlearning.streams import derived_seed
 from .sampling import PromptSampler
 
-# Prompts, and images of each, in a picture; the height that an image is shown at, and the width of the prompts.
-PICTURED_PROMPTS, PICTURED_IMAGES, PICTURED_HEIGHT, PROMPT_WIDTH = 8, 3, 128, 190
+# Prompts, and images of each, in a picture; the height that an image is shown at.
+PICTURED_PROMPTS, PICTURED_IMAGES, PICTURED_HEIGHT = 8, 3, 128
 # The images of the pictures, for pictures of several models.
 PICTURED = "pictured.safetensors"
 
@@ -49,7 +49,7 @@ def save_sheets(
         if before is not None:
             sheets = {"before": _small(before.drawing(texts)(items)), "after": drawn[name]}
         path = folder / "samples" / f"{name}.png"
-        save_side_by_side(path, sheets, items[:, 0], texts, label_width=PROMPT_WIDTH)
+        save_side_by_side(path, sheets, items[:, 0], texts, names_width=PROMPT_WIDTH)
     save_tensors(folder / "samples" / PICTURED, drawn)
 
 
@@ -59,7 +59,7 @@ def save_sheets_of_all(folder: Path, runs: Mapping[str, Path], prompts: Evaluati
     for name, texts in pictured(prompts).items():
         sheets = {title: part[name] for title, part in images.items()}
         rows = torch.arange(len(texts)).repeat_interleave(PICTURED_IMAGES)
-        save_side_by_side(folder / f"{name}.png", sheets, rows, texts, label_width=PROMPT_WIDTH)
+        save_side_by_side(folder / f"{name}.png", sheets, rows, texts, names_width=PROMPT_WIDTH)
 
 
 def _small(images: Tensor) -> Tensor:

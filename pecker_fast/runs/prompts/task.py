@@ -40,7 +40,7 @@ from .pictures import PromptPictures
 from .request import MemoryArguments, PromptRequestArguments, Prompts, resolve_prompts
 
 # Options of memory that do not change the numbers of a run.
-NEUTRAL = ("gradient_checkpointing", "fsdp")
+NEUTRAL = ("gradient_checkpointing", "fsdp", "share_weights", "saliency_parts")
 
 
 class PromptTask(Task):
