@@ -102,7 +102,7 @@ def names_in_network(path: str | None) -> tuple[str, ...]:
 def published_names(preset_name: str, path: str | None) -> tuple[str, ...]:
     """The names of the classes of a preset's published networks, by torchvision's list for ImageNet.
 
-    Empty if there are none, torchvision is missing, or the network in the folder ``path`` has another number of classes.
+    Empty if there are none, torchvision is missing, or the network in the folder ``path`` has other classes.
     """
     if not class_preset(preset_name).imagenet or path is None or not Path(path).is_dir():
         return ()
