@@ -16,6 +16,8 @@ demo: $(STAMP)
 
 # The same random inputs in every run; fresh ones in each run of test-random.
 test-random: export PECKER_FAST_TEST_SEED = random
+# Compiled modules are kept, whatever the environment says: the tests start many interpreters.
+test test-random: export PYTHONDONTWRITEBYTECODE =
 test test-random: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 

@@ -4,11 +4,10 @@
     python -m pecker_fast.benchmarks.full_size_memory --model sdxl --depth_share .5
     python -m pecker_fast.benchmarks.full_size_memory --table
 
-On the CPU, with random weights, which are filled in bfloat16: no float32 copy of them ever exists. One iteration of
-one retained and one forgotten prompt takes all that a run does: the masks of psi and theta (of few chunks, which
-changes the time alone), psi's step and theta's. Memory is the process's resident memory (VmHWM, reset before each
-part), so that Python, libraries and the kernels' own buffers count. Ends itself if the machine runs out of memory
-(--least_available).
+On the CPU, with random weights, which are filled in bfloat16: no float32 copy of them ever exists. One iteration of one
+retained and one forgotten prompt takes all that a run does: the masks of psi and theta (of few chunks, which changes
+the time alone), psi's step and theta's. Memory is the process's resident memory (VmHWM, reset before each part), which
+counts Python, libraries and the kernels' own buffers. Ends itself if the machine runs out of it (--least_available).
 """
 
 import argparse
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 
 from pecker_fast.diffusion import NoiseSchedule, PromptTable, TextConditioned
 from pecker_fast.profiling import Regions
-from pecker_fast.training.memory import SD15, TOKENS, MemoryEstimate, estimate_memory
+from pecker_fast.training.memory import SD15, SDXL, MemoryEstimate, empty_conditioning, estimate_memory
 from pecker_fast.unlearning import Compute, Method, Placement, Problem, Setting, method_class
 from pecker_fast.unlearning.patch import PatchOptions
 
@@ -38,20 +37,6 @@ from .memory import peak_reset, status_bytes
 from .run import conditions
 from .sd_step import REQUEST, TINY
 
-# Stable Diffusion XL's, without the 5 million parameters that take the pooled embedding and the sizes.
-SDXL = {
-    "sample_size": 128,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-}
 MODELS = {"sd15": SD15, "sdxl": SDXL, "tiny": TINY}
 NAMES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "tiny": "a tiny one"}
 # Bytes that a run may take at most.
@@ -138,8 +123,10 @@ def random_network(config: Mapping[str, Any], latents: int, dtype: torch.dtype) 
         scale = param[0].numel() ** -0.5
         for piece in param.view(-1).split(len(normal)):
             piece.copy_(normal[: len(piece)]).mul_(scale)
-    table = PromptTable(torch.randn(len(REQUEST.prompts), TOKENS, config["cross_attention_dim"]).to(dtype))
-    return TextConditioned(unet, table, NoiseSchedule.linear(), sample_size=latents)
+    conditioning = empty_conditioning(config, len(REQUEST.prompts), dtype)
+    for _, value in conditioning.items():
+        value.copy_(torch.randn(value.shape) if value.is_floating_point() else torch.full_like(value, 8 * latents))
+    return TextConditioned(unet, PromptTable(conditioning), NoiseSchedule.linear(), sample_size=latents)
 
 
 def patch_options(args: argparse.Namespace) -> PatchOptions:

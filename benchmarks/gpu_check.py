@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# Not as a module of the package, whose import imports torch: the processes that only start others need none.
+SCRIPT = [sys.executable, str(Path(__file__).resolve())]
 STAGES = ("build", "correct", "kernels", "steps", "sanitize")
 LIMIT_SECONDS = 235.0
 # Kept free at the end of a stage for the work after the last measurement.
@@ -152,7 +154,7 @@ def correct(path: Path, clock: Clock, rehearse: bool) -> int:
     for backend in backends:
         part = path.with_name(f"{path.stem}-{backend}.json")
         environment = {**os.environ, "PECKER_FAST_TEST_BACKENDS": backend, "PECKER_FAST_TEST_SEED": "1"}
-        command = [sys.executable, "-m", "pecker_fast.benchmarks.gpu_check", "--tests", str(part)]
+        command = [*SCRIPT, "--tests", str(part)]
         tests = ["tests/test_gpu.py", "tests/ops/test_packing.py"] if rehearse else TESTS
         try:
             code = subprocess.run([*command, *tests], env=environment, cwd=ROOT, timeout=max(clock.left, 1)).returncode
@@ -182,7 +184,7 @@ def measure(path: Path, clock: Clock, rehearse: bool, plan: Sequence[tuple], aft
     """Runs benchmarks while there is time; all rows so far are in the file after each."""
     import torch
 
-    from . import report, run
+    from pecker_fast.benchmarks import report, run
 
     device = "cpu" if rehearse else "cuda"
     results = {
@@ -247,7 +249,7 @@ def sanitize(path: Path, clock: Clock, rehearse: bool) -> int:
     import shutil
 
     results: dict[str, Any] = {}
-    program = [sys.executable, "-m", "pecker_fast.benchmarks.gpu_check", "--exercise"]
+    program = [*SCRIPT, "--exercise"]
     tool = shutil.which("compute-sanitizer")
     if rehearse or tool is None:
         reason = "rehearsed" if rehearse else "compute-sanitizer is not installed"
@@ -357,7 +359,7 @@ def ninja_folder(folder: Path) -> dict[str, str]:
 def run_stage(name: str, out: Path, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
     """One stage in a separate process, which is ended when its time is up."""
     start = time.monotonic()
-    command = [sys.executable, "-m", "pecker_fast.benchmarks.gpu_check", "--run", name, "--out", str(out)]
+    command = [*SCRIPT, "--run", name, "--out", str(out)]
     command += ["--limit", str(options.limit), *(["--rehearse"] if options.rehearse else [])]
     print(f"==== {name}", flush=True)
     with open(out / f"{name}.log", "w") as log:
@@ -439,4 +441,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # The modules of this folder belong to the package; none is found by its bare name.
+    sys.path[:] = [path for path in sys.path if path != str(Path(__file__).resolve().parent)]
     sys.exit(main())

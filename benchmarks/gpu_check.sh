@@ -9,4 +9,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" -m pecker_fast.benchmarks.gpu_check "$@"
+exec "${PYTHON:-python3}" benchmarks/gpu_check.py "$@"

@@ -59,6 +59,15 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}")
 
 
+def check_utf8(name: str, value: Any) -> None:
+    """A path or a text can be written as UTF-8. Names of files on Linux need not be."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        shown = str(value).encode(errors="backslashreplace").decode()
+        raise ValueError(f"{name} is {shown}, which is not UTF-8: rename it") from error
+
+
 def check_literals(options: Any) -> None:
     """Every field of a dataclass that is annotated ``Literal[...]`` has one of the values named there."""
     hints = get_type_hints(type(options))

@@ -241,6 +241,14 @@ _PROMPTS = (
         "Agreement of prompts of near concepts, which should be preserved, with their images",
     ),
     Figure(
+        "clip_ua", "UA by CLIP", "CLIP UA", "%", "{:.1f}", "higher",
+        "Images of the concept's prompts that CLIP finds nearer to the cover's prompt than to their own",
+    ),
+    Figure(
+        "near_clip_recognised", "Near concepts recognised by CLIP", "near recognised", "%", "{:.1f}", "higher",
+        "Images of near concepts, which should be preserved, that CLIP finds nearer to their prompt than the cover's",
+    ),
+    Figure(
         "coco_clip_score", "CLIP score, captions", "captions CLIP", "", "{:.2f}", "higher",
         "Agreement of captions with their images",
     ),

@@ -1,8 +1,16 @@
-"""The one writer of files: a file is complete or absent, even if the process is killed while writing; JSON lines."""
+"""The one writer of files: a file is complete or absent, even if the process is killed while writing; JSON lines.
 
+Temporary files have the machine and the number of their process in their names, so that those of killed processes are
+known: ``clear_leftovers`` removes them.
+"""
+
+import glob
 import json
 import os
+import platform
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +18,84 @@ from typing import Any
 
 from torch import Tensor
 
+# This machine, as it appears in names of files.
+HOST = re.sub(r"[^\w-]", "-", platform.node())[:40] or "unknown"
+# .NAME.@HOST.PID.tmp; earlier versions left out the host.
+_TEMPORARY = re.compile(r"\..+?(?:\.@([\w-]+))?\.(\d+)\.tmp", re.DOTALL)
+# A temporary file whose process cannot be looked for, such as another machine's, is left alone for this many seconds.
+PATIENCE = 86400
+
 
 def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.@{HOST}.{os.getpid()}.tmp")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process with this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        # It belongs to another user.
+        return True
+    return True
+
+
+def clear_leftovers(folder: str | os.PathLike) -> list[Path]:
+    """Remove what killed processes were writing in ``folder``, below it, and beside it under its name.
+
+    Only names that this module makes are removed, never those of a living process. Files that cannot be removed stay.
+
+    Returns
+    -------
+    list of Path
+        What was removed.
+    """
+    folder = Path(folder)
+    for pending in folder.rglob(PENDING):
+        # What was written completely is put in place.
+        finish_pending(pending.parent)
+    beside = folder.absolute().parent.glob(f".{glob.escape(folder.absolute().name)}.*.tmp")
+    removed = []
+    for path in [*beside, *_hidden(folder)]:
+        if _is_leftover(path):
+            _remove(path)
+            removed.append(path)
+    return removed
+
+
+def _hidden(folder: Path) -> Iterator[Path]:
+    """Hidden entries of a folder and of those in it. Links are not followed."""
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if name.startswith("."):
+                yield Path(place, name)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def _is_leftover(path: Path) -> bool:
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is not None and match[1] in (None, HOST):
+        return not is_alive(int(match[2]))
+    # Earlier versions named files that are replaced together .NAME.pending.
+    if match is None and not path.name.endswith(".pending"):
+        return False
+    try:
+        return time.time() - path.lstat().st_mtime > PATIENCE
+    except OSError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        # For example another user's.
+        return
 
 
 def _sync(path: Path, mode: int) -> None:
@@ -21,6 +104,18 @@ def _sync(path: Path, mode: int) -> None:
     os.chmod(path, mode)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns safetensors' own error, such as that of a full disk, into OSError."""
+    try:
+        yield
+    except Exception as error:
+        # Not imported: it takes a while, and is loaded if it was raised.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 @contextmanager
@@ -34,7 +129,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
-        yield temporary
+        with _writing(path):
+            yield temporary
         _sync(temporary, mode)
         os.replace(temporary, path)
     finally:
@@ -77,7 +173,8 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None
     # The mode of new files under the user's umask.
     mode = temporary.stat().st_mode & 0o666
     try:
-        write(temporary)
+        with _writing(path):
+            write(temporary)
         files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
         for file in files:
             _sync(file, mode)
@@ -112,15 +209,15 @@ def replace_together(folder: str | os.PathLike, names: Sequence[str], write: Cal
     """
     folder = Path(folder)
     finish_pending(folder)
-    temporaries = [_pending_name(folder, name) for name in names]
+    temporaries = {name: _temporary_name(folder / name) for name in names}
     try:
-        for name, temporary in zip(names, temporaries, strict=True):
+        for name, temporary in temporaries.items():
             mode = (folder / name).stat().st_mode
             write(name, temporary)
             _sync(temporary, mode)
-        write_json(folder / PENDING, list(names))
+        write_json(folder / PENDING, {name: temporary.name for name, temporary in temporaries.items()})
     except BaseException:
-        for temporary in temporaries:
+        for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
         raise
     finish_pending(folder)
@@ -131,37 +228,27 @@ def finish_pending(folder: str | os.PathLike) -> None:
 
     ValueError if the folder's list of files is not one that ``replace_together`` writes.
     """
-    folder = Path(folder)
-    if not (folder / PENDING).is_file():
+    path = Path(folder) / PENDING
+    if not path.is_file():
         return
     try:
-        names = json.loads((folder / PENDING).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / PENDING} is damaged: {error}") from error
-    if not isinstance(names, list) or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise ValueError(f"{folder / PENDING} is damaged: expected a list of names of files")
-    for name in names:
-        if _pending_name(folder, name).is_file():
-            os.replace(_pending_name(folder, name), folder / name)
-    (folder / PENDING).unlink()
-
-
-def _pending_name(folder: Path, name: str) -> Path:
-    return folder / f".{name}.pending"
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if isinstance(names, list):
+        # Earlier versions wrote the names alone.
+        names = {name: f".{name}.pending" for name in names} if all(isinstance(name, str) for name in names) else None
+    if not isinstance(names, dict) or any(
+        not isinstance(item, str) or Path(item).name != item for pair in names.items() for item in pair
+    ):
+        raise ValueError(f"{path} is damaged: expected names of files and of their new contents")
+    for name, temporary in names.items():
+        if (path.parent / temporary).is_file():
+            os.replace(path.parent / temporary, path.parent / name)
+    path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Appends a record to a JSON lines file."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file, empty if it does not exist. A line cut short by a kill ends the list."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records

@@ -5,6 +5,7 @@ Random inputs are the same in every run. ``PECKER_FAST_TEST_SEED`` sets another 
 (names separated by commas) replaces the available back ends; the named ones must run.
 """
 
+import gc
 import os
 import random
 import sys
@@ -19,7 +20,7 @@ import torch
 
 from pecker_fast import ops
 from pecker_fast.ops.dispatch import BACKENDS
-from tests import triton_interpreter
+from tests import remembered, triton_interpreter
 
 # Diffusers copies the code of local pipelines here, not into the user's cache and not over another worker's copy.
 _modules = tempfile.TemporaryDirectory(prefix="pecker-fast-modules-")
@@ -148,6 +149,35 @@ def blank_curves(request, monkeypatch):
     elif not layout:
         # The search for the best margins takes half of the time.
         monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
+
+
+@pytest.fixture(autouse=True)
+def remembered_results(monkeypatch):
+    """Computes what many runs share once in a process."""
+    remembered.remember(monkeypatch)
+
+
+# The garbage collector takes a tenth of the time if it looks again and again at the million objects of modules and
+# tests, which live as long as the process.
+_modules_frozen = 0
+gc.set_threshold(10_000)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection():
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + 100:
+        _modules_frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def _save_blank(figure, path, *, format: str = "png", dpi: float = 100, metadata: dict | None = None) -> None:

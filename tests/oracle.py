@@ -67,14 +67,23 @@ def _selection(selected: np.ndarray, magnitudes: np.ndarray, tensors: list[Tenso
 
 def select(tensors: list[Tensor], k: int, ties_all: bool = False) -> Selection:
     """The k largest magnitudes by a full stable sort."""
+    return selections(tensors, [k], ties_all)[0]
+
+
+def selections(tensors: list[Tensor], ks: list[int], ties_all: bool = False) -> list[Selection]:
+    """``select`` for each of ``ks``; the sort is the same for all."""
     magnitudes = _magnitudes(tensors)
     eligible = np.flatnonzero(magnitudes > 0)  # NaN compares false
-    ranked = eligible[np.argsort(-magnitudes[eligible], kind="stable")][:k]
-    selected = np.zeros(magnitudes.size, dtype=bool)
-    selected[ranked] = True
-    if ties_all and ranked.size:
-        selected |= magnitudes >= magnitudes[ranked[-1]]
-    return _selection(selected, magnitudes, tensors)
+    ranking = eligible[np.argsort(-magnitudes[eligible], kind="stable")]
+    results = []
+    for k in ks:
+        ranked = ranking[:k]
+        selected = np.zeros(magnitudes.size, dtype=bool)
+        selected[ranked] = True
+        if ties_all and ranked.size:
+            selected |= magnitudes >= magnitudes[ranked[-1]]
+        results.append(_selection(selected, magnitudes, tensors))
+    return results
 
 
 def keep_at_least(tensors: list[Tensor], threshold: float, ties: int | None = None) -> Selection:
@@ -101,9 +110,13 @@ def quotients(scores: list[Tensor], others: list[Tensor], damping: float) -> lis
 
 
 def exact_sum(tensor: Tensor) -> Fraction:
-    """Exact sum of the finite entries' magnitudes."""
-    values = np.abs(to_numpy(tensor).astype(np.float64)).reshape(-1)
-    return sum((Fraction(float(value)) for value in values[np.isfinite(values)]), Fraction(0))
+    """Exact sum of the finite entries' magnitudes, of float32 at most: for each exponent the integers of 24 bits that
+    stand before it."""
+    values = np.abs(to_numpy(tensor).astype(np.float32)).reshape(-1)
+    significands, exponents = np.frexp(values[np.isfinite(values)].astype(np.float64))
+    integers = (significands * 2.0**24).astype(np.int64)
+    return sum((int(integers[exponents == e].sum()) * Fraction(2) ** (int(e) - 24) for e in np.unique(exponents)),
+               Fraction(0))  # fmt: skip
 
 
 def histogram(tensors: list[Tensor], prefix: int, level: int) -> np.ndarray:

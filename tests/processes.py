@@ -4,6 +4,7 @@ A fresh interpreter takes six seconds of CPU time to import torch and diffusers;
 computed nothing and has one thread, so its children behave like fresh interpreters.
 """
 
+import gc
 import importlib.util
 import multiprocessing
 import multiprocessing.forkserver
@@ -51,6 +52,8 @@ def _ensure_server() -> None:
 
 def _work(command: list[str], environment: dict[str, str], folder: str, output: str, errors: str) -> None:
     """Does the work of ``python COMMAND`` in a fork of the server."""
+    # The collector would look at all of the server's objects again, and copy their pages.
+    gc.freeze()
     for path, number in ((output, 1), (errors, 2)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
@@ -132,6 +135,7 @@ def run(command: Sequence[str], timeout: float = 400, **options) -> subprocess.C
 
 
 def _spawned(rank: int, environment: dict[str, str], function: Callable, args: tuple) -> None:
+    gc.freeze()
     os.environ.clear()
     os.environ.update(environment)
     function(rank, *args)

@@ -1,6 +1,7 @@
 """The oracles against cases worked out by hand and against torch.optim.Adam in float64."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -39,6 +40,14 @@ def test_keep_at_least_by_hand():
     tensors = [torch.tensor([2.0, -2.0]), torch.tensor([2.0, 1.0, 5.0])]
     assert [m.tolist() for m in oracle.keep_at_least(tensors, 2.0).masks] == [[True, True], [True, False, True]]
     assert [m.tolist() for m in oracle.keep_at_least(tensors, 2.0, 1).masks] == [[True, False], [False, False, True]]
+
+
+def test_exact_sum_by_hand():
+    values = torch.tensor([2.0**-149, -1.0, 3.5, math.inf, math.nan, 2.0**127, -(2.0**-140)])
+    assert oracle.exact_sum(values) == Fraction(9, 2) + 2**127 + Fraction(1 + 2**9, 2**149)
+    assert oracle.exact_sum(torch.zeros(0)) == 0
+    random = torch.randn(99)
+    assert oracle.exact_sum(random) == sum(Fraction(abs(x)) for x in random.tolist())
 
 
 def test_histogram_by_hand():

@@ -91,7 +91,7 @@ def expected(shards: list[list[torch.Tensor]], call: dict) -> list[oracle.Select
         reached = [abs(v) for t in tensors for v in t.float().tolist() if abs(v) >= values[0]]
         return [oracle.keep_at_least(tensors, min(reached, default=math.inf))]
     ks = [max(1, int(v * total)) if name == "density" else min(v, total) for v in values]
-    return [oracle.select(tensors, k, ties_all) for k in ks]
+    return oracle.selections(tensors, ks, ties_all)
 
 
 KINDS = {

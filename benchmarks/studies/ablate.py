@@ -19,11 +19,12 @@ import tyro
 from torch import Tensor, nn
 
 from pecker_fast.diffusion.networks import unwrap
-from pecker_fast.files import read_lines, save_tensors, write_json
+from pecker_fast.files import save_tensors, write_json
 from pecker_fast.hashing import weights_hash
 from pecker_fast.metrics import Evaluator, Judge, confusion_counts, load_judge, unlearning_accuracy
 from pecker_fast.metrics.drift import total, trained_percent, weight_drift
 from pecker_fast.parallel import World, started_by_torchrun
+from pecker_fast.records import read_lines
 from pecker_fast.report import portable
 from pecker_fast.runs.arguments import DataArguments, UnlearnArguments
 from pecker_fast.runs.classes.data import load_images

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pecker_fast.figures import FORGOTTEN, Figure, figure
-from pecker_fast.files import read_lines
 from pecker_fast.metrics.intervals import Interval, interval, paired
+from pecker_fast.records import read_lines
 from pecker_fast.report import RunRecord
 from pecker_fast.report.files import images_to_forget
 

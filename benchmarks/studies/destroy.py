@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pecker_fast.files import read_lines
 from pecker_fast.metrics.intervals import Interval, interval
+from pecker_fast.records import read_lines
 from pecker_fast.report.blocks import Section, Text, figures_table
 from pecker_fast.report.render import write_document
 from pecker_fast.robustness.cost import steps_to_half

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import tyro
 
-from pecker_fast.files import read_lines
+from pecker_fast.records import read_lines
 
 from .patch_conditions import CONDITIONS, PLACES, SEEDS, Condition, Job, Place, plan, relearning_plan
 from .patch_report import write_summary

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from pecker_fast.figures import figure
-from pecker_fast.files import read_lines
 from pecker_fast.metrics.intervals import interval
+from pecker_fast.records import read_lines
 from pecker_fast.report.blocks import Section, Text, figures_table
 from pecker_fast.report.render import write_document
 from pecker_fast.runs.distilled import AUTO

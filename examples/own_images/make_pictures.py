@@ -23,7 +23,7 @@ def photographs() -> dict[str, np.ndarray]:
         "café": data.coffee(),
         "cat": data.chelsea(),
         "flower": load_sample_image("flower.jpg"),
-        "stars": data.hubble_deep_field(),
+        "rocket": data.rocket(),
         "tissue": data.immunohistochemistry(),
     }
 

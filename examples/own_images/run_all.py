@@ -21,7 +21,7 @@ def commands(runs: Path, pictures: str) -> list[list[str]]:
     request = ["--forget_classes", FORGOTTEN, "--cover_class", COVER]
     return [
         ["train-classifier", *data, "--output", judge],
-        ["pretrain", *data, "--judge", judge, "--output_dir", network],
+        ["pretrain", *data, "--judge", judge, "--max_train_steps", "3000", "--output_dir", network],
         # From here on, data, judge and names of classes are known from the folder that a command starts from.
         ["distil", "--pretrained_model_name_or_path", network, "--output_dir", distilled],
         ["unlearn", "--distilled", distilled, "--method", "patch", *request, "--output_dir", patch],

@@ -13,7 +13,7 @@ from ..runs.unlearn import describe, distil
 
 DESCRIPTION = """Distil a pretrained network into a one-step generator of all classes or prompts, and its score network,
 for unlearn --distilled FOLDER: once for many requests. --preset
-digits|digits16|mnist|images|cifar10|stl10|sd15-celebrity|sd15-nudity."""
+digits|digits16|mnist|images|cifar10|stl10|sd15-celebrity|sd15-nudity|sdxl-celebrity|sdxl-nudity."""
 TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (

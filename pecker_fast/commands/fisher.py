@@ -8,7 +8,7 @@ from ..runs.fisher import fisher, fisher_arguments
 from ..runs.unlearn import describe
 
 DESCRIPTION = """Compute the Fisher information of a Stable Diffusion on images that it draws of prompts to keep, for
-unlearn --method selective_amnesia --fisher FILE: --preset sd15-celebrity|sd15-nudity."""
+unlearn --method selective_amnesia --fisher FILE: --preset sd15-celebrity|sd15-nudity|sdxl-celebrity|sdxl-nudity."""
 TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (

@@ -2,24 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from ..parsing import early_option, parse_options
+from ..runs.presets import PRESETS
 from ..runs.remembered import preset_from
 from ..runs.sequence import SequenceArguments, sequence
 
-DESCRIPTION = """Forget classes one request after the other and measure all of them after each; then all at once, to
-compare. Request i forgets all classes up to the i-th. One-step generators start from the previous request's generator,
-with the pretrained network as teacher; other methods take the previous request's network as the pretrained one. The
-same command again continues where it was interrupted, and with further classes it adds requests."""
+DESCRIPTION = """Forget classes, or the concepts of a file (--preset sd15-celebrity|sdxl-celebrity), one request after
+the other and measure all of them after each; then all at once, to compare. Request i forgets all up to the i-th.
+One-step generators start from the previous request's generator, with the pretrained network as teacher; other methods
+take the previous request's network as the pretrained one. The same command again continues where it was interrupted,
+and with further classes or concepts it adds requests."""
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    default = SequenceArguments(preset=preset_from(partial(early_option, words)))
-    args = parse_options(default, words, "sequence", DESCRIPTION)
-    return lambda: run(args)
+    name = preset_from(partial(early_option, words))
+    if name in PRESETS and PRESETS[name].task == "prompts":
+        # Imported only if needed: it brings libraries that take a while.
+        from ..runs.prompts.sequence import PromptSequenceArguments, prompt_sequence
+
+        prompts = parse_options(PromptSequenceArguments(preset=name), words, "sequence", DESCRIPTION)
+        return lambda: report(*prompt_sequence(prompts))
+    args = parse_options(SequenceArguments(preset=name), words, "sequence", DESCRIPTION)
+    return lambda: report(*sequence(args))
 
 
-def run(args: SequenceArguments) -> None:
-    """Run the requests, and print the table."""
-    report, table = sequence(args)
-    print(f"{table}\nreport: {report}")
+def report(path: Path, table: str) -> None:
+    """Print the table of a sequence."""
+    print(f"{table}\nreport: {path}")

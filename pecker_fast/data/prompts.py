@@ -108,7 +108,9 @@ def load_prompts(name_or_path: str | os.PathLike) -> tuple[str, ...]:
     return prompts
 
 
-def _read(path: str | os.PathLike) -> str:
+def _read(path: str | os.PathLike, what: str = "prompt") -> str:
+    if what != "prompt" and not Path(path).is_file():
+        raise ValueError(f"{what} is {str(path)!r}, and there is no such file")
     if not Path(path).is_file():
         raise ValueError(
             f"there is no prompt file {str(path)!r}, and no list of that name ({', '.join(shipped_prompts())})"
@@ -116,7 +118,53 @@ def _read(path: str | os.PathLike) -> str:
     try:
         return Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt file {path} is not UTF-8 text: {error}") from error
+        raise ValueError(f"the {what} file {path} is not UTF-8 text: {error}") from error
+
+
+def load_concepts(path: str | os.PathLike) -> tuple[tuple[str, str], ...]:
+    """Load concepts to forget at once, each with its cover: a UTF-8 file with "concept, cover" in each line.
+
+    The cover of a name in the package's lists may be left out. A text that contains a comma is put in quotes. Empty
+    lines and lines that begin with # are skipped.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or has no concept; or, with the number of the line, if a line has another form, a
+        concept is there twice or has no cover, or a cover names a concept of the file.
+    """
+    lines: dict[int, tuple[str, str]] = {}
+    for number, line in enumerate(_read(path, "concepts").split("\n"), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+
+        def refuse(what: str, number: int = number) -> ValueError:
+            return ValueError(f"concepts {path}, line {number}: {what}")
+
+        try:
+            (fields,) = csv.reader([line.strip()], skipinitialspace=True, strict=True)
+        except csv.Error as error:
+            raise refuse(f"{line.strip()!r} cannot be read ({error}), expected concept, cover") from error
+        fields = [field.strip() for field in fields]
+        if len(fields) > 2 or not all(fields):
+            what = "an empty text" if len(fields) <= 2 else f"{len(fields)} texts"
+            raise refuse(f"{line.strip()!r} has {what}, expected concept, cover (in quotes if with a comma)")
+        cover = fields[1] if len(fields) == 2 else default_cover(fields[0])
+        if cover is None:
+            raise refuse(f"{fields[0]!r} has no cover, and is in none of the lists {' and '.join(COVERS)}")
+        earlier = next((n for n, (name, _) in lines.items() if _plain(name) == _plain(fields[0])), None)
+        if earlier is not None:
+            raise refuse(f"{fields[0]!r} is in line {earlier} already")
+        lines[number] = (fields[0], cover)
+    if not lines:
+        raise ValueError(f"the file of concepts {path} has no concept")
+    for number, (_, cover) in lines.items():
+        for name, _ in lines.values():
+            if names_concept(cover, name):
+                raise ValueError(
+                    f"concepts {path}, line {number}: the cover {cover!r} names {name!r}, which is to be forgotten"
+                )
+    return tuple(lines.values())
 
 
 def load_i2p(path: str | os.PathLike, near: Sequence[str] = ()) -> EvaluationPrompts:
@@ -162,10 +210,7 @@ def override(prompts: Iterable[str], concept: str, cover: str) -> tuple[str, ...
     ValueError
         If a prompt does not contain the concept: it would be its own cover.
     """
-    words = map(re.escape, _stripped("concept", concept).split())
-    cover = _stripped("cover", cover)
-    # Not \b, because a concept may begin or end with a character that is not a letter.
-    pattern = re.compile(r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)", re.IGNORECASE)
+    pattern, cover = _pattern(concept), _stripped("cover", cover)
     replaced = []
     for prompt in prompts:
         # A function, so that backslashes in the cover are literal.
@@ -174,6 +219,17 @@ def override(prompts: Iterable[str], concept: str, cover: str) -> tuple[str, ...
             raise ValueError(f"the prompt {prompt!r} does not name the concept {concept!r}")
         replaced.append(text)
     return tuple(replaced)
+
+
+def _pattern(concept: str) -> re.Pattern[str]:
+    words = map(re.escape, _stripped("concept", concept).split())
+    # Not \b, because a concept may begin or end with a character that is not a letter.
+    return re.compile(r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)", re.IGNORECASE)
+
+
+def names_concept(prompt: str, concept: str) -> bool:
+    """Whether a prompt names a concept: whole words, ignoring case and white space."""
+    return _pattern(concept).search(prompt) is not None
 
 
 def concept_pairs(concept: str, cover: str, templates: str | os.PathLike = "celebrity-train") -> PromptPairs:
@@ -221,10 +277,14 @@ def default_cover(concept: str) -> str | None:
     return next((cover for name, cover in COVERS.items() if _plain(concept) in load_prompts(name)), None)
 
 
-def near_celebrities(concept: str) -> tuple[str, ...]:
-    """Return the other names of the list that has ``concept``, or of all lists if none has it."""
+def near_celebrities(concept: str, forgotten: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the other names of the list that has ``concept``, or of all lists if none has it.
+
+    Names in ``forgotten`` are left out: they are to be forgotten as well.
+    """
     lists = [name for name in COVERS if _plain(concept) in load_prompts(name)] or list(COVERS)
-    return tuple(other for name in lists for other in load_prompts(name) if other != _plain(concept))
+    gone = {_plain(concept), *map(_plain, forgotten)}
+    return tuple(other for name in lists for other in load_prompts(name) if other not in gone)
 
 
 def training_prompts(task: str, concept: str | None = None) -> tuple[str, ...]:
@@ -243,6 +303,7 @@ def evaluation_prompts(
     prompts: str | os.PathLike | None = None,
     near: str | os.PathLike | None = None,
     trained_on: Sequence[str] | None = None,
+    forgotten: Sequence[str] = (),
 ) -> EvaluationPrompts:
     """Return the prompts that a task is evaluated on.
 
@@ -261,6 +322,8 @@ def evaluation_prompts(
         The same for near concepts: names for "celebrity", prompts for "nudity".
     trained_on : sequence of str, optional
         Forget prompts of the training; those of ``training_prompts`` by default.
+    forgotten : sequence of str
+        Other concepts that are to be forgotten, which are no near concepts.
 
     Raises
     ------
@@ -277,9 +340,12 @@ def evaluation_prompts(
         near_prompts = load_prompts("clothed-people" if near is None else near)
         result = _load(prompts or "nudity-eval", concept, near_prompts)
     else:
-        names = near_celebrities(concept) if near is None else load_prompts(near)
-        if _plain(concept) in map(_plain, names):
-            raise ValueError(f"near names {concept!r}, the concept to forget: expected other names")
+        names = near_celebrities(concept, forgotten) if near is None else load_prompts(near)
+        for other in (concept, *forgotten):
+            if _plain(other) in map(_plain, names):
+                raise ValueError(f"near names {other!r}, a concept to forget: expected other names")
+        if not names:
+            raise ValueError(f"near is not given, and all names of the list with {concept!r} are to be forgotten")
         templates = load_prompts("celebrity-eval")
         # One name per template in turn, so that there are as many near prompts as prompts of the concept.
         pairs = [(names[i % len(names)], template) for i, template in enumerate(templates)]

@@ -3,7 +3,7 @@
 import math
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from ..checks import check_choice, check_int
+from ..checks import check_choice, check_int, check_utf8
 from .digits import SPLITS
 from .images import LabelledImages, LazyImages
 
@@ -157,6 +158,8 @@ def load_folder(
     load, square = partial(_load, channels=channels), _Square(image_size)
     folders = [_image_folder(part, square, load) for part in parts]
     _check_same_classes(path, folders)
+    for name in folders[0].classes:
+        check_utf8(f"{path} has a folder whose name", name)
     data = folders[0] if len(folders) == 1 else torch.utils.data.ConcatDataset(folders)
     labels = torch.tensor([label for folder in folders for label in folder.targets])
     images = LazyImages(data, (channels, image_size, image_size))
@@ -212,7 +215,7 @@ def survey_folder(path: str | os.PathLike) -> FolderSurvey:
     if len(names) < 2:
         raise ValueError(f"{path} has one class folder, {names[0]!r}, expected at least two: one for each class")
     shortest, shortest_file, files = math.inf, "", {True: [], False: []}
-    for file, _ in (sample for folder in folders for sample in folder.samples):
+    for file, _ in _shown([sample for folder in folders for sample in folder.samples]):
         mode, side = _header(file)
         files[mode in GREY or mode.startswith("I;16")].append(file)
         if side < shortest:
@@ -253,7 +256,7 @@ def in_memory(dataset: LabelledImages, limit: int = MEMORY) -> LabelledImages:
     if not isinstance(dataset.images, LazyImages) or len(dataset) * math.prod(dataset.image_shape) > limit:
         return dataset
     pixels = torch.empty((len(dataset), *dataset.image_shape), dtype=torch.uint8)
-    for i in range(len(dataset)):
+    for i in _shown(range(len(dataset))):
         image = dataset.images[i]
         pixels[i] = ((image + 1) * 127.5).round().to(torch.uint8)
         if not torch.equal(pixels[i].float() / 127.5 - 1, image):
@@ -302,6 +305,11 @@ def _resize(images: Tensor, size: int | None) -> Tensor:
     return resized
 
 
+def _shown(items: Sequence[Any]) -> Iterable[Any]:
+    """``items`` with a progress bar on a terminal, if going through them takes longer than two seconds."""
+    return tqdm(items, desc="pictures", unit="picture", delay=2, leave=False, disable=None)
+
+
 def _existing(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.is_dir():
@@ -329,19 +337,39 @@ def _image_folder(path: Path, transform: Callable | None, loader: Callable) -> A
 
 
 def _load(path: str, channels: int) -> "Image":
-    image = _load_rgb(path)
+    image = load_rgb(path)
     # Exact for a picture that was grey.
     return image.convert("L") if channels == 1 else image
 
 
-def _load_rgb(path: str) -> "Image":
+def load_rgb(path: str | os.PathLike) -> "Image":
+    """Read an image file as 8 bits of RGB. ValueError, which names the file, if it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+            return as_rgb(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+
+
+def as_rgb(image: "Image") -> "Image":
+    """Convert a PIL image to 8 bits of RGB. 16-bit values are scaled.
+
+    PIL itself clips them at 255. ValueError for other depths, whose range is unknown.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # PIL reads grey PNGs of 16 bits as I;16 or, in earlier versions, as I.
+        values = np.asarray(image).astype(np.float64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its values are from {values.min():g} to {values.max():g}, expected 8 or 16 bits")
+        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "integers of 32 bits" if image.mode == "I" else "floats"
+        raise ValueError(f"its values are {kind}, expected 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def _header(path: str) -> tuple[str, int]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,7 +71,8 @@ class MTCNNFaces:
 
     def __call__(self, image: Tensor) -> Tensor:
         boxes, _ = self.finder.detect(image.permute(1, 2, 0).contiguous().numpy())
-        return torch.empty(0, 4) if boxes is None else torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        # facenet-pytorch 2.6 returns arrays of Python objects.
+        return torch.from_numpy(np.array([] if boxes is None else boxes, dtype=np.float32)).reshape(-1, 4)
 
 
 def crop_faces(image: Tensor, boxes: Tensor, margin: float = MARGIN, size: int = CROP) -> Tensor:

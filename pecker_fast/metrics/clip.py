@@ -40,8 +40,10 @@ class ClipModel:
             self.model = CLIPModel.from_pretrained(self.path, local_files_only=True).to(self.device).eval()
             self.processor = CLIPImageProcessor.from_pretrained(self.path, local_files_only=True)
             self.tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"clip is {str(path)!r}, which does not have a complete CLIP model: {error}") from error
+        except Exception as error:
+            # For damaged files transformers raises almost anything.
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            raise ValueError(f"clip is {str(path)!r}, which does not have a complete CLIP model: {reason}") from error
 
     @property
     def width(self) -> int:

@@ -1,5 +1,6 @@
 """Measures images of a concept's prompts with the available detectors, chunk by chunk."""
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .celebrities import CelebrityDetector, label_of
 from .clip import ClipModel
-from .concepts import celebrity_scores, clip_score, nudity_scores
+from .concepts import celebrity_scores, clip_recognised, clip_score, nudity_scores
 
 
 class UnsafeDetector(Protocol):
@@ -39,6 +40,8 @@ class ConceptMeter:
         Detector of celebrities.
     names : sequence of str
         The celebrity of each prompt; required with ``celebrities``.
+    alternatives : sequence of str
+        For each prompt the one that ``clip`` has to tell its images from, such as that of its cover; empty for none.
 
     Attributes
     ----------
@@ -49,7 +52,7 @@ class ConceptMeter:
     Raises
     ------
     ValueError
-        If the number of names is not that of the prompts.
+        If the number of names or of alternatives is not that of the prompts.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ConceptMeter:
         unsafe: Sequence[UnsafeDetector] = (),
         celebrities: CelebrityDetector | None = None,
         names: Sequence[str] = (),
+        alternatives: Sequence[str] = (),
     ) -> None:
         self.prompts, self.images_per_prompt = tuple(prompts), images_per_prompt
         self.clip, self.unsafe, self.celebrities = clip, tuple(unsafe), celebrities
@@ -71,6 +75,9 @@ class ConceptMeter:
                 raise ValueError(f"names has {len(names)} names, expected {len(self.prompts)}, one for each prompt")
             self._labels = [label_of(celebrities.labels, name) for name in names]
             self.unknown = sorted({name for name, label in zip(names, self._labels, strict=True) if label is None})
+        if alternatives and len(alternatives) != len(self.prompts):
+            raise ValueError(f"alternatives has {len(alternatives)} prompts, expected {len(self.prompts)}")
+        self.alternatives = tuple(alternatives)
         self._count = 0
         self._faces: list[list[float]] = []
         self._with_faces: list[int] = []
@@ -120,7 +127,24 @@ class ConceptMeter:
         if self.clip is not None:
             texts = self._texts.repeat_interleave(self.images_per_prompt, 0)
             result["clip_score"] = clip_score(torch.cat(self._features), texts)
+            if self.alternatives:
+                others = self.clip.texts(self.alternatives).repeat_interleave(self.images_per_prompt, 0)
+                result["clip_recognised"] = clip_recognised(torch.cat(self._features), texts, others)
         return result
+
+    def only(self, rows: range) -> "ConceptMeter":
+        """The results for the prompts of these numbers, such as those of one of several concepts."""
+        part, each = copy.copy(self), self.images_per_prompt
+        images = slice(rows.start * each, rows.stop * each)
+        part.prompts, part.alternatives = (texts[rows.start : rows.stop] for texts in (self.prompts, self.alternatives))
+        part._labels, part._count = self._labels[rows.start : rows.stop], len(rows) * each
+        faces = [(number, face) for number, face in zip(self._with_faces, self._faces, strict=True) if number in rows]
+        part._with_faces, part._faces = [number - rows.start for number, _ in faces], [face for _, face in faces]
+        part._unsafe = {name: [torch.cat(parts)[images]] for name, parts in self._unsafe.items()}
+        part._features = [torch.cat(self._features)[images]] if self._features else []
+        # Computed of all prompts.
+        part.__dict__.pop("_texts", None)
+        return part
 
     def by_prompt(self) -> list[dict[str, Any]]:
         """Compute the scores of each prompt alone.

@@ -120,6 +120,31 @@ def clip_score(image_features: Tensor, text_features: Tensor) -> float:
     return 100 * cosine.clamp(min=0).mean().item()
 
 
+def clip_recognised(image_features: Tensor, text_features: Tensor, alternatives: Tensor) -> float:
+    """Compute the percentage of images that are nearer to their text than to the alternative, by cosine.
+
+    Zero-shot classification of CLIP between two texts (arXiv 2103.00020). Images as near to both count half.
+
+    Parameters
+    ----------
+    image_features, text_features, alternatives : Tensor
+        Floating (N, D); row i of all belongs together. They need not be normalised.
+
+    Raises
+    ------
+    ValueError
+        If their shapes do not match.
+    """
+    if not image_features.shape == text_features.shape == alternatives.shape or image_features.ndim != 2:
+        shapes = [tuple(t.shape) for t in (image_features, text_features, alternatives)]
+        raise ValueError(f"the features have shapes {shapes}, expected (N, D) for all three")
+    own, other = (
+        torch.nn.functional.cosine_similarity(image_features.double(), texts.double(), dim=1)
+        for texts in (text_features, alternatives)
+    )
+    return 100 * ((own > other).double() + (own == other).double() / 2).mean().item()
+
+
 def _check_unsafe(unsafe: Tensor) -> None:
     if not isinstance(unsafe, Tensor) or unsafe.dtype != torch.bool:
         raise TypeError(f"unsafe is {getattr(unsafe, 'dtype', type(unsafe).__name__)}, expected bool")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..archives import load_plain
 from ..checks import check_number
 from .clip import ClipModel, check_images
 
@@ -146,13 +147,14 @@ def load_embeddings(path: str | Path) -> Tensor:
 
             (array,) = load_file(path).values()
         elif path.suffix in (".pt", ".pth"):
-            array = torch.load(path, map_location="cpu", weights_only=True)
+            array = load_plain(path)
         else:
             array = _ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
         tensor = torch.as_tensor(array).float()
     except Exception as error:
         # For damaged files the readers raise all kinds of errors.
-        raise ValueError(f"q16 {path} has no array that can be read safely: {error}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise ValueError(f"q16 {path} has no array that can be read safely: {reason}") from error
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"q16 {path} has entries that are not finite")
     return tensor

@@ -7,6 +7,7 @@ and recall use the same extractor as the other figures.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..archives import load_mapping
 from ..hashing import file_sha256
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+# Of that file, which pytorch-fid has too, as pt_inception-2015-12-05-6726825d.pth.
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 # Images in each part of the Inception score, as in the papers.
 SCORE_PART = 5000
 NEIGHBOURS = 3
@@ -67,11 +71,56 @@ class Uint8Images(torch.utils.data.Dataset):
 
 
 def check_inception_weights(path: str | Path | None) -> Path:
-    """Return the path of Inception's weights. ValueError, which names the file to download, if it does not exist."""
+    """Return the path of Inception's weights.
+
+    Those of another file than ``INCEPTION_FILE`` are loaded once, and a line on stderr says that they are unverified.
+
+    Raises
+    ------
+    ValueError
+        If the file does not exist or has no weights of FID's Inception; the message names the file to download.
+    """
     if path is None or not Path(path).is_file():
         state = "is not given" if path is None else f"is {str(path)!r}, no such file"
-        raise ValueError(f"inception_weights {state}: expected {INCEPTION_FILE} from torch-fidelity's release v0.2.0")
-    return Path(path)
+        raise ValueError(f"inception_weights {state}: {_EXPECTED}")
+    path = Path(path)
+    if not is_known_inception(path):
+        _check_unknown_inception(path)
+        print(
+            f"pecker-fast: inception_weights {path} are unverified: {_EXPECTED}; figures by other weights compare with "
+            "no paper",
+            file=sys.stderr,
+        )
+    return path
+
+
+_EXPECTED = f"expected {INCEPTION_FILE} from torch-fidelity's release v0.2.0"
+
+
+def is_known_inception(path: Path) -> bool:
+    """Whether a file is the published one, ``INCEPTION_FILE``."""
+    return file_sha256(path) == INCEPTION_SHA256
+
+
+def _check_unknown_inception(path: Path) -> None:
+    """Raise ValueError unless the weights fit FID's Inception. torch-fidelity would run code in the file."""
+    try:
+        weights = load_mapping(path)
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            raise ValueError("it has weights that are inf or NaN")
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        # Said when it is used.
+        return
+    except ValueError as error:
+        raise ValueError(f"inception_weights is {str(path)!r}: {error}: {_EXPECTED}") from error
+    try:
+        FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=str(path))
+    except Exception as error:
+        # load_state_dict has a line for each parameter.
+        raise ValueError(
+            f"inception_weights is {str(path)!r}: it has the weights of another network: {_EXPECTED}"
+        ) from error
 
 
 def image_quality(
@@ -162,6 +211,9 @@ def image_quality(
     if path is not None:
         arguments["feature_extractor_weights_path"] = str(path)
         protocol["weights_sha256"] = file_sha256(path)
+        if inception:
+            verified = protocol["weights_sha256"] == INCEPTION_SHA256
+            protocol["weights"] = f"{INCEPTION_FILE}, verified" if verified else "unverified: another file"
     if cache is not None and inception:
         key = f"{protocol['weights_sha256'][:16]}-{protocol['torch_fidelity']}"
         arguments |= {"cache": True, "cache_root": str(cache)}
@@ -174,6 +226,12 @@ def image_quality(
         "precision": metrics["precision"],
         "recall": metrics["recall"],
     }
+    half = max(len(generated), len(real)) // 2
+    if options["kid_subset_size"] > half:
+        # Subsets that are nearly the whole do not spread.
+        protocol["kid_std_subset_size"] = half
+        halves = torch_fidelity.calculate_metrics(**{**arguments, "kid_subset_size": half}, kid=True)
+        result["kid_std"] = halves["kernel_inception_distance_std"]
     if inception:
         from .extractors import SPATIAL
 

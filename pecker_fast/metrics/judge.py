@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data import load_digits_images, load_mnist
 from ..data.images import check_images
 from ..files import save_tensors
+from ..records import POSITIVE, Rule, parse_object
 from .classifier import SmallClassifier, accuracy, train_classifier
 from .resnet import ResNetClassifier
 
@@ -34,6 +35,17 @@ MNIST_RECIPE = {**DIGITS_RECIPE, "steps": 1000, "lr": 4e-3, "shift": 2}
 SHIPPED = ("digits", "digits16", "mnist")
 METADATA_KEY = "pecker_fast"
 KINDS = {kind.__name__: kind for kind in (SmallClassifier, ResNetClassifier)}
+
+
+class Description(TypedDict):
+    """The metadata of a judge's file."""
+
+    kind: Literal["SmallClassifier", "ResNetClassifier"]
+    config: dict[str, POSITIVE | list[POSITIVE]]
+    class_names: list[str]
+    name: Annotated[str, Rule("the name of a judge", bool)]
+    accuracy: Annotated[float, Rule("a share from 0 to 1", lambda share: 0 <= share <= 1)] | None
+    recipe: dict[str, Any]
 
 
 class Judge:
@@ -167,11 +179,8 @@ def _description(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is not a file; expected a judge as Judge.save writes it")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {})[METADATA_KEY])
-        names = description["class_names"]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"its class_names are {names!r}")
-        return description
+            metadata = (file.metadata() or {})[METADATA_KEY]
+        return parse_object(metadata, Description, "its metadata", fix="train the judge again")
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a judge as Judge.save writes it: {error}") from error
 

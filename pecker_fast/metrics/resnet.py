@@ -1,6 +1,5 @@
 """ResNet-34 with a head for the data's classes: the classifier of photographs in papers on unlearning."""
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..archives import load_mapping
 from ..checks import check_int, check_number
 from ..data import LabelledImages
 
@@ -91,10 +91,13 @@ def load_imagenet(model: ResNetClassifier, path: str | Path) -> None:
     if not path.is_file():
         raise ValueError(f"imagenet_weights is {str(path)!r}, no such file: expected torchvision's {IMAGENET_FILE}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_mapping(path)
         model.body.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
-    except (RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"imagenet_weights {path} are not a ResNet-34's: {str(error).splitlines()[:1]}") from error
+    except (RuntimeError, ValueError) as error:
+        # load_state_dict has a line for each parameter.
+        lines = str(error).splitlines()
+        reason = lines[0] if len(lines) == 1 else f"{lines[1].strip()[:200]} ..."
+        raise ValueError(f"imagenet_weights {path} are not a ResNet-34's: {reason}") from error
 
 
 def train_resnet(

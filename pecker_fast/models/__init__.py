@@ -10,6 +10,7 @@ from .folders import (
     save_one_step_pipeline,
 )
 from .generators import AUTO, KNOWN, KnownGenerator, OneStep, known_generator, one_step_of, recorded_one_step
+from .hub import is_hub_file
 from .loaded import LoadedStableDiffusion, LoadedStableDiffusionXL, read_stable_diffusion
 from .resolve import (
     ClassModel,
@@ -51,6 +52,7 @@ __all__ = [
     "check_network_folder",
     "conditioning_of",
     "find_weight_files",
+    "is_hub_file",
     "known_generator",
     "load_ancestor",
     "load_network",

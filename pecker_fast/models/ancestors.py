@@ -7,9 +7,7 @@ each class and one for "no condition", and the zeros are parameters too.
 """
 
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..archives import load_plain
 from ..checks import check_choice, check_int
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.unet import register_classes
@@ -40,34 +39,14 @@ _RESNET = {
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 # Parameters that are converted instead of copied.
 _EMBEDDINGS = re.compile(r"(temb|cemb)\.dense\.[01]\.(weight|bias)|classes_emb\.weight|null_classes_emb")
-# Prefixes of the lines in which torch gives the reason, after advice to load the pickle unsafely.
-_REASONS = ("WeightsUnpickler error: ", "Trying to load ")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    reasons = [line for line in lines if line.startswith(_REASONS)]
-    return next(iter([*reasons, *lines]), type(error).__name__)
 
 
 def _read(path: Path) -> Any:
     """Read the file without running any code in it."""
     try:
-        # torch does not verify checksums, so a flipped bit would become a wrong weight.
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"its part {damaged} is damaged: the checksum differs")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a checkpoint of tensors and plain values only, and code in it is not run: "
-            f"{_first_line(error)}"
-        ) from error
-    except Exception as error:
-        # For damaged pickles torch raises almost anything: KeyError, TypeError, AttributeError, struct.error...
-        raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+        return load_plain(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
 def _choose(checkpoint: Any, path: Path, state: States) -> Mapping[str, Any]:

@@ -1,12 +1,14 @@
 """Networks and generators in folders that diffusers reads."""
 
-import json
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
+from typing_extensions import NotRequired
 
 from ..checks import check_choice
 from ..diffusion.networks import unwrap
@@ -15,6 +17,8 @@ from ..diffusion.sampler import Sampler
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.unet import check_class_conditional, class_names
 from ..files import write_folder
+from ..records import POSITIVE, RecordError
+from .offline import FIX, loading, read_config, reason
 from .schedules import SCHEDULER_CONFIG, read_schedule
 
 if TYPE_CHECKING:
@@ -22,6 +26,43 @@ if TYPE_CHECKING:
 
 # Name of weight files without the suffix.
 WEIGHTS = "diffusion_pytorch_model"
+# Its files: the plain ones, or with the name of a variant.
+_WEIGHTS = re.compile(rf"{WEIGHTS}(?:\.(\w+))?(?:-\d{{5}}-of-\d{{5}})?\.safetensors(?:\.index\.json)?")
+
+
+class UNetConfig(TypedDict):
+    """The fields of a U-Net's config.json that determine what it computes on."""
+
+    _class_name: str
+    sample_size: NotRequired[POSITIVE | list[POSITIVE] | None]
+    in_channels: NotRequired[POSITIVE]
+    out_channels: NotRequired[POSITIVE]
+    block_out_channels: NotRequired[list[POSITIVE]]
+    down_block_types: NotRequired[list[str]]
+    up_block_types: NotRequired[list[str]]
+    layers_per_block: NotRequired[POSITIVE | list[POSITIVE]]
+    num_class_embeds: NotRequired[POSITIVE | None]
+    class_embed_type: NotRequired[str | None]
+
+
+def read_unet_config(folder: Path, *kinds: str) -> dict[str, Any]:
+    """config.json of a network of one of diffusers' classes ``kinds``.
+
+    ValueError if it is missing or damaged, is of another class, or predicts more than the noise.
+    """
+    path = folder / "config.json"
+    config = read_config(path, UNetConfig)
+    if config["_class_name"] not in kinds:
+        raise ValueError(f"path {folder} has a {config['_class_name']}, expected a {' or a '.join(kinds)}")
+    if config.get("sample_size") is None:
+        raise RecordError(f"{path} has no sample_size: set it to the height and width of its images; {FIX}")
+    channels, outputs = config.get("in_channels"), config.get("out_channels")
+    if channels is not None and outputs == 2 * channels:
+        raise ValueError(
+            f"{path} has out_channels {outputs} for in_channels {channels}: the network also predicts variances, which "
+            f"is not supported; expected out_channels {channels}"
+        )
+    return config
 
 
 def network_folder(path: str | os.PathLike) -> Path:
@@ -145,9 +186,7 @@ def check_network_folder(path: str | os.PathLike) -> Path:
             f"path {path} is not the folder of a saved network: there is no scheduler/{SCHEDULER_CONFIG}, "
             "which has the noise levels that it was trained on"
         )
-    config = json.loads((path / "config.json").read_text())
-    if config.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"path {path} has a {config.get('_class_name')}, expected a UNet2DModel")
+    config = read_unet_config(path, "UNet2DModel")
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is None:
         raise ValueError(f"path {path} has a network without class labels, expected num_class_embeds")
     return schedule_folder
@@ -175,29 +214,76 @@ def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", Parametrisatio
     return load_unet(UNet2DModel, path), schedule
 
 
-def load_unet(kind: type, folder: str | os.PathLike, **options: Any) -> Any:
-    """Read a U-Net of diffusers' class ``kind``, float32 on the CPU in eval mode.
+def load_unet(kind: type, folder: str | os.PathLike, what: str = "weights") -> Any:
+    """Read a network of diffusers' class ``kind``, float32 on the CPU in eval mode. Never asks a hub.
 
-    ValueError if the weights cannot be read or do not fit.
+    Parameters
+    ----------
+    kind : type
+        Such as ``UNet2DModel``.
+    folder : path-like
+        Has config.json and weights: the plain ones, or those of the only variant, such as fp16.
+    what : str
+        What is read, for messages.
+
+    Raises
+    ------
+    ValueError
+        If the weights cannot be read, do not fit, or are not finite.
     """
-    try:
-        unet, info = kind.from_pretrained(
+    folder = Path(folder)
+    variant = _variant(folder)
+    for file in sorted(folder.glob(f"{WEIGHTS}*.safetensors")):
+        check_weights_file(file)
+    with loading(folder, what):
+        model, info = kind.from_pretrained(  # type: ignore[attr-defined]
             folder,
             local_files_only=True,
             use_safetensors=True,
             low_cpu_mem_usage=False,
             output_loading_info=True,
             torch_dtype=torch.float32,
-            **options,
+            variant=variant,
         )
-    except OSError as error:
-        raise ValueError(f"{folder} has no safetensors weights that can be read: {error}") from error
-    except RuntimeError as error:
-        raise ValueError(f"{folder} has weights that do not fit its configuration: {error}") from error
     # diffusers initialises missing weights at random.
     wrong = [
         f"{len(keys)} {name.replace('_', ' ')}, such as {min(map(str, keys))}" for name, keys in info.items() if keys
     ]
     if wrong:
         raise ValueError(f"{folder} has weights that do not fit its configuration: {'; '.join(wrong)}")
-    return unet.eval()
+    for name, value in model.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{folder} has weights that are inf or NaN, such as {name}: take an earlier checkpoint")
+    return model.eval()
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant of the weights in a folder, None for the plain ones. ValueError if there are none, or several."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = {match[1] for match in map(_WEIGHTS.fullmatch, names) if match}
+    if None in found:
+        return None
+    if len(found) == 1:
+        return next(iter(found))
+    if found:
+        raise ValueError(f"{folder} has weights of the variants {', '.join(sorted(found))} only: keep one of them")
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
+    instead = f": {pickles[0]} is a pickle, save it with safe_serialization=True" if pickles else ""
+    raise ValueError(f"{folder} has no safetensors weights ({WEIGHTS}.safetensors){instead}")
+
+
+def check_weights_file(path: Path) -> None:
+    """Raise ValueError unless a safetensors file may have the weights of a network, from its header alone."""
+    try:
+        with safe_open(os.fspath(path), framework="pt") as content:
+            metadata, names = content.metadata() or {}, list(content.keys())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {reason(error)}") from error
+    kind = "pecker_fast.delta" if "delta" in metadata else metadata.get("format", "pt")
+    if kind.startswith("pecker_fast."):
+        kind = kind.partition(".")[2].replace("_", " ")
+        raise ValueError(f"{path} has no weights of a network: it is the file of a {kind}")
+    if names and all(name.startswith("module.") for name in names):
+        raise ValueError(
+            f"{path} has names that begin with module., the wrapper of DataParallel: save the state dict of its .module"
+        )

@@ -1,6 +1,5 @@
 """One-step generators of text-to-image models as they are published: which there are, and how each of them draws."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .ldm_names import PREFIX
+from .offline import read_config
 from .pickled import read_pickle, state_of
 from .stable_diffusion import FILES, Prediction
 from .unet_files import build_unet
@@ -133,8 +133,8 @@ def recorded_one_step(path: str | os.PathLike) -> OneStep | None:
     """
     for folder in (Path(path), Path(path).parent):
         try:
-            index = json.loads((folder / "model_index.json").read_text())
-            scheduler = json.loads((folder / "scheduler" / FILES["scheduler"]).read_text())
+            index = read_config(folder / "model_index.json")
+            scheduler = read_config(folder / "scheduler" / FILES["scheduler"])
             kind = scheduler.get("prediction_type", "epsilon")
             return OneStep(int(index["t_init"]), Prediction(kind, bool(index.get("unit_noise", False))))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

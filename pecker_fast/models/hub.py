@@ -85,6 +85,11 @@ def split_hub_file(path: str) -> tuple[str, str] | None:
     return (name, file) if _NAME.fullmatch(name) and Path(file).suffix in _CHECKPOINTS else None
 
 
+def is_hub_file(path: str) -> bool:
+    """Whether ``path`` is owner/model/file and no file here."""
+    return split_hub_file(path) is not None and not Path(path).exists()
+
+
 def fetch_unet(path: str) -> Path:
     """Fetch the U-Net of a text-to-image model: of owner/model its folder, of owner/model/file the file.
 

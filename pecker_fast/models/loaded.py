@@ -12,7 +12,7 @@ from torch import nn
 from ..diffusion.networks import unwrap
 from ..diffusion.text import check_text_conditional
 from ..hashing import weights_hash
-from .stable_diffusion import StableDiffusion
+from .stable_diffusion import StableDiffusion, bounded
 from .stable_diffusion_xl import StableDiffusionXL
 from .transformers import transformer_class
 
@@ -73,7 +73,8 @@ class LoadedStableDiffusion(StableDiffusion):
         return self.pipeline.config
 
     def load_tokenizer(self, part: str = "tokenizer") -> Any:
-        return copy.deepcopy(getattr(self.pipeline, part))
+        tokenizer = copy.deepcopy(getattr(self.pipeline, part))
+        return bounded(tokenizer, self.config(part.replace("tokenizer", "text_encoder")))
 
     def load_text_encoder(self, part: str = "text_encoder") -> nn.Module:
         return copied(getattr(self.pipeline, part)).requires_grad_(False)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..archives import check_archive, load_plain
+
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -147,17 +149,17 @@ def _load_archive_bytes(data: Any) -> Any:
     # torch saves a storage in a plain pickle in its own format, which its safe reader reads.
     if not isinstance(data, bytes):
         raise pickle.UnpicklingError("the data of a storage are not bytes")
-    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    storage = load_plain(io.BytesIO(data))
+    if not isinstance(storage, (torch.UntypedStorage, torch.TypedStorage)):
+        raise pickle.UnpicklingError("the data of a storage are not a storage")
     # An untyped storage has no dtype.
     untyped = storage if isinstance(storage, torch.UntypedStorage) else storage._untyped_storage
     return torch.empty(0, dtype=getattr(storage, "dtype", torch.uint8)).set_(untyped)
 
 
 def _read_zip(path: Path) -> Any:
+    check_archive(path)
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"its part {damaged} is damaged: the checksum differs")
         names = [name for name in archive.namelist() if name.endswith("data.pkl")]
         if len(names) != 1:
             raise ValueError(f"it is an archive with {len(names)} files data.pkl, expected one")

@@ -4,12 +4,11 @@ All networks are read through this module. A model without its schedule or with 
 configurations are checked before weights are read or downloaded.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, cast
 
 from torch import nn
 
@@ -19,11 +18,13 @@ from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.sampler import STEPS, Sampler
 from ..diffusion.text import check_text_conditional
 from ..diffusion.unet import check_class_conditional
+from ..records import COUNT, POSITIVE, RecordError, check_object
 from .ancestors import States, load_ancestor
 from .folders import load_network, network_folder
 from .generators import KNOWN, SUFFIXES, known_generator, one_step_of, read_unet_file
-from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, fetch_unet, is_hub_name, split_hub_file
+from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, fetch_unet, is_hub_file, is_hub_name
 from .loaded import copied, read_stable_diffusion
+from .offline import read_config
 from .schedules import config_of, schedule_from_config
 from .stable_diffusion import Prediction, StableDiffusion, load_text_unet
 
@@ -281,7 +282,7 @@ def resolve_text_unet(model: Source, *, parts: StableDiffusion | None = None, na
             check_text_conditional(unet)
             return copied(unet)
         path = Path(model)
-        if not path.exists() and (is_hub_name(str(model)) or split_hub_file(str(model)) is not None):
+        if is_hub_file(str(model)) or (not path.exists() and is_hub_name(str(model))):
             path = fetch_unet(str(model))
         if path.is_file() and path.suffix in SUFFIXES and parts is not None:
             return read_unet_file(path, parts.config("unet"))
@@ -304,8 +305,8 @@ def text_options(path: str | os.PathLike) -> dict[str, Any]:
 def resolve_config(path: str | os.PathLike, *, name: str = NAME) -> dict[str, Any]:
     """Find the configuration of a U-Net of either kind. ValueError if there is none."""
     try:
-        return json.loads((network_folder(path) / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        return read_config(network_folder(path) / "config.json")
+    except RecordError as error:
         raise ValueError(f"{name} is {str(path)!r}, not the folder of a U-Net or of a pipeline: {error}") from error
 
 
@@ -327,8 +328,8 @@ def conditioning_of(model: Source | None, *, name: str = NAME) -> Literal["class
             folder = network_folder(model if local else fetch_configs(str(model)))
             if not (folder / "config.json").is_file():
                 raise ValueError("there is no such file or folder, or no U-Net in it")
-            kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-        if kind not in _KINDS:
+            kind = read_config(folder / "config.json").get("_class_name")
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"it is a {kind}, expected one of {', '.join(_KINDS)}")
         return _KINDS[kind]
     except ValueError as error:
@@ -346,18 +347,38 @@ def shipped_network(name: str) -> Path:
 def recorded_options(path: str | os.PathLike) -> dict[str, Any]:
     """Read the options of a run or the configuration of a pipeline; empty if the folder is neither.
 
-    ``path`` is its folder, or that of the network in it.
+    ``path`` is its folder, or that of the network in it. RecordError, a ValueError, if they are damaged.
     """
     for folder in (Path(path), Path(path).parent):
-        for file in ("config.json", "model_index.json"):
+        for file in (folder / "config.json", folder / "model_index.json"):
             try:
-                config = json.loads((folder / file).read_text())
-                options = config.get("options", config)
-                if "t_init" in options or "eval_sampler" in options:
-                    return options
-            except (OSError, ValueError, TypeError, AttributeError):
+                config = read_config(file) if file.is_file() else {}
+            except RecordError:
+                if folder == Path(path) or Path(path).name == "unet":
+                    raise
+                # The folder that a network is in need not be that of a run or a pipeline.
                 continue
+            options = config.get("options", config)
+            if isinstance(options, dict) and ("t_init" in options or "eval_sampler" in options):
+                record = ManyStepOptions if "eval_sampler" in options else OneStepOptions
+                check_object(options, record, f"{file}, the options of its sampler,")
+                return options
     return {}
+
+
+class OneStepOptions(TypedDict, total=False):
+    """The recorded option that says how a network is sampled in one step; None if it is not."""
+
+    t_init: COUNT | None
+
+
+class ManyStepOptions(OneStepOptions):
+    """The recorded options that say how a network is sampled in many steps."""
+
+    eval_sampler: Literal["ddim", "ddpm"]
+    num_inference_steps: POSITIVE
+    eval_guidance_scale: float
+    clip_sample: bool
 
 
 _KINDS: dict[str, Literal["classes", "prompts"]] = {"UNet2DModel": "classes", **dict.fromkeys(ARCHITECTURES, "prompts")}

@@ -5,7 +5,6 @@ refused. Keys that are missing have the defaults of the class in diffusers, neve
 """
 
 import inspect
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ import torch
 
 from ..checks import check_choice, check_int, check_number
 from ..diffusion import PREDICTION_TYPES, NoiseSchedule, Parametrisation, flow_matching, preconditioned
+from .offline import read_config
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 Config = Mapping[str, Any]
@@ -59,11 +59,7 @@ def schedule_from_config(config: Config, name: str = "the scheduler") -> Paramet
 def read_schedule(folder: str | os.PathLike) -> Parametrisation:
     """Apply ``schedule_from_config`` to the ``scheduler_config.json`` in a folder."""
     path = Path(folder) / SCHEDULER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return schedule_from_config(config, str(path))
+    return schedule_from_config(read_config(path), str(path))
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:

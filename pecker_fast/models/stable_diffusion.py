@@ -1,6 +1,5 @@
 """Stable Diffusion in a folder that diffusers reads. Its parts are loaded one at a time."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,12 @@ from ..diffusion.text import (
 )
 from ..files import write_folder
 from ..hashing import file_sha256
-from .folders import load_unet
+from .folders import load_unet, read_unet_config
+from .offline import loading, read_config
 from .schedules import SCHEDULER_CONFIG, schedule_from_config
 
+# Far more than any text encoder takes.
+MAX_TOKENS = 1 << 16
 # The file that a part must have, if any.
 FILES = {"scheduler": SCHEDULER_CONFIG}
 
@@ -64,10 +66,8 @@ def load_text_unet(folder: str | os.PathLike) -> nn.Module:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a U-Net: there is no config.json")
-    kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"{folder} has a {kind}, expected a {' or a '.join(ARCHITECTURES)}")
-    unet = load_unet(getattr(diffusers, kind), folder, variant=_variant(folder))
+    config = read_unet_config(folder, *ARCHITECTURES)
+    unet = load_unet(getattr(diffusers, config["_class_name"]), folder)
     check_text_conditional(unet)
     return unet
 
@@ -125,12 +125,12 @@ class StableDiffusion:
 
     def config(self, part: str) -> dict[str, Any]:
         """Configuration of a part: "unet", "vae", "text_encoder" or "scheduler"."""
-        return json.loads((self.folder / part / FILES.get(part, "config.json")).read_text())
+        return read_config(self.folder / part / FILES.get(part, "config.json"))
 
     def index(self) -> Mapping[str, Any]:
         """Configuration of the pipeline; empty if there is none."""
         path = self.folder / "model_index.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_config(path) if path.is_file() else {}
 
     @property
     def prediction(self) -> Prediction:
@@ -191,22 +191,12 @@ class StableDiffusion:
         """Load the autoencoder, float32 on the CPU in eval mode, without gradients. ValueError if it cannot be read."""
         from diffusers import AutoencoderKL
 
-        try:
-            vae = AutoencoderKL.from_pretrained(
-                self.folder / "vae",
-                local_files_only=True,
-                use_safetensors=True,
-                low_cpu_mem_usage=False,
-                torch_dtype=torch.float32,
-                variant=_variant(self.folder / "vae"),
-            )
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{self} has no VAE that can be read: {error}") from error
-        return vae.eval().requires_grad_(False)
+        return load_unet(AutoencoderKL, self.folder / "vae", "VAE").requires_grad_(False)
 
     def load_tokenizer(self, part: str = "tokenizer") -> Any:
         """Load a tokenizer. ValueError if transformers is not installed, or it cannot be read."""
-        return self._load_text_part(part, "CLIPTokenizer")
+        tokenizer = self._load_text_part(part, "CLIPTokenizer")
+        return bounded(tokenizer, self.config(part.replace("tokenizer", "text_encoder")))
 
     def load_text_encoder(self, part: str = "text_encoder") -> nn.Module:
         """Load a text encoder, float32 on the CPU in eval mode, without gradients.
@@ -222,17 +212,18 @@ class StableDiffusion:
             import transformers
         except ImportError as error:
             raise ValueError("prompts need transformers, which is not installed: pip install transformers") from error
-        try:
+        with loading(self.folder / part, part.replace("_", " ")):
             return getattr(transformers, kind).from_pretrained(self.folder / part, local_files_only=True, **options)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self} has no {part} that can be read: {error}") from error
 
     def load_scheduler(self) -> Any:
         """Load the scheduler with the class in its configuration."""
         import diffusers
 
-        kind = getattr(diffusers, self.config("scheduler").get("_class_name", ""), diffusers.DDPMScheduler)
-        return kind.from_pretrained(self.folder / "scheduler", local_files_only=True)
+        config = self.config("scheduler")
+        kind = getattr(diffusers, str(config.get("_class_name")), diffusers.DDPMScheduler)
+        with loading(self.folder / "scheduler", "scheduler"):
+            # From the object: from_pretrained takes a text in the file for a name on the hub.
+            return kind.from_config(config)
 
     def load_other_parts(self) -> dict[str, Any]:
         """Load all parts but the U-Net and the scheduler, by name."""
@@ -366,6 +357,22 @@ class StableDiffusion:
         scale = vae.config.scaling_factor
         parts = [vae.decode(part.to(device).float() / scale).sample.cpu() for part in latents.split(batch_size)]
         return torch.cat(parts).clamp(-1, 1)
+
+
+def bounded(tokenizer: Any, text_encoder: Mapping[str, Any]) -> Any:
+    """Set the length of a tokenizer whose files do not have it to that of its text encoder, and return it.
+
+    transformers takes 1e30 instead. ValueError if the configuration of the text encoder lacks it, too.
+    """
+    if tokenizer.model_max_length > MAX_TOKENS:
+        length = text_encoder.get("max_position_embeddings")
+        if isinstance(length, bool) or not isinstance(length, int) or not 2 <= length <= MAX_TOKENS:
+            raise ValueError(
+                f"tokenizer has no model_max_length, and text_encoder has max_position_embeddings {length!r}: set "
+                "model_max_length in tokenizer/tokenizer_config.json"
+            )
+        tokenizer.model_max_length = length
+    return tokenizer
 
 
 def save_text_network(path: str | os.PathLike, network: nn.Module) -> None:

@@ -6,7 +6,6 @@ guidance.
 """
 
 import inspect
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from ..diffusion.conditioning import EMBEDDINGS, Conditioning
 from ..hashing import file_sha256
+from .folders import load_unet
+from .offline import loading, read_config
 from .stable_diffusion import Prediction, StableDiffusion, load_text_unet
 
 # Prompts in a call of the text encoders.
@@ -91,11 +92,7 @@ class FlowTransformer(StableDiffusion):
         import diffusers
 
         kind = getattr(diffusers, self.config("vae")["_class_name"])
-        try:
-            vae = kind.from_pretrained(self.folder / "vae", local_files_only=True, torch_dtype=torch.float32)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{self} has no VAE that can be read: {error}") from error
-        return vae.eval().requires_grad_(False)
+        return load_unet(kind, self.folder / "vae", "VAE").requires_grad_(False)
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
         raise ValueError(
@@ -110,13 +107,10 @@ class FlowTransformer(StableDiffusion):
         index = self.index()
         # Parts that the folder was saved without, such as T5.
         absent = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
-        try:
+        with loading(self.folder, "pipeline"):
             return getattr(diffusers, index["_class_name"]).from_pretrained(
                 self.folder, local_files_only=True, torch_dtype=torch.float32, **{**absent, **parts}
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{self} cannot be read: {reason}") from error
 
     @torch.no_grad()
     def encode(
@@ -240,7 +234,7 @@ def transformer_class(folder: str | os.PathLike) -> type[FlowTransformer] | None
     path = Path(folder) / "transformer" / "config.json"
     if not path.is_file():
         return None
-    kind = json.loads(path.read_text()).get("_class_name")
+    kind = read_config(path).get("_class_name")
     if kind not in TRANSFORMERS:
         raise ValueError(f"{path} has _class_name {kind!r}, expected one of {', '.join(TRANSFORMERS)}")
     return TRANSFORMERS[kind]

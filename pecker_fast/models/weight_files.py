@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files import finish_pending, replace_together, replacing, save_tensors
-from .folders import WEIGHTS, network_folder
+from .folders import WEIGHTS, check_weights_file, network_folder
 
 # diffusion_pytorch_model.safetensors, .fp16.safetensors, -00001-of-00002.safetensors, .fp16-00001-of-00002.safetensors,
 # and -00001-of-00002.fp16.safetensors, which older versions of diffusers wrote.
@@ -51,6 +51,7 @@ class WeightFiles:
         """The weights in their saved dtype, mapped into memory. ValueError if they cannot be read."""
         weights: dict[str, Tensor] = {}
         for file in self.files:
+            check_weights_file(file)
             try:
                 with safe_open(os.fspath(file), framework="pt") as content:
                     tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118

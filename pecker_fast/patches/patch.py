@@ -4,14 +4,13 @@ import hashlib
 import json
 import math
 import os
-import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from ..files import save_tensors
 from ..hashing import state_hash
 from ..mask import SaliencyMask
 from ..ops import num_words, pack_bits
+from ..records import SHA256, parse_object
 from .positions import Code, Positions, decode, encode
 
 FORMAT, VERSION = "pecker_fast.patch", "1"
@@ -46,7 +46,13 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Integers of the same size, to compare and change entries bit for bit: NaN equals NaN, and -0 differs from 0.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Described(TypedDict):
+    """The metadata of a patch file."""
+
+    base: SHA256
+    result: SHA256
 
 
 def as_bits(value: Tensor) -> Tensor:
@@ -263,12 +269,8 @@ class Patch:
             table, codes, values = (part.tobytes() for part in parts)
             if header.get("sha256") != _digest(header.get("patch", ""), table, codes, values):
                 raise ValueError("its content does not match its sha256")
-            metadata = json.loads(header["patch"])
-            if not isinstance(metadata, dict):
-                raise ValueError("its metadata is not an object")
-            base, result = (metadata.pop(name, None) for name in ("base", "result"))
-            if not all(isinstance(end, str) and _SHA256.fullmatch(end) for end in (base, result)):
-                raise ValueError("base and result are not sha256")
+            metadata = parse_object(header.get("patch", ""), Described, "its metadata", fix="make the patch again")
+            base, result = metadata.pop("base"), metadata.pop("result")
             patch = cls(_read_table(table), codes, values, base, result, metadata)
             patch._check()
         except (OSError, SafetensorError, ValueError, RecursionError, zlib.error) as error:

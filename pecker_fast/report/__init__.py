@@ -4,6 +4,7 @@ from .across import CLASSES, PROMPTS, Layout, read_across, text_table, write_acr
 from .card import card_note
 from .cautions import cautions
 from .comparison import comparison_table, write_comparison
+from .concepts import write_concept_sequence
 from .files import RunRecord
 from .grids import PROMPT_WIDTH, save_before_after, save_grid, save_side_by_side
 from .places import portable
@@ -29,6 +30,7 @@ __all__ = [
     "text_table",
     "write_across",
     "write_comparison",
+    "write_concept_sequence",
     "write_robustness_across",
     "write_robustness_report",
     "write_run_report",

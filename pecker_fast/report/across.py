@@ -1,6 +1,5 @@
 """Several methods over several seeds: a table with means and spreads, curves, and the figures of each run."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..figures import Figure, figure
 from ..files import write_json
+from ..records import read_object
 from .blocks import Block, Caution, Code, Link, Picture, Section, Text, figures_table
 from .cautions import cautions_of
 from .curves import COLOURS, legend, mean_curve, new_panels, points_of, save_figure
@@ -201,6 +201,11 @@ def draw_across(
     return True
 
 
+def _brief(run: RunRecord) -> dict[str, Any]:
+    """metrics.json of a run without what each prompt scored, which may be thousands."""
+    return {key: value for key, value in run.metrics.items() if key != "by_prompt"}
+
+
 def _evaluations(run: RunRecord, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The part of a run's evaluations that the curves and the figures need."""
     return [{key: line[key] for key in ("images", "seconds", *keys) if key in line} for line in run.evaluations]
@@ -216,7 +221,7 @@ def read_across(path: Path) -> tuple[dict[str, list[RunRecord]], dict[str, Any]]
     """
     path = Path(path)
     try:
-        compared = json.loads(path.read_text())
+        compared = read_object(path)
         arguments = {key: compared[key] for key in ("asked", "command", "facts")}
         runs = {
             name: [
@@ -277,7 +282,7 @@ def write_across(
         "facts": facts,
         "methods": {
             name: [
-                {**run.metrics, **figures(run, shown.columns), "evaluations": _evaluations(run, shown.curves)}
+                {**_brief(run), **figures(run, shown.columns), "evaluations": _evaluations(run, shown.curves)}
                 for run in several
             ]
             for name, several in runs.items()

@@ -15,7 +15,7 @@ from .files import RunRecord
 from .places import portable
 from .render import to_markdown
 from .tables import metrics_table
-from .words import DISTIL, RELABEL, asked, caution, grid_words
+from .words import DISTIL, RELABEL, asked, caution, class_names, grid_words, numbered
 
 # Ends a card that was written here; the hash tells whether it has been edited since.
 MARK = "<!-- written by pecker-fast (sha256 of the lines above: {}); not replaced once it has been edited -->\n"
@@ -154,7 +154,7 @@ def _sections(run: RunRecord, name: str) -> list[Section]:
         "this model must fill it in, here and in the metadata."
     )
     return [
-        Section("What it is", [*what, Text(asked(portable(run.config)))]),
+        Section("What it is", [*what, Text(asked(portable(run.config), class_names(run)))]),
         Section("How to draw", [Code(code, "python")]),
         Section("Figures", figures),
         Section("Caution", [*doubts, Text(caution(run)), *([] if run.method == DISTIL else [Text(warning)])]),
@@ -169,15 +169,18 @@ def _nothing_measured(run: RunRecord) -> str:
 
 def _of_classes(run: RunRecord) -> tuple[list[Block], str]:
     """What a model of classes is, and the arguments of its pipeline."""
-    forgotten = run.config.get("forget_classes", [])
+    forgotten, names = run.config.get("forget_classes", []), class_names(run)
+    classes = [numbered(label, names) for label in forgotten]
     steps = "one step" if _one_step(run) else f"{run.metrics.get('sampling_steps', 'many')} steps"
     text = (
         f"A class-conditional image generator that draws in {steps} and has unlearned classes: "
-        f"{', '.join(map(str, forgotten)) or 'unknown'}. If asked for one of these, it should draw something else."
+        f"{', '.join(classes) or 'unknown'}. If asked for one of these, it should draw something else."
     )
     if run.method == DISTIL:
         text = "A class-conditional image generator that draws in one step. Its score network is in score/."
-    retained = [str(label) for label in range(len(forgotten) + 3) if label not in forgotten][:3]
+    measured = (run.metrics.get("by_class") or {}).get("classes") or ()
+    count = len(names) or len(measured) or len(forgotten) + 3
+    retained = [str(label) for label in range(count) if label not in forgotten][:3]
     return [Text(text)], f"class_labels=[{', '.join(retained)}]"
 
 

@@ -14,7 +14,7 @@ from .places import portable
 from .render import write_document
 from .run_report import GRIDS, mask_blocks
 from .tables import metrics_table, text_table_of
-from .words import asked, caution, shown_figures
+from .words import asked, caution, class_names, shown_figures
 
 # The columns of the printed table.
 COLUMNS = ("ua", "retain_accuracy", "frechet_distance", "frechet_over_real", "diversity", "seconds")
@@ -56,7 +56,7 @@ def write_comparison(folder: Path, runs: Mapping[str, Path]) -> Path:
     write_json(folder / "compare.json", portable(compared))
     table = metrics_table(shown_figures(*read.values()), {name: run.metrics for name, run in read.items()})
     curves = Picture("report.png", "Curves of the figures over the training, one colour for each method")
-    request = Text(asked({**portable(first.config), "method": ", ".join(read)}))
+    request = Text(asked({**portable(first.config), "method": ", ".join(read)}, class_names(first)))
     warnings = [Caution(text) for text in cautions_of({name: [run] for name, run in read.items()})]
     result: list[Block] = [request, *warnings, table, Text(caution(first)), *([curves] if drawn else [])]
     sections = [Section("Result", result)]

@@ -1,14 +1,15 @@
 """The files of a run's folder, as reports read them."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..figures import FORGOTTEN, derived
-from ..files import read_lines, replacing
+from ..files import replacing
+from ..records import read_lines
+from ..run_records import read_evaluations, read_file, read_log
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,16 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """Reads a folder. ValueError if it has no metrics.json: the run has not ended."""
+        """Reads a folder. ValueError if it has no metrics.json (the run has not ended), or a file is damaged."""
         folder = Path(folder)
         if not (folder / "metrics.json").is_file():
             raise ValueError(f"{folder} has no metrics.json: it is not the folder of a run that has ended")
-        lines = (read_lines(folder / f"{name}.jsonl") for name in ("train", "evaluation"))
-        return cls(folder, _json(folder / "config.json"), _json(folder / "metrics.json"), *lines)
+        config, metrics = read_file(folder, "config"), read_file(folder, "metrics")
+        return cls(folder, config, metrics, read_log(folder), read_evaluations(folder))
 
     def json(self, name: str) -> dict[str, Any]:
         """The object in ``name``.json of the folder; empty if there is no such file."""
-        return _json(self.folder / f"{name}.json")
+        return read_file(self.folder, name)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The objects in ``name``.jsonl of the folder; none if there is no such file."""
@@ -96,10 +97,6 @@ def images_to_forget(evaluations: Sequence[Mapping[str, Any]], least: float = FO
         elif images is None:
             images = record["images"]
     return images
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:

@@ -1,10 +1,10 @@
 """What it costs to bring a class back, in words and tables: of one run, and of several with intervals."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..records import interpreting, read_object
 from .blocks import Block, Picture, Section, Text, figures_table
 from .curves import COLOURS, new_figure, save_figure
 from .render import write_document
@@ -108,13 +108,17 @@ def write_robustness_across(folder: Path) -> Path:
 
     Raises
     ------
-    OSError
-        If there is no robustness.json.
+    ValueError
+        If there is no robustness.json, or it is damaged.
     ImportError
         If matplotlib is missing.
     """
     folder = Path(folder)
-    result = json.loads((folder / "robustness.json").read_text())
+    with interpreting(folder / "robustness.json"):
+        return _write(folder, read_object(folder / "robustness.json"))
+
+
+def _write(folder: Path, result: Mapping[str, Any]) -> Path:
     groups, recipe = result["groups"], result["relearn"]
     shown = [name for name in NAMES if any(name in group["costs"] for group in groups.values())]
     blocks: list[Block] = []

@@ -74,6 +74,7 @@ img { max-width: 100%; height: auto; background: #fff; padding: .3rem; box-sizin
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: .4rem;
   align-items: start; }
 .legend { grid-column: 1 / -1; }
+.two { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 figcaption { font-size: .9rem; }
 pre { padding: .8rem; background: var(--soft); font-size: .85rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
@@ -81,6 +82,7 @@ pre { padding: .8rem; background: var(--soft); font-size: .85rem; white-space: p
   th, td { padding: .25rem .4rem; }
 {{- cards(".more") }}
 }
+@page { size: A4; margin: 1.5cm; }
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #aaa; --soft: #f4f4f6; --link: #000;
     --faint: #444; --warn: #fff; --edge: #000; --shade: transparent; }
@@ -122,7 +124,7 @@ pre { padding: .8rem; background: var(--soft); font-size: .85rem; white-space: p
 {%- elif kind == "Picture" %}
 <figure>
 {%- if block.panels | length > 1 %}
-<div class="panels" role="group" aria-label="{{ block.alt }}">
+<div class="panels{{ " two" if block.panels | length == 2 }}" role="group" aria-label="{{ block.alt }}">
 {%- endif %}
 {%- for name, data in block.panels %}
 {%- set kind = ' class="legend"' if name == LEGEND else "" %}

@@ -1,17 +1,18 @@
 """What it takes to bring a forgotten class back: tables of the attacks, and curves of relearning."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..figures import Figure, figure
+from ..records import interpreting, read_object
 from .blocks import Block, Picture, Section, Text, figures_table
 from .curves import COLOURS, legend, new_figure, save_figure
 from .relearning_cost import PICTURE, cost_blocks
 from .render import write_document
 from .tables import meanings_table
+from .words import numbered
 
 # Network and images to title, colour and line.
 LINES = {
@@ -171,10 +172,10 @@ def _latents(result: Mapping[str, Any]) -> list[Block]:
 
 
 def _neighbours(result: Mapping[str, Any]) -> list[Block]:
-    keys = COLUMNS["neighbours"]
+    keys, names = COLUMNS["neighbours"], result.get("class_names", ())
     rows = [["class", *_titles(keys)]]
     for row in result["neighbours"]:
-        name = f"{row['class']}{' (neighbour)' if row['neighbour'] else ''}"
+        name = f"{numbered(row['class'], names)}{' (neighbour)' if row['neighbour'] else ''}"
         rows.append([name, *_cells(row, keys)])
     text = "Retained classes, those nearest to the forgotten one first. Before: the pretrained network, by DDIM."
     return [Text(text), figures_table(rows)]
@@ -218,15 +219,20 @@ def write_robustness_report(folder: Path) -> Path:
 
     Raises
     ------
-    OSError
-        If there is no robustness.json.
+    ValueError
+        If there is no robustness.json, or it is damaged.
     ImportError
         If matplotlib is missing.
     """
     folder = Path(folder)
-    result = json.loads((folder / "robustness.json").read_text())
+    with interpreting(folder / "robustness.json"):
+        return _write(folder, read_object(folder / "robustness.json"))
+
+
+def _write(folder: Path, result: Mapping[str, Any]) -> Path:
     protocol = result["protocol"]
-    classes = ", ".join(map(str, result["forget_classes"]))
+    names = result.get("class_names", ())
+    classes = ", ".join(numbered(label, names) for label in result["forget_classes"])
     request = [
         Text(
             f"Method {result['method']}, forgotten class {classes}, sampled by {protocol['sampler']}, seed "

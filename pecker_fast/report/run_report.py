@@ -7,6 +7,7 @@ from typing import Any
 from ..figures import figure, find
 from .blocks import Block, Items, Link, Picture, Section, Table, Text, blocks_of
 from .card import card_note, write_card
+from .concepts import by_concept
 from .curves import draw_run
 from .files import RunRecord
 from .places import portable
@@ -66,6 +67,7 @@ def sections(run: RunRecord, drawn: Sequence[str] = (), changed: Collection[str]
         Section("Verdict", verdict(run)),
         Section("Figures", _result(run)),
         *_by_class(run),
+        *by_concept(run.metrics),
         *_by_prompt(run),
         Section("Samples", _samples(run)),
         Section("Curves", _curves(run, drawn)),
@@ -87,7 +89,7 @@ def _request(run: RunRecord) -> list[Block]:
     if config:
         rows = [
             ("method", str(config.get("method"))),
-            *_forgotten(config, class_names(run.metrics)),
+            *_forgotten(config, class_names(run)),
             ("pretrained network", source_of(config)),
             ("its weights' sha256", config.get("pretrained_sha256") or "-"),
             ("seed", str(config.get("seed"))),
@@ -113,7 +115,9 @@ def _forgotten(config: dict[str, Any], names: Sequence[str]) -> list[tuple[str, 
         classes = ", ".join(numbered(label, names) for label in config.get("forget_classes", []))
         return [("classes to forget", classes), ("drawn in their place", cover_of(config, names))]
     forget, cover = config["prompts"]["forget"], config["prompts"]["cover"]
+    several = [(f"forget “{name}”", f"draw “{text}”") for name, text in config.get("concepts") or ()]
     return [
+        *several,
         ("concept to forget", config.get("concept") or "-"),
         ("prompts to forget", f"{len(forget):,d}, such as “{forget[0]}”"),
         ("drawn in their place", f"“{cover[0]}”"),
@@ -257,7 +261,7 @@ def _samples(run: RunRecord) -> list[Block]:
 def _grid_words(run: RunRecord) -> str:
     if run.of_prompts:
         return "Samples of prompts to forget and to preserve, before and after unlearning, a row a prompt"
-    classes = ", ".join(map(str, run.config.get("forget_classes", [])))
+    classes = ", ".join(numbered(label, class_names(run)) for label in run.config.get("forget_classes", []))
     done = f"forgetting class {classes}" if classes else "distillation"
     return f"Samples of every class before and after {done}, a row a class"
 

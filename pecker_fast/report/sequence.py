@@ -1,15 +1,16 @@
 """Requests one after the other: a table and curves."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..figures import derived, figure
+from ..records import interpreting, read_object
 from .blocks import Code, Picture, Section, Text, figures_table
 from .curves import COLOURS, new_panels, save_figure
 from .render import write_document
 from .tables import meanings_table, text_table_of
+from .words import cover_of, numbered
 
 COLUMNS = (
     *("ua", "retain_accuracy", "worst_retained_accuracy", "frechet_distance", "frechet_over_real", "diversity"),
@@ -19,11 +20,12 @@ COLUMNS = (
 
 def _cells(sequence: Mapping[str, Any]) -> list[list[str]]:
     """A row for each request, the head first: UA of each class, then COLUMNS."""
-    classes = [str(c) for c in sequence["forget_classes"]]
+    classes, names = sequence["forget_classes"], sequence.get("class_names", ())
     columns, ua = [figure(key) for key in COLUMNS], figure("ua")
-    rows = [["request", *(f"UA of {c} (%)" for c in classes), *(column.title for column in columns)]]
+    rows = [["request", *(f"UA of {numbered(c, names)} (%)" for c in classes), *(column.title for column in columns)]]
     for row in sequence["rows"]:
-        by_class = [ua.number(row["ua_by_class"][c]) if c in row["ua_by_class"] else "" for c in classes]
+        measured = row["ua_by_class"]
+        by_class = [ua.number(measured[str(c)]) if str(c) in measured else "" for c in classes]
         values = derived(row)
         rows.append([row["request"], *by_class, *(column.number(values.get(column.key)) for column in columns)])
     return rows
@@ -44,11 +46,12 @@ def draw_sequence(sequence: Mapping[str, Any], path: Path) -> None:
         if points:
             curves[key] = points
     canvas, (forgetting, *others) = new_panels(1 + len(curves))
-    for colour, c in zip(COLOURS * 10, map(str, sequence["forget_classes"]), strict=False):
+    for colour, label in zip(COLOURS * 10, sequence["forget_classes"], strict=False):
+        c, name = str(label), numbered(label, sequence.get("class_names", ()))
         points = [
             (p, row["ua_by_class"][c]) for p, row in zip(places, requests, strict=True) if c in row["ua_by_class"]
         ]
-        forgetting.plot(*zip(*points, strict=True), color=colour, marker="o", label=f"class {c}")
+        forgetting.plot(*zip(*points, strict=True), color=colour, marker="o", label=f"class {name}")
     forgetting.set_ylabel(figure("ua").axis)
     forgetting.set_ylim(-3, 103)
     for panel, (key, points) in zip(others, curves.items(), strict=True):
@@ -75,16 +78,20 @@ def write_sequence(folder: Path) -> tuple[Path, str]:
 
     Raises
     ------
-    OSError
-        If there is no sequence.json.
+    ValueError
+        If there is no sequence.json, or it is damaged.
     ImportError
         If matplotlib is missing.
     """
     folder = Path(folder)
-    sequence = json.loads((folder / "sequence.json").read_text())
+    with interpreting(folder / "sequence.json"):
+        return _write(folder, read_object(folder / "sequence.json"))
+
+
+def _write(folder: Path, sequence: Mapping[str, Any]) -> tuple[Path, str]:
     draw_sequence(sequence, folder / "sequence.png")
     rows = _cells(sequence)
-    cover = "a random retained class" if sequence["cover_class"] is None else f"class {sequence['cover_class']}"
+    cover = cover_of(sequence, sequence.get("class_names", ()))
     request = [
         Text(
             f"Method {sequence['method']}, preset {sequence['preset']}, seed {sequence['seed']}, with {cover} as cover."

@@ -25,7 +25,7 @@ ATTACKS = {
 
 def verdict(run: RunRecord) -> list[Block]:
     """A table of questions and answers, and what makes the figures doubtful."""
-    names = class_names(run.metrics)
+    names = class_names(run)
     rows = [("What was asked?", asked(portable(run.config), names))]
     if run.method == DISTIL:
         rows += [("What was forgotten?", "Nothing: the run distils."), ("How well does it draw?", _rest(run))]

@@ -73,9 +73,10 @@ def source_of(config: Mapping[str, Any]) -> str:
     return config.get("pretrained_model_name_or_path") or f"the network that comes with {config.get('preset')}"
 
 
-def class_names(metrics: Mapping[str, Any]) -> list[str]:
+def class_names(run: RunRecord) -> list[str]:
     """The names of the classes by label; empty if they were not recorded, or are the numbers themselves."""
-    names = [str(row["class"]) for row in (metrics.get("by_class") or {}).get("classes") or []]
+    measured = (run.metrics.get("by_class") or {}).get("classes") or []
+    names = list(run.config.get("class_names") or ()) or [str(row["class"]) for row in measured]
     return [] if names == [str(label) for label in range(len(names))] else names
 
 

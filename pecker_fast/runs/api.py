@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from torch import nn
 
-from ..models import conditioning_of, resolve, resolve_text, save_network, save_text_pipeline
+from ..models import StableDiffusionXL, conditioning_of, resolve, resolve_text, save_network, save_text_pipeline
 from .arguments import UnlearnArguments, with_options
 from .compare import Comparison, comparison_class
 from .compare import compare as run_comparison
@@ -68,7 +68,8 @@ def unlearn(
     preset : str, optional
         The values for everything that is not set. Default: that of a run or pretraining whose folder is given;
         for a class-conditional network the preset with images of its size and channels (digits, digits16, mnist,
-        cifar10, stl10); for a text-to-image model sd15-celebrity, whose values are for any concept with a name.
+        cifar10, stl10); for a text-to-image model sd15-celebrity or sdxl-celebrity, whose values are for
+        any concept with a name.
     scheduler : SchedulerMixin, optional
         The noise schedule of a ``UNet2DModel``; a pipeline has its own.
     **options
@@ -260,9 +261,17 @@ def _on_model(args: UnlearnArguments, model: Model, scheduler: Any) -> UnlearnAr
     return with_options(args, {"pretrained_model_name_or_path": path})
 
 
+def _is_xl(model: Model) -> bool:
+    try:
+        return isinstance(resolve_text(model, name="model").parts, StableDiffusionXL)
+    except ValueError:
+        # What is wrong is said when the run reads it.
+        return False
+
+
 def _names_request(options: Mapping[str, Any]) -> bool:
     """Whether the options of the command say what to forget."""
-    return any(name in options for name in ("forget_classes", "concept", "forget_prompts"))
+    return any(name in options for name in ("forget_classes", "concept", "concepts", "forget_prompts"))
 
 
 def _request(name: str, forget: int | str | Sequence[int | str] | None, cover: int | str | None) -> dict[str, Any]:
@@ -283,7 +292,7 @@ def _preset_for(model: Model) -> str:
     if isinstance(model, (str, os.PathLike)) and record_of(model):
         return remembered_preset(model)
     if conditioning_of(model, name="model") == "prompts":
-        return "sd15-celebrity"
+        return "sdxl-celebrity" if _is_xl(model) else "sd15-celebrity"
     network = resolve(model, name="model").network if isinstance(model, (str, os.PathLike)) else model
     config: Any = getattr(network, "unet", network).config
     candidates = [(name, values) for name, values in PRESETS.items() if isinstance(values, ClassPreset)]

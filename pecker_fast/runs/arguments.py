@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from ..checks import check_utf8
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Regions
 from ..training.loop import LoopOptions
@@ -177,8 +178,9 @@ def check_output(output: str | Path) -> Path:
     Raises
     ------
     ValueError
-        If its folder does not exist.
+        If its folder does not exist, or its name is not UTF-8.
     """
+    check_utf8("output", Path(output).absolute())
     if not Path(output).parent.is_dir():
         raise ValueError(f"output is {str(output)!r}, but there is no folder {str(Path(output).parent)!r}")
     return Path(output)

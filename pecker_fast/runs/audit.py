@@ -3,7 +3,6 @@
 Whatever changes metrics.json after the run goes through ``update_metrics``.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ..mask import SaliencyMask
 from ..metrics.drift import Drift, grouped, total, trained_percent, weight_drift
 from ..profiling import peak_memory_bytes
 from ..report import write_run_report
+from ..run_records import read_hashes
 from ..training.loop import Progress
 from ..unlearning.masking import module_of
 from .history import record_event
@@ -137,7 +137,7 @@ def record_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
         files = [folder / name for name in HASHED]
         files += [file for place in HASHED_FOLDERS for file in sorted((folder / place).rglob("*"))]
     else:
-        hashes = json.loads(path.read_text()) if path.is_file() else {}
+        hashes = read_hashes(folder)
         files = [folder / name for name in names]
     for file in files:
         if file.is_file():
@@ -148,8 +148,7 @@ def record_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
 
 def changed_files(folder: Path) -> list[str]:
     """The files of a run that differ from hashes.json, or are gone."""
-    path = folder / HASHES
-    hashes = json.loads(path.read_text()) if path.is_file() else {}
+    hashes = read_hashes(folder)
     return [
         name
         for name, recorded in hashes.items()

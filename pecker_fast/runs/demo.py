@@ -1,11 +1,11 @@
 """The demo: one class of real handwritten digits forgotten by several methods, from the same weights and seed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..files import write_json
 from ..report import comparison_table, write_comparison
+from ..run_records import read_metrics
 from ..unlearning import ForgetRequest
 from .arguments import with_options
 from .classes.names import cover_of
@@ -96,7 +96,7 @@ def demo(
         runs[method] = folder / method
         if resume and ended(args):
             print(f"{method}: has ended")
-            metrics[method] = json.loads((folder / method / "metrics.json").read_text())
+            metrics[method] = read_metrics(folder / method)
             continue
         print(f"{method}: {getattr(args.options, 'max_train_steps', 'no')} iterations")
         outcome = unlearn(resumed(args) if resume else args, before)

@@ -6,7 +6,6 @@ pretrained network and for which ``t_init`` they were distilled.
 
 import copy
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import shipped_network
+from ..run_records import read_config
 from ..training.checkpoints import STATE, Checkpoints
 from ..training.state import load_state
 from ..unlearning import method_class
@@ -73,7 +73,7 @@ class Distilled:
                 f"{folder / 'config.json'}"
             )
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = read_config(folder)
             if config["method"] != METHOD:
                 raise ValueError(f"it is of a run of {config['method']}")
             facts = int(config["options"]["t_init"]), str(config["pretrained_sha256"])

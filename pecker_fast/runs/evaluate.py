@@ -1,6 +1,5 @@
 """Measuring a run, or any network, with samples that are drawn once: the steps that all kinds of networks share."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from typing import Any, ClassVar
 from ..environment import environment
 from ..figures import describe
 from ..files import write_json
+from ..locks import PATIENCE, locked
 from ..report import portable
+from ..run_records import read_metrics
 from .arguments import check_output, option_groups
 from .audit import update_metrics
 from .folder import run_config
@@ -125,7 +126,12 @@ def _result_file(folder: Path | None) -> Path:
 
 def _add_to_run(folder: Path, args: EvaluateArguments, figures: dict[str, Any], protocol: dict[str, Any]) -> None:
     """Add the figures that a run has not measured itself to its metrics.json, with their protocol."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    with locked(folder, PATIENCE):
+        _add(folder, args, figures, protocol)
+
+
+def _add(folder: Path, args: EvaluateArguments, figures: dict[str, Any], protocol: dict[str, Any]) -> None:
+    metrics = read_metrics(folder)
     protocols = metrics.get("protocol", {})
     # Figures of an earlier evaluation are replaced. Older versions did not list them if runs measure none themselves.
     unlisted = [] if args.runs_measure or args.key not in protocols else list(figures)

@@ -10,7 +10,7 @@ from ..parallel import world
 from ..unlearning.selective_amnesia import FisherInformation
 from .arguments import UnlearnArguments, option_words
 from .fisher_file import FisherFacts, save_fisher
-from .folder import check_folder, prepare_folder
+from .folder import check_folder, owning, prepare_folder
 from .prompts.task import PromptTask
 from .running import Running
 
@@ -60,11 +60,12 @@ def fisher(args: UnlearnArguments) -> Path | None:
     compute, folder = args.compute.resolved(), args.folder
     resume, overwrite = args.loop.resume_from_checkpoint, args.output.overwrite_output_dir
     args.loop.check()
-    with world(torch.device(compute.device), compute.ddp_timeout) as processes:
+    with world(torch.device(compute.device), compute.ddp_timeout) as processes, owning(folder) as take:
         processes.on_main(lambda: check_folder(folder, resume, overwrite))
+        processes.on_main(take)
         task = FisherTask(args, compute, processes)
         method = FisherInformation(task.setting, args.options)
-        processes.on_main(lambda: prepare_folder(folder, resume, overwrite))
+        processes.on_main(lambda: prepare_folder(folder, resume, overwrite, take))
 
         def begin() -> None:
             config = {**task.describe(args), **task.hashes, "num_processes": processes.size}

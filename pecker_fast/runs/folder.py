@@ -1,9 +1,15 @@
 """The folder of a run: whether it is free, what it holds, and how it is begun anew."""
 
-import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..checks import check_utf8
+from ..files import clear_leftovers, replacing
+from ..locks import locked
+from ..run_records import read_config
 
 # Everything that a run writes into its folder, beside subfolders.
 RUN_FILES = (
@@ -51,6 +57,8 @@ def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
     ValueError
         If it is a file, or holds another run and neither ``resume`` nor ``overwrite`` says what to do.
     """
+    # Neither safetensors nor reports could be written.
+    check_utf8("output_dir", folder.absolute())
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file, expected a folder")
     if resume is None and not overwrite and any((folder / name).exists() for name in ("config.json", "checkpoints")):
@@ -60,17 +68,47 @@ def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
         )
 
 
-def prepare_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
-    """Make the folder of a run, or empty it. Arguments and errors: as ``check_folder``'s; also a ValueError if it
-    cannot be written to."""
+@contextmanager
+def owning(folder: Path) -> Iterator[Callable[[], None]]:
+    """Yields a function that takes the lock of a run's folder once it exists; it is held until the end of the context.
+
+    The function raises LockedError, a ValueError, if another process is writing the folder. Only the main process of a
+    run calls it.
+    """
+    with ExitStack() as stack:
+        taken = False
+
+        def take() -> None:
+            nonlocal taken
+            if taken or not folder.is_dir():
+                return
+            try:
+                stack.enter_context(locked(folder))
+            except OSError as error:
+                raise ValueError(f"output_dir {folder} cannot be written to: {error}") from error
+            taken = True
+
+        yield take
+
+
+def prepare_folder(folder: Path, resume: str | None, overwrite: bool, take: Callable[[], None]) -> None:
+    """Make the folder of a run, or empty it, and remove what killed processes left there.
+
+    Arguments and errors: as ``check_folder``'s; ``take`` is the function of ``owning``. Also a ValueError if the folder
+    cannot be written to.
+    """
     check_folder(folder, resume, overwrite)
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        take()
+        # Another run may have begun here since.
+        check_folder(folder, resume, overwrite)
+        with replacing(folder / "writable") as probe:
+            probe.touch()
+        (folder / "writable").unlink()
     except OSError as error:
         raise ValueError(f"output_dir {folder} cannot be written to: {error}") from error
+    clear_leftovers(folder)
     if resume is None and overwrite:
         # Otherwise the earlier run's checkpoints would be taken for this one's.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -79,9 +117,8 @@ def prepare_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
 
 
 def run_config(folder: Path | None) -> dict[str, Any]:
-    """config.json of a run of unlearning; empty if ``folder`` is not the folder of one."""
-    try:
-        config = json.loads((folder / "config.json").read_text()) if folder is not None else {}
-    except (OSError, ValueError):
+    """config.json of a run of unlearning; empty if the folder is not that of one. RecordError if it is damaged."""
+    if folder is None or not (folder / "config.json").is_file():
         return {}
+    config = read_config(folder)
     return config if "options" in config and ("forget_classes" in config or "prompts" in config) else {}

@@ -1,6 +1,5 @@
 """Patches on models on disk: applied or reverted in place, or as a copy of the model's folder."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from ..files import write_folder
 from ..hashing import state_hash
 from ..models import WeightFiles, find_weight_files, other_weights, recorded_options, shipped_network
 from ..patches import Patch, Switched, check_patches
+from ..records import RecordError, read_object
 from .arguments import check_output
 from .distilled import GENERATOR, SHIPPED
 from .presets import CLASS_PRESETS
@@ -169,14 +169,13 @@ def _widened(weights: Mapping[str, Tensor], patch: Patch | None) -> Mapping[str,
 def _has_records(folder: Path) -> bool:
     """Whether a folder is that of a run, whose config.json is that of no network."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        return "_class_name" not in read_object(folder / "config.json")
+    except RecordError:
         return False
-    return not isinstance(config, dict) or "_class_name" not in config
 
 
 def _parts(run: Path) -> set[str]:
     """What a run's folder has of its pipeline. Its records do not describe the network that a patch makes of it."""
     index = run / "model_index.json"
-    parts = json.loads(index.read_text()) if index.is_file() else {"unet": None}
+    parts = read_object(index) if index.is_file() else {"unet": None}
     return {index.name, "pipeline.py", *parts}

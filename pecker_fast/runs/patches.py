@@ -12,8 +12,10 @@ from ..hashing import state_hash
 from ..mask import SaliencyMask
 from ..models import (
     find_weight_files,
+    is_hub_file,
     recorded_options,
     resolve,
+    resolve_text,
     resolve_text_unet,
     shipped_network,
     unet_of,
@@ -105,7 +107,8 @@ def make_patch(
         label = _label(base)
     before = _state(base, "base", variant)
     if expected is not None and state_hash(_as_float32(before)) != expected:
-        raise ValueError(f"base is {str(base)!r}, whose weights are not those that the run started from: sha256 differ")
+        shown = label if isinstance(base, Mapping) else str(base)
+        raise ValueError(f"base is {shown!r}, whose weights are not those that the run started from: sha256 differ")
     if isinstance(result, (str, os.PathLike)) and file_kind(result) == "delta":
         after: Mapping[str, Tensor] = apply_delta(before, result)
     else:
@@ -327,6 +330,10 @@ def _base_of(run: Run) -> tuple[Weights, str, str | None]:
     initial = config.get("initial_generator")
     expected = config.get("pretrained_sha256" if initial is None else "initial_generator_sha256")
     source = config.get("pretrained_model_name_or_path") if initial is None else initial
+    if initial is not None and (Path(initial).is_file() or is_hub_file(initial)) and "prompts" in config:
+        parts = resolve_text(config["pretrained_model_name_or_path"]).parts
+        unet = resolve_text_unet(initial, parts=parts, name="initial_generator")
+        return unet.state_dict(), Path(initial).name if Path(initial).exists() else initial, expected
     if source is None:
         return _shipped(config["preset"]), f"shipped:{config['preset']}", expected
     path = Path(source)

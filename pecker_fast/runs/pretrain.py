@@ -21,10 +21,9 @@ from ..unlearning.streams import derived_seed
 from .arguments import ComputeArguments, DataArguments, OutputArguments, option_words
 from .classes.data import check_counts, check_images, check_judge, dataset_of, find_judge, load_images, shape_of
 from .classes.measure import real_split
-from .classes.names import proper_names
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
-from .folder import prepare_folder
+from .folder import owning, prepare_folder
 from .presets import class_preset
 from .presets.images import unet_for
 from .running import Running
@@ -156,7 +155,8 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     """
     resolved, folder = args.resolved(), args.folder
     args.check()
-    with world(torch.device(resolved.device), resolved.ddp_timeout) as processes:
+    with world(torch.device(resolved.device), resolved.ddp_timeout) as processes, owning(folder) as take:
+        processes.on_main(take)
         name, size, channels = dataset_of(args.data, args.preset), args.unet.sample_size, args.unet.in_channels
         # One process downloads what is missing.
         processes.on_main(lambda: load_images(args.data, args.preset, "train", size, channels))
@@ -181,7 +181,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
                 check_judge(judge, args.evaluation.judge, real, name)
                 check_counts(real, name, 2, "to measure samples with")
                 evaluator = Evaluator(real, judge, ())
-            prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
+            prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir, take)
 
         processes.on_main(prepare)
 
@@ -207,8 +207,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         }
 
         def begin() -> None:
-            names = {"class_names": proper_names(dataset.class_names)}
-            write_json(folder / "config.json", {**args.describe(), **names, "num_processes": processes.size})
+            write_json(folder / "config.json", {**args.describe(), "num_processes": processes.size})
 
         words = ["pretrain", "--preset", args.preset, *option_words(args, args.defaults(args.preset))]
         running = Running([phase], folder, args.loop, resolved, args.output, processes, compute.regions, words)

@@ -1,11 +1,12 @@
 """What earlier runs recorded: a command takes preset, data set, judge and class names from the run it starts from."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..records import RecordError, check_object, read_object
+from ..run_records import Config
 from .presets import PRESETS
 
 # The preset of a command that starts from no run.
@@ -16,14 +17,20 @@ def record_of(path: str | os.PathLike | None) -> dict[str, Any]:
     """config.json of the run, the pretraining or the distillation whose folder ``path`` is, or whose network is there.
 
     Empty if it is none of them.
+
+    Raises
+    ------
+    RecordError
+        If it is damaged: a field is not of its type.
     """
     for folder in () if path is None else (Path(path), Path(path).parent):
         try:
-            record = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError):
+            record = read_object(folder / "config.json")
+        except RecordError:
             continue
         # That of a network has no preset.
-        if isinstance(record, dict) and isinstance(record.get("preset"), str) and record["preset"] in PRESETS:
+        if isinstance(record.get("preset"), str) and record["preset"] in PRESETS:
+            check_object(record, Config, str(folder / "config.json"))
             return record
     return {}
 

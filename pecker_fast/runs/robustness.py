@@ -17,7 +17,9 @@ from ..diffusion import Sampler
 from ..environment import environment
 from ..files import write_json
 from ..hashing import weights_hash
+from ..locks import PATIENCE, locked
 from ..metrics import FeatureStatistics, Judge
+from ..records import RecordError, read_object
 from ..report import portable, write_robustness_report
 from ..robustness import (
     ATTACKS,
@@ -37,6 +39,7 @@ from ..robustness import (
     samplers,
     search_steps,
 )
+from ..run_records import read_file
 from .arguments import DataArguments, device_of
 from .audit import update_metrics
 from .classes.data import check_images, check_judge, dataset_of, find_judge, load_images
@@ -199,8 +202,8 @@ def robustness(args: RobustnessArguments) -> Attacked:
 def _asked(folder: Path) -> dict[str, Any] | None:
     """The options of the attacks that a run has been through; None if it has not, or an earlier version did not say."""
     try:
-        return json.loads((folder / "robustness.json").read_text()).get("asked")
-    except (OSError, ValueError):
+        return read_object(folder / "robustness.json").get("asked")
+    except RecordError:
         return None
 
 
@@ -412,16 +415,17 @@ def _write(
         "method": subject.config.get("method"),
         "forget_classes": list(subject.request.forget_classes),
         "cover_class": subject.request.cover_class,
+        "class_names": subject.config.get("class_names") or [],
         "summary": figures,
         **result,
         "seconds": seconds,
         "asked": asked,
         "protocol": {**protocol, "environment": environment()},
     }
-    write_json(folder / "robustness.json", portable(record))
-    path = folder / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
-    report = write_robustness_report(folder)
-    update_metrics(folder, {**metrics, **figures})
+    with locked(folder, PATIENCE):
+        write_json(folder / "robustness.json", portable(record))
+        metrics = read_file(folder, "metrics")
+        report = write_robustness_report(folder)
+        update_metrics(folder, {**metrics, **figures})
     words = [verdict["text"] for verdict in result.get("cost", {}).get("verdicts", {}).values()]
     return Attacked(figures, [*words, *(subject.notes if "relearn" in result else ())], report)

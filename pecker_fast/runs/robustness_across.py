@@ -1,6 +1,5 @@
 """What it costs to bring the class back over several runs: means over the seeds with intervals, and verdicts."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +7,10 @@ from typing import Any
 
 from ..files import write_json
 from ..metrics.intervals import interval
+from ..records import RecordError
 from ..report import portable, write_robustness_across
 from ..robustness import Cost, mean_steps
+from ..run_records import read_config, read_file
 from .robustness_figures import NETWORKS, verdicts
 
 # What a comparison leaves in its folder.
@@ -65,8 +66,8 @@ def _runs_in(folder: Path) -> list[Path]:
     runs = []
     for path in sorted(folder.iterdir()):
         try:
-            config = json.loads((path / "config.json").read_text())
-        except (OSError, ValueError):
+            config = read_config(path)
+        except RecordError:
             continue
         if isinstance(config, Mapping) and "forget_classes" in config and (path / "unet").is_dir():
             runs.append(path)
@@ -99,8 +100,7 @@ def write_across_runs(place: Path, folders: Sequence[Path]) -> tuple[Path, list[
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     without, notes = [], dict[str, None]()
     for folder in folders:
-        path = folder / "robustness.json"
-        record = json.loads(path.read_text()) if path.is_file() else {}
+        record = read_file(folder, "robustness")
         if "cost" not in record:
             without.append(folder.name)
             continue

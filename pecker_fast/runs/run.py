@@ -1,17 +1,24 @@
 """A run of unlearning, read from its folder."""
 
-import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from ..files import read_lines
 from ..mask import SaliencyMask
 from ..models import ClassModel, TextModel, resolve, resolve_text
+from ..models.offline import loading
+from ..records import read_object
+from ..run_records import read_evaluations, read_log, read_metrics
 from .folder import run_config
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+class PipelineIndex(TypedDict):
+    """model_index.json."""
+
+    _class_name: str | list[str]
 
 
 class Run:
@@ -67,17 +74,17 @@ class Run:
         """
         if not self.has_ended:
             raise ValueError(f"{self.folder} has no metrics.json: the run has not ended")
-        return json.loads((self.folder / "metrics.json").read_text())
+        return read_metrics(self.folder)
 
     @property
     def log(self) -> list[dict[str, Any]]:
         """Losses, masks and times, a record a log step (train.jsonl)."""
-        return read_lines(self.folder / "train.jsonl")
+        return read_log(self.folder)
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """What was measured during the run, a record an evaluation (evaluation.jsonl)."""
-        return read_lines(self.folder / "evaluation.jsonl")
+        return read_evaluations(self.folder)
 
     @property
     def report(self) -> Path:
@@ -117,14 +124,14 @@ class Run:
                 f"{self.folder} has no pipeline: the run has not ended, or an earlier version made it, which left "
                 "networks that are sampled in many steps without one; draw with run.model.sampler().draw"
             )
-        kind = json.loads(path.read_text())["_class_name"]
-        if isinstance(kind, list):
-            # (module, class): the code of the pipeline is saved beside it.
-            kind = kind[1]
-        return _pipeline_class(kind).from_pretrained(self.folder)
+        kind = read_object(path, PipelineIndex)["_class_name"]
+        # (module, class) if the code of the pipeline is saved beside it.
+        pipeline = _pipeline_class(kind if isinstance(kind, str) else kind[-1], path)
+        with loading(self.folder, "pipeline"):
+            return pipeline.from_pretrained(self.folder, local_files_only=True)
 
 
-def _pipeline_class(name: str) -> "type[DiffusionPipeline]":
+def _pipeline_class(name: str, path: Path) -> "type[DiffusionPipeline]":
     """The class of a saved pipeline: this package's own, not the code in the folder."""
     if name == "OneStepPipeline":
         from ..diffusion.pipeline import OneStepPipeline
@@ -140,4 +147,7 @@ def _pipeline_class(name: str) -> "type[DiffusionPipeline]":
         return OneStepTextPipeline
     import diffusers
 
-    return getattr(diffusers, name)
+    kind = getattr(diffusers, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise ValueError(f"{path} is of the class {name!r}, expected a pipeline of diffusers or of this package")
+    return kind

@@ -1,7 +1,7 @@
 """Requests one after the other, each starting from the result of the one before."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from ..unlearning.streams import derived_seed
 from .arguments import UnlearnArguments, with_options
 from .audit import record_hashes
 from .classes.data import find_judge
-from .classes.names import cover_of
+from .classes.names import cover_of, named
 from .classes.task import ClassTask
 from .distilled import SCORE, last_score
 from .patches import make_patch
@@ -146,7 +146,7 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     patches = TAKEN in {item.name for item in fields(method_class(args.method).Options)}
     plan: list[UnlearnArguments] = []
     for i, label in enumerate(classes):
-        start = _start(plan[-1].folder, distils, args.score) if plan else args.first
+        start = start_from(plan[-1].folder, distils, args.score) if plan else args.first
         if plan and patches and args.disjoint:
             start[TAKEN] = tuple(str(run.folder / "mask.safetensors") for run in plan)
         plan.append(args.run(f"request-{i + 1}-forget-{label}", classes[: i + 1], **start))
@@ -163,7 +163,10 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     for run in (*plan, *([once] if once else [])):
         ended(run)
     try:
-        _run(plan, once, distils and args.score == "previous", args.keep_checkpoints)
+        every = [*plan, *([once] if once else [])]
+        titles = [f"forget {', '.join(map(str, run.request.forget_classes))}" for run in every]
+        keep = _keep_score if distils and args.score == "previous" else None
+        run_requests(plan, once, titles, keep, args.keep_checkpoints)
     except SystemExit:
         print("run the same command again to continue")
         raise
@@ -171,7 +174,8 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
         if not (run.folder / PATCH).is_file():
             make_patch(Run(run.folder), output=run.folder / PATCH)
             record_hashes(run.folder, [PATCH])
-    rows = [_row(f"{i + 1}: forget {classes[i]}", run, judge) for i, run in enumerate(plan)]
+    names = request.class_names
+    rows = [_row(f"{i + 1}: forget {named(classes[i], names)}", run, judge) for i, run in enumerate(plan)]
     if once:
         rows.append(_row("all at once", once, judge))
     record = {
@@ -181,6 +185,7 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
         "seed": args.seed,
         "forget_classes": list(classes),
         "cover_class": cover,
+        "class_names": names,
         "score": args.score if distils else None,
         "rows": rows,
         "judge": {"name": judge.name, "accuracy": judge.accuracy},
@@ -190,28 +195,48 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     return write_sequence(args.folder)
 
 
-def _start(last: Path, distils: bool, score: str) -> dict[str, Any]:
+def start_from(last: Path, distils: bool, score: str) -> dict[str, Any]:
     """The options of a request that starts from the folder of the previous one."""
     if not distils:
         return {"pretrained_model_name_or_path": str(last)}
     return {"initial_generator": str(last)} | ({"initial_score": str(last / SCORE)} if score == "previous" else {})
 
 
-def _run(plan: list[UnlearnArguments], once: UnlearnArguments | None, keep_score: bool, keep_checkpoints: bool) -> None:
-    """Run what has not ended."""
+def run_requests(
+    plan: list[UnlearnArguments],
+    once: UnlearnArguments | None,
+    titles: Sequence[str],
+    keep_score: Callable[[Path], None] | None,
+    keep_checkpoints: bool,
+) -> None:
+    """Run what has not ended.
+
+    Parameters
+    ----------
+    plan : list of UnlearnArguments
+        Requests one after the other.
+    once : UnlearnArguments, optional
+        All at once, which is run last.
+    titles : sequence of str
+        What each of them forgets.
+    keep_score : callable, optional
+        Called with the folder of a run whose score network the next request starts from: writes it into ``SCORE``.
+    keep_checkpoints : bool
+        Whether checkpoints and score networks of requests that have ended stay.
+    """
     every = [*plan, *([once] if once else [])]
     source, before = plan[0].request.pretrained_model_name_or_path, None
     for i, args in enumerate(every):
         if not ended(args):
-            print(f"[{i + 1} of {len(every)}] forget {', '.join(map(str, args.request.forget_classes))}")
+            print(f"[{i + 1} of {len(every)}] {titles[i]}")
             # Requests on one pretrained network share what it draws.
             shared = args.request.pretrained_model_name_or_path == source
             outcome = unlearn(resumed(args), before if shared else None)
             before = outcome.before if shared else before
         # The last one's is for a request that may be added later.
-        needed = keep_score and args is not once and (args is plan[-1] or not ended(plan[i + 1]))
-        if needed and not (args.folder / SCORE).is_dir():
-            _keep_score(args.folder)
+        needed = args is not once and (args is plan[-1] or not ended(plan[i + 1]))
+        if keep_score is not None and needed and not (args.folder / SCORE).is_dir():
+            keep_score(args.folder)
         if not keep_checkpoints:
             shutil.rmtree(args.folder / "checkpoints", ignore_errors=True)
             if 0 < i < len(plan):

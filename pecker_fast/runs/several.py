@@ -9,6 +9,7 @@ from typing import Any
 
 from ..parallel import started_by_torchrun
 from ..report import portable
+from ..run_records import read_config
 from ..training.retired import without_retired
 from .arguments import UnlearnArguments, option_groups, with_options
 from .distilled import with_distilled
@@ -97,7 +98,7 @@ def ended(args: UnlearnArguments) -> bool:
     folder, kind = args.folder, task_of(args)
     if not (folder / "config.json").is_file():
         return False
-    recorded = without_retired(json.loads((folder / "config.json").read_text()))
+    recorded = without_retired(read_config(folder))
     config = without_retired(json.loads(json.dumps(kind.describe(args))))
     different = [key for key in kind.same if recorded.get(key) != config.get(key)]
     if different:

@@ -1,7 +1,6 @@
 """The run that is attacked, the networks that it is compared with, and the adversary's images."""
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import run_records
 from ..checks import check_int
 from ..data import LabelledImages
 from ..diffusion import Parametrisation
 from ..hashing import weights_hash
 from ..models import resolve
+from ..records import RecordError
 from ..unlearning import ForgetRequest
 from ..unlearning.relabel import relabelled
 from ..unlearning.streams import derived_seed
@@ -133,8 +134,8 @@ class Subject:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a run of unlearning on classes. ValueError if the folder is not that of one."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        config = run_records.read_config(folder)
+    except RecordError as error:
         raise ValueError(f"run is {str(folder)!r}, expected the folder of a run of unlearning: {error}") from error
     if "options" not in config or "forget_classes" not in config:
         raise ValueError(f"run is {str(folder)!r}, whose config.json is not that of a run of unlearning")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..unlearning import method_class
 from .arguments import ComputeArguments, UnlearnArguments, option_words
 from .audit import record_result, record_weights
 from .distilled import distillation_for, is_distilled, with_distilled
-from .folder import check_folder, prepare_folder
+from .folder import check_folder, owning, prepare_folder
 from .running import Running
 from .several import resumed
 from .task import task_of
@@ -118,6 +119,14 @@ def _carry_out(
     args: UnlearnArguments, compute: ComputeArguments, processes: World, before: Tensor | None = None
 ) -> Outcome:
     """Train, measure, save and report; ``compute``: resolved."""
+    with owning(args.folder) as take:
+        return _carry_out_alone(args, compute, processes, before, take)
+
+
+def _carry_out_alone(
+    args: UnlearnArguments, compute: ComputeArguments, processes: World, before: Tensor | None, take: Callable[[], None]
+) -> Outcome:
+    """``_carry_out``; ``take`` locks the folder against other processes."""
     kind = task_of(args)
     folder, resume, overwrite = args.folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir
     args.loop.check()
@@ -125,12 +134,14 @@ def _carry_out(
         # The peak of an earlier run of this process is not this run's.
         torch.cuda.reset_peak_memory_stats()
     processes.on_main(lambda: check_folder(folder, resume, overwrite))
+    # Before anything is loaded, if there is a folder.
+    processes.on_main(take)
 
     # What to forget, of which network, by which method. Only prompts that were encoded have been written so far.
     task = kind(args, compute, processes)
     method = method_class(args.method)(task.setting, args.options)
     processes.on_main(lambda: task.prepare(method))
-    processes.on_main(lambda: prepare_folder(folder, resume, overwrite))
+    processes.on_main(lambda: prepare_folder(folder, resume, overwrite, take))
 
     # Train.
     shared: list[Tensor | None] = [None]

@@ -1,21 +1,44 @@
 """Checkpoints that survive a kill at any moment: complete under their final name, or absent."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from typing_extensions import NotRequired
 
 from ..hashing import file_sha256
+from ..records import COUNT, SHA256, RecordError, read_object
 from .retired import without_retired
 from .state import load_state, save_state
 
 FORMAT, VERSION = "pecker_fast.checkpoint", 1
 STATE, MANIFEST = "state.safetensors", "checkpoint.json"
+_ZEROS = "0" * 64
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = re.compile(r"\.checkpoint-\d+\.(tmp|old)")
+
+
+class FileDigest(TypedDict):
+    """Size and sha256 of a file of a checkpoint."""
+
+    bytes: COUNT
+    sha256: SHA256
+
+
+class Manifest(TypedDict):
+    """checkpoint.json. Its own sha256 is that of its bytes with zeros in its place; earlier versions have none."""
+
+    format: str
+    version: int
+    step: COUNT
+    fingerprint: dict[str, Any]
+    files: dict[str, FileDigest]
+    sha256: NotRequired[SHA256]
 
 
 class CheckpointError(ValueError):
@@ -46,6 +69,29 @@ def _differences(own: Any, other: Any, place: str = "") -> list[str]:
             differences += _differences(own.get(key), other.get(key), inner)
         return differences
     return [] if own == other else [f"{place} is {other!r} there and {own!r} here"]
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in a folder. CheckpointError if it is damaged, or another checkpoint's."""
+    try:
+        manifest = read_object(path / MANIFEST, Manifest, fix="its content is not what was written")
+    except RecordError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    kind, version = manifest["format"], manifest["version"]
+    if kind != FORMAT or version != VERSION:
+        raise CheckpointError(f"{path} has format {kind!r} version {version!r}, expected {FORMAT!r} {VERSION}")
+    unknown = sorted(manifest.keys() - Manifest.__annotations__.keys())
+    own, content = manifest.get("sha256"), (path / MANIFEST).read_bytes()
+    if unknown or (own and hashlib.sha256(content.replace(own.encode(), _ZEROS.encode())).hexdigest() != own):
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} is not what was written")
+    if STATE not in manifest["files"]:
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} does not name {STATE}")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest["files"]):
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} names a file outside the folder")
+    match = _NAME.fullmatch(path.name)
+    if match and int(match[1]) != manifest["step"]:
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} is of step {manifest['step']}")
+    return manifest
 
 
 class Checkpoints:
@@ -167,9 +213,11 @@ class Checkpoints:
                 "step": step,
                 "fingerprint": self.fingerprint,
                 "files": {path.relative_to(temporary).as_posix(): _digest(path) for path in files},
+                "sha256": _ZEROS,
             }
-            with open(temporary / MANIFEST, "w") as file:
-                json.dump(manifest, file, indent=1, sort_keys=True)
+            content = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            with open(temporary / MANIFEST, "wb") as file:
+                file.write(content.replace(_ZEROS.encode(), hashlib.sha256(content).hexdigest().encode()))
                 file.flush()
                 os.fsync(file.fileno())
             for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
@@ -234,17 +282,8 @@ class Checkpoints:
 
     def verify(self, path: Path) -> dict[str, Any]:
         """Read every file of a checkpoint; returns its manifest. CheckpointError if it is damaged."""
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            kind, version, files = manifest["format"], manifest["version"], manifest["files"]
-            step, _ = manifest["step"], manifest["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged: {MANIFEST} cannot be read ({error})") from error
-        if kind != FORMAT or version != VERSION:
-            raise CheckpointError(f"{path} has format {kind!r} version {version!r}, expected {FORMAT!r} {VERSION}")
-        if STATE not in files or not isinstance(step, int):
-            raise CheckpointError(f"{path} is damaged: {MANIFEST} does not name {STATE} and a step")
-        for name, digest in files.items():
+        manifest = _manifest(path)
+        for name, digest in manifest["files"].items():
             if not (path / name).is_file():
                 raise CheckpointError(f"{path} is damaged: {name} is missing")
             if _digest(path / name) != digest:

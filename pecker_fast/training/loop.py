@@ -9,18 +9,25 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import check_int
-from ..files import append_line, read_lines, write_text
+from ..files import append_line, write_text
 from ..parallel import World
 from ..profiling import Profiler
+from ..records import COUNT, read_lines
 from ..unlearning import Phase
 from .checkpoints import CheckpointError, Checkpoints
+
+
+class Logged(TypedDict):
+    """A line of train.jsonl or evaluation.jsonl: what resuming needs of it."""
+
+    step: COUNT
 
 
 class NonFiniteError(RuntimeError):
@@ -223,7 +230,7 @@ class Loop:
         def trim() -> None:
             # Lines after the checkpoint will be written again.
             for path in logs:
-                lines = [] if which is None else [line for line in read_lines(path) if line["step"] <= p.step]
+                lines = [] if which is None else [line for line in read_lines(path, Logged) if line["step"] <= p.step]
                 write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
         self.world.on_main(trim)

@@ -6,7 +6,7 @@ iteration consists of is the method's to say (``Method.memory_plan``).
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,7 +118,15 @@ class _FakeCompute(Compute):
 
 @dataclass(frozen=True, eq=False)
 class _FakeSetting(Setting):
-    """Builds networks in their dtype: fake parameters cannot be cast in place."""
+    """Builds networks in their dtype: fake parameters cannot be cast in place.
+
+    ``others``: of "score" and "generator", those that start from other weights than the teacher's.
+    """
+
+    others: Collection[str] = ()
+
+    def starts_as_teacher(self, name: str, network: nn.Module | None) -> bool:
+        return name not in self.others
 
     def lower_teacher(self) -> None:
         return
@@ -151,7 +159,7 @@ def _network(
     return TextConditioned(unet, table, schedule, sample_size=size)
 
 
-def _conditioning(unet: Mapping[str, Any], prompts: int, dtype: torch.dtype) -> Conditioning:
+def empty_conditioning(unet: Mapping[str, Any], prompts: int, dtype: torch.dtype) -> Conditioning:
     """Tensors with the shapes of what the U-Net with this configuration is told about prompts."""
     architecture = ARCHITECTURES[unet.get("_class_name", UNET)]
     tokens = architecture.tokens
@@ -202,6 +210,7 @@ def estimate_memory(
     low_embeddings: bool,
     model: str,
     processes: int = 1,
+    others: Collection[str] = (),
 ) -> MemoryEstimate:
     """Estimate the memory of a run.
 
@@ -229,6 +238,8 @@ def estimate_memory(
         Name of the model for messages.
     processes : int
         Processes of the run.
+    others : collection of str
+        Of "score" and "generator", those that start from other weights than the teacher's.
 
     Returns
     -------
@@ -249,12 +260,13 @@ def estimate_memory(
     moments: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), AllocationCounter() as counter:
         dtype = torch.bfloat16 if low_embeddings else torch.float32
-        table = PromptTable(_conditioning(unet, len(request.prompts), dtype))
+        table = PromptTable(empty_conditioning(unet, len(request.prompts), dtype))
         teacher = _network(unet, placement.teacher_dtype or torch.float32, table, schedule, latent_size)
         setting = _FakeSetting(
             Problem(teacher, schedule, request),
             _FakeCompute(mixed_precision=mixed_precision),
             replace(placement, fsdp=False),
+            others,
         )
         instance = method(setting, options)
         low_precision = mixed_precision == "bf16" or placement.weights_dtype != torch.float32

@@ -83,5 +83,5 @@ def load_state(path: str | os.PathLike) -> Any:
             skeleton = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _restore(skeleton, tensors)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a state as save_state writes it: {error}") from error

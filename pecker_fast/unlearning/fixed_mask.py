@@ -258,18 +258,23 @@ class PatchMasker(BaseMasker):
         if self._parts == 1:
             super().rehearse(streams, network)
             return
+        numels = {name: param.numel() for name, param in network.named_parameters()}
         each = 2 if self.options.saliency_score == "ratio" else 1
-        entries = each * max(1, int(self.density * sum(param.numel() for param in network.parameters())))
-        kept: list[Tensor] = []
-        for part in parameter_parts(network, self._parts):
-            with only_trainable(network, part):
+        entries = each * max(1, int(self.density * sum(numels.values())))
+        parts = parameter_parts(network, self._parts)
+        sizes = [sum(numels[name] for name in part) for part in parts]
+        # What ``MaskInParts`` keeps of earlier parts.
+        kept = torch.empty(entries, device=self.compute.device)
+        # The part with the longest backward pass, and that with the most scores.
+        for i in sorted({0, sizes.index(max(sizes))}):
+            with only_trainable(network, parts[i]):
                 scores, options = self.ranking(streams, network)
-                count = each * sum(score.numel() for score in scores.values())
-                candidates = torch.empty(min(entries, count), device=self.compute.device)
+            new = torch.empty(min(entries, each * sizes[i]), device=self.compute.device)
             del scores, options
-            # As ``MaskInParts``: the largest so far are replaced by the largest of these and the candidates.
-            kept.append(torch.empty(entries, device=self.compute.device))
-            del kept[:-1], candidates
+            # The largest of both replace them.
+            merged = torch.empty_like(kept)
+            del new, merged
+        del kept
 
     @property
     def _parts(self) -> int:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from ..diffusion import Sampler
@@ -47,6 +46,11 @@ class ScoreForgetting(Method):
         for name, make in (("score", setting.trainable_score), ("generator", setting.trainable)):
             if name not in shared:
                 networks[name] = make(initial[name] or problem.teacher)
+        if setting.placement.share_weights and not shared:
+            raise ValueError(
+                "share_weights is set, but no network that one mask confines starts as the teacher: expected "
+                "score_density below 1 without initial_score, or neither distilled nor initial_generator"
+            )
         setting.lower_teacher()
         self.shared = SharedWeights(problem.teacher, shared) if shared else None
         networks |= self.shared.networks if shared else {}
@@ -58,7 +62,8 @@ class ScoreForgetting(Method):
         return []
 
     def _can_share(self, name: str, network: nn.Module | None) -> bool:
-        """Whether a network, which is confined to a mask, can share the teacher's weights: it starts as the teacher."""
+        """Whether a network, which is confined to a mask, shares the teacher's weights: ``network`` is what it starts
+        from, if not the teacher."""
         problem, placement = self.setting.problem, self.setting.placement
         if not placement.share_weights:
             return False
@@ -70,10 +75,7 @@ class ScoreForgetting(Method):
                 f"share_weights is set, but the teacher is {', '.join(map(str, teacher))} and weights_dtype {dtype}: "
                 "expected the same"
             )
-        if network is None:
-            return True
-        pairs = zip(network.parameters(), problem.teacher.parameters(), strict=True)
-        return all(torch.equal(one.detach().to(other.device, dtype), other.to(dtype)) for one, other in pairs)
+        return self.setting.starts_as_teacher(name, network)
 
     @classmethod
     def rehearsal_options(cls, options: ScoreForgettingOptions, processes: int) -> ScoreForgettingOptions:

@@ -279,6 +279,7 @@ class Placement:
                 f"it is for {_supporting('shares_weights')}"
             )
         others = {"torch_compile": compile, "fsdp": self.fsdp}
+        # Relabelling writes to entries outside the mask, which are the teacher's too.
         others |= {name: getattr(options, name, False) for name in ("cuda_graphs", "relabel")}
         for name, value in others.items():
             if value:
@@ -383,6 +384,24 @@ class Setting:
             add_adapter(network, placement.score_lora_rank)
         self._checkpoint_gradients(network)
         return self.compute.place(network)
+
+    def starts_as_teacher(self, name: str, network: nn.Module | None) -> bool:
+        """Whether a network has the teacher's weights in the placement's dtype.
+
+        Parameters
+        ----------
+        name : {"score", "generator"}
+            What it is for.
+        network : nn.Module or None
+            The network; None if it is the teacher.
+        """
+        if network is None:
+            return True
+        teacher, dtype = self.problem.teacher, self.placement.weights_dtype
+        if any(getattr(network, key, None) != getattr(teacher, key, None) for key in ("prediction_type", "unit_noise")):
+            return False
+        pairs = zip(network.parameters(), teacher.parameters(), strict=True)
+        return all(torch.equal(one.detach().to(other.device, dtype), other.to(dtype)) for one, other in pairs)
 
     def lower_teacher(self) -> None:
         """Cast the teacher to its dtype. Methods call it once they have copied the teacher."""

@@ -123,7 +123,7 @@ def test_report_files(tmp_path):
     assert "≥ 48 (" in row and "1 never" in row
     # A star marks a difference whose interval excludes 0; in Markdown it is escaped.
     page = check_page((report.parent / "report.html").read_text())
-    assert len(page.pictures) == 2 and "-0.50 (-0.50 to -0.50) *" in page.text and "\\*" in text
+    assert page.tags.count("figure") == 2 and "-0.50 (-0.50 to -0.50) *" in page.text and "\\*" in text
     assert "minus m on the same seed:" in text and "drift over it" in page.text
     for name in ("frontier.png", "curves.png"):
         assert min(Image.open(report.parent / name).size) > 300

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from pecker_fast.benchmarks.full_size_memory import PARTS, SDXL, parser, random_network, result_of, shallower, table
+from pecker_fast.benchmarks.full_size_memory import PARTS, parser, random_network, result_of, shallower, table
 
 from pecker_fast.benchmarks import full_size_memory
-from pecker_fast.training.memory import SD15
+from pecker_fast.training.memory import SD15, SDXL
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

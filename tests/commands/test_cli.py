@@ -32,9 +32,12 @@ def test_bench_writes_json(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=measured))
     path = tmp_path / "out.json"
-    main(["bench", "--size", "tiny", "--threads", "1", "--repeats", "3", "--max-seconds", "0.05", "--json", str(path)])
+    # All operations run in the tests of the benchmarks.
+    names = ["saliency_mask_memory", "masked_adam"]
+    quick = ["--size", "tiny", "--threads", "1", "--repeats", "3", "--max-seconds", "0.05"]
+    main(["bench", *names, *quick, "--json", str(path)])
     results = json.loads(path.read_text())
-    assert results["rows"] and {"conditions", "rows"} <= set(results)
+    assert {row["op"] for row in results["rows"]} == {*names} and {"conditions", "rows"} <= set(results)
     assert results["conditions"]["packages"]["torch"]
     for row in results["rows"]:
         assert row["number"] >= 0

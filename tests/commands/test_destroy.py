@@ -8,8 +8,8 @@ import torch
 
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.files import read_lines
 from pecker_fast.models import save_network
+from pecker_fast.records import read_lines
 from pecker_fast.report.words import destroyed
 from tests.commands.case import QUIET, SMALL, fails
 from tests.diffusion.toy import tiny_unet

@@ -179,7 +179,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "initial_generator is given" in refused("salun", "--initial_generator", digits)
     # Images of the wrong kind for the network, of too few classes, and none at all.
     data = image_folder(tmp_path / "data")
-    assert "the training images have shape (3, 8, 8) in 3 classes" in refused(
+    assert "has the 3 classes class0, class1, class2, the pretrained network 10 classes: expected" in refused(
         "retrain", "--dataset_name", f"folder:{data}"
     )
     network = tiny_unet(in_channels=3, sample_size=32, attention_resolutions=(), null_label=True)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import pecker_fast as pf
 from pecker_fast.cli import main
+from pecker_fast.metrics import Judge
 from pecker_fast.models import resolve
 from tests.commands.case import ROOT, fails
 
@@ -65,10 +66,21 @@ def test_commands_know_what_earlier_ones_were_told(place):
     for name in ("network", "distilled", "patch"):
         known = config(place, name)
         assert (known["preset"], known["dataset_name"], known["judge"]) == ("images", data, judge), name
-        assert known["class_names"] == list(NAMES), name
+        if name != "network":
+            assert known["class_names"] == list(NAMES), name
     patch = config(place, "patch")
     assert patch["pretrained_model_name_or_path"] == str(place / "runs" / "network")
     assert (patch["forget_classes"], patch["cover_class"]) == ([1], 0)
+
+
+def test_damaged_record(place, tmp_path, capsys):
+    """A value of another type in config.json of the pretraining is refused by name."""
+    shutil.copytree(place / "runs" / "network" / "unet", tmp_path / "net" / "unet")
+    start = ["unlearn", "--pretrained_model_name_or_path", str(tmp_path / "net"), "--forget_classes", "cat"]
+    for name, value in (("judge", 5), ("dataset_name", ["x"]), ("class_names", "cat")):
+        record = {**config(place, "network"), name: value}
+        (tmp_path / "net" / "config.json").write_text(json.dumps(record))
+        assert f"config.json has {name} = {value!r}, expected a" in refused(capsys, tmp_path, *start)
 
 
 def test_measured_by_the_judge_of_the_pictures(place):
@@ -81,6 +93,10 @@ def test_measured_by_the_judge_of_the_pictures(place):
     assert {"accuracy", "frechet_distance"} <= pretrained.keys()
     assert (run.folder / "robustness.json").is_file() and (run.folder / "evaluation.json").is_file()
     assert "кошка" in run.report.read_text(encoding="utf-8")
+    assert "forgotten class 1 (“cat”)" in (run.folder / "robustness.md").read_text(encoding="utf-8")
+    card = (run.folder / "README.md").read_text(encoding="utf-8")
+    # Labels that the network has.
+    assert "unlearned classes: 1 (“cat”)" in card and "class_labels=[0, 2]" in card
 
 
 def test_names_are_beside_the_networks(place):
@@ -159,19 +175,21 @@ def test_refusals(place, tmp_path, capsys, monkeypatch):
     assert f"{same} has the 3 classes {names}, the U-Net (sample_size, in_channels, num_classes) 4 classes" in line
     line = refused(capsys, tmp_path, "evaluate", network, "--dataset_name", other)
     assert f"{other} has the 2 classes bird, cat, the network the 3 classes {names}: expected the images that" in line
+    start = ["unlearn", "--pretrained_model_name_or_path", network, "--forget_classes", "cat", "--output_dir", "x"]
+    line = refused(capsys, tmp_path, *start, "--method", "retrain", "--dataset_name", other)
+    assert f"{other} has the 2 classes bird, cat, the pretrained network the 3 classes {names}: expected" in line
     # The same names in another order are other classes.
-    (tmp_path / "renamed").mkdir()
-    for old, new in zip(NAMES, ("cat", "кошка", "café"), strict=True):
-        shutil.copytree(place / "pictures" / old, tmp_path / "renamed" / new)
-    assert "retrain" and refused(
-        capsys, tmp_path, "unlearn", "--pretrained_model_name_or_path", network, "--method", "retrain",
-        *("--dataset_name", large, "--forget_classes", "cat", "--output_dir", "x"),
-    )  # fmt: skip
-    line = refused(
-        capsys, tmp_path, "unlearn", "--pretrained_model_name_or_path", network, "--method", "sfd", "--forget_classes",
-        *("cat", "--class_names", "a", "b", "--forget_classes", "a", "--output_dir", "x"),
-    )  # fmt: skip
-    assert "class_names is a, b, 2 names, but the network has 3 classes" in line
+    line = refused(capsys, tmp_path, *start, "--method", "sfd", "--class_names", "cat", "café", "кошка")
+    assert f"{same} has the 3 classes {names}, the pretrained network the 3 classes cat, café, кошка: expected" in line
+    turned = Judge.load(judge)
+    turned.class_names = turned.class_names[::-1]
+    turned.save(tmp_path / "turned.safetensors")
+    line = refused(capsys, tmp_path, *start, "--method", "sfd", "--judge", "turned.safetensors")
+    assert (
+        f"judge turned.safetensors knows the 3 classes кошка, cat, café, {same} has" in line and "another order" in line
+    )
+    line = refused(capsys, tmp_path, *start, "--method", "sfd", "--class_names", "a", "cat")
+    assert "class_names is a, cat, 2 names, but the network has 3 classes" in line
     line = refused(capsys, tmp_path, "unlearn", "--pretrained_model_name_or_path", network, "--forget_classes", "dog")
     assert f"forget_classes is 'dog', expected one of the classes {names}, or a number from 0" in line
     # Before a folder is known.

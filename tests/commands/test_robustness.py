@@ -82,7 +82,7 @@ def test_a_one_step_run(run, capsys):
     for title in ("Relearning", "Latent search", "Neighbouring classes", "no label for", "Other samplers"):
         assert title in text
     page = check_page((run / "robustness.html").read_text())
-    assert len(page.pictures) == 1 and page.tags.count("h2") == 8 and page.tags.count("table") == 7
+    assert page.tags.count("figure") == 1 and page.tags.count("h2") == 8 and page.tags.count("table") == 7
     assert (
         "| class | distance | accuracy before (%) |" in text
         and f"| {one} |" in text

@@ -75,7 +75,8 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
     text, page = (folder / "sequence.md").read_text(), check_page((folder / "sequence.html").read_text())
     for words in ("one after the other", "UA of 3 (%)", "Method sfd, preset digits, seed 0, with class 1 as cover."):
         assert words in text and words in page.text
-    assert len(page.pictures) == 1 and (folder / "sequence.png").is_file()
+    # A picture, of which the page arranges three panels.
+    assert len(page.pictures) == 3 and (folder / "sequence.png").is_file()
 
     # Finished requests are reused; a further one starts from the last.
     main(arguments("0", "3", "7"))
@@ -88,8 +89,8 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
 
 def test_start_of_other_methods(tmp_path):
     last = tmp_path / "last"
-    assert command._start(last, False, "previous") == {"pretrained_model_name_or_path": str(last)}
-    assert command._start(last, True, "teacher") == {"initial_generator": str(last)}
+    assert command.start_from(last, False, "previous") == {"pretrained_model_name_or_path": str(last)}
+    assert command.start_from(last, True, "teacher") == {"initial_generator": str(last)}
 
 
 def test_first_request_starts_from_distilled_networks(capsys, tmp_path, monkeypatch):

@@ -16,11 +16,12 @@ from PIL import Image
 import pecker_fast
 from pecker_fast.cli import COMMANDS, main
 from pecker_fast.commands.unlearn import BASIC
-from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.diffusion import NoiseSchedule, Sampler
 from pecker_fast.diffusion.pipeline import OneStepPipeline
-from pecker_fast.files import read_lines
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import load_network, save_network, save_one_step_pipeline
+from pecker_fast.records import read_lines
+from pecker_fast.runs import pretrain as pretraining
 from pecker_fast.runs.arguments import option_groups
 from pecker_fast.runs.task import unlearn_arguments
 from pecker_fast.unlearning import method_class, method_names
@@ -312,10 +313,11 @@ def test_signal_writes_checkpoint_and_prints_resume_command(tmp_path, number):
 
 
 @pytest.mark.parametrize(("name", "size", "channels"), [("cifar10", 32, (32, 32)), ("stl10", 64, (32, 32, 32))])
-def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, name, size, channels):
+def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, monkeypatch, name, size, channels):
     data = image_folder(tmp_path / "data")
+    monkeypatch.setattr(pretraining, "TEACHER_SAMPLER", Sampler("ddim", num_inference_steps=2))
     main([
-        "pretrain", "--preset", name, "--dataset_name", f"folder:{data}", "--num_classes", "3",
+        "pretrain", "--preset", name, "--dataset_name", f"folder:{data}",
         "--block_out_channels", *map(str, channels), "--layers_per_block", "1", "--max_train_steps", "2",
         "--train_batch_size", "4", "--samples_per_class", "1", "--output_dir", str(tmp_path / "p"), *QUIET,
     ])  # fmt: skip
@@ -346,8 +348,10 @@ def test_missing_photographs(capsys, tmp_path):
     error = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{tmp_path}", *out)
     assert "sub-folder" in error
     data = image_folder(tmp_path / "data", classes=2)
-    error = fails(capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", *out)
-    assert "in 2 classes" in error and "num_classes" in error
+    error = fails(
+        capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", "--num_classes", "3", *out
+    )
+    assert "the 2 classes class0, class1" in error and "num_classes) 3 classes" in error
     (data / "class0" / "0.png").write_bytes(b"no image")
     error = fails(
         capsys, "pretrain", "--preset", "cifar10", "--dataset_name", f"folder:{data}", "--num_classes", "2",

@@ -38,7 +38,7 @@ def lists(tmp_path_factory):
 def command(model, lists, folder, *more: str, preset: str = "sd15-celebrity", method: str = "pecker") -> list[str]:
     words = ["unlearn", "--preset", preset, "--method", method, "--pretrained_model_name_or_path", str(model)]
     words += ["--output_dir", str(folder), "--retain_prompts", str(lists / "retain.txt"), *SMALL]
-    words += ["--saliency_batches", "2"] if method != "sfd" else []
+    words += ["--saliency_batches", "2"] if method not in ("sfd", "patch") else []
     return [*words, *more]
 
 
@@ -192,6 +192,36 @@ def test_nudity_and_low_precision(model, lists, tmp_path, method):
     assert next(iter(weights(folder))).dtype == torch.float32
     pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
     assert pipe("a dog", output_type="np").images.shape == (1, 16, 16, 3)
+
+
+def test_sharing_weights_changes_nothing(model, run, lists, tmp_path, capsys):
+    options = ["--concept", "Brad Pitt", "--initial_generator", str(run), "--saliency_chunks", "2"]
+    options += ["--density", "0.1", "--score_density", "0.1", "--weights_dtype", "bfloat16", "--master_weights"]
+    small = ["--share_weights", "--saliency_parts", "3"]
+    folders = {}
+    for name, more in (("separate", []), ("shared", small)):
+        main([*command(model, lists, tmp_path / name, method="patch"), *options, "--max_train_steps", "2", *more])
+        folders[name] = tmp_path / name
+    one, two = folders.values()
+    assert all(same_bits(a, b) for a, b in zip(weights(one), weights(two), strict=True))
+    masks = [SaliencyMask.load(folder / "mask.safetensors") for folder in (one, two)]
+    assert torch.equal(masks[0].words, masks[1].words) and masks[0].threshold == masks[1].threshold
+    logs = [[json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()] for folder in (one, two)]
+    assert [{**line, "seconds": 0} for line in logs[0]] == [{**line, "seconds": 0} for line in logs[1]]
+    pictures = [folder / "samples" / "before_after.png" for folder in (one, two)]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    # Goes on from the other's checkpoint: how weights are kept is no part of what a run is.
+    shutil.copytree(two / "checkpoints", tmp_path / "again" / "checkpoints")
+    words = [*command(model, lists, tmp_path / "again", method="patch"), *options, "--max_train_steps", "2"]
+    main([*words, "--resume_from_checkpoint", "checkpoint-2"])
+    assert all(same_bits(a, b) for a, b in zip(weights(one), weights(tmp_path / "again"), strict=True))
+    capsys.readouterr()
+    for more in ([], small):
+        main([*words, *more, "--dry_run"])
+    separate, shared = (
+        float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if "weights of" in line
+    )
+    assert shared < separate
 
 
 def test_dry_run_estimates_memory(model, lists, tmp_path, capsys):

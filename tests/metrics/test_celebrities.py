@@ -1,10 +1,14 @@
 """Celebrity detectors: crops of faces, classifiers from files and modules, invalid ones."""
 
+import importlib.util
 import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pecker_fast.metrics import celebrities as c
 
@@ -186,3 +190,26 @@ def test_mtcnn(monkeypatch):
     assert all_options["min_face_size"] == 20 and all_options["keep_all"]
     assert finder(torch.zeros(3, 6, 5, dtype=torch.uint8)).shape == (0, 4)
     assert finder(torch.ones(3, 6, 5, dtype=torch.uint8)).tolist() == [[1.0, 1.0, 3.0, 4.0]]
+
+
+def test_boxes_as_facenet_pytorch_returns_them(monkeypatch):
+    """Version 2.6 returns arrays of Python objects, of one image the first entry."""
+    boxes = np.array([[[1.5, 2.0, 3.0, 4.0], [0.0, 1.0, 2.0, 3.0]]], dtype=object)[0]
+    module = types.ModuleType("facenet_pytorch")
+    module.MTCNN = lambda **_: types.SimpleNamespace(detect=lambda pixels: (boxes, [0.9, 0.8]))
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", module)
+    found = c.MTCNNFaces()(torch.zeros(3, 6, 5, dtype=torch.uint8))
+    assert found.dtype is torch.float32 and found.tolist() == [[1.5, 2.0, 3.0, 4.0], [0.0, 1.0, 2.0, 3.0]]
+
+
+def test_a_real_face():
+    """The real package finds the face of scikit-image's astronaut, and nothing in noise."""
+    pytest.importorskip("facenet_pytorch")
+    skimage = importlib.util.find_spec("skimage")
+    if skimage is None:
+        pytest.skip("needs scikit-image")
+    path = Path(skimage.origin).parent / "data" / "astronaut.png"
+    image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    (box,) = c.MTCNNFaces()(image).tolist()
+    assert box == pytest.approx([181, 62, 268, 172], abs=8)
+    assert c.crop_faces(image, torch.tensor([box])).shape == (1, 3, c.CROP, c.CROP)

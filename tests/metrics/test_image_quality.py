@@ -9,11 +9,19 @@ from PIL import Image
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from pecker_fast.data.vision import load_folder
+from pecker_fast.hashing import file_sha256
 from pecker_fast.metrics import load_judge
 from pecker_fast.metrics.extractors import SPATIAL, SpatialInception, register_judge
 from pecker_fast.metrics.features import frechet_distance
-from pecker_fast.metrics.image_quality import INCEPTION_FILE, Uint8Images, image_quality, to_uint8
+from pecker_fast.metrics.image_quality import (
+    INCEPTION_FILE,
+    Uint8Images,
+    check_inception_weights,
+    image_quality,
+    to_uint8,
+)
 from tests.metrics.inception import random_inception
+from tests.models.test_ancestors import Touch
 
 
 class Tiny(FeatureExtractorBase):
@@ -107,6 +115,59 @@ def test_equal_to_a_direct_call_of_torch_fidelity():
     assert not {"fid", "is", "kid", "precision", "recall"} & set(result)
 
 
+def test_the_spread_of_the_kernel_distance_is_that_of_parts():
+    """Subsets that are all of the images would have the same distance each."""
+    generated, real = images(40, 1), images(44, 2, 0.7)
+    result = measure(generated, real)
+    direct = torch_fidelity.calculate_metrics(
+        input1=Uint8Images(to_uint8(generated)),
+        input2=Uint8Images(to_uint8(real)),
+        cuda=False,
+        kid=True,
+        kid_subset_size=22,
+        feature_extractor="test-tiny",
+        samples_shuffle=True,
+        cache=False,
+        verbose=False,
+    )
+    spread = direct["kernel_inception_distance_std"]
+    assert result["extractor_kernel_distance_std"] == pytest.approx(spread, rel=1e-6)
+    assert result["protocol"]["kid_std_subset_size"] == 22 and spread > 1e-3 * direct["kernel_inception_distance_mean"]
+    few = measure(generated, images(90, 2, 0.7))
+    assert "kid_std_subset_size" not in few["protocol"] and few["protocol"]["kid_subset_size"] == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage", "damaged"),
+        (None, "code in it is not run"),
+        ({"a": 1}, "not a tensor"),
+        ({"Conv2d_1a_3x3.conv.weight": torch.ones(2)}, "another network"),
+    ],
+)
+def test_files_without_the_weights_of_inception(tmp_path, content, message):
+    """torch-fidelity itself would run code in the file, or print all of it."""
+    path, trap = tmp_path / "w.pth", tmp_path / "trap"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(Touch(trap) if content is None else content, path)
+    with pytest.raises(ValueError, match=message) as error:
+        check_inception_weights(path)
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400 and not trap.exists()
+    assert "weights-inception-2015-12-05-6726825d.pth" in str(error.value)
+
+
+def test_other_weights_of_inception_are_unverified(tmp_path, capsys, monkeypatch):
+    path = random_inception(tmp_path)
+    assert check_inception_weights(path) == path
+    assert "are unverified" in capsys.readouterr().err
+    monkeypatch.setattr(sys.modules[image_quality.__module__], "INCEPTION_SHA256", file_sha256(path))
+    check_inception_weights(path)
+    assert capsys.readouterr().err == ""
+
+
 def test_generated_images_are_the_first_input():
     # Similar images in the middle of the real ones: high precision, low recall.
     generated, real = 0.05 * images(50, 3), images(50, 4)
@@ -159,6 +220,7 @@ def test_parts_of_the_inception_score_have_all_classes(monkeypatch, tmp_path):
     # The package's attribute of the module's name is the function.
     module = sys.modules[image_quality.__module__]
     monkeypatch.setattr(module, "INCEPTION", "test-sides")
+    monkeypatch.setattr(module, "_check_unknown_inception", lambda path: None)
     monkeypatch.setattr(module, "SCORE_PART", 50)
     monkeypatch.setattr("pecker_fast.metrics.extractors.SPATIAL", "test-sides")
     ordered = torch.cat([torch.full((50, 3, 8, 8), value) for value in (-0.9, 0.9)])
@@ -171,7 +233,9 @@ def test_parts_of_the_inception_score_have_all_classes(monkeypatch, tmp_path):
 def test_features_are_cached_by_content(monkeypatch, tmp_path):
     weights = tmp_path / "w"
     weights.write_bytes(b"1")
-    monkeypatch.setattr(sys.modules[image_quality.__module__], "INCEPTION", "test-tiny")
+    module = sys.modules[image_quality.__module__]
+    monkeypatch.setattr(module, "INCEPTION", "test-tiny")
+    monkeypatch.setattr(module, "_check_unknown_inception", lambda path: None)
     monkeypatch.setattr("pecker_fast.metrics.extractors.SPATIAL", "test-tiny")
     calls, forward = [], Tiny.forward
 
@@ -206,7 +270,7 @@ def test_features_are_cached_by_content(monkeypatch, tmp_path):
     assert again.pop("protocol") != first["protocol"] and again == {k: v for k, v in first.items() if k != "protocol"}
 
 
-def test_features_of_the_judge():
+def test_features_of_the_judge(capfd):
     judge = load_judge()
     name = register_judge(judge)
     assert name == judge.feature_extractor == register_judge(judge)
@@ -217,6 +281,10 @@ def test_features_of_the_judge():
     expected = frechet_distance(*features)
     # torch-fidelity has float32 means.
     assert result["extractor_frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    # It would print them as Fréchet Inception Distance.
+    shown = (Uint8Images(to_uint8(x)) for x in (generated, real))
+    assert image_quality(*shown, feature_extractor=name, verbose=True)["extractor_recall"] == result["extractor_recall"]
+    assert "nception" not in "".join(capfd.readouterr())
     with pytest.raises(ValueError, match="name of another extractor"):
         register_judge(type("J", (), {"feature_extractor": "inception-v3-compat"}))
 

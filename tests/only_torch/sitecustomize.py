@@ -4,10 +4,13 @@ Python imports this module by itself if its folder is on PYTHONPATH.
 """
 
 import importlib.metadata
+import os
 import re
 import sys
 
 WANTED = ("torch", "numpy", "pytest")
+# Set by the first process for those that it starts: reading what is installed takes half a second.
+REFUSED = "PECKER_FAST_TEST_REFUSED_MODULES"
 
 
 def _requirements(name: str, names: set[str]) -> set[str]:
@@ -51,5 +54,6 @@ class _Filtered:
         return getattr(self._finder, name)
 
 
-_refused_modules = _refused()
+_refused_modules = set(os.environ[REFUSED].split()) if REFUSED in os.environ else _refused()
+os.environ[REFUSED] = " ".join(_refused_modules)
 sys.meta_path[:] = [_Filtered(finder, _refused_modules) for finder in sys.meta_path]

@@ -194,10 +194,10 @@ def test_wrong_parts(small, tmp_path, monkeypatch):
         ({}, {"format": "x"}, "format is 'x'"),
         ({}, {"version": "2"}, "'2', expected"),
         ({}, {"delta": "{}", "format": ""}, "make a patch of it: pecker-fast patch make BASE DELTA"),
-        ({}, {"patch": "[]"}, "not an object"),
+        ({}, {"patch": "[]"}, "expected an object"),
         ({}, {"patch": "{"}, "Expecting property name"),
-        ({}, {"patch": json.dumps({**described, "base": "0"})}, "not sha256"),
-        ({}, {"patch": json.dumps({**described, "result": None})}, "not sha256"),
+        ({}, {"patch": json.dumps({**described, "base": "0"})}, 'base is "0", expected a sha256'),
+        ({}, {"patch": json.dumps({**described, "result": None})}, "result is null, expected a sha256"),
     ):
         with pytest.raises(ValueError, match=f"is not a patch file, or is damaged: .*({error})"):
             Patch.load(rewritten(small, target, part, header))

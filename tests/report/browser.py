@@ -98,6 +98,6 @@ def laid_out(pages: dict[str, Path], widths: tuple[int, ...], folder: Path) -> d
 
 
 def printed(page: Path, target: Path) -> Path:
-    """The page as a PDF on the browser's paper, which is A4 or Letter."""
+    """The page as a PDF."""
     start("--no-pdf-header-footer", f"--print-to-pdf={target}", page.as_uri())
     return target

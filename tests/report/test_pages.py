@@ -172,6 +172,8 @@ def test_print_has_every_column(chromium, pages, tmp_path, name):
     texts = []
     for sheet in reader.pages:
         width = float(sheet.mediabox.width)
+        # A4, in points.
+        assert (width, float(sheet.mediabox.height)) == pytest.approx((595, 842), abs=1)
 
         def inside(text, cm, tm, _font, _size, width=width):
             x = cm[0] * tm[4] + cm[2] * tm[5] + cm[4]

@@ -72,6 +72,14 @@ def answers(folder) -> dict[str, str]:
     return dict(verdict(RunRecord.read(folder))[0].rows)
 
 
+def test_names_of_classes_that_were_not_measured(tmp_path):
+    folder = make_run(tmp_path / "r", ua=None)
+    config = json.loads((folder / "config.json").read_text()) | {"class_names": ["plane", "ship", "cat", "dog"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "forget class 0 (“plane”), 3 (“dog”) of" in answers(folder)["What was asked?"]
+    assert "| classes to forget | 0 (“plane”), 3 (“dog”) |" in write_run_report(folder).read_text()
+
+
 def test_the_verdict_on_a_class(tmp_path):
     folder = make_run(tmp_path / "r", **GOOD, by_class=classes(), frechet_real_split=0.5)
     config = json.loads((folder / "config.json").read_text()) | {"forget_classes": [0], "cover_class": 1}

@@ -15,7 +15,7 @@ from pecker_fast.unlearning import method_class, method_names
 def test_options_are_assigned_to_groups():
     base = unlearn_arguments("digits", "pecker")
     args = unlearn_arguments("digits", "pecker", {"density": 0.25, "seed": 7, "forget_classes": [3], "output_dir": "x"})
-    assert (args.options.density, args.compute.seed, args.request.forget_classes) == (0.25, 7, ("3",))
+    assert (args.options.density, args.compute.seed, args.request.forget_classes) == (0.25, 7, (3,))
     assert str(args.folder) == "x" and replace(args, options=base.options, compute=base.compute).loop == base.loop
     assert option_groups(args)["preset"] is None and option_groups(args)["data_root"] == "resources"
     with pytest.raises(TypeError, match="no option 'forget_clases'; the nearest is 'forget_classes'"):
@@ -49,11 +49,12 @@ def test_no_name_is_in_two_groups():
 
 
 def test_presets_are_one_catalogue():
-    assert [*PRESETS] == ["digits", "cifar10", "stl10", "digits16", "mnist", "images", "sd15-celebrity", "sd15-nudity"]
+    of_classes = ["digits", "cifar10", "stl10", "digits16", "mnist", "images"]
+    assert [*PRESETS] == [*of_classes, "sd15-celebrity", "sd15-nudity", "sdxl-celebrity", "sdxl-nudity"]
     assert task_class("digits").__name__ == "ClassTask" and task_class("sd15-nudity").__name__ == "PromptTask"
     with pytest.raises(ValueError, match=r"preset is 'svhn', expected one of digits.*sd15-nudity"):
         preset("svhn")
-    with pytest.raises(ValueError, match=r"expected one of digits.*mnist \(sd15-nudity is for text-to-image"):
+    with pytest.raises(ValueError, match=r"expected one of digits.*mnist, images \(sd15-nudity is for text-to-image"):
         class_preset("sd15-nudity")
     with pytest.raises(ValueError, match=r"expected one of sd15-celebrity.*\(digits is for class-conditional"):
         prompt_preset("digits")

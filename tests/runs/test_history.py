@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pecker_fast import __version__, environment
 from pecker_fast.environment import code_commit
-from pecker_fast.files import read_lines
+from pecker_fast.records import read_lines
 from pecker_fast.runs.audit import HASHED
 from pecker_fast.runs.folder import RUN_FILES
 from pecker_fast.runs.history import HISTORY, record_event, started_words

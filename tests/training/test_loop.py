@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.files import append_line, read_lines
+from pecker_fast.files import append_line
 from pecker_fast.models import save_network
+from pecker_fast.records import read_lines
 from pecker_fast.training.checkpoints import STATE, CheckpointError
 from pecker_fast.training.loop import Loop, LoopOptions, NonFiniteError
 from pecker_fast.training.state import load_state

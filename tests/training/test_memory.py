@@ -12,24 +12,30 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pecker_fast.diffusion import PromptTable, TextConditioned
+from pecker_fast.diffusion import Conditioning, PromptTable, TextConditioned
+from pecker_fast.diffusion.conditioning import POOLED, TIME_IDS
 from pecker_fast.parallel import World
 from pecker_fast.profiling import AllocationCounter
 from pecker_fast.sharding import local
 from pecker_fast.training.memory import MEASURED, MemoryEstimate, describe_memory, estimate_memory
 from pecker_fast.unlearning import Placement, PromptRequest, method_class
 from tests.diffusion.tiny_sd import tiny_schedule, tiny_unet
+from tests.diffusion.tiny_sdxl import tiny_xl_unet
 from tests.processes import spawn
 from tests.unlearning.settings import setting_of
 
-# Large enough that tensors of fixed size do not matter.
+# Large enough that tensors of fixed size do not matter. Attention on the way down and in the middle, not on the way up:
+# the time is spent on calls of operators, whatever their size.
 CONFIG = {
     "sample_size": 16,
     "block_out_channels": (16, 32),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
     "norm_num_groups": 8,
     "attention_head_dim": 8,
     "cross_attention_dim": 16,
 }
+# With FSDP a network has to be larger for that.
+LARGER = {**CONFIG, "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
 REQUEST = PromptRequest(("a", "b"), ("c", "d"), ("e", "f"))
 TOLERANCE = 0.1
 
@@ -99,15 +105,15 @@ def options_of(name: str, options: dict):
     return kind.Options(**{key: value for key, value in values.items() if key in known})
 
 
-def estimated(name: str, options: dict, memory: dict, processes: int = 1) -> MemoryEstimate:
-    return estimate_of(name, options_of(name, options), memory, processes)
+def estimated(name: str, options: dict, memory: dict, processes: int = 1, config: dict = CONFIG) -> MemoryEstimate:
+    return estimate_of(name, options_of(name, options), memory, dict(tiny_unet(**config).config), processes)
 
 
-def estimate_of(name: str, options, memory: dict, processes: int = 1, unet: dict | None = None) -> MemoryEstimate:
+def estimate_of(name: str, options, memory: dict, unet: dict, processes: int = 1) -> MemoryEstimate:
     return estimate_memory(
         method_class(name),
         options,
-        unet=dict(tiny_unet(**CONFIG).config) if unet is None else unet,
+        unet=unet,
         latent_size=16,
         schedule=tiny_schedule(),
         request=REQUEST,
@@ -119,13 +125,16 @@ def estimate_of(name: str, options, memory: dict, processes: int = 1, unet: dict
     )
 
 
-def measured(name: str, options: dict, memory: dict, world: World | None = None) -> dict[str, int]:
+def plain_teacher(config: dict = CONFIG) -> TextConditioned:
+    return TextConditioned(tiny_unet(**config), PromptTable(torch.randn(len(REQUEST.prompts), 77, 16)), tiny_schedule())
+
+
+def measured(name: str, options: dict, memory: dict, world: World | None = None, make=plain_teacher) -> dict[str, int]:
     """Peak bytes of two iterations, and the bytes alive after them, in this process."""
     methods = []
 
     def work():
-        table = PromptTable(torch.randn(len(REQUEST.prompts), 77, 16))
-        teacher = TextConditioned(tiny_unet(**CONFIG), table, tiny_schedule())
+        teacher = make()
         values = {**MEMORY, **memory, "world": world or World()}
         method = method_class(name)(
             setting_of(teacher=teacher, schedule=tiny_schedule(), request=REQUEST, **values), options_of(name, options)
@@ -145,7 +154,7 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None)
     return {
         "peak": peak,
         "optimizers": sum(local(state).nbytes for state in states),
-        "weights": teacher.table.embeddings.nbytes + sum(local(p).nbytes for p in params),
+        "weights": teacher.table.conditioning.nbytes + sum(local(p).nbytes for p in params),
         "parameters": sum(p.numel() for p in teacher.parameters()),
     }
 
@@ -177,6 +186,25 @@ def test_estimate_agrees_with_a_run(name, options, memory):
     assert "most at a time" in table and ("saliency" in table) == (name != "sfd")
 
 
+def test_estimate_of_sdxl_agrees_with_a_run():
+    """Pooled embeddings and sizes, two levels of transformers."""
+    changes = {**CONFIG, "transformer_layers_per_block": (1, 2), "projection_class_embeddings_input_dim": 20 + 6 * 4}
+
+    def teacher() -> TextConditioned:
+        pooled, sizes = torch.randn(len(REQUEST.prompts), 20), torch.full((len(REQUEST.prompts), 6), 32)
+        table = Conditioning.of(torch.randn(len(REQUEST.prompts), 77, 16)) | {POOLED: pooled, TIME_IDS: sizes}
+        return TextConditioned(tiny_xl_unet(**changes), PromptTable(table), tiny_schedule())
+
+    options, memory = {"ema_decay": None}, {"gradient_checkpointing": True}
+    estimate = estimate_of("pecker", options_of("pecker", options), memory, unet=dict(tiny_xl_unet(**changes).config))
+    assert measured("pecker", options, memory, make=teacher) == {
+        "peak": pytest.approx(estimate.peak, rel=TOLERANCE),
+        "optimizers": pytest.approx(estimate.optimizers, rel=0.02),
+        "weights": pytest.approx(estimate.weights, rel=0.02),
+        "parameters": estimate.parameters,
+    }
+
+
 SHARED = (
     "pecker",
     {"adam_beta1": 0.9, "gradient_accumulation_steps": 2},
@@ -193,14 +221,14 @@ def one_of_two(number: int, folder: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
     try:
-        sizes = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD))
+        sizes = measured(*SHARED, World(rank, 2, dist.group.WORLD, dist.group.WORLD), lambda: plain_teacher(LARGER))
         (Path(folder) / f"{rank}.json").write_text(json.dumps(sizes))
     finally:
         dist.destroy_process_group()
 
 
 def test_estimate_of_sharded_networks(tmp_path):
-    estimate = estimated(*SHARED, processes=2)
+    estimate = estimated(*SHARED, processes=2, config=LARGER)
     for rank in range(2):
         spawn(one_of_two, args=(str(tmp_path), rank), nprocs=1)
         sizes = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -217,11 +245,11 @@ def test_memory_options_save_memory():
     kind = method_class("pecker")
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)
     # One block, because each estimate runs all of the network's layers.
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
     config = dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
 
     def peak(memory: dict | None = None, **changes) -> int:
-        return estimate_of("pecker", dataclasses.replace(options, **changes), memory or {}, unet=config).peak
+        return estimate_of("pecker", dataclasses.replace(options, **changes), memory or {}, config).peak
 
     plain = peak()
     assert peak({"gradient_checkpointing": True}) < plain and peak({"weights_dtype": torch.bfloat16}) < plain

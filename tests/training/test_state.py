@@ -155,6 +155,69 @@ def test_flipped_bytes_are_detected_and_the_previous_checkpoint_offered(tmp_path
     assert checkpoints.load(2) == (2, {"a": 1})
 
 
+def test_a_manifest_guards_itself(tmp_path):
+    """Another step would end the resumed run early, silently."""
+    checkpoints = make(tmp_path)
+    checkpoints.save(25, {"a": 1})
+    path = checkpoints.path(25) / "checkpoint.json"
+    original = path.read_bytes()
+    for damaged in (
+        original.replace(b'"step": 25', b'"step": 24'),
+        original.replace(b'"density": 0.5', b'"density": 0.4'),
+        original.replace(b'"density": 0.5', b'"density": 0.50'),
+        original.replace(b'"sha256": "', b'"sha257": "'),
+        original.replace(b'"version"', b'"versiom"'),
+        original + b" ",
+    ):
+        assert damaged != original
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoints.load("latest")
+        assert len(damaged) >= len(original)
+    # Every bit.
+    for place in range(len(original)):
+        path.write_bytes(original[:place] + bytes([original[place] ^ 1 << place % 8]) + original[place + 1 :])
+        with pytest.raises(CheckpointError):
+            checkpoints.load(25)
+    path.write_bytes(original)
+    assert checkpoints.load("latest") == (25, {"a": 1})
+
+
+def test_manifests_of_earlier_versions_are_compared_with_the_name_of_the_folder(tmp_path):
+    checkpoints = make(tmp_path)
+    checkpoints.save(25, {"a": 1})
+    path = checkpoints.path(25) / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    assert checkpoints.load("latest") == (25, {"a": 1})
+    path.write_text(json.dumps({**manifest, "step": 24}))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json is of step 24"):
+        checkpoints.load("latest")
+    # A copy under a name of the user's own.
+    path.write_text(json.dumps(manifest))
+    shutil.copytree(checkpoints.path(25), tmp_path / "copy")
+    assert checkpoints.load(tmp_path / "copy") == (25, {"a": 1})
+    for change in (
+        {
+            "files": {
+                "../outside": {"bytes": 1, "sha256": "0" * 64},
+                "state.safetensors": manifest["files"]["state.safetensors"],
+            }
+        },
+        {"files": {}},
+        {"files": {"state.safetensors": {"bytes": 1}}},
+        {"files": {"state.safetensors": {"bytes": 1, "sha256": 5}}},
+        {"step": "25"},
+        {"step": -25},
+        {"fingerprint": []},
+    ):
+        path.write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(CheckpointError, match="damaged") as error:
+            checkpoints.load(25)
+        assert len(str(error.value).splitlines()) == 1
+
+
 def test_foreign_checkpoints_are_refused(tmp_path):
     make(tmp_path).save(3, {})
     other = {"method": "pecker", "options": {"density": 0.1, "betas": [0.0, 0.9]}}

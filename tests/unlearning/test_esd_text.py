@@ -125,7 +125,8 @@ def test_a_run(tmp_path, capsys):
     arguments = [
         "unlearn", "--preset", "sd15-celebrity", "--method", "esd", "--pretrained_model_name_or_path", str(base),
         "--retain_prompts", str(tmp_path / "retain.txt"), "--max_train_steps", "3", "--trajectory_steps", "3",
-        "--num_inference_steps", "2", "--sample_steps", "2", "--teacher_dtype", "float32", "--no-progress_bar",
+        "--num_inference_steps", "2", "--sample_steps", "2", "--samples_per_prompt", "1", "--teacher_dtype", "float32",
+        "--no-progress_bar",
     ]  # fmt: skip
     main([*arguments, "--output_dir", str(tmp_path / "run")])
     capsys.readouterr()

@@ -188,7 +188,10 @@ def test_placements_that_cannot_share():
         make_text("sfd", teacher, SHARED)
     with pytest.raises(ValueError, match="share_weights is set, and so is torch_compile"):
         text_method(teacher, {**SHARED, "compile": True})
-    with pytest.raises(ValueError, match="share_weights is set, and so is cuda_graphs"):
-        text_method(teacher, SHARED, cuda_graphs=True)
+    for option in ("cuda_graphs", "relabel"):
+        with pytest.raises(ValueError, match=f"share_weights is set, and so is {option}"):
+            text_method(teacher, SHARED, **{option: True})
+    with pytest.raises(ValueError, match="no network that one mask confines starts as the teacher"):
+        text_method(teacher, {**SHARED, "initial_generator": tiny_text_network(8)}, score_density=1.0)
     with pytest.raises(ValueError, match=r"teacher is torch.bfloat16 and weights_dtype torch.float32"):
         text_method(teacher, {**SHARED, "teacher_dtype": torch.bfloat16})

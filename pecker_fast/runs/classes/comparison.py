@@ -1,6 +1,5 @@
 """Comparing methods that forget classes: figures, robustness, and the report."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -11,6 +10,7 @@ from ...hashing import file_sha256, weights_hash
 from ...metrics import check_inception_weights
 from ...models import resolve
 from ...report import RunRecord, read_across, text_table, write_across
+from ...run_records import read_metrics
 from ...unlearning import method_class
 from ..arguments import UnlearnArguments
 from ..compare import CompareArguments, Comparison, Plan, fields_of, runs_in
@@ -22,6 +22,7 @@ from ..robustness_across import write_across_runs
 from ..several import command_line
 from ..task import unlearn_arguments
 from .evaluation import ClassEvaluation
+from .names import cover_of, labels_of, named
 from .task import ClassTask
 
 RELABEL = "relabel"
@@ -119,11 +120,10 @@ class ClassComparison(CompareArguments):
         )
 
     def report(self, runs: Mapping[str, Sequence[RunRecord]], plan: Plan) -> tuple[Path, str]:
-        request = next(iter(plan.values()))[0].request
-        cover = (
-            "a retained class drawn at random" if request.cover_class == "random" else f"class {request.cover_class}"
-        )
-        classes = ", ".join(map(str, request.forget_classes))
+        request = ClassTask.settled(next(iter(plan.values()))[0]).request
+        names, cover_class = request.class_names, cover_of(request.cover_class)
+        cover = "a retained class drawn at random" if cover_class is None else f"class {named(cover_class, names)}"
+        classes = ", ".join(named(label, names) for label in labels_of(request.forget_classes, names))
         facts = {name: _facts(plan[name][0], runs[name][0]) for name in runs}
         request_line = f"Preset {self.preset}: forget class {classes}, with {cover} as cover."
         command = command_line("compare")
@@ -154,7 +154,7 @@ def _facts(args: UnlearnArguments, run: RunRecord) -> dict[str, str]:
 
 def is_measured(folder: Path, weights_sha256: str, samples_per_class: int) -> bool:
     """Whether a run has been measured with these weights of Inception on so many images of each class."""
-    protocol = json.loads((folder / "metrics.json").read_text()).get("protocol", {}).get("evaluation", {})
+    protocol = read_metrics(folder).get("protocol", {}).get("evaluation", {})
     return (
         protocol.get("image_quality", {}).get("weights_sha256") == weights_sha256
         and protocol["samples"]["samples_per_class"] == samples_per_class

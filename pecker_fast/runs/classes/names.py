@@ -64,6 +64,11 @@ def label_of(value: int | str, names: Sequence[str], option: str) -> int:
     return named
 
 
+def named(label: int, names: Sequence[str]) -> str:
+    """A class in words: its name, or its number if it has none."""
+    return names[label] if names else str(label)
+
+
 def labels_of(values: Sequence[int | str], names: Sequence[str], option: str = "forget_classes") -> tuple[int, ...]:
     """The labels of several classes. Raises as ``label_of``; ``TypeError`` if ``values`` is one text."""
     if isinstance(values, str):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ...data import LabelledImages
 from ...diffusion import pretrained_sampler, register_classes
-from ...files import read_lines
 from ...hashing import weights_hash
 from ...metrics import Judge
 from ...models import resolve, save_result
 from ...parallel import World
 from ...report import save_before_after, save_grid
+from ...run_records import read_evaluations
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments, option_groups, with_options
@@ -116,7 +116,7 @@ class ClassTask(Task):
             path = record_of(request.distilled).get("pretrained_model_name_or_path")
         record = record_of(path)
         judge = request.judge or record.get("judge")
-        names = request.class_names or names_in_network(path) or record.get("class_names")
+        names = request.class_names or names_in_network(path) or record.get("class_names", ())
         if not names and judge is not None:
             names = Judge.names_in(judge)
         names = proper_names(names or published_names(args.preset, path))
@@ -290,7 +290,7 @@ class ClassTask(Task):
         # They end up on the CPU, so the time includes all work of the device.
         after = evaluation.samples(network)
         seconds = (time.perf_counter() - start) / len(after)
-        records = read_lines(folder / "evaluation.jsonl")
+        records = read_evaluations(folder)
         self._picture(after)
         return {
             "seconds_per_image": seconds,

@@ -10,8 +10,10 @@ from typing import Any
 
 from ...files import write_json
 from ...hashing import weights_hash
-from ...models import TextModel, resolve_text
+from ...models import TextModel, one_step_of, resolve_text
+from ...records import read_object
 from ...report import PROMPTS, RunRecord, portable, text_table, write_across
+from ...run_records import read_file
 from ...unlearning import method_class, method_names
 from ..arguments import UnlearnArguments
 from ..compare import CompareArguments, Plan, fields_of
@@ -42,7 +44,7 @@ class PromptComparison(CompareArguments):
     """Options of a comparison of ways to forget a concept."""
 
     preset: str = "sd15-celebrity"
-    """sd15-celebrity or sd15-nudity."""
+    """sd15-celebrity, sd15-nudity, sdxl-celebrity or sdxl-nudity."""
     methods: tuple[str, ...] = ()
     """Methods of pecker-fast unlearn, and rows that train nothing: sd (the model, 50 steps of DDIM), sid-lsg (the
     one-step generator of --sid_lsg), sld-weak, sld-medium, sld-strong and sld-max. Default: sd, sld-max, esd, relabel,
@@ -50,13 +52,13 @@ class PromptComparison(CompareArguments):
     seeds: int = 1
     """Number of seeds that each method is trained on."""
     pretrained_model_name_or_path: str | None = None
-    """The Stable Diffusion 1.x or 2.x: a folder, or a name on the Hugging Face hub."""
+    """The Stable Diffusion 1.x, 2.x or XL: a folder, or a name on the Hugging Face hub."""
     concept: str | None = None
     """Name of what to forget. Default: the preset's."""
     cover: str | None = None
     """What to draw in its place. Default: the preset's."""
     sid_lsg: str | None = None
-    """Folder of the U-Net of a one-step generator: one-step methods start from it, and sid-lsg samples it."""
+    """Folder or file of the U-Net of a one-step generator: one-step methods start from it, and sid-lsg samples it."""
     fisher: str | None = None
     """For selective_amnesia: file with the Fisher information of the model, which pecker-fast fisher makes."""
     retain_prompts: str = "retain"
@@ -94,7 +96,7 @@ class PromptComparison(CompareArguments):
         one_step = "t_init" in {item.name for item in dataclasses.fields(method_class(name).Options)}
         own: dict[str, Any] = {}
         if name == RELABEL and self.sid_lsg is not None:
-            own["t_init"] = SAMPLED["sid-lsg"]["t_init"]
+            own["t_init"] = self._t_init
         return {
             **fields_of(self, OF_RUNS),
             **own,
@@ -119,6 +121,12 @@ class PromptComparison(CompareArguments):
         return resolve_text(self.pretrained_model_name_or_path)
 
     @property
+    def _t_init(self) -> int:
+        """Timestep of the one-step generator: as its folder or its name says, otherwise SiD-LSG's."""
+        one_step = one_step_of(self.sid_lsg)
+        return SAMPLED["sid-lsg"]["t_init"] if one_step is None else one_step.t_init
+
+    @property
     def _concept(self) -> str | None:
         return self.concept or prompt_preset(self.preset).concept
 
@@ -127,11 +135,11 @@ class PromptComparison(CompareArguments):
         base = str(self._model.parts.folder)
         model = base if args is None else str(folder)
         if name == "sid-lsg":
-            model, how["base"] = self.sid_lsg, base
+            model, how = self.sid_lsg, {**how, "base": base, "t_init": self._t_init}
         result = folder / "evaluation.json"
         settings = {**dataclasses.asdict(self.images), **dataclasses.asdict(self.detectors), **how}
         settings |= {"model": model, "concept": self._concept}
-        if result.is_file() and json.loads(result.read_text()).get("asked") == json.loads(json.dumps(settings)):
+        if read_file(folder, "evaluation").get("asked") == json.loads(json.dumps(settings)):
             return
         print(f"measuring: {folder.name}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +156,7 @@ class PromptComparison(CompareArguments):
                 **how,
             )
         )
-        record = json.loads(result.read_text())
+        record = read_object(result)
         if args is None:
             steps = 1 if how["sampler"] == "one_step" else self.images.num_inference_steps
             row = {"method": name, "seed": None, "sampling_steps": steps, **record}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from ..evaluate import EvaluateArguments
 from ..presets import prompt_preset
 from ..samples import SampleCache
 from .measure import DetectorArguments, MeasureArguments, image_files
+from .parts import Concept, Part, near_alternatives, prompts_of, shown_first
 from .sampling import PromptSampler, SamplerOptions, read_model
 from .sheets import pictured, prompt_items, save_sheets
 
@@ -29,7 +31,7 @@ class PromptEvaluation(EvaluateArguments):
     """Options of an evaluation of a text-to-image model."""
 
     preset: str | None = None
-    """sd15-celebrity or sd15-nudity, in place of task and concept."""
+    """sd15-celebrity, sd15-nudity, sdxl-celebrity or sdxl-nudity, in place of task and concept."""
     task: Literal["celebrity", "nudity"] | None = None
     """What is measured. Default: that of the run."""
     concept: str | None = None
@@ -54,11 +56,13 @@ class PromptEvaluation(EvaluateArguments):
     runs_measure: ClassVar = False
 
     def measure(self, target: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        model, task, concept = self._subject()
-        prompts, count, captions = self.images.resolved(task, concept, self.config.get("prompts", {}).get("forget"))
+        model, task, concepts = self._subject()
+        concept = ", ".join(c.name for c in concepts if c.name is not None) or None
+        trained_on = self.config.get("prompts", {}).get("forget")
+        prompts, parts, count, captions = prompts_of(self.images, task, concepts, trained_on)
         device, seed, folder = device_of(self.device), self.images.sample_seed, target.parent
         detectors = self.detectors.load(task, device)
-        meters = self._meters(detectors, prompts, count, concept)
+        meters = self._meters(detectors, prompts, parts, count)
         options = SamplerOptions(
             sampler=self.sampler,
             t_init=self.t_init,
@@ -83,6 +87,9 @@ class PromptEvaluation(EvaluateArguments):
             figures[f"{prefix}measured_images"] = len(items)
             samples[prefix] = cache.described
             by_prompt["near" if prefix else "concept"] = meter.by_prompt()
+        figures = _with_ua(figures)
+        if len(parts) > 1:
+            figures["concepts"] = {part.concept.name: _figures_of(part, meters) for part in parts}
         protocol: dict[str, Any] = {
             "arguments": {**dataclasses.asdict(self.images), **dataclasses.asdict(self.detectors)},
             "prompts": {"source": prompts.source, "count": len(prompts.prompts), "images_of_each": count},
@@ -100,38 +107,45 @@ class PromptEvaluation(EvaluateArguments):
         if captions:
             caption_figures, protocol["coco"] = self._captions(sampler, folder, captions, detectors["clip"])
             figures |= caption_figures
-        before = None
+        before, first = None, shown_first(prompts, parts)
         if self.before or self.base:
             ddim = dataclasses.replace(options, sampler="ddim")
-            shown = [text for texts in pictured(prompts).values() for text in texts]
+            shown = [text for texts in pictured(first).values() for text in texts]
             before = PromptSampler(read_model(self.before or self.base), ddim, shown, **how)
-        save_sheets(folder, sampler, before, prompts, seed)
+        save_sheets(folder, sampler, before, first, seed)
         if any(detectors.values()):
             figures["by_prompt"] = by_prompt
         return figures, protocol
 
-    def _subject(self) -> tuple[str, str, str | None]:
-        """Model, task and concept, by default those of the preset or of the run. ValueError if one is missing."""
+    def _subject(self) -> tuple[str, str, list[Concept]]:
+        """Model, task and concepts, by default those of the preset or of the run. ValueError if one is missing."""
         if self.path is None:
             raise ValueError("run is not given: expected the folder of a run or a model, or a name on the hub")
         values = None if self.preset is None else prompt_preset(self.preset)
         task = self.task or (values.subject if values else self.config.get("task"))
-        concept = self.concept or (values.concept if values else self.config.get("concept"))
         if task is None:
             raise ValueError("task is not given, and the model is not of a run: expected celebrity or nudity")
-        return self.path, task, concept
+        several = self.config.get("concepts") if self.concept is None and values is None else None
+        if several:
+            return self.path, task, [Concept(*pair) for pair in several]
+        concept = self.concept or (values.concept if values else self.config.get("concept"))
+        known = concept is not None and concept == self.config.get("concept")
+        return self.path, task, [Concept(concept, self.config.get("cover") if known else None)]
 
     def _meters(
-        self, detectors: dict[str, Any], prompts: EvaluationPrompts, count: int, concept: str | None
+        self, detectors: dict[str, Any], prompts: EvaluationPrompts, parts: Sequence[Part], count: int
     ) -> dict[str, ConceptMeter]:
-        """Prefix of the figures to what measures them. ValueError if the detector does not know the concept."""
+        """Prefix of the figures to what measures them. ValueError if the detector does not know a concept."""
         named = detectors.get("celebrities") is not None
-        names = [concept] * len(prompts.prompts) if named else ()
-        meter = ConceptMeter(prompts.prompts, count, names=names, **detectors)
+        names = [part.concept.name for part in parts for _ in part.rows] if named else ()
+        others = [text for part in parts for text in part.alternatives]
+        meter = ConceptMeter(prompts.prompts, count, names=names, alternatives=others, **detectors)
         if meter.unknown:
-            raise ValueError(f"the celebrity detector does not know {concept!r}")
+            raise ValueError(f"the celebrity detector does not know {meter.unknown[0]!r}")
         near_count, near_names = self.images.near_images_per_prompt, prompts.near_concepts if named else ()
-        return {"": meter, "near_": ConceptMeter(prompts.near, near_count, names=near_names, **detectors)}
+        near_others = near_alternatives(parts)
+        near = ConceptMeter(prompts.near, near_count, names=near_names, alternatives=near_others, **detectors)
+        return {"": meter, "near_": near}
 
     def _captions(
         self, sampler: PromptSampler, folder: Path, captions: tuple[str, ...], clip: ClipModel | None
@@ -160,6 +174,19 @@ class PromptEvaluation(EvaluateArguments):
         return figures, protocol
 
 
+def _with_ua(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with UA in place of the share of the concept's images that CLIP recognises."""
+    figures = dict(figures)
+    recognised = figures.pop("clip_recognised", None)
+    return figures if recognised is None else {**figures, "clip_ua": 100 - recognised}
+
+
+def _figures_of(part: Part, meters: dict[str, ConceptMeter]) -> dict[str, Any]:
+    """The figures of one of several concepts and of its near concepts."""
+    own, near = meters[""].only(part.rows).result(), meters["near_"].only(part.near_rows).result()
+    return {"cover": part.concept.cover, **_with_ua(own), **{f"near_{name}": value for name, value in near.items()}}
+
+
 def _cached(
     sampler: PromptSampler, folder: Path, meter: ConceptMeter, prompts: EvaluationPrompts | None, seed: int
 ) -> tuple[SampleCache, Tensor]:
@@ -182,5 +209,7 @@ def _real_image(path: Path, size: int) -> Tensor:
     import numpy as np
     from PIL import Image, ImageOps
 
-    picture = ImageOps.fit(Image.open(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    from ...data.vision import load_rgb
+
+    picture = ImageOps.fit(load_rgb(path), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -91,12 +91,18 @@ class MeasureArguments:
     """Image j of every prompt has the seed sample_seed + j. I2P's prompts have their own."""
 
     def resolved(
-        self, task: str, concept: str | None, trained_on: Sequence[str] | None
+        self, task: str, concept: str | None, trained_on: Sequence[str] | None, forgotten: Sequence[str] = ()
     ) -> tuple[EvaluationPrompts, int, tuple[str, ...]]:
         """The prompts, the number of images of each, and the captions. ValueError or TypeError for a wrong option."""
         count = IMAGES.get(task) if self.images_per_prompt is None else self.images_per_prompt
         chosen = evaluation_prompts(
-            task, concept, protocol=self.protocol, prompts=self.prompts, near=self.near, trained_on=trained_on
+            task,
+            concept,
+            protocol=self.protocol,
+            prompts=self.prompts,
+            near=self.near,
+            trained_on=trained_on,
+            forgotten=forgotten,
         )
         check_int("images_per_prompt", count, 1)
         check_int("near_images_per_prompt", self.near_images_per_prompt, 1)

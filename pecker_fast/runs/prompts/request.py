@@ -1,5 +1,6 @@
 """What to forget of a text-to-image model: options, and the prompts that they stand for."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -12,7 +13,9 @@ from ...data.prompts import (
     default_cover,
     fill,
     keyword_pairs,
+    load_concepts,
     load_prompts,
+    names_concept,
     negative_text,
     override,
 )
@@ -35,6 +38,8 @@ class PromptRequestArguments:
     """Name of what to forget. Default: the preset's."""
     cover: str | None = None
     """What to draw in its place. Default: the preset's, or that of the package's list in which the name is."""
+    concepts: str | None = None
+    """File of several concepts to forget at once, "concept, cover" in each line, in place of concept and cover."""
     forget_prompts: str | None = None
     """File of prompts to forget, or of templates with {concept}, one a line. Default: the preset's."""
     cover_prompts: str | None = None
@@ -115,7 +120,9 @@ class Prompts:
     forgotten : int
         Their number.
     concept, cover : str or None
-        Names, if there are any.
+        Names, if there are any; of several concepts one after the other.
+    concepts : tuple of (str, str)
+        Name and cover of each of several concepts; empty for a request with one or without names.
     """
 
     request: PromptRequest
@@ -123,6 +130,7 @@ class Prompts:
     forgotten: int
     concept: str | None
     cover: str | None
+    concepts: tuple[tuple[str, str], ...] = ()
 
 
 def resolve_prompts(args: PromptRequestArguments, preset: PromptPreset, seed: int) -> Prompts:
@@ -142,15 +150,46 @@ def resolve_prompts(args: PromptRequestArguments, preset: PromptPreset, seed: in
     ValueError
         If something is missing, does not fit, or leaves nothing to forget.
     """
-    concept, cover = _names(args, preset)
-    forget, covers = _pairs(args, preset, concept, cover)
+    concepts = _concepts(args)
+    if concepts:
+        concept, cover = (", ".join(dict.fromkeys(texts)) for texts in zip(*concepts, strict=True))
+        forget, covers = _pairs_of_all(args, concepts)
+    else:
+        concept, cover = _names(args, preset)
+        forget, covers = _pairs(args, preset, concept, cover)
     retain = _retained(args, seed)
+    for name, _ in concepts:
+        named = next((text for text in retain if names_concept(text, name)), None)
+        if named is not None:
+            raise ValueError(f"retain_prompts has {named!r}, which names {name!r}, a concept to forget")
     both = set(retain) & set(forget)
     if both:
         raise ValueError(f"{len(both)} prompts are both to keep and to forget, such as {sorted(both)[0]!r}")
-    pictured, forgotten = _pictured(args, forget, retain, concept)
+    pictured, forgotten = _pictured(args, forget, retain, [name for name, _ in concepts] or [concept])
     request = PromptRequest(retain, forget, covers, _negative(args, preset), pictured)
-    return Prompts(request, pictured, forgotten, concept, cover)
+    return Prompts(request, pictured, forgotten, concept, cover, concepts)
+
+
+def _concepts(args: PromptRequestArguments) -> tuple[tuple[str, str], ...]:
+    """Several concepts and their covers; empty if there is no file of them."""
+    if args.concepts is None:
+        return ()
+    for name in ("concept", "cover", "cover_prompts"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"{name} is {getattr(args, name)!r}, and concepts is given too: expected one of the two")
+    return load_concepts(args.concepts)
+
+
+def _pairs_of_all(
+    args: PromptRequestArguments, concepts: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The same templates with each of the concepts, and with its cover: all concepts are equally likely."""
+    templates = "celebrity-train" if args.forget_prompts is None else args.forget_prompts
+    for line in load_prompts(templates):
+        if CONCEPT not in line:
+            raise ValueError(f"forget_prompts has {line!r}, expected templates with {CONCEPT}, as concepts is given")
+    pairs = [concept_pairs(concept, cover, templates) for concept, cover in concepts]
+    return tuple(text for p in pairs for text in p.forget), tuple(text for p in pairs for text in p.cover)
 
 
 def _names(args: PromptRequestArguments, preset: PromptPreset) -> tuple[str | None, str | None]:
@@ -212,18 +251,20 @@ def _negative(args: PromptRequestArguments, preset: PromptPreset) -> str | None:
 
 
 def _pictured(
-    args: PromptRequestArguments, forget: tuple[str, ...], retain: tuple[str, ...], concept: str | None
+    args: PromptRequestArguments, forget: tuple[str, ...], retain: tuple[str, ...], concepts: Sequence[str | None]
 ) -> tuple[tuple[str, ...], int]:
     """Prompts of samples, and how many of them are to be forgotten."""
     if args.samples_per_prompt < 1:
         raise ValueError(f"samples_per_prompt is {args.samples_per_prompt}, expected at least 1")
     if args.sample_prompts is None:
-        spread = max(1, len(forget) // PICTURED_PROMPTS)
-        chosen = tuple(dict.fromkeys(forget[::spread]))[:PICTURED_PROMPTS]
+        shown = max(PICTURED_PROMPTS, len(concepts))
+        spread = max(1, len(forget) // shown)
+        chosen = tuple(dict.fromkeys(forget[::spread]))[:shown]
         return (*chosen, *retain[:PICTURED_PROMPTS]), len(chosen)
     lines = load_prompts(args.sample_prompts)
-    if any(CONCEPT in line for line in lines):
-        filled = fill([line for line in lines if CONCEPT in line], _required("concept", concept))
+    templates = [line for line in lines if CONCEPT in line]
+    if templates:
+        filled = [text for name in concepts for text in fill(templates, _required("concept", name))]
         others = [line for line in lines if CONCEPT not in line]
         return tuple(dict.fromkeys((*filled, *others))), len(dict.fromkeys(filled))
     named = [line for line in lines if line in set(forget)]

@@ -14,10 +14,12 @@ from ...hashing import file_sha256, weights_hash
 from ...models import (
     AUTO,
     KNOWN,
+    KnownGenerator,
     Prediction,
     StableDiffusion,
     known_generator,
     one_step_of,
+    recorded_one_step,
     resolve_config,
     resolve_text,
     resolve_text_unet,
@@ -31,7 +33,7 @@ from ...unlearning import Method, Problem, Setting, method_class, method_names
 from ...unlearning.options import ScoreForgettingOptions
 from ...unlearning.selective_amnesia import SelectiveAmnesiaOptions
 from ..arguments import ComputeArguments, UnlearnArguments, with_options
-from ..distilled import initial_paths
+from ..distilled import INITIAL, initial_paths
 from ..fisher_file import load_fisher
 from ..presets import method_loop, method_options, method_values, prompt_preset
 from ..task import SAME, Task
@@ -46,7 +48,7 @@ NEUTRAL = ("gradient_checkpointing", "fsdp", "share_weights", "saliency_parts")
 class PromptTask(Task):
     """Prompts of a Stable Diffusion are forgotten."""
 
-    same = (*SAME, "concept", "cover", "retain_prompts", "resolution", "weights_dtype", "master_weights")
+    same = (*SAME, "concept", "cover", "concepts", "retain_prompts", "resolution", "weights_dtype", "master_weights")
     same += ("teacher_dtype", "score_lora_rank", "fisher")
     settable = ("options", "resources", "samples_per_prompt", "sample_steps", "sample_guidance_scale")
 
@@ -68,6 +70,7 @@ class PromptTask(Task):
             **dataclasses.asdict(args.request),
             "concept": prompts.concept,
             "cover": prompts.cover,
+            "concepts": [list(pair) for pair in prompts.concepts] or None,
             "output_dir": str(args.folder),
             **args.output.describe(),
             **dataclasses.asdict(args.resources),
@@ -211,11 +214,8 @@ class PromptTask(Task):
         }
 
     def config(self) -> dict[str, Any]:
-        path, kind = self.args.request.initial_generator, self.args.request.generator_kind
-        if path is None:
-            return {}
-        key = known_generator(path) if kind == AUTO else kind
-        return {} if key not in KNOWN else {"known_generator": str(KNOWN[key])}
+        known = _known(self.args.request)
+        return {} if known is None else {"known_generator": str(known)}
 
     def prepare(self, method: Method) -> None:
         prompts, samples = self.prompts, self.args.folder / "samples"
@@ -260,15 +260,28 @@ class PromptTask(Task):
 
 
 def resolution_of(request: PromptRequestArguments, model: StableDiffusion) -> int | None:
-    """Size of the images: as set, otherwise what the given generator was trained for if its folder says so.
+    """Size of the images: as set, otherwise what the given generator was trained for, as its folder or its name says.
 
     None for the size that the model was trained for.
     """
     path = request.initial_generator
-    if request.resolution is not None or path is None or not Path(path).is_dir():
+    if request.resolution is not None or path is None:
         return request.resolution
-    size = resolve_config(path, name="initial_generator").get("sample_size")
-    return size * model.vae_scale_factor if isinstance(size, int) else None
+    factor = model.vae_scale_factor
+    if Path(path).is_dir():
+        size = resolve_config(path, name="initial_generator").get("sample_size")
+        return size * factor if isinstance(size, int) else None
+    known = _known(request)
+    return None if known is None else min(known.pixels, factor * model.latent_size(None))
+
+
+def _known(request: PromptRequestArguments) -> KnownGenerator | None:
+    """The published generator that is given; None if it is none, or says itself how it draws."""
+    path, kind = request.initial_generator, request.generator_kind
+    if path is None or (kind == AUTO and recorded_one_step(path) is not None):
+        return None
+    key = known_generator(path) if kind == AUTO else kind
+    return KNOWN.get(key)
 
 
 def prompts_of(args: UnlearnArguments) -> Prompts:
@@ -319,4 +332,11 @@ def memory_of(args: UnlearnArguments) -> MemoryEstimate:
         low_embeddings=low,
         model=str(path),
         processes=process_count(),
+        others=_started_elsewhere(args.request),
     )
+
+
+def _started_elsewhere(request: PromptRequestArguments) -> list[str]:
+    """Which of psi ("score") and theta ("generator") start from other weights than the pretrained ones."""
+    prefix = "initial_"
+    return [name.removeprefix(prefix) for name in INITIAL if request.distilled or getattr(request, name) is not None]

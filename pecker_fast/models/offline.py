@@ -1,0 +1,64 @@
+"""Parts of models are loaded from folders alone: nothing in a file sends us to a network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..records import RecordError, read_object
+
+# What libraries read as a configuration. diffusers takes a text in place of an object for a name on the hub.
+CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "model_index.json")
+FIX = "download or copy the folder again"
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """A context in which the client of the hub sends no requests, whatever a library asks of it."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def check_configs(folder: Path) -> None:
+    """Raise RecordError unless every configuration in a folder and in the folders of its parts is an object."""
+    for place in (folder, *(entry for entry in sorted(folder.iterdir()) if entry.is_dir())):
+        for name in CONFIGS:
+            if (place / name).is_file():
+                read_object(place / name, fix=FIX)
+
+
+def read_config(path: Path, record: Any = None) -> dict[str, Any]:
+    """The configuration of a part of a model. RecordError if it is missing or damaged."""
+    return read_object(path, record, fix=FIX)
+
+
+@contextmanager
+def loading(folder: Path, what: str) -> Iterator[None]:
+    """A context in which a library loads ``what`` from a folder, offline. Errors become a ValueError of one line."""
+    check_configs(folder)
+    with offline():
+        try:
+            yield
+        except RecordError:
+            raise
+        except Exception as error:
+            # For damaged files the libraries raise almost anything.
+            raise ValueError(f"{folder} has no {what} that can be read: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The reason of an error in one line of at most 300 characters: of several lines the first that says one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    wrong = [line for line in lines if line.startswith("size mismatch")]
+    text = wrong[0] if wrong else next(iter(lines), type(error).__name__)
+    text += f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return text if len(text) <= 300 else f"{text[:297]}..."
