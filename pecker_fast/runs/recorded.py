@@ -6,7 +6,7 @@ from typing import Any
 from ..training.retired import RETIRED_OPTIONS
 
 # Keys of a run's config.json that are no options: facts about it. Hashes end with HASH.
-FACTS = ("num_processes", "training_images", "prompts", "task")
+FACTS = ("num_processes", "training_images", "known_generator", "prompts", "task")
 HASH = "_sha256"
 # Groups of options in config.json.
 GROUPS = ("options", "unet")
