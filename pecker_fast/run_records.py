@@ -28,7 +28,7 @@ class Prompts(TypedDict):
     forget: list[str]
     cover: list[str] | None
     retain: COUNT
-    negative: NotRequired[list[str] | None]
+    negative: NotRequired[str | None]
     pictured: NotRequired[list[str]]
 
 
@@ -56,6 +56,7 @@ class Config(TypedDict, total=False):
     data_root: str | None
     concept: str | None
     cover: str | None
+    concepts: list[list[str]] | None
     training_images: COUNT | None
     num_processes: POSITIVE
 
