@@ -146,7 +146,7 @@ def kills(place: Path, draw: random.Random) -> dict[str, int]:
         os.waitpid(process, 0)
         counts["kills"] += 1
     if status != 0:
-        raise WrongError(f"a resumed run failed: {(place / 'log').read_text()[-300:]}")
+        raise WrongError(f"a resumed run ended with {status}: {(place / 'log').read_text()[-300:]}")
     for name in SAME:
         if (folder / name).read_bytes() != (whole / name).read_bytes():
             raise WrongError(f"{name} of the killed run differs")
