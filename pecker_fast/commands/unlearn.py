@@ -15,7 +15,7 @@ from ..runs.unlearn import describe, unlearn
 
 DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|mnist|images|cifar10|stl10, --method
 pecker|pecker+|patch|sfd|retrain|salun|selective_amnesia|esd|relabel), or a Stable Diffusion a concept (--preset
-sd15-celebrity|sd15-nudity|sdxl-celebrity|sdxl-nudity, --method any but retrain and salun)."""
+sd15-celebrity|sd15-nudity|sdxl-celebrity|sdxl-nudity, not by retrain or salun)."""
 TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (

@@ -33,7 +33,7 @@ class PromptRequestArguments:
 
     pretrained_model_name_or_path: str | None = None
     """The Stable Diffusion (1.x, 2.x, XL): folder of diffusers or of a run, or name on the Hugging Face hub
-    (HF_HUB_OFFLINE=1: only what has been downloaded)."""
+    (HF_HUB_OFFLINE=1: from its cache)."""
     concept: str | None = None
     """Name of what to forget. Default: the preset's."""
     cover: str | None = None
