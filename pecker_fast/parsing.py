@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import re
+import shutil
 import textwrap
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -272,7 +274,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """A narrow column of options: what they mean takes fewer lines."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=27)
+        super().__init__(prog, max_help_position=27, width=shutil.get_terminal_size().columns)
 
 
 def _help(
@@ -327,4 +329,6 @@ def _help(
             group.add_argument(*names, *negated, action="store_true", help=text)
         else:
             group.add_argument(*names, metavar=option.metavar, help=text)
-    return parser.format_help()
+    # One blank line above the options, and none between their groups, whose titles stand out.
+    head, blank, options_text = parser.format_help().partition("\n\noptions:\n")
+    return head + blank + re.sub(r"\n\n(?=\S[^\n]* options:\n)", "\n", options_text)
