@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import LabelledImages, folder_of, survey_folder
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet, register_classes
+from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler, register_classes
 from ..files import write_json
 from ..metrics import Evaluator
 from ..models import save_network
@@ -29,7 +29,7 @@ from .classes.data import (
     load_images,
     shape_of,
 )
-from .classes.measure import TEACHER_SAMPLER, real_split
+from .classes.measure import real_split
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
 from .folder import check_folder, owning, prepare_folder
@@ -221,7 +221,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
 
         def draw(averaged: nn.Module) -> Tensor:
             with compute.autocast():
-                return TEACHER_SAMPLER.draw(averaged, phase.schedule, labels, compute.seed).cpu()
+                return pretrained_sampler(phase.schedule).draw(averaged, phase.schedule, labels, compute.seed).cpu()
 
         def evaluate(averaged: nn.Module, step: int) -> dict[str, Any]:
             measured = evaluator(draw(averaged), labels)

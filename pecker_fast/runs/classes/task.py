@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LabelledImages
-from ...diffusion import num_classes, register_classes
+from ...diffusion import num_classes, pretrained_sampler, register_classes
 from ...hashing import weights_hash
 from ...metrics import Judge
 from ...models import resolve, save_result
@@ -28,10 +28,12 @@ from ..remembered import record_of
 from ..task import SAME, Task
 from .data import check_images, check_judge, dataset_of, find_judge, lacks_files, load_images
 from .measure import RunEvaluation, summary
-from .names import RANDOM, cover_of, labels_of, listed, names_in_network, proper_names
+from .names import RANDOM, cover_of, labels_of, listed, names_in_network, proper_names, published_names
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
+# Other classes in the pictures of a run without a judge.
+UNJUDGED = 6
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ClassTask(Task):
         names = request.class_names or names_in_network(path) or record.get("class_names", ())
         if not names and judge is not None:
             names = Judge.names_in(judge)
-        names = proper_names(names)
+        names = proper_names(names or published_names(args.preset, path))
         changes = {"pretrained_model_name_or_path": path, "judge": judge, "class_names": names}
         if data.dataset_name is None:
             changes["dataset_name"] = record.get("dataset_name")
@@ -205,7 +207,14 @@ class ClassTask(Task):
         paths, distilled = initial_paths(request)
         if distilled is not None:
             distilled.check_base(self.hashes["pretrained_sha256"])
-        initial = {name: resolve(path, name=name).network for name, path in paths.items()}
+        models = {name: resolve(path, name=name) for name, path in paths.items()}
+        for name, other in models.items():
+            if not other.schedule.agrees(model.schedule):
+                raise ValueError(
+                    f"{name} is {paths[name]!r}, whose scheduler ({other.schedule.title}) has other noise levels or "
+                    f"predictions than that of the pretrained network ({model.schedule.title}): expected the same"
+                )
+        initial = {name: other.network for name, other in models.items()}
         self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items()}
         problem = Problem(
             network,
@@ -326,6 +335,7 @@ class ClassTask(Task):
         folder, evaluation = self.args.folder, self.evaluation
         self.export(network, folder)
         if evaluation is None:
+            self._picture_unjudged(network)
             return {}
         start = time.perf_counter()
         # They end up on the CPU, so the time includes all work of the device.
@@ -341,6 +351,24 @@ class ClassTask(Task):
             **evaluation.result(self.before, after),
             "protocol": evaluation.protocol(),
         }
+
+    def _picture_unjudged(self, network: nn.Module) -> None:
+        """Draw pictures of a run without a judge: the forgotten classes, their cover and a few others."""
+        problem, compute = self.setting.problem, self.setting.compute
+        request = problem.request
+        cover = [] if request.cover_class is None else [request.cover_class]
+        others = [c for c in range(request.num_classes) if c not in (*request.forget_classes, *cover)]
+        classes = [*request.forget_classes, *cover, *others[:UNJUDGED]]
+        labels = torch.tensor(classes).repeat_interleave(PICTURED)
+        names = self.args.request.class_names or [f"class {label}" for label in range(request.num_classes)]
+        samplers = (pretrained_sampler(problem.schedule), problem.teacher), (self.method.sampler, network)
+        with compute.autocast():
+            before, after = (s.draw(x, problem.schedule, labels, compute.seed).float().cpu() for s, x in samplers)
+        picture = self.args.folder / "samples" / "before_after.png"
+        # A row for each class that is shown.
+        rows = torch.arange(len(classes)).repeat_interleave(PICTURED)
+        shown = [names[c] for c in classes]
+        save_before_after(picture, before, after, rows, shown, highlight=range(len(request.forget_classes)))
 
     def _measured(self, records: list[dict[str, Any]], after: Tensor, progress: Progress) -> dict[str, Any]:
         """The figures of the result: those of the last of the run's evaluations, ``records``."""

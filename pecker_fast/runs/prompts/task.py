@@ -135,6 +135,9 @@ class PromptTask(Task):
 
     @staticmethod
     def estimate(args: UnlearnArguments) -> str | None:
+        path = args.request.pretrained_model_name_or_path
+        if prompt_preset(args.preset).flow and (path is None or not Path(path).is_dir()):
+            return "memory: estimated for the folder of a model, by --pretrained_model_name_or_path"
         if isinstance(args.options, ScoreForgettingOptions) and not args.resources.score_lora_rank:
             return describe_memory(memory_of(args))
         return "memory: estimated only for score forgetting without an adapter"
@@ -148,6 +151,7 @@ class PromptTask(Task):
         model = resolve_text(request.pretrained_model_name_or_path)
         self.model, self.source = model.parts, model.source
         args.options.check(self.model.schedule.num_train_timesteps)
+        self.model.check_one_step(getattr(args.options, "t_init", None))
         unet = model.load_unet()
         self.hashes = {"pretrained_sha256": weights_hash(unet)}
         paths, distilled = initial_paths(request)
