@@ -310,7 +310,7 @@ def _help(
         groups["arguments"] = parser.add_argument_group("arguments")
     if has_config:
         groups["options"] = parser.add_argument_group("options")
-        text = "options from a file (YAML, JSON, or a run's config.json); the command line comes first"
+        text = "options from YAML, JSON or a run's config.json"
         groups["options"].add_argument(f"--{CONFIG}", metavar="FILE", help=text)
     for option in options.values():
         text = " ".join(filter(None, [option.text, option.usual and f"(default: {option.usual})"]))
