@@ -82,9 +82,12 @@ class ClassModel:
         Raises
         ------
         ValueError
-            If ``kind`` is "one_step" and ``t_init`` is unknown, or a value is out of range.
+            If ``kind`` is "one_step" and ``t_init`` is unknown, a value is out of range, or one is given that the
+            sampler does not use.
         """
         options, guidance, steps = self.metadata, {}, min(STEPS, self.schedule.num_train_timesteps)
+        if kind in ("ddim", "ddpm") and t_init is not None:
+            raise ValueError(f"t_init is {t_init}, but sampler is {kind}, which starts from pure noise: leave it out")
         t_init = options.get("t_init") if t_init is None else t_init
         if kind == "auto" and t_init is None and "eval_sampler" in options:
             kind, steps = options["eval_sampler"], options["num_inference_steps"]
@@ -96,6 +99,11 @@ class ClassModel:
             t_init = self.schedule.one_step_at if t_init is None else t_init
             if t_init is None:
                 raise ValueError("t_init is not given, and the network's metadata does not have it")
+            if num_inference_steps is not None:
+                raise ValueError(
+                    f"num_inference_steps is {num_inference_steps}, but the network is sampled in one step: leave it "
+                    "out, or choose sampler ddim or ddpm"
+                )
             sampler = Sampler(kind, t_init=t_init, batch_size=batch_size)
         else:
             steps = steps if num_inference_steps is None else num_inference_steps

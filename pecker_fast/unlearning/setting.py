@@ -348,7 +348,8 @@ class Setting:
         memo: dict[int, Any] = {
             id(param): nn.Parameter(param.detach().to(dtype, copy=True)) for param in network.parameters()
         }
-        network = copy.deepcopy(network, memo).to(dtype)
+        # diffusers' own ``to`` warns about modules that should stay in float32, even if there are none.
+        network = nn.Module.to(copy.deepcopy(network, memo), dtype)
         self._checkpoint_gradients(network)
         compute.place(network)
         if not self.placement.fsdp:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LabelledImages
-from ...diffusion import pretrained_sampler, register_classes
+from ...diffusion import num_classes, pretrained_sampler, register_classes
 from ...hashing import weights_hash
 from ...metrics import Judge
 from ...models import resolve, save_result
 from ...parallel import World
 from ...report import save_before_after, save_grid
 from ...run_records import read_evaluations
+from ...training.checkpoints import Checkpoints
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments, option_groups, with_options
@@ -25,7 +26,7 @@ from ..distilled import AUTO, initial_paths
 from ..presets import class_preset, method_loop, method_options
 from ..remembered import record_of
 from ..task import SAME, Task
-from .data import check_images, check_judge, dataset_of, find_judge, load_images
+from .data import check_images, check_judge, dataset_of, find_judge, lacks_files, load_images
 from .measure import RunEvaluation, summary
 from .names import RANDOM, cover_of, labels_of, listed, names_in_network, proper_names, published_names
 
@@ -137,6 +138,57 @@ class ClassTask(Task):
     def check(args: UnlearnArguments) -> None:
         args.options.check()
         args.loop.check()
+        args.output.check()
+
+    @classmethod
+    def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
+        values, notes, request = class_preset(args.preset), [], args.request
+        method, lack = method_class(args.method), lacks_files(args.resources, args.preset)
+        network: nn.Module | None = None
+        if request.pretrained_model_name_or_path is None and values.network is None:
+            if values.dataset is not None:
+                cls._check_request(args, values.unet.num_classes)
+            notes.append(
+                f"a run also needs pretrained_model_name_or_path: the preset {args.preset} comes without a network"
+            )
+        elif lack is not None and method.needs_data(args.options):
+            network = resolve(request.pretrained_model_name_or_path, shipped=values.network).network
+            cls._check_request(args, num_classes(network))
+            return [lack]
+        else:
+            task = cls(args, compute, World())
+            method(task.setting, args.options)
+            network = task.setting.problem.teacher
+            task._check_checkpoint()
+        judge = find_judge(args.preset, request.judge) if request.evaluate else None
+        if judge is not None and lack is not None:
+            notes.append(lack)
+        elif judge is not None and network is not None:
+            size, channels = network.config["sample_size"], network.config["in_channels"]
+            images = load_images(args.resources, args.preset, values.reference_split, size, channels)
+            cls._check_reference(args, images, network, judge)
+        return notes
+
+    def _check_checkpoint(self) -> None:
+        """Check that there is a checkpoint of this run to resume from, if it is to be resumed."""
+        resume, folder = self.args.loop.resume_from_checkpoint, self.args.folder / "checkpoints"
+        checkpoints = Checkpoints(folder, self.args.loop.checkpoints_total_limit, self.fingerprint())
+        if resume is not None and not (resume == "latest" and not checkpoints.steps()):
+            checkpoints.load(resume)
+
+    @classmethod
+    def _check_request(cls, args: UnlearnArguments, classes: int) -> None:
+        """Check what to forget of a network with so many classes."""
+        request = args.request
+        names = request.class_names
+        ForgetRequest(classes, labels_of(request.forget_classes, names), cover_of(request.cover_class, names))
+
+    @staticmethod
+    def _check_reference(args: UnlearnArguments, images: LabelledImages, network: nn.Module, judge: Judge) -> None:
+        """Check that real images, the network and the judge fit each other."""
+        name = dataset_of(args.resources, args.preset)
+        check_images(images, name, network)
+        check_judge(judge, args.request.judge, images, name)
 
     @staticmethod
     def estimate(args: UnlearnArguments) -> str | None:
@@ -256,8 +308,7 @@ class ClassTask(Task):
         split, teacher = values.reference_split, self.setting.problem.teacher
         name = dataset_of(args.resources, args.preset)
         dataset = self._images(split, teacher)
-        check_images(dataset, name, teacher)
-        check_judge(judge, args.request.judge, dataset, name)
+        self._check_reference(args, dataset, teacher, judge)
         reference = {"dataset": name, "split": split}
         self.evaluation = RunEvaluation(self.setting, method, dataset, judge, args.request.samples_per_class, reference)
 
