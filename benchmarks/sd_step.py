@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from pecker_fast.diffusion import NoiseSchedule, PromptTable, TextConditioned
+from pecker_fast.diffusion.architectures import ARCHITECTURES, UNET
 from pecker_fast.profiling import peak_memory_bytes
 from pecker_fast.runs.presets import method_options
-from pecker_fast.training.memory import SD15, TOKENS, estimate_memory
+from pecker_fast.training.memory import SD15, estimate_memory
 from pecker_fast.unlearning import Compute, Phase, Placement, Problem, PromptRequest, Setting, method_class
 
 from .run import conditions
@@ -48,7 +49,7 @@ def build(
 
     torch.manual_seed(0)
     schedule = NoiseSchedule.linear()
-    table = PromptTable(torch.randn(len(REQUEST.prompts), TOKENS, config["cross_attention_dim"]))
+    table = PromptTable(torch.randn(len(REQUEST.prompts), ARCHITECTURES[UNET].tokens, config["cross_attention_dim"]))
     teacher = TextConditioned(UNet2DConditionModel.from_config(config), table, schedule)
     compute = Compute(device=device, mixed_precision=precision, channels_last=device.type == "cuda")
     setting = Setting(Problem(teacher, schedule, REQUEST), compute, placement)

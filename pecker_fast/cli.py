@@ -1,10 +1,19 @@
-"""The command line, ``pecker-fast``. Imports a subcommand when it is called; nothing imports this module."""
+"""The command line, ``pecker-fast``. Imports a subcommand when it is called; nothing imports this module.
 
+It runs before torch is loaded, which takes seconds: see ``pecker_fast/__init__.py``.
+"""
+
+import contextlib
 import importlib
 import os
+import re
+import signal
 import sys
+from collections.abc import Iterator
+from typing import IO, Any
 
 from . import __version__
+from .names import nearest
 
 # Subcommand to its summary. commands/<name>.py has it, with "_" for "-".
 COMMANDS = {
@@ -15,7 +24,7 @@ COMMANDS = {
     "evaluate-concept": "The same, for text-to-image models.",
     "robustness": "Attack a run: how much it takes to bring back what was forgotten.",
     "sequence": "Forget classes one request after the other.",
-    "report": "Write the report of a run again.",
+    "report": "Write the report of a run, a comparison, a sequence or a demo again.",
     "distil": "Distil the network into a one-step generator, once for many requests.",
     "pretrain": "Train the network that unlearning starts from.",
     "fisher": "Compute the Fisher information of a Stable Diffusion, for selective_amnesia.",
@@ -27,11 +36,13 @@ COMMANDS = {
     "env": "Print versions, devices and back ends.",
     "bench": "Time the operations against baselines.",
 }
+_EXAMPLES = ("demo", "unlearn --preset digits --method patch --forget_classes 0", "report runs/digits-patch-seed0")
+# Colours and other control sequences of a terminal, and characters that draw boxes.
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|[\u2500-\u257f]")
 
 
 def overview() -> str:
     """The help of ``pecker-fast`` itself."""
-    rows = [f"  {name:<18}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
             "usage: pecker-fast COMMAND [OPTIONS]",
@@ -39,9 +50,12 @@ def overview() -> str:
             "Unlearning in diffusion models, fast.",
             "",
             "commands:",
-            *rows,
+            *(f"  {name:<18}{summary}" for name, summary in COMMANDS.items()),
             "",
             "pecker-fast COMMAND --help shows the options of a command, pecker-fast --version the version.",
+            "",
+            "examples:",
+            *(f"  pecker-fast {example}" for example in _EXAMPLES),
         ]
     )
 
@@ -61,7 +75,22 @@ def main(arguments: list[str] | None = None) -> None:
         gone.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] in (["--help"], ["-h"]):
+    try:
+        try:
+            _main(words)
+        finally:
+            # Fails here, and not at the exit of Python, if the reader of a pipe has gone.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads, such as head, has enough. Python would complain at its exit if it could not flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _main(words: list[str]) -> None:
+    if words[:1] in (["--help"], ["-h"], ["--help_all"], ["--help-all"]):
         print(overview())
         raise SystemExit(0)
     if words[:1] == ["--version"]:
@@ -69,20 +98,88 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if not words or words[0] not in COMMANDS:
         what = f"there is no command {words[0]!r}" if words else "no command is given"
-        print(f"pecker-fast: {what}, expected one of {', '.join(COMMANDS)} (see pecker-fast --help)", file=sys.stderr)
-        raise SystemExit(2)
+        near = nearest(words[0], COMMANDS) if words else ""
+        _fail("pecker-fast", f"{what}, expected one of {', '.join(COMMANDS)}{near} (see pecker-fast --help)")
+    name = f"pecker-fast {words[0]}"
+    with _notice(f"{name}: loading ..."):
+        _run(name, words)
+
+
+def _run(name: str, words: list[str]) -> None:
+    """Run the subcommand; a failure is one line."""
+    parsed = False
     try:
-        command = importlib.import_module(f".commands.{words[0].replace('-', '_')}", __package__)
-        command.parse(words[1:])()
+        with _quick_exit():
+            command = importlib.import_module(f".commands.{words[0].replace('-', '_')}", __package__)
+            action = command.parse(words[1:])
+        parsed = True
+        action()
     except ModuleNotFoundError as error:
-        print(f"pecker-fast: {error}: pip install 'pecker-fast[train]'", file=sys.stderr)
-        raise SystemExit(2) from error
+        _fail(name, f"{error}: pip install 'pecker-fast[train]'", error)
     except BrokenPipeError:
-        # Whoever reads, such as head, has enough. Python would complain at its exit if it could not flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+        raise
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
-        print(f"pecker-fast: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        first = str(error).partition(" ")[0]
+        typed = any(word.partition("=")[0].replace("-", "_") == f"__{first}" for word in words)
+        hint = f" (see pecker-fast {getattr(error, 'command', None) or words[0]} --help)"
+        _fail(name, f"{error}{hint}" if typed or not parsed else str(error), error)
+
+
+def _fail(name: str, message: str, cause: BaseException | None = None) -> None:
+    """End with status 2 after one line without colours, boxes and control characters."""
+    print(f"{name}: {' '.join(_CONTROL.sub('', message).split())}", file=sys.stderr)
+    raise SystemExit(2) from cause
+
+
+@contextlib.contextmanager
+def _quick_exit() -> Iterator[None]:
+    """Ctrl-C ends the process at once: libraries that are being loaded would turn it into errors of their own."""
+    try:
+        before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    except ValueError:
+        # Not the main thread, whose handler stays.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Clearing:
+    """A stream of a terminal whose first output takes the place of a notice."""
+
+    def __init__(self, stream: IO[str], clear: Any) -> None:
+        self._stream, self._clear = stream, clear
+
+    def write(self, text: str) -> int:
+        self._clear()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _notice(text: str) -> Iterator[None]:
+    """Show a line on a terminal until there is other output."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    stream, shown = sys.stderr, [True]
+
+    def clear() -> None:
+        if shown:
+            shown.clear()
+            # Blanks in place of a control sequence, which not every terminal has.
+            stream.write(f"\r{' ' * len(text)}\r")
+            stream.flush()
+
+    stream.write(text)
+    stream.flush()
+    outputs: Any = (_Clearing(sys.stdout, clear), _Clearing(stream, clear))
+    with contextlib.redirect_stdout(outputs[0]), contextlib.redirect_stderr(outputs[1]):
+        try:
+            yield
+        finally:
+            clear()

@@ -1,26 +1,46 @@
-"""The parser of the command line: options of dataclasses and functions, help in two lengths, errors in one line."""
+"""The parser of the command line: options of dataclasses and functions, help in two lengths, plain errors."""
 
-import contextlib
+import argparse
 import dataclasses
-import functools
-import io
-import shutil
-import sys
+import json
 import textwrap
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, signature
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import docstring_parser
-import tyro
+
+from .names import nearest
+from .options import REQUIRED, Option, UsageError, options_of, parameters, text_of, with_values
 
 T = TypeVar("T")
 HELP, HELP_ALL = ("-h", "--help"), ("--help_all", "--help-all")
+CONFIG = "config"
 
 
 def early_option(words: Sequence[str], name: str) -> str | None:
-    """The value of an option that decides which other options there are; None if it is not set."""
+    """The value of an option that decides which other options there are; None if it is not set.
+
+    The command line comes before the file of ``--config``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file.
+    """
+    value = _last_value(words, name)
+    if value is None and name != CONFIG:
+        path = _last_value(words, CONFIG)
+        config = {} if path is None else read_config(path)
+        # A run's config.json has groups.
+        places = [config, *(group for group in config.values() if isinstance(group, dict))]
+        value = next((place[name] for place in places if name in place), None)
+    return None if value is None else str(value)
+
+
+def _last_value(words: Sequence[str], name: str) -> str | None:
     value = None
     for i, word in enumerate(words):
         option, equals, rest = word.partition("=")
@@ -35,6 +55,37 @@ def option_names(words: Sequence[str]) -> set[str]:
     return {name.removeprefix("no_") for name in names} | set(names)
 
 
+def read_config(path: str) -> dict[str, Any]:
+    """A file of options: JSON if its name ends with .json, otherwise YAML.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, or is no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"config is {path!r}, which cannot be read: {error}") from error
+    if path.endswith(".json"):
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"config is {path!r}, which is no JSON: {error}") from error
+    else:
+        try:
+            import yaml
+        except ImportError as error:
+            raise UsageError(f"config is {path!r}: pip install pyyaml to read it, or write JSON") from error
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"config is {path!r}, which is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"config is {path!r}, expected options with their values (name: value)")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
 def parse_options(
     default: T,
     words: Sequence[str],
@@ -42,28 +93,39 @@ def parse_options(
     description: str,
     *,
     basic: Collection[str] | None = None,
-    positional: str | None = None,
-    titles: dict[str, str] | None = None,
-    aliases: dict[str, str] | None = None,
+    positional: Mapping[str, str] | None = None,
+    titles: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    config: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    examples: Sequence[str] = (),
+    program: str = "pecker-fast",
 ) -> T:
     """Parse words of the command line into options.
 
     Parameters
     ----------
     default : dataclass
-        The defaults; fields that are dataclasses are groups of options. A required option is ``tyro.MISSING``.
+        The defaults; fields that are dataclasses are groups of options. The default of a required option is
+        ``REQUIRED``.
     words : sequence of str
         What follows the command.
     command, description : str
         Its name, and the first lines of its help.
     basic : collection of str, optional
         The options that ``--help`` shows; ``--help_all`` shows all. Default: all.
-    positional : str, optional
-        An option that is given by its place.
-    titles : dict, optional
+    positional : Mapping, optional
+        Options that may also be given by their place, in this order, and what the help calls them. A list takes the
+        places that are left.
+    titles : Mapping, optional
         Group to its title in the help. Default: its name.
-    aliases : dict, optional
-        Option to a second name, such as "--preset_name".
+    aliases : Mapping, optional
+        Option to a second name, such as "preset_name".
+    config : callable, optional
+        Makes the values of a file that ``--config`` names into options by name. None: there is no ``--config``.
+    examples : sequence of str
+        What the help ends with: what follows the name of the command.
+    program : str
+        What comes before the command.
 
     Returns
     -------
@@ -72,85 +134,62 @@ def parse_options(
 
     Raises
     ------
+    UsageError
+        If a word is wrong: a line that names the option and what is allowed.
     SystemExit
-        With status 0 after help, and 2 after a line that says what is wrong.
+        With status 0 after help.
     """
+    places, aliases = positional or {}, aliases or {}
+    options = {option.name: option for option in options_of(default, titles or {})}
     wants_all = any(word in HELP_ALL for word in words)
-    wants_help = wants_all or any(word in HELP for word in words)
-    shown = basic if basic is not None and wants_help and not wants_all else None
-    if basic is not None:
-        description += " All options: --help_all."
-    description = textwrap.fill(" ".join(description.split()), shutil.get_terminal_size().columns)
-
-    def item(group: Any, field: dataclasses.Field, hints: dict[str, Any], helps: dict[str, str]) -> tuple:
-        name, text = field.name, helps.get(field.name)
-        # A place has no default, and the text may say what None stands for.
-        silent = name == positional or (text is not None and "Default: " in text and getattr(group, name) is None)
-        other = (aliases or {}).get(name)
-        hint = "" if silent else None
-        texts: dict[str, Any] = {"help": text, "help_behavior_hint": hint, "aliases": other and (other,)}
-        markers: list[Any] = [tyro.conf.arg(**texts)]
-        if name == positional:
-            markers = [tyro.conf.Positional, tyro.conf.arg(**texts, metavar=name.upper())]
-        elif shown is not None and name not in shown:
-            markers.append(tyro.conf.Suppress)
-        return name, Annotated[(hints[name], *markers)], dataclasses.field(default=getattr(group, name))
-
-    def mirror(group: Any) -> type:
-        """A class with the same options, whose annotations say how each is shown."""
-        kind = type(group)
-        hints, helps, own, groups = typing.get_type_hints(kind), _helps(kind), [], []
-        for field in dataclasses.fields(kind):
-            value = getattr(group, field.name)
-            if dataclasses.is_dataclass(value):
-                inner = mirror(value)
-                title = (titles or {}).get(field.name, field.name)
-                # With a help text, tyro does not look for one in the source of the class, which has none.
-                groups.append(
-                    (title, Annotated[inner, tyro.conf.arg(help="")], dataclasses.field(default_factory=inner))
-                )
-            else:
-                own.append(item(group, field, hints, helps))
-        return dataclasses.make_dataclass(kind.__name__, [*own, *groups], kw_only=True)
-
-    def restore(group: T, parsed: Any) -> T:
-        changes = {}
-        for field in dataclasses.fields(group):
-            value = getattr(group, field.name)
-            if dataclasses.is_dataclass(value):
-                changes[field.name] = restore(value, getattr(parsed, (titles or {}).get(field.name, field.name)))
-            else:
-                changes[field.name] = getattr(parsed, field.name)
-        return dataclasses.replace(group, **changes)
-
-    stderr = io.StringIO()
+    if wants_all or any(word in HELP for word in words):
+        shown = options.keys() if wants_all or basic is None else basic
+        name = f"{program} {command}".strip()
+        texts = (description, f" All options: {HELP_ALL[0]}." if basic is not None else "", config is not None)
+        print(_help(name, texts, options, shown, places, aliases, examples), end="")
+        raise SystemExit(0)
     try:
-        with contextlib.redirect_stderr(stderr):
-            parsed = tyro.cli(
-                mirror(default),
-                prog=f"pecker-fast {command}",
-                description=description,
-                args=["--help"] if wants_help else list(words),
-                use_underscores=True,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as stop:
-        if stop.code == 2:
-            print(f"pecker-fast: {_one_line(stderr.getvalue())} (see pecker-fast {command} --help)", file=sys.stderr)
+        return with_values(default, _values(words, options, places, aliases, command, config))
+    except UsageError as error:
+        error.command = command
         raise
-    return restore(default, parsed)
 
 
-def parse_call(
-    function: Callable[..., T], words: Sequence[str], command: str, *, positional: str | None = None, **options: Any
-) -> Callable[[], T]:
+def _values(
+    words: Sequence[str],
+    options: Mapping[str, Option],
+    places: Mapping[str, str],
+    aliases: Mapping[str, str],
+    command: str,
+    config: Callable[[dict[str, Any]], dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """The values of the options that are set, in a file or by words."""
+    values: dict[str, Any] = {}
+    path = _last_value(words, CONFIG) if config is not None else None
+    if path is not None:
+        for key, value in config(read_config(path)).items():
+            if key not in options:
+                near = nearest(key, options)
+                raise UsageError(f"config {path} has {key!r}, which is no option of {command}{near}")
+            texts = [text_of(item, options[key]) for item in (value if isinstance(value, (list, tuple)) else [value])]
+            if len(texts) != 1 and not options[key].is_list:
+                raise UsageError(f"{key} is {value!r}, expected one value")
+            values[key] = options[key].convert(texts, split=False)
+    values |= _parse(words, options, places, {other: name for name, other in aliases.items()}, command, config)
+    for name, option in options.items():
+        if option.default is REQUIRED and name not in values:
+            raise UsageError(f"{places.get(name, name)} is missing")
+    return values
+
+
+def parse_call(function: Callable[..., T], words: Sequence[str], command: str, **options: Any) -> Callable[[], T]:
     """Parse words of the command line into a call of ``function``.
 
     Parameters
     ----------
     function : callable
         Its parameters are the options, and its docstring describes them.
-    words, command, positional
+    words, command
         As for ``parse_options``; ``options``: further arguments of it.
 
     Returns
@@ -159,50 +198,133 @@ def parse_call(
         Without parameters: parsing and running fail in different ways.
     """
     document = docstring_parser.parse(function.__doc__ or "")
-    helps, hints = _parameters(document), typing.get_type_hints(function)
-    fields = []
+    hints, fields = typing.get_type_hints(function), []
     for name, parameter in signature(function).parameters.items():
-        value = tyro.MISSING if parameter.default is Parameter.empty else parameter.default
+        value = REQUIRED if parameter.default is Parameter.empty else parameter.default
         fields.append((name, hints[name], dataclasses.field(default=value)))
-    kind = dataclasses.make_dataclass(function.__name__, fields, namespace={"_helps": helps})
+    kind = dataclasses.make_dataclass(function.__name__, fields, namespace={"_helps": parameters(document)})
     text = " ".join(part for part in (document.short_description, document.long_description) if part)
-    parsed = parse_options(kind(), words, command, text, positional=positional, **options)
-    values = {
-        name: getattr(parsed, name) for name in helps.keys() | {field[0] for field in fields} if hasattr(parsed, name)
-    }
-    return lambda: function(**values)
+    parsed = parse_options(kind(), words, command, text, **options)
+    return lambda: function(**{name: getattr(parsed, name) for name, *_ in fields})
 
 
-def _helps(kind: type) -> dict[str, str]:
-    """Option to its help: the docstrings below the fields, or those of a function's parameters."""
-    return kind._helps if hasattr(kind, "_helps") else _documented(kind)
+def _parse(
+    words: Sequence[str],
+    options: Mapping[str, Option],
+    places: Mapping[str, str],
+    aliases: Mapping[str, str],
+    command: str,
+    config: Any,
+) -> dict[str, Any]:
+    """The values of all options that words set; the last one counts."""
+    texts: dict[str, list[str]] = {}
+    loose: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            loose.append(word)
+            continue
+        written, equals, value = word.partition("=")
+        name = written.removeprefix("--").replace("-", "_")
+        name = aliases.get(name, name)
+        negated = name.removeprefix("no_")
+        if name == CONFIG and config is not None:
+            if not equals:
+                _next(rest, name)
+        elif name in options:
+            option = options[name]
+            if equals or option.is_flag:
+                texts[name] = [value if equals else "yes"]
+            elif option.is_list:
+                texts[name] = []
+                while rest and not rest[0].startswith("--"):
+                    texts[name].append(rest.pop(0))
+            else:
+                texts[name] = [_next(rest, name)]
+        elif negated in options and options[negated].is_flag and not equals:
+            texts[negated] = ["no"]
+        else:
+            known = [*options, *aliases, *(["config"] if config is not None else [])]
+            near = nearest(name, known, prefix="--")
+            raise UsageError(f"there is no option {written}{near}")
+    for name, shown in places.items():
+        several = options[name].is_list
+        here, loose = (loose, []) if several else (loose[:1], loose[1:])
+        if here and name in texts:
+            raise UsageError(f"{name} is {' '.join(texts[name])!r}, but {shown} is given as well: expected one of them")
+        if here:
+            texts[name] = here
+    if loose:
+        takes = " ".join(places.values()) or "options only"
+        raise UsageError(f"{loose[0]!r} is unexpected: {command} takes {takes}")
+    return {name: options[name].convert(value) for name, value in texts.items()}
 
 
-@functools.cache
-def _documented(kind: type) -> dict[str, str]:
-    helps: dict[str, str] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        helps |= _parameters(docstring_parser.parse_from_object(base))
-    return helps
+def _next(rest: list[str], name: str) -> str:
+    """The next word, which is the value of an option."""
+    if not rest or rest[0].startswith("--"):
+        raise UsageError(f"{name} has no value")
+    return rest.pop(0)
 
 
-def _parameters(document: docstring_parser.Docstring) -> dict[str, str]:
-    return {
-        param.arg_name: " ".join(param.description.split())
-        for param in document.params
-        if param.description is not None
-    }
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """A narrow column of options: what they mean takes fewer lines."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=27)
 
 
-def _one_line(text: str) -> str:
-    """The message of tyro about wrong arguments: without its title, its box, and the hints below it."""
-    sections: list[list[str]] = [[]]
-    for line in text.splitlines():
-        words = line.strip().strip("│").strip()
-        if words and not words.strip("─-"):
-            sections.append([])
-        elif words and not words.startswith(("╭", "╰")):
-            sections[-1].append(words)
-    # In ASCII the title is a section of its own; otherwise it is in the border.
-    message = sections[0] if "╭" in text else sections[min(1, len(sections) - 1)]
-    return " ".join(message) or "wrong arguments"
+def _help(
+    name: str,
+    texts: tuple[str, str, bool],
+    options: Mapping[str, Option],
+    shown: Collection[str],
+    places: Mapping[str, str],
+    aliases: Mapping[str, str],
+    examples: Sequence[str],
+) -> str:
+    """The help of a command, in the layout of argparse."""
+    description, more, has_config = texts
+    words = []
+    for option, place in places.items():
+        word = f"{place} ..." if options[option].is_list else place
+        words.append(word if options[option].default is REQUIRED else f"[{word}]")
+    parser = argparse.ArgumentParser(
+        name,
+        usage=" ".join([name, *words, "[OPTIONS]"]),
+        formatter_class=_Formatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    # Python 3.14 has colours of its own.
+    parser.color = False  # type: ignore[attr-defined]
+    width = parser._get_formatter()._width
+    parser.description = textwrap.fill(" ".join(description.split()) + more, width)
+    if examples:
+        parser.epilog = "\n".join(["examples:", *(f"  {name} {example}".rstrip() for example in examples)])
+    groups: dict[str, Any] = {}
+    if places:
+        groups["arguments"] = parser.add_argument_group("arguments")
+    if has_config:
+        groups["options"] = parser.add_argument_group("options")
+        text = "options from a file (YAML, JSON, or a run's config.json); the command line comes first"
+        groups["options"].add_argument(f"--{CONFIG}", metavar="FILE", help=text)
+    for option in options.values():
+        text = " ".join(filter(None, [option.text, option.usual and f"(default: {option.usual})"]))
+        text = text.replace("%", "%%")
+        if option.name in places:
+            groups["arguments"].add_argument(places[option.name], help=text)
+            continue
+        if option.name not in shown:
+            continue
+        group = groups.setdefault(option.title, None) or parser.add_argument_group(option.title)
+        groups[option.title] = group
+        names = [f"--{option.name}", *([f"--{aliases[option.name]}"] if option.name in aliases else [])]
+        if option.is_flag:
+            # The one that changes something.
+            negated = [f"--no-{option.name}"] if option.default is not False else []
+            group.add_argument(*names, *negated, action="store_true", help=text)
+        else:
+            group.add_argument(*names, metavar=option.metavar, help=text)
+    return parser.format_help()

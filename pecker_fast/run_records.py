@@ -6,7 +6,7 @@ Older versions wrote fewer fields, so few are required.
 from pathlib import Path
 from typing import Any, TypedDict
 
-from typing_extensions import NotRequired
+from typing_extensions import NotRequired, Required
 
 from .figures import find
 from .records import COUNT, POSITIVE, SHA256, RecordError, check_object, read_lines, read_object
@@ -28,7 +28,7 @@ class Prompts(TypedDict):
     forget: list[str]
     cover: list[str] | None
     retain: COUNT
-    negative: NotRequired[list[str] | None]
+    negative: NotRequired[str | None]
     pictured: NotRequired[list[str]]
 
 
@@ -56,11 +56,16 @@ class Config(TypedDict, total=False):
     data_root: str | None
     concept: str | None
     cover: str | None
+    concepts: list[list[str]] | None
     training_images: COUNT | None
     num_processes: POSITIVE
 
 
-class ClassRow(TypedDict):
+# The name of a class; "class" is no name of an attribute.
+Named = TypedDict("Named", {"class": str})
+
+
+class ClassRow(Named):
     """What a judge makes of the images of a class."""
 
     images: COUNT
@@ -72,7 +77,7 @@ class ClassRow(TypedDict):
     role: str
 
 
-class DrawnAs(TypedDict):
+class DrawnAs(Named):
     """As what a forgotten class is drawn: percentages of its images."""
 
     shares: dict[str, float]
@@ -85,11 +90,37 @@ class ByClass(TypedDict):
     drawn_as: list[DrawnAs]
 
 
+class Samples(TypedDict, total=False):
+    """How the images of a measurement were drawn."""
+
+    sampler: str | None
+    num_inference_steps: POSITIVE | None
+    samples_per_class: COUNT | None
+
+
+class Judge(TypedDict, total=False):
+    """The classifier of a measurement."""
+
+    accuracy: float | None
+
+
+class PromptRow(TypedDict, total=False):
+    """The scores of a prompt alone."""
+
+    prompt: Required[str]
+    images: Required[COUNT]
+    gcd_score: float | None
+    no_face_share: float | None
+    inappropriate_probability: float | None
+    clip_score: float | None
+
+
 class Measurement(TypedDict, total=False):
     """How a later measurement was made, and which figures are its own."""
 
     measured: list[str]
     packages: dict[str, Any]
+    samples: Samples
 
 
 class Protocol(TypedDict, total=False):
@@ -98,8 +129,9 @@ class Protocol(TypedDict, total=False):
     evaluation: Measurement
     concept: Measurement
     packages: dict[str, Any]
-    judge: dict[str, Any]
-    samples: dict[str, Any]
+    judge: Judge
+    samples: Samples
+    forget_classes: list[COUNT]
 
 
 class Metrics(TypedDict, total=False):
@@ -114,6 +146,8 @@ class Metrics(TypedDict, total=False):
     feature_extractor: str | None
     protocol: Protocol
     by_class: ByClass | None
+    by_prompt: dict[str, list[PromptRow]] | None
+    before_diversity: float | None
     images: COUNT
     iterations: COUNT
     seconds: float
@@ -152,6 +186,48 @@ class Environment(TypedDict, total=False):
     chosen: dict[str, dict[str, str | None]]
 
 
+class Event(TypedDict, total=False):
+    """A line of history.jsonl."""
+
+    event: str
+    date: str
+    step: COUNT
+    command: list[str]
+    version: str | None
+    commit: str | None
+    python: str | None
+    torch: str | None
+
+
+class Cost(TypedDict):
+    """What an attack takes to bring a class back."""
+
+    attack: str
+    steps: float
+    images: float
+    censored: bool
+
+
+class Verdict(TypedDict):
+    """How that compares with another network."""
+
+    text: str
+
+
+class Costs(TypedDict):
+    """ "cost" of robustness.json: of the strongest attack on each network."""
+
+    networks: dict[str, Cost]
+    verdicts: dict[str, Verdict]
+
+
+class Robustness(TypedDict, total=False):
+    """robustness.json of a run."""
+
+    summary: dict[str, float | None]
+    cost: Costs | None
+
+
 class LogLine(TypedDict, total=False):
     """A line of train.jsonl."""
 
@@ -176,7 +252,7 @@ class Evaluation(TypedDict, total=False):
 
 
 # Files whose fields are checked, by the name without ".json".
-RECORDS: dict[str, Any] = {"config": Config, "drift": Drifts, "environment": Environment}
+RECORDS: dict[str, Any] = {"config": Config, "drift": Drifts, "environment": Environment, "robustness": Robustness}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -195,6 +271,11 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """train.jsonl of a run, empty if there is none. RecordError if it is damaged."""
     return read_lines(folder / "train.jsonl", LogLine)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """history.jsonl of a run, empty if there is none. RecordError if it is damaged."""
+    return read_lines(folder / "history.jsonl", Event)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:

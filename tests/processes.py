@@ -32,7 +32,6 @@ LIBRARIES = [
     "transformers.models.clip.modeling_clip",
     "pytest",
     "safetensors.torch",
-    "tyro",
 ]
 # Read when triton is imported: processes run as a user starts them.
 WITHOUT = "TRITON_INTERPRET"

@@ -41,8 +41,9 @@ def _images_of(measure, draw: Callable) -> Callable:
         if compute.compile or type(teacher).__name__ != "UNet2DModel":
             return draw(self)
         key = (
-            "images", weights_hash(teacher), repr(teacher.config), teacher.training, measure.TEACHER_SAMPLER,
-            _digest(problem.schedule.alphas_cumprod, self.labels), compute.seed, compute.mixed_precision,
+            "images", weights_hash(teacher), repr(teacher.config), teacher.training,
+            repr(measure.pretrained_sampler(problem.schedule)), type(problem.schedule),
+            _digest(*problem.schedule._float64.values(), self.labels), compute.seed, compute.mixed_precision,
             compute.channels_last, compute.device, torch.get_num_threads(),
         )  # fmt: skip
         return _result(key, lambda: draw(self))

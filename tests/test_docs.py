@@ -57,9 +57,13 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_command_is_parsed(page, command, tmp_path, monkeypatch, capsys):
-    """Parses the command with its options; the folders in it need not exist."""
+    """Parses the command with its options; the folders in it need not exist, but a file of options is read."""
     monkeypatch.chdir(tmp_path)
     program, *words = shlex.split(command.removesuffix(" ..."))
+    if "--config" in words:
+        path = Path(words[words.index("--config") + 1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
     if program == "make":
         targets = re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in words if "=" not in word} <= {name for row in targets for name in row.split()}

@@ -84,10 +84,10 @@ def test_version_and_extras(wheel):
     needed = [line.split()[1] for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
     # None of the libraries of runs.
     assert {re.split(r"[<>=!~; ]", item)[0] for item in needed} == {
-        "torch", "numpy", "safetensors", "tyro", "docstring-parser", "tqdm",
+        "torch", "numpy", "safetensors", "docstring-parser", "tqdm",
     }  # fmt: skip
     extras = {line.split()[1] for line in lines if line.startswith("Provides-Extra:")}
-    assert {"train", "eval", "mnist", "all", "demo", "test", "dev", "docs"} <= extras
+    assert {"train", "eval", "mnist", "all", "demo", "test", "dev", "docs", "trackers"} <= extras
 
 
 def test_installation_without_a_compiler(wheel, tmp_path):

@@ -15,7 +15,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import tyro
 from torch import Tensor, nn
 
 from pecker_fast.diffusion.networks import unwrap
@@ -24,6 +23,7 @@ from pecker_fast.hashing import weights_hash
 from pecker_fast.metrics import Evaluator, Judge, confusion_counts, load_judge, unlearning_accuracy
 from pecker_fast.metrics.drift import total, trained_percent, weight_drift
 from pecker_fast.parallel import World, started_by_torchrun
+from pecker_fast.parsing import parse_call
 from pecker_fast.records import read_lines
 from pecker_fast.report import portable
 from pecker_fast.runs.arguments import DataArguments, UnlearnArguments
@@ -316,7 +316,7 @@ def _read(run: Planned, preset: str) -> AblationRun:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. Wrong input ends with one line on stderr and exit status 2."""
     try:
-        tyro.cli(ablate, prog=PROGRAM, args=None if arguments is None else list(arguments))
+        parse_call(ablate, sys.argv[1:] if arguments is None else arguments, "", program=PROGRAM)()
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         raise SystemExit(2) from error

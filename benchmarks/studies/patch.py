@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
+from pecker_fast.parsing import parse_options
 from pecker_fast.records import read_lines
 
 from .patch_conditions import CONDITIONS, PLACES, SEEDS, Condition, Job, Place, plan, relearning_plan
@@ -236,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def call(kind: type, study: Callable[[Any], None], program: str, arguments: Sequence[str] | None) -> None:
     """Parse the options of a study and make it. Wrong input ends with one line on stderr and exit status 2."""
     try:
-        study(tyro.cli(kind, prog=program, args=None if arguments is None else list(arguments)))
+        words = sys.argv[1:] if arguments is None else arguments
+        study(parse_options(kind(), words, "", kind.__doc__, program=program))
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"{program.rpartition('.')[2]}: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -9,9 +9,11 @@ from ..benchmarks import report, run
 from ..benchmarks.registry import OPS
 from ..parsing import parse_call
 
+EXAMPLES = ("--list", "saliency_mask --size cifar10", "--size tiny --json bench.json")
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    return parse_call(bench, words, "bench", positional="names")
+    return parse_call(bench, words, "bench", positional={"names": "OPERATION"}, examples=EXAMPLES)
 
 
 def bench(

@@ -6,6 +6,7 @@ from functools import partial
 from ..parsing import early_option, parse_options
 from ..runs.arguments import option_groups, with_options
 from ..runs.compare import CompareArguments, compare, comparison_class
+from ..runs.recorded import options_of_record
 from ..runs.remembered import preset_from
 
 DESCRIPTION = """Run methods over seeds, and write a table with means and spreads, curves, and the figures of each run;
@@ -16,12 +17,20 @@ continues where it was interrupted: runs that have ended are read, not repeated.
 EXPERT = {"face_detector", "nudenet_min_prob", "nudenet_model", "nudenet_resolution", "sample_seed", "dtype"}
 EXPERT |= {"coco_captions", "coco_images", "first_seed", "final_samples_per_class"}
 
+EXAMPLES = (
+    "--methods pecker sfd relabel --seeds 3",
+    "--preset digits --methods patch,sfd --set train_batch_size=24 --output_dir runs/mine",
+    "--preset sd15-celebrity --methods sd,esd,pecker --pretrained_model_name_or_path SD15_FOLDER",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     preset = preset_from(partial(early_option, words))
     default = with_options(comparison_class(preset)(), {"preset": preset})
     basic = option_groups(default).keys() - EXPERT
-    args = parse_options(default, words, "compare", DESCRIPTION, basic=basic)
+    args = parse_options(
+        default, words, "compare", DESCRIPTION, basic=basic, config=options_of_record, examples=EXAMPLES
+    )
     return lambda: run(args)
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from ..figures import describe as figure_lines
 from ..parallel import process_number
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
 from ..runs.distilled import distil_arguments
+from ..runs.recorded import options_of_record
 from ..runs.remembered import preset_from
 from ..runs.unlearn import describe, distil
 
@@ -25,10 +27,17 @@ BASIC = (
 )
 FIGURES = ("retain_accuracy", "worst_retained_accuracy", "frechet_distance", "frechet_real_split", "seconds")
 
+EXAMPLES = (
+    "--preset digits --output_dir runs/distilled",
+    "--preset cifar10 --pretrained_model_name_or_path NETWORK --dry_run",
+    "--config runs/distilled/config.json --seed 1 --output_dir runs/distilled-1",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = distil_arguments(preset_from(partial(early_option, words)))
-    args = parse_options(default, words, "distil", DESCRIPTION, basic=BASIC, titles=TITLES)
+    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
+    args = parse_options(default, words, "distil", DESCRIPTION, **more)
     return lambda: run(args)
 
 

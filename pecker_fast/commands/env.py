@@ -8,7 +8,7 @@ from ..parsing import parse_call
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    return parse_call(env, words, "env")
+    return parse_call(env, words, "env", examples=("", "--json"))
 
 
 def env(json: bool = False) -> None:

@@ -1,11 +1,13 @@
 """``pecker-fast evaluate-concept``: ``evaluate`` for text-to-image models."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..parsing import parse_options
 from ..runs.arguments import option_groups
 from ..runs.evaluate import evaluate
 from ..runs.prompts.evaluation import PromptEvaluation
+from ..runs.recorded import options_of_record
 
 DESCRIPTION = """Measure how well a text-to-image model has forgotten a concept, and what it has kept. Images are drawn
 once for a model, sampler, list of prompts and seeds, and cached in evaluation/ beside the result: an interrupted
@@ -14,13 +16,17 @@ evaluation continues. You provide the detectors: nothing is downloaded."""
 # The options that only --help_all shows.
 EXPERT = {"face_detector", "nudenet_min_prob", "nudenet_model", "nudenet_resolution", "sample_seed", "dtype"}
 
+EXAMPLES = (
+    "runs/sd15-celebrity-pecker-seed0 --celebrity_detector CLASSIFIER --celebrity_labels NAMES",
+    "SD15_FOLDER --task nudity --nudenet_model MODEL --images_per_prompt 2",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    default, aliases = PromptEvaluation(), {"preset": "--preset_name"}
-    basic = option_groups(default).keys() - EXPERT
-    args = parse_options(
-        default, words, "evaluate-concept", DESCRIPTION, basic=basic, positional="run", aliases=aliases
-    )
+    default = PromptEvaluation()
+    more: dict[str, Any] = {"positional": {"run": "RUN"}, "aliases": {"preset": "preset_name"}}
+    more |= {"basic": option_groups(default).keys() - EXPERT, "config": options_of_record, "examples": EXAMPLES}
+    args = parse_options(default, words, "evaluate-concept", DESCRIPTION, **more)
     return lambda: run(args)
 
 

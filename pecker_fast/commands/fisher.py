@@ -1,10 +1,12 @@
 """``pecker-fast fisher``. The preset decides the defaults."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
-from ..runs.fisher import fisher, fisher_arguments
+from ..runs.fisher import FisherTask, fisher, fisher_arguments
+from ..runs.recorded import options_of_record
 from ..runs.unlearn import describe
 
 DESCRIPTION = """Compute the Fisher information of a Stable Diffusion on images that it draws of prompts to keep, for
@@ -18,17 +20,20 @@ BASIC = (
     *("overwrite_output_dir", "dry_run"),
 )
 
+EXAMPLES = ("--pretrained_model_name_or_path SD15_FOLDER", "--preset sd15-nudity --dry_run")
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = fisher_arguments(early_option(words, "preset") or "sd15-celebrity")
-    args = parse_options(default, words, "fisher", DESCRIPTION, basic=BASIC, titles=TITLES)
+    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
+    args = parse_options(default, words, "fisher", DESCRIPTION, **more)
     return lambda: run(args)
 
 
 def run(args: UnlearnArguments) -> None:
     """Print the configuration, or make the file and print its path."""
     if args.output.dry_run:
-        print(describe(args))
+        print(describe(args, FisherTask))
         return
     path = fisher(args)
     if path is not None:

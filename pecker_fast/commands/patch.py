@@ -1,20 +1,25 @@
 """``pecker-fast patch``: one action each to make, inspect, verify, apply, revert, compare and export patch files."""
 
-import sys
 from collections.abc import Callable, Sequence
 
-from ..parsing import HELP, HELP_ALL, parse_call
+from ..names import nearest
+from ..parsing import HELP, HELP_ALL, UsageError, parse_call
 from ..runs import patch_actions
 
-# Action to the option that is given by its place, and its summary.
+# Action to the option that is given by its place, what the help calls it, a summary, and an example.
 ACTIONS = {
-    "make": ("models", "RUN, or BASE RESULT: write what a run changed."),
-    "inspect": ("file", "FILE: its metadata, hashes, and the density of each tensor."),
-    "verify": ("file", "FILE: whether it is whole and fits a model."),
-    "apply": ("files", "FILE ...: apply to a model on disk."),
-    "revert": ("files", "FILE ...: revert, the last one first."),
-    "diff": ("items", "A B: compare two networks or two patches."),
-    "export": ("files", "FILE ...: the patched network as one file, or as an adapter of PEFT."),
+    "make": ("models", "RUN", "RUN, or BASE RESULT: write what a run changed.", "runs/a --output patch.safetensors"),
+    "inspect": ("file", "FILE", "FILE: its metadata, hashes, and the density of each tensor.", "patch.safetensors"),
+    "verify": ("file", "FILE", "FILE: whether it is whole and fits a model.", "patch.safetensors --model MODEL"),
+    "apply": ("files", "FILE", "FILE ...: apply to a model on disk.", "patch.safetensors --model MODEL --output NEW"),
+    "revert": ("files", "FILE", "FILE ...: revert, the last one first.", "patch.safetensors --model NEW --in_place"),
+    "diff": ("items", "ITEM", "A B: compare two networks or two patches.", "a.safetensors b.safetensors"),
+    "export": (
+        "files",
+        "FILE",
+        "FILE ...: the patched network as one file, or as an adapter of PEFT.",
+        "patch.safetensors --model MODEL --output patched.safetensors",
+    ),
 }
 
 
@@ -25,18 +30,16 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
         raise SystemExit(0)
     if action not in ACTIONS:
         what = "no action is given" if action is None else f"there is no action {action!r}"
-        print(
-            f"pecker-fast: {what}, expected one of {', '.join(ACTIONS)} (see pecker-fast patch --help)", file=sys.stderr
-        )
-        raise SystemExit(2)
-    function, positional = getattr(patch_actions, action), ACTIONS[action][0]
-    call = parse_call(function, words[1:], f"patch {action}", positional=positional)
+        raise UsageError(f"{what}, expected one of {', '.join(ACTIONS)}{nearest(action, ACTIONS)}")
+    name, place, _, example = ACTIONS[action]
+    function = getattr(patch_actions, action)
+    call = parse_call(function, words[1:], f"patch {action}", positional={name: place}, examples=(example,))
     return lambda: print(call())
 
 
 def overview() -> str:
     """The help of ``pecker-fast patch`` itself."""
-    rows = [f"  {name:<10}{summary}" for name, (_, summary) in ACTIONS.items()]
+    rows = [f"  {name:<10}{summary}" for name, (*_, summary, _) in ACTIONS.items()]
     return "\n".join(
         [
             "usage: pecker-fast patch ACTION ... [OPTIONS]",
@@ -47,5 +50,8 @@ def overview() -> str:
             *rows,
             "",
             "pecker-fast patch ACTION --help shows the options of an action.",
+            "",
+            "examples:",
+            *(f"  pecker-fast patch {name} {example}" for name, (*_, example) in ACTIONS.items()),
         ]
     )

@@ -1,10 +1,13 @@
 """``pecker-fast pretrain``. The preset decides the defaults."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..parsing import early_option, parse_options
 from ..runs.pretrain import PretrainArguments, pretrain
+from ..runs.recorded import options_of_record
 from ..runs.remembered import USUAL
 
 DESCRIPTION = """Train the network that unlearning starts from: --preset digits|digits16|mnist|images|cifar10|stl10.
@@ -29,13 +32,20 @@ BASIC = (
     *("validation_steps", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "dry_run"),
 )
 
+EXAMPLES = (
+    "--preset digits --output_dir runs/digits",
+    "--preset cifar10 --data_root data --download --checkpointing_steps 5000",
+    "--preset cifar10 --dataset_name folder:PICTURES --num_classes 3 --sample_size 32 --judge JUDGE",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     size, channels = (_number(early_option(words, name)) for name in ("sample_size", "in_channels"))
     own_levels = early_option(words, "block_out_channels") is not None
     preset, data = early_option(words, "preset") or USUAL, early_option(words, "dataset_name")
     default = PretrainArguments.defaults(preset, data, size, channels, own_levels)
-    args = parse_options(default, words, "pretrain", DESCRIPTION, basic=BASIC, titles=TITLES)
+    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
+    args = parse_options(default, words, "pretrain", DESCRIPTION, **more)
     return lambda: run(args)
 
 
@@ -47,7 +57,8 @@ def _number(text: str | None) -> int | None:
 def run(args: PretrainArguments) -> None:
     """Print the configuration, or make the run and print its figures."""
     if args.output.dry_run:
-        args.check()
+        for note in args.rehearse():
+            print(f"pecker-fast: {note}", file=sys.stderr)
         print(json.dumps(args.describe(), indent=1))
         return
     metrics = pretrain(args)

@@ -1,11 +1,11 @@
 """``pecker-fast robustness``."""
 
 from collections.abc import Callable, Sequence
-
-import tyro
+from typing import Any
 
 from ..figures import describe
-from ..parsing import parse_options
+from ..parsing import REQUIRED, parse_options
+from ..runs.recorded import options_of_record
 from ..runs.robustness import RobustnessArguments, robustness
 
 DESCRIPTION = """Does it stay forgotten? Relearning, latent search, neighbouring classes, guidance and other samplers.
@@ -15,10 +15,17 @@ leads with what it costs to bring the class back, beside a relabelled network an
 (--controls).
 Real images are needed: the adversary of the relearning test has some."""
 
+EXAMPLES = (
+    "runs/digits-pecker-seed0",
+    "runs/digits-pecker-seed0 --tests relearn,latent --relearn_images 4",
+    "runs/compare-digits --controls",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
-    default = RobustnessArguments(run=tyro.MISSING)
-    args = parse_options(default, words, "robustness", DESCRIPTION, positional="run")
+    default = RobustnessArguments(run=REQUIRED)
+    more: dict[str, Any] = {"positional": {"run": "RUN"}, "config": options_of_record, "examples": EXAMPLES}
+    args = parse_options(default, words, "robustness", DESCRIPTION, **more)
     return lambda: run(args)
 
 

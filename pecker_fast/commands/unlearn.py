@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from ..figures import describe as figure_lines
 from ..parallel import process_number
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
+from ..runs.recorded import options_of_record
 from ..runs.remembered import preset_from
 from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
@@ -45,10 +47,18 @@ BASIC = (
 )
 FIGURES = ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds")
 
+EXAMPLES = (
+    "--preset digits --method patch --forget_classes 0 --cover_class 1",
+    "--preset digits --method pecker --forget_classes 0,3 --output_dir runs/mine --dry_run",
+    "--config runs/mine/config.json --seed 1 --output_dir runs/mine-1",
+    "--preset sd15-celebrity --pretrained_model_name_or_path SD15_FOLDER --concept NAME",
+)
+
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = unlearn_arguments(preset_from(partial(early_option, words)), early_option(words, "method") or "pecker")
-    args = parse_options(default, words, "unlearn", DESCRIPTION, basic=BASIC, titles=TITLES)
+    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
+    args = parse_options(default, words, "unlearn", DESCRIPTION, **more)
     return lambda: run(args)
 
 

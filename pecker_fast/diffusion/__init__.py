@@ -1,11 +1,12 @@
 """Diffusion conditional on classes or text: schedule, networks, one-step generator, samplers, losses of unlearning."""
 
 from .conditioning import Conditioning, PromptTable
-from .generator import OneStepGenerator, predict_eps
-from .losses import distillation_weight, noise_prediction_loss, regression_loss, score_distillation_loss
-from .sampler import Sampler
+from .generator import OneStepGenerator, predict
+from .losses import distillation_weight, prediction_loss, regression_loss, score_distillation_loss
+from .parametrisation import Parametrisation, flow_matching, preconditioned
+from .sampler import Sampler, pretrained_sampler
 from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step, sample_shape
-from .schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule
+from .schedule import NUM_TRAIN_TIMESTEPS, PREDICTION_TYPES, NoiseSchedule
 from .text import TextConditioned, add_adapter, encode_prompts
 from .unet import (
     UNetConfig,
@@ -20,9 +21,11 @@ from .unet import (
 
 __all__ = [
     "NUM_TRAIN_TIMESTEPS",
+    "PREDICTION_TYPES",
     "Conditioning",
     "NoiseSchedule",
     "OneStepGenerator",
+    "Parametrisation",
     "PromptTable",
     "Sampler",
     "TextConditioned",
@@ -34,11 +37,14 @@ __all__ = [
     "ddim_through",
     "distillation_weight",
     "encode_prompts",
+    "flow_matching",
     "fresh_unet",
-    "noise_prediction_loss",
     "null_label",
     "num_classes",
-    "predict_eps",
+    "preconditioned",
+    "predict",
+    "prediction_loss",
+    "pretrained_sampler",
     "register_classes",
     "regression_loss",
     "sample_ddim",

@@ -1,4 +1,4 @@
-"""Noise prediction by a conditional network, with or without guidance, and the one-step generator made of it."""
+"""Predictions of a conditional network, with or without guidance, and the one-step generator made of it."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,31 @@ from torch import Tensor, nn
 
 from ..checks import check_batch, check_indices, check_int, check_timesteps
 from .networks import embedding_count, unwrap
-from .schedule import NoiseSchedule
+from .parametrisation import Parametrisation
 from .unet import null_label as null_label_of
 
 
-def predict_eps(
+def predict(
     network: nn.Module,
+    schedule: Parametrisation,
     x_t: Tensor,
     t: int | Tensor,
     labels: Tensor,
     guidance_scale: float = 1.0,
     null_label: int | Tensor | None = None,
 ) -> Tensor:
-    """Predict the noise eps(x_t, t, c), or with guidance eps_u + guidance_scale (eps_c - eps_u).
+    """Compute the prediction y(x_t, t, c), or with guidance y_u + guidance_scale (y_c - y_u).
 
-    The guidance is classifier-free (arXiv 2207.12598; kappa of SiD-LSG).
+    What it is of is the schedule's to say: the noise for variance-preserving ones (``Parametrisation``). The guidance
+    is classifier-free (arXiv 2207.12598; kappa of SiD-LSG).
 
     Parameters
     ----------
     network : nn.Module
         A diffusers ``UNet2DModel`` with class labels, possibly wrapped or compiled. The caller chooses its mode (train
         or eval) and whether gradients are recorded. Its input is cast to the dtype of its weights.
+    schedule : Parametrisation
+        What the network is given and returns, on the device of ``x_t``.
     x_t : Tensor
         Noisy images, floating, (B, C, H, W).
     t : int or Tensor
@@ -37,7 +41,7 @@ def predict_eps(
     guidance_scale : float
         With 1 the network is called once on B samples, otherwise once on 2 B, for both predictions.
     null_label : int or Tensor, optional
-        Label of "no condition" for eps_u, or one for each sample, (B,); by default the network's own.
+        Label of "no condition" for y_u, or one for each sample, (B,); by default the network's own.
 
     Returns
     -------
@@ -58,11 +62,12 @@ def predict_eps(
     labels = labels.to(x_t.device)
     # At scale 1 the second prediction has no weight.
     if guidance_scale == 1:
-        return _call(network, x_t, times, labels)
+        return _call(network, schedule, x_t, times, labels)
     doubled = torch.cat([labels, labels])
     doubled[:batch] = _null_label(network, null_label, batch)
-    eps_null, eps_cond = _call(network, torch.cat([x_t, x_t]), torch.cat([times, times]), doubled).chunk(2)
-    return eps_null + guidance_scale * (eps_cond - eps_null)
+    both = _call(network, schedule, torch.cat([x_t, x_t]), torch.cat([times, times]), doubled)
+    null, conditional = both.chunk(2)
+    return null + guidance_scale * (conditional - null)
 
 
 def _check_labels(labels: Tensor, batch: int, size: int | None, name: str = "labels") -> None:
@@ -84,10 +89,14 @@ def _null_label(network: nn.Module, label: int | Tensor | None, batch: int) -> i
     return label
 
 
-def _call(network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+def _call(network: nn.Module, schedule: Parametrisation, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     # The ``dtype`` property of diffusers looks at every module, which takes longer than a small network's layers.
     weight = next(unwrap(network).parameters(), x)
-    return network(x.to(weight.dtype), t, class_labels=labels, return_dict=False)[0].float()
+    # A network of a variance-preserving schedule may return something else than its teacher; predictions are alike.
+    schedule = getattr(unwrap(network), "schedule", schedule)
+    inputs, times = schedule.network_input(x, t).to(weight.dtype), schedule.network_time(t)
+    (output,) = network(inputs, times, class_labels=labels, return_dict=False)
+    return schedule.prediction(x, output, t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +105,7 @@ class OneStepGenerator:
 
     Parameters
     ----------
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The networks' schedule, on their device.
     t_init : int
         Timestep at which the network is fed noise, from 0 to T - 1 (SiD: 440 of 1000 for DDPM, 625 for Stable
@@ -105,34 +114,34 @@ class OneStepGenerator:
     Raises
     ------
     ValueError, TypeError
-        If ``t_init`` is out of range, or an argument has another type.
+        If one-step generators are not fed noise at ``t_init``, or an argument has another type.
     """
 
-    schedule: NoiseSchedule
+    schedule: Parametrisation
     t_init: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, NoiseSchedule):
-            raise TypeError(f"schedule is {type(self.schedule).__name__}, expected a NoiseSchedule")
-        check_int("t_init", self.t_init, 0, self.schedule.num_train_timesteps)
+        if not isinstance(self.schedule, Parametrisation):
+            raise TypeError(f"schedule is {type(self.schedule).__name__}, expected a Parametrisation")
+        self.schedule.check_one_step(self.t_init)
 
     def to(self, device: torch.device | str) -> "OneStepGenerator":
         """The same generator with its schedule on ``device``."""
         return OneStepGenerator(self.schedule.to(device), self.t_init)
 
     def __call__(self, network: nn.Module, z: Tensor, labels: Tensor, guidance_scale: float = 1.0) -> Tensor:
-        """Generate (b z - b eps_theta(b z, t_init, c)) / a, with a and b at ``t_init``.
+        """Generate the x_0 that theta predicts at b z and ``t_init``; of the noise, (b z - b eps_theta(b z, c)) / a.
 
-        The gradient flows through eps_theta only: ``z`` is detached.
+        The gradient flows through theta's prediction only: ``z`` is detached.
 
         Parameters
         ----------
         network : nn.Module
-            Predicts the noise.
+            theta.
         z : Tensor
             Standard normal noise, (B, C, H, W).
         labels, guidance_scale
-            As in ``predict_eps``.
+            As in ``predict``.
 
         Returns
         -------
@@ -146,5 +155,5 @@ class OneStepGenerator:
         """Generate the same with the gradient of ``z`` as well, to search for latents."""
         _, b = self.schedule.coefficients(z, self.t_init, "z")
         x_init = b * z.float()
-        eps = predict_eps(network, x_init, self.t_init, labels, guidance_scale)
-        return self.schedule.predict_x0(x_init, eps, self.t_init)
+        prediction = predict(network, self.schedule, x_init, self.t_init, labels, guidance_scale)
+        return self.schedule.generate(x_init, prediction, self.t_init)

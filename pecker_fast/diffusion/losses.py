@@ -24,14 +24,14 @@ def _batch_mean(terms: Tensor, weights: Tensor | None = None) -> Tensor:
     return losses.mean()
 
 
-def noise_prediction_loss(eps: Tensor, eps_pred: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Compute E ||eps - eps_pred||^2: each term of the pseudo-score loss L_psi (Eq. 3), the saliency loss L_s (Eq. 8).
+def prediction_loss(target: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Compute E ||target - prediction||^2: each term of L_psi (Eq. 3), the saliency loss L_s (Eq. 8).
 
     Parameters
     ----------
-    eps : Tensor
-        The noise that was added, (B, ...).
-    eps_pred : Tensor
+    target : Tensor
+        What is to be predicted (``Parametrisation.target``), (B, ...): the noise that was added, or the velocity.
+    prediction : Tensor
         The network's prediction at x_t, (B, ...).
     weights : Tensor, optional
         Factor of each sample's loss before the mean, (B,).
@@ -46,9 +46,9 @@ def noise_prediction_loss(eps: Tensor, eps_pred: Tensor, weights: Tensor | None 
     ValueError, TypeError
         If shapes do not match, or an argument is not a floating tensor.
     """
-    check_batch("eps", eps)
-    check_like("eps_pred", eps_pred, "eps", eps)
-    return _batch_mean((eps.float() - eps_pred.float()).square(), weights)
+    check_batch("target", target)
+    check_like("prediction", prediction, "target", target)
+    return _batch_mean((target.float() - prediction.float()).square(), weights)
 
 
 @torch.no_grad()

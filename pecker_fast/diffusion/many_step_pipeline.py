@@ -17,6 +17,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DMod
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+# diffusers runs the files of all folders in one module, where a class of another file would be ambiguous.
+for _name in ("OneStepPipeline", "OneStepTextPipeline", "OneStepXLPipeline"):
+    globals().pop(_name, None)
+
 SAMPLERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 

@@ -17,22 +17,30 @@ from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+# diffusers runs the files of all folders in one module, where a class of another file would be ambiguous.
+for _name in ("ManyStepPipeline", "OneStepTextPipeline", "OneStepXLPipeline"):
+    globals().pop(_name, None)
+
 
 class OneStepPipeline(DiffusionPipeline):
     """Draws x_0 = (b z - b eps(b z, t_init, c)) / a in one evaluation of the network.
 
     z is standard normal, a^2 = alphas_cumprod at t_init, b^2 = 1 - a^2 (SiD, arXiv 2404.04057; SFD, arXiv 2409.11219).
+    Networks that do not return the noise draw skip x + out F(scale x, time, c) with x = b z; ``relation`` has these
+    numbers.
 
     Parameters
     ----------
     unet : UNet2DModel
-        Predicts the noise, conditional on class labels.
+        Conditional on class labels; predicts the noise unless ``relation`` is given.
     scheduler : DDPMScheduler
-        Has the noise levels that the U-Net was trained on.
+        Any scheduler of diffusers that has the noise levels that the U-Net was trained on.
     t_init : int
         Timestep at which the generator is fed noise.
     id2label : dict, optional
         From each label, as a text, to its name.
+    relation : dict, optional
+        "noise" (b), "scale", "time", "skip" and "out" at ``t_init``, for networks that do not return the noise.
 
     Raises
     ------
@@ -49,6 +57,7 @@ class OneStepPipeline(DiffusionPipeline):
         # The default is for diffusers: when it loads a folder, it takes arguments without a default for modules.
         t_init: int | None = None,
         id2label: dict | None = None,
+        relation: dict | None = None,
     ) -> None:
         super().__init__()
         steps = scheduler.config.num_train_timesteps
@@ -58,7 +67,7 @@ class OneStepPipeline(DiffusionPipeline):
             )
         self.register_modules(unet=unet, scheduler=scheduler)
         # A mapping, because diffusers takes a list in model_index.json for a module if the folder is on the hub.
-        self.register_to_config(t_init=t_init, id2label=id2label)
+        self.register_to_config(t_init=t_init, id2label=id2label, relation=relation)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Save the pipeline and a copy of this file, without which the folder could not be loaded."""
@@ -131,15 +140,25 @@ class OneStepPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}, expected {shape}")
-        # In float64, because 1 - alphas_cumprod loses digits in float32.
-        alpha = self.scheduler.alphas_cumprod.double()[self.config.t_init]
-        signal, noise = alpha.sqrt().item(), (1 - alpha).sqrt().item()
+        relation = self.config.relation
+        if relation is None:
+            # In float64, because 1 - alphas_cumprod loses digits in float32.
+            alpha = self.scheduler.alphas_cumprod.double()[self.config.t_init]
+            signal, noise = alpha.sqrt().item(), (1 - alpha).sqrt().item()
+            relation = {"noise": noise, "scale": 1.0, "time": self.config.t_init}
+        # As a tensor: the U-Net takes other numbers for integers.
+        time = torch.tensor(relation["time"], device=self._execution_device)
         images = []
         for z, part in zip(latents.split(batch_size), labels.split(batch_size), strict=True):
-            x = noise * z.to(self._execution_device, torch.float32)
+            x = relation["noise"] * z.to(self._execution_device, torch.float32)
             part = part.to(self._execution_device)
-            eps = self.unet(x.to(self.unet.dtype), self.config.t_init, class_labels=part).sample.float()
-            images.append(((x - noise * eps) / signal).clamp(-1, 1))
+            inputs = (relation["scale"] * x).to(self.unet.dtype)
+            output = self.unet(inputs, time, class_labels=part).sample.float()
+            if "skip" in relation:
+                x0 = relation["skip"] * x + relation["out"] * output
+            else:
+                x0 = (x - noise * output) / signal
+            images.append(x0.clamp(-1, 1))
         images = (torch.cat(images) / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).numpy()

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_int, check_number
 from .generator import OneStepGenerator
+from .parametrisation import Parametrisation
 from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step
-from .schedule import NoiseSchedule
 from .sld import sample_sld, sld_config
 
 Kind = Literal["one_step", "ddim", "ddpm", "sld"]
+# Steps of DDIM if nobody sets them.
+STEPS = 50
 # Options that a kind requires, and options that it allows besides those that all kinds allow.
 _REQUIRED = {
     "one_step": ("t_init",),
@@ -125,7 +127,7 @@ class Sampler:
     def draw(
         self,
         network: nn.Module,
-        schedule: NoiseSchedule,
+        schedule: Parametrisation,
         labels: Tensor | Sequence[int],
         seed: int | torch.Generator | Sequence[int] = 0,
         *,
@@ -137,7 +139,7 @@ class Sampler:
         ----------
         network : nn.Module
             In the mode the caller wants: eval mode unless dropout is meant.
-        schedule : NoiseSchedule
+        schedule : Parametrisation
             The schedule that the network was trained on.
         labels : Tensor or sequence of int
             N class labels, or labels of prompts, int (N,).
@@ -173,7 +175,7 @@ class Sampler:
         draw = sample_ddim if self.kind == "ddim" else sample_ddpm
         return draw(network, schedule, labels, steps, **options)
 
-    def through(self, network: nn.Module, schedule: NoiseSchedule, z: Tensor, labels: Tensor) -> Tensor:
+    def through(self, network: nn.Module, schedule: Parametrisation, z: Tensor, labels: Tensor) -> Tensor:
         """Draw the samples that start from ``z``, with the gradients of ``z`` and of the weights.
 
         Parameters
@@ -232,3 +234,13 @@ class Sampler:
         steps = 1 if self.kind == "one_step" else self.num_inference_steps
         guidance = {} if self.guidance_scale is None else {"guidance_scale": self.guidance_scale}
         return {"sampler": self.kind, "sampling_steps": steps, **guidance}
+
+
+def pretrained_sampler(schedule: Parametrisation, steps: int = STEPS) -> Sampler:
+    """Return how a pretrained network is sampled: a consistency model in one step, others by DDIM.
+
+    ``steps`` of DDIM, or as many as the schedule has.
+    """
+    if schedule.one_step_at is not None:
+        return Sampler("one_step", t_init=schedule.one_step_at)
+    return Sampler("ddim", num_inference_steps=min(steps, schedule.num_train_timesteps))

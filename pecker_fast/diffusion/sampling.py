@@ -5,14 +5,15 @@ number of samples and device, and the three samplers start from the same noise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import as_labels, check_int
-from .generator import OneStepGenerator, predict_eps
+from .generator import OneStepGenerator, predict
 from .networks import embedding_count, unwrap
+from .parametrisation import Parametrisation
 from .schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 # torch's CPU generator (a Mersenne Twister) takes seeds modulo this.
 SEEDS = 2**32
+
+
+# From the noise, the labels and a generator for each sample to the samples.
+Step: TypeAlias = Callable[[Tensor, Tensor, list[torch.Generator]], Tensor]
 
 
 class _Noise:
@@ -109,7 +114,7 @@ def ddim_scheduler(network: nn.Module, schedule: NoiseSchedule, clip_sample: boo
 def sample_in_batches(
     network: nn.Module,
     labels: Tensor | Sequence[int],
-    step: Callable[[Tensor, Tensor, list[torch.Generator]], Tensor],
+    step: Step,
     *,
     batch_size: int,
     seed: int | torch.Generator | Sequence[int],
@@ -162,7 +167,7 @@ def sample_one_step(
     shape : tuple of int, optional
         (C, H, W); from the network's configuration by default.
     guidance_scale : float
-        As in ``predict_eps``.
+        As in ``predict``.
 
     Returns
     -------
@@ -185,7 +190,7 @@ def sample_one_step(
 
 def sample_ddim(
     network: nn.Module,
-    schedule: NoiseSchedule,
+    schedule: Parametrisation,
     labels: Tensor | Sequence[int],
     num_inference_steps: int = 50,
     *,
@@ -195,13 +200,16 @@ def sample_ddim(
     guidance_scale: float = 1.0,
     clip_sample: bool | None = None,
 ) -> Tensor:
-    """Draw deterministic DDIM samples (arXiv 2010.02502, eta = 0) with diffusers' ``DDIMScheduler``.
+    """Draw deterministic DDIM samples (arXiv 2010.02502, eta = 0).
+
+    With diffusers' ``DDIMScheduler`` for variance-preserving schedules; for others by ``Parametrisation.step``, which
+    is Euler's method.
 
     Parameters
     ----------
     network, labels, batch_size, seed, shape, guidance_scale
         As in ``sample_one_step``.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The schedule that the network was trained on.
     num_inference_steps : int
         From 1 to T, evenly spaced.
@@ -219,14 +227,13 @@ def sample_ddim(
     ValueError, TypeError
         If an argument has an invalid value or type.
     """
-    scheduler = ddim_scheduler(network, schedule, clip_sample)
-    step = _iterate(network, scheduler, num_inference_steps, guidance_scale, ancestral=False)
+    step = _ddim(network, schedule, num_inference_steps, guidance_scale, clip_sample)
     return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, shape=shape)
 
 
 def ddim_through(
     network: nn.Module,
-    schedule: NoiseSchedule,
+    schedule: Parametrisation,
     z: Tensor,
     labels: Tensor,
     num_inference_steps: int = 50,
@@ -257,13 +264,12 @@ def ddim_through(
     ValueError, TypeError
         If an argument has an invalid value or type.
     """
-    scheduler = ddim_scheduler(network, schedule, clip_sample)
-    return _iterate(network, scheduler, num_inference_steps, guidance_scale, ancestral=False)(z, labels, [])
+    return _ddim(network, schedule, num_inference_steps, guidance_scale, clip_sample)(z, labels, [])
 
 
 def sample_ddpm(
     network: nn.Module,
-    schedule: NoiseSchedule,
+    schedule: Parametrisation,
     labels: Tensor | Sequence[int],
     num_inference_steps: int | None = None,
     *,
@@ -273,9 +279,10 @@ def sample_ddpm(
     guidance_scale: float = 1.0,
     clip_sample: bool | None = None,
 ) -> Tensor:
-    """Draw ancestral samples (DDPM, arXiv 2006.11239, Algorithm 2) with diffusers' ``DDPMScheduler``.
+    """Draw ancestral samples (DDPM, arXiv 2006.11239, Algorithm 2).
 
-    The noise that each step adds has the variance of the posterior ("fixed_small").
+    With diffusers' ``DDPMScheduler`` for variance-preserving schedules; for others by ``Parametrisation.step``. The
+    noise that each step adds has the variance of the posterior ("fixed_small").
 
     Parameters
     ----------
@@ -294,26 +301,80 @@ def sample_ddpm(
     ValueError, TypeError
         If an argument has an invalid value or type.
     """
-    from diffusers import DDPMScheduler
-
     steps = schedule.num_train_timesteps if num_inference_steps is None else num_inference_steps
     clip_sample = not _draws_latents(network) if clip_sample is None else clip_sample
-    scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=clip_sample, variance_type="fixed_small")
-    step = _iterate(network, scheduler, steps, guidance_scale, ancestral=True)
+    step: Step
+    if isinstance(schedule, NoiseSchedule):
+        from diffusers import DDPMScheduler
+
+        scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=clip_sample, variance_type="fixed_small")
+        step = _iterate(network, schedule, scheduler, steps, guidance_scale, ancestral=True)
+    else:
+        step = _levels(network, schedule, steps, guidance_scale, clip_sample, ancestral=True)
     return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, shape=shape)
 
 
+def _ddim(
+    network: nn.Module,
+    schedule: Parametrisation,
+    num_inference_steps: int,
+    guidance_scale: float,
+    clip_sample: bool | None,
+) -> Step:
+    if isinstance(schedule, NoiseSchedule):
+        scheduler = ddim_scheduler(network, schedule, clip_sample)
+        return _iterate(network, schedule, scheduler, num_inference_steps, guidance_scale, ancestral=False)
+    clips = not _draws_latents(network) if clip_sample is None else clip_sample
+    return _levels(network, schedule, num_inference_steps, guidance_scale, clips, ancestral=False)
+
+
+def _levels(
+    network: nn.Module,
+    schedule: Parametrisation,
+    num_inference_steps: int,
+    guidance_scale: float,
+    clip_sample: bool,
+    *,
+    ancestral: bool,
+) -> Step:
+    """Sampling over evenly spaced levels of any schedule, from the last one to x_0."""
+    size = schedule.num_train_timesteps
+    check_int("num_inference_steps", num_inference_steps, 1, size + 1)
+    times = [size - 1 - i * size // num_inference_steps for i in range(num_inference_steps)]
+
+    def step(z: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Tensor:
+        levels = schedule.to(z.device)
+        x = levels.start(z, times[0])
+        for t, s in zip(times, [*times[1:], None], strict=True):
+            prediction = predict(network, levels, x, t, labels, guidance_scale)
+            fresh = None
+            if ancestral and s is not None:
+                fresh = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
+                fresh = fresh.to(x.device)
+            x = levels.step(x, prediction, t, s, fresh, clip_sample)
+        return x
+
+    return step
+
+
 def _iterate(
-    network: nn.Module, scheduler: Any, num_inference_steps: int, guidance_scale: float, *, ancestral: bool
-) -> Callable[[Tensor, Tensor, list[torch.Generator]], Tensor]:
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    scheduler: Any,
+    num_inference_steps: int,
+    guidance_scale: float,
+    *,
+    ancestral: bool,
+) -> Step:
     check_int("num_inference_steps", num_inference_steps, 1, scheduler.config.num_train_timesteps + 1)
     # Timesteps stay on the CPU, because the scheduler indexes its tables with them.
     scheduler.set_timesteps(num_inference_steps)
 
     def step(x: Tensor, labels: Tensor, generators: list[torch.Generator]) -> Tensor:
         options = {"generator": generators} if ancestral else {}
+        levels = schedule.to(x.device)
         for t in scheduler.timesteps.tolist():
-            eps = predict_eps(network, x, t, labels, guidance_scale)
+            eps = predict(network, levels, x, t, labels, guidance_scale)
             x = scheduler.step(eps, t, x, **options).prev_sample
         return x
 

@@ -1,21 +1,21 @@
-"""The noise schedule: x_t = a_t x_0 + b_t eps with a_t = sqrt(alphas_cumprod_t), b_t = sqrt(1 - alphas_cumprod_t)."""
+"""Variance-preserving schedules: a_t = sqrt(alphas_cumprod_t) and b_t = sqrt(1 - alphas_cumprod_t)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import check_batch, check_indices, check_int, check_like, check_number, check_timesteps
+from ..checks import check_choice, check_int, check_like, check_number
+from .parametrisation import Parametrisation
 
 # T of the schedules that networks are trained with here and in the public code.
 NUM_TRAIN_TIMESTEPS = 1000
+# What networks of these schedules may return: the noise, v = a eps - b x_0 (arXiv 2202.00512), or x_0.
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
-@dataclass(frozen=True, eq=False)
-class NoiseSchedule:
-    """A discrete variance-preserving schedule (DDPM, arXiv 2006.11239, Eq. 4).
+class NoiseSchedule(Parametrisation):
+    """A discrete variance-preserving schedule (DDPM, arXiv 2006.11239, Eq. 4). Predictions are of the noise.
 
     Parameters
     ----------
@@ -23,29 +23,22 @@ class NoiseSchedule:
         (T,), any floating dtype, in (0, 1), not increasing: entry t is the share of the signal's variance that remains
         at timestep t. It is stored as float32; a_t and b_t are computed in float64 and then rounded, because
         1 - alphas_cumprod in float32 loses four digits at t = 0.
+    prediction_type : {"epsilon", "v_prediction", "sample"}
+        What networks return. ``prediction`` turns it into the noise.
+    unit_noise : bool
+        Whether networks are one-step generators that expect noise z of variance 1 in place of b z (DMD2,
+        arXiv 2405.14867). They are fed x_t / b, and what they return refers to that.
 
     Raises
     ------
     ValueError, TypeError
-        If ``alphas_cumprod`` is not such a tensor.
-
-    Notes
-    -----
-    All results are float32, whatever the dtype of the arguments: outputs of a network under autocast are upcast first.
-    A timestep ``t`` is an integer, or an integer tensor of shape (B,) or (), which is checked against T unless it is on
-    a GPU.
+        If ``alphas_cumprod`` is not such a tensor, or ``prediction_type`` is another.
     """
 
-    alphas_cumprod: Tensor
-    _exact: Tensor = field(init=False, repr=False)
-    _signal: Tensor = field(init=False, repr=False)
-    _noise: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        values = self.alphas_cumprod
-        if not isinstance(values, Tensor) or not values.is_floating_point():
+    def __init__(self, alphas_cumprod: Tensor, prediction_type: str = "epsilon", unit_noise: bool = False) -> None:
+        if not isinstance(alphas_cumprod, Tensor) or not alphas_cumprod.is_floating_point():
             raise TypeError("alphas_cumprod is not a floating tensor")
-        exact = values.detach().to("cpu", torch.float64)
+        exact = alphas_cumprod.detach().to("cpu", torch.float64)
         if exact.ndim != 1 or exact.numel() == 0:
             raise ValueError(f"alphas_cumprod has shape {tuple(exact.shape)}, expected (T,) with T >= 1")
         # Written so that NaN fails too.
@@ -55,13 +48,12 @@ class NoiseSchedule:
             )
         if not bool((exact[1:] <= exact[:-1]).all()):
             raise ValueError("alphas_cumprod increases, expected it to fall with t")
-        self._place(exact, values.device)
-
-    def _place(self, exact: Tensor, device: torch.device) -> None:
-        values = {"alphas_cumprod": exact, "_signal": exact.sqrt(), "_noise": (1 - exact).sqrt()}
-        for name, value in values.items():
-            object.__setattr__(self, name, value.float().to(device))
-        object.__setattr__(self, "_exact", exact)
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        self.prediction_type, self.unit_noise = prediction_type, unit_noise
+        a, b = exact.sqrt(), (1 - exact).sqrt()
+        scheduler = {"_class_name": "DDPMScheduler"}
+        super().__init__(a, b, skip=1 / a, out=-b / a, scheduler=scheduler, predicts=prediction_type)
+        self._set({**self._float64, "alphas_cumprod": exact}, alphas_cumprod.device)
 
     @classmethod
     def linear(
@@ -81,39 +73,46 @@ class NoiseSchedule:
         return cls((1 - betas).cumprod(0))
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any, prediction_types: Sequence[str] = ("epsilon",)) -> "NoiseSchedule":
+    def from_scheduler(cls, scheduler: Any) -> "NoiseSchedule":
         """Read the schedule of a diffusers scheduler.
 
         Parameters
         ----------
         scheduler : SchedulerMixin
             Anything with ``config`` and ``betas``.
-        prediction_types : sequence of str
-            What its networks may predict.
 
         Raises
         ------
         ValueError
-            If its networks predict something else, or no signal is left at its last timestep.
+            If its networks return none of ``PREDICTION_TYPES``, or no signal is left at its last timestep.
         """
         config = scheduler.config
         kind = config.get("prediction_type", "epsilon")
-        if kind not in prediction_types:
-            expected = ", ".join(f'"{name}"' for name in prediction_types)
-            raise ValueError(f"scheduler has prediction_type {kind!r}, expected {expected}")
+        check_choice("prediction_type", kind, PREDICTION_TYPES)
         if config.get("rescale_betas_zero_snr", False):
-            raise ValueError("scheduler has rescale_betas_zero_snr: x_0 cannot be predicted at its last timestep")
+            raise ValueError(
+                "rescale_betas_zero_snr is True, expected False: x_0 cannot be predicted at its last timestep"
+            )
         # The configuration is exact; the scheduler's float32 betas are rounded.
         if config.get("trained_betas") is not None:
             betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
         elif config.get("beta_schedule") == "linear":
-            return cls.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
+            linear = cls.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
+            return cls(linear._exact, kind)
         else:
             betas = scheduler.betas.detach().cpu().double()
-        return cls((1 - betas).cumprod(0))
+        return cls((1 - betas).cumprod(0), kind)
 
-    def to_scheduler(self, scheduler_class: type, **options: Any) -> Any:
-        """Build a scheduler of diffusers with this schedule; ``options`` are its other arguments."""
+    def to_scheduler(self, scheduler_class: type | None = None, **options: Any) -> Any:
+        """Build a scheduler of diffusers with this schedule; ``options`` are its other arguments.
+
+        By default a ``DDPMScheduler``, to save it. It has this schedule's prediction type unless a class is given:
+        samplers step with predictions, which are of the noise.
+        """
+        if scheduler_class is None:
+            from diffusers import DDPMScheduler
+
+            return self.to_scheduler(DDPMScheduler, prediction_type=self.prediction_type, **options)
         betas = self.betas
         # Rounded, because betas recovered from alphas_cumprod have the rounding error of a quotient.
         start, end = (float(f"{beta:.10g}") for beta in (betas[0], betas[-1]))
@@ -126,13 +125,13 @@ class NoiseSchedule:
         return scheduler_class(num_train_timesteps=size, **options)
 
     @property
-    def num_train_timesteps(self) -> int:
-        """T."""
-        return self._exact.numel()
+    def alphas_cumprod(self) -> Tensor:
+        """Shares of the signal's variance, float32 (T,)."""
+        return self._tables["alphas_cumprod"]
 
     @property
-    def device(self) -> torch.device:
-        return self.alphas_cumprod.device
+    def _exact(self) -> Tensor:
+        return self._float64["alphas_cumprod"]
 
     @property
     def betas(self) -> Tensor:
@@ -140,57 +139,33 @@ class NoiseSchedule:
         previous = torch.cat([torch.ones(1, dtype=torch.float64), self._exact[:-1]])
         return 1 - self._exact / previous
 
-    def to(self, device: torch.device | str) -> "NoiseSchedule":
-        """Return this schedule on ``device``; ``self`` if it is there already."""
-        probe = torch.empty(0, device=device)
-        if probe.device == self.device:
+    # ---- the noise: written so that networks that return it are not touched by rounding
+
+    def returning(self, prediction_type: str | None = None, unit_noise: bool | None = None) -> "NoiseSchedule":
+        kind = self.prediction_type if prediction_type is None else prediction_type
+        unit = self.unit_noise if unit_noise is None else unit_noise
+        if (kind, unit) == (self.prediction_type, self.unit_noise):
             return self
-        moved = object.__new__(type(self))
-        moved._place(self._exact, probe.device)
-        return moved
+        return NoiseSchedule(self._exact, kind, unit).to(self.device)
 
-    def _take(self, values: Tensor, t: int | Tensor, ndim: int) -> Tensor:
-        if isinstance(t, Tensor):
-            check_indices("t", t, self.num_train_timesteps)
-            if t.ndim > 1:
-                raise ValueError(f"t has shape {tuple(t.shape)}, expected () or (B,)")
-            if t.device.type != "cpu" and t.device != self.device:
-                raise ValueError(f"t is on {t.device}, the schedule on {self.device}: use schedule.to(device)")
-            # As int64, because torch takes an index of uint8 for a mask.
-            values = values[t.reshape(-1).long()]
-        else:
-            check_int("t", t, 0, self.num_train_timesteps)
-            values = values[t : t + 1]
-        return values.reshape(-1, *[1] * (ndim - 1))
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return x_t.float() / self.coefficients(x_t, t, "x_t")[1] if self.unit_noise else x_t
 
-    def signal(self, t: int | Tensor, ndim: int = 4) -> Tensor:
-        """Return a_t, float32, (B, 1, ...) with ``ndim`` dimensions (B = 1 for an int)."""
-        return self._take(self._signal, t, ndim)
+    def prediction(self, x_t: Tensor, output: Tensor, t: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon" and not self.unit_noise:
+            return output.float()
+        a, b = self.coefficients(x_t, t, "x_t")
+        x = self.network_input(x_t, t).float()
+        eps = output.float()
+        if self.prediction_type == "v_prediction":
+            eps = a * eps + b * x
+        elif self.prediction_type == "sample":
+            eps = (x - a * eps) / b
+        # The noise that gives the same x_0 at x_t.
+        return eps + (x_t.float() - x) / b if self.unit_noise else eps
 
-    def noise(self, t: int | Tensor, ndim: int = 4) -> Tensor:
-        """Return b_t, float32, (B, 1, ...) with ``ndim`` dimensions (B = 1 for an int)."""
-        return self._take(self._noise, t, ndim)
-
-    def coefficients(self, x: Tensor, t: int | Tensor, name: str = "x") -> tuple[Tensor, Tensor]:
-        """Return a_t and b_t for the batch ``x``, (B, ...), which errors call ``name``.
-
-        Raises
-        ------
-        ValueError
-            If ``x`` is on another device, or the length of ``t`` is not B.
-        """
-        check_batch(name, x)
-        if x.device != self.device:
-            raise ValueError(f"{name} is on {x.device}, the schedule on {self.device}: use schedule.to(device)")
-        if isinstance(t, Tensor):
-            check_timesteps("t", t, x.shape[0], t.device)
-        return self.signal(t, x.ndim), self.noise(t, x.ndim)
-
-    def add_noise(self, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-        """Compute x_t = a_t x_0 + b_t eps, (B, ...), float32, from floating ``x0`` and ``eps``, (B, ...)."""
-        check_like("eps", eps, "x0", x0)
-        a, b = self.coefficients(x0, t, "x0")
-        return a * x0.float() + b * eps.float()
+    def target(self, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        return eps
 
     def predict_x0(self, x_t: Tensor, eps_pred: Tensor, t: int | Tensor) -> Tensor:
         """Compute the conditional mean (x_t - b_t eps_pred) / a_t (Tweedie; Eq. 1 and 2), (B, ...), float32.
@@ -200,6 +175,24 @@ class NoiseSchedule:
         check_like("eps_pred", eps_pred, "x_t", x_t)
         a, b = self.coefficients(x_t, t, "x_t")
         return (x_t.float() - b * eps_pred.float()) / a
+
+    def start(self, z: Tensor, t: int | Tensor) -> Tensor:
+        # As in DDIM and DDPM: b_t is nearly 1.
+        return z.clone()
+
+    def split(self, x_t: Tensor, prediction: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        return self.predict_x0(x_t, prediction, t), prediction
+
+    def generate(self, x_init: Tensor, prediction: Tensor, t: int | Tensor) -> Tensor:
+        return self.predict_x0(x_init, prediction, t)
+
+    def relation(self, t_init: int) -> dict[str, float] | None:
+        if self.prediction_type == "epsilon" and not self.unit_noise:
+            return None
+        a, b = (self._float64[name][t_init].item() for name in ("signal", "noise"))
+        skips = {"epsilon": (1 / a, -b / a), "v_prediction": (a, -b), "sample": (0.0, 1.0)}
+        skip, out = skips[self.prediction_type]
+        return {"noise": 1.0 if self.unit_noise else b, "scale": 1.0, "time": t_init, "skip": skip, "out": out}
 
     def predict_eps(self, x_t: Tensor, x0: Tensor, t: int | Tensor) -> Tensor:
         """Compute the noise (x_t - a_t x0) / b_t that a prediction of x_0 implies, (B, ...), float32."""

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_batch, check_choice, check_int, check_like, check_number
-from .generator import predict_eps
+from .generator import predict
 from .networks import embedding_count
+from .parametrisation import Parametrisation
 from .sampling import ddim_scheduler, sample_in_batches
 from .schedule import NoiseSchedule
 from .unet import null_label
@@ -126,7 +127,7 @@ def sld_guidance(
 
 def sample_sld(
     network: nn.Module,
-    schedule: NoiseSchedule,
+    schedule: Parametrisation,
     labels: Tensor | Sequence[int],
     safety_label: int,
     config: SLDConfig,
@@ -159,6 +160,10 @@ def sample_sld(
     ValueError, TypeError
         If the network has no null label, or an argument has an invalid value or type.
     """
+    if not isinstance(schedule, NoiseSchedule):
+        raise ValueError(
+            f"sampler is 'sld', but the network predicts a {schedule.predicts}: SLD is defined for the noise"
+        )
     null = null_label(network)
     if null is None:
         raise ValueError("the network has no null label: SLD needs one")
@@ -168,10 +173,11 @@ def sample_sld(
     scheduler.set_timesteps(num_inference_steps)
 
     def step(x: Tensor, labels: Tensor, _: list[torch.Generator]) -> Tensor:
-        momentum = torch.zeros_like(x)
+        levels, momentum = schedule.to(x.device), torch.zeros_like(x)
         all_labels = torch.cat([torch.full_like(labels, null), labels, torch.full_like(labels, safety_label)])
         for i, t in enumerate(scheduler.timesteps.tolist()):
-            eps_null, eps_cond, eps_safety = predict_eps(network, x.repeat(3, 1, 1, 1), t, all_labels).chunk(3)
+            predictions = predict(network, levels, x.repeat(3, 1, 1, 1), t, all_labels)
+            eps_null, eps_cond, eps_safety = predictions.chunk(3)
             guidance, momentum = sld_guidance(eps_null, eps_cond, eps_safety, momentum, i, config)
             x = scheduler.step(eps_null + guidance_scale * guidance, t, x).prev_sample
         return x

@@ -11,42 +11,39 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_int
+from ..checks import check_int
+from .architectures import ARCHITECTURES, UNET, architecture_name, time_scale
 from .conditioning import EMBEDDINGS, POOLED, Conditioning, PromptTable
-from .schedule import NoiseSchedule
+from .parametrisation import Parametrisation
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # SDXL's kind of U-Net, which is also told a pooled embedding and six sizes: original, crop, target.
 TEXT_TIME, SIZES = "text_time", 6
-# Layers that get a low-rank update.
-ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 
 
 class TextConditioned(nn.Module):
-    """A ``UNet2DConditionModel`` whose ``class_labels`` are prompts of a table, and which predicts the noise.
+    """A U-Net or transformer of diffusers whose ``class_labels`` are prompts of a table.
 
     Its parameters and state dict are the U-Net's, with the same names, so masks, optimizer states and files fit the
-    U-Net. This is the only place that turns other predictions into that of the noise: v = a eps - b x_0
-    (arXiv 2202.00512) into eps = a v + b x_t, and x_0 into eps = (x_t - a x_0) / b.
+    U-Net. Its own parametrisation says what it is given and returns.
 
     Parameters
     ----------
-    unet : UNet2DConditionModel
-        The U-Net. It is trained in place.
+    unet : nn.Module
+        A ``UNet2DConditionModel``, or a transformer in ``ARCHITECTURES``. It is trained in place.
     table : PromptTable
         What the U-Net is told about the prompts.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The schedule that the U-Net was trained on.
-    prediction_type : {"epsilon", "v_prediction", "sample"}
-        What the U-Net predicts; "sample" is x_0.
+    prediction_type : {"epsilon", "v_prediction", "sample"}, optional
+        What the U-Net returns on a variance-preserving schedule if it is not what ``schedule`` says; "sample" is x_0.
     sample_size : int, optional
         Height and width of latents; from the U-Net's configuration by default.
-    unit_noise : bool
-        Whether the U-Net is a one-step generator that expects noise z of variance 1 in place of b z (DMD2,
-        arXiv 2405.14867). It is fed x_t / b, and its prediction refers to that.
+    unit_noise : bool, optional
+        Whether the U-Net is a one-step generator that expects noise z of variance 1 in place of b z; as ``schedule``
+        says by default.
 
     Attributes
     ----------
@@ -71,20 +68,30 @@ class TextConditioned(nn.Module):
         self,
         unet: "UNet2DConditionModel",
         table: PromptTable,
-        schedule: NoiseSchedule,
-        prediction_type: str = "epsilon",
+        schedule: Parametrisation,
+        prediction_type: str | None = None,
         sample_size: int | None = None,
-        unit_noise: bool = False,
+        unit_noise: bool | None = None,
     ) -> None:
         super().__init__()
         check_text_conditional(unet)
-        _check_conditioning(unet.config, table.conditioning)
-        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        _check_conditioning(unet, table.conditioning)
         size = unet.config["sample_size"] if sample_size is None else sample_size
         check_int("sample_size", size, 1)
-        self.unet, self.table, self.prediction_type, self.unit_noise = unet, table, prediction_type, unit_noise
-        self.schedule, self.training = schedule, unet.training
+        self.unet, self.table, self.training = unet, table, unet.training
+        self.schedule = schedule.returning(prediction_type, unit_noise)
+        self._sample, self._time_scale = ARCHITECTURES[architecture_name(unet)].sample, time_scale(unet.config)
         self.config = {"in_channels": unet.config["in_channels"], "sample_size": size}
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net returns."""
+        return self.schedule.predicts
+
+    @property
+    def unit_noise(self) -> bool:
+        """Whether it expects noise of variance 1."""
+        return getattr(self.schedule, "unit_noise", False)
 
     @property
     def num_conditions(self) -> int:
@@ -97,27 +104,19 @@ class TextConditioned(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = False
     ) -> tuple[Tensor]:
-        """Predict eps, floating (B, C, H, W), as a tuple of one.
+        """Return the U-Net's output, floating (B, C, H, W), as a tuple of one.
 
-        ``sample`` is floating (B, C, H, W), ``timestep`` int (B,), ``class_labels`` int (B,).
+        ``sample`` is floating (B, C, H, W), ``timestep`` a number for each sample (B,), ``class_labels`` int (B,).
         """
         # The dtype of the first layer: adapters may have another.
         dtype = next(self.unet.parameters()).dtype
         condition = self.table[class_labels].to(dtype=dtype).keywords()
-        if self.prediction_type == "epsilon" and not self.unit_noise:
+        if self._time_scale != 1:
+            timestep = self._time_scale * timestep
+        if self._sample is None:
             return self.unet(sample.to(dtype), timestep, **condition, return_dict=False)
-        a, b = self.schedule.coefficients(sample, timestep, "sample")
-        x = sample.float() / b if self.unit_noise else sample.float()
-        (prediction,) = self.unet(x.to(dtype), timestep, **condition, return_dict=False)
-        eps = prediction.float()
-        if self.prediction_type == "v_prediction":
-            eps = a * eps + b * x
-        elif self.prediction_type == "sample":
-            eps = (x - a * eps) / b
-        if self.unit_noise:
-            # The noise that gives the same x_0 at ``sample``.
-            eps = eps + (sample.float() - x) / b
-        return (eps,)
+        condition |= {self._sample: sample.to(dtype), "timestep": timestep}
+        return self.unet(**condition, return_dict=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextConditioned":
         super()._apply(fn, recurse)
@@ -134,9 +133,7 @@ class TextConditioned(nn.Module):
         self, unet: "UNet2DConditionModel", prediction_type: str | None = None, unit_noise: bool | None = None
     ) -> "TextConditioned":
         """Another U-Net with the same prompts, schedule and size, and by default the same kind of prediction."""
-        kind = self.prediction_type if prediction_type is None else prediction_type
-        unit = self.unit_noise if unit_noise is None else unit_noise
-        return TextConditioned(unet, self.table, self.schedule, kind, self.config["sample_size"], unit)
+        return TextConditioned(unet, self.table, self.schedule, prediction_type, self.config["sample_size"], unit_noise)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations of the U-Net's blocks in the backward pass."""
@@ -155,12 +152,15 @@ class TextConditioned(nn.Module):
 
 
 def check_text_conditional(unet: nn.Module) -> None:
-    """Raise ValueError unless ``unet`` is a ``UNet2DConditionModel`` that is conditional on a text alone, as those of
-    Stable Diffusion 1.x, 2.x and XL are."""
-    # By name, because importing diffusers takes seconds.
-    if not any(base.__name__ == "UNet2DConditionModel" for base in type(unet).__mro__):
-        raise ValueError(f"unet is a {type(unet).__name__}, expected a UNet2DConditionModel")
+    """Raise ValueError unless ``unet`` is conditional on a text alone: a ``UNet2DConditionModel`` as those of Stable
+    Diffusion 1.x, 2.x and XL are, or a transformer in ``ARCHITECTURES``."""
+    name = architecture_name(unet)
+    if name is None:
+        raise ValueError(f"unet is a {type(unet).__name__}, expected a {' or a '.join(ARCHITECTURES)}")
     config = unet.config
+    if name != UNET:
+        ARCHITECTURES[name].check(name, config)
+        return
     for name in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim"):
         if config.get(name) is not None:
             raise ValueError(f"unet has {name}, which no Stable Diffusion has: another kind of model")
@@ -181,14 +181,21 @@ def pooled_width(config: Mapping[str, Any]) -> int:
     return config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"]
 
 
-def _check_conditioning(config: Mapping[str, Any], conditioning: Conditioning) -> None:
-    """Raise ValueError unless the conditioning fits the U-Net with this configuration."""
-    width = config["cross_attention_dim"]
+def _check_conditioning(unet: nn.Module, conditioning: Conditioning) -> None:
+    """Raise ValueError unless the conditioning fits the network."""
+    config, name = unet.config, architecture_name(unet)
+    width = config[ARCHITECTURES[name].width]
     if conditioning.embeddings.shape[2] != width:
         raise ValueError(
             f"embeddings have width {conditioning.embeddings.shape[2]}, expected the U-Net's {width}: they are another "
             "text encoder's"
         )
+    if name != UNET:
+        expected = ARCHITECTURES[name].shapes(config, conditioning.embeddings.shape[1])
+        actual = {key: tuple(value.shape[1:]) for key, value in conditioning.items() if key != EMBEDDINGS}
+        if actual != expected:
+            raise ValueError(f"a {name} is told {actual} of each prompt beside embeddings, expected {expected}")
+        return
     pooled = conditioning.tensors.get(POOLED)
     if config.get("addition_embed_type") is None:
         if pooled is not None:
@@ -224,7 +231,9 @@ def add_adapter(network: nn.Module, rank: int) -> None:
     except ImportError as error:
         raise ValueError("score_lora_rank needs peft, which is not installed: pip install peft") from error
     unet = network.unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ADAPTED)))
+    unet.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ARCHITECTURES[architecture_name(unet)].adapted))
+    )
     for param in unet.parameters():
         if param.requires_grad:
             param.data = param.data.float()

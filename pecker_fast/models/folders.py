@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from typing_extensions import NotRequired
 
-from ..checks import check_choice, check_int
+from ..checks import check_choice
 from ..diffusion.networks import unwrap
+from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.sampler import Sampler
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.unet import check_class_conditional, class_names
@@ -44,15 +45,15 @@ class UNetConfig(TypedDict):
     class_embed_type: NotRequired[str | None]
 
 
-def read_unet_config(folder: Path, kind: str) -> dict[str, Any]:
-    """config.json of a U-Net of diffusers' class ``kind``.
+def read_unet_config(folder: Path, *kinds: str) -> dict[str, Any]:
+    """config.json of a network of one of diffusers' classes ``kinds``.
 
     ValueError if it is missing or damaged, is of another class, or predicts more than the noise.
     """
     path = folder / "config.json"
     config = read_config(path, UNetConfig)
-    if config["_class_name"] != kind:
-        raise ValueError(f"path {folder} has a {config['_class_name']}, expected a {kind}")
+    if config["_class_name"] not in kinds:
+        raise ValueError(f"path {folder} has a {config['_class_name']}, expected a {' or a '.join(kinds)}")
     if config.get("sample_size") is None:
         raise RecordError(f"{path} has no sample_size: set it to the height and width of its images; {FIX}")
     channels, outputs = config.get("in_channels"), config.get("out_channels")
@@ -65,12 +66,12 @@ def read_unet_config(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def network_folder(path: str | os.PathLike) -> Path:
-    """Return the folder of a U-Net: ``unet`` in the folder of a run or pipeline, otherwise ``path`` itself."""
+    """Return the folder of a network: ``unet`` or ``transformer`` in that of a run or pipeline, otherwise ``path``."""
     path = Path(path)
-    return path / "unet" if (path / "unet").is_dir() else path
+    return next((path / name for name in ("unet", "transformer") if (path / name).is_dir()), path)
 
 
-def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule) -> None:
+def save_network(path: str | os.PathLike, unet: nn.Module, schedule: Parametrisation) -> None:
     """Write a network to ``path/config.json``, ``path/diffusion_pytorch_model.safetensors`` and ``path/scheduler/``.
 
     ``UNet2DModel.from_pretrained(path)`` and ``DDPMScheduler.from_pretrained(path, subfolder="scheduler")`` read it. If
@@ -81,21 +82,20 @@ def save_network(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedu
     ValueError
         If the network is not class-conditional, or ``path`` is a file.
     """
-    from diffusers import DDPMScheduler
-
     check_class_conditional(unet)
 
     def write(folder: Path) -> None:
         unwrap(unet).save_pretrained(folder, safe_serialization=True)
-        schedule.to_scheduler(DDPMScheduler).save_pretrained(folder / "scheduler")
+        schedule.to_scheduler().save_pretrained(folder / "scheduler")
 
     write_folder(path, write)
 
 
-def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: NoiseSchedule, t_init: int) -> None:
+def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: Parametrisation, t_init: int) -> None:
     """Write a one-step generator as a pipeline.
 
-    The folder has ``unet/`` as ``save_network`` writes it, ``scheduler/``, ``model_index.json`` and ``pipeline.py``.
+    A consistency model becomes a ``ConsistencyModelPipeline`` of diffusers. For other networks the folder has
+    ``unet/`` as ``save_network`` writes it, ``scheduler/``, ``model_index.json`` and ``pipeline.py``.
     ``OneStepPipeline.from_pretrained(path)`` reads it, and so does ``DiffusionPipeline.from_pretrained(path,
     custom_pipeline=path, trust_remote_code=True)`` if this package is not installed. Existing files are replaced as by
     ``save_network``.
@@ -105,14 +105,18 @@ def save_one_step_pipeline(path: str | os.PathLike, unet: nn.Module, schedule: N
     ValueError
         If the network is not class-conditional, ``t_init`` is out of range, or ``path`` is a file.
     """
-    from diffusers import DDPMScheduler
-
-    from ..diffusion import pipeline
-
     check_class_conditional(unet)
-    check_int("t_init", t_init, 0, schedule.num_train_timesteps)
-    scheduler = schedule.to_scheduler(DDPMScheduler)
-    _save_pipeline(path, pipeline.OneStepPipeline(unwrap(unet), scheduler, t_init, id2label(unet)), schedule)
+    schedule.check_one_step(t_init)
+    scheduler = schedule.to_scheduler()
+    if type(scheduler).__name__ == "CMStochasticIterativeScheduler":
+        from diffusers import ConsistencyModelPipeline
+
+        pipeline: Any = ConsistencyModelPipeline(unwrap(unet), scheduler)
+    else:
+        from ..diffusion.pipeline import OneStepPipeline
+
+        pipeline = OneStepPipeline(unwrap(unet), scheduler, t_init, id2label(unet), relation=schedule.relation(t_init))
+    _save_pipeline(path, pipeline, schedule)
 
 
 def save_many_step_pipeline(
@@ -134,7 +138,7 @@ def save_many_step_pipeline(
     check_choice("sampler", sampler.kind, SAMPLERS)
     pipeline = ManyStepPipeline(
         unwrap(unet),
-        schedule.to_scheduler(SAMPLERS[sampler.kind]),
+        schedule.to_scheduler(SAMPLERS[sampler.kind], prediction_type=schedule.prediction_type),
         eval_sampler=sampler.kind,
         num_inference_steps=sampler.num_inference_steps or schedule.num_train_timesteps,
         eval_guidance_scale=1.0 if sampler.guidance_scale is None else sampler.guidance_scale,
@@ -149,13 +153,11 @@ def id2label(unet: nn.Module) -> dict[str, str] | None:
     return {str(label): name for label, name in enumerate(class_names(unet))} or None
 
 
-def _save_pipeline(path: str | os.PathLike, pipeline: Any, schedule: NoiseSchedule) -> None:
-    from diffusers import DDPMScheduler
-
+def _save_pipeline(path: str | os.PathLike, pipeline: Any, schedule: Parametrisation) -> None:
     def write(folder: Path) -> None:
         pipeline.save_pretrained(folder)
         # A second copy, so that unet/ alone can be loaded as a network.
-        schedule.to_scheduler(DDPMScheduler).save_pretrained(folder / "unet" / "scheduler")
+        schedule.to_scheduler().save_pretrained(folder / "unet" / "scheduler")
 
     write_folder(path, write)
 
@@ -190,14 +192,14 @@ def check_network_folder(path: str | os.PathLike) -> Path:
     return schedule_folder
 
 
-def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", NoiseSchedule]:
+def load_network(path: str | os.PathLike) -> tuple["UNet2DModel", Parametrisation]:
     """Read a class-conditional network. Never asks a hub.
 
     Returns
     -------
     UNet2DModel
         float32 on the CPU in eval mode.
-    NoiseSchedule
+    Parametrisation
         The schedule that the network was trained on, from one of the places in ``check_network_folder``.
 
     Raises

@@ -14,6 +14,7 @@ from ..diffusion.text import check_text_conditional
 from ..hashing import weights_hash
 from .stable_diffusion import StableDiffusion, bounded
 from .stable_diffusion_xl import StableDiffusionXL
+from .transformers import transformer_class
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -93,7 +94,7 @@ class LoadedStableDiffusionXL(LoadedStableDiffusion, StableDiffusionXL):
 
 
 def read_stable_diffusion(model: Any) -> StableDiffusion:
-    """The Stable Diffusion 1.x, 2.x or XL in a folder or in a pipeline of diffusers.
+    """The Stable Diffusion 1.x, 2.x or XL in a folder or in a pipeline of diffusers, or a model in ``TRANSFORMERS``.
 
     Parameters
     ----------
@@ -106,7 +107,11 @@ def read_stable_diffusion(model: Any) -> StableDiffusion:
         If a part is missing, the U-Net is another model's, or its scheduler cannot be used.
     """
     if isinstance(model, (str, os.PathLike)):
-        kind = StableDiffusionXL if (Path(model) / "text_encoder_2").is_dir() else StableDiffusion
+        kind: type[StableDiffusion] | None = transformer_class(model)
+        if kind is None:
+            kind = StableDiffusionXL if (Path(model) / "text_encoder_2").is_dir() else StableDiffusion
         return kind(model)
+    if getattr(model, "transformer", None) is not None:
+        raise ValueError(f"a {type(model).__name__} has a transformer, expected the folder that it was read from")
     xl = getattr(model, "text_encoder_2", None) is not None
     return LoadedStableDiffusionXL(model) if xl else LoadedStableDiffusion(model)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, cast
 
 from torch import nn
 
+from ..diffusion.architectures import ARCHITECTURES
 from ..diffusion.networks import unwrap
-from ..diffusion.sampler import Sampler
-from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.parametrisation import Parametrisation
+from ..diffusion.sampler import STEPS, Sampler
 from ..diffusion.text import check_text_conditional
 from ..diffusion.unet import check_class_conditional
 from ..records import COUNT, POSITIVE, RecordError, check_object
@@ -24,7 +25,7 @@ from .generators import KNOWN, SUFFIXES, known_generator, one_step_of, read_unet
 from .hub import fetch_configs, fetch_network, fetch_stable_diffusion, fetch_unet, is_hub_file, is_hub_name
 from .loaded import copied, read_stable_diffusion
 from .offline import read_config
-from .schedules import schedule_from_config
+from .schedules import config_of, schedule_from_config
 from .stable_diffusion import Prediction, StableDiffusion, load_text_unet
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 Source = Union[str, os.PathLike, nn.Module, "DiffusionPipeline"]
 # Name of the argument in error messages.
 NAME = "pretrained_model_name_or_path"
-# Steps of DDIM and DDPM if neither the user nor a run sets them.
-STEPS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +46,7 @@ class ClassModel:
     ----------
     network : nn.Module
         A ``UNet2DModel``, float32 on the CPU in eval mode, which belongs to the caller.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The noise levels that it was trained on.
     source : str
         Where it came from: the path, "shipped:<name>", "hub:<name>" or "memory:<class>".
@@ -56,7 +55,7 @@ class ClassModel:
     """
 
     network: nn.Module
-    schedule: NoiseSchedule
+    schedule: Parametrisation
     source: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -83,18 +82,28 @@ class ClassModel:
         Raises
         ------
         ValueError
-            If ``kind`` is "one_step" and ``t_init`` is unknown, or a value is out of range.
+            If ``kind`` is "one_step" and ``t_init`` is unknown, a value is out of range, or one is given that the
+            sampler does not use.
         """
-        options, guidance, steps = self.metadata, {}, STEPS
+        options, guidance, steps = self.metadata, {}, min(STEPS, self.schedule.num_train_timesteps)
+        if kind in ("ddim", "ddpm") and t_init is not None:
+            raise ValueError(f"t_init is {t_init}, but sampler is {kind}, which starts from pure noise: leave it out")
         t_init = options.get("t_init") if t_init is None else t_init
         if kind == "auto" and t_init is None and "eval_sampler" in options:
             kind, steps = options["eval_sampler"], options["num_inference_steps"]
             guidance = {"guidance_scale": options["eval_guidance_scale"], "clip_sample": options["clip_sample"]}
         elif kind == "auto":
+            t_init = self.schedule.one_step_at if t_init is None else t_init
             kind = "ddim" if t_init is None else "one_step"
         if kind == "one_step":
+            t_init = self.schedule.one_step_at if t_init is None else t_init
             if t_init is None:
                 raise ValueError("t_init is not given, and the network's metadata does not have it")
+            if num_inference_steps is not None:
+                raise ValueError(
+                    f"num_inference_steps is {num_inference_steps}, but the network is sampled in one step: leave it "
+                    "out, or choose sampler ddim or ddpm"
+                )
             sampler = Sampler(kind, t_init=t_init, batch_size=batch_size)
         else:
             steps = steps if num_inference_steps is None else num_inference_steps
@@ -160,7 +169,7 @@ def resolve(
         is copied; None for the network ``shipped``.
     shipped : str, optional
         Name of the network that comes with the package.
-    scheduler : SchedulerMixin or NoiseSchedule, optional
+    scheduler : SchedulerMixin or Parametrisation, optional
         The noise levels that a network in memory was trained on.
     state : {"auto", "ema", "model", "score"}
         Which weights of a checkpoint file; see ``load_ancestor``.
@@ -380,7 +389,7 @@ class ManyStepOptions(OneStepOptions):
     clip_sample: bool
 
 
-_KINDS: dict[str, Literal["classes", "prompts"]] = {"UNet2DModel": "classes", "UNet2DConditionModel": "prompts"}
+_KINDS: dict[str, Literal["classes", "prompts"]] = {"UNet2DModel": "classes", **dict.fromkeys(ARCHITECTURES, "prompts")}
 
 
 def _class_model(folder: Path, source: str) -> ClassModel:
@@ -393,7 +402,11 @@ def _loaded_class_model(model: Any, scheduler: Any) -> ClassModel:
     scheduler = getattr(model, "scheduler", None) if scheduler is None else scheduler
     if scheduler is None:
         raise ValueError("its schedule is not given: expected a pipeline, or a network and its scheduler")
-    schedule = scheduler if isinstance(scheduler, NoiseSchedule) else schedule_from_config(scheduler.config)
+    schedule = (
+        scheduler
+        if isinstance(scheduler, Parametrisation)
+        else schedule_from_config(config_of(scheduler), "its scheduler")
+    )
     return ClassModel(copied(unet), schedule.to("cpu"), _memory(model), _pipeline_options(model))
 
 

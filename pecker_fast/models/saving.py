@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import nn
 
-from ..diffusion import NoiseSchedule, Sampler, TextConditioned
+from ..diffusion import NoiseSchedule, Parametrisation, Sampler, TextConditioned
 from .folders import save_many_step_pipeline, save_network, save_one_step_pipeline
 from .stable_diffusion import save_text_network
 
 
 def save_result(
-    folder: str | os.PathLike, network: nn.Module, schedule: NoiseSchedule, sampler: Sampler | None = None
+    folder: str | os.PathLike, network: nn.Module, schedule: Parametrisation, sampler: Sampler | None = None
 ) -> None:
     """Write the network of a run or checkpoint.
 
@@ -21,7 +21,7 @@ def save_result(
         Folder of a run or of a checkpoint. The U-Net goes into ``folder/unet``.
     network : nn.Module
         A class-conditional U-Net, or a ``TextConditioned`` one.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The schedule that it was trained on.
     sampler : Sampler, optional
         How a class-conditional network draws: it is saved as a pipeline that draws so. None: as a network alone.
@@ -34,7 +34,8 @@ def save_result(
     folder = Path(folder)
     if isinstance(network, TextConditioned):
         save_text_network(folder / "unet", network)
-    elif sampler is None:
+    elif sampler is None or (sampler.t_init is None and not isinstance(schedule, NoiseSchedule)):
+        # The pipeline that samples in many steps has the samplers of variance-preserving schedules.
         save_network(folder / "unet", network, schedule)
     elif sampler.t_init is not None:
         save_one_step_pipeline(folder, network, schedule, sampler.t_init)

@@ -4,17 +4,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_int
+from ..diffusion.architectures import ARCHITECTURES
 from ..diffusion.conditioning import Conditioning, PromptTable
 from ..diffusion.networks import unwrap
-from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.text import (
-    PREDICTION_TYPES,
     TextConditioned,
     check_text_conditional,
     encode_prompts,
@@ -25,9 +25,6 @@ from ..hashing import file_sha256
 from .folders import load_unet, read_unet_config
 from .offline import loading, read_config
 from .schedules import SCHEDULER_CONFIG, schedule_from_config
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 # Far more than any text encoder takes.
 MAX_TOKENS = 1 << 16
@@ -51,26 +48,26 @@ class Prediction:
     unit_noise: bool = False
 
 
-def load_text_unet(folder: str | os.PathLike) -> "UNet2DConditionModel":
-    """Read the U-Net in ``folder``. Never asks a hub.
+def load_text_unet(folder: str | os.PathLike) -> nn.Module:
+    """Read the U-Net or transformer in ``folder``. Never asks a hub.
 
     Returns
     -------
-    UNet2DConditionModel
-        float32 on the CPU in eval mode.
+    nn.Module
+        A ``UNet2DConditionModel`` or another class in ``ARCHITECTURES``, float32 on the CPU in eval mode.
 
     Raises
     ------
     ValueError
         If there is none, it is of another architecture, or its weights do not fit.
     """
-    from diffusers import UNet2DConditionModel
+    import diffusers
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a U-Net: there is no config.json")
-    read_unet_config(folder, "UNet2DConditionModel")
-    unet = load_unet(UNet2DConditionModel, folder)
+    config = read_unet_config(folder, *ARCHITECTURES)
+    unet = load_unet(getattr(diffusers, config["_class_name"]), folder)
     check_text_conditional(unet)
     return unet
 
@@ -147,9 +144,9 @@ class StableDiffusion:
         return self.prediction.prediction_type
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise levels that the U-Net was trained on."""
-        return schedule_from_config(self.config("scheduler"), PREDICTION_TYPES)
+    def schedule(self) -> Parametrisation:
+        """The noise levels that the U-Net was trained on, and what it returns."""
+        return schedule_from_config(self.config("scheduler"), f"{self}: scheduler/{SCHEDULER_CONFIG}")
 
     @property
     def vae_scale_factor(self) -> int:
@@ -181,7 +178,12 @@ class StableDiffusion:
             raise ValueError(f"resolution is {resolution}, expected a multiple of {factor}")
         return resolution // self.vae_scale_factor
 
-    def load_unet(self) -> "UNet2DConditionModel":
+    def check_one_step(self, t_init: int | None) -> None:
+        """Raise ValueError unless a pipeline can draw in one step at ``t_init``, which is None for many steps."""
+        if t_init is not None:
+            self.schedule.check_one_step(t_init)
+
+    def load_unet(self) -> nn.Module:
         """Load the U-Net, float32 on the CPU in eval mode. ValueError as by ``load_text_unet``."""
         return load_text_unet(self.folder / "unet")
 

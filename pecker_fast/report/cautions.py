@@ -127,7 +127,7 @@ def forgotten_images(metrics: Mapping[str, Any]) -> int | None:
 def ua_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
     """95 % interval of unlearning accuracy in percent, over images drawn by the same weights; None if unknown."""
     ua, count = metrics.get("ua"), forgotten_images(metrics)
-    if ua is None or count is None:
+    if ua is None or count is None or not 0 <= ua <= 100:
         return None
     low, high = proportion_interval(round(ua / 100 * count), count)
     return 100 * low, 100 * high
@@ -148,10 +148,10 @@ def _of_prompts(metrics: Mapping[str, Any]) -> list[str]:
     for prefix, whose in (("", "the concept's prompts"), ("near_", "prompts of near concepts")):
         share, count = metrics.get(f"{prefix}no_face_share"), metrics.get(f"{prefix}measured_images")
         if share is not None and share >= FACELESS:
-            images = "" if count is None else f" of {count:,d}"
+            images = "" if count is None else f" of {figure('measured_images').number(count)}"
             texts.append(
                 f"{100 * share:.0f} %{images} images of {whose} have no face: the GCD score rests on the others."
             )
         if prefix == "" and count is not None and count < FEW and metrics.get("gcd_score", share) is not None:
-            texts.append(f"The scores of the concept rest on {count} images.")
+            texts.append(f"The scores of the concept rest on {count:.0f} images.")
     return texts

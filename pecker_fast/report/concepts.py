@@ -1,11 +1,11 @@
 """Several concepts that were forgotten at once, or one request after the other: tables."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..figures import figure
+from ..records import interpreting, read_object
 from .blocks import Code, Section, Table, Text, figures_table
 from .render import write_document
 from .tables import meanings_table, text_table_of
@@ -48,9 +48,17 @@ def write_concept_sequence(folder: Path, columns: Sequence[str]) -> tuple[Path, 
     -------
     tuple of (Path, str)
         The path of sequence.md, and its table for a terminal.
+
+    Raises
+    ------
+    ValueError
+        If there is no sequence.json, or it is damaged.
     """
-    folder = Path(folder)
-    sequence = json.loads((folder / "sequence.json").read_text())
+    with interpreting(folder / "sequence.json"):
+        return _write(folder, read_object(folder / "sequence.json"), columns)
+
+
+def _write(folder: Path, sequence: dict[str, Any], columns: Sequence[str]) -> tuple[Path, str]:
     # UA if CLIP measured it, otherwise the score of the celebrity detector.
     rows = sequence["rows"]
     own = next((key for key in ("clip_ua", "gcd_score") if any(row.get(key) is not None for row in rows)), "clip_ua")

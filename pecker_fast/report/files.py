@@ -8,8 +8,7 @@ from typing import Any
 
 from ..figures import FORGOTTEN, derived
 from ..files import replacing
-from ..records import read_lines
-from ..run_records import read_evaluations, read_file, read_log
+from ..run_records import read_evaluations, read_file, read_history, read_log
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,10 @@ class RunRecord:
         """The object in ``name``.json of the folder; empty if there is no such file."""
         return read_file(self.folder, name)
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects in ``name``.jsonl of the folder; none if there is no such file."""
-        return read_lines(self.folder / f"{name}.jsonl")
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """When the run was started, resumed and ended (history.jsonl); empty if it was not recorded."""
+        return read_history(self.folder)
 
     @property
     def method(self) -> str:
@@ -64,7 +64,8 @@ class RunRecord:
         samples = (self.metrics.get("protocol") or {}).get("concept", {}).get("samples", {})
         if samples.get("sampler") is not None:
             # What was measured was drawn so, whatever the run itself would draw with.
-            result["sampling_steps"] = 1 if samples["sampler"] == "one_step" else samples["num_inference_steps"]
+            steps = 1 if samples["sampler"] == "one_step" else samples.get("num_inference_steps")
+            result["sampling_steps"] = steps
         result["images_to_forget"] = images_to_forget(self.evaluations)
         if result.get("reached") is None:
             result["reached"] = self.reached

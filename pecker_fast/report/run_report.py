@@ -119,8 +119,8 @@ def _forgotten(config: dict[str, Any], names: Sequence[str]) -> list[tuple[str, 
     return [
         *several,
         ("concept to forget", config.get("concept") or "-"),
-        ("prompts to forget", f"{len(forget):,d}, such as “{forget[0]}”"),
-        ("drawn in their place", f"“{cover[0]}”"),
+        ("prompts to forget", f"{len(forget):,d}" + (f", such as “{forget[0]}”" if forget else "")),
+        ("drawn in their place", f"“{cover[0]}”" if cover else "-"),
         ("prompts to preserve", str(config["prompts"]["retain"])),
     ]
 

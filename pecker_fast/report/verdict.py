@@ -138,7 +138,7 @@ def _forgotten_prompts(run: RunRecord) -> str:
     if not listed:
         return "Not known: nothing was measured. pecker-fast evaluate-concept does that. The pictures show samples."
     count = run.metrics.get("measured_images")
-    images = "" if count is None else f" on {count:,d} images of the concept's prompts"
+    images = "" if count is None else f" on {figure('measured_images').number(count)} images of the concept's prompts"
     return (
         f"Measured{images}: {listed}. There is no agreed threshold from which a concept counts as forgotten: compare "
         "with the same figures of the pretrained model (pecker-fast compare) and of near concepts."
@@ -200,7 +200,7 @@ def _untested(run: RunRecord) -> str:
 
 def history_blocks(run: RunRecord) -> list[Block]:
     """When, by which command and by which code the run was made."""
-    events = run.lines("history")
+    events = run.history
     if not events:
         return [Text("The command, date and commit are not recorded: an earlier version made the run.")]
     blocks: list[Block] = []

@@ -82,7 +82,8 @@ def class_names(run: RunRecord) -> list[str]:
 
 def numbered(label: int, names: Sequence[str]) -> str:
     """A class by its number, and its name if it has another one."""
-    return f"{label} (“{names[label]}”)" if label < len(names) else str(label)
+    known = isinstance(label, int) and 0 <= label < len(names)
+    return f"{label} (“{names[label]}”)" if known else str(label)
 
 
 def cover_of(config: Mapping[str, Any], names: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int
-from ..diffusion import NoiseSchedule, Sampler
+from ..diffusion import Parametrisation, Sampler
 from ..metrics import (
     FeatureStatistics,
     Judge,
@@ -56,7 +56,7 @@ class Examiner:
         On the networks' device.
     request : ForgetRequest
         The classes that were to be forgotten.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The networks' schedule, on their device.
     sampler : Sampler
         The sampler that the network is meant for: one step or DDIM.
@@ -77,7 +77,7 @@ class Examiner:
 
     judge: Judge
     request: ForgetRequest
-    schedule: NoiseSchedule
+    schedule: Parametrisation
     sampler: Sampler
     num_inference_steps: int = 50
     seed: int = 0

@@ -22,8 +22,12 @@ def samplers(examiner: Examiner) -> list[Sampler]:
     """List the network's own sampler and others for the same network."""
     own = examiner.sampler
     if own.kind == "ddim":
-        return [own, *(replace(own, num_inference_steps=n) for n in DDIM_STEPS if n != own.num_inference_steps)]
+        size = examiner.schedule.num_train_timesteps
+        others = sorted({min(n, size) for n in DDIM_STEPS} - {own.num_inference_steps})
+        return [own, *(replace(own, num_inference_steps=n) for n in others)]
     last = examiner.schedule.num_train_timesteps - 1
+    if examiner.schedule.one_step_at is not None:
+        return [own, examiner.by_ddim]
     timesteps = sorted({min(last, round(own.t_init * fraction)) for fraction in FRACTIONS} - {own.t_init})
     return [own, examiner.by_ddim, *(own.at(t) for t in timesteps)]
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_int, check_number
-from ..diffusion import OneStepGenerator, Sampler, noise_prediction_loss, predict_eps, regression_loss
+from ..diffusion import OneStepGenerator, Sampler, predict, prediction_loss, regression_loss
 from ..diffusion.networks import unwrap
 from ..unlearning.streams import Streams
 from .examiner import Examiner
@@ -148,7 +148,7 @@ def _denoising(adversary: nn.Module, examiner: Examiner, images: Tensor, labels:
     t = streams.timesteps("denoising t", len(images), 0, schedule.num_train_timesteps - 1)
     eps = streams.normal("denoising eps", len(images), images.shape[1:])
     x_t = schedule.add_noise(images, eps, t)
-    return noise_prediction_loss(eps, predict_eps(adversary, x_t, t, labels))
+    return prediction_loss(schedule.target(images, eps, t), predict(adversary, schedule, x_t, t, labels))
 
 
 def _loss_of(attack: str, examiner: Examiner, options: RelearnOptions) -> Callable[..., Tensor]:

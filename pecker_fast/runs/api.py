@@ -295,15 +295,16 @@ def _preset_for(model: Model) -> str:
         return "sdxl-celebrity" if _is_xl(model) else "sd15-celebrity"
     network = resolve(model, name="model").network if isinstance(model, (str, os.PathLike)) else model
     config: Any = getattr(network, "unet", network).config
-    for name, values in PRESETS.items():
-        if isinstance(values, ClassPreset):
-            unet = values.unet
-            if (unet.sample_size, unet.in_channels) == (config["sample_size"], config["in_channels"]):
-                return name
+    candidates = [(name, values) for name, values in PRESETS.items() if isinstance(values, ClassPreset)]
+    # Of images of one size, first those with as many classes.
+    candidates.sort(key=lambda item: item[1].unet.num_classes != config["num_class_embeds"])
+    for name, values in candidates:
+        if (values.unet.sample_size, values.unet.in_channels) == (config["sample_size"], config["in_channels"]):
+            return name
     size, channels = config["sample_size"], config["in_channels"]
     raise ValueError(
         f"preset is not given, and none is for images of {size} pixels and {channels} channels: expected one of "
-        f"{', '.join(name for name, values in PRESETS.items() if isinstance(values, ClassPreset))}"
+        f"{', '.join(name for name, _ in candidates)}"
     )
 
 

@@ -1,18 +1,20 @@
 """The options of a run, in groups: what all runs share. A task adds its own (``Task.defaults``)."""
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
-from ..checks import check_utf8
+from ..checks import check_int, check_utf8
+from ..names import nearest
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Regions
 from ..training.loop import LoopOptions
+from ..training.tracking import check_tracker
 from ..unlearning import Compute
 
 T = TypeVar("T")
@@ -26,12 +28,16 @@ class OutputArguments:
     """Folder of the run. Default: runs/<preset>-<method>-seed<seed>."""
     overwrite_output_dir: bool = False
     """Start over in a folder that already has a run."""
-    report_to: str = "none"
-    """Log to "tensorboard" as well as to train.jsonl, or "none"."""
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Log to a tracker as well as to train.jsonl. wandb: WANDB_MODE=offline logs into the folder alone."""
     progress_bar: bool = True
     """Show a progress bar."""
     dry_run: bool = False
     """Print the resolved configuration and exit; for a text-to-image model with an estimate of the memory."""
+
+    def check(self) -> None:
+        """Check the options. ValueError if the tracker does not exist, or is not installed."""
+        check_tracker(self.report_to)
 
     def describe(self) -> dict[str, Any]:
         """The part of it that config.json holds, as JSON; the folder is the caller's to add."""
@@ -82,6 +88,7 @@ class ComputeArguments:
                     "start one process a GPU (--nproc_per_node), or choose --device cpu"
                 )
             device = torch.device("cuda", local_rank())
+        check_int("seed", self.seed, 0)
         if self.ddp_timeout < 1:
             raise ValueError(f"ddp_timeout is {self.ddp_timeout}, expected at least 1 second")
         precision = self.mixed_precision
@@ -124,8 +131,10 @@ class UnlearnArguments:
 
     Parameters
     ----------
-    preset, method : str
-        Names of both.
+    preset : str
+        Name of a preset.
+    method : str
+        Name of a method.
     options : dataclass
         Options of the method, an instance of its ``Options``.
     request : dataclass
@@ -186,6 +195,31 @@ def check_output(output: str | Path) -> Path:
     return Path(output)
 
 
+def check_unused(function: Callable[..., Any], values: Mapping[str, Any], names: Iterable[str], why: str) -> None:
+    """Check that options which would not be used are not set.
+
+    Parameters
+    ----------
+    function : callable
+        Whose parameters the options are.
+    values : Mapping
+        Their values by name.
+    names : iterable of str
+        The options that are not used.
+    why : str
+        Why not, for the message.
+
+    Raises
+    ------
+    ValueError
+        If one of them differs from its default.
+    """
+    defaults = {name: item.default for name, item in signature(function).parameters.items()}
+    for name in sorted(names):
+        if values[name] != defaults[name]:
+            raise ValueError(f"{name} is {values[name]!r}, but {why}: expected it to be left out")
+
+
 def option_groups(args: Any) -> dict[str, str | None]:
     """Name of every option of ``args`` to the field that holds it: a group, or None for a field of its own."""
     names: dict[str, str | None] = {}
@@ -222,8 +256,7 @@ def with_options(args: T, values: Mapping[str, Any]) -> T:
     changes: dict[str | None, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in groups:
-            nearest = difflib.get_close_matches(name, groups, 1, 0.0)
-            raise TypeError(f"there is no option {name!r}; the nearest is {nearest[0]!r}")
+            raise TypeError(f"there is no option {name!r}{nearest(name, groups)}")
         changes.setdefault(groups[name], {})[name] = tuple(value) if isinstance(value, list) else value
     own = changes.pop(None, {})
     inner = {group: dataclasses.replace(getattr(args, group), **changed) for group, changed in changes.items()}

@@ -13,6 +13,7 @@ from ..report import RunRecord
 from .arguments import UnlearnArguments
 from .folder import run_config
 from .presets import preset
+from .reports import earlier_runs
 from .run import Run
 from .several import assignment, check_alone, check_shared, ended, resumed, run_arguments
 from .unlearn import unlearn
@@ -63,6 +64,29 @@ class CompareArguments(ABC):
     def folder_of(self, name: str, seed: int) -> Path:
         """The folder of a run."""
         return self.folder / f"{name}-seed{seed}"
+
+    def check_earlier(self, seeds: Mapping[str, Sequence[int | None]]) -> None:
+        """Check that the report of an earlier comparison in the folder would not lose a run.
+
+        Parameters
+        ----------
+        seeds : Mapping
+            The seeds of each method in the new report.
+
+        Raises
+        ------
+        ValueError
+            If the earlier one has a method or a seed that the new one would not have.
+        """
+        earlier = earlier_runs(self.folder)
+        lost = [name for name, several in earlier.items() if not {*several} <= {*seeds.get(name, ())}]
+        if lost:
+            every = ", ".join(dict.fromkeys([*earlier, *seeds]))
+            raise ValueError(
+                f"output_dir {self.folder} has the report of a comparison with {', '.join(lost)}, of which this one "
+                f"lacks runs: compare all of {every} with as many seeds (runs that have ended are read, not repeated), "
+                "or choose another output_dir"
+            )
 
     def report_again(self) -> "Comparison | None":
         """Report an earlier comparison instead, if the options ask for it; nothing is run."""
@@ -143,6 +167,7 @@ def compare(args: CompareArguments) -> Comparison:
         raise ValueError(f"seeds is {args.seeds}, expected at least 1")
     plan, folders = _plan(args, names)
     args.check(plan)
+    args.check_earlier({name: [run.compute.seed for run in plan.get(name, ())] or [None] for name in names})
     for run in (run for runs in plan.values() for run in runs):
         ended(run)
     try:

@@ -162,7 +162,7 @@ def with_distilled(args: UnlearnArguments) -> UnlearnArguments:
     request = args.request
     name = request.distilled
     others = [option for option in INITIAL if getattr(request, option) is not None]
-    if name is None and (not method.needs_distilled or others):
+    if name is None and (not method.needs_distilled or others or preset(args.preset).one_step):
         return args
     if not hasattr(args.options, "t_init") or not method.forgets:
         raise ValueError(f"distilled is {name!r}, but {args.method} starts from the pretrained network: expected none")

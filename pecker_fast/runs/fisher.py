@@ -21,9 +21,10 @@ FILE = "fisher.safetensors"
 class FisherTask(PromptTask):
     """A run that makes the file, and so takes none."""
 
-    def _check_fisher(self) -> None:
-        if self.args.request.fisher is not None:
-            raise ValueError(f"fisher is {self.args.request.fisher!r}, but this command makes the file: expected none")
+    @staticmethod
+    def _check_fisher(args: UnlearnArguments) -> None:
+        if args.request.fisher is not None:
+            raise ValueError(f"fisher is {args.request.fisher!r}, but this command makes the file: expected none")
 
 
 def fisher_arguments(preset: str) -> UnlearnArguments:
@@ -60,6 +61,7 @@ def fisher(args: UnlearnArguments) -> Path | None:
     compute, folder = args.compute.resolved(), args.folder
     resume, overwrite = args.loop.resume_from_checkpoint, args.output.overwrite_output_dir
     args.loop.check()
+    args.output.check()
     with world(torch.device(compute.device), compute.ddp_timeout) as processes, owning(folder) as take:
         processes.on_main(lambda: check_folder(folder, resume, overwrite))
         processes.on_main(take)

@@ -37,6 +37,7 @@ RUN_FILES = (
     "trace.json",
     "model_index.json",
     "pipeline.py",
+    "wandb-id.txt",
 )
 
 
@@ -61,10 +62,15 @@ def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
     check_utf8("output_dir", folder.absolute())
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file, expected a folder")
+    if resume == "latest" and (folder / "metrics.json").is_file() and not any(folder.glob("checkpoints/checkpoint-*")):
+        raise ValueError(
+            f"output_dir {folder} has a run that has ended, and none of its checkpoints: it cannot be continued; start "
+            "over with --overwrite_output_dir and without --resume_from_checkpoint, or choose another folder"
+        )
     if resume is None and not overwrite and any((folder / name).exists() for name in ("config.json", "checkpoints")):
         raise ValueError(
-            f"output_dir {folder} already has a run: continue it with --resume_from_checkpoint latest, "
-            "start over with --overwrite_output_dir, or choose another folder"
+            f"output_dir {folder} already has a run: continue it with --resume_from_checkpoint latest (with a larger "
+            "max_train_steps if it has ended), start over with --overwrite_output_dir, or choose another folder"
         )
 
 

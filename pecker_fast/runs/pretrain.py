@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import LabelledImages, folder_of, survey_folder
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet, register_classes
+from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler, register_classes
 from ..files import write_json
 from ..metrics import Evaluator
 from ..models import save_network
@@ -19,14 +19,26 @@ from ..training.loop import LoopOptions, Progress
 from ..training.pretrain import Pretraining, PretrainOptions
 from ..unlearning.streams import derived_seed
 from .arguments import ComputeArguments, DataArguments, OutputArguments, option_words
-from .classes.data import check_counts, check_images, check_judge, dataset_of, find_judge, load_images, shape_of
-from .classes.measure import TEACHER_SAMPLER, real_split
+from .classes.data import (
+    check_counts,
+    check_images,
+    check_judge,
+    dataset_of,
+    find_judge,
+    lacks_files,
+    load_images,
+    shape_of,
+)
+from .classes.measure import real_split
 from .classes.task import PICTURED
 from .distilled import SaveArguments, rounded
-from .folder import owning, prepare_folder
+from .folder import check_folder, owning, prepare_folder
 from .presets import class_preset
 from .presets.images import unet_for
 from .running import Running
+
+# What the network is called in messages about images that do not fit it.
+NETWORK = "the U-Net (sample_size, in_channels, num_classes)"
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class PretrainArguments:
     """All options of a pretraining run; ``PretrainArguments.defaults`` makes them for a preset."""
 
     preset: str
+    """Name of a preset."""
     options: PretrainOptions
     unet: UNetConfig
     evaluation: PretrainEvaluation = field(default_factory=PretrainEvaluation)
@@ -109,10 +122,11 @@ class PretrainArguments:
         return Path(self.output.output_dir or f"runs/{self.preset}-pretrain-seed{self.compute.seed}")
 
     def check(self) -> None:
-        """Check the options of training and loop. ValueError or TypeError if one is wrong."""
+        """Check the options of training, loop and output. ValueError or TypeError if one is wrong."""
         dataset_of(self.data, self.preset)
         self.options.check()
         self.loop.check()
+        self.output.check()
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON, for config.json."""
@@ -129,6 +143,26 @@ class PretrainArguments:
             "options": dataclasses.asdict(self.options),
             "unet": dataclasses.asdict(self.unet),
         }
+
+    def rehearse(self) -> list[str]:
+        """Check all that a run checks before it trains, and write nothing; returns what could not be checked."""
+        lack = lacks_files(self.data, self.preset)
+        if class_preset(self.preset).dataset is not None or self.data.dataset_name is not None:
+            self.check()
+        check_folder(self.folder, self.loop.resume_from_checkpoint, self.output.overwrite_output_dir)
+        self.resolved()
+        judge = find_judge(self.preset, self.evaluation.judge) if self.evaluation.evaluate else None
+        if lack is not None:
+            return [lack]
+        name, size, channels = dataset_of(self.data, self.preset), self.unet.sample_size, self.unet.in_channels
+        images = load_images(self.data, self.preset, "train", size, channels)
+        check_counts(images, name, 1, "to train on")
+        check_images(images, name, build_unet(self.unet), NETWORK)
+        if judge is not None:
+            real = load_images(self.data, self.preset, "all", size, channels)
+            check_judge(judge, self.evaluation.judge, real, name)
+            check_counts(real, name, 2, "to measure samples with")
+        return []
 
 
 def pretrain(args: PretrainArguments) -> dict[str, Any]:
@@ -166,7 +200,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(compute.seed, "weights"))
             network = build_unet(args.unet)
-        check_images(dataset, name, network, "the U-Net (sample_size, in_channels, num_classes)")
+        check_images(dataset, name, network, NETWORK)
         register_classes(network, args.unet.num_classes, dataset.class_names)
         schedule = NoiseSchedule.linear()
         phase = Pretraining(compute, network, schedule, dataset, args.options)
@@ -187,7 +221,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
 
         def draw(averaged: nn.Module) -> Tensor:
             with compute.autocast():
-                return TEACHER_SAMPLER.draw(averaged, phase.schedule, labels, compute.seed).cpu()
+                return pretrained_sampler(phase.schedule).draw(averaged, phase.schedule, labels, compute.seed).cpu()
 
         def evaluate(averaged: nn.Module, step: int) -> dict[str, Any]:
             measured = evaluator(draw(averaged), labels)

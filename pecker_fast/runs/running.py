@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class Running:
         profiler = None
         if self.compute.profile:
             profiler = Profiler(self.regions, self.compute.device, self.folder / "trace.json" if is_main else None)
-        with tracker(self.output.report_to if is_main else "none", self.folder) as on_log:
+        with tracker(self.output.report_to if is_main else "none", self.folder, fingerprint) as on_log:
             loop = Loop(
                 self.phases,
                 self.folder,
@@ -92,6 +93,9 @@ class Running:
 
             def start() -> None:
                 step = loop.progress.step
+                if step < loop.total:
+                    # The run has not ended, even if a shorter one has.
+                    (self.folder / "metrics.json").unlink(missing_ok=True)
                 begin()
                 record_event(self.folder, "resumed" if step else "started", step, started_words(self.command))
 
@@ -118,10 +122,32 @@ class Running:
 
 
 def how_to_resume(progress: Progress, command: list[str]) -> str:
-    """The command that resumes a run that a signal stopped: the one it was started with, or ``command`` if that was
-    another one (a test, or Python)."""
+    """The command that resumes a run that a signal stopped.
+
+    It is the one that the process was started with; ``command`` if that was none of ours (a test, or Python). Commands
+    that make several runs continue by themselves when they are called again.
+    """
     name = signal.Signals(progress.stopped_by).name
-    overwrite = ("--overwrite_output_dir", "--overwrite-output-dir")
-    words = [*command_words(), *(word for word in started_words(command) if word not in overwrite)]
-    words += ["--resume_from_checkpoint", "latest"]
-    return f"{name}: stopped after step {progress.step}, with a checkpoint. Continue with\n  {shlex.join(words)}"
+    started = sys.argv[1:]
+    ours = Path(sys.argv[0]).name in ("pecker-fast", "__main__.py") and bool(started)
+    words = started if ours else command
+    if words[0] == command[0]:
+        words = [*without_options(words, ("resume_from_checkpoint", "overwrite_output_dir"))]
+        words += ["--resume_from_checkpoint", "latest"]
+    elif words[0] == "demo" and "--resume" not in words:
+        words = [*words, "--resume"]
+    line = shlex.join([*command_words(), *words])
+    return f"{name}: stopped after step {progress.step}, with a checkpoint. Continue with\n  {line}"
+
+
+def without_options(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Words of the command line without some options that have one value or none."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        written, equals, _ = word.partition("=")
+        is_option = written.startswith("--") and written[2:].replace("-", "_") in names
+        if not is_option and not (skip and not word.startswith("--")):
+            kept.append(word)
+        skip = is_option and not equals and not written.replace("-", "_").startswith("--overwrite")
+    return kept

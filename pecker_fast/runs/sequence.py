@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..diffusion import Sampler
+from ..diffusion import Sampler, pretrained_sampler
 from ..environment import environment
 from ..files import write_json
 from ..metrics import Judge
@@ -21,7 +21,6 @@ from ..unlearning.streams import derived_seed
 from .arguments import UnlearnArguments, with_options
 from .audit import record_hashes
 from .classes.data import find_judge
-from .classes.measure import DDIM_STEPS
 from .classes.names import cover_of, named
 from .classes.task import ClassTask
 from .distilled import SCORE, last_score
@@ -261,7 +260,8 @@ def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
     model = resolve(args.folder / "unet")
     count, classes = args.request.samples_per_class, judge.num_classes
     labels = torch.arange(classes).repeat_interleave(count)
-    sampler = Sampler.one_step_or_ddim(run.config["options"].get("t_init"), DDIM_STEPS)
+    t_init = run.config["options"].get("t_init")
+    sampler = pretrained_sampler(model.schedule) if t_init is None else Sampler("one_step", t_init=t_init)
     images = sampler.draw(model.network, model.schedule, labels, derived_seed(args.compute.seed, "sequence"))
     share = 100 * confusion_matrix(judge, images, labels).double() / count
     forgotten = list(args.request.forget_classes)

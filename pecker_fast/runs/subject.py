@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import run_records
 from ..checks import check_int
 from ..data import LabelledImages
-from ..diffusion import NoiseSchedule
+from ..diffusion import Parametrisation
 from ..hashing import weights_hash
 from ..models import resolve
 from ..records import RecordError
@@ -62,7 +62,7 @@ class Subject:
 
     folder: Path
     config: dict[str, Any]
-    schedule: NoiseSchedule
+    schedule: Parametrisation
     request: ForgetRequest
     networks: dict[str, nn.Module]
     seed: int

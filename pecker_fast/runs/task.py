@@ -88,6 +88,22 @@ class Task(ABC):
     def check(args: UnlearnArguments) -> None:
         """Check the options without reading weights. ValueError or TypeError if one is wrong."""
 
+    @classmethod
+    @abstractmethod
+    def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
+        """Check all that a run checks before it trains, and write nothing.
+
+        Returns
+        -------
+        list of str
+            What a run needs and ``args`` do not give, so that it could not be checked.
+
+        Raises
+        ------
+        ValueError, TypeError, FileNotFoundError
+            If a run would raise it.
+        """
+
     @staticmethod
     @abstractmethod
     def estimate(args: UnlearnArguments) -> str | None:

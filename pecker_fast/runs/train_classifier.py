@@ -106,6 +106,8 @@ def train_classifier(
     target = Path(output or f"runs/{preset}-judge.safetensors")
     if output is not None:
         check_output(output)
+    elif target.exists():
+        raise ValueError(f"output is not given, and {target} exists already: expected the file to write")
     data = DataArguments(dataset_name, data_root, download)
     name = dataset_of(data, preset)
     if name in SHIPPED and name == values.dataset:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..files import write_json
 from ..mask import SaliencyMask
-from ..parallel import World, world
+from ..parallel import World, process_number, world
 from ..training.loop import Progress
 from ..unlearning import method_class
 from .arguments import ComputeArguments, UnlearnArguments, option_words
@@ -20,7 +21,7 @@ from .distilled import distillation_for, is_distilled, with_distilled
 from .folder import check_folder, owning, prepare_folder
 from .running import Running
 from .several import resumed
-from .task import task_of
+from .task import Task, task_of
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def _carry_out_alone(
     kind = task_of(args)
     folder, resume, overwrite = args.folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir
     args.loop.check()
+    args.output.check()
     if torch.cuda.is_initialized():
         # The peak of an earlier run of this process is not this run's.
         torch.cuda.reset_peak_memory_stats()
@@ -181,16 +183,35 @@ def _carry_out_alone(
     return Outcome(metrics, shared[0])
 
 
-def describe(args: UnlearnArguments) -> str:
+def describe(args: UnlearnArguments, kind: type[Task] | None = None) -> str:
     """What a run would do (``--dry_run``): its configuration as JSON, and below it an estimate of its memory if any.
+
+    Everything is checked that the run would check. What it needs beside ``args`` is named on stderr.
+
+    Parameters
+    ----------
+    args : UnlearnArguments
+        All options.
+    kind : type, optional
+        The task of the run. Default: that of ``args``.
 
     Raises
     ------
-    ValueError, TypeError
-        If an option is wrong.
+    ValueError, TypeError, FileNotFoundError
+        If an option is wrong, or a network or a file is missing.
     """
     args = with_distilled(args)
-    kind = task_of(args)
+    kind, compute = kind or task_of(args), args.compute.resolved()
     kind.check(args)
+    check_folder(args.folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
+    request = args.request
+    if request.distilled is not None and not is_distilled(request.distilled):
+        # It is made first.
+        task_of(distillation_for(args)).check(distillation_for(args))
+        request = dataclasses.replace(request, distilled=None)
+    notes = kind.rehearse(dataclasses.replace(args, request=request), compute)
     memory = kind.estimate(args)
+    if process_number() == 0:
+        for note in notes:
+            print(f"pecker-fast: {note}", file=sys.stderr)
     return json.dumps(kind.describe(args), indent=1) + ("" if memory is None else f"\n{memory}")

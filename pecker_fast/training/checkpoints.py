@@ -18,6 +18,8 @@ from .state import load_state, save_state
 
 FORMAT, VERSION = "pecker_fast.checkpoint", 1
 STATE, MANIFEST = "state.safetensors", "checkpoint.json"
+# The option that may be larger when a run goes on.
+LENGTH = "max_train_steps"
 _ZEROS = "0" * 64
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = re.compile(r"\.checkpoint-\d+\.(tmp|old)")
@@ -120,6 +122,8 @@ class Checkpoints:
         # As it will be read back: tuples become lists in JSON.
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self._staged: int | None = None
+        # A line about how the run that goes on is longer than it was, once a checkpoint has been loaded.
+        self.extended: str | None = None
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of a step."""
@@ -268,17 +272,18 @@ class Checkpoints:
         return path
 
     def _alternative(self, path: Path) -> str:
-        """Names the newest complete checkpoint before ``path``."""
+        """Names the newest complete checkpoint of this run before ``path``."""
         match = _NAME.fullmatch(path.name)
         for step in reversed(self.steps()):
             if match and step >= int(match[1]):
                 continue
             try:
-                self.verify(self.path(step))
+                if self._differences(self.verify(self.path(step))):
+                    continue
             except CheckpointError:
                 continue
             return f"; the one before it is complete: --resume_from_checkpoint checkpoint-{step}"
-        return "; there is no earlier one"
+        return "; there is no earlier one of this run"
 
     def verify(self, path: Path) -> dict[str, Any]:
         """Read every file of a checkpoint; returns its manifest. CheckpointError if it is damaged."""
@@ -314,9 +319,35 @@ class Checkpoints:
         path = self._resolve(which)
         try:
             manifest = self.verify(path)
-            differences = _differences(without_retired(self.fingerprint), without_retired(manifest["fingerprint"]))
+            differences = self._differences(manifest)
             if differences:
-                raise CheckpointError(f"{path} is of another run: {'; '.join(differences)}")
-            return manifest["step"], load_state(path / STATE)
+                raise CheckpointError(
+                    f"{path} is of another run: {'; '.join(differences)} (only {LENGTH} may be larger; how often a run "
+                    "logs, evaluates and saves may change)"
+                )
+            state = load_state(path / STATE)
         except CheckpointError as error:
             raise CheckpointError(f"{error}{self._alternative(path)}") from error
+        self.extended = self._extension(manifest)
+        return manifest["step"], state
+
+    def _differences(self, manifest: dict[str, Any]) -> list[str]:
+        """How this run differs from that of a checkpoint, except in being longer."""
+        own, other = without_retired(self.fingerprint), without_retired(manifest["fingerprint"])
+        if self._lengths(manifest) is not None:
+            other = {**other, "options": {**other["options"], LENGTH: own["options"][LENGTH]}}
+        return _differences(own, other)
+
+    def _lengths(self, manifest: dict[str, Any]) -> tuple[int, int] | None:
+        """The length of a checkpoint's run and of this one if this one is longer."""
+        options = [x.get("options") for x in (manifest["fingerprint"], self.fingerprint)]
+        before, now = (x.get(LENGTH) if isinstance(x, dict) else None for x in options)
+        return (before, now) if isinstance(before, int) and isinstance(now, int) and now > before else None
+
+    def _extension(self, manifest: dict[str, Any]) -> str | None:
+        lengths = self._lengths(manifest)
+        if lengths is None:
+            return None
+        text = f"{LENGTH} was {lengths[0]} and is {lengths[1]}: the run goes on from step {manifest['step']}"
+        scheduler = self.fingerprint["options"].get("lr_scheduler", "constant")
+        return text if scheduler == "constant" else f"{text}, with the learning rates of a run of {lengths[1]}"

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +23,9 @@ from ..profiling import Profiler
 from ..records import COUNT, read_lines
 from ..unlearning import Phase
 from .checkpoints import CheckpointError, Checkpoints
+
+# Figures of an evaluation that the progress bar shows, by key; percent.
+FIGURES = {"ua": "UA", "retain_accuracy": "retained"}
 
 
 class Logged(TypedDict):
@@ -45,7 +49,8 @@ class LoopOptions:
     checkpoints_total_limit: int | None = None
     """How many checkpoints to keep; all by default."""
     resume_from_checkpoint: str | None = None
-    """Resume from a checkpoint: "latest", "checkpoint-100" or a path."""
+    """Resume from a checkpoint: "latest" (the run starts from the beginning if there is none), "checkpoint-100" or a
+    path. Only max_train_steps may be larger, and logging, evaluating and saving may change."""
     validation_steps: int = 500
     """Steps between evaluations."""
 
@@ -81,6 +86,10 @@ class Progress:
     images: int = 0
     seconds: float = 0.0
     stopped_by: int | None = None
+
+
+def _short(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.3g}"
 
 
 @contextmanager
@@ -167,6 +176,9 @@ class Loop:
         self._window_steps = 0
         self._since = 0.0
         self._prepared = False
+        # What the bar shows: the last losses, and the last UA.
+        self._losses: dict[str, str] = {}
+        self._figures: dict[str, str] = {}
 
     def run(self) -> Progress:
         """Run to the end or until a signal, and save a checkpoint.
@@ -194,9 +206,12 @@ class Loop:
                 if index > p.phase or p.step == 0:
                     p.phase, p.iteration = index, 0
                     phase.start(self.phases[index - 1] if index else None)
+                bar.set_description(phase.name, refresh=False)
                 self._continue()
                 while p.iteration < phase.iterations and p.stopped_by is None:
                     self._iterate(phase, caught)
+                    # UA first: a narrow terminal cuts the end off.
+                    bar.set_postfix({**self._figures, **self._losses}, refresh=False)
                     bar.update()
                 if p.stopped_by is not None:
                     break
@@ -219,8 +234,13 @@ class Loop:
             return
         p, which = self.progress, self.options.resume_from_checkpoint
         logs = [self.folder / "train.jsonl", self.folder / "evaluation.jsonl"]
+        if which == "latest" and not self.checkpoints.steps():
+            which = None
+            self._note(f"{self.folder} has no checkpoint yet: the run starts from the beginning")
         if which is not None:
             step, state = self.checkpoints.load(which)
+            if self.checkpoints.extended is not None:
+                self._note(self.checkpoints.extended)
             p.phase, p.iteration, p.step = state["phase"], state["iteration"], step
             p.images, p.seconds = state["images"], state["seconds"]
             if not p.phase < len(self.phases):
@@ -302,6 +322,7 @@ class Loop:
         losses = {name: value if math.isfinite(value) else None for name, value in losses.items()}
         place = {"phase": phase.name, "iteration": p.iteration, "step": p.step, "images": p.images}
         profile = {} if self.profiler is None else self.profiler.record()
+        self._losses = {name.removeprefix("loss_"): _short(value) for name, value in losses.items()}
         self._write("train.jsonl", {**place, "seconds": p.seconds, **losses, **phase.describe(), **profile})
         self._continue()
 
@@ -313,6 +334,8 @@ class Loop:
         def measure(network: nn.Module) -> None:
             record = self.evaluate(network, p.step)
             if record is not None:
+                known = ((title, record.get(key)) for key, title in FIGURES.items())
+                self._figures = {title: f"{value:.1f}%" for title, value in known if value is not None}
                 self._write("evaluation.jsonl", {"step": p.step, "images": p.images, "seconds": p.seconds, **record})
 
         # The main process may be the only one with an evaluation.
@@ -320,6 +343,11 @@ class Loop:
             with self._outside("evaluation"), phase.averaged() as network:
                 self.world.on_main(lambda: measure(network))
         self._continue()
+
+    def _note(self, text: str) -> None:
+        """A line about the run on stderr, of the main process."""
+        if self.world.is_main:
+            print(f"pecker-fast: {text}", file=sys.stderr)
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         if not self.world.is_main:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import Conditioning, NoiseSchedule, PromptTable, TextConditioned
+from ..diffusion import Conditioning, Parametrisation, PromptTable, TextConditioned
+from ..diffusion.architectures import ARCHITECTURES, UNET
 from ..diffusion.conditioning import POOLED, TIME_IDS
 from ..diffusion.text import SIZES, pooled_width
 from ..optim import MaskedAdam
@@ -50,7 +51,6 @@ SDXL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-TOKENS = 77
 # Entries of the parameter on which an optimizer's state is measured.
 MEASURED = 1 << 14
 
@@ -133,7 +133,8 @@ class _FakeSetting(Setting):
 
     def trainable(self, network: nn.Module) -> nn.Module:
         size, dtype = network.config["sample_size"], self.placement.weights_dtype
-        result = _network(network.unet.config, dtype, network.table, network.schedule, size)
+        config = {"_class_name": type(network.unet).__name__, **network.unet.config}
+        result = _network(config, dtype, network.table, network.schedule, size)
         self._checkpoint_gradients(result)
         return result.requires_grad_(True)
 
@@ -149,18 +150,22 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _network(
-    config: Mapping[str, Any], dtype: torch.dtype, table: PromptTable, schedule: NoiseSchedule, size: int
+    config: Mapping[str, Any], dtype: torch.dtype, table: PromptTable, schedule: Parametrisation, size: int
 ) -> TextConditioned:
-    from diffusers import UNet2DConditionModel
+    import diffusers
 
     with _default_dtype(dtype):
-        unet = UNet2DConditionModel.from_config(config)
+        unet = getattr(diffusers, config.get("_class_name", UNET)).from_config(config)
     return TextConditioned(unet, table, schedule, sample_size=size)
 
 
 def empty_conditioning(unet: Mapping[str, Any], prompts: int, dtype: torch.dtype) -> Conditioning:
     """Tensors with the shapes of what the U-Net with this configuration is told about prompts."""
-    conditioning = Conditioning.of(torch.empty(prompts, TOKENS, unet["cross_attention_dim"], dtype=dtype))
+    architecture = ARCHITECTURES[unet.get("_class_name", UNET)]
+    tokens = architecture.tokens
+    conditioning = Conditioning.of(torch.empty(prompts, tokens, unet[architecture.width], dtype=dtype))
+    shapes = architecture.shapes(unet, tokens)
+    conditioning |= {name: torch.empty(prompts, *shape, dtype=dtype) for name, shape in shapes.items()}
     if unet.get("addition_embed_type") is None:
         return conditioning
     pooled = torch.empty(prompts, pooled_width(unet), dtype=dtype)
@@ -198,7 +203,7 @@ def estimate_memory(
     *,
     unet: Mapping[str, Any],
     latent_size: int,
-    schedule: NoiseSchedule,
+    schedule: Parametrisation,
     request: PromptRequest,
     placement: Placement,
     mixed_precision: str,
@@ -219,7 +224,7 @@ def estimate_memory(
         Configuration of the U-Net, as diffusers has it.
     latent_size : int
         Height and width of latents.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The model's schedule.
     request : PromptRequest
         What to forget.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..diffusion import NoiseSchedule
+from ..diffusion import Parametrisation
 from ..unlearning import Compute, Images
 from ..unlearning.denoising import DenoisingOptions, DenoisingPhase
 
@@ -23,7 +23,7 @@ class Pretraining(DenoisingPhase):
         How to compute.
     network : nn.Module
         Trained in place.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         Noise levels.
     dataset : Images
         Training images.
@@ -32,6 +32,6 @@ class Pretraining(DenoisingPhase):
     """
 
     def __init__(
-        self, compute: Compute, network: nn.Module, schedule: NoiseSchedule, dataset: Images, options: PretrainOptions
+        self, compute: Compute, network: nn.Module, schedule: Parametrisation, dataset: Images, options: PretrainOptions
     ) -> None:
         super().__init__(compute, network, schedule, dataset, options, name="pretrain")

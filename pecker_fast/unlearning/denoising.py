@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_literals, check_number
-from ..diffusion import NUM_TRAIN_TIMESTEPS, NoiseSchedule, noise_prediction_loss, null_label, predict_eps
+from ..diffusion import NUM_TRAIN_TIMESTEPS, Parametrisation, null_label, predict, prediction_loss
 from ..optim import MaskedAdam
 from ..shifts import shifted
 from .protocol import Phase
@@ -206,7 +206,7 @@ class NetworkPhase(Phase):
         How to compute.
     network : nn.Module
         Trained in place. Parameters that do not require gradients are left as they are.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         Noise levels.
     options : NetworkOptions
         Options of Adam.
@@ -220,7 +220,7 @@ class NetworkPhase(Phase):
         self,
         compute: Compute,
         network: nn.Module,
-        schedule: NoiseSchedule,
+        schedule: Parametrisation,
         options: NetworkOptions,
         *,
         name: str,
@@ -310,7 +310,7 @@ class NetworkPhase(Phase):
 
 
 class DenoisingPhase(NetworkPhase):
-    """Steps on E ||eps - eps_theta(x_t, t, c)||^2, t uniform in [0, T), on labelled images.
+    """Steps on E ||y - y_theta(x_t, t, c)||^2 (of the noise, eps), t uniform in [0, T), on labelled images.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ class DenoisingPhase(NetworkPhase):
         self,
         compute: Compute,
         network: nn.Module,
-        schedule: NoiseSchedule,
+        schedule: Parametrisation,
         images: Images,
         options: DenoisingOptions,
         *,
@@ -352,7 +352,7 @@ class DenoisingPhase(NetworkPhase):
             self.network.train()
             streams.seed_dropout("dropout", compute.world.rank)
             with compute.autocast():
-                eps_pred = predict_eps(self.network, self.schedule.add_noise(x0, eps, t), t, labels)
-            loss = noise_prediction_loss(eps, eps_pred)
+                prediction = predict(self.network, self.schedule, self.schedule.add_noise(x0, eps, t), t, labels)
+            loss = prediction_loss(self.schedule.target(x0, eps, t), prediction)
             loss.backward()
         return {"loss": loss}

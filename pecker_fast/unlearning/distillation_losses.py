@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import OneStepGenerator, noise_prediction_loss, regression_loss, score_distillation_loss
+from ..diffusion import OneStepGenerator, prediction_loss, regression_loss, score_distillation_loss
 from .gradients import add_gradients
 from .guidance import Batch, Guidance
 from .options import ScoreForgettingOptions
@@ -93,13 +93,14 @@ class DistillationLosses:
             x_t = schedule.add_noise(x0, eps, t)
             self.score.train()
             with compute.autocast():
-                eps_pred = self.guidance.learning(self.score, x_t, t, batch, *dropped)
+                prediction = self.guidance.learning(self.score, x_t, t, batch, *dropped)
+            target = schedule.target(x0, eps, t)
             total: Tensor | float = 0.0
             if r > 0:
-                losses["loss_score_retain"] = noise_prediction_loss(eps[:r], eps_pred[:r])
+                losses["loss_score_retain"] = prediction_loss(target[:r], prediction[:r])
                 total = total + o.score_retain_weight * losses["loss_score_retain"]
             if r < len(labels):
-                losses["loss_score_forget"] = noise_prediction_loss(eps[r:], eps_pred[r:])
+                losses["loss_score_forget"] = prediction_loss(target[r:], prediction[r:])
                 total = total + o.score_forget_weight * losses["loss_score_forget"]
             (total / o.gradient_accumulation_steps).backward()
         return {name: loss.detach() for name, loss in losses.items()}, None

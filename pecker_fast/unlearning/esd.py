@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_number
-from ..diffusion import NUM_TRAIN_TIMESTEPS, predict_eps
+from ..diffusion import NUM_TRAIN_TIMESTEPS, predict
 from .denoising import NetworkOptions, NetworkPhase
 from .many_step import ManyStepMethod, SamplingOptions
 from .setting import Setting
@@ -94,9 +94,10 @@ class ESDPhase(NetworkPhase):
         if empty_prompt == "mean":
             each = len(self.conditions.everything)
             labels = self.conditions.everything.repeat(len(x_t))
-            eps = predict_eps(network, x_t.repeat_interleave(each, 0), t.repeat_interleave(each), labels)
+            eps = predict(network, self.schedule, x_t.repeat_interleave(each, 0), t.repeat_interleave(each), labels)
             return eps.unflatten(0, (len(x_t), each)).mean(1)
-        return predict_eps(network, x_t, t, torch.full_like(covers, self.null) if empty_prompt == "null" else covers)
+        labels = torch.full_like(covers, self.null) if empty_prompt == "null" else covers
+        return predict(network, self.schedule, x_t, t, labels)
 
     def _levels(self, steps: Tensor) -> Tensor:
         """Timesteps of DDIM steps; step 0 is the last."""
@@ -107,18 +108,19 @@ class ESDPhase(NetworkPhase):
         o = self.options
         network = self.network if o.trajectory_network == "current" else self.problem.teacher
         network.eval()
-        x = z.clone()
+        first = self._levels(torch.full((len(z),), o.trajectory_steps - 1, device=z.device)) + self._offset
+        x = self.schedule.start(z, first)
         for step in range(o.trajectory_steps - 1, 0, -1):
             rows = (until < step).nonzero().flatten()
             if len(rows) == 0:
                 continue
             steps = torch.full_like(rows, step)
             t = self._levels(steps) + self._offset
-            eps = predict_eps(network, x[rows], t, labels[rows])
+            prediction = predict(network, self.schedule, x[rows], t, labels[rows])
             if o.trajectory_guidance_scale != 1:
                 empty = self._empty(network, x[rows], t, covers[rows])
-                eps = empty + o.trajectory_guidance_scale * (eps - empty)
-            x0 = self.schedule.predict_x0(x[rows], eps, t)
+                prediction = empty + o.trajectory_guidance_scale * (prediction - empty)
+            x0, eps = self.schedule.split(x[rows], prediction, t)
             x0 = x0.clamp(-1, 1) if o.clip_sample else x0
             x[rows] = self.schedule.add_noise(x0, eps, self._levels(steps - 1) + self._offset)
         return x
@@ -136,14 +138,14 @@ class ESDPhase(NetworkPhase):
                 x_t = self._trajectory(z, until, labels, covers)
             with compute.regions("teacher"):
                 empty = self._empty(problem.teacher, x_t, t, covers)
-                conditional = predict_eps(problem.teacher, x_t, t, labels)
+                conditional = predict(problem.teacher, self.schedule, x_t, t, labels)
         target = empty - o.negative_guidance * (conditional - empty)
         with compute.regions("forward and backward"):
             self.network.train()
             streams.seed_dropout("dropout", compute.world.rank)
             with compute.autocast():
-                eps_pred = predict_eps(self.network, x_t, t, labels)
-            loss = (eps_pred - target).square().mean()
+                prediction = predict(self.network, self.schedule, x_t, t, labels)
+            loss = (prediction - target).square().mean()
             loss.backward()
         return {"loss_forget": loss}
 

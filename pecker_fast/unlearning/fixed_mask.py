@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_literals, check_number
-from ..diffusion import OneStepGenerator, noise_prediction_loss, predict_eps
+from ..diffusion import OneStepGenerator, predict, prediction_loss
 from ..mask import SaliencyMask
 from ..mask_in_parts import MaskInParts
 from ..patches import file_kind, patch_mask
@@ -216,7 +216,7 @@ class PatchMasker(BaseMasker):
         kind: Literal["forgotten", "retained"],
         reduce: Literal["sum", "sq_sum"],
     ) -> dict[str, Tensor]:
-        """The noise-prediction gradients of this process's chunks of generated samples, or their squares, summed; the
+        """The prediction losses' gradients of this process's chunks of generated samples, or their squares, summed; the
         mean over the processes. Leaves no gradient behind."""
         compute, schedule, o = self.compute, self.problem.schedule, self.options
         count, size = o.saliency_chunks * o.saliency_chunk_size, o.saliency_chunk_size
@@ -233,8 +233,8 @@ class PatchMasker(BaseMasker):
                     images = self.one_step(self.generator, z[chunk], chosen[chunk])
                 x_t = schedule.add_noise(images, eps[chunk], t[chunk])
                 with compute.autocast():
-                    eps_pred = predict_eps(network, x_t, t[chunk], chosen[chunk])
-                noise_prediction_loss(eps[chunk], eps_pred).backward()
+                    prediction = predict(network, schedule, x_t, t[chunk], chosen[chunk])
+                prediction_loss(schedule.target(images, eps[chunk], t[chunk]), prediction).backward()
         compute.world.average_(list(accumulator.scores.values()))
         return accumulator.scores
 

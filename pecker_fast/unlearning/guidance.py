@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import null_label, predict_eps
+from ..diffusion import null_label, predict
 from .conditions import Conditions
 from .options import ScoreForgettingOptions
 from .setting import Setting
@@ -54,9 +54,9 @@ class Batch:
 
 
 class Guidance:
-    """Noise predictions of psi and phi in their three roles.
+    """Predictions of psi and phi in their three roles.
 
-    eps_u + kappa (eps_c - eps_u) with the role's kappa; if kappa is 1 the network is called once. eps_u uses the null
+    y_u + kappa (y_c - y_u) with the role's kappa; if kappa is 1 the network is called once. y_u uses the null
     label, or for forgotten samples the negative text in the roles that ``negative_roles`` names.
 
     Parameters
@@ -76,7 +76,7 @@ class Guidance:
 
     def __init__(self, setting: Setting, options: ScoreForgettingOptions, conditions: Conditions) -> None:
         self.options, self.negative = options, conditions.negative
-        self._teacher = setting.problem.teacher
+        self._teacher, self._schedule = setting.problem.teacher, setting.problem.schedule
         self._null: int | None = None
         if any(scale != 1 for scale in options.guidance_scales):
             self._null = null_label(self._teacher)
@@ -116,14 +116,14 @@ class Guidance:
         if dropped is not None:
             # The negative text is dropped with the prompt.
             labels, nulls = labels.masked_fill(dropped, self._null), nulls.masked_fill(dropped, self._null)
-        return predict_eps(score, x_t, t, labels, scale, nulls)
+        return predict(score, self._schedule, x_t, t, labels, scale, nulls)
 
     def score(self, score: nn.Module, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """psi's prediction in theta's loss (kappa_2 and kappa_3)."""
         scale = self.options.score_eval_guidance_scale
-        return predict_eps(score, x_t, t, self._score_labels(batch), scale, self._null_labels(batch, 1))
+        return predict(score, self._schedule, x_t, t, self._score_labels(batch), scale, self._null_labels(batch, 1))
 
     def teacher(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """phi's prediction in theta's loss (kappa_4): of the cover for forgotten samples."""
         scale, nulls = self.options.teacher_guidance_scale, self._null_labels(batch, 2)
-        return predict_eps(self._teacher, x_t, t, batch.teacher_labels, scale, nulls)
+        return predict(self._teacher, self._schedule, x_t, t, batch.teacher_labels, scale, nulls)

@@ -57,6 +57,11 @@ class ManyStepMethod(Method):
     def __init__(self, setting: Setting, options: Any) -> None:
         super().__init__(setting, options)
         problem, teacher_dtype = setting.problem, setting.placement.teacher_dtype
+        if problem.schedule.one_step_at is not None:
+            raise ValueError(
+                f"method is {self.name!r}, which trains a diffusion model, but the pretrained network draws in one "
+                f"step ({problem.schedule.title}): expected a method of one-step generators, such as patch"
+            )
         options.check(problem.schedule.num_train_timesteps)
         if not isinstance(problem.request, ForgetRequest) and not self.forgets_prompts:
             raise ValueError(f"{self.name} forgets classes of a class-conditional network, not prompts")

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_literals, check_number
-from ..diffusion import OneStepGenerator, Sampler, noise_prediction_loss, predict_eps
+from ..diffusion import OneStepGenerator, predict, prediction_loss, pretrained_sampler
 from ..mask import SaliencyMask
 from ..saliency import saliency_mask
 from ..sharding import is_sharded, like, part_of
 from .gradients import add_gradients
 from .setting import Setting
 from .streams import Streams, derived_seed
-
-# Of the teacher's samples on which saliency is taken.
-TEACHER_SAMPLER = Sampler("ddim", num_inference_steps=50)
 
 
 @dataclass(frozen=True)
@@ -281,7 +278,8 @@ class Masker(BaseMasker):
             labels = streams.choose("labels", self.samples, self._forgotten)
             seed = derived_seed(self.compute.seed, "saliency teacher")
             with self.compute.autocast():
-                images = TEACHER_SAMPLER.draw(self.problem.teacher, self.problem.schedule, labels, seed)
+                sampler = pretrained_sampler(self.problem.schedule)
+                images = sampler.draw(self.problem.teacher, self.problem.schedule, labels, seed)
             self._pool = images, labels
 
     @torch.no_grad()
@@ -322,7 +320,7 @@ class Masker(BaseMasker):
         images, labels = self._samples(streams, generator)
         eps = streams.normal("eps", self.samples, images.shape[1:])
         t = streams.timesteps("t", self.samples, 0, schedule.num_train_timesteps - 1)
-        x_t = schedule.add_noise(images, eps, t)
+        x_t, target = schedule.add_noise(images, eps, t), schedule.target(images, eps, t)
         network.eval()
         names, params = zip(*network.named_parameters(), strict=True)
         frozen = not params[0].requires_grad
@@ -332,8 +330,8 @@ class Masker(BaseMasker):
             for batch in torch.arange(self.samples, device=compute.device).split(o.saliency_batch_size):
                 part = batch[compute.world.share(o.saliency_batch_size)]
                 with compute.autocast():
-                    eps_pred = predict_eps(network, x_t[part], t[part], labels[part])
-                loss = noise_prediction_loss(eps[part], eps_pred) / o.saliency_batches
+                    prediction = predict(network, schedule, x_t[part], t[part], labels[part])
+                loss = prediction_loss(target[part], prediction) / o.saliency_batches
                 grads = add_gradients(loss, params, grads)
         finally:
             network.requires_grad_(not frozen)

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 from functools import cache
 
+from ..names import nearest
 from .protocol import Method
 
 
@@ -32,5 +33,7 @@ def method_names() -> list[str]:
 def method_class(name: str) -> type[Method]:
     """The class of a method by its name. ValueError if there is no such method."""
     if name not in _methods():
-        raise ValueError(f"method is {name!r}, expected one of {', '.join(method_names())}")
+        raise ValueError(
+            f"method is {name!r}, expected one of {', '.join(method_names())}{nearest(name, method_names())}"
+        )
     return _methods()[name]

@@ -304,5 +304,6 @@ class Relabel(Method):
 
     @property
     def sampler(self) -> Sampler:
-        o = self.options
-        return Sampler("one_step", t_init=o.t_init) if o.t_init is not None else o.sampler()
+        o, at = self.options, self.setting.problem.schedule.one_step_at
+        t_init = at if o.t_init is None else o.t_init
+        return o.sampler() if t_init is None else Sampler("one_step", t_init=t_init)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_number
-from ..diffusion import NUM_TRAIN_TIMESTEPS, noise_prediction_loss, predict_eps
+from ..diffusion import NUM_TRAIN_TIMESTEPS, predict, prediction_loss
 from ..mask import SaliencyMask
 from .denoising import Batches, NetworkOptions, NetworkPhase, drop_condition, flip, members_of
 from .many_step import ManyStepMethod, SamplingOptions, check_guidance
@@ -121,8 +121,9 @@ class SaliencyPass(Accumulation):
         with compute.regions("saliency"):
             with compute.autocast():
                 x_t = schedule.add_noise(x0, eps, t)
-                eps_pred = predict_eps(self.network, x_t, t, labels, o.saliency_guidance_scale, self.null)
-            loss = noise_prediction_loss(eps, eps_pred, weights[rows].to(compute.device))
+                prediction = predict(self.network, schedule, x_t, t, labels, o.saliency_guidance_scale, self.null)
+            target = schedule.target(x0, eps, t)
+            loss = prediction_loss(target, prediction, weights[rows].to(compute.device))
             loss.backward()
             grads = [p.grad for p in self.network.parameters() if p.grad is not None]
             compute.world.average_(grads)
@@ -177,10 +178,10 @@ class SalUnPhase(NetworkPhase):
         )
         streams.seed_dropout(f"{purpose} dropout", world.rank)
         with self.compute.autocast():
-            return predict_eps(self.network, x_t, t, labels)
+            return predict(self.network, self.schedule, x_t, t, labels)
 
     def _noised(self, streams: Streams, purpose: str, batches: Batches, iteration: int) -> tuple[Tensor, ...]:
-        """x_t, its noise, t and labels of this process's images of an iteration."""
+        """x_t, what is to be predicted there, t and labels of this process's images of an iteration."""
         compute, count = self.compute, batches.count
         rows = compute.world.share(count)
         with compute.regions("data"):
@@ -189,25 +190,25 @@ class SalUnPhase(NetworkPhase):
             x0 = flip(streams, x0, count, rows, f"{purpose} flip")
         eps = streams.normal(f"{purpose} eps", count, x0.shape[1:])[rows]
         t = streams.antithetic_timesteps(f"{purpose} t", count, self.schedule.num_train_timesteps)[rows]
-        return self.schedule.add_noise(x0, eps, t), eps, t, labels
+        return self.schedule.add_noise(x0, eps, t), self.schedule.target(x0, eps, t), t, labels
 
     def backward(self, streams: Streams, iteration: int) -> dict[str, Tensor]:
         o, compute, count = self.options, self.compute, self.options.forget_samples
         self.network.train()
-        x_t, eps, t, labels = self._noised(streams, "forget", self.forgotten, iteration)
+        x_t, true, t, labels = self._noised(streams, "forget", self.forgotten, iteration)
         with compute.regions("forget loss"):
-            eps_pred = self._predict(streams, "forget", x_t, t, labels, count)
+            prediction = self._predict(streams, "forget", x_t, t, labels, count)
             if o.forget_loss == "rl":
                 covers = streams.choose("cover labels", count, self.conditions.covers)[compute.world.share(count)]
                 with torch.no_grad():
                     target = self._predict(streams, "cover", x_t, t, covers, count)
-                forget = (target - eps_pred).square().mean()
+                forget = (target - prediction).square().mean()
             else:
-                forget = -noise_prediction_loss(eps, eps_pred)
+                forget = -prediction_loss(true, prediction)
             forget.backward()
-        x_t, eps, t, labels = self._noised(streams, "retain", self.retained, iteration)
+        x_t, true, t, labels = self._noised(streams, "retain", self.retained, iteration)
         with compute.regions("retain loss"):
-            retain = noise_prediction_loss(eps, self._predict(streams, "retain", x_t, t, labels, o.train_batch_size))
+            retain = prediction_loss(true, self._predict(streams, "retain", x_t, t, labels, o.train_batch_size))
             (o.retain_weight * retain).backward()
         return {"loss_forget": forget, "loss_retain": retain}
 

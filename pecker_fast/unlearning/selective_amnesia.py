@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_int, check_number
-from ..diffusion import NUM_TRAIN_TIMESTEPS, noise_prediction_loss, predict_eps
+from ..diffusion import NUM_TRAIN_TIMESTEPS, predict, prediction_loss
 from ..saliency import SaliencyAccumulator
 from .denoising import Batches, NetworkOptions, NetworkPhase, drop_condition
 from .many_step import ManyStepMethod, SamplingOptions
@@ -81,10 +81,10 @@ class SelectiveAmnesiaOptions(SamplingOptions, ReplayOptions, NetworkOptions):
         check_number("fisher_condition_dropout", self.fisher_condition_dropout, high=1.0)
 
 
-def _loss(options: SelectiveAmnesiaOptions, eps: Tensor, eps_pred: Tensor) -> Tensor:
-    """The noise-prediction loss, mean over the batch."""
-    loss = noise_prediction_loss(eps, eps_pred)
-    return loss / eps[0].numel() if options.loss_reduction == "mean" else loss
+def _loss(options: SelectiveAmnesiaOptions, target: Tensor, prediction: Tensor) -> Tensor:
+    """The prediction's loss, mean over the batch."""
+    loss = prediction_loss(target, prediction)
+    return loss / target[0].numel() if options.loss_reduction == "mean" else loss
 
 
 def _pool(setting: Setting, options: SelectiveAmnesiaOptions, surrogates: int = 0) -> Pool:
@@ -172,8 +172,9 @@ class FisherPass(Accumulation):
         for rows in torch.arange(n, device=device).tensor_split(o.fisher_chunks):
             with compute.autocast():
                 x_t = schedule.add_noise(x0.expand(len(rows), *x0.shape[1:]), eps[rows], t[rows])
-                eps_pred = predict_eps(self.network, x_t, t[rows], labels[rows])
-            loss = _loss(o, eps[rows], eps_pred) * len(rows)
+                prediction = predict(self.network, schedule, x_t, t[rows], labels[rows])
+                target = schedule.target(x0.expand(len(rows), *x0.shape[1:]), eps[rows], t[rows])
+            loss = _loss(o, target, prediction) * len(rows)
             (loss * (steps / n)).backward()
             total += loss.detach()
         return total / n
@@ -254,8 +255,8 @@ class SelectiveAmnesiaPhase(NetworkPhase):
             streams.seed_dropout(f"{purpose} dropout", compute.world.rank)
             with compute.regions(f"{purpose} loss"):
                 with compute.autocast():
-                    eps_pred = predict_eps(self.network, self.schedule.add_noise(x0, eps, t), t, labels)
-                losses[f"loss_{purpose}"] = loss = _loss(o, eps, eps_pred)
+                    prediction = predict(self.network, self.schedule, self.schedule.add_noise(x0, eps, t), t, labels)
+                losses[f"loss_{purpose}"] = loss = _loss(o, self.schedule.target(x0, eps, t), prediction)
                 (weight * loss).backward()
         with compute.regions("consolidation"):
             losses["loss_ewc"] = self._consolidate()

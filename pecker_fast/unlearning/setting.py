@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_int, check_literals
-from ..diffusion import NoiseSchedule, add_adapter, sample_shape
+from ..diffusion import Parametrisation, add_adapter, sample_shape
 from ..parallel import World
 from ..profiling import Regions
 from .conditions import ForgetRequest, PromptRequest
@@ -61,7 +61,7 @@ class Problem:
     ----------
     teacher : nn.Module
         The pretrained ``UNet2DModel``, or a ``TextConditioned`` U-Net. Methods copy it.
-    schedule : NoiseSchedule
+    schedule : Parametrisation
         The schedule that the teacher was trained with.
     request : ForgetRequest or PromptRequest
         Classes to forget, or prompts of a text-conditioned network. The labels of prompts are those of its table.
@@ -87,7 +87,7 @@ class Problem:
     """
 
     teacher: nn.Module
-    schedule: NoiseSchedule
+    schedule: Parametrisation
     request: ForgetRequest | PromptRequest
     initial_generator: nn.Module | None = None
     initial_score: nn.Module | None = None
@@ -348,7 +348,8 @@ class Setting:
         memo: dict[int, Any] = {
             id(param): nn.Parameter(param.detach().to(dtype, copy=True)) for param in network.parameters()
         }
-        network = copy.deepcopy(network, memo).to(dtype)
+        # diffusers' own ``to`` warns about modules that should stay in float32, even if there are none.
+        network = nn.Module.to(copy.deepcopy(network, memo), dtype)
         self._checkpoint_gradients(network)
         compute.place(network)
         if not self.placement.fsdp:

@@ -10,7 +10,7 @@ from pecker_fast.benchmarks.step_rival import Rival
 from pecker_fast.benchmarks.train_step import Variant, run
 
 from pecker_fast.benchmarks import step_report, train_step
-from pecker_fast.diffusion import predict_eps
+from pecker_fast.diffusion import predict
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_rival_does_the_same_work():
     problem = Problem.make("tiny", 2, CPU)
     x, t, labels = torch.randn(2, 3, 8, 8), torch.tensor([3, 500]), torch.tensor([0, 1])
     with torch.no_grad():
-        forward = count_flops(lambda: predict_eps(problem.teacher, x, t, labels))
+        forward = count_flops(lambda: predict(problem.teacher, problem.schedule, x, t, labels))
     for name, expected in (("sfd", 22.0), ("pecker-every-1", 25.0)):
         ours = iteration_flops("tiny", name, 1, CPU)
         # A little less, since the input needs no gradient; a little more, since attention has five products in its

@@ -58,6 +58,31 @@ def test_compare_resumes_after_interruption(capsys, tmp_path, monkeypatch):
     assert "pecker" in output and "time (s)" not in output and str(tmp_path / "d" / "report.md") in output
     assert (tmp_path / "d" / "compare.csv").read_bytes() == (folder / "compare.csv").read_bytes()
     assert len(ran) == 5
+    # Not beside the file unless asked, and without options that would not be used.
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    runs = ["--runs", str(folder / "compare.json")]
+    assert f"pecker-fast report {folder} writes the report" in fails(capsys, "compare", *runs, "--no-seconds")
+    error = fails(capsys, "compare", *runs, "--output_dir", str(tmp_path / "e"), "--seeds", "2")
+    assert "seeds is 2, but runs" in error and not (tmp_path / "e").exists()
+    # Other methods or fewer seeds do not replace a report.
+    for words in (["--methods", "pecker,sfd"], ["--methods", "pecker", "patch", "--seeds", "2"]):
+        error = fails(capsys, "compare", *words, *arguments[5:], *(["--seeds", "1"] if len(words) == 2 else []))
+        assert "has the report of a comparison with" in error and "sfd" in error
+    assert {path: path.read_bytes() for path in before} == before and len(ran) == 5
+    # The report of the folder is written again, with what the runs have measured since.
+    metrics = json.loads((folder / "sfd-seed1" / "metrics.json").read_text())
+    (folder / "sfd-seed1" / "metrics.json").write_text(json.dumps({**metrics, "fid": 12.5}))
+    (folder / "report.md").unlink()
+    main(["report", str(folder)])
+    assert str(folder / "report.md") in capsys.readouterr().out
+    text = (folder / "report.md").read_text()
+    assert "# Methods compared" in text and "config.json is missing" not in text and "12.50 (1 of 2)" in text
+    compared = json.loads((folder / "compare.json").read_text())
+    assert compared["command"] == json.loads(before[folder / "compare.json"])["command"]
+    assert {name: [run["seed"] for run in several] for name, several in compared["methods"].items()} == {
+        "pecker": [0, 1],
+        "sfd": [0, 1],
+    }
     # Finished runs are reused, but not for another question.
     main(arguments)
     assert len(ran) == 5

@@ -250,7 +250,7 @@ def test_wrong_inputs(capsys, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     assert "nowhere" in fails(capsys, "unlearn", "--pretrained_model_name_or_path", nowhere, "--output_dir", out)
     assert "pretrained_model_name_or_path" in fails(capsys, "unlearn", "--preset", "cifar10", "--output_dir", out)
-    assert "no checkpoint" in fails(capsys, "unlearn", "--resume_from_checkpoint", "latest", "--output_dir", out)
+    assert "no checkpoint" in fails(capsys, "unlearn", "--resume_from_checkpoint", "checkpoint-3", "--output_dir", out)
     assert "forget_class" in fails(capsys, "demo", "--forget-class", "10", "--output-dir", out)
     assert "t_init" in fails(capsys, "sample", "--sampler", "one_step", "--output", str(tmp_path / "a.png"))
     (tmp_path / "file").write_text("mine")
@@ -315,7 +315,7 @@ def test_signal_writes_checkpoint_and_prints_resume_command(tmp_path, number):
 @pytest.mark.parametrize(("name", "size", "channels"), [("cifar10", 32, (32, 32)), ("stl10", 64, (32, 32, 32))])
 def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, monkeypatch, name, size, channels):
     data = image_folder(tmp_path / "data")
-    monkeypatch.setattr(pretraining, "TEACHER_SAMPLER", Sampler("ddim", num_inference_steps=2))
+    monkeypatch.setattr(pretraining, "pretrained_sampler", lambda schedule: Sampler("ddim", num_inference_steps=2))
     main([
         "pretrain", "--preset", name, "--dataset_name", f"folder:{data}",
         "--block_out_channels", *map(str, channels), "--layers_per_block", "1", "--max_train_steps", "2",

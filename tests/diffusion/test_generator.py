@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from pecker_fast.diffusion import NoiseSchedule, OneStepGenerator, predict_eps
+from pecker_fast.diffusion import NoiseSchedule, OneStepGenerator, predict
 
 from .toy import AffineNetwork, assert_close, double, tiny_unet
+
+SCHEDULE = NoiseSchedule.linear()
 
 
 def test_one_step_generator_and_its_gradient():
@@ -34,9 +36,9 @@ def test_one_step_generator_and_its_gradient():
 def test_guidance():
     network = AffineNetwork()
     x, labels, t = torch.randn(3, 1, 2, 2), torch.tensor([1, 0, 2]), torch.tensor([5, 50, 500])
-    plain = predict_eps(network, x, t, labels, guidance_scale=1.0, null_label=3)
+    plain = predict(network, SCHEDULE, x, t, labels, guidance_scale=1.0, null_label=3)
     assert len(network.calls) == 1 and network.calls[0][0].shape[0] == 3
-    guided = predict_eps(network, x, t, labels, guidance_scale=4.5, null_label=3)
+    guided = predict(network, SCHEDULE, x, t, labels, guidance_scale=4.5, null_label=3)
     assert len(network.calls) == 2 and network.calls[1][0].shape[0] == 6
     assert labels.tolist() == [1, 0, 2]
     w, v = network.parts(labels)
@@ -52,8 +54,8 @@ def test_guidance_of_a_unet_uses_its_null_label():
     with torch.no_grad():
         cond = unet(x, 10, class_labels=labels).sample
         null = unet(x, 10, class_labels=torch.tensor([3, 3])).sample
-        guided = predict_eps(unet, x, 10, labels, guidance_scale=2.5)
-        unconditional = predict_eps(unet, x, 10, labels, guidance_scale=0.0)
+        guided = predict(unet, SCHEDULE, x, 10, labels, guidance_scale=2.5)
+        unconditional = predict(unet, SCHEDULE, x, 10, labels, guidance_scale=0.0)
     assert not torch.allclose(cond, null)
     # Matrix products of batches of 2 and of 4 may sum in different orders.
     assert_close(guided, double(null + 2.5 * (cond - null)), factor=1000)
@@ -66,16 +68,16 @@ def test_mode_dtype_and_wrappers():
     wrapper = nn.Module()
     wrapper.module = unet
     wrapper.forward = unet.forward
-    expected = predict_eps(unet, x, 10, labels)
-    assert torch.equal(predict_eps(wrapper, x, torch.tensor([10, 10]), labels.int()), expected)
+    expected = predict(unet, SCHEDULE, x, 10, labels)
+    assert torch.equal(predict(wrapper, SCHEDULE, x, torch.tensor([10, 10]), labels.int()), expected)
     assert not unet.training
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = predict_eps(unet, x, 10, labels)
+        mixed = predict(unet, SCHEDULE, x, 10, labels)
     assert mixed.dtype == torch.float32 and torch.allclose(mixed, expected, atol=0.1, rtol=0.1)
     unet.train()
-    assert not torch.equal(predict_eps(unet, x, 10, labels), expected)
+    assert not torch.equal(predict(unet, SCHEDULE, x, 10, labels), expected)
     assert all(module.training for module in unet.modules())
-    half = predict_eps(unet.eval().to(torch.bfloat16), x, 10, labels)
+    half = predict(unet.eval().to(torch.bfloat16), SCHEDULE, x, 10, labels)
     assert half.dtype == torch.float32 and torch.allclose(half, expected, atol=0.1, rtol=0.1)
 
 
@@ -105,8 +107,8 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="z is on cpu, the schedule on meta"):
         generator.to("meta")(unet, x, labels)
     with pytest.raises(ValueError, match="null_label is None"):
-        predict_eps(unet, x, 3, labels, 2.0)
+        predict(unet, SCHEDULE, x, 3, labels, 2.0)
     with pytest.raises(ValueError, match="null_label is 3, expected from 0 to 2"):
-        predict_eps(unet, x, 3, labels, 2.0, null_label=3)
+        predict(unet, SCHEDULE, x, 3, labels, 2.0, null_label=3)
     with pytest.raises(ValueError, match=r"t has shape \(3,\)"):
-        predict_eps(unet, x, torch.tensor([1, 2, 3]), labels)
+        predict(unet, SCHEDULE, x, torch.tensor([1, 2, 3]), labels)

@@ -8,8 +8,8 @@ from pecker_fast.diffusion import (
     NoiseSchedule,
     OneStepGenerator,
     distillation_weight,
-    noise_prediction_loss,
-    predict_eps,
+    predict,
+    prediction_loss,
     regression_loss,
     score_distillation_loss,
 )
@@ -39,9 +39,9 @@ def factors(weights):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_noise_prediction_loss(weights, dtype):
+def test_prediction_loss(weights, dtype):
     eps, eps_pred = leaves(2, dtype)
-    loss = noise_prediction_loss(eps, eps_pred, weights)
+    loss = prediction_loss(eps, eps_pred, weights)
     loss.backward()
     error = double(eps) - double(eps_pred)
     factor = factors(weights)
@@ -118,8 +118,8 @@ def test_generator_loss_by_the_chain_rule(cover):
     x_g = generator(theta, z, labels)
     x_g.retain_grad()
     x_t = schedule.add_noise(x_g, eps, t)
-    x0_phi = schedule.predict_x0(x_t, predict_eps(phi, x_t, t, teacher_labels), t)
-    x0_psi = schedule.predict_x0(x_t, predict_eps(psi, x_t, t, labels), t)
+    x0_phi = schedule.predict_x0(x_t, predict(phi, schedule, x_t, t, teacher_labels), t)
+    x0_psi = schedule.predict_x0(x_t, predict(psi, schedule, x_t, t, labels), t)
     score_distillation_loss(x_g, x0_phi, x0_psi, alpha).backward()
 
     a_i, b_i, a, b = (double(v) for s in (440, t) for v in (schedule.signal(s), schedule.noise(s)))
@@ -163,7 +163,7 @@ def test_pseudo_score_loss_reaches_psi_only():
     labels, t = torch.tensor([0, 2, 1]), torch.tensor([50, 300, 700])
     x_g = OneStepGenerator(schedule, 440)(theta, z, labels).detach()
     x_t = schedule.add_noise(x_g, eps, t)
-    noise_prediction_loss(eps, predict_eps(psi, x_t, t, labels)).backward()
+    prediction_loss(eps, predict(psi, schedule, x_t, t, labels)).backward()
     w, v = psi.parts(labels)
     error = double(eps) - (w * double(x_t) + v + psi.s * double(t).reshape(-1, 1, 1, 1))
     terms = -2 * error * double(x_t) / 3
@@ -174,17 +174,17 @@ def test_pseudo_score_loss_reaches_psi_only():
 def test_bad_arguments():
     x = torch.randn(3, 1, 2, 2)
     for name, call in {
-        "eps_pred": lambda: noise_prediction_loss(x, x[:1]),
+        "prediction": lambda: prediction_loss(x, x[:1]),
         "x0_score": lambda: score_distillation_loss(x, x, x[..., :1], 1.0),
         "x0_teacher": lambda: score_distillation_loss(x, x[:2], x, 1.0),
         "x_cover": lambda: regression_loss(x, x[:, :, 0]),
-        "weights": lambda: noise_prediction_loss(x, x, torch.ones(2)),
-        "eps": lambda: noise_prediction_loss(torch.randn(3), torch.randn(3)),
+        "weights": lambda: prediction_loss(x, x, torch.ones(2)),
+        "target": lambda: prediction_loss(torch.randn(3), torch.randn(3)),
         "x_forget": lambda: regression_loss(x[:0], x[:0]),
     }.items():
         with pytest.raises(ValueError, match=rf"^{name} has shape"):
             call()
-    with pytest.raises(TypeError, match=r"eps_pred is torch\.int64"):
-        noise_prediction_loss(x, x.long())
+    with pytest.raises(TypeError, match=r"prediction is torch\.int64"):
+        prediction_loss(x, x.long())
     with pytest.raises(TypeError, match="weights is float"):
-        noise_prediction_loss(x, x, 1.0)
+        prediction_loss(x, x, 1.0)

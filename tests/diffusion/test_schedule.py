@@ -96,11 +96,11 @@ def test_linear_through_a_scheduler_is_bit_identical():
         assert torch.equal(converted.signal(t), schedule.signal(t))
 
 
-def test_schedulers_without_noise_prediction_raise():
+def test_schedulers_of_other_networks_raise():
     from diffusers import DDPMScheduler
 
-    with pytest.raises(ValueError, match="prediction_type 'v_prediction'"):
-        NoiseSchedule.from_scheduler(DDPMScheduler(prediction_type="v_prediction"))
+    with pytest.raises(ValueError, match="prediction_type is 'flow', expected one of epsilon, v_prediction, sample"):
+        NoiseSchedule.from_scheduler(DDPMScheduler(prediction_type="flow"))
     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):
         NoiseSchedule.from_scheduler(DDPMScheduler(rescale_betas_zero_snr=True))
 

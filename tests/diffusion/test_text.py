@@ -11,7 +11,7 @@ from pecker_fast.diffusion import (
     TextConditioned,
     encode_prompts,
     null_label,
-    predict_eps,
+    predict,
     sample_ddim,
     sample_one_step,
 )
@@ -45,7 +45,7 @@ def test_predictions_are_those_of_the_unet_with_the_prompt_embeddings(kind, scal
         return output if kind == "epsilon" else a * output + b * x
 
     with torch.no_grad():
-        eps = predict_eps(network, x, t, labels, scale, nulls)
+        eps = predict(network, network.schedule, x, t, labels, scale, nulls)
         expected = eps_of(labels)
         if scale != 1:
             expected = eps_of(nulls) + scale * (expected - eps_of(nulls))
@@ -54,8 +54,8 @@ def test_predictions_are_those_of_the_unet_with_the_prompt_embeddings(kind, scal
     assert (eps - expected).abs().max() <= 2e-5 * expected.abs().max()
     # The default null label is the empty prompt's.
     with torch.no_grad():
-        default = predict_eps(network, x, t, labels, scale)
-        zeros = predict_eps(network, x, t, labels, scale, torch.zeros(4, dtype=torch.int64))
+        default = predict(network, network.schedule, x, t, labels, scale)
+        zeros = predict(network, network.schedule, x, t, labels, scale, torch.zeros(4, dtype=torch.int64))
     assert torch.allclose(default, zeros, atol=1e-6)
 
 
@@ -75,7 +75,7 @@ def test_v_prediction_recovers_the_noise_of_a_perfect_network():
             return (a * eps - b * x0,)
 
     network.unet = Perfect()
-    prediction = predict_eps(network, a * x0 + b * eps, t, torch.zeros(3, dtype=torch.int64))
+    prediction = predict(network, network.schedule, a * x0 + b * eps, t, torch.zeros(3, dtype=torch.int64))
     assert torch.allclose(prediction, eps, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_names_and_state_dicts_are_those_of_the_unet():
     assert network.table.embeddings.dtype == torch.float32
     with torch.no_grad():
         # Only the U-Net has low precision; inputs and outputs of the wrapper do not.
-        assert predict_eps(other, x, t, labels).dtype == torch.float32
+        assert predict(other, other.schedule, x, t, labels).dtype == torch.float32
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -7,10 +7,11 @@ import random
 import pytest
 import torch
 
-from pecker_fast.diffusion import null_label, num_classes, predict_eps
+from pecker_fast.diffusion import NoiseSchedule, null_label, num_classes, predict
 from pecker_fast.models import load_ancestor, load_network, save_network
 from tests.models.ancestor_model import AncestorUNet
 
+SCHEDULE = NoiseSchedule.linear()
 SHAPES = {32: (1, 2, 2), 64: (1, 2, 2, 1)}
 
 
@@ -48,11 +49,11 @@ def same_function(model: AncestorUNet, unet, size: int) -> None:
     labels = torch.tensor([0, 9, 4])
     with torch.no_grad():
         for theirs, ours in ((labels, labels), (None, torch.full((3,), 10))):
-            expected, eps = model(x, t, theirs), predict_eps(unet, x, t, ours)
+            expected, eps = model(x, t, theirs), predict(unet, SCHEDULE, x, t, ours)
             assert (eps - expected).abs().max() <= 1e-5 * expected.abs().max()
         # Their w is our guidance scale minus 1.
         expected = 3 * model(x, t, labels) - 2 * model(x, t, None)
-        eps = predict_eps(unet, x, t, labels, guidance_scale=3.0)
+        eps = predict(unet, SCHEDULE, x, t, labels, guidance_scale=3.0)
     assert (eps - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 

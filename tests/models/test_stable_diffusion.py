@@ -131,7 +131,9 @@ def test_invalid_folders(folders, tmp_path):
     path = broken / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "prediction_type": "flow_prediction"}))
-    with pytest.raises(ValueError, match="prediction_type 'flow_prediction'"):
+    with pytest.raises(
+        ValueError, match="prediction_type is 'flow_prediction', expected 'epsilon' or 'v_prediction' or 'sample'"
+    ):
         StableDiffusion(broken)
     path.write_text(json.dumps({**config, "rescale_betas_zero_snr": True}))
     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):

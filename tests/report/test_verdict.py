@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from pecker_fast.records import RecordError
 from pecker_fast.report import RunRecord, cautions, write_run_report
 from pecker_fast.report.cautions import forgotten_images, never_drawn, ua_interval
+from pecker_fast.report.run_report import sections
 from pecker_fast.report.verdict import history_blocks, verdict
 from tests.report.test_report import make_prompt_run, make_run
 
@@ -142,6 +144,48 @@ def test_the_verdict_on_a_concept(tmp_path):
     lines = [line for line in text.splitlines() if line.startswith("| scene ")]
     assert len(lines) == 50 and lines[0] == "| scene 59 | 2 | 0.590 |" and "50 of 60" in text
     assert "| the neighbour | 1 | 0.750 |" in text and "1. x" in text and "by_prompt" not in text.split("## Config")[0]
+
+
+def places(value, place=()):
+    """The place of every value inside a JSON value."""
+    if place:
+        yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*place, key))
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "robustness.json", "history.jsonl"])
+def test_damaged_files_are_refused_in_a_line(tmp_path, name):
+    """Whatever a value is replaced with: the sections of a report, or an error that names the file."""
+    folder = make_run(tmp_path / "r", **GOOD, by_class=classes(), by_prompt={"near": [{"prompt": "x", "images": 1}]})
+    cost = {"attack": "full", "steps": 4.25, "images": 68.0, "censored": False}
+    costs = {"networks": {"run": cost}, "by_attack": {}, "verdicts": {"relabel": {"text": "Sooner."}}}
+    files = {
+        "metrics.json": json.loads((folder / "metrics.json").read_text()),
+        "robustness.json": {"summary": {"relearn_forget_ua_50": 1.0, "paths_still_most": 2.0}, "cost": costs},
+        "history.jsonl": {"event": "started", "date": "2026", "step": 0, "command": ["a", "b"], "version": "1"},
+    }
+    for file, value in files.items():
+        (folder / file).write_text(json.dumps(value) + "\n")
+    refused = total = 0
+    for place in places(files[name]):
+        for new in (None, True, -1, 1.5, 2**62, "x", [], [1], {}, {"a": 1}):
+            value = json.loads(json.dumps(files[name]))
+            inner = value
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = new
+            (folder / name).write_text(json.dumps(value) + "\n")
+            total += 1
+            try:
+                assert sections(RunRecord.read(folder)), place
+            except RecordError as error:
+                refused += 1
+                assert name in str(error)
+            except Exception as error:
+                raise AssertionError(f"{place} = {new!r}") from error
+    assert 0 < refused < total
 
 
 def test_command_date_and_commit(tmp_path):

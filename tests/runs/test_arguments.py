@@ -76,7 +76,10 @@ def test_evaluation_class_follows_from_the_source(tmp_path):
     assert kind(tmp_path, options=["seed", "judge"]) == "ClassEvaluation"
     (tmp_path / "sd" / "text_encoder").mkdir(parents=True)
     assert kind("5", tmp_path / "sd") == "PromptEvaluation"
-    for name, extra in {"c": '"forget_classes": [0]', "p": '"prompts": {}'}.items():
+    for name, extra in {
+        "c": '"forget_classes": [0]',
+        "p": '"prompts": {"forget": [], "cover": [], "retain": 0}',
+    }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(f'{{"options": {{}}, {extra}}}')
     assert (kind(tmp_path / "c"), kind(tmp_path / "p")) == ("ClassEvaluation", "PromptEvaluation")

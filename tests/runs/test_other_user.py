@@ -1,6 +1,7 @@
 """A run as a user who may write nothing but the run's folder."""
 
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ def files(folder: Path) -> dict[Path, int]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 def test_a_run_writes_into_its_folder_alone(tmp_path, monkeypatch):
     """The package belongs to root here; home and the current folder cannot be written to."""
+    # Python itself need not be readable for that user, so all is imported before.
+    import matplotlib.backends.backend_agg
+    import matplotlib.pyplot  # noqa: F401
+
     from pecker_fast.runs.task import unlearn_arguments
     from pecker_fast.runs.unlearn import unlearn
 
@@ -46,6 +51,8 @@ def test_a_run_writes_into_its_folder_alone(tmp_path, monkeypatch):
             os.setuid(NOBODY)
             unlearn(args)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0

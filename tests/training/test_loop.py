@@ -1,6 +1,7 @@
 """The loop: resumption, signals, kills, non-finite losses, logs."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -8,11 +9,13 @@ import signal
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.files import append_line
 from pecker_fast.models import save_network
 from pecker_fast.records import read_lines
+from pecker_fast.training import loop as loop_module
 from pecker_fast.training.checkpoints import STATE, CheckpointError
 from pecker_fast.training.loop import Loop, LoopOptions, NonFiniteError
 from pecker_fast.training.state import load_state
@@ -147,9 +150,87 @@ def test_wrong_options_and_checkpoints(tmp_path):
         with pytest.raises(ValueError, match=name):
             make(tmp_path, Walk("a", 2), **{name: 0})
     append_line(tmp_path / "train.jsonl", {"step": 1})
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        make(tmp_path, Walk("a", 2), resume="latest").run()
+    with pytest.raises(CheckpointError, match=r"'checkpoint-1', no such folder; .* has no checkpoint"):
+        make(tmp_path, Walk("a", 2), resume="checkpoint-1").run()
     assert read_lines(tmp_path / "train.jsonl") == [{"step": 1}]
+
+
+def test_latest_without_a_checkpoint_starts_from_the_beginning(tmp_path, capsys):
+    """Jobs that may be stopped at any moment are always started with the same command."""
+    append_line(tmp_path / "train.jsonl", {"step": 1})
+    phase = Walk("a", 5)
+    assert make(tmp_path, phase, resume="latest").run().step == 5 and phase.started == 1
+    line = f"pecker-fast: {tmp_path} has no checkpoint yet: the run starts from the beginning\n"
+    assert capsys.readouterr().err == line
+    assert [line["step"] for line in read_lines(tmp_path / "train.jsonl")] == [2, 4, 5]
+
+
+def test_a_run_that_has_ended_goes_on_if_it_becomes_longer(tmp_path, capsys):
+    def loop(folder, length, resume=None, **more) -> Loop:
+        phase = Walk("a", length)
+
+        def step(i):
+            # The same walk, whatever its length.
+            phase.weight = phase.weight * 0.9 + i
+            return {"loss": torch.tensor(1.0)}
+
+        phase.step = step
+        folder.mkdir(exist_ok=True)
+        fingerprint = {"seed": 1, "options": {"max_train_steps": length, "density": 0.5, **more}}
+        return Loop([phase], folder, LoopOptions(2, 3, None, resume, 4), fingerprint, show_progress=False)
+
+    whole, short = loop(tmp_path / "whole", 9), loop(tmp_path / "part", 4)
+    assert (whole.run().step, short.run().step) == (9, 4)
+    longer = loop(tmp_path / "part", 9, "latest")
+    assert longer.run().step == 9 and same_bits(longer.phases[0].weight, whole.phases[0].weight)
+    assert [line["step"] for line in read_lines(tmp_path / "part" / "train.jsonl")] == [2, 4, 6, 8, 9]
+    assert capsys.readouterr().err == "pecker-fast: max_train_steps was 4 and is 9: the run goes on from step 4\n"
+    refused = (
+        (8, {}, r"options.max_train_steps is 9 there and 8 here \(only max_train_steps.*checkpoint checkpoint-4"),
+        (12, {"density": 0.1}, r"options.density is 0.5 there and 0.1 here .*; there is no earlier one of this run"),
+    )
+    for length, more, message in refused:
+        with pytest.raises(CheckpointError, match=f"checkpoint-9 is of another run: {message}"):
+            loop(tmp_path / "part", length, "latest", **more).run()
+    loop(tmp_path / "linear", 4, lr_scheduler="linear").run()
+    loop(tmp_path / "linear", 6, "latest", lr_scheduler="linear").run()
+    assert "goes on from step 4, with the learning rates of a run of 6" in capsys.readouterr().err
+
+
+def test_the_hint_names_a_checkpoint_that_can_be_resumed(tmp_path):
+    make(tmp_path, Walk("a", 9)).run()
+    (tmp_path / "checkpoints" / "checkpoint-9" / STATE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"is damaged.*--resume_from_checkpoint checkpoint-6"):
+        make(tmp_path, Walk("a", 9), resume="latest").run()
+    # With other options the earlier ones would be refused, too.
+    other = Loop([Walk("a", 9)], tmp_path, LoopOptions(resume_from_checkpoint="latest"), {"run": 2})
+    with pytest.raises(CheckpointError, match=r"is damaged.*there is no earlier one of this run"):
+        other.run()
+
+
+def test_the_bar_shows_ua_and_losses(tmp_path, monkeypatch):
+    bars, shown = [], []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **how):
+            how |= {"file": io.StringIO(), "mininterval": 0, "dynamic_ncols": False, "ncols": 120}
+            super().__init__(*args, **how)
+            bars.append(self)
+
+    def loss(iteration: int) -> float:
+        shown.append(bars[0].postfix)
+        return math.nan if iteration == 5 else 1 / (iteration + 1)
+
+    monkeypatch.setattr(loop_module, "tqdm", Bar)
+    measured = {"ua": 97.25, "retain_accuracy": 90.0, "diversity": 1.0}
+    run = make(tmp_path, Walk("forget", 6, loss), evaluate=lambda network, step: measured, stop_at_nonfinite=False)
+    run.show_progress = True
+    run.run()
+    # Means of two iterations each; the evaluation is after four.
+    late = "UA=97.2%, retained=90.0%, loss=0.292"
+    assert [text or "" for text in shown] == ["", "", "loss=0.75", "loss=0.75", late, late]
+    last = bars[0].fp.getvalue().split("\r")[-1]
+    assert last.startswith("forget: 100%") and "6/6" in last and "UA=97.2%, retained=90.0%, loss=nan" in last
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path, seed):

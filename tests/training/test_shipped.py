@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pecker_fast.diffusion import predict_eps, sample_ddim
+from pecker_fast.diffusion import predict, sample_ddim
 from pecker_fast.hashing import weights_hash
 from pecker_fast.metrics import load_judge
 from pecker_fast.models import network_folder, resolve
@@ -64,7 +64,10 @@ def test_shipped_distilled_networks_draw_the_requested_class(name, accuracy, wor
     eps = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     x_t = model.schedule.add_noise(images, eps, t)
     with torch.no_grad():
-        errors = [(predict_eps(x, x_t, t, labels) - eps).square().mean() for x in (models["score"].network, teacher)]
+        errors = [
+            (predict(x, model.schedule, x_t, t, labels) - eps).square().mean()
+            for x in (models["score"].network, teacher)
+        ]
     assert errors[0] < errors[1]
 
 

@@ -9,7 +9,7 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.unlearning import PromptRequest, Setting, method_class, method_names
 from pecker_fast.unlearning.conditions import Conditions
 from pecker_fast.unlearning.streams import Streams
-from tests.diffusion.tiny_sd import LATENTS, SIZE, tiny_schedule, tiny_text_network
+from tests.diffusion.tiny_sd import LATENTS, SIZE, tiny_text_network
 from tests.inputs import same_bits
 from tests.unlearning.oracle import SHAPE, Affine, Oracle, generator_loss, one_step, score_loss
 from tests.unlearning.settings import setting_of
@@ -149,7 +149,7 @@ def run_text(name: str, teacher, iterations: int = 4, setting: dict | None = Non
 
 def make_text(name: str, teacher, setting: dict | None = None, **options):
     request = PromptRequest(**REQUEST, negative="bad")
-    whole = setting_of(teacher=copy.deepcopy(teacher), schedule=tiny_schedule(), request=request, **(setting or {}))
+    whole = setting_of(teacher=copy.deepcopy(teacher), schedule=teacher.schedule, request=request, **(setting or {}))
     kind = method_class(name)
     values = {
         "max_train_steps": 4,

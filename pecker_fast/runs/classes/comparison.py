@@ -66,7 +66,7 @@ class ClassComparison(CompareArguments):
     seconds: bool = True
     """Report seconds. Leave them out if the machine was also doing other things."""
     runs: str | None = None
-    """Only report the runs of this file, compare.json of an earlier comparison."""
+    """Only report the runs of this file, compare.json of an earlier comparison, into output_dir."""
 
     def trains(self, name: str) -> bool:
         return True
@@ -138,7 +138,20 @@ class ClassComparison(CompareArguments):
         if self.runs is None:
             return None
         records, facts = read_across(Path(self.runs))
-        folder = Path(self.output_dir) if self.output_dir else Path(self.runs).parent
+        if self.output_dir is None:
+            raise ValueError(
+                f"output_dir is not given: expected the folder for the report of runs {self.runs} (pecker-fast report "
+                f"{Path(self.runs).parent} writes the report of that comparison again)"
+            )
+        used = ("runs", "output_dir", "seconds", "progress_bar")
+        for item in fields(self):
+            if item.name not in used and getattr(self, item.name) != item.default:
+                raise ValueError(
+                    f"{item.name} is {getattr(self, item.name)!r}, but runs {self.runs} are only reported: expected it "
+                    "to be left out"
+                )
+        folder = Path(self.output_dir)
+        self.check_earlier({name: [run.metrics.get("seed") for run in several] for name, several in records.items()})
         folder.mkdir(parents=True, exist_ok=True)
         report = write_across(folder, records, seconds=self.seconds, **facts)
         runs = {name: runs_in([record.folder for record in several]) for name, several in records.items()}

@@ -47,6 +47,18 @@ def load_images(data: DataArguments, preset_name: str, split: str, size: int, ch
     return in_memory(load_dataset(name, split, data.data_root, data.download, image_size=size, channels=channels))
 
 
+def lacks_files(data: DataArguments, preset_name: str) -> str | None:
+    """What images need that is not given or has not been downloaded, as a line; None if they can be loaded."""
+    name = data.dataset_name or class_preset(preset_name).dataset
+    if name is None:
+        return f"a run also needs dataset_name: {OWN_IMAGES}"
+    if name not in ("cifar10", "stl10"):
+        return None
+    if data.data_root is None:
+        return f"a run also needs data_root, the folder with the files of {name}"
+    return f"the files of {name} are checked when the run has downloaded them" if data.download else None
+
+
 def shape_of(dataset: str, size: int | None, channels: int | None) -> tuple[int, int, tuple[str, ...]]:
     """The size and the channels to use the pictures of a folder with, and the names of their classes.
 

@@ -44,6 +44,10 @@ class ClassDistillation(ClassTask):
         options, loop = method_options(preset_name, kind), method_loop(preset_name, kind)
         return UnlearnArguments(preset_name, method, options, request, DataArguments(), loop=loop)
 
+    @classmethod
+    def _check_request(cls, args: UnlearnArguments, classes: int) -> None:
+        RetainRequest(classes)
+
     def _request(self, network: nn.Module) -> ForgetRequest:
         return RetainRequest(num_classes(network))
 

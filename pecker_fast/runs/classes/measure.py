@@ -6,14 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LabelledImages
-from ...diffusion import Sampler
+from ...diffusion import pretrained_sampler
 from ...hashing import weights_hash
 from ...metrics import Evaluator, Judge, percentage_of_unlearning
 from ...unlearning import ForgetRequest, Method, Setting
 
-DDIM_STEPS = 50
-# How the pretrained network is sampled.
-TEACHER_SAMPLER = Sampler("ddim", num_inference_steps=DDIM_STEPS)
 # How the real images are split into two samples.
 REAL_SPLIT = {"repeats": 8, "seed": 0}
 
@@ -114,12 +111,14 @@ class RunEvaluation:
 
     def protocol(self) -> dict[str, Any]:
         """How the run was measured, for metrics.json."""
+        teacher = pretrained_sampler(self.setting.problem.schedule)
+        how = "in one step" if teacher.kind == "one_step" else f"by {teacher.num_inference_steps} steps of DDIM"
         samples = {
             **self.method.sampler.summary(),
             "t_init": getattr(self.method.options, "t_init", None),
             "samples_per_class": self.samples_per_class,
             "seed": self.setting.compute.seed,
-            "before": f"the pretrained network by {DDIM_STEPS} steps of DDIM, same seed",
+            "before": f"the pretrained network {how}, same seed",
         }
         return protocol_of(self.evaluator, samples, self.reference, self.retained)
 
@@ -135,10 +134,11 @@ class RunEvaluation:
         return self.evaluator(self.samples(network), self.labels)
 
     def teacher_samples(self) -> Tensor:
-        """Images (N, C, H, W) of the pretrained network by DDIM, on the CPU."""
+        """Images (N, C, H, W) of the pretrained network as ``pretrained_sampler`` draws them, on the CPU."""
         problem, compute = self.setting.problem, self.setting.compute
         with compute.autocast():
-            images = TEACHER_SAMPLER.draw(problem.teacher, problem.schedule, self.labels, compute.seed)
+            sampler = pretrained_sampler(problem.schedule)
+            images = sampler.draw(problem.teacher, problem.schedule, self.labels, compute.seed)
         return images.cpu()
 
     def before(self, images: Tensor) -> dict[str, Any]:

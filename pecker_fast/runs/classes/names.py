@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...diffusion.unet import CLASS_NAMES
 from ...models import resolve_config
+from ..presets import class_preset
 
 # Names in an error message.
 SHOWN = 12
@@ -101,6 +102,23 @@ def names_in_network(path: str | None) -> tuple[str, ...]:
         return ()
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if known else ()
+
+
+def published_names(preset_name: str, path: str | None) -> tuple[str, ...]:
+    """The names of the classes of a preset's published networks, by torchvision's list for ImageNet.
+
+    Empty if there are none, torchvision is missing, or the network in the folder ``path`` has other classes.
+    """
+    if not class_preset(preset_name).imagenet or path is None or not Path(path).is_dir():
+        return ()
+    try:
+        from torchvision.models import ResNet50_Weights
+
+        rows = resolve_config(path).get("num_class_embeds")
+    except (ImportError, ValueError):
+        return ()
+    names = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+    return names if len(names) == rows else ()
 
 
 def proper_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LabelledImages
-from ...diffusion import register_classes
+from ...diffusion import num_classes, pretrained_sampler, register_classes
 from ...hashing import weights_hash
 from ...metrics import Judge
 from ...models import resolve, save_result
 from ...parallel import World
 from ...report import save_before_after, save_grid
 from ...run_records import read_evaluations
+from ...training.checkpoints import Checkpoints
 from ...training.loop import Progress
 from ...unlearning import ForgetRequest, Method, Problem, Setting, method_class
 from ..arguments import ComputeArguments, DataArguments, UnlearnArguments, option_groups, with_options
@@ -25,12 +26,14 @@ from ..distilled import AUTO, initial_paths
 from ..presets import class_preset, method_loop, method_options
 from ..remembered import record_of
 from ..task import SAME, Task
-from .data import check_images, check_judge, dataset_of, find_judge, load_images
+from .data import check_images, check_judge, dataset_of, find_judge, lacks_files, load_images
 from .measure import RunEvaluation, summary
-from .names import RANDOM, cover_of, labels_of, listed, names_in_network, proper_names
+from .names import RANDOM, cover_of, labels_of, listed, names_in_network, proper_names, published_names
 
 # Images of each class in the pictures of samples.
 PICTURED = 10
+# Other classes in the pictures of a run without a judge.
+UNJUDGED = 6
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class ClassTask(Task):
         names = request.class_names or names_in_network(path) or record.get("class_names", ())
         if not names and judge is not None:
             names = Judge.names_in(judge)
-        names = proper_names(names)
+        names = proper_names(names or published_names(args.preset, path))
         changes = {"pretrained_model_name_or_path": path, "judge": judge, "class_names": names}
         if data.dataset_name is None:
             changes["dataset_name"] = record.get("dataset_name")
@@ -135,6 +138,57 @@ class ClassTask(Task):
     def check(args: UnlearnArguments) -> None:
         args.options.check()
         args.loop.check()
+        args.output.check()
+
+    @classmethod
+    def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
+        values, notes, request = class_preset(args.preset), [], args.request
+        method, lack = method_class(args.method), lacks_files(args.resources, args.preset)
+        network: nn.Module | None = None
+        if request.pretrained_model_name_or_path is None and values.network is None:
+            if values.dataset is not None:
+                cls._check_request(args, values.unet.num_classes)
+            notes.append(
+                f"a run also needs pretrained_model_name_or_path: the preset {args.preset} comes without a network"
+            )
+        elif lack is not None and method.needs_data(args.options):
+            network = resolve(request.pretrained_model_name_or_path, shipped=values.network).network
+            cls._check_request(args, num_classes(network))
+            return [lack]
+        else:
+            task = cls(args, compute, World())
+            method(task.setting, args.options)
+            network = task.setting.problem.teacher
+            task._check_checkpoint()
+        judge = find_judge(args.preset, request.judge) if request.evaluate else None
+        if judge is not None and lack is not None:
+            notes.append(lack)
+        elif judge is not None and network is not None:
+            size, channels = network.config["sample_size"], network.config["in_channels"]
+            images = load_images(args.resources, args.preset, values.reference_split, size, channels)
+            cls._check_reference(args, images, network, judge)
+        return notes
+
+    def _check_checkpoint(self) -> None:
+        """Check that there is a checkpoint of this run to resume from, if it is to be resumed."""
+        resume, folder = self.args.loop.resume_from_checkpoint, self.args.folder / "checkpoints"
+        checkpoints = Checkpoints(folder, self.args.loop.checkpoints_total_limit, self.fingerprint())
+        if resume is not None and not (resume == "latest" and not checkpoints.steps()):
+            checkpoints.load(resume)
+
+    @classmethod
+    def _check_request(cls, args: UnlearnArguments, classes: int) -> None:
+        """Check what to forget of a network with so many classes."""
+        request = args.request
+        names = request.class_names
+        ForgetRequest(classes, labels_of(request.forget_classes, names), cover_of(request.cover_class, names))
+
+    @staticmethod
+    def _check_reference(args: UnlearnArguments, images: LabelledImages, network: nn.Module, judge: Judge) -> None:
+        """Check that real images, the network and the judge fit each other."""
+        name = dataset_of(args.resources, args.preset)
+        check_images(images, name, network)
+        check_judge(judge, args.request.judge, images, name)
 
     @staticmethod
     def estimate(args: UnlearnArguments) -> str | None:
@@ -153,7 +207,14 @@ class ClassTask(Task):
         paths, distilled = initial_paths(request)
         if distilled is not None:
             distilled.check_base(self.hashes["pretrained_sha256"])
-        initial = {name: resolve(path, name=name).network for name, path in paths.items()}
+        models = {name: resolve(path, name=name) for name, path in paths.items()}
+        for name, other in models.items():
+            if not other.schedule.agrees(model.schedule):
+                raise ValueError(
+                    f"{name} is {paths[name]!r}, whose scheduler ({other.schedule.title}) has other noise levels or "
+                    f"predictions than that of the pretrained network ({model.schedule.title}): expected the same"
+                )
+        initial = {name: other.network for name, other in models.items()}
         self.hashes |= {f"{name}_sha256": weights_hash(x) for name, x in initial.items()}
         problem = Problem(
             network,
@@ -247,8 +308,7 @@ class ClassTask(Task):
         split, teacher = values.reference_split, self.setting.problem.teacher
         name = dataset_of(args.resources, args.preset)
         dataset = self._images(split, teacher)
-        check_images(dataset, name, teacher)
-        check_judge(judge, args.request.judge, dataset, name)
+        self._check_reference(args, dataset, teacher, judge)
         reference = {"dataset": name, "split": split}
         self.evaluation = RunEvaluation(self.setting, method, dataset, judge, args.request.samples_per_class, reference)
 
@@ -275,6 +335,7 @@ class ClassTask(Task):
         folder, evaluation = self.args.folder, self.evaluation
         self.export(network, folder)
         if evaluation is None:
+            self._picture_unjudged(network)
             return {}
         start = time.perf_counter()
         # They end up on the CPU, so the time includes all work of the device.
@@ -290,6 +351,24 @@ class ClassTask(Task):
             **evaluation.result(self.before, after),
             "protocol": evaluation.protocol(),
         }
+
+    def _picture_unjudged(self, network: nn.Module) -> None:
+        """Draw pictures of a run without a judge: the forgotten classes, their cover and a few others."""
+        problem, compute = self.setting.problem, self.setting.compute
+        request = problem.request
+        cover = [] if request.cover_class is None else [request.cover_class]
+        others = [c for c in range(request.num_classes) if c not in (*request.forget_classes, *cover)]
+        classes = [*request.forget_classes, *cover, *others[:UNJUDGED]]
+        labels = torch.tensor(classes).repeat_interleave(PICTURED)
+        names = self.args.request.class_names or [f"class {label}" for label in range(request.num_classes)]
+        samplers = (pretrained_sampler(problem.schedule), problem.teacher), (self.method.sampler, network)
+        with compute.autocast():
+            before, after = (s.draw(x, problem.schedule, labels, compute.seed).float().cpu() for s, x in samplers)
+        picture = self.args.folder / "samples" / "before_after.png"
+        # A row for each class that is shown.
+        rows = torch.arange(len(classes)).repeat_interleave(PICTURED)
+        shown = [names[c] for c in classes]
+        save_before_after(picture, before, after, rows, shown, highlight=range(len(request.forget_classes)))
 
     def _measured(self, records: list[dict[str, Any]], after: Tensor, progress: Progress) -> dict[str, Any]:
         """The figures of the result: those of the last of the run's evaluations, ``records``."""

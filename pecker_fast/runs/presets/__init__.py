@@ -3,6 +3,7 @@
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+from ...names import nearest
 from ...training.loop import LoopOptions
 from ...unlearning import Method
 from ...unlearning.denoising import DenoisingOptions
@@ -38,7 +39,7 @@ def preset(name: str) -> Preset:
         If there is none.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset is {name!r}, expected one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset is {name!r}, expected one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -46,7 +47,9 @@ def class_preset(name: str) -> ClassPreset:
     """Return the preset of a data set with classes called ``name``. Raises as ``prompt_preset``."""
     if name not in CLASS_PRESETS:
         hint = f" ({name} is for text-to-image models)" if name in PROMPT_PRESETS else ""
-        raise ValueError(f"preset is {name!r}, expected one of {', '.join(CLASS_PRESETS)}{hint}")
+        raise ValueError(
+            f"preset is {name!r}, expected one of {', '.join(CLASS_PRESETS)}{hint or nearest(name, CLASS_PRESETS)}"
+        )
     return CLASS_PRESETS[name]
 
 
@@ -60,7 +63,9 @@ def prompt_preset(name: str) -> PromptPreset:
     """
     if name not in PROMPT_PRESETS:
         hint = f" ({name} is for class-conditional networks)" if name in CLASS_PRESETS else ""
-        raise ValueError(f"preset is {name!r}, expected one of {', '.join(PROMPT_PRESETS)}{hint}")
+        raise ValueError(
+            f"preset is {name!r}, expected one of {', '.join(PROMPT_PRESETS)}{hint or nearest(name, PROMPT_PRESETS)}"
+        )
     return PROMPT_PRESETS[name]
 
 

@@ -206,3 +206,31 @@ CLASS_PRESETS["mnist"] = replace(
     network="mnist",
     demo={"distilled": "auto", "max_train_steps": 60},
 )
+
+# openai/diffusers-cd_imagenet64_l2 and other consistency models of ImageNet at 64 x 64: 40 noise levels, and one-step
+# samples start from the last. The range of t leaves out the largest fifth, as SiD's does (arXiv 2404.04057), and the
+# learning rates are SiD's for ImageNet; batch and weights are those for CIFAR-10. Not tried at this size.
+CLASS_PRESETS["imagenet64"] = ClassPreset(
+    dataset=None,
+    imagenet=True,
+    # What pecker-fast pretrain makes; consistency models come with their own architecture.
+    unet=replace(CLASS_PRESETS["stl10"].unet, num_classes=1000),
+    pretrain=CLASS_PRESETS["stl10"].pretrain,
+    unlearning={
+        "t_init": 39,
+        "t_min": 1,
+        "t_max": 31,
+        "train_batch_size": 64,
+        "score_learning_rate": 4e-6,
+        "generator_learning_rate": 4e-6,
+    },
+    methods={
+        "relabel": {"eval_sampler": "ddim", "num_inference_steps": 40},
+        "patch": {"generator_learning_rate": 4e-6},
+    },
+    loop=CLASS_PRESETS["stl10"].loop,
+    pretrain_loop=CLASS_PRESETS["stl10"].pretrain_loop,
+    samples_per_class=10,
+    final_samples_per_class=50,
+    one_step=True,
+)

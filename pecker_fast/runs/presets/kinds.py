@@ -20,6 +20,8 @@ class Preset:
         Name of a method to the values for it alone: its options, and fields of the options of the loop and the memory.
     loop : LoopOptions
         How often a run logs, evaluates and saves.
+    one_step : bool
+        Whether its pretrained networks draw in one step. Then runs start from them, and nothing is distilled first.
     """
 
     task: ClassVar[Literal["classes", "prompts"]]
@@ -27,6 +29,7 @@ class Preset:
     unlearning: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     loop: LoopOptions = field(default_factory=LoopOptions)
+    one_step: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,8 @@ class ClassPreset(Preset):
     forget_class, cover_class : int or None
         The published request. None: there is none, so that classes to forget have to be named, and the usual cover is
         random.
+    imagenet : bool
+        Whether the classes of its networks are ImageNet's, whose names they then have.
     """
 
     task: ClassVar = "classes"
@@ -75,6 +80,7 @@ class ClassPreset(Preset):
     reference_split: str = "all"
     forget_class: int | None = 0
     cover_class: int | None = 1
+    imagenet: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,8 @@ class PromptPreset(Preset):
         The published request, if the task has names.
     xl : bool
         Whether the values are for Stable Diffusion XL.
+    flow : bool
+        Whether they are for transformers with flow matching.
     """
 
     task: ClassVar = "prompts"
@@ -98,3 +106,4 @@ class PromptPreset(Preset):
     concept: str | None = None
     cover: str | None = None
     xl: bool = False
+    flow: bool = False

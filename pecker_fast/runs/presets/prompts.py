@@ -118,7 +118,33 @@ PROMPT_PRESETS: dict[str, PromptPreset] = {
         loop=LOOP,
     ),
 }
-PROMPT_PRESETS |= {
-    name.replace("sd15", "sdxl"): replace(values, xl=True, unlearning={**values.unlearning, **SDXL})
-    for name, values in PROMPT_PRESETS.items()
+# Nothing is published for unlearning with flow matching. One-step samples start from pure noise, as the pipelines of
+# these models draw them; the rest is Stable Diffusion 1.5's with micro-batches of one. Not tried at full size.
+FLOW: dict[str, Any] = {**SDXL, "t_init": 999}
+# The published network has guidance in it, and draws in one step already.
+SPRINT: dict[str, Any] = {
+    **FLOW,
+    "score_guidance_scale": 1.0,
+    "score_eval_guidance_scale": 1.0,
+    "teacher_guidance_scale": 1.0,
 }
+
+
+def _variants(name: str, values: PromptPreset) -> dict[str, PromptPreset]:
+    """The presets of one task for other models."""
+
+    def with_values(options: dict[str, Any], **fields: Any) -> PromptPreset:
+        return replace(values, unlearning={**values.unlearning, **options}, **fields)
+
+    # Text and image share the attention of Stable Diffusion 3: it has no cross-attention to train alone.
+    joint = {**values.methods, "esd": {**values.methods["esd"], "trained": "all"}}
+    return {
+        name.replace("sd15", "sdxl"): with_values(SDXL, xl=True),
+        name.replace("sd15", "sd3"): with_values(FLOW, flow=True, methods=joint),
+        name.replace("sd15", "sana"): with_values(FLOW, flow=True),
+        name.replace("sd15", "sana-sprint"): with_values(SPRINT, flow=True, one_step=True),
+    }
+
+
+for _name, _values in list(PROMPT_PRESETS.items()):
+    PROMPT_PRESETS |= _variants(_name, _values)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from .embeddings import embed_prompts
 from .pictures import PromptPictures
 from .request import MemoryArguments, PromptRequestArguments, Prompts, resolve_prompts
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Options of memory that do not change the numbers of a run.
 NEUTRAL = ("gradient_checkpointing", "fsdp", "share_weights", "saliency_parts")
 
@@ -89,9 +91,26 @@ class PromptTask(Task):
     @staticmethod
     def check(args: UnlearnArguments) -> None:
         args.loop.check()
+        args.output.check()
         _check_method(args)
         prompts_of(args)
         _check_placement(args, process_count())
+
+    @classmethod
+    def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
+        request = args.request
+        cls._check_fisher(args)
+        if request.fisher is not None and not Path(request.fisher).is_file():
+            raise ValueError(f"fisher is {request.fisher!r}, no such file")
+        for name, path in initial_paths(request)[0].items():
+            # A name on the hub is not asked for.
+            if Path(path).is_dir() or (not Path(path).exists() and not _HUB_NAME.fullmatch(path)):
+                resolve_config(path, name=name)
+        if request.pretrained_model_name_or_path is None:
+            args.options.check()
+            return ["a run also needs pretrained_model_name_or_path: presets of text-to-image models come without one"]
+        args.options.check(resolve_text(request.pretrained_model_name_or_path).parts.schedule.num_train_timesteps)
+        return []
 
     @staticmethod
     def settled(args: UnlearnArguments) -> UnlearnArguments:
@@ -116,6 +135,9 @@ class PromptTask(Task):
 
     @staticmethod
     def estimate(args: UnlearnArguments) -> str | None:
+        path = args.request.pretrained_model_name_or_path
+        if prompt_preset(args.preset).flow and (path is None or not Path(path).is_dir()):
+            return "memory: estimated for the folder of a model, by --pretrained_model_name_or_path"
         if isinstance(args.options, ScoreForgettingOptions) and not args.resources.score_lora_rank:
             return describe_memory(memory_of(args))
         return "memory: estimated only for score forgetting without an adapter"
@@ -123,12 +145,13 @@ class PromptTask(Task):
     def __init__(self, args: UnlearnArguments, compute: ComputeArguments, world: World) -> None:
         self.args, request = args, args.request
         _check_method(args)
-        self._check_fisher()
+        self._check_fisher(args)
         self.prompts: Prompts = prompts_of(args)
         _check_placement(args, world.size)
         model = resolve_text(request.pretrained_model_name_or_path)
         self.model, self.source = model.parts, model.source
         args.options.check(self.model.schedule.num_train_timesteps)
+        self.model.check_one_step(getattr(args.options, "t_init", None))
         unet = model.load_unet()
         self.hashes = {"pretrained_sha256": weights_hash(unet)}
         paths, distilled = initial_paths(request)
@@ -158,9 +181,10 @@ class PromptTask(Task):
         self.setting = Setting(problem, compute.as_compute(world), args.resources.as_placement())
         self.pictures: PromptPictures | None = None
 
-    def _check_fisher(self) -> None:
-        path, method = self.args.request.fisher, self.args.method
-        needed = isinstance(self.args.options, SelectiveAmnesiaOptions)
+    @staticmethod
+    def _check_fisher(args: UnlearnArguments) -> None:
+        path, method = args.request.fisher, args.method
+        needed = isinstance(args.options, SelectiveAmnesiaOptions)
         if needed and path is None:
             raise ValueError("fisher is not given: expected the file that pecker-fast fisher makes of the same model")
         if not needed and path is not None:
