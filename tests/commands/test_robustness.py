@@ -161,7 +161,7 @@ def test_several_runs_and_controls_made_on_request(run, tmp_path, capsys):
     folders = [str(tmp_path / "sfd-seed0"), str(run)]
     assert "several folders" in fails(capsys, "robustness", *folders, *SMALL)
     assert "there is one run" in fails(capsys, "robustness", folders[0], "--output-dir", str(tmp_path / "x"), *SMALL)
-    assert "run is empty" in fails(capsys, "robustness", *SMALL)
+    assert "RUN is missing" in fails(capsys, "robustness", *SMALL)
     config = json.loads((tmp_path / "sfd-seed1" / "config.json").read_text())
     (tmp_path / "sfd-seed1" / "config.json").write_text(json.dumps({**config, "forget_classes": [3]}))
     error = fails(capsys, "robustness", folders[0], "--control", str(tmp_path / "sfd-seed1"), *SMALL)
@@ -220,7 +220,7 @@ def test_wrong_input_writes_nothing(run, capsys, tmp_path):
     assert "control is" in refused(folder, "--control", str(tmp_path))
     assert "seed" in refused(folder, "--seed", "-1")
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "pretrained_sha256": "0"}))
+    (other / "config.json").write_text(json.dumps({**config, "pretrained_sha256": "0" * 64}))
     assert "has changed since the run started" in refused(folder)
     (other / "config.json").write_text(json.dumps({**config, "options": {}}))
     assert "'matching', which needs a one-step generator" in refused(folder, "--attacks", "matching")
