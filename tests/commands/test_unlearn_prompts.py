@@ -216,12 +216,9 @@ def test_sharing_weights_changes_nothing(model, run, lists, tmp_path, capsys):
     main([*words, "--resume_from_checkpoint", "checkpoint-2"])
     assert all(same_bits(a, b) for a, b in zip(weights(one), weights(tmp_path / "again"), strict=True))
     capsys.readouterr()
-    for more in ([], small):
-        main([*words, *more, "--dry_run"])
-    separate, shared = (
-        float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if "weights of" in line
-    )
-    assert shared < separate
+    main([*words, *small, "--dry_run"])
+    output = capsys.readouterr().out
+    assert "packed gradients and entries" in output and "score network's saliency gradient" in output
 
 
 def test_dry_run_estimates_memory(model, lists, tmp_path, capsys):

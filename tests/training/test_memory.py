@@ -109,7 +109,9 @@ def estimated(name: str, options: dict, memory: dict, processes: int = 1, config
     return estimate_of(name, options_of(name, options), memory, dict(tiny_unet(**config).config), processes)
 
 
-def estimate_of(name: str, options, memory: dict, unet: dict, processes: int = 1) -> MemoryEstimate:
+def estimate_of(
+    name: str, options, memory: dict, unet: dict, processes: int = 1, others: tuple[str, ...] = ()
+) -> MemoryEstimate:
     return estimate_memory(
         method_class(name),
         options,
@@ -122,6 +124,7 @@ def estimate_of(name: str, options, memory: dict, unet: dict, processes: int = 1
         low_embeddings=False,
         model="tiny",
         processes=processes,
+        others=others,
     )
 
 
@@ -241,12 +244,30 @@ def test_estimate_of_sharded_networks(tmp_path):
         estimated(*SHARED, processes=3)
 
 
+def small_config() -> dict:
+    """One block, because each estimate runs all of the network's layers."""
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    return dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
+
+
+def test_networks_that_start_elsewhere_have_weights_of_their_own():
+    options = options_of("patch", {"density": 0.1, "score_density": 0.1, "saliency_chunks": 1})
+
+    def estimate(shared: bool, *others: str) -> MemoryEstimate:
+        return estimate_of("patch", options, {**SMALL, "share_weights": shared}, small_config(), others=others)
+
+    shared, own, separate = estimate(True), estimate(True, "generator"), estimate(False)
+    # In bfloat16.
+    assert own.weights - shared.weights == 2 * shared.parameters == (separate.weights - shared.weights) / 2
+    assert separate.packed < own.packed < shared.packed
+    with pytest.raises(ValueError, match="no network that one mask confines starts as the teacher"):
+        estimate(True, "score", "generator")
+
+
 def test_memory_options_save_memory():
     kind = method_class("pecker")
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)
-    # One block, because each estimate runs all of the network's layers.
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    config = dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
+    config = small_config()
 
     def peak(memory: dict | None = None, **changes) -> int:
         return estimate_of("pecker", dataclasses.replace(options, **changes), memory or {}, config).peak
