@@ -9,7 +9,7 @@ import pytest
 
 from pecker_fast.cli import main
 from pecker_fast.runs import compare as command
-from pecker_fast.runs.classes import evaluation
+from pecker_fast.runs.classes import comparison, evaluation
 from pecker_fast.runs.classes.comparison import is_measured
 from tests.commands.case import fails
 from tests.report.test_render import check_page
@@ -106,6 +106,8 @@ def test_runs_are_measured_with_inception(capsys, tmp_path, monkeypatch):
         return {**values, "protocol": protocol}
 
     monkeypatch.setattr(evaluation, "image_quality", measured)
+    for module in (evaluation, comparison):
+        monkeypatch.setattr(module, "check_inception_weights", Path)
     arguments += ["--inception-weights", str(weights), "--final-samples-per-class", "4"]
     main(arguments)
     # Of nine retained classes; the runs share the features of the real images.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +225,7 @@ def test_inception_measures_retained_classes(run, tmp_path, monkeypatch, capsys)
         return {"fid": 1.5, "is": 2.0, "protocol": {"k": 3}}
 
     monkeypatch.setattr(command, "image_quality", measured)
+    monkeypatch.setattr(command, "check_inception_weights", Path)
     result = evaluated(run, "--samples-per-class", "4", "--inception-weights", str(weights))
     assert (result["fid"], result["is"], result["protocol"]["image_quality"]) == (1.5, 2.0, {"k": 3})
     # Eight of ten classes are retained.

@@ -16,8 +16,8 @@ from pecker_fast.diffusion import sampler as sampler_module
 from pecker_fast.metrics import FeatureStatistics
 from pecker_fast.models import StableDiffusion
 from pecker_fast.runs.prompts import evaluation as command
+from pecker_fast.runs.prompts import measure, sheets
 from pecker_fast.runs.prompts import sampling as text_sampling
-from pecker_fast.runs.prompts import sheets
 from tests.commands.case import fails
 from tests.diffusion.tiny_sd import SIZE, tiny_unet, write_stable_diffusion
 from tests.metrics.clip_model import save_clip
@@ -274,6 +274,7 @@ def test_user_captions(base, clip, lists, monkeypatch, capsys):
         return {"fid": 1.0 + len(statistics), "protocol": {"k": 3}}
 
     monkeypatch.setattr(command, "image_quality", quality)
+    monkeypatch.setattr(measure, "check_inception_weights", str)
     monkeypatch.setattr(command, "CHUNK", 2)
     (lists / "one.txt").write_text("{concept} somewhere\n")
     result = measured(
