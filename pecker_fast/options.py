@@ -16,7 +16,7 @@ T = TypeVar("T")
 # The default of an option that has to be set.
 REQUIRED: Any = object()
 _WORDS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
-_KINDS = {int: ("an integer", "INT"), float: ("a number", "NUMBER"), str: ("text", "TEXT")}
+_KINDS = {int: ("an integer", "INT"), float: ("a number", "NUM"), str: ("text", "TEXT")}
 
 
 class UsageError(ValueError):

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import re
+import shutil
 import textwrap
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -272,7 +274,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """A narrow column of options: what they mean takes fewer lines."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=27)
+        super().__init__(prog, max_help_position=27, width=shutil.get_terminal_size().columns)
 
 
 def _help(
@@ -308,7 +310,7 @@ def _help(
         groups["arguments"] = parser.add_argument_group("arguments")
     if has_config:
         groups["options"] = parser.add_argument_group("options")
-        text = "options from a file (YAML, JSON, or a run's config.json); the command line comes first"
+        text = "options from YAML, JSON or a run's config.json"
         groups["options"].add_argument(f"--{CONFIG}", metavar="FILE", help=text)
     for option in options.values():
         text = " ".join(filter(None, [option.text, option.usual and f"(default: {option.usual})"]))
@@ -327,4 +329,6 @@ def _help(
             group.add_argument(*names, *negated, action="store_true", help=text)
         else:
             group.add_argument(*names, metavar=option.metavar, help=text)
-    return parser.format_help()
+    # One blank line above the options, and none between their groups, whose titles stand out.
+    head, blank, options_text = parser.format_help().partition("\n\noptions:\n")
+    return head + blank + re.sub(r"\n\n(?=\S[^\n]* options:\n)", "\n", options_text)

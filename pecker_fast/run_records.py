@@ -138,7 +138,8 @@ class Metrics(TypedDict, total=False):
     """metrics.json of a run. Its figures are those of the catalogue: numbers, or null."""
 
     method: str
-    seed: int
+    # Rows of a comparison that train nothing have none.
+    seed: int | None
     sampler: str
     sampling_steps: int
     pretrained: str | None

@@ -13,9 +13,9 @@ from ..runs.remembered import preset_from
 from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
 
-DESCRIPTION = """Make a pretrained network forget classes (--preset digits|digits16|mnist|images|cifar10|stl10, --method
-pecker|pecker+|patch|sfd|retrain|salun|selective_amnesia|esd|relabel), or a Stable Diffusion a concept (--preset
-sd15-celebrity|sd15-nudity|sdxl-celebrity|sdxl-nudity, --method any of these but retrain and salun)."""
+DESCRIPTION = """Make a pretrained network forget classes, or a Stable Diffusion a concept (--preset sd15-celebrity|
+sd15-nudity|sdxl-celebrity|sdxl-nudity). Methods: pecker, pecker+, patch, sfd, retrain, salun, selective_amnesia, esd,
+relabel."""
 TITLES = {"options": "training"}
 # The options that --help shows.
 BASIC = (
@@ -31,8 +31,6 @@ BASIC = (
     *("ewc_weight", "negative_guidance", "pretrained_model_name_or_path", "forget_classes", "cover_class", "concept"),
     *(
         "cover",
-        "concepts",
-        "initial_generator",
         "distilled",
         "retain_prompts",
         "fisher",
@@ -49,7 +47,7 @@ FIGURES = ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds")
 
 EXAMPLES = (
     "--preset digits --method patch --forget_classes 0 --cover_class 1",
-    "--preset digits --method pecker --forget_classes 0,3 --output_dir runs/mine --dry_run",
+    "--preset digits --forget_classes 0,3 --output_dir runs/mine --dry_run",
     "--config runs/mine/config.json --seed 1 --output_dir runs/mine-1",
     "--preset sd15-celebrity --pretrained_model_name_or_path SD15_FOLDER --concept NAME",
 )

@@ -1,9 +1,9 @@
 """Reports written again: of a run, a comparison, a sequence or a demo."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ..records import RecordError, read_object
 from ..report import (
     CLASSES,
     PROMPTS,
@@ -17,6 +17,7 @@ from ..report import (
     write_run_report,
     write_sequence,
 )
+from ..run_records import read_file
 from .audit import changed_files
 
 COMPARED, SEQUENCE, ATTACKED = "compare.json", "sequence.json", "robustness.json"
@@ -50,7 +51,7 @@ def write_report(run: str) -> tuple[Path, list[str]]:
         return write_sequence(folder)[0], []
     if (folder / COMPARED).is_file():
         return _comparison(folder)
-    method = _read(folder / "config.json").get("method")
+    method = read_file(folder, "config").get("method")
     if not (folder / "metrics.json").is_file() or method is None:
         raise ValueError(
             f"run is {run!r}, which has no metrics.json and config.json of a run, no {COMPARED} and no {SEQUENCE}: "
@@ -68,7 +69,10 @@ def write_report(run: str) -> tuple[Path, list[str]]:
 
 def earlier_runs(folder: Path) -> dict[str, list[int | None]]:
     """The seeds of each method in the comparison that a folder already has; empty if it has none."""
-    methods = _read(folder / COMPARED).get("methods")
+    try:
+        methods = _read(folder / COMPARED).get("methods")
+    except RecordError:
+        return {}
     if not isinstance(methods, dict) or not all(isinstance(several, list) for several in methods.values()):
         return {}
     return {name: [metrics.get("seed") for metrics in several] for name, several in methods.items()}
@@ -110,9 +114,5 @@ def _newest(record: RunRecord, place: Path) -> RunRecord:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    """The object in a JSON file; empty if there is none. RecordError if it is damaged."""
+    return read_object(path) if path.is_file() else {}

@@ -43,7 +43,7 @@ def test_compare_resumes_after_interruption(capsys, tmp_path, monkeypatch):
     shares = metrics["by_class"]["drawn_as"][0]["shares"]
     assert sum(shares.values()) == pytest.approx(100) and 100 - shares["0"] == pytest.approx(metrics["ua"])
     assert metrics["pul"] == pytest.approx(100 - 100 * metrics["forgotten_share"] / metrics["before_forgotten_share"])
-    assert "what a forgotten class is drawn as now" in report and "| Percentage of unlearning (PUL) |" in report
+    assert "What a forgotten class is drawn as now" in report and "| Percentage of unlearning (PUL) |" in report
     output = capsys.readouterr().out
     assert "pecker" in output and "±" in output and str(folder / "report.md") in output
     compared = json.loads((folder / "compare.json").read_text())["methods"]

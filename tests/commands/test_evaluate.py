@@ -256,4 +256,6 @@ def test_wrong_inputs(run, capsys, tmp_path):
     assert "t_init" in fails(capsys, "evaluate", "--sampler", "one_step")
     assert "judge is not given" in fails(capsys, *tiny, "--preset", "cifar10")
     assert "judge is not given" in fails(capsys, *tiny, "--preset-name", "cifar10")
-    assert "has 3 classes" in fails(capsys, *tiny, "--sampler", "ddim")
+    assert "digits has the 10 classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, the network 3 classes" in fails(
+        capsys, *tiny, "--sampler", "ddim"
+    )

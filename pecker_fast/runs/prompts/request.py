@@ -32,8 +32,8 @@ class PromptRequestArguments:
     """What to forget, of which model, and which samples to draw of it."""
 
     pretrained_model_name_or_path: str | None = None
-    """The Stable Diffusion 1.x, 2.x or XL: a diffusers folder, the folder of a run, or a name on the Hugging Face hub
-    (HF_HUB_OFFLINE=1 uses only what has been downloaded)."""
+    """The Stable Diffusion (1.x, 2.x, XL): folder of diffusers or of a run, or name on the Hugging Face hub
+    (HF_HUB_OFFLINE=1: from its cache)."""
     concept: str | None = None
     """Name of what to forget. Default: the preset's."""
     cover: str | None = None

@@ -10,6 +10,7 @@ from ...data import load_concepts
 from ...environment import environment
 from ...files import write_folder, write_json, write_text
 from ...models import resolve_text
+from ...records import read_object
 from ...report import RunRecord, portable, write_concept_sequence
 from ...unlearning import method_class
 from ...unlearning.score_forgetting import ScoreForgetting
@@ -203,7 +204,7 @@ def _row(args: PromptSequenceArguments, title: str, run: UnlearnArguments) -> di
     """What is reported after a request: the figures of all, and those of each concept forgotten so far."""
     asked = {**dataclasses.asdict(args.images), **dataclasses.asdict(args.detectors)}
     place = run.folder / "sequence.json"
-    if not place.is_file() or json.loads(place.read_text()) != json.loads(json.dumps(asked)):
+    if not place.is_file() or read_object(place) != json.loads(json.dumps(asked)):
         print(f"measuring: {run.folder.name}")
         evaluate(
             PromptEvaluation(
