@@ -216,7 +216,7 @@ def test_sharing_weights_changes_nothing(model, run, lists, tmp_path, capsys):
     main([*words, "--resume_from_checkpoint", "checkpoint-2"])
     assert all(same_bits(a, b) for a, b in zip(weights(one), weights(tmp_path / "again"), strict=True))
     capsys.readouterr()
-    main([*words, *small, "--dry_run"])
+    main([*command(model, lists, tmp_path / "none", method="patch"), *options, *small, "--dry_run"])
     output = capsys.readouterr().out
     assert "packed gradients and entries" in output and "score network's saliency gradient" in output
 
