@@ -101,6 +101,7 @@ def parse_options(
     config: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     examples: Sequence[str] = (),
     program: str = "pecker-fast",
+    commas: bool = True,
 ) -> T:
     """Parse words of the command line into options.
 
@@ -128,6 +129,8 @@ def parse_options(
         What the help ends with: what follows the name of the command.
     program : str
         What comes before the command.
+    commas : bool
+        Whether commas separate the items of a list as blanks do.
 
     Returns
     -------
@@ -151,7 +154,7 @@ def parse_options(
         print(_help(name, texts, options, shown, places, aliases, examples), end="")
         raise SystemExit(0)
     try:
-        return with_values(default, _values(words, options, places, aliases, command, config))
+        return with_values(default, _values(words, options, places, aliases, command, config, commas))
     except UsageError as error:
         error.command = command
         raise
@@ -164,6 +167,7 @@ def _values(
     aliases: Mapping[str, str],
     command: str,
     config: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    commas: bool,
 ) -> dict[str, Any]:
     """The values of the options that are set, in a file or by words."""
     values: dict[str, Any] = {}
@@ -177,7 +181,7 @@ def _values(
             if len(texts) != 1 and not options[key].is_list:
                 raise UsageError(f"{key} is {value!r}, expected one value")
             values[key] = options[key].convert(texts, split=False)
-    values |= _parse(words, options, places, {other: name for name, other in aliases.items()}, command, config)
+    values |= _parse(words, options, places, {other: name for name, other in aliases.items()}, command, config, commas)
     for name, option in options.items():
         if option.default is REQUIRED and name not in values:
             raise UsageError(f"{places.get(name, name)} is missing")
@@ -217,6 +221,7 @@ def _parse(
     aliases: Mapping[str, str],
     command: str,
     config: Any,
+    commas: bool,
 ) -> dict[str, Any]:
     """The values of all options that words set; the last one counts."""
     texts: dict[str, list[str]] = {}
@@ -236,7 +241,10 @@ def _parse(
                 _next(rest, name)
         elif name in options:
             option = options[name]
-            if equals or option.is_flag:
+            if option.is_flag and option.is_optional and not equals and rest and rest[0] in ("True", "False", "None"):
+                # As earlier versions took it.
+                texts[name] = [rest.pop(0)]
+            elif equals or option.is_flag:
                 texts[name] = [value if equals else "yes"]
             elif option.is_list:
                 texts[name] = []
@@ -260,7 +268,7 @@ def _parse(
     if loose:
         takes = " ".join(places.values()) or "options only"
         raise UsageError(f"{loose[0]!r} is unexpected: {command} takes {takes}")
-    return {name: options[name].convert(value) for name, value in texts.items()}
+    return {name: options[name].convert(value, split=commas) for name, value in texts.items()}
 
 
 def _next(rest: list[str], name: str) -> str:

@@ -8,7 +8,7 @@ import functools
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from pecker_fast.report import portable
 from pecker_fast.runs.arguments import DataArguments, UnlearnArguments
 from pecker_fast.runs.classes.data import load_images
 from pecker_fast.runs.classes.task import ClassTask
-from pecker_fast.runs.folder import prepare_folder
+from pecker_fast.runs.folder import owning, prepare_folder
 from pecker_fast.runs.presets import class_preset
 from pecker_fast.runs.several import assignment, check_shared, ended, resumed, run_arguments
 from pecker_fast.training.loop import Loop, LoopOptions
@@ -227,7 +227,7 @@ def _judge(name: str) -> Judge:
 @functools.lru_cache(maxsize=8)
 def evaluator_of(preset: str, size: int, forgotten: tuple[int, ...], cover: int | None) -> Evaluator:
     """The evaluator of a preset, made once for each request."""
-    dataset = load_images(DataArguments(), preset, "all", size)
+    dataset = load_images(DataArguments(), preset, "all", size, class_preset(preset).unet.in_channels)
     return Evaluator(dataset, _judge(class_preset(preset).judge), forgotten, cover)
 
 
@@ -265,6 +265,11 @@ class SparseEvaluation:
 
 def _run_one(args: UnlearnArguments) -> None:
     """Runs a method and keeps its figures and its retained images: no pictures, report, network or checkpoints."""
+    with owning(args.folder) as take:
+        _carry_out(args, take)
+
+
+def _carry_out(args: UnlearnArguments, take: Callable[[], None]) -> None:
     compute = args.compute.resolved()
     setting = ClassTask(args, compute, World()).setting
     method = method_class(args.method)(setting, args.options)
@@ -272,7 +277,7 @@ def _run_one(args: UnlearnArguments) -> None:
     size = setting.problem.teacher.config["sample_size"]
     evaluator = evaluator_of(args.preset, size, request.forget_classes, request.cover_class)
     evaluation = SparseEvaluation(setting, method, evaluator, args.request.samples_per_class)
-    prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir)
+    prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir, take)
     fingerprint = {"method": args.method, "options": dataclasses.asdict(args.options), "seed": compute.seed}
     fingerprint["pretrained_sha256"] = weights_hash(setting.problem.teacher)
     loop = Loop(method.phases, folder, args.loop, fingerprint, evaluate=evaluation, show_progress=False)

@@ -237,7 +237,8 @@ def call(kind: type, study: Callable[[Any], None], program: str, arguments: Sequ
     """Parse the options of a study and make it. Wrong input ends with one line on stderr and exit status 2."""
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        study(parse_options(kind(), words, "", kind.__doc__, program=program))
+        # Names of conditions have commas.
+        study(parse_options(kind(), words, "", kind.__doc__, program=program, commas=False))
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"{program.rpartition('.')[2]}: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -46,8 +46,8 @@ def _never_saw(job: Job, folder: Path) -> nn.Module:
     setting = method_of(Job(job.preset, job.pair, REFERENCE, CONTROL_SEED), folder).setting
     path = folder / f"never-saw-{job.preset}-{job.pair[0]}.safetensors"
     if not path.is_file():
-        problem, size = setting.problem, setting.problem.teacher.config["sample_size"]
-        images = load_images(DataArguments(), job.preset, "train", size)
+        problem, config = setting.problem, setting.problem.teacher.config
+        images = load_images(DataArguments(), job.preset, "train", config["sample_size"], config["in_channels"])
         kind = method_class("retrain")
         retrained = Problem(problem.teacher, problem.schedule, problem.request, training_images=images)
         phase = kind(Setting(retrained, setting.compute), method_options(job.preset, kind)).phases[0]
@@ -102,7 +102,8 @@ def attacked(
     method = method_of(Job(job.preset, job.pair, REFERENCE, job.seed), folder)
     problem, values = method.setting.problem, class_preset(job.preset)
     judge = load_judge(values.judge)
-    real = load_images(DataArguments(), job.preset, "all", network.config["sample_size"])
+    size, channels = (network.config[name] for name in ("sample_size", "in_channels"))
+    real = load_images(DataArguments(), job.preset, "all", size, channels)
     examiner = Examiner(judge, problem.request, problem.schedule, method.sampler, 10, job.seed, *SAMPLES)
     images, labels = adversary_images(real, problem.request, "forgotten", IMAGES, job.seed)
     rows = []

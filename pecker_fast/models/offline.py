@@ -61,6 +61,8 @@ def loading(folder: Path, what: str) -> Iterator[None]:
         except RecordError:
             raise
         except Exception as error:
+            if "size mismatch" in str(error):
+                raise ValueError(f"{folder} has weights that do not fit its configuration: {reason(error)}") from error
             # For damaged files the libraries raise almost anything.
             raise ValueError(f"{folder} has no {what} that can be read: {reason(error)}") from error
 

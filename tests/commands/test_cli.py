@@ -142,7 +142,9 @@ def test_help_is_plain(capsys, monkeypatch):
         assert not re.search(wrong, text), words
 
 
-def terminal(command: list[str], environment: dict[str, str], until: str = "", then: int = 0) -> tuple[str, int]:
+def terminal(
+    command: list[str], environment: dict[str, str], until: str = "", then: int = 0, cwd: Path = ROOT
+) -> tuple[str, int]:
     """Run ``python COMMAND`` on a pseudo-terminal; return what it wrote, and its exit status.
 
     When ``until`` has been written, the signal ``then`` is sent.
@@ -153,8 +155,10 @@ def terminal(command: list[str], environment: dict[str, str], until: str = "", t
         stdin=follower,
         stdout=follower,
         stderr=follower,
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, **environment},
+        # Whoever started the tests in the background made them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(follower)
     text = b""
@@ -206,8 +210,10 @@ def test_the_notice_comes_before_torch():
         assert pecker_fast.__getattr__(name) is getattr(pecker_fast, name)
 
 
-def test_ctrl_c_while_libraries_are_loaded():
-    text, status = terminal(["-m", "pecker_fast", "unlearn"], {}, until="loading ...", then=signal.SIGINT)
+def test_ctrl_c_while_libraries_are_loaded(tmp_path):
+    # If it were not noticed, there is no such network.
+    words = ["-m", "pecker_fast", "unlearn", "--pretrained_model_name_or_path", str(tmp_path / "none")]
+    text, status = terminal(words, {}, until="loading ...", then=signal.SIGINT, cwd=tmp_path)
     assert status == 130 and "Traceback" not in text, text
 
 

@@ -23,6 +23,7 @@ from pecker_fast.models import load_network, save_network, save_one_step_pipelin
 from pecker_fast.records import read_lines
 from pecker_fast.runs import pretrain as pretraining
 from pecker_fast.runs.arguments import option_groups
+from pecker_fast.runs.classes import task
 from pecker_fast.runs.task import unlearn_arguments
 from pecker_fast.unlearning import method_class, method_names
 from tests import processes
@@ -315,7 +316,8 @@ def test_signal_writes_checkpoint_and_prints_resume_command(tmp_path, number):
 @pytest.mark.parametrize(("name", "size", "channels"), [("cifar10", 32, (32, 32)), ("stl10", 64, (32, 32, 32))])
 def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, monkeypatch, name, size, channels):
     data = image_folder(tmp_path / "data")
-    monkeypatch.setattr(pretraining, "pretrained_sampler", lambda schedule: Sampler("ddim", num_inference_steps=2))
+    for module in (pretraining, task):
+        monkeypatch.setattr(module, "pretrained_sampler", lambda schedule: Sampler("ddim", num_inference_steps=2))
     main([
         "pretrain", "--preset", name, "--dataset_name", f"folder:{data}",
         "--block_out_channels", *map(str, channels), "--layers_per_block", "1", "--max_train_steps", "2",

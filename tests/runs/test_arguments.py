@@ -49,12 +49,13 @@ def test_no_name_is_in_two_groups():
 
 
 def test_presets_are_one_catalogue():
-    of_classes = ["digits", "cifar10", "stl10", "digits16", "mnist", "images"]
-    assert [*PRESETS] == [*of_classes, "sd15-celebrity", "sd15-nudity", "sdxl-celebrity", "sdxl-nudity"]
+    of_classes = {"digits", "cifar10", "stl10", "digits16", "mnist", "images", "imagenet64"}
+    models = ("sd15", "sdxl", "sd3", "sana", "sana-sprint")
+    assert {*PRESETS} == of_classes | {f"{model}-{task}" for model in models for task in ("celebrity", "nudity")}
     assert task_class("digits").__name__ == "ClassTask" and task_class("sd15-nudity").__name__ == "PromptTask"
     with pytest.raises(ValueError, match=r"preset is 'svhn', expected one of digits.*sd15-nudity"):
         preset("svhn")
-    with pytest.raises(ValueError, match=r"expected one of digits.*mnist, images \(sd15-nudity is for text-to-image"):
+    with pytest.raises(ValueError, match=r"expected one of digits.*mnist.*images.* \(sd15-nudity is for text-to-image"):
         class_preset("sd15-nudity")
     with pytest.raises(ValueError, match=r"expected one of sd15-celebrity.*\(digits is for class-conditional"):
         prompt_preset("digits")

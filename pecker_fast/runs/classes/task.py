@@ -335,7 +335,8 @@ class ClassTask(Task):
         folder, evaluation = self.args.folder, self.evaluation
         self.export(network, folder)
         if evaluation is None:
-            self._picture_unjudged(network)
+            if self.args.request.evaluate:
+                self._picture_unjudged(network)
             return {}
         start = time.perf_counter()
         # They end up on the CPU, so the time includes all work of the device.
