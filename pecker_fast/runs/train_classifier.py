@@ -9,7 +9,7 @@ import torch
 from ..data import LabelledImages, folder_of
 from ..metrics import DIGITS_RECIPE, Judge, train_digits_judge, train_mnist_judge, train_resnet
 from ..metrics import train_classifier as train_small
-from .arguments import DataArguments, check_output, device_of
+from .arguments import DataArguments, check_output, check_unused, device_of
 from .classes.data import check_counts, dataset_of, load_images, shape_of
 from .presets import class_preset
 
@@ -112,8 +112,8 @@ def train_classifier(
     name = dataset_of(data, preset)
     if name in SHIPPED and name == values.dataset:
         options |= {"sample_size": sample_size, "in_channels": in_channels}
-        options |= {"network": None if network in ("auto", "small") else network}
-        _check_unused(options, options, f"the classifier of {preset} has one recipe")
+        options |= {"network": "auto" if network == "small" else network}
+        check_unused(train_classifier, options, options, f"the classifier of {preset} has one recipe")
         judge = SHIPPED[name](values.unet.sample_size)
     else:
         size, channels = sample_size or values.unet.sample_size, in_channels or 3
@@ -124,7 +124,7 @@ def train_classifier(
             kind = "small" if values.dataset is None and (size <= SMALL_IMAGES or channels == 1) else "resnet34"
         if kind == "small":
             why = f"the small network for {size} pixels has no such option (--network resnet34 has)"
-            _check_unused(options, RESNET_OPTIONS, why)
+            check_unused(train_classifier, options, RESNET_OPTIONS, why)
         if name == "stl10":
             train, test = load_images(data, preset, "all", size, channels).split(STL10_SHARE, STL10_SEED)
         else:
@@ -136,13 +136,6 @@ def train_classifier(
     target.parent.mkdir(parents=True, exist_ok=True)
     judge.save(target)
     return judge, target
-
-
-def _check_unused(options: dict[str, Any], names: Any, why: str) -> None:
-    """Raise ValueError if one of the options ``names`` is set."""
-    for name in names:
-        if options[name] is not None:
-            raise ValueError(f"{name} is {options[name]!r}, but {why}: expected it to be left out")
 
 
 def _small(train: LabelledImages, test: LabelledImages, options: dict[str, Any], name: str, progress: bool) -> Judge:
