@@ -7,12 +7,13 @@ with weights of their own.
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..entries import put_entries, take_entries
 from ..mask import SaliencyMask
@@ -28,7 +29,7 @@ class SharedWeights:
 
     The parameters share their version counters too. If weights are exchanged while a graph still needs them, autograd
     raises RuntimeError in the backward pass. Backward passes of the teacher, whose graph would have to wait for another
-    network's, therefore compute its activations again, see ``_Recomputed``.
+    network's, therefore compute its activations again, see ``_recompute``.
 
     Parameters
     ----------
@@ -182,47 +183,18 @@ def _core(network: nn.Module) -> nn.Module:
 
 
 def _recompute(network: nn.Module) -> None:
-    """Let a network keep no activations for the backward pass to its input, which computes them again."""
+    """Let a frozen network keep no activations for the backward pass to its input, which computes them again.
+
+    In theta's loss psi's graph needs psi's weights, so the teacher's graph cannot exist beside it. Autograd begins its
+    backward pass with what was computed last: when the teacher's turn comes, psi's graph is done.
+    """
     forward, this = type(network).forward, weakref.ref(network)
 
     def recomputing(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not (torch.is_grad_enabled() and sample.requires_grad) or kwargs.get("return_dict") is not False:
+        if not (torch.is_grad_enabled() and sample.requires_grad):
             return forward(this(), sample, *args, **kwargs)
-        call = partial(_first, partial(forward, this()), args, kwargs)
-        return (_Recomputed.apply(sample, call),)
+        # It is in eval mode: there are no random numbers to draw again.
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        return checkpoint(partial(forward, this()), sample, *args, **options, **kwargs)
 
     network.forward = recomputing
-
-
-def _first(forward: Callable[..., tuple[Tensor, ...]], args: tuple, kwargs: dict, sample: Tensor) -> Tensor:
-    return forward(sample, *args, **kwargs)[0]
-
-
-class _Recomputed(torch.autograd.Function):
-    """A function of one tensor whose backward pass computes it again, at the weights that are active then.
-
-    In theta's loss psi's graph needs psi's weights, so the teacher's graph cannot exist beside it. Autograd begins its
-    backward pass with what was computed last: when the teacher's turn comes, psi's graph is done. The gradients are
-    summed in the same order as without recomputation.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, sample: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
-        kind = sample.device.type
-        ctx.save_for_backward(sample)
-        ctx.call = call
-        ctx.autocast = {
-            "device_type": kind,
-            "enabled": torch.is_autocast_enabled(kind),
-            "dtype": torch.get_autocast_dtype(kind),
-        }
-        return call(sample)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (sample,) = ctx.saved_tensors
-        with torch.enable_grad():
-            sample = sample.detach().requires_grad_()
-            with torch.autocast(**ctx.autocast):
-                result = ctx.call(sample)
-        return torch.autograd.grad(result, sample, grad)[0], None
