@@ -1,7 +1,7 @@
 """Requests one after the other, each starting from the result of the one before."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -41,17 +41,13 @@ PATCH = "patch.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceArguments:
-    """Options of a sequence of requests."""
+class RequestsArguments:
+    """Options that sequences of classes and of concepts share."""
 
-    forget_classes: tuple[str, ...] = ("0", "3", "7")
-    """Classes to forget, by number or name, in this order."""
-    method: str = "pecker"
+    method: str
     """Name of a method."""
-    preset: str = "digits"
-    """digits, digits16, mnist, images, cifar10 or stl10."""
-    cover_class: str | None = None
-    """Class to draw in their place, retained throughout, or "random". Default: the preset's."""
+    preset: str
+    """Name of a preset."""
     score: Literal["previous", "teacher"] = "previous"
     """What the score network of a request starts from: the previous request's, or the pretrained network."""
     disjoint: bool = True
@@ -62,17 +58,8 @@ class SequenceArguments:
     """Seed of everything random."""
     output_dir: str | None = None
     """Folder of the sequence. Default: runs/sequence-<preset>-<method>-seed<seed>."""
-    pretrained_model_name_or_path: str | None = None
-    """The network to start from. Default: the preset's."""
-    distilled: str | None = None
-    """Folder of a run of distillation, or "auto": the first request, and all at once, start from its networks. Default:
-    what the method starts from alone."""
     max_train_steps: int | None = None
     """Iterations of each request. Default: the method's."""
-    samples_per_class: int | None = None
-    """Images of each class in an evaluation. Default: the preset's."""
-    judge: str | None = None
-    """File of the classifier that evaluates. Default: that of the pretraining, otherwise the preset's."""
     set: tuple[str, ...] = ()
     """Options of the method, as name=value, such as generator_learning_rate=1e-4."""
     keep_checkpoints: bool = False
@@ -85,27 +72,55 @@ class SequenceArguments:
         """The folder of the sequence."""
         return Path(self.output_dir or f"runs/sequence-{self.preset}-{self.method}-seed{self.seed}")
 
-    def run(self, name: str, classes: Sequence[int], **more: Any) -> UnlearnArguments:
-        """The options of one request."""
-        values = {key: getattr(self, key) for key in OF_RUNS}
-        options = {key: value for key, value in values.items() if value is not None}
-        options |= {"forget_classes": tuple(classes), "progress_bar": self.progress_bar, **more}
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Options of the method that are set."""
+        values = dict(assignment(item) for item in self.set)
+        return values if self.max_train_steps is None else {**values, "max_train_steps": self.max_train_steps}
+
+    def request(
+        self, name: str, own: Mapping[str, Any], names: Sequence[str], more: Mapping[str, Any]
+    ) -> UnlearnArguments:
+        """The options of one request: those called ``names`` of the sequence, if set, then ``own``, then ``more``."""
+        options = {key: getattr(self, key) for key in names if getattr(self, key) is not None}
+        options |= {**own, "progress_bar": self.progress_bar, **more}
         shared = self.shared
         if TAKEN in more:
             # Beside those that are set for all requests.
             shared |= {TAKEN: (*shared.get(TAKEN, ()), *more[TAKEN])}
         return run_arguments(self.preset, self.method, self.seed, self.folder / name, options, shared)
 
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceArguments(RequestsArguments):
+    """Options of a sequence of requests."""
+
+    forget_classes: tuple[str, ...] = ("0", "3", "7")
+    """Classes to forget, by number or name, in this order."""
+    method: str = "pecker"
+    """Name of a method."""
+    preset: str = "digits"
+    """digits, digits16, mnist, images, cifar10 or stl10."""
+    cover_class: str | None = None
+    """Class to draw in their place, retained throughout, or "random". Default: the preset's."""
+    pretrained_model_name_or_path: str | None = None
+    """The network to start from. Default: the preset's."""
+    distilled: str | None = None
+    """Folder of a run of distillation, or "auto": the first request, and all at once, start from its networks. Default:
+    what the method starts from alone."""
+    samples_per_class: int | None = None
+    """Images of each class in an evaluation. Default: the preset's."""
+    judge: str | None = None
+    """File of the classifier that evaluates. Default: that of the pretraining, otherwise the preset's."""
+
+    def run(self, name: str, classes: Sequence[int], **more: Any) -> UnlearnArguments:
+        """The options of one request."""
+        return self.request(name, {"forget_classes": tuple(classes)}, OF_RUNS, more)
+
     @property
     def first(self) -> dict[str, Any]:
         """Options that the first request has and later ones have not."""
         return {} if self.distilled is None else {"distilled": self.distilled}
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """Options of the method that are set."""
-        values = dict(assignment(item) for item in self.set)
-        return values if self.max_train_steps is None else {**values, "max_train_steps": self.max_train_steps}
 
 
 def sequence(args: SequenceArguments) -> tuple[Path, str]:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...data import load_concepts
 from ...environment import environment
@@ -21,21 +21,21 @@ from ..evaluate import evaluate
 from ..patches import make_patch
 from ..presets import prompt_preset
 from ..run import Run
-from ..sequence import PATCH, TAKEN, run_requests, start_from
-from ..several import assignment, check_alone, check_shared, command_line, ended, run_arguments
+from ..sequence import PATCH, TAKEN, RequestsArguments, run_requests, start_from
+from ..several import check_alone, check_shared, command_line, ended
 from .evaluation import PromptEvaluation
 from .measure import DetectorArguments, MeasureArguments
 from .task import PromptTask
 
 # Options of the sequence that its runs take, under the same names.
-OF_RUNS = ("pretrained_model_name_or_path", "retain_prompts", "forget_prompts")
+OF_RUNS = ("device", "pretrained_model_name_or_path", "retain_prompts", "forget_prompts")
 # Figures of a request besides those of each concept.
 COLUMNS = ("clip_ua", "near_clip_recognised", "near_clip_score", "gcd_score", "near_gcd_score")
 COLUMNS += ("parameters_changed", "images", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSequenceArguments:
+class PromptSequenceArguments(RequestsArguments):
     """Options of a sequence of requests on a text-to-image model."""
 
     concepts: str | None = None
@@ -44,18 +44,8 @@ class PromptSequenceArguments:
     """Name of a method that forgets prompts."""
     preset: str = "sd15-celebrity"
     """sd15-celebrity or sdxl-celebrity."""
-    score: Literal["previous", "teacher"] = "previous"
-    """What the score network of a request starts from: the previous request's, or the pretrained network."""
-    disjoint: bool = True
-    """Methods with a fixed mask (patch): each request leaves alone what earlier ones changed."""
-    at_once: bool = True
-    """Also forget all of them in one request, from the pretrained network."""
-    seed: int = 0
-    """Seed of everything random."""
     device: str | None = None
     """cpu, cuda, ... Default: a GPU if there is one."""
-    output_dir: str | None = None
-    """Folder of the sequence. Default: runs/sequence-<preset>-<method>-seed<seed>."""
     pretrained_model_name_or_path: str | None = None
     """The Stable Diffusion to start from: a folder, or a name on the hub."""
     initial_generator: str | None = None
@@ -66,36 +56,17 @@ class PromptSequenceArguments:
     """File of prompts to keep, for the training."""
     forget_prompts: str | None = None
     """File of templates with {concept}. Default: a list that comes with the package."""
-    max_train_steps: int | None = None
-    """Iterations of each request. Default: the method's."""
     set: tuple[str, ...] = ()
     """Options of the method, as name=value, such as generator_learning_rate=1e-7; also those of memory and samples."""
     images: MeasureArguments = field(default_factory=MeasureArguments)
     """What is drawn for the measurement."""
     detectors: DetectorArguments = field(default_factory=DetectorArguments)
     """What measures it: clip, a celebrity detector, or both."""
-    keep_checkpoints: bool = False
-    """Keep the checkpoints and score networks of requests that have ended."""
-    progress_bar: bool = True
-    """Show a progress bar."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the sequence."""
-        return Path(self.output_dir or f"runs/sequence-{self.preset}-{self.method}-seed{self.seed}")
 
     def run(self, name: str, count: int, **more: Any) -> UnlearnArguments:
         """The options of the request for the first ``count`` concepts, whose file must exist when it runs."""
-        values = {key: getattr(self, key) for key in OF_RUNS}
-        options = {key: value for key, value in values.items() if value is not None}
-        options |= {"concepts": str(self.part(count)), "progress_bar": self.progress_bar, **more}
-        if self.device is not None:
-            options["device"] = self.device
-        shared = self.shared
-        if TAKEN in more:
-            # Beside those that are set for all requests.
-            shared |= {TAKEN: (*shared.get(TAKEN, ()), *more[TAKEN])}
-        return run_arguments(self.preset, self.method, self.seed, self.folder / name, options, shared)
+        own = {"concepts": str(self.part(count))}
+        return self.request(name, own, OF_RUNS, more)
 
     def part(self, count: int) -> Path:
         """The file of the first ``count`` concepts."""
@@ -106,12 +77,6 @@ class PromptSequenceArguments:
         """Options that the first request has and later ones have not."""
         values = {name: getattr(self, name) for name in ("initial_generator", "distilled")}
         return {name: value for name, value in values.items() if value is not None}
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """Options of the method that are set."""
-        values = dict(assignment(item) for item in self.set)
-        return values if self.max_train_steps is None else {**values, "max_train_steps": self.max_train_steps}
 
 
 def prompt_sequence(args: PromptSequenceArguments) -> tuple[Path, str]:
