@@ -7,6 +7,7 @@ from typing import Any
 from ..figures import describe as figure_lines
 from ..parallel import process_number
 from ..parsing import early_option, parse_options
+from ..report import cautions
 from ..runs.arguments import UnlearnArguments
 from ..runs.recorded import options_of_record
 from ..runs.remembered import preset_from
@@ -70,4 +71,4 @@ def run(args: UnlearnArguments) -> None:
     metrics = unlearn(args).metrics
     if metrics:
         print(figure_lines({name: metrics.get(name) for name in FIGURES}))
-        print(f"report: {args.folder / 'report.md'}")
+        print("".join(f"caution: {text}\n" for text in cautions(metrics)) + f"report: {args.folder / 'report.md'}")

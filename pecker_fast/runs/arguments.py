@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from ..checks import check_int, check_utf8
+from ..checks import check_int, check_left_out, check_utf8
 from ..names import nearest
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Regions
@@ -215,9 +215,7 @@ def check_unused(function: Callable[..., Any], values: Mapping[str, Any], names:
         If one of them differs from its default.
     """
     defaults = {name: item.default for name, item in signature(function).parameters.items()}
-    for name in sorted(names):
-        if values[name] != defaults[name]:
-            raise ValueError(f"{name} is {values[name]!r}, but {why}: expected it to be left out")
+    check_left_out(values, defaults, sorted(names), why)
 
 
 def option_groups(args: Any) -> dict[str, str | None]:

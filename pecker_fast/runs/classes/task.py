@@ -139,6 +139,7 @@ class ClassTask(Task):
         args.options.check()
         args.loop.check()
         args.output.check()
+        _check_forget_data(args)
 
     @classmethod
     def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
@@ -261,6 +262,7 @@ class ClassTask(Task):
         path, names = self.args.request.forget_data, self.args.request.class_names
         if path is None:
             return {}
+        _check_forget_data(self.args)
         data, size = DataArguments(f"folder:{path}"), network.config["sample_size"]
         images = load_images(data, self.args.preset, "all", size, network.config["in_channels"])
         known = names or tuple(map(str, range(request.num_classes)))
@@ -384,3 +386,13 @@ class ClassTask(Task):
             save_grid(samples / f"{name}.png", images[shown], labels, names, highlight=request.forget_classes)
         picture = samples / "before_after.png"
         save_before_after(picture, self.before[shown], after[shown], labels, names, highlight=request.forget_classes)
+
+
+def _check_forget_data(args: UnlearnArguments) -> None:
+    """Raise ValueError if images of the classes to forget are given, and the method does not use them."""
+    path = args.request.forget_data
+    if path is not None and not method_class(args.method).reads_forget_images(args.options):
+        usable = "--saliency_samples data" if hasattr(args.options, "saliency_samples") else "--method salun"
+        raise ValueError(
+            f"forget_data is {path!r}, but {args.method} does not use it here: expected {usable}, or no forget_data"
+        )
