@@ -7,10 +7,10 @@ from typing import Any
 from ..figures import describe as figure_lines
 from ..parallel import process_number
 from ..parsing import early_option, parse_options
-from ..report import cautions
 from ..runs.arguments import UnlearnArguments
 from ..runs.recorded import options_of_record
 from ..runs.remembered import preset_from
+from ..runs.reports import caution_lines
 from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
 
@@ -71,4 +71,4 @@ def run(args: UnlearnArguments) -> None:
     metrics = unlearn(args).metrics
     if metrics:
         print(figure_lines({name: metrics.get(name) for name in FIGURES}))
-        print("".join(f"caution: {text}\n" for text in cautions(metrics)) + f"report: {args.folder / 'report.md'}")
+        print("\n".join([*caution_lines(metrics), f"report: {args.folder / 'report.md'}"]))

@@ -86,7 +86,8 @@ def test_reset_moves_values_to_numbers_like_those_of_their_tensor():
 @pytest.mark.parametrize("score", ["ratio", "random", "magnitude", "gradient"])
 def test_a_patch_stays_a_patch(within, score):
     options = {"destroy": "noise", "destroy_within": within, "destroy_score": score, "saliency_score": "magnitude"}
-    plain = build("patch", teacher=(teacher := tiny_unet()), density=0.25, saliency_score="magnitude", saliency_chunks=2)
+    teacher = tiny_unet()
+    plain = build("patch", teacher=teacher, density=0.25, saliency_score="magnitude", saliency_chunks=2)
     plain.phases[0].start(None), plain.phases[0].step(0)
     method, before, _ = started(teacher=teacher, density=0.25, **options)
     chosen, mask = method.phases[0]._destroyer.mask, method.phases[0].last_mask()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...checks import check_int
 from ...data import LabelledImages
 from ...diffusion import num_classes, pretrained_sampler, register_classes
 from ...hashing import weights_hash
@@ -139,7 +140,7 @@ class ClassTask(Task):
         args.options.check()
         args.loop.check()
         args.output.check()
-        _check_forget_data(args)
+        _check_own(args)
 
     @classmethod
     def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
@@ -197,6 +198,7 @@ class ClassTask(Task):
 
     def __init__(self, args: UnlearnArguments, compute: ComputeArguments, world: World) -> None:
         self.args, request = args, args.request
+        _check_own(args)
         model = resolve(
             request.pretrained_model_name_or_path,
             shipped=class_preset(args.preset).network,
@@ -262,7 +264,6 @@ class ClassTask(Task):
         path, names = self.args.request.forget_data, self.args.request.class_names
         if path is None:
             return {}
-        _check_forget_data(self.args)
         data, size = DataArguments(f"folder:{path}"), network.config["sample_size"]
         images = load_images(data, self.args.preset, "all", size, network.config["in_channels"])
         known = names or tuple(map(str, range(request.num_classes)))
@@ -388,8 +389,9 @@ class ClassTask(Task):
         save_before_after(picture, self.before[shown], after[shown], labels, names, highlight=request.forget_classes)
 
 
-def _check_forget_data(args: UnlearnArguments) -> None:
-    """Raise ValueError if images of the classes to forget are given, and the method does not use them."""
+def _check_own(args: UnlearnArguments) -> None:
+    """Check what needs no network. ValueError if samples_per_class is below 1, or forget_data is of no use."""
+    check_int("samples_per_class", args.request.samples_per_class, 1)
     path = args.request.forget_data
     if path is not None and not method_class(args.method).reads_forget_images(args.options):
         usable = "--saliency_samples data" if hasattr(args.options, "saliency_samples") else "--method salun"
