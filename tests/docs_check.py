@@ -64,7 +64,7 @@ APPENDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"pecker-fast evaluate runs/(?!sd15|cifar10)|pecker-fast evaluate (RUN|--preset)", (*QUIET,)),
     (r"pecker-fast evaluate .*--samples_per_class", ("--samples_per_class", "3")),
     # A few digits: Inception takes half a second for an image.
-    (r"pecker-fast evaluate .*inception", ("--dataset_name", "folder:few-digits", "--samples_per_class", "3")),
+    (r"pecker-fast evaluate .*inception", ("--dataset_name", "folder:few-digits", "--samples_per_class", "2")),
     (r"pecker-fast evaluate(-concept)? (runs/sd15|SD15)", FEW_IMAGES),
     (r"pecker-fast evaluate(-concept)? (runs/sd15-celebrity|SD15_FOLDER --task celebrity)", FEW_PROMPTS),
     (r"pecker-fast evaluate-concept (runs/sd15-nudity|SD15_FOLDER --task nudity)", ("--near", "few-scenes.txt")),
@@ -284,12 +284,13 @@ def _inside(folder: str) -> Iterator[None]:
 
 
 def prepare_patches() -> None:
-    """Two patches, the second of which was made on top of the first: of README's runs."""
+    """Two patches of README's runs, the second of which was made on top of the first."""
     import pecker_fast as pf
 
-    if Path("runs/digits-patch-seed0").is_dir() and not Path("second.safetensors").exists():
-        pf.make_patch("runs/digits-patch-seed0", output="first.safetensors")
-        pf.make_patch("runs/digits-patch-seed0", "RESULT", output="second.safetensors")
+    first, second = "runs/digits-patch-seed0", "runs/digits-pecker-seed0"
+    if not Path("second.safetensors").exists() and all(Path(run, "report.md").is_file() for run in (first, second)):
+        pf.make_patch(first, output="first.safetensors")
+        pf.make_patch(first, second, output="second.safetensors")
 
 
 def check(item: Documented) -> Result:
@@ -298,7 +299,6 @@ def check(item: Documented) -> Result:
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             if reason is None:
-                prepare_patches()
                 run(item)
             else:
                 parse(item)
@@ -319,6 +319,7 @@ def check_all(items: Sequence[Documented]) -> list[Result]:
             continue
         results[key] = result = check(item)
         print(line_of(result), flush=True)
+        prepare_patches()
     return list(results.values())
 
 

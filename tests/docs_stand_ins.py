@@ -17,7 +17,7 @@ from PIL import Image
 
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule
-from pecker_fast.models import save_network
+from pecker_fast.models import resolve, save_network
 from pecker_fast.runs import presets
 from pecker_fast.runs.prompts import sheets
 from pecker_fast.unlearning import method_names
@@ -134,9 +134,10 @@ def write_all(place: Path) -> None:
             tiny_consistency.write_consistency_model(place / name)
     # Networks of classes.
     shutil.copytree(ASSETS / "digits" / "unet", place / "NETWORK")
-    for name in ("MODEL", "BASE"):
-        shutil.copytree(ASSETS / "digits" / "distilled" / "unet", place / name)
-    shutil.copytree(ASSETS / "digits" / "distilled" / "score", place / "RESULT")
+    # In float32, as runs save them.
+    for name, part in (("MODEL", "unet"), ("BASE", "unet"), ("RESULT", "score")):
+        model = resolve(ASSETS / "digits" / "distilled" / part)
+        save_network(place / name, model.network, model.schedule)
     small = {"num_classes": 10, "in_channels": 3, "attention_resolutions": ()}
     for name in ("YOUR/UNET2DMODEL/FOLDER", "runs/cifar10-pretrain-seed0"):
         save_network(place / name, tiny_unet(**small), NoiseSchedule.linear())
@@ -161,6 +162,6 @@ def write_all(place: Path) -> None:
         digits = name == "few-digits"
         names = tuple(map(str, range(10))) if digits else ("bird", "cat", "dog")
         for label in names:
-            write_pictures(place / name, (label,), each=4, size=8 if digits else 32, grey=digits)
+            write_pictures(place / name, (label,), each=2 if digits else 8, size=8 if digits else 32, grey=digits)
     words = ["train-classifier", "--preset", "images", "--dataset_name", f"folder:{place / 'PICTURES'}"]
     main([*words, "--epochs", "1", "--no-progress_bar", "--output", str(place / "JUDGE-OF-PICTURES")])
