@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data import LabelledImages, folder_of, survey_folder
 from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler, register_classes
 from ..files import write_json
-from ..metrics import Evaluator
+from ..metrics import Evaluator, Judge
 from ..models import save_network
 from ..parallel import world
 from ..report import save_grid
@@ -159,10 +159,19 @@ class PretrainArguments:
         check_counts(images, name, 1, "to train on")
         check_images(images, name, build_unet(self.unet), NETWORK)
         if judge is not None:
-            real = load_images(self.data, self.preset, "all", size, channels)
-            check_judge(judge, self.evaluation.judge, real, name)
-            check_counts(real, name, 2, "to measure samples with")
+            self.reference(judge)
         return []
+
+    def reference(self, judge: Judge) -> LabelledImages:
+        """Load the real images that samples are compared with.
+
+        ValueError if they do not fit the judge, or a class has fewer than two.
+        """
+        name = dataset_of(self.data, self.preset)
+        images = load_images(self.data, self.preset, "all", self.unet.sample_size, self.unet.in_channels)
+        check_judge(judge, self.evaluation.judge, images, name)
+        check_counts(images, name, 2, "to measure samples with")
+        return images
 
 
 def pretrain(args: PretrainArguments) -> dict[str, Any]:
@@ -211,10 +220,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
             nonlocal evaluator
             judge = find_judge(args.preset, args.evaluation.judge) if args.evaluation.evaluate else None
             if judge is not None:
-                real = load_images(args.data, args.preset, "all", size, channels)
-                check_judge(judge, args.evaluation.judge, real, name)
-                check_counts(real, name, 2, "to measure samples with")
-                evaluator = Evaluator(real, judge, ())
+                evaluator = Evaluator(args.reference(judge), judge, ())
             prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir, take)
 
         processes.on_main(prepare)

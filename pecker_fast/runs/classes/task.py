@@ -111,7 +111,7 @@ class ClassTask(Task):
 
     @staticmethod
     def settled(args: UnlearnArguments) -> UnlearnArguments:
-        request, data, changes = args.request, args.resources, {}
+        request, data = args.request, args.resources
         path = request.pretrained_model_name_or_path
         if path is None and request.distilled not in (None, AUTO):
             path = record_of(request.distilled).get("pretrained_model_name_or_path")
@@ -121,7 +121,7 @@ class ClassTask(Task):
         if not names and judge is not None:
             names = Judge.names_in(judge)
         names = proper_names(names or published_names(args.preset, path))
-        changes = {"pretrained_model_name_or_path": path, "judge": judge, "class_names": names}
+        changes: dict[str, Any] = {"pretrained_model_name_or_path": path, "judge": judge, "class_names": names}
         if data.dataset_name is None:
             changes["dataset_name"] = record.get("dataset_name")
             changes["data_root"] = data.data_root or record.get("data_root")
