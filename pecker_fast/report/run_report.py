@@ -199,8 +199,8 @@ def _by_prompt(run: RunRecord) -> list[Section]:
             rows = sorted(rows, key=lambda row: _shows(row, keys), reverse=kind == "concept")[:SHOWN_PROMPTS]
             end = "highest" if kind == "concept" else "lowest"
             caption = (
-                f"{words}: of {len(recorded[kind]):,d}, the {SHOWN_PROMPTS} with the {end} {figure(keys[0]).title}; "
-                "metrics.json has all"
+                f"The {SHOWN_PROMPTS} of {len(recorded[kind]):,d} {words[0].lower()}{words[1:]} with the {end} "
+                f"{figure(keys[0]).title}; metrics.json has all"
             )
         titles = ["prompt", "images", *(figure(key).title for key in keys)]
         cells = [
