@@ -176,8 +176,8 @@ def _times(record: Mapping[str, Any], yardstick: Mapping[str, Any], attack: str)
 
 
 def _quotient(values: Sequence[tuple[float, bool]]) -> str:
-    found = interval([value for value, _ in values], sum(bound for _, bound in values))
-    return "-" if found is None else found.text("{:.2f}".format)
+    result = interval([value for value, _ in values], sum(bound for _, bound in values))
+    return "-" if result is None else result.text("{:.2f}".format)
 
 
 def write_summary(folder: Path, records: Sequence[Mapping[str, Any]]) -> Path:
