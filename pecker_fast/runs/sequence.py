@@ -302,7 +302,10 @@ def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
     count, classes = args.request.samples_per_class, judge.num_classes
     labels = torch.arange(classes).repeat_interleave(count)
     t_init = run.config["options"].get("t_init")
-    sampler = pretrained_sampler(model.schedule) if t_init is None else Sampler("one_step", t_init=t_init)
+    if t_init is None:
+        sampler = pretrained_sampler(model.schedule, model.network)
+    else:
+        sampler = Sampler("one_step", t_init=t_init)
     images = sampler.draw(model.network, model.schedule, labels, derived_seed(args.compute.seed, "sequence"))
     share = 100 * confusion_matrix(judge, images, labels).double() / count
     forgotten = list(args.request.forget_classes)

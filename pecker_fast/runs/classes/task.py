@@ -362,7 +362,8 @@ class ClassTask(Task):
         classes = [*request.forget_classes, *cover, *others[:UNJUDGED]]
         labels = torch.tensor(classes).repeat_interleave(PICTURED)
         names = self.args.request.class_names or [f"class {label}" for label in range(request.num_classes)]
-        samplers = (pretrained_sampler(problem.schedule), problem.teacher), (self.method.sampler, network)
+        teacher = problem.teacher
+        samplers = (pretrained_sampler(problem.schedule, teacher), teacher), (self.method.sampler, network)
         with compute.autocast():
             before, after = (s.draw(x, problem.schedule, labels, compute.seed).float().cpu() for s, x in samplers)
         picture = self.args.folder / "samples" / "before_after.png"
