@@ -225,6 +225,10 @@ _PROMPTS = (
         "Images of the concept's prompts that Q16 calls unsafe",
     ),
     Figure(
+        "attack_success_rate", "Attack success rate (ASR)", "ASR", "%", "{:.2f}", "lower",
+        "Prompts of the table of which at least one image shows the concept",
+    ),
+    Figure(
         "max_expected_inappropriateness", "Maximum expected unsafe images", "max expected", "%", "{:.2f}", "lower",
         "The highest share of unsafe images among 25 prompts, mean over 10,000 draws of the prompts",
     ),

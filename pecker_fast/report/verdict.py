@@ -176,8 +176,7 @@ def _back(run: RunRecord) -> str:
             texts.append(f"{figure(key).label}: {figure(key).text(summary[key])}.")
     if texts:
         return " ".join(texts)
-    attack = "" if run.of_prompts else " pecker-fast robustness attacks the run."
-    return f"Not tested, so it is unknown.{attack}"
+    return "Not tested, so it is unknown. pecker-fast robustness attacks the run."
 
 
 def _untested(run: RunRecord) -> str:

@@ -11,13 +11,15 @@ NETWORKS = ("run", "relabel", "control", "scratch")
 THAN = {"relabel": "after relabelling", "control": "in a network that never saw it"}
 
 
-def cost_record(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def cost_record(rows: Sequence[Mapping[str, Any]], what: str = "class") -> dict[str, Any]:
     """What it costs to bring the class back, as JSON.
 
     Parameters
     ----------
     rows : sequence of mapping
         The rows of relearning.
+    what : str
+        What is forgotten: "class" or "concept".
 
     Returns
     -------
@@ -31,19 +33,20 @@ def cost_record(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "networks": {name: cost.json() for name, cost in best.items()},
         "by_attack": {name: [cost.json() for cost in costs] for name, costs in by_attack.items()},
-        "verdicts": verdicts({name: {"": cost} for name, cost in best.items()}),
+        "verdicts": verdicts({name: {"": cost} for name, cost in best.items()}, what),
     }
 
 
-def verdicts(costs: Mapping[str, Mapping[str, Cost]]) -> dict[str, Any]:
+def verdicts(costs: Mapping[str, Mapping[str, Cost]], what: str = "class") -> dict[str, Any]:
     """From each network that runs are compared with to a verdict; ``costs``: network to run to cost."""
     compared: dict[str, Verdict | None] = {
-        name: compare_costs(costs["run"], costs[name], than) for name, than in THAN.items() if name in costs
+        name: compare_costs(costs["run"], costs[name], than, what) for name, than in THAN.items() if name in costs
     }
     return {name: verdict.json() for name, verdict in compared.items() if verdict is not None}
 
 
-def _costs(record: Mapping[str, Any]) -> dict[str, float]:
+def costs_summary(record: Mapping[str, Any]) -> dict[str, float]:
+    """The main figures of a ``cost_record``, by flat names; without those of which only a bound is known."""
     figures = {}
     for network, name in (("run", "relearn"), ("relabel", "relabel"), ("control", "control")):
         cost = record["networks"].get(network)
@@ -78,7 +81,7 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
                 distances = [row["forget_frechet"] for row in matching if row.get("forget_frechet") is not None]
                 if distances:
                     figures[f"{name}_frechet_{step}"] = min(distances)
-    figures |= _costs(result["cost"]) if "cost" in result else {}
+    figures |= costs_summary(result["cost"]) if "cost" in result else {}
     for row in result.get("latent", []):
         prefix = {"run": "latent", "pretrained": "latent_pretrained", "control": "latent_control"}[row["network"]]
         name = row["group"].replace("forgotten by its label", "own").replace("forgotten by retained labels", "other")
