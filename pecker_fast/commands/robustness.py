@@ -1,7 +1,6 @@
 """``pecker-fast robustness``. The kind of the run decides which options there are."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..figures import describe
 from ..parsing import REQUIRED, option_names, parse_options
@@ -35,15 +34,20 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
     # It brings libraries that take a while.
     from ..runs.prompts.robustness import PromptRobustnessArguments, attack_prompts
 
-    more: dict[str, Any] = {"positional": {"run": "RUN"}, "config": options_of_record, "examples": EXAMPLES}
     kinds = [kind(run=REQUIRED) for kind in (PromptRobustnessArguments, RobustnessArguments)]
     own = option_groups(kinds[0]).keys() - option_groups(kinds[1]).keys()
     paths = [word for word in words if not word.startswith("-")]
-    if evaluation_class(paths).key == "concept" or own & option_names(words):
-        args = parse_options(kinds[0], words, "robustness", OF_PROMPTS, **more)
-        return lambda: run(attack_prompts(args))
-    options = parse_options(kinds[1], words, "robustness", DESCRIPTION, **more)
-    return lambda: run(robustness(options))
+    of_prompts = evaluation_class(paths).key == "concept" or bool(own & option_names(words))
+    args = parse_options(
+        kinds[0] if of_prompts else kinds[1],
+        words,
+        "robustness",
+        OF_PROMPTS if of_prompts else DESCRIPTION,
+        positional={"run": "RUN"},
+        config=options_of_record,
+        examples=EXAMPLES,
+    )
+    return lambda: run(attack_prompts(args) if of_prompts else robustness(args))
 
 
 def run(result: Attacked) -> None:
