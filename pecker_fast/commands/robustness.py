@@ -32,7 +32,8 @@ EXAMPLES = (
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     # It brings libraries that take a while.
-    from ..runs.prompts.robustness import PromptRobustnessArguments, attack_prompts
+    from ..runs.prompts.robustness import attack_prompts
+    from ..runs.prompts.robustness_arguments import PromptRobustnessArguments
 
     kinds = [kind(run=REQUIRED) for kind in (PromptRobustnessArguments, RobustnessArguments)]
     own = option_groups(kinds[0]).keys() - option_groups(kinds[1]).keys()

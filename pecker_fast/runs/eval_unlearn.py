@@ -71,7 +71,8 @@ class PeckerFastTechnique:
         start = int(torch.randint(2**31, ())) if seed is None else seed
         items = torch.tensor([(i, start + i) for i in range(len(prompts))]).reshape(-1, 2)
         images: list[Image.Image] = []
-        for part in items.split(self.sampler.batch_size):
-            pixels = self.sampler.drawing_anew(prompts)(part)
+        draw = self.sampler.drawing_anew(prompts)
+        for part in items.split(self.sampler.batch_size) if len(items) else ():
+            pixels = draw(part, 0)
             images += [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels]
         return images

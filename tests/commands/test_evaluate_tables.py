@@ -60,7 +60,7 @@ def test_a_table_of_an_attack(place, nudenet, capsys):
 
 
 def test_captions_of_coco(place, nudenet, monkeypatch, capsys):
-    """A part of the captions, against their own images; a chunk of captions is in memory at a time."""
+    """A part of the captions, against their own images; a block of captions is in memory at a time."""
     images = place / "val2014"
     images.mkdir()
     names = [f"{i}.png" for i in range(7)]
@@ -81,6 +81,7 @@ def test_captions_of_coco(place, nudenet, monkeypatch, capsys):
     monkeypatch.setattr(command, "image_quality", quality)
     monkeypatch.setattr(measure, "check_inception_weights", str)
     monkeypatch.setattr(command, "CHUNK", 2)
+    monkeypatch.setattr(sampling, "BLOCK", 2)
     encoded = []
     real_encode = StableDiffusion.encode
     monkeypatch.setattr(

@@ -15,6 +15,8 @@ from ...hashing import weights_hash
 from ...metrics import to_uint8
 from ...models import TextModel, resolve_text
 
+# Prompts that are encoded at a time, where there can be many: 0.6 GB in float32 for SDXL.
+BLOCK = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -148,16 +150,22 @@ class PromptSampler:
         return {**self._settled, "texts_sha256": digest.hexdigest()}
 
     def drawing_anew(self, prompts: Sequence[str]) -> Callable[[Tensor, int], Tensor]:
-        """As ``drawing``, for prompts that need not have been encoded: those of a call are encoded in it.
+        """As ``drawing``, for prompts that need not have been encoded.
 
-        Any number of prompts takes the memory of one call's. The prompts that are in memory are lost.
+        They are encoded in blocks, when the first image of a block is drawn: any number of prompts takes the memory of
+        one block. Prompts that were encoded before are lost.
         """
+        encoded: list[range] = []
 
         def draw(items: Tensor, seed: int = 0) -> Tensor:
-            numbers, rows = items[:, 0].unique(return_inverse=True)
-            texts = [prompts[number] for number in numbers.tolist()]
-            self._encode([*texts, *([self.sampler.safety_text] if self.sampler.safety_text else [])])
-            return self.drawing(texts)(torch.stack([rows, items[:, 1]], 1), seed)
+            numbers = items[:, 0]
+            first, last = (int(number) // BLOCK for number in numbers.aminmax())
+            block = range(first * BLOCK, min((last + 1) * BLOCK, len(prompts)))
+            texts = prompts[block.start : block.stop]
+            if encoded != [block]:
+                self._encode([*texts, *([self.sampler.safety_text] if self.sampler.safety_text else [])])
+                encoded[:] = [block]
+            return self.drawing(texts)(torch.stack([numbers - block.start, items[:, 1]], 1), seed)
 
         return draw
 
