@@ -317,6 +317,13 @@ def _relearning() -> list[Figure]:
         ("relearn_retained", "harmless fine-tuning", "fine-tuned", "fine-tuning on images of retained classes", True),
         ("relearn_scratch", "training fresh weights", "fresh", "the same training of fresh weights", False),
         ("relearn_control", "relearning, control", "control", "the same training of the control network", False),
+        (
+            "inversion",
+            "concept inversion",
+            "inverted",
+            "learning a word for the concept, with the weights frozen",
+            True,
+        ),
     )
     figures = []
     for key, name, short, meaning, own in tests:
@@ -383,6 +390,27 @@ _ROBUSTNESS = (
     Figure(
         "cost_over_control", "Cost of relearning / control", "cost / control", "", "{:.2f}", "higher",
         "Steps until the class is back divided by those of a network that never saw it",
+    ),
+    Figure(
+        "inversion_steps_to_half", "Steps until a learned word draws it", "steps to half, inversion", "", "{:.1f}",
+        "higher", "Steps of concept inversion until half of the images of the concept's prompts show it again",
+    ),
+    Figure(
+        "inversion_relabel_steps_to_half", "Steps until a learned word draws it, relabelled",
+        "steps to half, inversion, relabel", "", "{:.1f}", None,
+        "The same of the network that the run started from, relabelled",
+    ),
+    Figure(
+        "inversion_control_steps_to_half", "Steps until a learned word draws it, control",
+        "steps to half, inversion, control", "", "{:.1f}", None, "The same of a model that never saw the concept",
+    ),
+    Figure(
+        "inversion_cost_over_relabel", "Cost of inversion / relabel", "inversion / relabel", "", "{:.2f}", "higher",
+        "Steps of concept inversion divided by those after relabelling",
+    ),
+    Figure(
+        "inversion_cost_over_control", "Cost of inversion / control", "inversion / control", "", "{:.2f}", "higher",
+        "Steps of concept inversion divided by those of a model that never saw the concept",
     ),
     *_relearning(),
     *_latents(),

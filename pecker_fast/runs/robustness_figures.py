@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..robustness import Cost, Verdict, compare_costs, costs_of, strongest
+from ..robustness import INVERSION, Cost, Verdict, compare_costs, costs_of, strongest
 
 # The networks that are attacked on the forgotten class, by their name in robustness.json.
 NETWORKS = ("run", "relabel", "control", "scratch")
@@ -106,3 +106,43 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
         if still:
             figures[f"{name}_still_most"] = max(still)
     return figures
+
+
+def costs_of_prompts(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]:
+    """What it costs to bring a concept back in a text-to-image model.
+
+    Fine-tuning and inversion are tried for different numbers of steps and train different things, so each has costs and
+    verdicts of its own.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        The rows of all attacks.
+
+    Returns
+    -------
+    dict
+        "cost" of fine-tuning and "inversion_cost", as of ``cost_record``, of those that were tried.
+    dict
+        The main figures by flat names.
+    """
+    costs: dict[str, Any] = {}
+    figures: dict[str, float] = {}
+    for key, inverted in (("cost", False), ("inversion_cost", True)):
+        own = [row for row in rows if (row["attack"] == INVERSION) == inverted]
+        if not own:
+            continue
+        costs[key] = cost_record(own, "concept")
+        summary = costs_summary(costs[key])
+        if inverted:
+            renamed = {"relearn_steps_to_half": "inversion_steps_to_half"}
+            summary = {
+                renamed.get(name, f"inversion_{name}"): value
+                for name, value in summary.items()
+                if name != "relearn_images_to_half"
+            }
+        figures |= summary
+        for step in sorted({row["step"] for row in own if row["step"]}):
+            uas = [row["ua"] for row in own if (row["network"], row["step"]) == ("run", step)]
+            figures[f"{'inversion' if inverted else 'relearn_forget'}_ua_{step}"] = min(uas)
+    return costs, figures

@@ -29,7 +29,7 @@ def place(tmp_path_factory):
     (folder / "retain.txt").write_text("a dog\na cat\na tree\n")
     (folder / "forget.txt").write_text("a photo of {concept}\n{concept} smiles\n")
     (folder / "prompts.txt").write_text("{concept} on the moon\n{concept} in a hat\n")
-    (folder / "names.txt").write_text("Green Man\n")
+    (folder / "near.json").write_text('{"others": ["a green man", "a cat"]}')
     save_clip(folder / "clip")
     lists = ["--retain_prompts", str(folder / "retain.txt"), "--forget_prompts", str(folder / "forget.txt")]
     words = ["unlearn", "--preset", "sd15-celebrity", "--pretrained_model_name_or_path", str(folder / "model"), *lists]
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
 
 
 def words_for(place, *more: str) -> list[str]:
-    lists = ["--prompts", str(place / "prompts.txt"), "--near", str(place / "names.txt")]
+    lists = ["--prompts", str(place / "prompts.txt"), "--near", str(place / "near.json")]
     return ["robustness", str(place / "run"), "--clip", str(place / "clip"), *lists, *SMALL, *more]
 
 
@@ -68,10 +68,13 @@ def test_a_run_and_what_it_started_from(place, capsys, monkeypatch):
     assert tried == expected and len(result["relearn"]) == len(expected)
     assert all(0 <= row["ua"] <= 100 and row["near_clip_score"] >= 0 for row in result["relearn"])
     assert attacked == [*steps] * 2
-    # It leads with the cost, beside the relabelled network.
-    assert list(result["cost"]["networks"]) == ["run", "relabel"] and list(result["cost"]["verdicts"]) == ["relabel"]
-    text, verdict = (run / "robustness.md").read_text(), result["cost"]["verdicts"]["relabel"]["text"]
-    assert "concept" in verdict and verdict in output and verdict in text
+    # It leads with the costs, beside the relabelled network: of fine-tuning, and of inversion.
+    text = (run / "robustness.md").read_text()
+    for key, words in (("cost", "Fine-tuning: "), ("inversion_cost", "Concept inversion: ")):
+        assert list(result[key]["networks"]) == ["run", "relabel"] and list(result[key]["verdicts"]) == ["relabel"]
+        verdict = result[key]["verdicts"]["relabel"]["text"]
+        assert "concept" in verdict and words + verdict in output and verdict in text
+        assert verdict in (run / "report.md").read_text()
     assert text.index("What it costs to bring the concept back") < text.index("## Request") < text.index("## Pictures")
     page = check_page((run / "robustness.html").read_text())
     assert page.tags.count("figure") == 9 and Image.open(run / "robustness.png").size[0] > 300
@@ -79,11 +82,15 @@ def test_a_run_and_what_it_started_from(place, capsys, monkeypatch):
     assert {key: metrics[key] for key in before} == before
     assert {key: metrics[key] for key in result["summary"]} == result["summary"]
     rows = [row["ua"] for row in result["relearn"] if (row["network"], row["step"]) == ("run", 2)]
-    assert result["summary"]["relearn_forget_ua_2"] == min(rows)
+    assert result["summary"]["relearn_forget_ua_2"] == min(rows) and "inversion_ua_1" in result["summary"]
     protocol = result["protocol"]
     assert protocol["weights_sha256"]["run"] != protocol["weights_sha256"]["relabel"]
     assert protocol["relearn"]["images_are"] == "drawn by the pretrained model" and protocol["initial_word"] == "a man"
-    assert 0 <= protocol["relearn"]["images_shown_ua"] <= 100 and list(protocol["relearn"]["pretrained"]) == [DDIM]
+    assert (
+        protocol["decided_by"] == "clip"
+        and 0 <= protocol["relearn"]["images_shown_ua"] <= 100
+        and list(protocol["relearn"]["pretrained"]) == [DDIM]
+    )
     assert "attacks the run" not in (run / "report.md").read_text() and str(place) not in json.dumps(result)
 
     # Complete attacks are kept: after an interruption only what was lost is done again, and gives the same rows.

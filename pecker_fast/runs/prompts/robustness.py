@@ -37,7 +37,7 @@ from ...unlearning.streams import derived_seed
 from ..arguments import device_of
 from ..audit import update_metrics
 from ..robustness import Attacked, names_in
-from ..robustness_figures import cost_record, costs_summary
+from ..robustness_figures import costs_of_prompts
 from ..samples import SampleCache
 from .measure import MeasureArguments, image_files, real_image
 from .parts import Concept, Part, covered, near_alternatives, prompts_of
@@ -45,6 +45,8 @@ from .robustness_arguments import PromptRobustnessArguments
 from .sampling import PromptSampler, SamplerOptions
 from .subject import PromptSubject
 
+# What costs are of.
+KINDS = {"cost": "Fine-tuning", "inversion_cost": "Concept inversion"}
 # Prompts in the pictures of an attack.
 PICTURED = 6
 # What prompts with a name that is not to be replaced have: "..., <learned>".
@@ -172,6 +174,7 @@ def attack_prompts(args: PromptRobustnessArguments) -> Attacked:
         "seed": subject.seed,
         "sampler": attack.sampler.name,
         "judge": ConceptMeter(**attack.judges.own).describe(),
+        "decided_by": ConceptMeter(**attack.judges.own).judge,
         "samples": {
             "images of the concept": len(attack.concept),
             "images of near concepts": len(attack.near),
@@ -433,8 +436,7 @@ def _ua_of(attack: _Attack, images: Tensor) -> float | None:
 
 def _write(attack: _Attack, protocol: dict[str, Any], rows: list[dict[str, Any]], seconds: float) -> Attacked:
     subject, config = attack.subject, attack.subject.config
-    cost = cost_record(rows, "concept")
-    figures = {**costs_summary(cost), **_lowest(rows)}
+    costs, figures = costs_of_prompts(rows)
     record = {
         "method": config.get("method"),
         "task": config.get("task"),
@@ -442,7 +444,7 @@ def _write(attack: _Attack, protocol: dict[str, Any], rows: list[dict[str, Any]]
         "cover": config.get("cover"),
         "summary": figures,
         "relearn": rows,
-        "cost": cost,
+        **costs,
         "seconds": seconds,
         "asked": attack.args.asked,
         "protocol": {**protocol, "environment": environment()},
@@ -453,15 +455,5 @@ def _write(attack: _Attack, protocol: dict[str, Any], rows: list[dict[str, Any]]
         metrics = read_file(folder, "metrics")
         report = write_prompt_robustness_report(folder)
         update_metrics(folder, {**metrics, **figures})
-    words = [verdict["text"] for verdict in cost["verdicts"].values()]
+    words = [f"{KINDS[key]}: {verdict['text']}" for key, cost in costs.items() for verdict in cost["verdicts"].values()]
     return Attacked(figures, [*words, *subject.notes], report)
-
-
-def _lowest(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """UA of the run after each number of steps, by the attack that gets furthest."""
-    figures = {}
-    for step in sorted({row["step"] for row in rows if row["step"]}):
-        own = [row["ua"] for row in rows if (row["network"], row["step"]) == ("run", step)]
-        if own:
-            figures[f"relearn_forget_ua_{step}"] = min(own)
-    return figures
