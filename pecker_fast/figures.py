@@ -317,13 +317,6 @@ def _relearning() -> list[Figure]:
         ("relearn_retained", "harmless fine-tuning", "fine-tuned", "fine-tuning on images of retained classes", True),
         ("relearn_scratch", "training fresh weights", "fresh", "the same training of fresh weights", False),
         ("relearn_control", "relearning, control", "control", "the same training of the control network", False),
-        (
-            "inversion",
-            "concept inversion",
-            "inverted",
-            "learning a word for the concept, with the weights frozen",
-            True,
-        ),
     )
     figures = []
     for key, name, short, meaning, own in tests:
@@ -390,6 +383,10 @@ _ROBUSTNESS = (
     Figure(
         "cost_over_control", "Cost of relearning / control", "cost / control", "", "{:.2f}", "higher",
         "Steps until the class is back divided by those of a network that never saw it",
+    ),
+    Figure(
+        "inversion_ua", "UA after concept inversion", "UA, inversion", "%", "{:.1f}", "higher",
+        "Unlearning accuracy after learning a word for the concept, with the weights frozen",
     ),
     Figure(
         "inversion_steps_to_half", "Steps until a learned word draws it", "steps to half, inversion", "", "{:.1f}",

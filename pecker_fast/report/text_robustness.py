@@ -94,7 +94,10 @@ def _sections(folder: Path, result: Mapping[str, Any]) -> list[Section]:
     costs: list[Block] = []
     for key, title in (("cost", "By fine-tuning"), ("inversion_cost", "By inversion")):
         if key in result:
-            costs += [Text(f"{title}:"), *cost_blocks({**result, "cost": result[key]}, NAMES, WHAT)]
+            # What is missing to compare with is said once.
+            notes = [] if costs else protocol["notes"]
+            one = {"cost": result[key], "protocol": {**protocol, "notes": notes}}
+            costs += [Text(f"{title}:"), *cost_blocks(one, NAMES, WHAT)]
     sections = [Section("What it costs to bring the concept back", costs)]
     sections += [Section("Request", request), Section("Attacks", _attacks(result))]
     pictures = [

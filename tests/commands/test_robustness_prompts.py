@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pecker_fast.cli import main
+from pecker_fast.models import StableDiffusion
 from pecker_fast.runs.prompts import robustness as command
 from tests.commands.case import fails
 from tests.diffusion.tiny_sd import write_stable_diffusion
@@ -132,7 +133,7 @@ def test_a_model_that_draws_in_many_steps_and_a_detector_of_unsafe_images(place,
     capsys.readouterr()
 
 
-def test_wrong_input_writes_nothing(place, tmp_path, capsys):
+def test_wrong_input_writes_nothing(place, tmp_path, capsys, monkeypatch):
     shutil.copytree(place / "run", tmp_path / "run", ignore=shutil.ignore_patterns("robustness*", "evaluation"))
     words = words_for(place)
     words[1] = str(tmp_path / "run")
@@ -157,6 +158,10 @@ def test_wrong_input_writes_nothing(place, tmp_path, capsys):
     assert "guidance_scale" in refused("--guidance-scale", "-1")
     assert "expected one: text" in refused(words[1])
     assert "--latents" in refused("--latents", "3")
+    with monkeypatch.context() as patch:
+        # As transformers have it.
+        patch.setattr(StableDiffusion, "learns_words", False)
+        assert "attacks has 'inversion', but Stable Diffusion has text encoders" in refused("--attacks", "inversion")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "pretrained_model_name_or_path": "/none"}))
     assert "/none" in refused()
