@@ -443,7 +443,7 @@ _ROBUSTNESS = (
 
 FIGURES = {figure.key: figure for figure in (*_CLASSES, *_QUALITY, *_PROMPTS, *_COST, *_ROBUSTNESS)}
 ROBUSTNESS = frozenset(figure.key for figure in _ROBUSTNESS)
-_STEPS = re.compile(r"(relearn_\w+)_(\d+)")
+_STEPS = re.compile(r"(relearn_\w+|inversion_ua)_(\d+)")
 
 
 def find(key: str) -> Figure | None:

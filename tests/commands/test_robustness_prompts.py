@@ -121,7 +121,11 @@ def test_images_of_ones_own_and_a_control(place, capsys):
 def test_a_model_that_draws_in_many_steps_and_a_detector_of_unsafe_images(place, nudenet, capsys):
     words = ["unlearn", "--preset", "sd15-nudity", "--method", "esd", "--pretrained_model_name_or_path"]
     folder = place / "esd"
+    (place / "bare.txt").write_text("a bare man\na bare dog\n")
+    (place / "dressed.txt").write_text("a man\na dog\n")
     options = ["--max_train_steps", "1", "--sample_steps", "1", "--samples_per_prompt", "1", "--no-progress_bar"]
+    options += ["--forget_prompts", str(place / "bare.txt"), "--cover_prompts", str(place / "dressed.txt")]
+    options += ["--retain_prompts", str(place / "retain.txt")]
     main([*words, str(place / "model"), "--output_dir", str(folder), *options])
     scenes = place / "scenes.txt"
     scenes.write_text("a man in a coat\n")
