@@ -43,6 +43,7 @@ from .measure import MeasureArguments, image_files, real_image
 from .parts import Concept, Part, covered, near_alternatives, prompts_of
 from .robustness_arguments import PromptRobustnessArguments
 from .sampling import PromptSampler, SamplerOptions
+from .sheets import small
 from .subject import PromptSubject
 
 # What costs are of.
@@ -394,12 +395,13 @@ def _attacked(
         return [{"network": name, "data": "forgotten", **row} for row in kept["rows"]], digest
     if network is None:
         network, _ = make(name)
-    sheets: dict[str, Tensor] = {}
+    # By sampler, and by the number of steps.
+    sheets: dict[str, dict[int, Tensor]] = {}
     each = attack.judges.own["images_per_prompt"]
     shown = range(0, min(PICTURED * each, len(attack.concept)), each)
 
     def show(step: int, sampler: Sampler, images: Tensor) -> None:
-        sheets[f"{step} steps, {sampler.name}"] = images[list(shown)].float() / 127.5 - 1
+        sheets.setdefault(sampler.name, {})[step] = small(images[list(shown)])
 
     parts = attack.subject.parts
     rows = attack_text(
@@ -413,7 +415,9 @@ def _attacked(
         show,
         bar.update,
     )
-    ends = {title: sheets[title] for title in (*list(sheets)[:1], *list(sheets)[-1:])}
+    # Fine-tuning as a diffusion model shows in many steps, which come last.
+    by_step = list(sheets.values())[-1]
+    ends = {f"{step} steps": by_step[step] for step in (min(by_step), max(by_step))}
     picture.parent.mkdir(exist_ok=True)
     titles = [attack.judges.own["prompts"][i // each] for i in shown]
     save_side_by_side(picture, ends, torch.arange(len(titles)), titles, names_width=PROMPT_WIDTH)
