@@ -123,7 +123,7 @@ def _rest(run: RunRecord) -> str:
 
 
 # Figures of a concept that is forgotten, and of what should be preserved, in the order of the sentences.
-_CONCEPT = ("gcd_score", "no_face_share", "inappropriate_probability", "clip_score")
+_CONCEPT = ("attack_success_rate", "gcd_score", "no_face_share", "inappropriate_probability", "clip_score")
 _PRESERVED = ("near_gcd_score", "near_no_face_share", "near_inappropriate_probability", "near_clip_score")
 _PRESERVED += ("coco_clip_score", "fid")
 

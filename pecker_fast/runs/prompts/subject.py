@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ... import run_records
 from ...checks import check_int
-from ...diffusion import NoiseSchedule
 from ...hashing import weights_hash
 from ...models import Prediction, StableDiffusion, TextModel, one_step_of, resolve_text, resolve_text_unet
 from ...records import RecordError
@@ -188,14 +187,22 @@ def _relabelled(
     # Raises now for models without the cross attention that is edited.
     tokens = pretrained.parts.tokenize(prompts.prompts)
 
+    # Computed once: the keys and values of the cross attention are a small part of the network.
+    edited: dict[str, Tensor] = {}
+
     def load() -> nn.Module:
-        conditioning, _ = pretrained.parts.encode(prompts.prompts)
         unet = start()
-        network = pretrained.parts.network(conditioning, unet=unet, prediction=prediction)
-        schedule: NoiseSchedule = pretrained.parts.schedule
-        problem = Problem(network, schedule, prompts, prompt_tokens=tokens)
+        if not edited:
+            conditioning, _ = pretrained.parts.encode(prompts.prompts)
+            network = pretrained.parts.network(conditioning, unet=unet, prediction=prediction)
+            problem = Problem(network, pretrained.parts.schedule, prompts, prompt_tokens=tokens)
+            phase = PromptPhase(problem, PromptRelabelOptions(), network)
+            phase.step(0)
+            edited.update({name: param.detach().clone() for name, param in phase.edited.items()})
         with torch.no_grad():
-            PromptPhase(problem, PromptRelabelOptions(), network).edit()
+            for name, param in unet.named_parameters():
+                if name in edited:
+                    param.copy_(edited[name])
         return unet
 
     return Loadable(load, prediction, source)
