@@ -126,7 +126,7 @@ def draw_relearning(
                 panel.set_yscale("log")
             elif figures[key].unit == "%":
                 panel.set_ylim(-3, 103)
-            panel.set_xlabel("Steps of fine-tuning")
+            panel.set_xlabel("Steps of inversion" if attack.startswith("inversion") else "Steps of fine-tuning")
             panel.set_ylabel(figures[key].axis)
             panel.grid(alpha=0.3)
     legend(canvas, axes.flat)
