@@ -225,6 +225,10 @@ _PROMPTS = (
         "Images of the concept's prompts that Q16 calls unsafe",
     ),
     Figure(
+        "attack_success_rate", "Attack success rate (ASR)", "ASR", "%", "{:.2f}", "lower",
+        "Prompts of the table of which at least one image shows the concept",
+    ),
+    Figure(
         "max_expected_inappropriateness", "Maximum expected unsafe images", "max expected", "%", "{:.2f}", "lower",
         "The highest share of unsafe images among 25 prompts, mean over 10,000 draws of the prompts",
     ),
@@ -380,6 +384,31 @@ _ROBUSTNESS = (
         "cost_over_control", "Cost of relearning / control", "cost / control", "", "{:.2f}", "higher",
         "Steps until the class is back divided by those of a network that never saw it",
     ),
+    Figure(
+        "inversion_ua", "UA after concept inversion", "UA, inversion", "%", "{:.1f}", "higher",
+        "Unlearning accuracy after learning a word for the concept, with the weights frozen",
+    ),
+    Figure(
+        "inversion_steps_to_half", "Steps until a learned word draws it", "steps to half, inversion", "", "{:.1f}",
+        "higher", "Steps of concept inversion until half of the images of the concept's prompts show it again",
+    ),
+    Figure(
+        "inversion_relabel_steps_to_half", "Steps until a learned word draws it, relabelled",
+        "steps to half, inversion, relabel", "", "{:.1f}", None,
+        "The same of the network that the run started from, relabelled",
+    ),
+    Figure(
+        "inversion_control_steps_to_half", "Steps until a learned word draws it, control",
+        "steps to half, inversion, control", "", "{:.1f}", None, "The same of a model that never saw the concept",
+    ),
+    Figure(
+        "inversion_cost_over_relabel", "Cost of inversion / relabel", "inversion / relabel", "", "{:.2f}", "higher",
+        "Steps of concept inversion divided by those after relabelling",
+    ),
+    Figure(
+        "inversion_cost_over_control", "Cost of inversion / control", "inversion / control", "", "{:.2f}", "higher",
+        "Steps of concept inversion divided by those of a model that never saw the concept",
+    ),
     *_relearning(),
     *_latents(),
     Figure(
@@ -414,7 +443,7 @@ _ROBUSTNESS = (
 
 FIGURES = {figure.key: figure for figure in (*_CLASSES, *_QUALITY, *_PROMPTS, *_COST, *_ROBUSTNESS)}
 ROBUSTNESS = frozenset(figure.key for figure in _ROBUSTNESS)
-_STEPS = re.compile(r"(relearn_\w+)_(\d+)")
+_STEPS = re.compile(r"(relearn_\w+|inversion_ua)_(\d+)")
 # What the key of a figure starts with that was measured of the model that a run started from.
 BEFORE = "before_"
 

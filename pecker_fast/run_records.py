@@ -227,6 +227,7 @@ class Robustness(TypedDict, total=False):
 
     summary: dict[str, float | None]
     cost: Costs | None
+    inversion_cost: Costs | None
 
 
 class LogLine(TypedDict, total=False):

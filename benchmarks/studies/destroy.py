@@ -75,8 +75,12 @@ CORE = (
     _destroying("patch", "noise", 0.05, 1.0, destroy_within="all", destroy_dense=True),
 )
 # Destroyed entries have to be taught again: three times the iterations, which the control has too.
-LONGER = {"relabel": True, "max_train_steps": 240}
+LENGTH = {"max_train_steps": 240}
+LONGER = {"relabel": True, **LENGTH}
 DEEPER = (
+    _destroying("patch", "shrink", 0.1, 1.0, **LENGTH),
+    _destroying("patch", "shrink", 0.05, 1.0, **LENGTH),
+    Condition("patch 0.1, 240 iterations", "patch", {"density": 0.1, **LENGTH}, "patch"),
     _destroying("patch", "shrink", 0.1, 1.0, relabel=True),
     _destroying("patch", "shrink", 0.1, 1.0, **LONGER),
     _destroying("patch", "shrink", 0.05, 1.0, **LONGER),

@@ -5,7 +5,6 @@ public code of SFD evaluates on its training prompts, and so does ``protocol="pa
 """
 
 import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..checks import check_choice
+from .prompt_tables import is_table, read_table
 
 TASKS = ("celebrity", "nudity")
 PROTOCOLS = ("disjoint", "paper")
@@ -72,6 +72,8 @@ class EvaluationPrompts:
         Seed and guidance scale of each of ``prompts`` if the list has them, as I2P's does; otherwise empty.
     source : str
         Where ``prompts`` come from.
+    table : bool
+        Whether they are a table of an attack or a benchmark.
     """
 
     prompts: tuple[str, ...]
@@ -80,6 +82,7 @@ class EvaluationPrompts:
     seeds: tuple[int, ...] = ()
     guidance_scales: tuple[float, ...] = ()
     source: str = ""
+    table: bool = False
 
 
 def shipped_prompts() -> list[str]:
@@ -167,29 +170,13 @@ def load_concepts(path: str | os.PathLike) -> tuple[tuple[str, str], ...]:
     return tuple(lines.values())
 
 
-def load_i2p(path: str | os.PathLike, near: Sequence[str] = ()) -> EvaluationPrompts:
-    """Load the prompts of I2P's table, a CSV file with the columns prompt, sd_seed and sd_guidance_scale.
-
-    Other columns are ignored.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, there are no rows, a prompt is empty, or a seed or guidance scale is not a number.
-    """
-    rows = list(csv.DictReader(io.StringIO(_read(path), newline="")))
-    missing = [name for name in ("prompt", "sd_seed", "sd_guidance_scale") if not rows or name not in rows[0]]
-    if missing:
-        raise ValueError(f"the prompt table {path} has no rows with the column {missing[0]!r}")
-    try:
-        seeds = tuple(int(float(row["sd_seed"])) for row in rows)
-        scales = tuple(float(row["sd_guidance_scale"]) for row in rows)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the prompt table {path} has a seed or a guidance scale that is not a number") from error
-    if any(not row["prompt"].strip() for row in rows):
-        raise ValueError(f"the prompt table {path} has a row without a prompt")
-    prompts = tuple(row["prompt"].strip() for row in rows)
-    return EvaluationPrompts(prompts, tuple(near), seeds=seeds, guidance_scales=scales, source=str(path))
+def load_prompt_table(
+    path: str | os.PathLike, near: Sequence[str] = (), concept: str | None = None, column: str | None = None
+) -> EvaluationPrompts:
+    """Load a table of prompts, with the seeds and guidance scales that it has. ValueError as by ``read_table``."""
+    table = read_table(path, concept, column)
+    seeds = {"seeds": table.seeds, "guidance_scales": table.guidance_scales}
+    return EvaluationPrompts(table.prompts, tuple(near), source=str(path), table=True, **seeds)
 
 
 def fill(templates: Iterable[str], concept: str) -> tuple[str, ...]:
@@ -301,6 +288,7 @@ def evaluation_prompts(
     *,
     protocol: Protocol = "disjoint",
     prompts: str | os.PathLike | None = None,
+    column: str | None = None,
     near: str | os.PathLike | None = None,
     trained_on: Sequence[str] | None = None,
     forgotten: Sequence[str] = (),
@@ -317,9 +305,12 @@ def evaluation_prompts(
         "disjoint": no evaluation prompt was trained on. "paper": the training prompts for "celebrity", and for "nudity"
         I2P's table, which ``prompts`` must be.
     prompts : str or os.PathLike, optional
-        A list or file instead of the package's list; {concept} in templates is replaced. A .csv file is I2P's table.
+        A list or file instead of the package's list; {concept} in templates is replaced. A .csv, .tsv, .json or .jsonl
+        file is a table (``read_table``).
+    column : str, optional
+        Column of a table that has the prompts.
     near : str or os.PathLike, optional
-        The same for near concepts: names for "celebrity", prompts for "nudity".
+        A list or file for near concepts: names for "celebrity", prompts for "nudity"; a table has prompts.
     trained_on : sequence of str, optional
         Forget prompts of the training; those of ``training_prompts`` by default.
     forgotten : sequence of str
@@ -334,13 +325,21 @@ def evaluation_prompts(
     check_choice("protocol", protocol, PROTOCOLS)
     trained_on = training_prompts(task, concept) if trained_on is None else tuple(trained_on)
     paper = protocol == "paper"
+    if column is not None and (prompts is None or not is_table(prompts)):
+        raise ValueError(f"prompt_column is {column!r}, but prompts is no table (.csv, .tsv, .json or .jsonl)")
+    tabled = read_table(near, concept, name="near").prompts if near is not None and is_table(near) else ()
     if task == "nudity":
         if prompts is None and paper:
             raise ValueError("prompts is not given: the paper's protocol evaluates nudity on I2P's table (CSV)")
-        near_prompts = load_prompts("clothed-people" if near is None else near)
-        result = _load(prompts or "nudity-eval", concept, near_prompts)
+        near_prompts = tabled or load_prompts("clothed-people" if near is None else near)
+        result = _load(prompts or "nudity-eval", concept, near_prompts, column)
+        for name, values in (("sd_seed", result.seeds), ("sd_guidance_scale", result.guidance_scales)):
+            if paper and not values:
+                raise ValueError(
+                    f"prompts {prompts} has no column {name}: the paper's protocol evaluates on I2P's table"
+                )
     else:
-        names = near_celebrities(concept, forgotten) if near is None else load_prompts(near)
+        names = near_celebrities(concept, forgotten) if near is None or tabled else load_prompts(near)
         for other in (concept, *forgotten):
             if _plain(other) in map(_plain, names):
                 raise ValueError(f"near names {other!r}, a concept to forget: expected other names")
@@ -349,20 +348,23 @@ def evaluation_prompts(
         templates = load_prompts("celebrity-eval")
         # One name per template in turn, so that there are as many near prompts as prompts of the concept.
         pairs = [(names[i % len(names)], template) for i, template in enumerate(templates)]
-        near_prompts = tuple(fill([template], name)[0] for name, template in pairs)
+        near_prompts = tabled or tuple(fill([template], name)[0] for name, template in pairs)
         if prompts is None and paper:
             result = EvaluationPrompts(trained_on, near_prompts, source="the prompts trained on")
         else:
-            result = _load(prompts or "celebrity-eval", concept, near_prompts)
-        result = replace(result, near_concepts=tuple(name for name, _ in pairs))
+            result = _load(prompts or "celebrity-eval", concept, near_prompts, column)
+        if not tabled:
+            result = replace(result, near_concepts=tuple(name for name, _ in pairs))
     if not paper:
         check_disjoint(trained_on, result.prompts)
     return result
 
 
-def _load(source: str | os.PathLike, concept: str | None, near: tuple[str, ...]) -> EvaluationPrompts:
-    if Path(source).suffix.lower() == ".csv":
-        return load_i2p(source, near)
+def _load(
+    source: str | os.PathLike, concept: str | None, near: tuple[str, ...], column: str | None = None
+) -> EvaluationPrompts:
+    if is_table(source):
+        return load_prompt_table(source, near, concept, column)
     lines = load_prompts(source)
     if concept is not None and any(CONCEPT in line for line in lines):
         lines = fill(lines, concept)

@@ -42,7 +42,7 @@ class Conditioning:
         for name, value in tensors.items():
             if len(value) != len(embeddings):
                 raise ValueError(f"{name} is about {len(value)} prompts, expected {len(embeddings)}")
-        self.tensors = {name: value.detach() for name, value in tensors.items()}
+        self.tensors = dict(tensors)
 
     @classmethod
     def of(cls, value: "Conditioning | Tensor") -> "Conditioning":
@@ -74,6 +74,10 @@ class Conditioning:
                 for name, value in self.tensors.items()
             }
         )
+
+    def detached(self) -> "Conditioning":
+        """The same without gradients."""
+        return Conditioning({name: value.detach() for name, value in self.tensors.items()})
 
     def __or__(self, tensors: Mapping[str, Tensor]) -> "Conditioning":
         """The same with further tensors."""
@@ -112,7 +116,7 @@ class PromptTable:
     """
 
     def __init__(self, conditioning: Conditioning | Tensor, null_label: int | None = 0) -> None:
-        self.conditioning = Conditioning.of(conditioning)
+        self.conditioning = Conditioning.of(conditioning).detached()
         if null_label is not None:
             check_int("null_label", null_label, 0, len(self.conditioning))
         self.null_label = null_label

@@ -281,12 +281,17 @@ def encode_prompts(
     truncated : list of str
         Prompts with more tokens than the encoder takes.
     """
+    return embed_prompts(tokenizer, text_encoder, prompts, batch_size), truncated_prompts(tokenizer, prompts)
+
+
+def embed_prompts(tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
+    """Compute the embeddings of ``encode_prompts``, with gradients."""
     masked = getattr(text_encoder.config, "use_attention_mask", False)
     text_encoder.eval()
     rows = []
     for ids, mask in _token_batches(tokenizer, text_encoder, prompts, batch_size):
         rows.append(text_encoder(ids, attention_mask=mask if masked else None)[0].cpu())
-    return torch.cat(rows), truncated_prompts(tokenizer, prompts)
+    return torch.cat(rows)
 
 
 @torch.no_grad()
@@ -313,7 +318,22 @@ def encode_prompts_xl(
     truncated : list of str
         Prompts with more tokens than the encoders take.
     """
-    hidden, pooled, truncated = [], None, []
+    truncated: list[str] = []
+
+    def noted() -> Iterator[tuple[Any, nn.Module]]:
+        for tokenizer, encoder in encoders:
+            truncated[:] = truncated_prompts(tokenizer, prompts)
+            yield tokenizer, encoder
+            del encoder
+
+    return embed_prompts_xl(noted(), prompts, batch_size), truncated
+
+
+def embed_prompts_xl(
+    encoders: Iterable[tuple[Any, nn.Module]], prompts: Sequence[str], batch_size: int = 64
+) -> Conditioning:
+    """Compute the conditioning of ``encode_prompts_xl``, with gradients."""
+    hidden, pooled = [], None
     for tokenizer, encoder in encoders:
         encoder.eval()
         states, projections = [], []
@@ -325,11 +345,10 @@ def encode_prompts_xl(
             del output
         hidden.append(torch.cat(states))
         pooled = torch.cat(projections)
-        truncated = truncated_prompts(tokenizer, prompts)
         del encoder
     if pooled is None or pooled.ndim != 2:
         raise ValueError("the last text encoder gives no pooled embedding: expected a CLIPTextModelWithProjection")
-    return Conditioning({EMBEDDINGS: torch.cat(hidden, dim=2), POOLED: pooled}), truncated
+    return Conditioning({EMBEDDINGS: torch.cat(hidden, dim=2), POOLED: pooled})
 
 
 def _token_batches(

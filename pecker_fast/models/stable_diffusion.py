@@ -17,6 +17,7 @@ from ..diffusion.parametrisation import Parametrisation
 from ..diffusion.text import (
     TextConditioned,
     check_text_conditional,
+    embed_prompts,
     encode_prompts,
     tokenize_prompts,
 )
@@ -105,6 +106,8 @@ class StableDiffusion:
     name: ClassVar[str] = "Stable Diffusion"
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[tuple[str, str, str], ...]] = (("tokenizer", "text_encoder", "CLIPTextModel"),)
+    #: Whether ``load_encoders`` and ``embed`` are all that prompts go through, so that a new word can be learned.
+    learns_words: ClassVar[bool] = True
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
@@ -261,6 +264,18 @@ class StableDiffusion:
         embeddings, truncated = encode_prompts(self.load_tokenizer(), encoder, prompts)
         return Conditioning.of(embeddings).to(dtype=dtype), truncated
 
+    def load_encoders(self, device: torch.device | str = "cpu") -> list[tuple[Any, nn.Module]]:
+        """Load all tokenizers, each with its text encoder on ``device``. ValueError as by ``load_text_encoder``."""
+        return [
+            (self.load_tokenizer(tokenizer), self.load_text_encoder(encoder).to(device))
+            for tokenizer, encoder, _ in self.encoders
+        ]
+
+    def embed(self, encoders: Sequence[tuple[Any, nn.Module]], prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts as ``encode`` does, with gradients, by the encoders of ``load_encoders``."""
+        ((tokenizer, encoder),) = encoders
+        return Conditioning.of(embed_prompts(tokenizer, encoder, prompts))
+
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
         """Split prompts into tokens, as ``tokenize_prompts`` does. ValueError as by ``load_tokenizer``."""
         return tokenize_prompts(self.load_tokenizer(), prompts)
@@ -329,6 +344,34 @@ class StableDiffusion:
         if scheduler.config.get("prediction_type", "epsilon") == prediction.prediction_type:
             return scheduler
         return type(scheduler).from_config(scheduler.config, prediction_type=prediction.prediction_type)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, device: torch.device | str = "cpu", batch_size: int = 4) -> Tensor:
+        """Encode images to latents, by the mode of the autoencoder's distribution. The inverse of ``decode``.
+
+        Parameters
+        ----------
+        images : Tensor
+            (N, 3, H, W) in [-1, 1].
+        device : torch.device or str
+            Where to compute; it holds nothing afterwards.
+        batch_size : int
+            Images at a time.
+
+        Returns
+        -------
+        Tensor
+            float32 (N, C, h, w) with the U-Net's scale, on the CPU.
+        """
+        vae = self.load_vae().to(device)
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        parts = []
+        for part in images.split(batch_size):
+            code = vae.encode(part.to(device).float())
+            # Deterministic autoencoders have no distribution.
+            latents = code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latent
+            parts.append(((latents - shift) * scale).cpu())
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(

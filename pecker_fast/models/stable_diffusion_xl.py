@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.conditioning import TIME_IDS, Conditioning
-from ..diffusion.text import TEXT_TIME, TextConditioned, encode_prompts_xl
+from ..diffusion.text import TEXT_TIME, TextConditioned, embed_prompts_xl, encode_prompts_xl
 from .stable_diffusion import Prediction, StableDiffusion
 
 
@@ -59,11 +59,18 @@ class StableDiffusionXL(StableDiffusion):
             for tokenizer, encoder, _ in self.encoders
         )
         conditioning, truncated = encode_prompts_xl(pairs, prompts)
+        return self._emptied(conditioning, prompts).to(dtype=dtype), truncated
+
+    def embed(self, encoders: Sequence[tuple[Any, nn.Module]], prompts: Sequence[str]) -> Conditioning:
+        return self._emptied(embed_prompts_xl(encoders, prompts), prompts)
+
+    def _emptied(self, conditioning: Conditioning, prompts: Sequence[str]) -> Conditioning:
+        """Set the conditioning of the empty prompt to zeros, in place, if the pipeline says so."""
         if self.zeros_for_empty_prompt:
             empty = [row for row, text in enumerate(prompts) if text == ""]
             for _, value in conditioning.items():
                 value[empty] = 0
-        return conditioning.to(dtype=dtype), truncated
+        return conditioning
 
     def network(
         self,

@@ -55,6 +55,8 @@ class FlowTransformer(StableDiffusion):
                 f"{self} is saved by a {self.index().get('_class_name')}, expected one of {', '.join(self.pipelines)}"
             )
 
+    learns_words = False
+
     def config(self, part: str) -> dict[str, Any]:
         return super().config("transformer" if part == "unet" else part)
 

@@ -12,6 +12,7 @@ from .relearning_cost import write_robustness_across
 from .robustness import write_robustness_report
 from .run_report import write_run_report
 from .sequence import write_sequence
+from .text_robustness import write_prompt_robustness_report
 
 __all__ = [
     "CLASSES",
@@ -31,6 +32,7 @@ __all__ = [
     "write_across",
     "write_comparison",
     "write_concept_sequence",
+    "write_prompt_robustness_report",
     "write_robustness_across",
     "write_robustness_report",
     "write_run_report",

@@ -30,8 +30,11 @@ def _number(cost: Mapping[str, Any] | None, key: str) -> str:
     return f"> {cost[key]:.0f}" if cost["censored"] else f"{cost[key]:.1f}"
 
 
-def cost_blocks(result: Mapping[str, Any]) -> list[Block]:
-    """The costs of one run; of a robustness.json of an earlier version, which lacks them, nothing."""
+def cost_blocks(result: Mapping[str, Any], titles: Mapping[str, str] = NAMES, what: str = WHAT) -> list[Block]:
+    """The costs of one run; of a robustness.json of an earlier version, which lacks them, nothing.
+
+    ``titles``: network to its title; ``what``: what a cost is.
+    """
     cost = result.get("cost")
     if cost is None:
         return []
@@ -41,16 +44,16 @@ def cost_blocks(result: Mapping[str, Any]) -> list[Block]:
     table += [
         [title, _number(cost["networks"][name], "steps"), _number(cost["networks"][name], "images"),
          cost["networks"][name]["attack"]]
-        for name, title in NAMES.items()
+        for name, title in titles.items()
         if name in cost["networks"]
     ]  # fmt: skip
-    shown = [name for name in NAMES if name in cost["by_attack"]]
+    shown = [name for name in titles if name in cost["by_attack"]]
     attacks = list(dict.fromkeys(row["attack"] for name in shown for row in cost["by_attack"][name]))
-    rows = [["attack: steps to half", *(NAMES[name] for name in shown)]]
+    rows = [["attack: steps to half", *(titles[name] for name in shown)]]
     for attack in attacks:
         of = [next((row for row in cost["by_attack"][name] if row["attack"] == attack), None) for name in shown]
         rows.append([attack, *(_number(row, "steps") for row in of)])
-    return [*verdicts, *notes, Text(WHAT), figures_table(table), figures_table(rows)]
+    return [*verdicts, *notes, Text(what), figures_table(table), figures_table(rows)]
 
 
 def _interval(mean: Mapping[str, Any], censored: int) -> str:

@@ -85,7 +85,8 @@ COLUMNS = {
 }
 
 
-def _attacks(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def attacks_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The attacks of rows, each with the sampler that it is measured by."""
     return list(dict.fromkeys((row["attack"], row["sampler"]) for row in rows))
 
 
@@ -93,13 +94,19 @@ def _title(attack: str, sampler: str) -> str:
     return f"{attack}, {sampler}"
 
 
-def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws UA, retained accuracy and distance to the class against steps of fine-tuning, a row an attack."""
-    attacks = _attacks(rows)
-    panels = ("ua", "retain_accuracy", "forget_frechet")
+def draw_relearning(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    panels: Sequence[str] = ("ua", "retain_accuracy", "forget_frechet"),
+    lines: Mapping[tuple[str, str], tuple[str, Any, str]] = LINES,
+) -> None:
+    """Draws figures against steps of the attack, a row an attack: UA, retained accuracy and distance to the class, or
+    other ``panels``; ``lines``: network and images to title, colour and line."""
+    attacks = attacks_of(rows)
+    figures = {key: _FIGURES[key] if key in _FIGURES else figure(key) for key in panels}
     canvas, axes = new_figure(len(attacks), len(panels))
     for row, (attack, sampler) in enumerate(attacks):
-        for (network, data), (label, colour, style) in LINES.items():
+        for (network, data), (label, colour, style) in lines.items():
             points = [
                 point
                 for point in rows
@@ -110,17 +117,17 @@ def draw_relearning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 continue
             steps = [point["step"] for point in points]
             for place, key in enumerate(panels):
-                values = [math.nan if point[key] is None else point[key] for point in points]
+                values = [math.nan if point.get(key) is None else point[key] for point in points]
                 axes[row][place].plot(steps, values, style, color=colour, marker="o", markersize=3, label=label)
         for place, key in enumerate(panels):
             panel = axes[row][place]
             panel.set_title(_title(attack, sampler), fontsize=10)
             if key == "forget_frechet":
                 panel.set_yscale("log")
-            else:
+            elif figures[key].unit == "%":
                 panel.set_ylim(-3, 103)
-            panel.set_xlabel("Steps of fine-tuning")
-            panel.set_ylabel(_FIGURES[key].axis)
+            panel.set_xlabel("Steps of inversion" if attack.startswith("inversion") else "Steps of fine-tuning")
+            panel.set_ylabel(figures[key].axis)
             panel.grid(alpha=0.3)
     legend(canvas, axes.flat)
     save_figure(canvas, path)
@@ -131,7 +138,7 @@ def _relearning(result: Mapping[str, Any]) -> list[Block]:
     steps = sorted({row["step"] for row in rows})
     cells = {(r["network"], r["data"], r["attack"], r["sampler"], r["step"]): r for r in rows}
     table = [["attack, sampled by", "fine-tuned on", *map(str, steps)]]
-    for attack, sampler in _attacks(rows):
+    for attack, sampler in attacks_of(rows):
         for (network, data), (label, *_) in LINES.items():
             at_steps = [cells.get((network, data, attack, sampler, step)) for step in steps]
             if at_steps[0] is not None:

@@ -123,7 +123,7 @@ def _rest(run: RunRecord) -> str:
 
 
 # Figures of a concept that is forgotten, and of what should be preserved, in the order of the sentences.
-_CONCEPT = ("gcd_score", "no_face_share", "inappropriate_probability", "clip_score")
+_CONCEPT = ("attack_success_rate", "gcd_score", "no_face_share", "inappropriate_probability", "clip_score")
 _PRESERVED = ("near_gcd_score", "near_no_face_share", "near_inappropriate_probability", "near_clip_score")
 _PRESERVED += ("coco_clip_score", "fid")
 
@@ -166,29 +166,29 @@ def _measured_before(metrics: Mapping[str, Any]) -> bool:
 def _back(run: RunRecord) -> str:
     recorded = run.json("robustness")
     texts = []
-    cost = recorded.get("cost") or {}
-    own = (cost.get("networks") or {}).get("run")
     summary = recorded.get("summary") or {}
-    if own is not None and own["censored"]:
-        texts.append(f"It did not come back to half within {own['steps']:.0f} steps of fine-tuning.")
-    elif own is not None:
-        texts.append(
-            f"{own['steps']:.1f} steps of fine-tuning on {own['images']:,.0f} images, with repetition, bring half "
-            f"of its images back (strongest attack: {own['attack']})."
-        )
-    else:
-        steps = [int(key.rpartition("_")[2]) for key in summary if key.startswith("relearn_forget_ua_")]
-        if steps:
-            ua = summary[f"relearn_forget_ua_{max(steps)}"]
-            texts.append(f"After {max(steps)} steps of fine-tuning on images of the class, UA is {ua:.1f} %.")
-    texts += [row["text"] for row in (cost.get("verdicts") or {}).values()]
+    for key, attack, of in (("cost", "fine-tuning", "relearn_forget"), ("inversion_cost", "concept inversion", None)):
+        cost = recorded.get(key) or {}
+        own = (cost.get("networks") or {}).get("run")
+        if own is not None and own["censored"]:
+            texts.append(f"It did not come back to half within {own['steps']:.0f} steps of {attack}.")
+        elif own is not None:
+            texts.append(
+                f"{own['steps']:.1f} steps of {attack} on {own['images']:,.0f} images, with repetition, bring half "
+                f"of its images back (strongest attack: {own['attack']})."
+            )
+        elif of is not None:
+            steps = [int(name.rpartition("_")[2]) for name in summary if name.startswith(f"{of}_ua_")]
+            if steps:
+                ua = summary[f"{of}_ua_{max(steps)}"]
+                texts.append(f"After {max(steps)} steps of {attack} on images of the class, UA is {ua:.1f} %.")
+        texts += [row["text"] for row in (cost.get("verdicts") or {}).values()]
     for key in ("latent_own_confirmed", "guidance_still_most", "paths_still_most"):
         if summary.get(key) is not None:
             texts.append(f"{figure(key).label}: {figure(key).text(summary[key])}.")
     if texts:
         return " ".join(texts)
-    attack = "" if run.of_prompts else " pecker-fast robustness attacks the run."
-    return f"Not tested, so it is unknown.{attack}"
+    return "Not tested, so it is unknown. pecker-fast robustness attacks the run."
 
 
 def _untested(run: RunRecord) -> str:
@@ -198,7 +198,8 @@ def _untested(run: RunRecord) -> str:
         parts += [name for key, name in ATTACKS.items() if not recorded.get(key)] if not run.of_prompts else []
     if run.of_prompts:
         parts += ["prompts other than those that were measured: paraphrases, other languages, adversarial prompts"]
-        parts += ["relearning by fine-tuning"] if not recorded else []
+        parts += ["relearning by fine-tuning"] if not recorded.get("cost") else []
+        parts += ["concept inversion"] if not recorded.get("inversion_cost") else []
         parts += ["prompts of near concepts"] if _listed(metrics, _PRESERVED[:4]) == "" else []
         parts += ["captions"] if metrics.get("coco_clip_score") is None else []
     elif metrics.get("cover_diversity") is None and run.method != DISTIL:

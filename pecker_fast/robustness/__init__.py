@@ -7,16 +7,25 @@ from .latent import LatentOptions, NearestImage, latent, search_steps
 from .neighbours import class_distances, neighbours
 from .paths import paths, samplers
 from .relearn import ATTACKS, EMBEDDING, RelearnOptions, attacks_on, own_and_ddim, relearn
+from .text import INVERSION, TEXT_ATTACKS, TextAdversary, TextExaminer, TextRelearnOptions, attack_text, text_attacks_on
+from .token import WORD
 
 __all__ = [
     "ATTACKS",
     "EMBEDDING",
+    "INVERSION",
+    "TEXT_ATTACKS",
+    "WORD",
     "Cost",
     "Examiner",
     "LatentOptions",
     "NearestImage",
     "RelearnOptions",
+    "TextAdversary",
+    "TextExaminer",
+    "TextRelearnOptions",
     "Verdict",
+    "attack_text",
     "attacks_on",
     "class_distances",
     "compare_costs",
@@ -33,4 +42,5 @@ __all__ = [
     "search_steps",
     "steps_to_half",
     "strongest",
+    "text_attacks_on",
 ]

@@ -145,7 +145,7 @@ def mean_steps(costs: Iterable[Cost]) -> Interval | None:
     return Interval(result.mean, None, None, result.count, censored) if result and censored else result
 
 
-def compare_costs(own: Mapping[Any, Cost], other: Mapping[Any, Cost], than: str) -> Verdict | None:
+def compare_costs(own: Mapping[Any, Cost], other: Mapping[Any, Cost], than: str, what: str = "class") -> Verdict | None:
     """Compare costs run by run.
 
     Parameters
@@ -154,6 +154,8 @@ def compare_costs(own: Mapping[Any, Cost], other: Mapping[Any, Cost], than: str)
         Of the network in question, and of the one that it is compared with, by run or by seed.
     than : str
         The other one in words, such as "after relabelling".
+    what : str
+        What is forgotten: "class" or "concept".
 
     Returns
     -------
@@ -165,14 +167,14 @@ def compare_costs(own: Mapping[Any, Cost], other: Mapping[Any, Cost], than: str)
         return None
     pairs = [(own[seed], other[seed]) for seed in seeds]
     if any(cost.censored for pair in pairs for cost in pair):
-        return _censored(pairs, than)
+        return _censored(pairs, than, what)
     first, second = ({seed: cost[seed].steps for seed in seeds} for cost in (own, other))
     means = [sum(values.values()) / len(seeds) for values in (first, second)]
     ratio = means[0] / means[1] if means[1] else None
     against = f"{means[0]:.1f} steps against {means[1]:.1f}"
     if len(seeds) == 1:
         relation = _apart(*means)
-        return Verdict(relation, f"{_words(relation, than)}: {against}. One run: chance is not excluded.", ratio)
+        return Verdict(relation, f"{_words(relation, than, what)}: {against}. One run: chance is not excluded.", ratio)
     difference = paired(first, second)
     low, high = difference.low, difference.high
     detail = f"{against}, a difference of {difference.mean:.1f} ({low:.1f} to {high:.1f}) over {len(seeds)} runs"
@@ -182,7 +184,7 @@ def compare_costs(own: Mapping[Any, Cost], other: Mapping[Any, Cost], than: str)
     # At least twice: the whole interval of own minus twice the other's is above 0.
     twice = paired(first, {seed: 2 * steps for seed, steps in second.items()})
     more = " That is at least twice the steps." if relation == "later" and twice.low >= 0 else ""
-    return Verdict(relation, f"{_words(relation, than)}: {detail}.{more}", ratio)
+    return Verdict(relation, f"{_words(relation, than, what)}: {detail}.{more}", ratio)
 
 
 def _apart(own: float, other: float) -> Relation:
@@ -191,29 +193,29 @@ def _apart(own: float, other: float) -> Relation:
     return "later" if own > other else "sooner"
 
 
-def _words(relation: Relation, than: str) -> str:
+def _words(relation: Relation, than: str, what: str) -> str:
     return {
-        "sooner": f"The class comes back sooner than {than}",
-        "same": f"The class comes back as soon as {than}",
-        "later": f"The class comes back later than {than}",
-        "unclear": f"The runs do not settle whether the class comes back sooner or later than {than}",
-        "neither": f"The class came back neither here nor {than}",
+        "sooner": f"The {what} comes back sooner than {than}",
+        "same": f"The {what} comes back as soon as {than}",
+        "later": f"The {what} comes back later than {than}",
+        "unclear": f"The runs do not settle whether the {what} comes back sooner or later than {than}",
+        "neither": f"The {what} came back neither here nor {than}",
     }[relation]
 
 
-def _censored(pairs: Sequence[tuple[Cost, Cost]], than: str) -> Verdict:
+def _censored(pairs: Sequence[tuple[Cost, Cost]], than: str, what: str) -> Verdict:
     """If some cost is only a bound, what remains are the signs of the differences."""
     count, tried = len(pairs), max(cost.steps for pair in pairs for cost in pair if cost.censored)
     never, others_never = (sum(pair[i].censored for pair in pairs) for i in (0, 1))
     runs = "one run" if count == 1 else f"{count} runs"
     facts = (
-        f"within {tried:g} steps half of the images were not of the class again in {never} of {runs} here, and in "
+        f"within {tried:g} steps half of the images were not of the {what} again in {never} of {runs} here, and in "
         f"{others_never} of {runs} {than}"
     )
     if all(a.censored and b.censored for a, b in pairs):
-        return Verdict("neither", f"{_words('neither', than)}: {facts}. How they differ is unknown.", None)
+        return Verdict("neither", f"{_words('neither', than, what)}: {facts}. How they differ is unknown.", None)
     later = sum(not b.censored and (a.censored or a.steps > b.steps) for a, b in pairs)
     sooner = sum(not a.censored and (b.censored or a.steps < b.steps) for a, b in pairs)
     relation: Relation = "later" if later == count else "sooner" if sooner == count else "unclear"
     chance = " One run: chance is not excluded." if count == 1 else ""
-    return Verdict(relation, f"{_words(relation, than)}: {facts}.{chance}", None)
+    return Verdict(relation, f"{_words(relation, than, what)}: {facts}.{chance}", None)

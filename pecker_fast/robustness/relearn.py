@@ -20,15 +20,15 @@ arXiv 2410.08074).
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_int, check_number
-from ..diffusion import OneStepGenerator, Sampler, predict, prediction_loss, regression_loss
+from ..diffusion import OneStepGenerator, Parametrisation, Sampler, predict, prediction_loss, regression_loss
 from ..diffusion.networks import unwrap
 from ..unlearning.streams import Streams
 from .examiner import Examiner
@@ -39,6 +39,16 @@ ATTACKS = ("regression", "matching", "denoising", "inversion", RANDOM)
 EMBEDDING = ("inversion", RANDOM)
 # Attacks that need a one-step generator.
 ONE_STEP = ("regression", "matching")
+
+
+class Sampled(Protocol):
+    """What an attack needs to know of the network: its schedule, and how it is sampled."""
+
+    schedule: Parametrisation
+    sampler: Sampler
+
+    @property
+    def by_ddim(self) -> Sampler: ...
 
 
 @dataclass(frozen=True)
@@ -75,16 +85,21 @@ class RelearnOptions:
         check_int("inversion_starts", self.starts, 1)
         check_number("learning_rate", self.learning_rate, open_low=True)
         check_number("embedding_learning_rate", self.embedding_learning_rate, open_low=True)
-        if not self.steps:
-            raise ValueError("relearn_steps is empty, expected at least one step")
-        for step in self.steps:
-            check_int("relearn_steps", step, 1)
-        if list(self.steps) != sorted(set(self.steps)):
-            raise ValueError(f"relearn_steps is {list(self.steps)}, expected ascending numbers")
+        check_steps("relearn_steps", self.steps)
 
     def work(self, attack: str) -> int:
         """Steps of Adam that an attack takes."""
         return self.steps[-1] * (self.starts if attack == RANDOM else 1)
+
+
+def check_steps(name: str, steps: Sequence[int]) -> None:
+    """Raise ValueError or TypeError unless ``steps`` are positive integers in ascending order, at least one."""
+    if not steps:
+        raise ValueError(f"{name} is empty, expected at least one step")
+    for step in steps:
+        check_int(name, step, 1)
+    if list(steps) != sorted(set(steps)):
+        raise ValueError(f"{name} is {list(steps)}, expected ascending numbers")
 
 
 def attacks_on(sampler: Sampler, data: str, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -114,13 +129,13 @@ def attacks_on(sampler: Sampler, data: str, chosen: Sequence[str] | None = None)
     return tuple(name for name in (chosen or ATTACKS) if name not in excluded)
 
 
-def own_and_ddim(examiner: Examiner) -> list[Sampler]:
+def own_and_ddim(examiner: Sampled) -> list[Sampler]:
     """List the network's own sampler and, for a one-step generator, DDIM."""
     own = examiner.sampler
     return [own, examiner.by_ddim] if own.kind == "one_step" else [own]
 
 
-def _regression(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+def _regression(adversary: nn.Module, examiner: Sampled, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
     # Without the step in the stream's place, so that all steps have the same latents.
     fixed = Streams(streams.device, *streams.place[:-1])
     z = fixed.normal("regression z", len(images), images.shape[1:])
@@ -143,7 +158,7 @@ def matching_loss(
     return regression_loss(one_step(adversary, chosen, labels), images)
 
 
-def _denoising(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+def _denoising(adversary: nn.Module, examiner: Sampled, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
     schedule = examiner.schedule
     t = streams.timesteps("denoising t", len(images), 0, schedule.num_train_timesteps - 1)
     eps = streams.normal("denoising eps", len(images), images.shape[1:])
@@ -151,11 +166,12 @@ def _denoising(adversary: nn.Module, examiner: Examiner, images: Tensor, labels:
     return prediction_loss(schedule.target(images, eps, t), predict(adversary, schedule, x_t, t, labels))
 
 
-def _loss_of(attack: str, examiner: Examiner, options: RelearnOptions) -> Callable[..., Tensor]:
+def attack_loss(attack: str, examiner: Sampled, options: RelearnOptions) -> Callable[..., Tensor]:
+    """The loss of an attack: from the network, ``examiner``, images, their labels and ``Streams`` to a scalar."""
     if attack == "matching":
         one_step = OneStepGenerator(examiner.schedule, examiner.sampler.t_init)
 
-        def loss(adversary: nn.Module, examiner: Examiner, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+        def loss(adversary: nn.Module, examiner: Sampled, images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
             z = streams.normal("matching z", len(images) * options.pool, images.shape[1:])
             return matching_loss(adversary, one_step, images, labels, z.unflatten(0, (len(images), options.pool)))
 
@@ -244,27 +260,61 @@ def _curve(
     trained = adversary.class_embedding if embedding else adversary
     trained.requires_grad_(True)
     rate = options.embedding_learning_rate if embedding else options.learning_rate
-    optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
-    loss_of = _loss_of(attack, examiner, options)
+    loss_of = attack_loss(attack, examiner, options)
     samplers = own_and_ddim(examiner) if attack == "denoising" else [examiner.sampler]
-    rows, losses = [], []
 
-    def measure(step: int) -> None:
-        mean = torch.stack(losses).mean().item() if losses else None
-        losses.clear()
-        for sampler in samplers:
-            row = {"attack": attack, "sampler": sampler.name, "step": step, "images": step * len(images), "loss": mean}
-            rows.append({**row, **examiner.measure(adversary, sampler)})
+    def loss(step: int) -> Tensor:
+        value = loss_of(adversary, examiner, images, labels, Streams(images.device, examiner.seed, "relearn", step))
+        value.backward()
+        return value.detach()
 
-    measure(0)
-    for step in range(1, options.steps[-1] + 1):
-        streams = Streams(images.device, examiner.seed, "relearn", step)
-        loss = loss_of(adversary, examiner, images, labels, streams)
+    def measure(step: int, mean: float | None) -> list[dict[str, Any]]:
+        row = {"step": step, "images": step * len(images), "loss": mean}
+        return [
+            {"attack": attack, "sampler": used.name, **row, **examiner.measure(adversary, used)} for used in samplers
+        ]
+
+    return fine_tune(trained.parameters(), rate, loss, measure, options.steps, tick)
+
+
+def fine_tune(
+    params: Iterable[nn.Parameter],
+    learning_rate: float,
+    loss: Callable[[int], Tensor],
+    measure: Callable[[int, float | None], list[dict[str, Any]]],
+    steps: Sequence[int],
+    tick: Callable[[], Any],
+) -> list[dict[str, Any]]:
+    """Train parameters by Adam (0.9, 0.999) at a constant rate, in place.
+
+    Parameters
+    ----------
+    params : iterable of Parameter
+        What is trained.
+    learning_rate : float
+        The rate.
+    loss : callable
+        From the number of a step, from 1, to its loss without a gradient; it adds the gradients to the parameters'.
+    measure : callable
+        From a number of steps and their mean loss since the last call (None at step 0) to rows.
+    steps : sequence of int
+        Steps after which to measure, ascending, besides step 0.
+    tick : callable
+        Called after each step.
+
+    Returns
+    -------
+    list of dict
+        All rows.
+    """
+    optimizer = torch.optim.Adam(params, lr=learning_rate)
+    rows, losses = measure(0, None), []
+    for step in range(1, steps[-1] + 1):
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.append(loss(step))
         optimizer.step()
-        losses.append(loss.detach())
         tick()
-        if step in options.steps:
-            measure(step)
+        if step in steps:
+            rows += measure(step, torch.stack(losses).mean().item())
+            losses.clear()
     return rows

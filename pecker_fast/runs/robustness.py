@@ -237,8 +237,8 @@ def _attack(folder: Path, args: RobustnessArguments, shared: dict[tuple[Any, ...
 
 def _check(args: RobustnessArguments) -> tuple[list[str], list[str] | None]:
     """The tests and the attacks. ValueError or TypeError if an option that needs no run is wrong."""
-    tests = _names("tests", args.tests, TESTS)
-    chosen = _names("attacks", args.attacks, ATTACKS) if args.attacks else None
+    tests = names_in("tests", args.tests, TESTS)
+    chosen = names_in("attacks", args.attacks, ATTACKS) if args.attacks else None
     for scale in args.guidance_scales:
         check_number("guidance_scales", scale)
     _relearning(args, 1.0).check()
@@ -348,7 +348,7 @@ def _run_tests(attack: Attack, protocol: dict[str, Any], bar: tqdm) -> dict[str,
     return result
 
 
-def _names(name: str, items: Sequence[str], known: Sequence[str]) -> list[str]:
+def names_in(name: str, items: Sequence[str], known: Sequence[str]) -> list[str]:
     """The names in ``items``, separated by commas, too. ValueError for one that is not known."""
     names = [part for item in items for part in item.split(",") if part]
     unknown = [part for part in names if part not in known]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..robustness import Cost, Verdict, compare_costs, costs_of, strongest
+from ..robustness import INVERSION, Cost, Verdict, compare_costs, costs_of, strongest
 
 # The networks that are attacked on the forgotten class, by their name in robustness.json.
 NETWORKS = ("run", "relabel", "control", "scratch")
@@ -11,13 +11,15 @@ NETWORKS = ("run", "relabel", "control", "scratch")
 THAN = {"relabel": "after relabelling", "control": "in a network that never saw it"}
 
 
-def cost_record(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def cost_record(rows: Sequence[Mapping[str, Any]], what: str = "class") -> dict[str, Any]:
     """What it costs to bring the class back, as JSON.
 
     Parameters
     ----------
     rows : sequence of mapping
         The rows of relearning.
+    what : str
+        What is forgotten: "class" or "concept".
 
     Returns
     -------
@@ -31,19 +33,20 @@ def cost_record(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "networks": {name: cost.json() for name, cost in best.items()},
         "by_attack": {name: [cost.json() for cost in costs] for name, costs in by_attack.items()},
-        "verdicts": verdicts({name: {"": cost} for name, cost in best.items()}),
+        "verdicts": verdicts({name: {"": cost} for name, cost in best.items()}, what),
     }
 
 
-def verdicts(costs: Mapping[str, Mapping[str, Cost]]) -> dict[str, Any]:
+def verdicts(costs: Mapping[str, Mapping[str, Cost]], what: str = "class") -> dict[str, Any]:
     """From each network that runs are compared with to a verdict; ``costs``: network to run to cost."""
     compared: dict[str, Verdict | None] = {
-        name: compare_costs(costs["run"], costs[name], than) for name, than in THAN.items() if name in costs
+        name: compare_costs(costs["run"], costs[name], than, what) for name, than in THAN.items() if name in costs
     }
     return {name: verdict.json() for name, verdict in compared.items() if verdict is not None}
 
 
-def _costs(record: Mapping[str, Any]) -> dict[str, float]:
+def costs_summary(record: Mapping[str, Any]) -> dict[str, float]:
+    """The main figures of a ``cost_record``, by flat names; without those of which only a bound is known."""
     figures = {}
     for network, name in (("run", "relearn"), ("relabel", "relabel"), ("control", "control")):
         cost = record["networks"].get(network)
@@ -78,7 +81,7 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
                 distances = [row["forget_frechet"] for row in matching if row.get("forget_frechet") is not None]
                 if distances:
                     figures[f"{name}_frechet_{step}"] = min(distances)
-    figures |= _costs(result["cost"]) if "cost" in result else {}
+    figures |= costs_summary(result["cost"]) if "cost" in result else {}
     for row in result.get("latent", []):
         prefix = {"run": "latent", "pretrained": "latent_pretrained", "control": "latent_control"}[row["network"]]
         name = row["group"].replace("forgotten by its label", "own").replace("forgotten by retained labels", "other")
@@ -103,3 +106,43 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
         if still:
             figures[f"{name}_still_most"] = max(still)
     return figures
+
+
+def costs_of_prompts(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]:
+    """What it costs to bring a concept back in a text-to-image model.
+
+    Fine-tuning and inversion are tried for different numbers of steps and train different things, so each has costs and
+    verdicts of its own.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        The rows of all attacks.
+
+    Returns
+    -------
+    dict
+        "cost" of fine-tuning and "inversion_cost", as of ``cost_record``, of those that were tried.
+    dict
+        The main figures by flat names.
+    """
+    costs: dict[str, Any] = {}
+    figures: dict[str, float] = {}
+    for key, inverted in (("cost", False), ("inversion_cost", True)):
+        own = [row for row in rows if (row["attack"] == INVERSION) == inverted]
+        if not own:
+            continue
+        costs[key] = cost_record(own, "concept")
+        summary = costs_summary(costs[key])
+        if inverted:
+            renamed = {"relearn_steps_to_half": "inversion_steps_to_half"}
+            summary = {
+                renamed.get(name, f"inversion_{name}"): value
+                for name, value in summary.items()
+                if name != "relearn_images_to_half"
+            }
+        figures |= summary
+        for step in sorted({row["step"] for row in own if row["step"]}):
+            uas = [row["ua"] for row in own if (row["network"], row["step"]) == ("run", step)]
+            figures[f"{'inversion' if inverted else 'relearn_forget'}_ua_{step}"] = min(uas)
+    return costs, figures

@@ -1,12 +1,12 @@
 """Samples that are drawn once and cached, so that they can be measured many times."""
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -72,15 +72,15 @@ class SampleCache:
             yield part, images
 
     def reader(self, labels: Tensor, seed: int) -> Callable[[int], Tensor]:
-        """A function from the number of a sample to its image that keeps one chunk in memory. Draws what is missing."""
+        """A function from the number of a sample to its image, which is read alone. Draws what is missing."""
         for _ in self.chunks(labels, seed, False):
             pass
 
-        @functools.lru_cache(1)
-        def chunk(i: int) -> Tensor:
-            return safetensors.torch.load_file(self.folder / f"chunk-{i:05}.safetensors")["images"]
+        def read(i: int) -> Tensor:
+            with safetensors.safe_open(self.folder / f"chunk-{i // self.chunk:05}.safetensors", "pt") as file:
+                return file.get_slice("images")[i % self.chunk]
 
-        return lambda i: chunk(i // self.chunk)[i % self.chunk]
+        return read
 
     def _read(self, path: Path, labels: Tensor) -> Tensor | None:
         """The images of a chunk; None if its file is missing, damaged or of other labels."""

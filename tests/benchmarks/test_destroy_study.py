@@ -18,7 +18,7 @@ def test_plan():
     assert len({job.key for job in jobs}) == len(jobs) and {(job.preset, job.pair) for job in jobs} == set(PLACES)
     names = [condition.name for condition in CONDITIONS]
     assert len({*names}) == len(names) and names[:3] == [RELABEL, PATCH, "patch, relabelled"]
-    assert NEVER_SAW in names and len(CONDITIONS) == 55
+    assert NEVER_SAW in names and len(CONDITIONS) == 58
     assert [job.seed for job in jobs if job.preset == "mnist"][: 5 * len(FIRST)] == [s for s in range(5) for _ in FIRST]
     for condition in CONDITIONS:
         if condition.group != "control":

@@ -133,13 +133,13 @@ def test_i2p_table(tmp_path):
     assert len(result.near) == 50 and result.source == str(path)
     path.write_text("prompt,sd_seed\na,1\n")
     with pytest.raises(ValueError, match="sd_guidance_scale"):
-        p.load_i2p(path)
+        p.evaluation_prompts("nudity", prompts=path, protocol="paper")
     path.write_text("prompt,sd_seed,sd_guidance_scale\na,one,7\n")
-    with pytest.raises(ValueError, match="not a number"):
-        p.load_i2p(path)
+    with pytest.raises(ValueError, match="row 1: sd_seed is 'one', expected an integer"):
+        p.load_prompt_table(path)
     path.write_text("prompt,sd_seed,sd_guidance_scale\n")
     with pytest.raises(ValueError, match="no rows"):
-        p.load_i2p(path)
+        p.load_prompt_table(path)
 
 
 def test_near_concepts_of_the_user(tmp_path):

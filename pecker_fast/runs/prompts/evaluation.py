@@ -1,6 +1,7 @@
 """Measuring text-to-image models: how well a concept was forgotten, and what was kept."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from ..arguments import device_of
 from ..evaluate import EvaluateArguments
 from ..presets import prompt_preset
 from ..samples import SampleCache
-from .measure import DetectorArguments, MeasureArguments, image_files
+from .measure import Captions, DetectorArguments, MeasureArguments, real_image
 from .parts import Concept, Part, near_alternatives, prompts_of, shown_first
 from .sampling import PromptSampler, SamplerOptions, read_model
 from .sheets import pictured, prompt_items, save_sheets
@@ -77,7 +78,7 @@ class PromptEvaluation(EvaluateArguments):
             resolution=self.images.resolution,
         )
         how = {"device": device, "dtype": self.images.dtype, "batch_size": self.images.batch_size}
-        texts = [*prompts.prompts, *prompts.near, *captions]
+        texts = [*prompts.prompts, *prompts.near]
         sampler = PromptSampler(read_model(model, self.base), options, texts, **how)
         if not any(detectors.values()):
             print("pecker-fast: no detector is given: images are drawn, but nothing is measured", file=sys.stderr)
@@ -92,6 +93,8 @@ class PromptEvaluation(EvaluateArguments):
             samples[prefix] = cache.described
             by_prompt["near" if prefix else "concept"] = meter.by_prompt()
         figures = _with_ua(figures)
+        if prompts.table and (rate := meters[""].attack_success_rate()) is not None:
+            figures["attack_success_rate"] = rate
         if len(parts) > 1:
             figures["concepts"] = {part.concept.name: _figures_of(part, meters) for part in parts}
         protocol: dict[str, Any] = {
@@ -106,17 +109,17 @@ class PromptEvaluation(EvaluateArguments):
             "detectors": meters[""].describe(),
             "samples": samples[""],
             "near_samples": samples["near_"],
-            "cut_prompts": sampler.cut,
         }
-        if captions:
-            caption_figures, protocol["coco"] = self._captions(sampler, folder, captions, detectors["clip"])
-            figures |= caption_figures
         before, first = None, shown_first(prompts, parts)
         if self.before or self.base:
             ddim = dataclasses.replace(options, sampler="ddim")
             shown = [text for texts in pictured(first).values() for text in texts]
             before = PromptSampler(read_model(self.before or self.base), ddim, shown, **how)
         save_sheets(folder, sampler, before, first, seed)
+        protocol["cut_prompts"] = sampler.cut
+        if captions is not None:
+            caption_figures, protocol["coco"] = self._captions(sampler, folder, captions, detectors["clip"])
+            figures |= caption_figures
         if any(detectors.values()):
             figures["by_prompt"] = by_prompt
         if self.measure_before or (self.measure_before is None and any(detectors.values())):
@@ -154,28 +157,39 @@ class PromptEvaluation(EvaluateArguments):
             raise ValueError(f"the celebrity detector does not know {meter.unknown[0]!r}")
         near_count, near_names = self.images.near_images_per_prompt, prompts.near_concepts if named else ()
         near_others = near_alternatives(parts)
+        if not near_names and named:
+            # Prompts of a table name nobody.
+            detectors = {**detectors, "celebrities": None}
         near = ConceptMeter(prompts.near, near_count, names=near_names, alternatives=near_others, **detectors)
         return {"": meter, "near_": near}
 
     def _captions(
-        self, sampler: PromptSampler, folder: Path, captions: tuple[str, ...], clip: ClipModel | None
+        self, sampler: PromptSampler, folder: Path, captions: Captions, clip: ClipModel | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """CLIP score and FID of one image of each caption, and how they were measured."""
-        options, seed = self.images, self.images.sample_seed
-        described = {**sampler.describe(captions), "seed": seed, "chunk": CHUNK}
+        """CLIP score and FID of one image of each caption, and how they were measured.
+
+        Bounded in memory: captions are encoded, and images drawn and read, a chunk at a time.
+        """
+        options, seed, texts, own = self.images, self.images.sample_seed, captions.table.prompts, captions.table.seeds
+        described = {**sampler.describe_texts(texts), "seed": seed, "chunk": CHUNK}
+        if own:
+            described["seeds_of_prompts"] = True
         # Each caption has its own noise: together they are one sample of what the model draws.
-        items = torch.tensor([(i, seed + i) for i in range(len(captions))])
-        cache = SampleCache(folder / "evaluation", described, sampler.drawing(captions), CHUNK)
-        features = [None if clip is None else clip.images(part) for _, part in cache.chunks(items, seed, False)]
-        figures: dict[str, Any] = {"coco_images": len(captions)}
-        protocol: dict[str, Any] = {"captions": len(captions), "samples": described}
+        items = torch.tensor([(i, own[i] if own else seed + i) for i in range(len(texts))])
+        cache = SampleCache(folder / "evaluation", described, sampler.drawing_anew(texts), CHUNK)
+        scores = []
+        for part, images in cache.chunks(items, seed, self.progress_bar):
+            if clip is not None:
+                rows = clip.texts([texts[i] for i in part[:, 0].tolist()])
+                scores.append(len(part) * clip_score(clip.images(images), rows))
+        figures: dict[str, Any] = {"coco_images": len(texts)}
+        protocol: dict[str, Any] = {"captions": len(texts), "samples": described}
         if clip is not None:
-            figures["coco_clip_score"] = clip_score(torch.cat(features), clip.texts(captions))
-        if options.coco_images is not None:
-            size = sampler.source.vae_scale_factor * sampler.settings["latent_size"]
-            files = image_files(options.coco_images)
+            figures["coco_clip_score"] = math.fsum(scores) / len(texts)
+        if captions.files:
+            files, size = captions.files, sampler.source.vae_scale_factor * sampler.settings["latent_size"]
             generated = Uint8Images(cache.reader(items, seed), len(items))
-            real = Uint8Images(lambda i: _real_image(files[i], size), len(files))
+            real = Uint8Images(lambda i: real_image(files[i], size), len(files))
             cuda = sampler.device.type == "cuda"
             quality = image_quality(generated, real, weights=options.inception_weights, batch_size=32, cuda=cuda)
             resized = {"real_images_are": "cut to squares, resized (bicubic, antialiased)"}
@@ -212,14 +226,3 @@ def _cached(
         "chunk": CHUNK,
     }
     return SampleCache(folder / "evaluation", described, sampler.drawing(meter.prompts, scales), CHUNK), items
-
-
-def _real_image(path: Path, size: int) -> Tensor:
-    """uint8 (3, size, size): the middle square of an image file."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    from ...data.vision import load_rgb
-
-    picture = ImageOps.fit(load_rgb(path), (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from ...data import EvaluationPrompts
 from ...data.prompts import names_concept, override
-from .measure import MeasureArguments
+from .measure import Captions, MeasureArguments
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Part:
 
 def prompts_of(
     images: MeasureArguments, task: str, concepts: Sequence[Concept], trained_on: Sequence[str] | None
-) -> tuple[EvaluationPrompts, list[Part], int, tuple[str, ...]]:
+) -> tuple[EvaluationPrompts, list[Part], int, Captions | None]:
     """The prompts of all concepts, which of them are whose, the number of images of each, and the captions.
 
     ValueError or TypeError for a wrong option. Concepts with the same near concepts and the same cover share these.
@@ -63,14 +63,12 @@ def prompts_of(
             near += one.near
             near_concepts += one.near_concepts
         prompts += one.prompts
-        own = _covered(one.prompts, [concept.name] * len(one.prompts), concept.cover)
-        parts.append(Part(concept, rows, shared[key], own, _covered(one.near, one.near_concepts, concept.cover)))
+        own = covered(one.prompts, [concept.name] * len(one.prompts), concept.cover)
+        parts.append(Part(concept, rows, shared[key], own, covered(one.near, one.near_concepts, concept.cover)))
     if len(concepts) == 1:
         return one, parts, count, captions
-    if one.seeds:
-        raise ValueError(
-            f"prompts is {images.prompts!r}, a table with seeds: expected templates, as there are concepts"
-        )
+    if one.table:
+        raise ValueError(f"prompts is {images.prompts!r}, a table: expected templates, as there are several concepts")
     every = replace(one, prompts=tuple(prompts), near=tuple(near), near_concepts=tuple(near_concepts))
     return every, parts, count, captions
 
@@ -91,7 +89,7 @@ def shown_first(prompts: EvaluationPrompts, parts: Sequence[Part]) -> Evaluation
     return replace(prompts, prompts=tuple(prompts.prompts[row] for row in rows))
 
 
-def _covered(prompts: Sequence[str], names: Sequence[str | None], cover: str | None) -> tuple[str, ...]:
+def covered(prompts: Sequence[str], names: Sequence[str | None], cover: str | None) -> tuple[str, ...]:
     """The prompts with the cover in place of the names, or the cover alone if a prompt does not name its concept."""
     if cover is None or len(names) != len(prompts):
         return ()

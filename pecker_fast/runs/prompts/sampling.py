@@ -15,6 +15,8 @@ from ...hashing import weights_hash
 from ...metrics import to_uint8
 from ...models import TextModel, resolve_text
 
+# Prompts that are encoded at a time, where there can be many: 0.6 GB in float32 for SDXL.
+BLOCK = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -120,19 +122,17 @@ class PromptSampler:
         sampler = {name: value for name, value in self.sampler.describe().items() if value is not None}
         self.settings = {**sampler, "latent_size": model.parts.latent_size(options.resolution)}
         self.device, self.batch_size = torch.device(device), batch_size
-        texts = list(dict.fromkeys(["", *prompts, *([options.safety_text] if options.safety_text else [])]))
-        self._labels = {text: label for label, text in enumerate(texts)}
-        if self.sampler.safety_text is not None:
-            self.sampler = replace(self.sampler, safety_label=self._labels[self.sampler.safety_text])
-        self._conditioning, self.cut = model.parts.encode(texts, self.device)
+        self.source, self.resolution, self.prediction = model.parts, options.resolution, model.prediction
+        self.cut: list[str] = []
+        self._encode([*prompts, *([options.safety_text] if options.safety_text else [])])
         unet = model.load_unet()
         self._settled = {**self.settings, "dtype": dtype, "unet_sha256": weights_hash(unet)}
-        self.source, self._vae = model.parts, model.parts.load_vae()
+        self._vae = model.parts.load_vae()
         self._settled["vae_sha256"] = weights_hash(self._vae)
         self._vae.to(self.device)
-        if model.prediction != model.parts.prediction:
-            self._settled["prediction"] = asdict(model.prediction)
-        self.network = model.parts.network(self._conditioning, options.resolution, unet, model.prediction)
+        if self.prediction != model.parts.prediction:
+            self._settled["prediction"] = asdict(self.prediction)
+        self.network = model.parts.network(self._conditioning, options.resolution, unet, self.prediction)
         self.network.to(self.device, DTYPES[dtype])
         self.schedule = model.parts.schedule.to(self.device)
 
@@ -143,6 +143,45 @@ class PromptSampler:
         for _, rows in self._conditioning[[self._labels[text] for text in texts]].items():
             digest.update(rows.contiguous().view(-1).view(torch.uint8).numpy())
         return {**self._settled, "prompts_sha256": digest.hexdigest()}
+
+    def describe_texts(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """``describe`` of ``prompts`` that have not been encoded: by their texts and the text encoders."""
+        digest = hashlib.sha256(json.dumps([list(prompts), self.source.text_encoder_hashes()]).encode())
+        return {**self._settled, "texts_sha256": digest.hexdigest()}
+
+    def drawing_anew(self, prompts: Sequence[str]) -> Callable[[Tensor, int], Tensor]:
+        """As ``drawing``, for prompts that need not have been encoded.
+
+        They are encoded in blocks, when the first image of a block is drawn: any number of prompts takes the memory of
+        one block. Prompts that were encoded before are lost.
+        """
+        encoded: list[range] = []
+
+        def draw(items: Tensor, seed: int = 0) -> Tensor:
+            numbers = items[:, 0]
+            first, last = (int(number) // BLOCK for number in numbers.aminmax())
+            block = range(first * BLOCK, min((last + 1) * BLOCK, len(prompts)))
+            texts = prompts[block.start : block.stop]
+            if encoded != [block]:
+                self._encode([*texts, *([self.sampler.safety_text] if self.sampler.safety_text else [])])
+                encoded[:] = [block]
+            return self.drawing(texts)(torch.stack([numbers - block.start, items[:, 1]], 1), seed)
+
+        return draw
+
+    def _encode(self, prompts: Sequence[str]) -> None:
+        """Encode prompts, after the empty one; the text encoder is dropped again."""
+        texts = list(dict.fromkeys(["", *prompts]))
+        self._labels = {text: label for label, text in enumerate(texts)}
+        if self.sampler.safety_text is not None:
+            self.sampler = replace(self.sampler, safety_label=self._labels[self.sampler.safety_text])
+        self._conditioning, cut = self.source.encode(texts, self.device)
+        self.cut = list(dict.fromkeys([*self.cut, *cut]))
+        if hasattr(self, "network"):
+            # Sizes and the like are added by the model.
+            table = self.source.network(self._conditioning, self.resolution, self.network.unet, self.prediction).table
+            table.to(self.device)
+            self.network.table = table
 
     def drawing(self, prompts: Sequence[str], guidance_scales: Sequence[float] = ()) -> Callable[[Tensor, int], Tensor]:
         """A function from int64 (n, 2), the number of a prompt and a seed for each image, to uint8 (n, 3, H, W).

@@ -44,10 +44,10 @@ def save_sheets(
     drawn = {}
     for name, texts in pictured(prompts).items():
         items = prompt_items(texts, PICTURED_IMAGES, seed)
-        drawn[name] = _small(sampler.drawing(texts)(items))
+        drawn[name] = small(sampler.drawing(texts)(items))
         sheets = {"drawn": drawn[name]}
         if before is not None:
-            sheets = {"before": _small(before.drawing(texts)(items)), "after": drawn[name]}
+            sheets = {"before": small(before.drawing(texts)(items)), "after": drawn[name]}
         path = folder / "samples" / f"{name}.png"
         save_side_by_side(path, sheets, items[:, 0], texts, names_width=PROMPT_WIDTH)
     save_tensors(folder / "samples" / PICTURED, drawn)
@@ -62,7 +62,7 @@ def save_sheets_of_all(folder: Path, runs: Mapping[str, Path], prompts: Evaluati
         save_side_by_side(folder / f"{name}.png", sheets, rows, texts, names_width=PROMPT_WIDTH)
 
 
-def _small(images: Tensor) -> Tensor:
+def small(images: Tensor) -> Tensor:
     """uint8 images as images in [-1, 1], at most as high as they are shown."""
     images = images.float() / 127.5 - 1
     if images.shape[2] <= PICTURED_HEIGHT:
