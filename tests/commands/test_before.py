@@ -9,6 +9,8 @@ from pecker_fast.cli import main
 from pecker_fast.figures import figure
 from pecker_fast.report.cautions import cautions
 from pecker_fast.runs.prompts import sheets
+from pecker_fast.runs.prompts.before import StartEvaluation, start_of
+from pecker_fast.runs.prompts.measure import MeasureArguments
 from tests.commands.test_evaluate_concept import named  # noqa: F401  (a fixture)
 from tests.diffusion.tiny_sd import tiny_unet, write_stable_diffusion
 
@@ -90,6 +92,18 @@ def test_a_given_generator_is_the_start_and_it_may_be_left_out(place, named, cap
     with pytest.raises(SystemExit):
         main([*alone, "--measure_before"])
     assert "measure_before is set, but what is measured is no run" in capsys.readouterr().err
+
+
+def test_captions_of_the_start_are_drawn_if_asked_for():
+    config = {"pretrained_model_name_or_path": "base", "options": {"t_init": 625}, "distilled": "distilled"}
+
+    def start(**options):
+        images = MeasureArguments(coco_captions="captions.txt", near="names.txt")
+        return start_of(StartEvaluation(run="runs/a", of=config, images=images, **options))
+
+    assert start().images == MeasureArguments(near="names.txt")
+    assert start(measure_before=True).images.coco_captions == "captions.txt"
+    assert (start().run, start().base, start().sampler, start().of) == ("distilled", None, "auto", config)
 
 
 def test_no_better_than_before():

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...figures import BEFORE, find
 from .evaluation import PromptEvaluation
+from .measure import MeasureArguments
 
 # Figures that say how much was drawn, not what was measured.
 COUNTS = ("measured_images", "near_measured_images", "coco_images")
@@ -36,7 +37,8 @@ class StartEvaluation(PromptEvaluation):
 def start_of(args: PromptEvaluation) -> StartEvaluation | None:
     """The evaluation of the model that the run of ``args`` started from; None if it is no run, or does not say.
 
-    That is its one-step generator if it was given one, and otherwise the pretrained model, drawn by DDIM.
+    That is its one-step generator if it was given one, and otherwise the pretrained model, drawn by DDIM. Captions are
+    left out unless ``measure_before`` is True.
     """
     config = args.config
     base, generator = config.get("pretrained_model_name_or_path"), config.get("initial_generator")
@@ -47,6 +49,10 @@ def start_of(args: PromptEvaluation) -> StartEvaluation | None:
     t_init = (config.get("options") or {}).get("t_init") if generator is not None else None
     sampler = "auto" if t_init is None else "one_step"
     own = {item.name: getattr(args, item.name) for item in dataclasses.fields(PromptEvaluation)}
+    if args.measure_before is None:
+        # Thousands of images of fifty steps are drawn only if that is asked for.
+        usual = {item.name: item.default for item in dataclasses.fields(MeasureArguments) if "coco" in item.name}
+        own["images"] = dataclasses.replace(args.images, **usual)
     own |= {"run": path, "pretrained_model_name_or_path": None, "base": other, "before": None, "output": None}
     return StartEvaluation(**{**own, "sampler": sampler, "t_init": t_init, "measure_before": False, "of": config})
 

@@ -50,8 +50,8 @@ class PromptEvaluation(EvaluateArguments):
     """Model that draws the pictures of "before", by ddim. Default: the base."""
     measure_before: bool | None = None
     """Measure the model that the run started from, too, with the same prompts, seeds and detectors. Its images are kept
-    in a folder before-... beside the run, for all runs that start from it. Default: of a run, if there is a
-    detector."""
+    in a folder before-... beside the run, for all runs that start from it. Default: of a run, if there is a detector,
+    and without coco_captions."""
     images: MeasureArguments = field(default_factory=MeasureArguments)
     """What is drawn."""
     detectors: DetectorArguments = field(default_factory=DetectorArguments)
