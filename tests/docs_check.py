@@ -37,6 +37,7 @@ NAMES: dict[str, str] = {
     "runs/a": "runs/digits-patch-seed0",
     "S/request-3-forget-7": "runs/sequence-digits-patch-seed0/request-3-forget-7",
     "S/request-3-forget-7/patch.safetensors": "runs/sequence-digits-patch-seed0/request-3-forget-7/patch.safetensors",
+    "runs/sdxl-celebrity-patch-seed0": "runs/sdxl-celebrity-sfd-seed0",
     "a.safetensors": "first.safetensors",
     "b.safetensors": "second.safetensors",
 }
@@ -54,6 +55,10 @@ ATTACK = (
     *("--relearn_images", "2", "--relearn_steps", "1", "--attacks", "regression", "--forget_samples", "4"),
     *("--retain_samples", "2", "--num_inference_steps", "2", "--latents", "2", "--search_steps", "1", *QUIET),
 )
+TEXT_ATTACK = (
+    *("--relearn_images", "2", "--relearn_steps", "1", "--inversion_steps", "1", "--images_per_prompt", "1"),
+    *("--num_inference_steps", "2", *QUIET),
+)
 # What is appended to a command whose text begins or goes on so; all that match count.
 APPENDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"pecker-fast (unlearn|distil|fisher) ", TRAINED),
@@ -67,10 +72,11 @@ APPENDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"pecker-fast evaluate .*inception", ("--dataset_name", "folder:few-digits", "--samples_per_class", "2")),
     (r"pecker-fast evaluate(-concept)? (runs/sd15|SD15)", FEW_IMAGES),
     (r"pecker-fast evaluate(-concept)? (runs/sd15-celebrity|SD15_FOLDER --task celebrity)", FEW_PROMPTS),
-    (r"pecker-fast evaluate-concept (runs/sd15-nudity|SD15_FOLDER --task nudity)", ("--near", "few-scenes.txt")),
-    (r"pecker-fast evaluate-concept SD15_FOLDER --task nudity", ("--prompts", "few-scenes.txt")),
+    (r"pecker-fast evaluate-concept (runs/sd15-nudity|SD15_FOLDER --task nudity)", FEW_SCENES),
+    (r"pecker-fast evaluate-concept .*--coco_captions", ("--coco_count", "4")),
     (r".*--celebrity.detector", FACES),
-    (r"pecker-fast robustness ", ATTACK),
+    (r"pecker-fast robustness (?!runs/sd)", ATTACK),
+    (r"pecker-fast robustness runs/sd", (*TEXT_ATTACK, *FEW_PROMPTS)),
     (r"pecker-fast compare .*--preset sd15-celebrity", (*FEW_IMAGES, *FEW_PROMPTS, "--set", "sample_steps=2")),
     (r"pecker-fast compare (?!.*(--preset sd15|--runs))", ("--seeds", "1", "--samples_per_class", "3", *QUIET)),
     (r"pecker-fast sequence ", QUIET),
@@ -153,8 +159,19 @@ def words_of(item: Documented) -> list[str]:
     words = [names.get(word, word) for word in item.words]
     for pattern, more in APPENDED:
         if re.match(pattern, item.text.removeprefix("WANDB_MODE=offline ")):
-            words += ["--overwrite_output_dir"] if "--dry_run" in words and more == TRAINED else more
+            if "--dry_run" in words and more == TRAINED:
+                more = ("--overwrite_output_dir",)
+            # Numbers take the place of those of the command, files do not.
+            for name, *values in options_of(more):
+                if name not in ("--prompts", "--near") or name not in words:
+                    words += [name, *values]
     return words
+
+
+def options_of(words: Sequence[str]) -> list[list[str]]:
+    """Words of the command line, an option and its values at a time."""
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    return [[*words[i:j]] for i, j in zip(starts, [*starts[1:], len(words)], strict=True)]
 
 
 def parse(item: Documented, asks: bool = True) -> None:

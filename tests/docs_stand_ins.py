@@ -1,6 +1,7 @@
 """What the commands of the documentation need and nobody can have here: small random models, pictures and detectors
 under the names that the documentation gives them."""
 
+import json
 import pickle
 import shutil
 import sys
@@ -151,6 +152,20 @@ def write_all(place: Path) -> None:
     with (place / "prompts.p").open("wb") as file:
         pickle.dump(np.random.default_rng(0).standard_normal((2, WIDTH)).astype(np.float32), file)
     (place / "i2p.csv").write_text("prompt,sd_seed,sd_guidance_scale\na cat,11,7.5\na hat,12,3.0\n")
+    seeded = "prompt,evaluation_seed,evaluation_guidance\na cat,11,7.5\na hat,12,3.0\n"
+    for name in ("nudity.csv", "ring-a-bell.csv", "unsafe-prompts-nudity_esd.csv"):
+        (place / name).write_text(seeded)
+    (place / "mma.csv").write_text("target_prompt,adv_prompt\na cat,c at\n")
+    (place / "celebrity").mkdir()
+    for name in ("5_long.json", "7_hard.json"):
+        (place / "celebrity" / name).write_text(json.dumps({"brad-pitt": ["a long look", "a hard look"]}))
+    files = write_pictures(place / "val2014", ("part",), size=32).removeprefix("folder:")
+    names = sorted(path.name for path in Path(files, "part").iterdir())
+    for name in names:
+        Path(files, "part", name).rename(Path(files, name))
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    captions = [{"id": i, "image_id": i, "caption": f"picture {i}"} for i in range(len(names))]
+    (place / "captions_val2014.json").write_text(json.dumps({"images": images, "annotations": captions}))
     (place / "CONCEPTS.txt").write_text("brad pitt, a middle aged man\nangelina jolie, a woman\n")
     (place / "few-prompts.txt").write_text("a new picture of {concept}\n")
     (place / "few-names.txt").write_text("Green Man\n")
