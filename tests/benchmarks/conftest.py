@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from pecker_fast.benchmarks.studies import patch_runs
@@ -13,7 +15,19 @@ def flags_may_be_set():
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
+def few_samples(monkeypatch):
+    """Masks of the study's runs are estimated from two samples of each kind, unless a condition says how many."""
+    real = patch_runs.method_options
+
+    def options(preset, kind):
+        values = real(preset, kind)
+        return replace(values, saliency_chunks=2) if hasattr(values, "saliency_chunks") else values
+
+    monkeypatch.setattr(patch_runs, "method_options", options)
+
+
+@pytest.fixture
+def small(few_samples, monkeypatch, tmp_path):
     """Runs of two iterations from the pretrained network, and the command's options for them."""
     options = {"max_train_steps": 2, "train_batch_size": 2, "forget_batch_size": 2}
     monkeypatch.setattr(patch_runs, "COMMON", options)

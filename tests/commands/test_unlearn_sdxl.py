@@ -56,7 +56,8 @@ GENERATORS = {
 def runs(place):
     for method, (name, *_) in GENERATORS.items():
         more = ["--initial_generator", str(place / name)]
-        more += {"pecker": ["--saliency_batches", "2"], "patch": ["--density", "0.1"]}.get(method, [])
+        few = {"pecker": ["--saliency_batches", "2"], "patch": ["--density", "0.1", "--saliency_chunks", "2"]}
+        more += few.get(method, [])
         main(command(place, place / method, *more, method=method))
     return place
 
