@@ -26,7 +26,6 @@ def test_plan():
             patch_runs.replace(options, **{**patch_runs.COMMON, **condition.options}).check()
 
 
-@pytest.mark.slow
 def test_study_resumes_and_reports(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(destroy, "STEPS", {"inversion": (1,), "denoising": (1, 2)})
     monkeypatch.setattr(patch_relearn, "SAMPLES", (3, 1))

@@ -24,7 +24,9 @@ SMALL += ["--samples_per_prompt", "1", "--gradient_accumulation_steps", "2"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_stable_diffusion(tmp_path_factory.mktemp("sd") / "model", "v_prediction")
+    # Attention on the way down and in the middle.
+    blocks = {"up_block_types": ("UpBlock2D", "UpBlock2D")}
+    return write_stable_diffusion(tmp_path_factory.mktemp("sd") / "model", "v_prediction", **blocks)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +225,7 @@ def test_sharing_weights_changes_nothing(model, run, lists, tmp_path, capsys):
 
 
 def test_dry_run_estimates_memory(model, lists, tmp_path, capsys):
-    main(command(model, lists, tmp_path / "none", "--dry_run"))
+    main(command(model, lists, tmp_path / "none", "--gradient_accumulation_steps", "1", "--dry_run"))
     output = capsys.readouterr().out
     assert "most at a time" in output and str(model) in output and not (tmp_path / "none").exists()
 

@@ -150,7 +150,8 @@ def test_evaluation_of_a_run_and_of_a_file(runs, tmp_path):
 
 
 def test_dry_run_estimates_memory(place, capsys):
-    main(command(place, place / "none", "--initial_generator", str(place / "sdxl-turbo"), "--dry_run"))
+    start = ["--initial_generator", str(place / "sdxl-turbo"), "--gradient_accumulation_steps", "1"]
+    main(command(place, place / "none", *start, "--dry_run"))
     output = capsys.readouterr().out
     assert "most at a time" in output and '"t_init": 999' in output and not (place / "none").exists()
 

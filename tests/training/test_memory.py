@@ -251,11 +251,12 @@ def test_estimate_of_sharded_networks(tmp_path):
 
 
 def small_config() -> dict:
-    """One block, because each estimate runs all of the network's layers."""
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    """One block down and one up, because each estimate runs all of the network's layers."""
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "mid_block_type": None, "up_block_types": ("UpBlock2D",)}
     return dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
 
 
+@pytest.mark.slow
 def test_networks_that_start_elsewhere_have_weights_of_their_own():
     options = options_of("patch", {"density": 0.1, "score_density": 0.1, "saliency_chunks": 1})
 
