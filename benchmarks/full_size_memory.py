@@ -34,7 +34,7 @@ from pecker_fast.unlearning import Compute, Method, Placement, Problem, Setting,
 from pecker_fast.unlearning.patch import PatchOptions
 
 from .memory import peak_reset, status_bytes
-from .run import conditions
+from .run import available_bytes, conditions
 from .sd_step import REQUEST, TINY
 
 MODELS = {"sd15": SD15, "sdxl": SDXL, "tiny": TINY}
@@ -185,13 +185,6 @@ def estimate(config: Mapping[str, Any], args: argparse.Namespace) -> MemoryEstim
     )
 
 
-def available_bytes() -> int:
-    """Memory that the machine has left."""
-    with open("/proc/meminfo") as lines:
-        (line,) = (line for line in lines if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) * 1024
-
-
 @contextmanager
 def watched(least: float) -> Iterator[None]:
     """End the process if the machine has less than ``least`` GiB of memory left."""
@@ -199,11 +192,10 @@ def watched(least: float) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(1.0):
-            left = available_bytes() / 2**30
-            if left < least:
-                print(
-                    f"the machine has {left:.1f} GiB of memory left, less than --least_available: stopped", flush=True
-                )
+            left = available_bytes(torch.device("cpu"))
+            if left is not None and left < least * 2**30:
+                gib = left / 2**30
+                print(f"the machine has {gib:.1f} GiB of memory left, less than --least_available: stopped", flush=True)
                 os._exit(1)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -229,7 +221,6 @@ def measure(config: Mapping[str, Any], args: argparse.Namespace) -> dict[str, An
     optimizers = (phase.score_optimizer, phase.generator_optimizer)
     states = [value for o in optimizers for state in o.state.values() for value in state.values()]
     return {
-        "parameters": sum(p.numel() for p in method.setting.problem.teacher.parameters()),
         "process_bytes": before,
         "measured_bytes": peaks,
         "peak_bytes": max(peaks.values()),

@@ -3,7 +3,6 @@
 import datetime
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,29 +30,12 @@ def check_choice(argument: str, values: Sequence[str], allowed: Sequence[str]) -
             raise ValueError(f"{argument} is {value!r}, expected one of {', '.join(allowed)}")
 
 
-def commit() -> str | None:
-    """The source tree's commit, with "+" if files differ from it; None outside a git checkout."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def conditions(device: torch.device) -> dict[str, Any]:
     """Machine, versions and load, which a reader of the figures needs."""
     about = environment()
     return {
         **about,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else about["cpu"],
-        "commit": commit(),
         "time_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "cache": "flushed before every call" if device.type == "cuda" else "as the previous call left it",

@@ -1,7 +1,7 @@
-"""Kill storms, damaged files, full disks and two writers at once: how often something is lost, wrong or not said.
+"""Kill storms, damaged files, full disks and two writers at once: how often something is lost, wrong or unreported.
 
-``python -m pecker_fast.benchmarks.storm --cases 20 --json benchmarks/results/storm/digits.json``. Every case is drawn
-from its number, so a file that exists is continued: cases that it has are not run again. What is counted:
+``python -m pecker_fast.benchmarks.storm --cases 20 --json benchmarks/results/storm/digits.json``. The number of a
+case is its seed, so an existing file is continued: cases that it has are not run again. What is counted:
 
 * kills: a run that is killed at random moments (SIGKILL) and resumed until it ends, against one that was never killed;
 * writers: two processes that resume one run at the same moment;
@@ -282,9 +282,9 @@ def full(place: Path, draw: random.Random) -> dict[str, int]:
         counts["fitted"] += 1
     else:
         counts["failed"] += 1
-        said = (place / "log").read_text().splitlines()[-1]
-        if not said.startswith(("OSError: ", "ValueError: output_dir")):
-            raise WrongError(f"a full disk ends with {said}")
+        last_line = (place / "log").read_text().splitlines()[-1]
+        if not last_line.startswith(("OSError: ", "ValueError: output_dir")):
+            raise WrongError(f"a full disk ends with {last_line}")
     checkpoints = Checkpoints(folder / "checkpoints", None, {})
     for step in checkpoints.steps():
         checkpoints.verify(checkpoints.path(step))

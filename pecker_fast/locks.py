@@ -101,6 +101,7 @@ def _take(path: Path) -> int:
             if not _is_same(path, descriptor):
                 # Its holder removed the file in the meantime.
                 os.close(descriptor)
+                descriptor = -1
                 continue
             _wait_for_another_machine(path, _read(descriptor))
             content = json.dumps(_own()).encode()

@@ -255,9 +255,8 @@ def _parse(
         elif negated in options and options[negated].is_flag and not equals:
             texts[negated] = ["no"]
         else:
-            known = [*options, *aliases, *(["config"] if config is not None else [])]
-            near = nearest(name, known, prefix="--")
-            raise UsageError(f"there is no option {written}{near}")
+            known = [*options, *aliases, *([CONFIG] if config is not None else [])]
+            raise UsageError(f"there is no option {written}{nearest(name, known, prefix='--')}")
     for name, shown in places.items():
         several = options[name].is_list
         here, loose = (loose, []) if several else (loose[:1], loose[1:])
@@ -328,8 +327,9 @@ def _help(
             continue
         if option.name not in shown:
             continue
-        group = groups.setdefault(option.title, None) or parser.add_argument_group(option.title)
-        groups[option.title] = group
+        if option.title not in groups:
+            groups[option.title] = parser.add_argument_group(option.title)
+        group = groups[option.title]
         names = [f"--{option.name}", *([f"--{aliases[option.name]}"] if option.name in aliases else [])]
         if option.is_flag:
             # The one that changes something.

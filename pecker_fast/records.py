@@ -82,7 +82,7 @@ def parse_object(content: bytes | str, record: Any, name: str, *, fix: str = RES
     try:
         value = _parsed(content)
     except ValueError as error:
-        raise RecordError(f"{name} is damaged: it is not JSON ({_one_line(error)}); {fix}") from error
+        raise RecordError(f"{name} is damaged: it is not JSON ({one_line(error)}); {fix}") from error
     check_object(value, record, name, fix=fix)
     return value
 
@@ -119,7 +119,7 @@ def read_lines(path: str | os.PathLike, record: Any = None, *, fix: str = RESTOR
         try:
             value = _parsed(line) if line.strip() else None
         except ValueError as error:
-            cut = cut or RecordError(f"{name} is damaged: it is not JSON ({_one_line(error)}); {fix}")
+            cut = cut or RecordError(f"{name} is damaged: it is not JSON ({one_line(error)}); {fix}")
             continue
         if not line.strip():
             continue
@@ -139,7 +139,7 @@ def interpreting(path: str | os.PathLike, *, fix: str = RESTORE) -> Iterator[Non
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else _one_line(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
         raise RecordError(f"{path} is damaged: {reason}; {fix}") from error
 
 
@@ -169,7 +169,8 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error's message, at most 200 characters; the name of its class if it has no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 

@@ -42,7 +42,7 @@ def _images_of(measure, draw: Callable) -> Callable:
             return draw(self)
         key = (
             "images", weights_hash(teacher), repr(teacher.config), teacher.training,
-            repr(measure.pretrained_sampler(problem.schedule)), type(problem.schedule),
+            repr(measure.pretrained_sampler(problem.schedule, teacher)), type(problem.schedule),
             _digest(*problem.schedule._float64.values(), self.labels), compute.seed, compute.mixed_precision,
             compute.channels_last, compute.device, torch.get_num_threads(),
         )  # fmt: skip

@@ -190,3 +190,29 @@ def test_the_file_may_vanish_or_the_folder_be_gone(tmp_path):
         pass
     with locked(folder):
         pass
+
+
+def test_a_file_that_vanishes_before_the_lock_is_taken_is_made_again(tmp_path, monkeypatch):
+    """If that fails, its error is raised, no descriptor is closed twice, and the folder is free again."""
+    opened, closed = [], []
+    open_file, close_file = os.open, os.close
+
+    def open_once(path, *arguments):
+        if opened:
+            raise PermissionError("no second file")
+        opened.append(open_file(path, *arguments))
+        return opened[0]
+
+    def close(descriptor):
+        closed.append(descriptor)
+        close_file(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(locks.os, "open", open_once)
+        patched.setattr(locks.os, "close", close)
+        patched.setattr(locks, "_is_same", lambda path, descriptor: False)
+        with pytest.raises(PermissionError, match="no second file"), locked(tmp_path):
+            pass
+    assert closed == opened
+    with locked(tmp_path):
+        pass

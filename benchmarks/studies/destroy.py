@@ -44,6 +44,7 @@ def _destroying(base: str, kind: str, share: float, strength: float, **further: 
     label = "dense noise" if further.get("destroy_dense") else kind
     label = "random noise" if further.get("destroy_score") == "random" else label
     name = f"{base}, {label} {share:g} x {strength:g}" + (", relabelled" if further.get("relabel") else "")
+    name += f", {further['max_train_steps']} iterations" if "max_train_steps" in further else ""
     return Condition(name, method, options, base)
 
 
@@ -73,7 +74,18 @@ CORE = (
     _destroying("patch", "noise", 0.05, 1.0, destroy_within="all", destroy_score="random"),
     _destroying("patch", "noise", 0.05, 1.0, destroy_within="all", destroy_dense=True),
 )
-CONDITIONS = (*CORE, *(condition for condition in _grid() if condition.name not in {c.name for c in CORE}))
+# Destroyed entries have to be taught again: three times the iterations, which the control has too.
+LONGER = {"relabel": True, "max_train_steps": 240}
+DEEPER = (
+    _destroying("patch", "shrink", 0.1, 1.0, relabel=True),
+    _destroying("patch", "shrink", 0.1, 1.0, **LONGER),
+    _destroying("patch", "shrink", 0.05, 1.0, **LONGER),
+    _destroying("patch", "reset", 0.1, 1.0, **LONGER),
+    _destroying("dense", "shrink", 0.1, 1.0, **LONGER),
+    Condition("patch, relabelled, 240 iterations", "patch", {"density": 0.1, **LONGER}, "patch"),
+)
+FIRST = (*CORE, *DEEPER)
+CONDITIONS = (*FIRST, *(condition for condition in _grid() if condition.name not in {c.name for c in FIRST}))
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class DestroyArguments(SharedArguments):
 
 def plan(seeds: Sequence[int] = SEEDS, places: Sequence[Place] = PLACES) -> Iterator[Job]:
     """All runs: first the core, place by place with all seeds, then the grid; a seed's conditions stay together."""
-    for conditions in (CORE, CONDITIONS[len(CORE) :]):
+    for conditions in (FIRST, CONDITIONS[len(FIRST) :]):
         for preset, pair in places:
             for seed in seeds:
                 for condition in conditions:
@@ -176,8 +188,8 @@ def _times(record: Mapping[str, Any], yardstick: Mapping[str, Any], attack: str)
 
 
 def _quotient(values: Sequence[tuple[float, bool]]) -> str:
-    found = interval([value for value, _ in values], sum(bound for _, bound in values))
-    return "-" if found is None else found.text("{:.2f}".format)
+    result = interval([value for value, _ in values], sum(bound for _, bound in values))
+    return "-" if result is None else result.text("{:.2f}".format)
 
 
 def write_summary(folder: Path, records: Sequence[Mapping[str, Any]]) -> Path:

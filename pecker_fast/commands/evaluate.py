@@ -1,7 +1,6 @@
 """``pecker-fast evaluate``. What is measured decides which options there are."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..parsing import early_option, option_names, parse_options
 from ..runs.evaluate import EvaluateArguments, evaluate, evaluation_class
@@ -22,9 +21,16 @@ EXAMPLES = (
 def parse(words: Sequence[str]) -> Callable[[], None]:
     preset = early_option(words, "preset") or early_option(words, "preset_name")
     kind = evaluation_class(paths_of(words), preset, option_names(words))
-    more: dict[str, Any] = {"positional": {"run": "RUN"}, "aliases": {"preset": "preset_name"}}
-    more |= {"config": options_of_record, "examples": EXAMPLES}
-    args = parse_options(kind(), words, "evaluate", DESCRIPTION, **more)
+    args = parse_options(
+        kind(),
+        words,
+        "evaluate",
+        DESCRIPTION,
+        positional={"run": "RUN"},
+        aliases={"preset": "preset_name"},
+        config=options_of_record,
+        examples=EXAMPLES,
+    )
     return lambda: run(args)
 
 

@@ -1,7 +1,6 @@
 """``pecker-fast evaluate-concept``: ``evaluate`` for text-to-image models."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..parsing import parse_options
 from ..runs.arguments import option_groups
@@ -24,9 +23,17 @@ EXAMPLES = (
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = PromptEvaluation()
-    more: dict[str, Any] = {"positional": {"run": "RUN"}, "aliases": {"preset": "preset_name"}}
-    more |= {"basic": option_groups(default).keys() - EXPERT, "config": options_of_record, "examples": EXAMPLES}
-    args = parse_options(default, words, "evaluate-concept", DESCRIPTION, **more)
+    args = parse_options(
+        default,
+        words,
+        "evaluate-concept",
+        DESCRIPTION,
+        basic=option_groups(default).keys() - EXPERT,
+        positional={"run": "RUN"},
+        aliases={"preset": "preset_name"},
+        config=options_of_record,
+        examples=EXAMPLES,
+    )
     return lambda: run(args)
 
 

@@ -1,7 +1,6 @@
 """``pecker-fast fisher``. The preset decides the defaults."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
@@ -25,8 +24,9 @@ EXAMPLES = ("--pretrained_model_name_or_path SD15_FOLDER", "--preset sd15-nudity
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = fisher_arguments(early_option(words, "preset") or "sd15-celebrity")
-    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
-    args = parse_options(default, words, "fisher", DESCRIPTION, **more)
+    args = parse_options(
+        default, words, "fisher", DESCRIPTION, basic=BASIC, titles=TITLES, config=options_of_record, examples=EXAMPLES
+    )
     return lambda: run(args)
 
 

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..parsing import early_option, parse_options
 from ..runs.pretrain import PretrainArguments, pretrain
@@ -44,8 +43,9 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
     own_levels = early_option(words, "block_out_channels") is not None
     preset, data = early_option(words, "preset") or USUAL, early_option(words, "dataset_name")
     default = PretrainArguments.defaults(preset, data, size, channels, own_levels)
-    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
-    args = parse_options(default, words, "pretrain", DESCRIPTION, **more)
+    args = parse_options(
+        default, words, "pretrain", DESCRIPTION, basic=BASIC, titles=TITLES, config=options_of_record, examples=EXAMPLES
+    )
     return lambda: run(args)
 
 

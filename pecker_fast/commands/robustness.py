@@ -1,7 +1,6 @@
 """``pecker-fast robustness``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..figures import describe
 from ..parsing import REQUIRED, parse_options
@@ -24,8 +23,10 @@ EXAMPLES = (
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = RobustnessArguments(run=REQUIRED)
-    more: dict[str, Any] = {"positional": {"run": "RUN"}, "config": options_of_record, "examples": EXAMPLES}
-    args = parse_options(default, words, "robustness", DESCRIPTION, **more)
+    places = {"run": "RUN"}
+    args = parse_options(
+        default, words, "robustness", DESCRIPTION, positional=places, config=options_of_record, examples=EXAMPLES
+    )
     return lambda: run(args)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from ..figures import describe as figure_lines
 from ..parallel import process_number
@@ -55,8 +54,9 @@ EXAMPLES = (
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
     default = unlearn_arguments(preset_from(partial(early_option, words)), early_option(words, "method") or "pecker")
-    more: dict[str, Any] = {"basic": BASIC, "titles": TITLES, "config": options_of_record, "examples": EXAMPLES}
-    args = parse_options(default, words, "unlearn", DESCRIPTION, **more)
+    args = parse_options(
+        default, words, "unlearn", DESCRIPTION, basic=BASIC, titles=TITLES, config=options_of_record, examples=EXAMPLES
+    )
     return lambda: run(args)
 
 

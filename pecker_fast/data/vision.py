@@ -3,7 +3,8 @@
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,8 +159,6 @@ def load_folder(
     load, square = partial(_load, channels=channels), _Square(image_size)
     folders = [_image_folder(part, square, load) for part in parts]
     _check_same_classes(path, folders)
-    for name in folders[0].classes:
-        check_utf8(f"{path} has a folder whose name", name)
     data = folders[0] if len(folders) == 1 else torch.utils.data.ConcatDataset(folders)
     labels = torch.tensor([label for folder in folders for label in folder.targets])
     images = LazyImages(data, (channels, image_size, image_size))
@@ -226,12 +225,9 @@ def survey_folder(path: str | os.PathLike) -> FolderSurvey:
 
 
 def class_names_of(path: Path, folders: list[str]) -> tuple[str, ...]:
-    """The names of classes, from those of their folders. ValueError if one is no text, or two are alike."""
+    """The names of classes, from those of their folders. ValueError if one is not UTF-8, or two look alike."""
     for name in folders:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{path} has the class folder {name!r}, whose name is not UTF-8: rename it") from error
+        check_utf8(f"{path} has a folder whose name", name)
     # macOS decomposes the names of files.
     names = tuple(unicodedata.normalize("NFC", name) for name in folders)
     if len(set(names)) < len(names):
@@ -342,15 +338,22 @@ def _load(path: str, channels: int) -> "Image":
     return image.convert("L") if channels == 1 else image
 
 
-def load_rgb(path: str | os.PathLike) -> "Image":
-    """Read an image file as 8 bits of RGB. ValueError, which names the file, if it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator["Image"]:
+    """An image file while it is open. ValueError, which names the file, if it cannot be read."""
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return as_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+
+
+def load_rgb(path: str | os.PathLike) -> "Image":
+    """Read an image file as 8 bits of RGB. ValueError, which names the file, if it cannot be read."""
+    with _opened(path) as image:
+        return as_rgb(image)
 
 
 def as_rgb(image: "Image") -> "Image":
@@ -374,13 +377,8 @@ def as_rgb(image: "Image") -> "Image":
 
 def _header(path: str) -> tuple[str, int]:
     """Pillow's mode of a picture, and its shorter side in pixels."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.mode, min(image.size)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+    with _opened(path) as image:
+        return image.mode, min(image.size)
 
 
 class _Square:

@@ -14,9 +14,11 @@ from .unet import (
     check_class_conditional,
     class_names,
     fresh_unet,
+    guidance_scale,
     null_label,
     num_classes,
     register_classes,
+    register_guidance,
 )
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "encode_prompts",
     "flow_matching",
     "fresh_unet",
+    "guidance_scale",
     "null_label",
     "num_classes",
     "preconditioned",
@@ -46,6 +49,7 @@ __all__ = [
     "prediction_loss",
     "pretrained_sampler",
     "register_classes",
+    "register_guidance",
     "regression_loss",
     "sample_ddim",
     "sample_ddpm",

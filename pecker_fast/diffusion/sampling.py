@@ -100,15 +100,17 @@ def _draws_latents(network: nn.Module) -> bool:
     return getattr(unwrap(network), "draws_latents", False)
 
 
+def _clips(network: nn.Module, clip_sample: bool | None) -> bool:
+    """Whether x_0 is clamped: by default that of pixels, not of latents."""
+    return not _draws_latents(network) if clip_sample is None else clip_sample
+
+
 def ddim_scheduler(network: nn.Module, schedule: NoiseSchedule, clip_sample: bool | None = None) -> "DDIMScheduler":
     """diffusers' ``DDIMScheduler`` for pixels, or for latents with the timesteps of Stable Diffusion."""
     from diffusers import DDIMScheduler
 
-    if _draws_latents(network):
-        options = {"clip_sample": bool(clip_sample), "set_alpha_to_one": False, "steps_offset": 1}
-    else:
-        options = {"clip_sample": clip_sample is None or clip_sample}
-    return schedule.to_scheduler(DDIMScheduler, **options)
+    latents = {"set_alpha_to_one": False, "steps_offset": 1} if _draws_latents(network) else {}
+    return schedule.to_scheduler(DDIMScheduler, clip_sample=_clips(network, clip_sample), **latents)
 
 
 def sample_in_batches(
@@ -302,15 +304,15 @@ def sample_ddpm(
         If an argument has an invalid value or type.
     """
     steps = schedule.num_train_timesteps if num_inference_steps is None else num_inference_steps
-    clip_sample = not _draws_latents(network) if clip_sample is None else clip_sample
+    clips = _clips(network, clip_sample)
     step: Step
     if isinstance(schedule, NoiseSchedule):
         from diffusers import DDPMScheduler
 
-        scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=clip_sample, variance_type="fixed_small")
+        scheduler = schedule.to_scheduler(DDPMScheduler, clip_sample=clips, variance_type="fixed_small")
         step = _iterate(network, schedule, scheduler, steps, guidance_scale, ancestral=True)
     else:
-        step = _levels(network, schedule, steps, guidance_scale, clip_sample, ancestral=True)
+        step = _levels(network, schedule, steps, guidance_scale, clips, ancestral=True)
     return sample_in_batches(network, labels, step, batch_size=batch_size, seed=seed, shape=shape)
 
 
@@ -324,7 +326,7 @@ def _ddim(
     if isinstance(schedule, NoiseSchedule):
         scheduler = ddim_scheduler(network, schedule, clip_sample)
         return _iterate(network, schedule, scheduler, num_inference_steps, guidance_scale, ancestral=False)
-    clips = not _draws_latents(network) if clip_sample is None else clip_sample
+    clips = _clips(network, clip_sample)
     return _levels(network, schedule, num_inference_steps, guidance_scale, clips, ancestral=False)
 
 

@@ -148,6 +148,9 @@ class NoiseSchedule(Parametrisation):
             return self
         return NoiseSchedule(self._exact, kind, unit).to(self.device)
 
+    def agrees(self, other: Parametrisation) -> bool:
+        return self.unit_noise == getattr(other, "unit_noise", False) and super().agrees(other)
+
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         return x_t.float() / self.coefficients(x_t, t, "x_t")[1] if self.unit_noise else x_t
 

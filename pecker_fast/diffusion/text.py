@@ -316,12 +316,17 @@ def encode_prompts_xl(
     hidden, pooled, truncated = [], None, []
     for tokenizer, encoder in encoders:
         encoder.eval()
-        calls = _token_batches(tokenizer, encoder, prompts, batch_size)
-        outputs = [encoder(ids, output_hidden_states=True) for ids, _ in calls]
-        hidden.append(torch.cat([output.hidden_states[-2].cpu() for output in outputs]))
-        pooled = torch.cat([output[0].cpu() for output in outputs])
+        states, projections = [], []
+        for ids, _ in _token_batches(tokenizer, encoder, prompts, batch_size):
+            # It has the hidden states of all layers, so it is dropped after each batch.
+            output = encoder(ids, output_hidden_states=True)
+            states.append(output.hidden_states[-2].cpu())
+            projections.append(output[0].cpu())
+            del output
+        hidden.append(torch.cat(states))
+        pooled = torch.cat(projections)
         truncated = truncated_prompts(tokenizer, prompts)
-        del encoder, outputs
+        del encoder
     if pooled is None or pooled.ndim != 2:
         raise ValueError("the last text encoder gives no pooled embedding: expected a CLIPTextModelWithProjection")
     return Conditioning({EMBEDDINGS: torch.cat(hidden, dim=2), POOLED: pooled}), truncated

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Keys in the network's configuration. diffusers ignores names with an underscore, but writes and reads them.
 NUM_CLASSES = "_num_classes"
 CLASS_NAMES = "_class_names"
+GUIDANCE_SCALE = "_guidance_scale"
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def fresh_unet(like: nn.Module) -> "UNet2DModel":
     like = unwrap(like)
     unet = like.from_config(like.config)
     register_classes(unet, num_classes(like), class_names(like))
+    register_guidance(unet, guidance_scale(like))
     return unet
 
 
@@ -178,6 +180,24 @@ def register_classes(unet: "UNet2DModel", num_classes: int, names: Sequence[str]
 def class_names(unet: nn.Module) -> tuple[str, ...]:
     """The names of the classes, in the order of their labels; empty if the configuration has none."""
     return tuple(unwrap(unet).config.get(CLASS_NAMES) or ())
+
+
+def register_guidance(unet: "UNet2DModel", scale: float) -> None:
+    """Record in the configuration at which guidance scale the network is sampled; 1 (no guidance) is not recorded.
+
+    ValueError if ``scale`` is no number of at least 0, or is not 1 although the network has no null label.
+    """
+    check_number("scale", scale)
+    if scale == 1:
+        return
+    if null_label(unet) is None:
+        raise ValueError(f'scale is {scale:g}, but the network has no label for "no condition": expected 1')
+    unwrap(unet).register_to_config(**{GUIDANCE_SCALE: float(scale)})
+
+
+def guidance_scale(unet: nn.Module) -> float:
+    """The guidance scale at which the network is sampled; 1, no guidance, unless the configuration has another."""
+    return float((getattr(unwrap(unet), "config", None) or {}).get(GUIDANCE_SCALE, 1.0))
 
 
 def num_classes(unet: nn.Module) -> int:

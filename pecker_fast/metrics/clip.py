@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..records import one_line
+
 
 class ClipModel:
     """A CLIP model and its processor in a folder of transformers (such as openai/clip-vit-large-patch14).
@@ -42,8 +44,9 @@ class ClipModel:
             self.tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=True)
         except Exception as error:
             # For damaged files transformers raises almost anything.
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-            raise ValueError(f"clip is {str(path)!r}, which does not have a complete CLIP model: {reason}") from error
+            raise ValueError(
+                f"clip is {str(path)!r}, which does not have a complete CLIP model: {one_line(error)}"
+            ) from error
 
     @property
     def width(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..archives import load_plain
 from ..checks import check_number
+from ..records import one_line
 from .clip import ClipModel, check_images
 
 # NudeNet 3's labels that are unsafe in the published protocol, with those of NudeNet 2, which the protocol used.
@@ -153,8 +154,7 @@ def load_embeddings(path: str | Path) -> Tensor:
         tensor = torch.as_tensor(array).float()
     except Exception as error:
         # For damaged files the readers raise all kinds of errors.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise ValueError(f"q16 {path} has no array that can be read safely: {reason}") from error
+        raise ValueError(f"q16 {path} has no array that can be read safely: {one_line(error)}") from error
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"q16 {path} has entries that are not finite")
     return tensor

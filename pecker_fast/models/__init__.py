@@ -10,7 +10,7 @@ from .folders import (
     save_one_step_pipeline,
 )
 from .generators import AUTO, KNOWN, KnownGenerator, OneStep, known_generator, one_step_of, recorded_one_step
-from .hub import is_hub_file
+from .hub import is_hub_file, is_hub_name
 from .loaded import LoadedStableDiffusion, LoadedStableDiffusionXL, read_stable_diffusion
 from .resolve import (
     ClassModel,
@@ -53,6 +53,7 @@ __all__ = [
     "conditioning_of",
     "find_weight_files",
     "is_hub_file",
+    "is_hub_name",
     "known_generator",
     "load_ancestor",
     "load_network",

@@ -30,7 +30,7 @@ WEIGHTS = "diffusion_pytorch_model"
 _WEIGHTS = re.compile(rf"{WEIGHTS}(?:\.(\w+))?(?:-\d{{5}}-of-\d{{5}})?\.safetensors(?:\.index\.json)?")
 
 
-class UNetConfig(TypedDict):
+class UNetRecord(TypedDict):
     """The fields of a U-Net's config.json that determine what it computes on."""
 
     _class_name: str
@@ -51,7 +51,7 @@ def read_unet_config(folder: Path, *kinds: str) -> dict[str, Any]:
     ValueError if it is missing or damaged, is of another class, or predicts more than the noise.
     """
     path = folder / "config.json"
-    config = read_config(path, UNetConfig)
+    config = read_config(path, UNetRecord)
     if config["_class_name"] not in kinds:
         raise ValueError(f"path {folder} has a {config['_class_name']}, expected a {' or a '.join(kinds)}")
     if config.get("sample_size") is None:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from .folders import WEIGHTS, check_network_folder, network_folder
+from .generators import SUFFIXES
 from .loaded import read_stable_diffusion
 from .stable_diffusion import StableDiffusion
 
 # owner/model.
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# Suffixes of files whose paths look like names on the hub.
-_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 _PLACES = ("", "unet/", "scheduler/", "unet/scheduler/")
 _CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
@@ -37,7 +36,7 @@ _TEXT_WEIGHTS = (
 
 def is_hub_name(path: str) -> bool:
     """Whether ``path`` has the form owner/model and is not the name of a checkpoint file."""
-    return bool(_NAME.fullmatch(path)) and Path(path).suffix not in _CHECKPOINTS
+    return bool(_NAME.fullmatch(path)) and Path(path).suffix not in SUFFIXES
 
 
 def fetch(name: str, patterns: Iterable[str], revision: str | None = None) -> Path:
@@ -82,7 +81,7 @@ def fetch(name: str, patterns: Iterable[str], revision: str | None = None) -> Pa
 def split_hub_file(path: str) -> tuple[str, str] | None:
     """Name of a model and of a file in it, of owner/model/file; None if ``path`` is none."""
     name, _, file = path.rpartition("/")
-    return (name, file) if _NAME.fullmatch(name) and Path(file).suffix in _CHECKPOINTS else None
+    return (name, file) if _NAME.fullmatch(name) and Path(file).suffix in SUFFIXES else None
 
 
 def is_hub_file(path: str) -> bool:

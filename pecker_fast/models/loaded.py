@@ -86,11 +86,8 @@ class LoadedStableDiffusion(StableDiffusion):
         return [weights_hash(getattr(self.pipeline, encoder)) for _, encoder, _ in self.encoders]
 
 
-class LoadedStableDiffusionXL(LoadedStableDiffusion, StableDiffusionXL):
+class LoadedStableDiffusionXL(StableDiffusionXL, LoadedStableDiffusion):
     """An SDXL in memory."""
-
-    def text_encoder_hashes(self) -> list[str]:
-        return [*super().text_encoder_hashes(), f"zeros for empty prompt: {self.zeros_for_empty_prompt}"]
 
 
 def read_stable_diffusion(model: Any) -> StableDiffusion:

@@ -92,11 +92,10 @@ class ClassModel:
         if kind == "auto" and t_init is None and "eval_sampler" in options:
             kind, steps = options["eval_sampler"], options["num_inference_steps"]
             guidance = {"guidance_scale": options["eval_guidance_scale"], "clip_sample": options["clip_sample"]}
-        elif kind == "auto":
-            t_init = self.schedule.one_step_at if t_init is None else t_init
+        t_init = self.schedule.one_step_at if t_init is None else t_init
+        if kind == "auto":
             kind = "ddim" if t_init is None else "one_step"
         if kind == "one_step":
-            t_init = self.schedule.one_step_at if t_init is None else t_init
             if t_init is None:
                 raise ValueError("t_init is not given, and the network's metadata does not have it")
             if num_inference_steps is not None:

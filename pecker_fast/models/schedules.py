@@ -114,14 +114,7 @@ def _variance_preserving(config: Config) -> Parametrisation:
         check_choice("beta_schedule", config["beta_schedule"], BETA_SCHEDULES)
         for name in ("beta_start", "beta_end"):
             check_number(name, config[name], 0, 1, open_low=True, open_high=True)
-    names = inspect.signature(DDPMScheduler.__init__).parameters.keys() & {
-        "num_train_timesteps",
-        "beta_start",
-        "beta_end",
-        "beta_schedule",
-        "trained_betas",
-        "prediction_type",
-    }
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     # All of these classes make the same betas of these values.
     return NoiseSchedule.from_scheduler(DDPMScheduler(**{name: config[name] for name in names if name in config}))
 

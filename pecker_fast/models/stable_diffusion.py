@@ -91,6 +91,8 @@ class StableDiffusion:
 
     Attributes
     ----------
+    denoiser : str
+        Part with the network that is trained.
     encoders : tuple
         Of each text encoder: part with its tokenizer, part with its weights, and its class.
 
@@ -101,6 +103,7 @@ class StableDiffusion:
     """
 
     name: ClassVar[str] = "Stable Diffusion"
+    denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[tuple[str, str, str], ...]] = (("tokenizer", "text_encoder", "CLIPTextModel"),)
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -114,7 +117,7 @@ class StableDiffusion:
     @classmethod
     def parts(cls) -> list[str]:
         """Names of the parts."""
-        return ["unet", "vae", *(name for pair in cls.encoders for name in pair[1::-1]), "scheduler"]
+        return [cls.denoiser, "vae", *(name for pair in cls.encoders for name in pair[1::-1]), "scheduler"]
 
     def _check(self) -> None:
         """Raise ValueError if the parts do not fit together, or the scheduler cannot be used."""
@@ -185,7 +188,7 @@ class StableDiffusion:
 
     def load_unet(self) -> nn.Module:
         """Load the U-Net, float32 on the CPU in eval mode. ValueError as by ``load_text_unet``."""
-        return load_text_unet(self.folder / "unet")
+        return load_text_unet(self.folder / self.denoiser)
 
     def load_vae(self) -> nn.Module:
         """Load the autoencoder, float32 on the CPU in eval mode, without gradients. ValueError if it cannot be read."""
@@ -354,9 +357,9 @@ class StableDiffusion:
             float32 (N, 3, H, W) in [-1, 1] on the CPU.
         """
         vae = self.load_vae().to(device) if vae is None else vae
-        scale = vae.config.scaling_factor
-        parts = [vae.decode(part.to(device).float() / scale).sample.cpu() for part in latents.split(batch_size)]
-        return torch.cat(parts).clamp(-1, 1)
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        parts = latents.split(batch_size)
+        return torch.cat([vae.decode(z.to(device).float() / scale + shift).sample.cpu() for z in parts]).clamp(-1, 1)
 
 
 def bounded(tokenizer: Any, text_encoder: Mapping[str, Any]) -> Any:
@@ -412,7 +415,6 @@ def save_text_pipeline(
     ValueError
         If ``t_init`` is out of range, or a part of ``source`` cannot be read.
     """
-    if t_init is not None:
-        check_int("t_init", t_init, 0, source.schedule.num_train_timesteps)
+    source.check_one_step(t_init)
     pipeline = source.build_pipeline(unet, t_init, prediction or source.prediction)
     write_folder(path, lambda folder: pipeline.save_pretrained(folder, safe_serialization=True))

@@ -19,7 +19,7 @@ from ..diffusion.conditioning import EMBEDDINGS, Conditioning
 from ..hashing import file_sha256
 from .folders import load_unet
 from .offline import loading, read_config
-from .stable_diffusion import Prediction, StableDiffusion, load_text_unet
+from .stable_diffusion import Prediction, StableDiffusion
 
 # Prompts in a call of the text encoders.
 BATCH = 16
@@ -44,12 +44,9 @@ class FlowTransformer(StableDiffusion):
         If a part is missing, or the scheduler cannot be used.
     """
 
+    denoiser = "transformer"
     pipelines: ClassVar[tuple[str, ...]] = ()
     encoders: ClassVar[tuple[tuple[str, str, str], ...]] = ()
-
-    @classmethod
-    def parts(cls) -> list[str]:
-        return ["transformer", "vae", *(name for pair in cls.encoders for name in pair[1::-1]), "scheduler"]
 
     def _check(self) -> None:
         super()._check()
@@ -84,9 +81,6 @@ class FlowTransformer(StableDiffusion):
         last = self.schedule.num_train_timesteps - 1
         if t_init not in (None, last):
             raise ValueError(f"t_init is {t_init}, expected {last}: {self.name} draws in one step from pure noise")
-
-    def load_unet(self) -> nn.Module:
-        return load_text_unet(self.folder / "transformer")
 
     def load_vae(self) -> nn.Module:
         import diffusers
@@ -153,15 +147,6 @@ class FlowTransformer(StableDiffusion):
         return FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=scheduler.config.num_train_timesteps, shift=scheduler.config.flow_shift
         )
-
-    @torch.no_grad()
-    def decode(
-        self, latents: Tensor, device: torch.device | str = "cpu", batch_size: int = 4, vae: nn.Module | None = None
-    ) -> Tensor:
-        vae = self.load_vae().to(device) if vae is None else vae
-        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-        parts = latents.split(batch_size)
-        return torch.cat([vae.decode(z.to(device).float() / scale + shift).sample.cpu() for z in parts]).clamp(-1, 1)
 
 
 class StableDiffusion3(FlowTransformer):

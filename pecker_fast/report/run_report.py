@@ -197,9 +197,10 @@ def _by_prompt(run: RunRecord) -> list[Section]:
         if len(rows) > SHOWN_PROMPTS:
             # Those on which the concept shows most, or what should be preserved shows least.
             rows = sorted(rows, key=lambda row: _shows(row, keys), reverse=kind == "concept")[:SHOWN_PROMPTS]
-            last = "most" if kind == "concept" else "least"
+            end = "highest" if kind == "concept" else "lowest"
             caption = (
-                f"{SHOWN_PROMPTS} of {len(recorded[kind]):,d} {words}: those with the {last}; metrics.json has all"
+                f"The {SHOWN_PROMPTS} of {len(recorded[kind]):,d} {words[0].lower()}{words[1:]} with the {end} "
+                f"{figure(keys[0]).title}; metrics.json has all"
             )
         titles = ["prompt", "images", *(figure(key).title for key in keys)]
         cells = [

@@ -1,4 +1,4 @@
-"""What a run came to, in words, for somebody who did not run it."""
+"""The outcome of a run, in words, for somebody who did not run it."""
 
 import shlex
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ def _in_its_place(run: RunRecord) -> str:
         )
     if run.of_prompts:
         cover = run.config["prompts"]["cover"]
-        texts.append(f"Meant is, for the first of the prompts, “{cover[0]}”." if cover else "")
+        texts.append(f"The first of the prompts should be drawn as “{cover[0]}”." if cover else "")
         texts.append("The pictures show what is drawn." if (run.folder / "samples").is_dir() else "")
     return " ".join(filter(None, texts))
 

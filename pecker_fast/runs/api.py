@@ -16,7 +16,7 @@ from .evaluate import evaluate as measure
 from .evaluate import evaluation_class
 from .folder import check_folder
 from .presets import PRESETS, ClassPreset, preset
-from .remembered import record_of, remembered_preset
+from .remembered import record_of
 from .run import Run
 from .task import unlearn_arguments
 from .unlearn import distil as run_distillation
@@ -289,8 +289,9 @@ def _request(name: str, forget: int | str | Sequence[int | str] | None, cover: i
 
 def _preset_for(model: Model) -> str:
     """The preset for a model that is no preset itself. ValueError if there is none that fits."""
-    if isinstance(model, (str, os.PathLike)) and record_of(model):
-        return remembered_preset(model)
+    record = record_of(model) if isinstance(model, (str, os.PathLike)) else {}
+    if record:
+        return record["preset"]
     if conditioning_of(model, name="model") == "prompts":
         return "sdxl-celebrity" if _is_xl(model) else "sd15-celebrity"
     network = resolve(model, name="model").network if isinstance(model, (str, os.PathLike)) else model

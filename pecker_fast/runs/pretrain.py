@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..data import LabelledImages, folder_of, survey_folder
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler, register_classes
+from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler, register_classes, register_guidance
 from ..files import write_json
-from ..metrics import Evaluator
+from ..metrics import Evaluator, Judge
 from ..models import save_network
 from ..parallel import world
 from ..report import save_grid
@@ -51,6 +52,9 @@ class PretrainEvaluation:
     """File of the classifier that measures samples, and later those of runs on this network. Default: the preset's."""
     evaluate: bool = True
     """Measure samples, if there is a judge."""
+    eval_guidance_scale: float = 1.0
+    """Guidance of the samples, 1 is none; other scales need a network with a label for "no condition". The network's
+    configuration has it too, and whoever compares a result with this network draws with it."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ class PretrainArguments:
                 unet = dataclasses.replace(unet, **shape, block_out_channels=unet.block_out_channels[:1])
             else:
                 unet = unet_for(size, channels, len(names))
-        return cls(preset_name, values.pretrain, unet, loop=values.pretrain_loop)
+        evaluation = PretrainEvaluation(eval_guidance_scale=values.guidance_scale)
+        return cls(preset_name, values.pretrain, unet, evaluation, loop=values.pretrain_loop)
 
     def resolved(self) -> ComputeArguments:
         """How the run computes. ValueError as by ``ComputeArguments.resolved``."""
@@ -125,6 +130,12 @@ class PretrainArguments:
         """Check the options of training, loop and output. ValueError or TypeError if one is wrong."""
         dataset_of(self.data, self.preset)
         self.options.check()
+        check_number("eval_guidance_scale", self.evaluation.eval_guidance_scale)
+        if self.evaluation.eval_guidance_scale != 1 and not self.unet.null_label:
+            raise ValueError(
+                f'eval_guidance_scale is {self.evaluation.eval_guidance_scale:g}, but the network has no label for "no '
+                'condition": expected 1, or null_label'
+            )
         self.loop.check()
         self.output.check()
 
@@ -159,10 +170,19 @@ class PretrainArguments:
         check_counts(images, name, 1, "to train on")
         check_images(images, name, build_unet(self.unet), NETWORK)
         if judge is not None:
-            real = load_images(self.data, self.preset, "all", size, channels)
-            check_judge(judge, self.evaluation.judge, real, name)
-            check_counts(real, name, 2, "to measure samples with")
+            self.reference(judge)
         return []
+
+    def reference(self, judge: Judge) -> LabelledImages:
+        """Load the real images that samples are compared with.
+
+        ValueError if they do not fit the judge, or a class has fewer than two.
+        """
+        name = dataset_of(self.data, self.preset)
+        images = load_images(self.data, self.preset, "all", self.unet.sample_size, self.unet.in_channels)
+        check_judge(judge, self.evaluation.judge, images, name)
+        check_counts(images, name, 2, "to measure samples with")
+        return images
 
 
 def pretrain(args: PretrainArguments) -> dict[str, Any]:
@@ -202,6 +222,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
             network = build_unet(args.unet)
         check_images(dataset, name, network, NETWORK)
         register_classes(network, args.unet.num_classes, dataset.class_names)
+        register_guidance(network, args.evaluation.eval_guidance_scale)
         schedule = NoiseSchedule.linear()
         phase = Pretraining(compute, network, schedule, dataset, args.options)
         evaluator: Evaluator | None = None
@@ -211,17 +232,15 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
             nonlocal evaluator
             judge = find_judge(args.preset, args.evaluation.judge) if args.evaluation.evaluate else None
             if judge is not None:
-                real = load_images(args.data, args.preset, "all", size, channels)
-                check_judge(judge, args.evaluation.judge, real, name)
-                check_counts(real, name, 2, "to measure samples with")
-                evaluator = Evaluator(real, judge, ())
+                evaluator = Evaluator(args.reference(judge), judge, ())
             prepare_folder(folder, args.loop.resume_from_checkpoint, args.output.overwrite_output_dir, take)
 
         processes.on_main(prepare)
 
         def draw(averaged: nn.Module) -> Tensor:
             with compute.autocast():
-                return pretrained_sampler(phase.schedule).draw(averaged, phase.schedule, labels, compute.seed).cpu()
+                sampler = pretrained_sampler(phase.schedule, averaged)
+                return sampler.draw(averaged, phase.schedule, labels, compute.seed).cpu()
 
         def evaluate(averaged: nn.Module, step: int) -> dict[str, Any]:
             measured = evaluator(draw(averaged), labels)

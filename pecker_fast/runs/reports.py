@@ -36,8 +36,7 @@ def write_report(run: str) -> tuple[Path, list[str]]:
     -------
     tuple of Path and list of str
         The report (.md, with .html beside it), and notes: which files have changed since a run ended, when figures say
-        little, and why its model
-        card is not refreshed.
+        little, and why its model card is not refreshed.
 
     Raises
     ------
@@ -80,10 +79,10 @@ def earlier_runs(folder: Path) -> dict[str, list[int | None]]:
 
 def _comparison(folder: Path) -> tuple[Path, list[str]]:
     """Write the report of a comparison or a demo again."""
-    if "command" not in _read(folder / COMPARED):
+    compared = read_object(folder / COMPARED)
+    if "command" not in compared:
         # A demo's, with a run of each method below it.
-        names = list(_read(folder / COMPARED).get("methods", ()))
-        return write_comparison(folder, {name: folder / name for name in names}), []
+        return write_comparison(folder, {name: folder / name for name in compared.get("methods", ())}), []
     recorded, arguments = read_across(folder / COMPARED)
     runs = {name: [_newest(record, folder / name) for record in several] for name, several in recorded.items()}
     own = {*PROMPTS.columns} - {*CLASSES.columns}

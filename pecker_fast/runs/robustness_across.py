@@ -69,7 +69,7 @@ def _runs_in(folder: Path) -> list[Path]:
             config = read_config(path)
         except RecordError:
             continue
-        if isinstance(config, Mapping) and "forget_classes" in config and (path / "unet").is_dir():
+        if "forget_classes" in config and (path / "unet").is_dir():
             runs.append(path)
     return runs
 

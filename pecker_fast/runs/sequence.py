@@ -1,6 +1,7 @@
 """Requests one after the other, each starting from the result of the one before."""
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,7 +42,7 @@ PATCH = "patch.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RequestsArguments:
+class RequestsArguments(ABC):
     """Options that sequences of classes and of concepts share."""
 
     method: str
@@ -77,6 +78,39 @@ class RequestsArguments:
         """Options of the method that are set."""
         values = dict(assignment(item) for item in self.set)
         return values if self.max_train_steps is None else {**values, "max_train_steps": self.max_train_steps}
+
+    @property
+    @abstractmethod
+    def first(self) -> dict[str, Any]:
+        """Options that the first request has and later ones have not."""
+
+    @property
+    def distils(self) -> bool:
+        """Whether the method trains a one-step generator and a score network."""
+        return issubclass(method_class(self.method), ScoreForgetting)
+
+    @property
+    def keeps_score(self) -> bool:
+        """Whether a request starts from the score network of the one before."""
+        return self.distils and self.score == "previous"
+
+    @property
+    def patches(self) -> bool:
+        """Whether the method has a fixed mask, so that each request leaves a patch file."""
+        return TAKEN in {item.name for item in fields(method_class(self.method).Options)}
+
+    def start(self, earlier: Sequence[UnlearnArguments]) -> dict[str, Any]:
+        """Options of a request that say what it starts from; ``earlier``: the requests before it."""
+        if not earlier:
+            return self.first
+        last = earlier[-1].folder
+        name = "initial_generator" if self.distils else "pretrained_model_name_or_path"
+        values: dict[str, Any] = {name: str(last)}
+        if self.keeps_score:
+            values["initial_score"] = str(last / SCORE)
+        if self.patches and self.disjoint:
+            values[TAKEN] = tuple(str(run.folder / "mask.safetensors") for run in earlier)
+        return values
 
     def request(
         self, name: str, own: Mapping[str, Any], names: Sequence[str], more: Mapping[str, Any]
@@ -157,14 +191,9 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     judge = find_judge(args.preset, args.judge)
     if judge is None:
         raise ValueError(f"judge is not given, and the preset {args.preset} comes without one")
-    distils = issubclass(method_class(args.method), ScoreForgetting)
-    patches = TAKEN in {item.name for item in fields(method_class(args.method).Options)}
     plan: list[UnlearnArguments] = []
     for i, label in enumerate(classes):
-        start = start_from(plan[-1].folder, distils, args.score) if plan else args.first
-        if plan and patches and args.disjoint:
-            start[TAKEN] = tuple(str(run.folder / "mask.safetensors") for run in plan)
-        plan.append(args.run(f"request-{i + 1}-forget-{label}", classes[: i + 1], **start))
+        plan.append(args.run(f"request-{i + 1}-forget-{label}", classes[: i + 1], **args.start(plan)))
     once = None
     if args.at_once and len(classes) > 1:
         once = args.run("at-once-" + "-".join(map(str, classes)), classes, **args.first)
@@ -175,20 +204,11 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     ForgetRequest.of(network, classes, cover)
     check_shared(args.shared, [last])
     ClassTask.check(last)
-    for run in (*plan, *([once] if once else [])):
+    every = [*plan, *([once] if once else [])]
+    for run in every:
         ended(run)
-    try:
-        every = [*plan, *([once] if once else [])]
-        titles = [f"forget {', '.join(map(str, run.request.forget_classes))}" for run in every]
-        keep = _keep_score if distils and args.score == "previous" else None
-        run_requests(plan, once, titles, keep, args.keep_checkpoints)
-    except SystemExit:
-        print("run the same command again to continue")
-        raise
-    for run in (*plan, *([once] if once else [])) if patches else ():
-        if not (run.folder / PATCH).is_file():
-            make_patch(Run(run.folder), output=run.folder / PATCH)
-            record_hashes(run.folder, [PATCH])
+    titles = [f"forget {', '.join(map(str, run.request.forget_classes))}" for run in every]
+    run_requests(args, plan, once, titles, _keep_score)
     names = request.class_names
     rows = [_row(f"{i + 1}: forget {named(classes[i], names)}", run, judge) for i, run in enumerate(plan)]
     if once:
@@ -201,7 +221,7 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
         "forget_classes": list(classes),
         "cover_class": cover,
         "class_names": names,
-        "score": args.score if distils else None,
+        "score": args.score if args.distils else None,
         "rows": rows,
         "judge": {"name": judge.name, "accuracy": judge.accuracy},
         "environment": environment(),
@@ -210,52 +230,58 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
     return write_sequence(args.folder)
 
 
-def start_from(last: Path, distils: bool, score: str) -> dict[str, Any]:
-    """The options of a request that starts from the folder of the previous one."""
-    if not distils:
-        return {"pretrained_model_name_or_path": str(last)}
-    return {"initial_generator": str(last)} | ({"initial_score": str(last / SCORE)} if score == "previous" else {})
-
-
 def run_requests(
+    args: RequestsArguments,
     plan: list[UnlearnArguments],
     once: UnlearnArguments | None,
     titles: Sequence[str],
-    keep_score: Callable[[Path], None] | None,
-    keep_checkpoints: bool,
+    keep_score: Callable[[Path], None],
 ) -> None:
-    """Run what has not ended.
+    """Run what has not ended, and make the patch files if there are any.
 
     Parameters
     ----------
+    args : RequestsArguments
+        Options of the sequence.
     plan : list of UnlearnArguments
         Requests one after the other.
     once : UnlearnArguments, optional
         All at once, which is run last.
     titles : sequence of str
         What each of them forgets.
-    keep_score : callable, optional
+    keep_score : callable
         Called with the folder of a run whose score network the next request starts from: writes it into ``SCORE``.
-    keep_checkpoints : bool
-        Whether checkpoints and score networks of requests that have ended stay.
+
+    Raises
+    ------
+    SystemExit
+        With status 128 + n if signal n stopped a run, after a checkpoint.
     """
     every = [*plan, *([once] if once else [])]
     source, before = plan[0].request.pretrained_model_name_or_path, None
-    for i, args in enumerate(every):
-        if not ended(args):
+    for i, run in enumerate(every):
+        if not ended(run):
             print(f"[{i + 1} of {len(every)}] {titles[i]}")
             # Requests on one pretrained network share what it draws.
-            shared = args.request.pretrained_model_name_or_path == source
-            outcome = unlearn(resumed(args), before if shared else None)
+            shared = run.request.pretrained_model_name_or_path == source
+            try:
+                outcome = unlearn(resumed(run), before if shared else None)
+            except SystemExit:
+                print("run the same command again to continue")
+                raise
             before = outcome.before if shared else before
         # The last one's is for a request that may be added later.
-        needed = args is not once and (args is plan[-1] or not ended(plan[i + 1]))
-        if keep_score is not None and needed and not (args.folder / SCORE).is_dir():
-            keep_score(args.folder)
-        if not keep_checkpoints:
-            shutil.rmtree(args.folder / "checkpoints", ignore_errors=True)
+        needed = run is not once and (run is plan[-1] or not ended(plan[i + 1]))
+        if args.keeps_score and needed and not (run.folder / SCORE).is_dir():
+            keep_score(run.folder)
+        if not args.keep_checkpoints:
+            shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
             if 0 < i < len(plan):
                 shutil.rmtree(plan[i - 1].folder / SCORE, ignore_errors=True)
+    for run in every if args.patches else ():
+        if not (run.folder / PATCH).is_file():
+            make_patch(Run(run.folder), output=run.folder / PATCH)
+            record_hashes(run.folder, [PATCH])
 
 
 def _keep_score(folder: Path) -> None:
@@ -276,7 +302,10 @@ def _row(name: str, args: UnlearnArguments, judge: Judge) -> dict[str, Any]:
     count, classes = args.request.samples_per_class, judge.num_classes
     labels = torch.arange(classes).repeat_interleave(count)
     t_init = run.config["options"].get("t_init")
-    sampler = pretrained_sampler(model.schedule) if t_init is None else Sampler("one_step", t_init=t_init)
+    if t_init is None:
+        sampler = pretrained_sampler(model.schedule, model.network)
+    else:
+        sampler = Sampler("one_step", t_init=t_init)
     images = sampler.draw(model.network, model.schedule, labels, derived_seed(args.compute.seed, "sequence"))
     share = 100 * confusion_matrix(judge, images, labels).double() / count
     forgotten = list(args.request.forget_classes)

@@ -21,9 +21,10 @@ SHIPPED = {"digits": train_digits_judge, "mnist": lambda size: train_mnist_judge
 SMALL_IMAGES = 32
 # The small network on one's own images; pixels are shifted by a sixteenth of the side.
 SMALL_RECIPE = {**DIGITS_RECIPE, "steps": 800, "lr": 4e-3}
-# Options by the kind of network, with their defaults.
+# Options that the small network does not have.
 RESNET_OPTIONS = ("imagenet_weights", "head_learning_rate", "resize", "device")
-TRAINING = {"epochs": 10, "batch_size": 128, "resize": 224}
+# How ResNet-34 is trained by default.
+RESNET_RECIPE = {"epochs": 10, "batch_size": 128, "resize": 224, "seed": 0}
 
 
 def train_classifier(
@@ -140,8 +141,8 @@ def train_classifier(
 
 def _small(train: LabelledImages, test: LabelledImages, options: dict[str, Any], name: str, progress: bool) -> Judge:
     """Train the small network; options that are None are those of the recipe."""
-    set_ = {"batch_size": options["batch_size"], "lr": options["learning_rate"], "seed": options["seed"]}
-    recipe = {**SMALL_RECIPE, **{key: value for key, value in set_.items() if value is not None}}
+    changes = {"batch_size": options["batch_size"], "lr": options["learning_rate"], "seed": options["seed"]}
+    recipe = {**SMALL_RECIPE, **{key: value for key, value in changes.items() if value is not None}}
     recipe["shift"] = train.image_shape[1] // 16
     if options["epochs"] is not None:
         recipe["steps"] = options["epochs"] * math.ceil(len(train) / recipe["batch_size"])
@@ -153,8 +154,7 @@ def _small(train: LabelledImages, test: LabelledImages, options: dict[str, Any],
 
 def _resnet(train: LabelledImages, test: LabelledImages, options: dict[str, Any], name: str, progress: bool) -> Judge:
     """Train ResNet-34; options that are None are as published."""
-    usual = {**TRAINING, "seed": 0}
-    options = {key: usual.get(key) if value is None else value for key, value in options.items()}
+    options = {key: RESNET_RECIPE.get(key) if value is None else value for key, value in options.items()}
     recipe = {key: value for key, value in options.items() if key not in ("device", "imagenet_weights")}
     recipe = {"imagenet": options["imagenet_weights"] is not None, **recipe}
     options |= {"device": device_of(options["device"]), "progress": progress}

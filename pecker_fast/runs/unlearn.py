@@ -207,7 +207,8 @@ def describe(args: UnlearnArguments, kind: type[Task] | None = None) -> str:
     request = args.request
     if request.distilled is not None and not is_distilled(request.distilled):
         # It is made first.
-        task_of(distillation_for(args)).check(distillation_for(args))
+        distillation = distillation_for(args)
+        task_of(distillation).check(distillation)
         request = dataclasses.replace(request, distilled=None)
     notes = kind.rehearse(dataclasses.replace(args, request=request), compute)
     memory = kind.estimate(args)

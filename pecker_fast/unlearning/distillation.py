@@ -21,6 +21,7 @@ from ..optim import MaskedAdam, PackedGradients, pack_gradients
 from ..sharding import local, part_of
 from .destroy import Destroyer
 from .distillation_losses import DistillationLosses, trainable
+from .gradients import dropped_gradients
 from .graphs import GradientCalls
 from .guidance import Batch, Guidance, Part
 from .masking import BaseMasker
@@ -321,26 +322,17 @@ class DistillationPhase(Phase):
 
     def memory_plan(self) -> MemoryPlan:
         """What an estimate of memory needs to know of this phase."""
-        score, generator = (
-            TrainedNetwork(network, optimizer, packed=self._packs(optimizer) + self._is_shared(name))
-            for name, network, optimizer, _ in self._trained()
-        )
-        if self.score_masker is not None:
-            masks, density = self.score_masker.MASKS, self.score_masker.density or 1.0
-            score = replace(score, step="masked", density=density, masks=masks)
-        if self.masker is not None:
-            joint = "joint" if self.mask_scope == "forget" else "masked"
-            alternate = "alternate" if self.mask_scope == "forget" else "masked"
-            generator = replace(
-                generator,
-                step=joint if self.update == "joint" else alternate,
-                density=self.masker.density or 1.0,
-                masks=self.masker.MASKS,
-            )
+        networks = []
+        for name, network, optimizer, masker in self._trained():
+            trained = TrainedNetwork(network, optimizer, packed=self._packs(optimizer) + self._is_shared(name))
+            if masker is not None:
+                step = self.update if name == "generator" and self.mask_scope == "forget" else "masked"
+                trained = replace(trained, step=step, density=masker.density or 1.0, masks=masker.MASKS)
+            networks.append(trained)
         first = {SCORE_SALIENCY: 0} if self.score_masker is not None else {}
         if self._has_one_mask():
             first[SALIENCY] = 1
-        return MemoryPlan([score, generator], self._rehearse, first)
+        return MemoryPlan(networks, self._rehearse, first)
 
     def _rehearse(self, note: Callable[[str | None], None]) -> None:
         """The gradients of an iteration, without its steps; ``note`` as in ``MemoryPlan``."""
@@ -349,8 +341,13 @@ class DistillationPhase(Phase):
         if self.score_masker is not None:
             self.score_masker.rehearse(streams, self.score)
             note(SCORE_SALIENCY)
+        # A gradient that is packed does not last.
+        dropped = {
+            name: dropped_gradients(trainable(network) if self._packs(optimizer) else ())
+            for name, network, optimizer, _ in self._trained()
+        }
         micros = self._micro_batches(0)
-        with self._dropped_gradients(self.score, self.score_optimizer):
+        with dropped["score"]:
             self._score_gradients(micros, losses)
         note("score network's step")
         self.score.zero_grad(set_to_none=True)
@@ -358,25 +355,10 @@ class DistillationPhase(Phase):
             note(None)
             self.masker.rehearse(streams, self.generator)
             note(SALIENCY)
-        with self._dropped_gradients(self.generator, self.generator_optimizer):
+        with dropped["generator"]:
             for _ in self._generator_gradients(micros, losses):
                 note("generator's step")
                 self.generator.zero_grad(set_to_none=True)
-
-    @contextmanager
-    def _dropped_gradients(self, network: nn.Module, optimizer: MaskedAdam) -> Iterator[None]:
-        """In a rehearsal: each gradient that would be packed is dropped as soon as it exists."""
-        params = trainable(network) if self._packs(optimizer) else []
-
-        def drop(param: Tensor) -> None:
-            param.grad = None
-
-        handles = [param.register_post_accumulate_grad_hook(drop) for param in params]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     # ---- an iteration
 

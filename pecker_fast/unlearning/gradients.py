@@ -1,6 +1,7 @@
 """Gradients beside ``.grad``: summed in place, a second gradient of the weights costs one copy of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -42,3 +43,18 @@ def add_gradients(
     finally:
         for param, grad in zip(params, own_grads, strict=True):
             param.grad = grad
+
+
+@contextmanager
+def dropped_gradients(params: Iterable[Tensor]) -> Iterator[None]:
+    """Within it, each parameter's gradient is dropped as soon as a backward pass has computed it."""
+
+    def drop(param: Tensor) -> None:
+        param.grad = None
+
+    handles = [param.register_post_accumulate_grad_hook(drop) for param in params]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -278,7 +278,7 @@ class Masker(BaseMasker):
             labels = streams.choose("labels", self.samples, self._forgotten)
             seed = derived_seed(self.compute.seed, "saliency teacher")
             with self.compute.autocast():
-                sampler = pretrained_sampler(self.problem.schedule)
+                sampler = pretrained_sampler(self.problem.schedule, self.problem.teacher)
                 images = sampler.draw(self.problem.teacher, self.problem.schedule, labels, seed)
             self._pool = images, labels
 

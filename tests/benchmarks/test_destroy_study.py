@@ -4,7 +4,7 @@ import json
 
 import pytest
 from pecker_fast.benchmarks.studies import destroy, patch_relearn, patch_runs
-from pecker_fast.benchmarks.studies.destroy import CONDITIONS, CORE, PLACES, main, plan
+from pecker_fast.benchmarks.studies.destroy import CONDITIONS, FIRST, PLACES, main, plan
 from pecker_fast.benchmarks.studies.patch_conditions import NEVER_SAW, PATCH, RELABEL
 
 from pecker_fast.runs.presets import method_options
@@ -18,8 +18,8 @@ def test_plan():
     assert len({job.key for job in jobs}) == len(jobs) and {(job.preset, job.pair) for job in jobs} == set(PLACES)
     names = [condition.name for condition in CONDITIONS]
     assert len({*names}) == len(names) and names[:3] == [RELABEL, PATCH, "patch, relabelled"]
-    assert NEVER_SAW in names and len(CONDITIONS) == 49
-    assert [job.seed for job in jobs if job.preset == "mnist"][: 5 * len(CORE)] == [s for s in range(5) for _ in CORE]
+    assert NEVER_SAW in names and len(CONDITIONS) == 55
+    assert [job.seed for job in jobs if job.preset == "mnist"][: 5 * len(FIRST)] == [s for s in range(5) for _ in FIRST]
     for condition in CONDITIONS:
         if condition.group != "control":
             options = method_options("digits", method_class(condition.method))

@@ -89,8 +89,10 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
 
 def test_start_of_other_methods(tmp_path):
     last = tmp_path / "last"
-    assert command.start_from(last, False, "previous") == {"pretrained_model_name_or_path": str(last)}
-    assert command.start_from(last, True, "teacher") == {"initial_generator": str(last)}
+    many_steps = command.SequenceArguments(method="esd", output_dir=str(tmp_path))
+    assert many_steps.start([many_steps.run("last", (0,))]) == {"pretrained_model_name_or_path": str(last)}
+    one_step = command.SequenceArguments(score="teacher", output_dir=str(tmp_path))
+    assert one_step.start([one_step.run("last", (0,))]) == {"initial_generator": str(last)}
 
 
 def test_first_request_starts_from_distilled_networks(capsys, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from pecker_fast.cli import main
 from pecker_fast.models import resolve_text
 from pecker_fast.runs.prompts import sequence as module
 from pecker_fast.runs.prompts import sheets
+from pecker_fast.runs.several import ended
 from tests.commands.case import fails
 from tests.commands.test_concepts import place  # noqa: F401  (a fixture)
 
@@ -71,6 +72,18 @@ def test_concepts_one_after_the_other(place, tmp_path, capsys, monkeypatch):  # 
     # Called again, nothing is trained or measured.
     monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("measured again"))
     main(words(place, folder))
+    # With a further concept, requests are added: nothing that has ended is in the way.
+    (place / "three.txt").write_text((place / "two.txt").read_text() + "grace hopper, a woman\n")
+    plans = []
+
+    def plan_only(args, plan, once, *_):
+        plans.append([*plan, once])
+        raise SystemExit(130)
+
+    monkeypatch.setattr(module, "run_requests", plan_only)
+    with pytest.raises(SystemExit):
+        main(words(place, folder, "--concepts", str(place / "three.txt")))
+    assert [ended(run) for run in plans[0]] == [True, True, False, False]
 
 
 def test_wrong_options(place, capsys, tmp_path):  # noqa: F811

@@ -320,7 +320,7 @@ def test_signal_writes_checkpoint_and_prints_resume_command(tmp_path, number):
 def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, monkeypatch, name, size, channels):
     data = image_folder(tmp_path / "data")
     for module in (pretraining, task):
-        monkeypatch.setattr(module, "pretrained_sampler", lambda schedule: Sampler("ddim", num_inference_steps=2))
+        monkeypatch.setattr(module, "pretrained_sampler", lambda *_: Sampler("ddim", num_inference_steps=2))
     main([
         "pretrain", "--preset", name, "--dataset_name", f"folder:{data}",
         "--block_out_channels", *map(str, channels), "--layers_per_block", "1", "--max_train_steps", "2",

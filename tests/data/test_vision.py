@@ -294,3 +294,15 @@ def test_error_without_torchvision(monkeypatch, tmp_path):
     for name in ("cifar10", "stl10"):
         with pytest.raises(ImportError, match=r"pip install 'pecker-fast\[train\]'"):
             load_dataset(name, root=tmp_path)
+
+
+def test_huge_pictures_are_refused_in_one_line(tmp_path, monkeypatch):
+    """Pillow refuses them with an error of its own, when the header is read."""
+    from PIL import Image
+
+    for name in ("a", "b"):
+        write_image(tmp_path / name / "0.png", 8, 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
+    for read in (lambda: survey_folder(tmp_path), lambda: load_folder(tmp_path, image_size=8)[0]):
+        with pytest.raises(ValueError, match=r"0\.png cannot be read as an image .*: remove or replace it"):
+            read()

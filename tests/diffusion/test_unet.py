@@ -13,9 +13,13 @@ from pecker_fast.diffusion import (
     UNetConfig,
     build_unet,
     check_class_conditional,
+    fresh_unet,
+    guidance_scale,
     null_label,
     num_classes,
+    pretrained_sampler,
     register_classes,
+    register_guidance,
 )
 from pecker_fast.models import load_network, save_network
 
@@ -56,6 +60,19 @@ def test_classes(null):
         assert num_classes(network) == 3
         assert null_label(network) == (3 if null else None)
         assert network.class_embedding.num_embeddings == 3 + null
+
+
+def test_guidance(tmp_path):
+    unet = tiny_unet(null_label=True)
+    assert guidance_scale(unet) == 1 and pretrained_sampler(SCHEDULE, unet).guidance_scale is None
+    register_guidance(unet, 2)
+    save_network(tmp_path / "unet", unet, SCHEDULE)
+    for network in (unet, fresh_unet(unet), load_network(tmp_path / "unet")[0]):
+        assert guidance_scale(network) == 2 and pretrained_sampler(SCHEDULE, network).guidance_scale == 2
+    with pytest.raises(ValueError, match='scale is 2, but the network has no label for "no condition"'):
+        register_guidance(tiny_unet(), 2)
+    with pytest.raises(ValueError, match="scale is -1"):
+        register_guidance(unet, -1)
 
 
 def test_classes_of_a_network_of_diffusers(tmp_path):

@@ -12,7 +12,7 @@ from ...models import resolve
 from ...report import RunRecord, read_across, text_table, write_across
 from ...run_records import read_metrics
 from ...unlearning import method_class
-from ..arguments import UnlearnArguments
+from ..arguments import UnlearnArguments, check_unused
 from ..compare import CompareArguments, Comparison, Plan, fields_of, runs_in
 from ..distilled import existing_distilled
 from ..evaluate import evaluate
@@ -22,7 +22,7 @@ from ..robustness_across import write_across_runs
 from ..several import command_line
 from ..task import unlearn_arguments
 from .evaluation import ClassEvaluation
-from .names import cover_of, labels_of, named
+from .names import cover_of, named
 from .task import ClassTask
 
 RELABEL = "relabel"
@@ -123,7 +123,7 @@ class ClassComparison(CompareArguments):
         request = ClassTask.settled(next(iter(plan.values()))[0]).request
         names, cover_class = request.class_names, cover_of(request.cover_class)
         cover = "a retained class drawn at random" if cover_class is None else f"class {named(cover_class, names)}"
-        classes = ", ".join(named(label, names) for label in labels_of(request.forget_classes, names))
+        classes = ", ".join(named(label, names) for label in request.forget_classes)
         facts = {name: _facts(plan[name][0], runs[name][0]) for name in runs}
         request_line = f"Preset {self.preset}: forget class {classes}, with {cover} as cover."
         command = command_line("compare")
@@ -144,12 +144,8 @@ class ClassComparison(CompareArguments):
                 f"{Path(self.runs).parent} writes the report of that comparison again)"
             )
         used = ("runs", "output_dir", "seconds", "progress_bar")
-        for item in fields(self):
-            if item.name not in used and getattr(self, item.name) != item.default:
-                raise ValueError(
-                    f"{item.name} is {getattr(self, item.name)!r}, but runs {self.runs} are only reported: expected it "
-                    "to be left out"
-                )
+        unused = [item.name for item in fields(self) if item.name not in used]
+        check_unused(type(self), vars(self), unused, f"runs {self.runs} are only reported")
         folder = Path(self.output_dir)
         self.check_earlier({name: [run.metrics.get("seed") for run in several] for name, several in records.items()})
         folder.mkdir(parents=True, exist_ok=True)

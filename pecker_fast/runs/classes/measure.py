@@ -111,8 +111,9 @@ class RunEvaluation:
 
     def protocol(self) -> dict[str, Any]:
         """How the run was measured, for metrics.json."""
-        teacher = pretrained_sampler(self.setting.problem.schedule)
+        teacher = pretrained_sampler(self.setting.problem.schedule, self.setting.problem.teacher)
         how = "in one step" if teacher.kind == "one_step" else f"by {teacher.num_inference_steps} steps of DDIM"
+        how += "" if teacher.guidance_scale is None else f" with guidance {teacher.guidance_scale:g}"
         samples = {
             **self.method.sampler.summary(),
             "t_init": getattr(self.method.options, "t_init", None),
@@ -137,7 +138,7 @@ class RunEvaluation:
         """Images (N, C, H, W) of the pretrained network as ``pretrained_sampler`` draws them, on the CPU."""
         problem, compute = self.setting.problem, self.setting.compute
         with compute.autocast():
-            sampler = pretrained_sampler(problem.schedule)
+            sampler = pretrained_sampler(problem.schedule, problem.teacher)
             images = sampler.draw(problem.teacher, problem.schedule, self.labels, compute.seed)
         return images.cpu()
 

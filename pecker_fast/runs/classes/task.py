@@ -111,7 +111,7 @@ class ClassTask(Task):
 
     @staticmethod
     def settled(args: UnlearnArguments) -> UnlearnArguments:
-        request, data, changes = args.request, args.resources, {}
+        request, data = args.request, args.resources
         path = request.pretrained_model_name_or_path
         if path is None and request.distilled not in (None, AUTO):
             path = record_of(request.distilled).get("pretrained_model_name_or_path")
@@ -121,7 +121,7 @@ class ClassTask(Task):
         if not names and judge is not None:
             names = Judge.names_in(judge)
         names = proper_names(names or published_names(args.preset, path))
-        changes = {"pretrained_model_name_or_path": path, "judge": judge, "class_names": names}
+        changes: dict[str, Any] = {"pretrained_model_name_or_path": path, "judge": judge, "class_names": names}
         if data.dataset_name is None:
             changes["dataset_name"] = record.get("dataset_name")
             changes["data_root"] = data.data_root or record.get("data_root")
@@ -362,7 +362,8 @@ class ClassTask(Task):
         classes = [*request.forget_classes, *cover, *others[:UNJUDGED]]
         labels = torch.tensor(classes).repeat_interleave(PICTURED)
         names = self.args.request.class_names or [f"class {label}" for label in range(request.num_classes)]
-        samplers = (pretrained_sampler(problem.schedule), problem.teacher), (self.method.sampler, network)
+        teacher = problem.teacher
+        samplers = (pretrained_sampler(problem.schedule, teacher), teacher), (self.method.sampler, network)
         with compute.autocast():
             before, after = (s.draw(x, problem.schedule, labels, compute.seed).float().cpu() for s, x in samplers)
         picture = self.args.folder / "samples" / "before_after.png"

@@ -1,6 +1,7 @@
 """Presets of data sets with classes: the published values, and those for the digits that come with the package."""
 
 from dataclasses import replace
+from typing import Any
 
 from ...diffusion import UNetConfig
 from ...training.loop import LoopOptions
@@ -178,18 +179,36 @@ CLASS_PRESETS["digits16"] = replace(
 # cost the least time. There are twelve times the pixels of the digits: abar is .08 at 500. Everything is for a CPU with
 # two cores: small batches, few evaluations.
 _DIGITS = CLASS_PRESETS["digits"]
+MNIST_GUIDANCE = 2.0
+_GUIDED = ("eval_guidance_scale", "replay_guidance_scale", "saliency_guidance_scale", "trajectory_guidance_scale")
+
+
+def _guided(method: str) -> dict[str, Any]:
+    """The digits' values of a method, for a network with a label for "no condition"."""
+    values = _DIGITS.methods[method]
+    return {name: MNIST_GUIDANCE if name in _GUIDED else value for name, value in values.items()}
+
+
 CLASS_PRESETS["mnist"] = replace(
     _DIGITS,
     dataset="mnist",
-    unet=replace(_DIGITS.unet, sample_size=28, block_out_channels=(24, 48, 96)),
-    pretrain=replace(_DIGITS.pretrain, max_train_steps=8000, learning_rate=1e-3, ema_decay=0.999, random_shift=1),
+    unet=replace(_DIGITS.unet, sample_size=28, null_label=True, block_out_channels=(32, 64, 96)),
+    pretrain=replace(
+        _DIGITS.pretrain,
+        max_train_steps=10_000,
+        learning_rate=1e-3,
+        ema_decay=0.999,
+        condition_dropout=0.1,
+        random_shift=1,
+    ),
     pretrain_in_bf16=True,
     pretrain_loop=LoopOptions(
         logging_steps=50, checkpointing_steps=200, checkpoints_total_limit=2, validation_steps=2000
     ),
     unlearning={**_DIGITS.unlearning, "t_init": 500, "train_batch_size": 24, "forget_batch_size": 8},
+    guidance_scale=MNIST_GUIDANCE,
     methods={
-        **_DIGITS.methods,
+        "patch": _DIGITS.methods["patch"],
         "distil": {
             "max_train_steps": 500,
             "train_batch_size": 48,
@@ -197,9 +216,12 @@ CLASS_PRESETS["mnist"] = replace(
             "validation_steps": 100,
             "checkpointing_steps": 25,
         },
-        "retrain": {**_DIGITS.methods["retrain"], "validation_steps": 8000, "checkpointing_steps": 200},
+        "retrain": {**_guided("retrain"), "validation_steps": 10_000, "checkpointing_steps": 200},
         # The published weight, scaled to 784 dimensions from 3072.
-        "salun": {**_DIGITS.methods["salun"], "retain_weight": 0.004},
+        "salun": {**_guided("salun"), "retain_weight": 0.004},
+        "selective_amnesia": _guided("selective_amnesia"),
+        "relabel": _guided("relabel"),
+        "esd": {**_guided("esd"), "empty_prompt": "null"},
     },
     loop=replace(_DIGITS.loop, checkpointing_steps=20),
     judge="mnist",

@@ -45,8 +45,7 @@ def unet_for(size: int, channels: int, num_classes: int) -> UNetConfig:
             "smaller --sample_size, or set --block_out_channels (--preset stl10 has the network of published work)"
         )
     if size < LEAST or coarsest > COARSEST[1]:
-        near = [n for n in range(LEAST, LARGEST + 1, STEP) if n % 8 == 0]
-        best = min(near, key=lambda n: abs(n - size))
+        best = min(range(LEAST, LARGEST + 1, 8), key=lambda n: abs(n - size))
         raise ValueError(
             f"sample_size is {size}, which cannot be halved down to {COARSEST[0]} to {COARSEST[1]} pixels: expected "
             f"such as --sample_size {best}, or --block_out_channels with other levels"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,11 @@ from ...files import write_folder, write_json, write_text
 from ...models import resolve_text
 from ...records import read_object
 from ...report import RunRecord, portable, write_concept_sequence
-from ...unlearning import method_class
-from ...unlearning.score_forgetting import ScoreForgetting
 from ..arguments import UnlearnArguments
-from ..audit import record_hashes
 from ..distilled import SCORE, last_score
 from ..evaluate import evaluate
-from ..patches import make_patch
 from ..presets import prompt_preset
-from ..run import Run
-from ..sequence import PATCH, TAKEN, RequestsArguments, run_requests, start_from
+from ..sequence import PATCH, RequestsArguments, run_requests
 from ..several import check_alone, check_shared, command_line, ended
 from .evaluation import PromptEvaluation
 from .measure import DetectorArguments, MeasureArguments
@@ -110,8 +105,6 @@ def prompt_sequence(args: PromptSequenceArguments) -> tuple[Path, str]:
     subject = prompt_preset(args.preset).subject
     if subject != "celebrity":
         raise ValueError(f"preset is {args.preset!r}, whose request has no names: expected one for concepts")
-    distils = issubclass(method_class(args.method), ScoreForgetting)
-    patches = TAKEN in {item.name for item in fields(method_class(args.method).Options)}
     # The last request is checked before the first one starts.
     last = args.run("request", len(concepts), **args.first, concepts=args.concepts)
     resolve_text(args.pretrained_model_name_or_path)
@@ -124,33 +117,25 @@ def prompt_sequence(args: PromptSequenceArguments) -> tuple[Path, str]:
         write_text(args.part(count), "\n".join(lines) + "\n")
     plan: list[UnlearnArguments] = []
     for count in range(1, len(concepts) + 1):
-        start = start_from(plan[-1].folder, distils, args.score) if plan else args.first
-        if plan and patches and args.disjoint:
-            start[TAKEN] = tuple(str(run.folder / "mask.safetensors") for run in plan)
-        plan.append(args.run(f"request-{count}", count, **start))
-    once = args.run("at-once", len(concepts), **args.first) if args.at_once and len(concepts) > 1 else None
+        plan.append(args.run(f"request-{count}", count, **args.start(plan)))
+    once = None
+    if args.at_once and len(concepts) > 1:
+        # A folder of its own for each number, so that concepts can be added.
+        once = args.run(f"at-once-{len(concepts)}", len(concepts), **args.first)
     every = [*plan, *([once] if once else [])]
     for run in every:
         ended(run)
     names = [f"{i + 1}: forget {name}" for i, (name, _) in enumerate(concepts)]
-    keep = _keep_score if distils and args.score == "previous" else None
-    try:
-        run_requests(plan, once, [*names, "all at once"], keep, args.keep_checkpoints)
-    except SystemExit:
-        print("run the same command again to continue")
-        raise
-    for run in every if patches else ():
-        if not (run.folder / PATCH).is_file():
-            make_patch(Run(run.folder), output=run.folder / PATCH)
-            record_hashes(run.folder, [PATCH])
-    rows = [_row(args, title, run) for title, run in zip([*names, "all at once"], every, strict=False)]
+    titles = [*names, *(["all at once"] if once else [])]
+    run_requests(args, plan, once, titles, _keep_score)
+    rows = [_row(args, title, run) for title, run in zip(titles, every, strict=True)]
     record = {
         "command": command_line("sequence"),
         "method": args.method,
         "preset": args.preset,
         "seed": args.seed,
         "concepts": [list(pair) for pair in concepts],
-        "score": args.score if distils else None,
+        "score": args.score if args.distils else None,
         "rows": rows,
         "environment": environment(),
     }

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from ...models import (
     KnownGenerator,
     Prediction,
     StableDiffusion,
+    is_hub_file,
+    is_hub_name,
     known_generator,
     one_step_of,
     recorded_one_step,
@@ -42,7 +43,6 @@ from .embeddings import embed_prompts
 from .pictures import PromptPictures
 from .request import MemoryArguments, PromptRequestArguments, Prompts, resolve_prompts
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Options of memory that do not change the numbers of a run.
 NEUTRAL = ("gradient_checkpointing", "fsdp", "share_weights", "saliency_parts")
 
@@ -103,8 +103,9 @@ class PromptTask(Task):
         if request.fisher is not None and not Path(request.fisher).is_file():
             raise ValueError(f"fisher is {request.fisher!r}, no such file")
         for name, path in initial_paths(request)[0].items():
-            # A name on the hub is not asked for.
-            if Path(path).is_dir() or (not Path(path).exists() and not _HUB_NAME.fullmatch(path)):
+            on_hub = is_hub_file(path) or (not Path(path).exists() and is_hub_name(path))
+            # Nothing is fetched, and a file has no configuration.
+            if not on_hub and not Path(path).is_file():
                 resolve_config(path, name=name)
         if request.pretrained_model_name_or_path is None:
             args.options.check()
