@@ -15,6 +15,7 @@ demo: $(STAMP)
 	$(BIN)/pecker-fast demo
 
 # All tests but the slow ones; the slow ones; all of them; all of them with fresh random inputs.
+SELECTED :=
 test: SELECTED = not slow
 test-slow: SELECTED = slow
 # The same random inputs in every run; fresh ones in each run of test-random.
