@@ -140,6 +140,7 @@ GRID = (
 ESTIMATES = (
     _patch("patch 0.1, 256 chunks", 0.1, saliency_chunks=256),
     _patch("patch 0.05, 256 chunks", 0.05, saliency_chunks=256),
+    _patch("patch 0.02, 256 chunks", 0.02, saliency_chunks=256),
     _patch("patch 0.1, damping 0.1", 0.1, saliency_damping=0.1),
 )
 FURTHER = (

@@ -29,6 +29,8 @@ from .patch_conditions import Job
 
 # Half of the digits' batch, to save time; the other options are the preset's.
 COMMON = {"max_train_steps": 80, "train_batch_size": 24, "forget_batch_size": 8}
+# Of every ratio, unless a condition has another number: the presets' defaults follow from the study.
+CHUNKS = 64
 SAMPLES_PER_CLASS = 100
 KINDS = ("generator", "score")
 
@@ -94,7 +96,9 @@ def method_of(job: Job, folder: Path) -> Method:
     request = ForgetRequest.of(model.network, job.pair[:1], job.pair[1])
     problem = Problem(model.network, model.schedule, request, initial_generator=generator, initial_score=score)
     kind = LoraSFD if job.condition.method == "lora" else method_class(job.condition.method)
-    options = replace(method_options(job.preset, kind), **{**COMMON, **job.condition.options})
+    options = method_options(job.preset, kind)
+    estimate = {"saliency_chunks": CHUNKS} if hasattr(options, "saliency_chunks") else {}
+    options = replace(options, **{**COMMON, **estimate, **job.condition.options})
     return kind(Setting(problem, Compute(seed=job.seed)), options)
 
 
