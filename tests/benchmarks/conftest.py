@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from pecker_fast.benchmarks.studies import patch_runs
@@ -16,14 +14,8 @@ def flags_may_be_set():
 
 @pytest.fixture
 def few_samples(monkeypatch):
-    """Masks of the study's runs are estimated from two samples of each kind, unless a condition says how many."""
-    real = patch_runs.method_options
-
-    def options(preset, kind):
-        values = real(preset, kind)
-        return replace(values, saliency_chunks=2) if hasattr(values, "saliency_chunks") else values
-
-    monkeypatch.setattr(patch_runs, "method_options", options)
+    """The masks of the study's runs are estimated from two samples of each kind, unless a condition says how many."""
+    monkeypatch.setattr(patch_runs, "CHUNKS", 2)
 
 
 @pytest.fixture
