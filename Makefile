@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-slow test-all test-random bench lint docs install clean
+.PHONY: demo test test-slow test-all test-random bench lint docs docs-check install clean
 
 demo: $(STAMP)
 	$(BIN)/pecker-fast demo
@@ -37,6 +37,11 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Every command and Python block of the documentation, on small stand-ins for models and data.
+docs-check: export PYTHONDONTWRITEBYTECODE =
+docs-check: $(STAMP)
+	$(BIN)/python -m tests.docs_check
 
 install: $(STAMP)
 

@@ -1,7 +1,7 @@
 """Argument checks shared by the package. Each raises before anything is computed and names the argument."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -28,6 +28,13 @@ def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None
     check_batch(name, value)
     if value.shape != other.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected that of {other_name}, {tuple(other.shape)}")
+
+
+def check_left_out(values: Mapping[str, Any], defaults: Mapping[str, Any], names: Iterable[str], why: str) -> None:
+    """The options ``names``, which would not be used, have their defaults; ``why`` ends the sentence "but ..."."""
+    for name in names:
+        if values[name] != defaults[name]:
+            raise ValueError(f"{name} is {values[name]!r}, but {why}: expected it to be left out")
 
 
 def check_int(name: str, value: int, low: int, high: int | None = None) -> None:

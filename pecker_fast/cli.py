@@ -5,6 +5,7 @@ It runs before torch is loaded, which takes seconds: see ``pecker_fast/__init__.
 
 import contextlib
 import importlib
+import io
 import os
 import re
 import signal
@@ -75,6 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
         gone.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of classes and files may have characters that the terminal's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             _main(words)

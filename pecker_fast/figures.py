@@ -444,18 +444,27 @@ _ROBUSTNESS = (
 FIGURES = {figure.key: figure for figure in (*_CLASSES, *_QUALITY, *_PROMPTS, *_COST, *_ROBUSTNESS)}
 ROBUSTNESS = frozenset(figure.key for figure in _ROBUSTNESS)
 _STEPS = re.compile(r"(relearn_\w+|inversion_ua)_(\d+)")
+# What the key of a figure starts with that was measured of the model that a run started from.
+BEFORE = "before_"
 
 
 def find(key: str) -> Figure | None:
     """The figure of a key; None for keys that are no figures of the catalogue."""
     match = _STEPS.fullmatch(key)
     if match is None:
-        return FIGURES.get(key)
+        after = FIGURES.get(key.removeprefix(BEFORE))
+        return FIGURES.get(key) or (None if after is None else _before(after))
     base, steps = FIGURES.get(match[1]), match[2]
     if base is None:
         return None
     after = f"{steps} step{'' if steps == '1' else 's'}"
     return dataclasses.replace(base, key=key, label=f"{base.label}, {after}", short=f"{base.short}, {after}")
+
+
+def _before(after: Figure) -> Figure:
+    """The figure of the model that a run started from."""
+    changes = {"key": f"{BEFORE}{after.key}", "label": f"Before: {after.label}", "short": f"{after.short} before"}
+    return dataclasses.replace(after, **changes, better=None, meaning=f"{after.meaning}, before the run")
 
 
 def figure(key: str) -> Figure:

@@ -9,6 +9,7 @@ from ..parsing import early_option, parse_options
 from ..runs.arguments import UnlearnArguments
 from ..runs.recorded import options_of_record
 from ..runs.remembered import preset_from
+from ..runs.reports import caution_lines
 from ..runs.task import unlearn_arguments
 from ..runs.unlearn import describe, unlearn
 
@@ -70,4 +71,4 @@ def run(args: UnlearnArguments) -> None:
     metrics = unlearn(args).metrics
     if metrics:
         print(figure_lines({name: metrics.get(name) for name in FIGURES}))
-        print(f"report: {args.folder / 'report.md'}")
+        print("\n".join([*caution_lines(metrics), f"report: {args.folder / 'report.md'}"]))

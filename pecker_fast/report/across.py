@@ -231,8 +231,13 @@ def read_across(path: Path) -> tuple[dict[str, list[RunRecord]], dict[str, Any]]
             for name, several in compared["methods"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"runs is {str(path)!r}, expected compare.json of a comparison: {error!r}") from error
+        raise ValueError(f"runs is {str(path)!r}, expected compare.json of a comparison: {_words(error)}") from error
     return runs, arguments
+
+
+def _words(error: Exception) -> str:
+    """What is wrong with a file, in words: a KeyError has only the key."""
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def write_across(

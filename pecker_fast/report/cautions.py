@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..figures import FORGOTTEN, figure
+from ..figures import BEFORE, FORGOTTEN, figure
 from ..metrics.intervals import proportion_interval
 from .files import RunRecord
 
@@ -154,4 +154,11 @@ def _of_prompts(metrics: Mapping[str, Any]) -> list[str]:
             )
         if prefix == "" and count is not None and count < FEW and metrics.get("gcd_score", share) is not None:
             texts.append(f"The scores of the concept rest on {count:.0f} images.")
+    for key in ("gcd_score", "inappropriate_probability", "clip_ua"):
+        before, after = metrics.get(f"{BEFORE}{key}"), metrics.get(key)
+        row = figure(key)
+        if before is not None and after is not None and (after >= before if row.better == "lower" else after <= before):
+            texts.append(
+                f"The run did not improve it: {row.label} {row.text(before)} before the run, {row.text(after)} now."
+            )
     return texts

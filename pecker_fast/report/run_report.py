@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..figures import figure, find
+from ..figures import BEFORE, figure, find
 from .blocks import Block, Items, Link, Picture, Section, Table, Text, blocks_of
 from .card import card_note, write_card
 from .concepts import by_concept
@@ -133,7 +133,10 @@ def _data_words(run: RunRecord) -> str:
 def _result(run: RunRecord) -> list[Block]:
     keys, values = shown_figures(run), {"value": run.metrics}
     results = [key for key in keys if key not in COSTS]
-    blocks: list[Block] = [metrics_table(results, values, "What was measured")] if results else []
+    before = {key: run.metrics[f"{BEFORE}{key}"] for key in results if run.metrics.get(f"{BEFORE}{key}") is not None}
+    # Runs on classes have figures of their own for that.
+    compared = {"before": before, **values} if before and run.of_prompts else values
+    blocks: list[Block] = [metrics_table(results, compared, "What was measured")] if results else []
     blocks.append(metrics_table([key for key in keys if key in COSTS], values, "What it took, and what it changed"))
     if run.of_prompts and "concept" not in (run.metrics.get("protocol") or {}):
         blocks.insert(0, Text("The images have not been measured: pecker-fast evaluate-concept does that."))

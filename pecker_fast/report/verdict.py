@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ..figures import FORGOTTEN, figure
+from ..figures import BEFORE, FORGOTTEN, figure
 from .blocks import Block, Caution, Code, Table, Text
 from .cautions import cautions, class_words, drawn_before, forgotten_images, never_drawn, ua_interval
 from .files import RunRecord
@@ -88,7 +88,7 @@ def _in_its_place(run: RunRecord) -> str:
 
 def _change(metrics: Mapping[str, Any], key: str) -> str:
     """Value of a figure, and that before the run if it is known."""
-    row, before = figure(key), metrics.get(f"before_{key}")
+    row, before = figure(key), metrics.get(f"{BEFORE}{key}")
     text = row.text(metrics.get(key))
     return text if before is None else f"{text} (before: {row.text(before)})"
 
@@ -129,8 +129,12 @@ _PRESERVED += ("coco_clip_score", "fid")
 
 
 def _listed(metrics: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    shown = [(figure(key), metrics[key]) for key in keys if metrics.get(key) is not None]
-    return "; ".join(f"{row.label} {row.text(value)} ({row.direction} is better)" for row, value in shown)
+    shown = [figure(key) for key in keys if metrics.get(key) is not None]
+    before = {row.key: metrics.get(f"{BEFORE}{row.key}") for row in shown}
+    known = {key: "" if value is None else f"before: {figure(key).text(value)}; " for key, value in before.items()}
+    return "; ".join(
+        f"{row.label} {row.text(metrics[row.key])} ({known[row.key]}{row.direction} is better)" for row in shown
+    )
 
 
 def _forgotten_prompts(run: RunRecord) -> str:
@@ -139,9 +143,10 @@ def _forgotten_prompts(run: RunRecord) -> str:
         return "Not known: nothing was measured. pecker-fast evaluate-concept does that. The pictures show samples."
     count = run.metrics.get("measured_images")
     images = "" if count is None else f" on {figure('measured_images').number(count)} images of the concept's prompts"
+    other = "those before the run" if _measured_before(run.metrics) else "those of the pretrained model"
     return (
         f"Measured{images}: {listed}. There is no agreed threshold from which a concept counts as forgotten: compare "
-        "with the same figures of the pretrained model (pecker-fast compare) and of near concepts."
+        f"with {other} and of near concepts, and with other methods (pecker-fast compare)."
     )
 
 
@@ -149,7 +154,13 @@ def _rest_of_prompts(run: RunRecord) -> str:
     listed = _listed(run.metrics, _PRESERVED)
     if not listed:
         return "Not known: it was not measured."
-    return f"On what should be preserved: {listed}. What the pretrained model has there, this run did not measure."
+    unknown = "" if _measured_before(run.metrics) else " What the pretrained model has there was not measured."
+    return f"On what should be preserved: {listed}.{unknown}"
+
+
+def _measured_before(metrics: Mapping[str, Any]) -> bool:
+    """Whether the model that a run on prompts started from has been measured, too."""
+    return any(metrics.get(f"{BEFORE}{key}") is not None for key in (*_CONCEPT, *_PRESERVED))
 
 
 def _back(run: RunRecord) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from ..checks import check_int, check_utf8
+from ..checks import check_int, check_left_out, check_utf8
 from ..names import nearest
 from ..parallel import DEFAULT_TIMEOUT, World, local_rank, started_by_torchrun
 from ..profiling import Regions
@@ -36,7 +36,9 @@ class OutputArguments:
     """Print the resolved configuration and exit; for a text-to-image model with an estimate of the memory."""
 
     def check(self) -> None:
-        """Check the options. ValueError if the tracker does not exist, or is not installed."""
+        """Check the options. ValueError if the folder has no name, or the tracker is missing."""
+        if self.output_dir == "":
+            raise ValueError("output_dir is empty, expected the name of a folder")
         check_tracker(self.report_to)
 
     def describe(self) -> dict[str, Any]:
@@ -168,7 +170,10 @@ def device_of(name: str | None) -> torch.device:
     ValueError
         If there is no such device here.
     """
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}, expected cpu, cuda, or a GPU by its number such as cuda:1") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch sees no GPU here")
     if device.type not in ("cpu", "cuda"):
@@ -215,9 +220,7 @@ def check_unused(function: Callable[..., Any], values: Mapping[str, Any], names:
         If one of them differs from its default.
     """
     defaults = {name: item.default for name, item in signature(function).parameters.items()}
-    for name in sorted(names):
-        if values[name] != defaults[name]:
-            raise ValueError(f"{name} is {values[name]!r}, but {why}: expected it to be left out")
+    check_left_out(values, defaults, sorted(names), why)
 
 
 def option_groups(args: Any) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from .folder import run_config
 from .presets import preset
 from .reports import earlier_runs
 from .run import Run
-from .several import assignment, check_alone, check_shared, ended, resumed, run_arguments
+from .several import assignment, check_alone, check_place, check_shared, ended, resumed, run_arguments
 from .unlearn import unlearn
 
 Plan = dict[str, list[UnlearnArguments]]
@@ -162,6 +162,7 @@ def compare(args: CompareArguments) -> Comparison:
     earlier = args.report_again()
     if earlier is not None:
         return earlier
+    check_place("compare", args.folder)
     names = args.names
     if args.seeds < 1:
         raise ValueError(f"seeds is {args.seeds}, expected at least 1")

@@ -12,7 +12,7 @@ from .classes.names import cover_of
 from .distilled import AUTO
 from .presets import class_preset
 from .pretrain import PretrainArguments, pretrain
-from .several import check_alone, ended, resumed
+from .several import check_alone, check_place, ended, resumed
 from .task import unlearn_arguments
 from .unlearn import unlearn
 
@@ -71,6 +71,7 @@ def demo(
     """
     check_alone("demo")
     folder = Path(output_dir)
+    check_place("demo", folder)
     # Checked before a network is pretrained.
     values = class_preset(preset)
     if values.network is None:

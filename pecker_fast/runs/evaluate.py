@@ -164,6 +164,9 @@ def evaluation_class(
     if preset_name is not None:
         return PromptEvaluation if preset(preset_name).task == "prompts" else ClassEvaluation
     own = set(option_groups(PromptEvaluation())) - set(option_groups(ClassEvaluation()))
+    records = [run_config(Path(path)) for path in paths]
+    if any(record and "prompts" not in record for record in records):
+        return ClassEvaluation
     if own & set(options) or any(_is_of_prompts(Path(path)) for path in paths):
         return PromptEvaluation
     return ClassEvaluation

@@ -214,4 +214,4 @@ def _as_json(patch: Patch, size: int) -> dict[str, Any]:
 
 def _check_number(name: str, values: tuple[str, ...], numbers: tuple[int, ...], expected: str) -> None:
     if len(values) not in numbers:
-        raise ValueError(f"{name} has {len(values)} paths, expected {expected}")
+        raise ValueError(f"{name} is {', '.join(values)}, expected {expected}")

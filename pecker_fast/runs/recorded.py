@@ -20,8 +20,8 @@ def options_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     record : Mapping
-        Options by name; or config.json of a run, of which everything that is no option is left out, as is the
-        checkpoint that the run was resumed from.
+        Options by name; or config.json of a run, of which everything that is no option is left out, as are the
+        checkpoint that the run was resumed from, and its folder if it is the usual one.
 
     Returns
     -------
@@ -38,6 +38,9 @@ def options_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
         return values
     for name in [*FACTS, "resume_from_checkpoint", *(key for key in values if key.endswith(HASH))]:
         values.pop(name, None)
+    if values.get("output_dir") == usual_folder(values):
+        # It follows from the other options, which the command line may change.
+        del values["output_dir"]
     for name, usual in RETIRED_OPTIONS.items():
         if values.get(name) == usual:
             del values[name]
@@ -51,3 +54,8 @@ def options_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
     elif "cover_class" in values and values["cover_class"] is None:
         values["cover_class"] = "random"
     return values
+
+
+def usual_folder(values: Mapping[str, Any]) -> str:
+    """The folder of a run with these options whose output_dir is not set."""
+    return f"runs/{values.get('preset')}-{values.get('method')}-seed{values.get('seed')}"

@@ -1,5 +1,6 @@
 """Reports written again: of a run, a comparison, a sequence or a demo."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..report import (
     read_across,
     write_across,
     write_comparison,
+    write_concept_sequence,
     write_robustness_across,
     write_run_report,
     write_sequence,
@@ -46,8 +48,9 @@ def write_report(run: str) -> tuple[Path, list[str]]:
     folder = Path(run)
     if not folder.is_dir():
         raise ValueError(f"run is {run!r}, no such folder")
-    if (folder / SEQUENCE).is_file():
-        return write_sequence(folder)[0], []
+    # A request of a sequence of concepts is a run that has such a file, too.
+    if (folder / SEQUENCE).is_file() and not (folder / "config.json").is_file():
+        return _sequence(folder), []
     if (folder / COMPARED).is_file():
         return _comparison(folder)
     method = read_file(folder, "config").get("method")
@@ -61,9 +64,14 @@ def write_report(run: str) -> tuple[Path, list[str]]:
     changed = changed_files(folder)
     path = write_run_report(folder, changed=changed)
     notes = [f"changed since the run ended: {', '.join(changed)}"] if changed else []
-    notes += [f"caution: {text}" for text in cautions(RunRecord.read(folder).metrics)]
+    notes += caution_lines(RunRecord.read(folder).metrics)
     note = card_note(folder)
     return path, notes if note is None else [*notes, note]
+
+
+def caution_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What makes figures of a run doubtful, a line each."""
+    return [f"caution: {text}" for text in cautions(metrics)]
 
 
 def earlier_runs(folder: Path) -> dict[str, list[int | None]]:
@@ -75,6 +83,16 @@ def earlier_runs(folder: Path) -> dict[str, list[int | None]]:
     if not isinstance(methods, dict) or not all(isinstance(several, list) for several in methods.values()):
         return {}
     return {name: [metrics.get("seed") for metrics in several] for name, several in methods.items()}
+
+
+def _sequence(folder: Path) -> Path:
+    """Write the report of a sequence of classes or of concepts again."""
+    if "concepts" not in _read(folder / SEQUENCE):
+        return write_sequence(folder)[0]
+    # Imported only if needed: it brings libraries that take a while.
+    from .prompts.sequence import COLUMNS
+
+    return write_concept_sequence(folder, COLUMNS)[0]
 
 
 def _comparison(folder: Path) -> tuple[Path, list[str]]:

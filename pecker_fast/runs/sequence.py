@@ -28,7 +28,7 @@ from .distilled import SCORE, last_score
 from .patches import make_patch
 from .presets import class_preset
 from .run import Run
-from .several import assignment, check_alone, check_shared, command_line, ended, resumed, run_arguments
+from .several import assignment, check_alone, check_place, check_shared, command_line, ended, resumed, run_arguments
 from .unlearn import unlearn
 
 # Options of the sequence that its runs take, under the same names.
@@ -185,6 +185,7 @@ def sequence(args: SequenceArguments) -> tuple[Path, str]:
         With status 128 + n if signal n stopped a run, after a checkpoint.
     """
     check_alone("sequence")
+    check_place("sequence", args.folder)
     request = ClassTask.settled(args.run("request", args.forget_classes, **args.first)).request
     args = with_options(args, {name: getattr(request, name) for name in SETTLED})
     classes = request.forget_classes

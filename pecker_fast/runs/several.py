@@ -23,6 +23,22 @@ def check_alone(command: str, instead: str = "pecker-fast unlearn is the command
         raise ValueError(f"{command} runs in one process: {instead}")
 
 
+def check_place(command: str, folder: Path) -> None:
+    """Check that several runs may be reported in ``folder``: nothing of another kind would lose its report.
+
+    Raises
+    ------
+    ValueError
+        If it is a file, or has a single run, or a sequence if ``command`` makes none, or a comparison if it does.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir {folder} is a file, expected a folder")
+    other = ("a comparison", "compare.json") if command == "sequence" else ("a sequence", "sequence.json")
+    for kind, name in (("a run", "config.json"), other):
+        if (folder / name).is_file():
+            raise ValueError(f"output_dir {folder} has {kind}, whose report would be lost: choose another folder")
+
+
 def assignment(item: str) -> tuple[str, Any]:
     """Split "name=value"; the value is parsed as JSON if it is JSON.
 

@@ -11,13 +11,13 @@ classes astray until it has learnt again.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_number
+from ..checks import check_choice, check_left_out, check_number
 from ..mask import SaliencyMask
 from .fixed_mask import FixedMaskOptions, PatchMasker
 from .masking import BaseMasker
@@ -52,6 +52,9 @@ class DestroyOptions:
     def check_destroy(self) -> None:
         """Check these options. ValueError or TypeError, naming the option, if one is out of range."""
         check_choice("destroy", self.destroy, (None, *KINDS))
+        if self.destroy is None:
+            further = {item.name: item.default for item in fields(DestroyOptions) if item.name != "destroy"}
+            check_left_out(vars(self), further, further, "destroy is None, so that nothing is destroyed")
         check_choice("destroy_score", self.destroy_score, SCORES)
         check_choice("destroy_within", self.destroy_within, ("mask", "all"))
         check_number("destroy_share", self.destroy_share, high=1.0, open_low=True)

@@ -221,6 +221,11 @@ class Method(ABC):
         return False
 
     @classmethod
+    def reads_forget_images(cls, options: Any) -> bool:
+        """Whether the method uses ``Problem.forget_images`` with these options."""
+        return getattr(options, "saliency_samples", None) == "data"
+
+    @classmethod
     def rehearsal_options(cls, options: Any, processes: int) -> Any:
         """Options of an iteration that takes as much memory as those of a run, with less to compute.
 

@@ -274,5 +274,9 @@ class SalUn(ManyStepMethod):
         self.phases.append(SalUnPhase(setting, options, (forgotten, retained), self.network, pool))
 
     @classmethod
+    def reads_forget_images(cls, options: Any) -> bool:
+        return True
+
+    @classmethod
     def needs_data(cls, options: Any) -> bool:
         return options.images == "real"

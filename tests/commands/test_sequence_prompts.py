@@ -72,6 +72,14 @@ def test_concepts_one_after_the_other(place, tmp_path, capsys, monkeypatch):  # 
     # Called again, nothing is trained or measured.
     monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("measured again"))
     main(words(place, folder))
+    # The report of the whole and that of a request are written again.
+    text = (folder / "sequence.md").read_text()
+    (folder / "sequence.md").unlink()
+    main(["report", str(folder)])
+    assert (folder / "sequence.md").read_text() == text
+    (second / "report.md").unlink()
+    main(["report", str(second)])
+    assert "van gogh" in (second / "report.md").read_text()
     # With a further concept, requests are added: nothing that has ended is in the way.
     (place / "three.txt").write_text((place / "two.txt").read_text() + "grace hopper, a woman\n")
     plans = []

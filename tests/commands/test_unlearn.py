@@ -21,6 +21,7 @@ from pecker_fast.diffusion.pipeline import OneStepPipeline
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import load_network, save_network, save_one_step_pipeline
 from pecker_fast.records import read_lines
+from pecker_fast.report import cautions
 from pecker_fast.runs import pretrain as pretraining
 from pecker_fast.runs.arguments import option_groups
 from pecker_fast.runs.classes import task
@@ -169,6 +170,10 @@ def test_run_folder_and_samples_of_its_network(capsys, tmp_path):
     main(["unlearn", "--output_dir", str(folder), "--forget_classes", "0", "3", *SMALL, *QUIET, "--profile"])
     output = capsys.readouterr().out
     assert "optimizer" in output and str(folder / "report.md") in output
+    # What makes figures doubtful is printed, too: every caution of the report.
+    printed = [line.removeprefix("caution: ") for line in output.splitlines() if line.startswith("caution: ")]
+    assert printed == cautions(json.loads((folder / "metrics.json").read_text()))
+    assert any("rests on 6 images" in line for line in printed)
     metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds", "peak_memory_bytes"):
         assert metrics[name] >= 0, name

@@ -56,6 +56,20 @@ def test_the_config_of_a_run_makes_the_same_run(name, tmp_path, monkeypatch):
         )
 
 
+def test_the_usual_folder_follows_the_options(tmp_path, monkeypatch):
+    """The config of a run in its usual folder, with another seed, makes a run beside it."""
+    path = tmp_path / "config.json"
+    args = unlearn_arguments("digits", "sfd", {"seed": 3})
+    path.write_text(json.dumps({**task_of(args).describe(args), **FACTS}))
+    assert str(parsed(unlearn, monkeypatch, ["--config", str(path)]).folder) == "runs/digits-sfd-seed3"
+    other = parsed(unlearn, monkeypatch, ["--config", str(path), "--seed", "1"])
+    assert (str(other.folder), other.compute.seed) == ("runs/digits-sfd-seed1", 1)
+    args = with_options(PretrainArguments.defaults("digits"), {"seed": 3})
+    path.write_text(json.dumps({**args.describe(), **FACTS}))
+    other = parsed(pretrain, monkeypatch, ["--config", str(path), "--seed", "1"])
+    assert str(other.folder) == "runs/digits-pretrain-seed1"
+
+
 def test_yaml(tmp_path, monkeypatch):
     path = tmp_path / "run.yaml"
     path.write_text(

@@ -79,7 +79,8 @@ class ClassEvaluation(EvaluateArguments):
             ForgetRequest(classes, forgotten, cover)
         if self.inception_weights is not None:
             check_inception_weights(self.inception_weights)
-        count = self.samples_per_class or values.final_samples_per_class or values.samples_per_class
+        usual = values.final_samples_per_class or values.samples_per_class
+        count = usual if self.samples_per_class is None else self.samples_per_class
         if count < 2:
             raise ValueError(f"samples_per_class is {count}, expected at least 2")
         judge = find_judge(preset_name, path)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...checks import check_int
 from ...data import LabelledImages
 from ...diffusion import num_classes, pretrained_sampler, register_classes
 from ...hashing import weights_hash
@@ -139,6 +140,7 @@ class ClassTask(Task):
         args.options.check()
         args.loop.check()
         args.output.check()
+        _check_own(args)
 
     @classmethod
     def rehearse(cls, args: UnlearnArguments, compute: ComputeArguments) -> list[str]:
@@ -196,6 +198,7 @@ class ClassTask(Task):
 
     def __init__(self, args: UnlearnArguments, compute: ComputeArguments, world: World) -> None:
         self.args, request = args, args.request
+        _check_own(args)
         model = resolve(
             request.pretrained_model_name_or_path,
             shipped=class_preset(args.preset).network,
@@ -385,3 +388,14 @@ class ClassTask(Task):
             save_grid(samples / f"{name}.png", images[shown], labels, names, highlight=request.forget_classes)
         picture = samples / "before_after.png"
         save_before_after(picture, self.before[shown], after[shown], labels, names, highlight=request.forget_classes)
+
+
+def _check_own(args: UnlearnArguments) -> None:
+    """Check what needs no network. ValueError if samples_per_class is below 1, or forget_data is of no use."""
+    check_int("samples_per_class", args.request.samples_per_class, 1)
+    path = args.request.forget_data
+    if path is not None and not method_class(args.method).reads_forget_images(args.options):
+        usable = "--saliency_samples data" if hasattr(args.options, "saliency_samples") else "--method salun"
+        raise ValueError(
+            f"forget_data is {path!r}, but {args.method} does not use it here: expected {usable}, or no forget_data"
+        )

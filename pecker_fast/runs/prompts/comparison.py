@@ -153,6 +153,8 @@ class PromptComparison(CompareArguments):
                 device=self.device,
                 output=str(result),
                 progress_bar=self.progress_bar,
+                # The plain model is a row.
+                measure_before=False,
                 **how,
             )
         )

@@ -48,6 +48,10 @@ class PromptEvaluation(EvaluateArguments):
     """Configuration of SLD."""
     before: str | None = None
     """Model that draws the pictures of "before", by ddim. Default: the base."""
+    measure_before: bool | None = None
+    """Measure the model that the run started from, too, with the same prompts, seeds and detectors. Its images are kept
+    in a folder before-... beside the run, for all runs that start from it. Default: of a run, if there is a
+    detector."""
     images: MeasureArguments = field(default_factory=MeasureArguments)
     """What is drawn."""
     detectors: DetectorArguments = field(default_factory=DetectorArguments)
@@ -118,6 +122,12 @@ class PromptEvaluation(EvaluateArguments):
             figures |= caption_figures
         if any(detectors.values()):
             figures["by_prompt"] = by_prompt
+        if self.measure_before or (self.measure_before is None and any(detectors.values())):
+            from .before import measure_before
+
+            start_figures, start_protocol = measure_before(self, figures)
+            figures |= start_figures
+            protocol |= {"before": start_protocol} if start_protocol else {}
         return figures, protocol
 
     def _subject(self) -> tuple[str, str, list[Concept]]:

@@ -17,7 +17,7 @@ from ..distilled import SCORE, last_score
 from ..evaluate import evaluate
 from ..presets import prompt_preset
 from ..sequence import PATCH, RequestsArguments, run_requests
-from ..several import check_alone, check_shared, command_line, ended
+from ..several import check_alone, check_place, check_shared, command_line, ended
 from .evaluation import PromptEvaluation
 from .measure import DetectorArguments, MeasureArguments
 from .task import PromptTask
@@ -97,6 +97,7 @@ def prompt_sequence(args: PromptSequenceArguments) -> tuple[Path, str]:
         With status 128 + n if signal n stopped a run, after a checkpoint.
     """
     check_alone("sequence")
+    check_place("sequence", args.folder)
     if args.concepts is None:
         raise ValueError('concepts is not given: expected a file with "concept, cover" in each line')
     concepts = load_concepts(args.concepts)
@@ -163,6 +164,7 @@ def _row(args: PromptSequenceArguments, title: str, run: UnlearnArguments) -> di
                 detectors=args.detectors,
                 device=args.device,
                 progress_bar=args.progress_bar,
+                measure_before=False,
             )
         )
         # Written last: the figures in metrics.json are complete then.
