@@ -9,17 +9,21 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-random bench lint docs docs-check install clean
+.PHONY: demo test test-slow test-all test-random bench lint docs docs-check install clean
 
 demo: $(STAMP)
 	$(BIN)/pecker-fast demo
 
+# All tests but the slow ones; the slow ones; all of them; all of them with fresh random inputs.
+SELECTED :=
+test: SELECTED = not slow
+test-slow: SELECTED = slow
 # The same random inputs in every run; fresh ones in each run of test-random.
 test-random: export PECKER_FAST_TEST_SEED = random
 # Compiled modules are kept, whatever the environment says: the tests start many interpreters.
-test test-random: export PYTHONDONTWRITEBYTECODE =
-test test-random: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+test test-slow test-all test-random: export PYTHONDONTWRITEBYTECODE =
+test test-slow test-all test-random: $(STAMP)
+	$(BIN)/python -m pytest -m "$(SELECTED)" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 bench: $(STAMP)
 	$(BIN)/pecker-fast bench

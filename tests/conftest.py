@@ -6,6 +6,7 @@ Random inputs are the same in every run. ``PECKER_FAST_TEST_SEED`` sets another 
 """
 
 import gc
+import importlib
 import os
 import random
 import sys
@@ -137,24 +138,32 @@ DRAWN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def blank_curves(request, monkeypatch):
+# Tests that make runs.
+RUNS = {"benchmarks", "commands", "runs"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_runs(request):
     """Saves blank pictures in place of curves, which take as long to draw as a small run takes, except in the tests of
-    reports and some of runs."""
-    if "matplotlib" not in sys.modules:
-        return
-    layout = next((DRAWN[part] for part in request.path.parts if part in DRAWN), None)
-    if layout is None:
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", _save_blank)
-    elif not layout:
-        # The search for the best margins takes half of the time.
-        monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
-
-
-@pytest.fixture(autouse=True)
-def remembered_results(monkeypatch):
-    """Computes what many runs share once in a process."""
-    remembered.remember(monkeypatch)
+    reports and some of runs, and computes what many runs share once in a process. It holds for a module, because
+    fixtures of modules make runs, too."""
+    parts = request.path.parts
+    if RUNS & {*parts}:
+        # Runs import them when they need them; only what has been imported can be replaced.
+        for name in ("matplotlib.figure", "pecker_fast.runs.classes.measure"):
+            if find_spec(name.partition(".")[0]):
+                importlib.import_module(name)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        layout = next((DRAWN[part] for part in parts if part in DRAWN), None)
+        if "matplotlib" not in sys.modules:
+            pass
+        elif layout is None:
+            monkeypatch.setattr("matplotlib.figure.Figure.savefig", _save_blank)
+        elif not layout:
+            # The search for the best margins takes half of the time.
+            monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda self, figure: None)
+        remembered.remember(monkeypatch)
+        yield
 
 
 # The garbage collector takes a tenth of the time if it looks again and again at the million objects of modules and

@@ -403,7 +403,11 @@ def test_adam_is_exact_enough_with_approximate_roots_and_reciprocals(dtype, monk
             case.check(case.run("emulated"))
 
 
-PACKED_LISTS = [("grads",), ("masters", "emas"), ("grads", "masters", "emas")]
+PACKED_LISTS = [
+    pytest.param(("grads",), marks=pytest.mark.slow),
+    pytest.param(("masters", "emas"), marks=pytest.mark.slow),
+    ("grads", "masters", "emas"),
+]
 
 
 def pack_lists(arguments: list, names: tuple[str, ...]) -> list:

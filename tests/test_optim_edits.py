@@ -704,7 +704,7 @@ EDITS = [name for name, value in vars(Fuzz).items() if callable(value) and not n
 EDITS = [name for name in EDITS if name not in ("groups", "members", "outside", "each", "step", "check")]
 
 
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 5))])
 def test_random_edits_between_steps(part, seed):
     """100 of 500 random sequences."""
     for sequence in range(100):

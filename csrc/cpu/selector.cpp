@@ -108,8 +108,8 @@ std::vector<Selector::Group> Selector::make_groups(const Pivots& pivots, const s
     const double share = pivots.share(bracket.low.key, row.bracket.low.key) +
                          pivots.share(row.bracket.high.key, bracket.high.key);
     const std::int64_t more = static_cast<std::int64_t>(share * static_cast<double>(pieces_.entries()));
-    // Keys on the grid are int32.
-    if (fits(row) && more <= bracket.expected / 4 && bracket.high.key <= INT32_MAX) {
+    // Keys on the grid are int32, and so is the distance of any key, such as 0, from its origin.
+    if (fits(row) && more <= bracket.expected / 4 && std::max(bracket.high.key, grid.origin) <= INT32_MAX) {
       groups[0].rows.push_back(row);
       groups[0].rows.back().bracket = bracket;
       groups[0].rows.back().bracket.expected += more;

@@ -13,7 +13,13 @@ def flags_may_be_set():
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
+def few_samples(monkeypatch):
+    """The masks of the study's runs are estimated from two samples of each kind, unless a condition says how many."""
+    monkeypatch.setattr(patch_runs, "CHUNKS", 2)
+
+
+@pytest.fixture
+def small(few_samples, monkeypatch, tmp_path):
     """Runs of two iterations from the pretrained network, and the command's options for them."""
     options = {"max_train_steps": 2, "train_batch_size": 2, "forget_batch_size": 2}
     monkeypatch.setattr(patch_runs, "COMMON", options)

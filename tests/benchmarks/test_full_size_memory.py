@@ -14,6 +14,7 @@ from pecker_fast.training.memory import SD15, SDXL
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
+@pytest.mark.slow
 def test_measures_every_part_beside_its_estimate(tmp_path):
     words = ["--model", "tiny", "--latents", "8", "--saliency_parts", "2", "--folder", str(tmp_path)]
     args = parser().parse_args(words)

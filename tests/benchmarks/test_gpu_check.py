@@ -38,6 +38,7 @@ def test_environment_has_only_torch():
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_all_stages_are_rehearsed(tmp_path):
     command = [str(ROOT / "benchmarks" / "gpu_check.sh"), "--stage", "all", "--rehearse", "--out", str(tmp_path)]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True)

@@ -6,7 +6,7 @@ import pytest
 from pecker_fast.benchmarks.studies.patch_step import COMPARED, SFD, main
 
 
-def test_rules_are_timed_in_turns(tmp_path, capsys):
+def test_rules_are_timed_in_turns(few_samples, tmp_path, capsys):
     path = tmp_path / "out.json"
     assert main(["--rounds", "1", "--block", "1", "--json", str(path)]) == 0
     results = json.loads(path.read_text())

@@ -30,6 +30,7 @@ def test_options_exist(tmp_path, monkeypatch):
     assert planned[1].options.density == 0.05 and planned[3].options.generator_learning_rate == 6e-4
 
 
+@pytest.mark.slow
 def test_missing_sequences_are_made_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "CLASSES", (0, 3))
     monkeypatch.setattr(study, "SAMPLES_PER_CLASS", 2)

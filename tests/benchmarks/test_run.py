@@ -13,6 +13,7 @@ TINY = Problem("tiny")
 QUICK = {"sizes": ("tiny",), "threads": (1,), "repeats": 2, "max_seconds": 0.05}
 
 
+@pytest.mark.slow
 def test_all_cpu_operations_run(tmp_path, monkeypatch):
     # The tests of the command measure it, in a process for each figure.
     monkeypatch.setattr(registry, "extra_memory_share", lambda problem, name: 0.5)

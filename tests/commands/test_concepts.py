@@ -95,7 +95,8 @@ def run(place):
     """One patch over all concepts, measured by CLIP."""
     folder = place / "patch"
     words = ["unlearn", "--preset", "sd15-celebrity", "--method", "patch", "--output_dir", str(folder), *SMALL]
-    main([*words, *options(place), "--density", "0.1", "--initial_generator", str(place / "base" / "unet")])
+    words += ["--density", "0.1", "--saliency_chunks", "2"]
+    main([*words, *options(place), "--initial_generator", str(place / "base" / "unet")])
     words = ["evaluate-concept", str(folder), "--clip", str(place / "clip"), "--prompts", str(place / "eval.txt")]
     words += ["--near", str(place / "near.txt"), "--images-per-prompt", "2", "--near-images-per-prompt", "1"]
     main([*words, "--no-progress-bar", "--batch-size", "8"])

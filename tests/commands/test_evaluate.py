@@ -124,6 +124,7 @@ def test_without_torch_fidelity(run, capsys, monkeypatch):
     assert "torch-fidelity is not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_inception_end_to_end(capsys, tmp_path, monkeypatch):
     """FID and the other figures equal a direct call of torch-fidelity, and sFID equals numpy's."""
     import torch_fidelity

@@ -121,7 +121,28 @@ def test_one_table_of_both_kinds(capsys, tmp_path):
     assert any("steps / image" in line for line in lines)
 
 
-def test_data_free_salun_and_guidance_of_photographs(capsys, tmp_path):
+REPLAY = ["--replay_images_per_class", "2", "--replay_steps", "2"]
+GENERATED = ["--method", "salun", "--images", "generated", *REPLAY]
+FISHER = ["--fisher_timesteps", "4", "--fisher_chunks", "1"]
+
+
+def slow(*options: str):
+    return pytest.param(options, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "salun", "--dataset_name", "DATA"],
+        [*GENERATED, "--forget_data", "DATA"],
+        slow(*GENERATED),
+        slow("--method", "retrain", "--dataset_name", "DATA"),
+        slow("--method", "selective_amnesia", *REPLAY, *FISHER),
+        slow("--method", "esd", "--trajectory_steps", "2"),
+    ],
+    ids=["salun", "generated", "data-free", "retrain", "selective_amnesia", "esd"],
+)
+def test_data_free_salun_and_guidance_of_photographs(capsys, tmp_path, options):
     """A network with a label for "no condition", images from a folder, the published guidance."""
     data = image_folder(tmp_path / "data")
     network = tiny_unet(in_channels=3, sample_size=32, attention_resolutions=(), null_label=True)
@@ -136,20 +157,13 @@ def test_data_free_salun_and_guidance_of_photographs(capsys, tmp_path):
         *QUIET,
     ]
     common += ["--forget_classes", "2", "--cover_class", "0"]
-    replay = ["--replay_images_per_class", "2", "--replay_steps", "2"]
-    real = ["--dataset_name", f"folder:{data}"]
-    generated = ["--method", "salun", "--images", "generated", *replay]
-    for i, options in enumerate((
-        ["--method", "salun", *real], ["--method", "retrain", *real],
-        generated, [*generated, "--forget_data", str(data)],
-        ["--method", "selective_amnesia", *replay, "--fisher_timesteps", "4", "--fisher_chunks", "1"],
-        ["--method", "esd", "--trajectory_steps", "2"],
-    )):  # fmt: skip
-        out = tmp_path / str(i)
-        main([*common, *options, "--output_dir", str(out)])
-        metrics = json.loads((out / "metrics.json").read_text())
-        assert metrics["sampling_steps"] == 3 and metrics["sampler"] == "ddpm" and "ua" not in metrics
-        assert metrics["guidance_scale"] == (1.0 if options[1] == "retrain" else 3.0)
+    places = {"--dataset_name": f"folder:{data}", "--forget_data": str(data)}
+    options = [places.get(before, word) for before, word in zip(["", *options], options, strict=False)]
+    out = tmp_path / "run"
+    main([*common, *options, "--output_dir", str(out)])
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["sampling_steps"] == 3 and metrics["sampler"] == "ddpm" and "ua" not in metrics
+    assert metrics["guidance_scale"] == (1.0 if options[1] == "retrain" else 3.0)
     capsys.readouterr()
 
 

@@ -99,6 +99,7 @@ def test_a_one_step_run(run, capsys):
     assert "The control is missing" in (run / "robustness.md").read_text()
 
 
+@pytest.mark.slow
 def test_several_runs_and_controls_made_on_request(run, tmp_path, capsys):
     """A report over the seeds; the control is made once, and nothing is attacked twice."""
     for seed in (0, 1):
@@ -168,6 +169,7 @@ def test_several_runs_and_controls_made_on_request(run, tmp_path, capsys):
     assert "which has forgotten the classes [3]; expected those of the run, [0]" in error
 
 
+@pytest.mark.slow
 def test_a_many_step_network(tmp_path):
     folder = tmp_path / "run"
     model = resolve(None, shipped="digits")

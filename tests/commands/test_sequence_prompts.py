@@ -37,7 +37,8 @@ def words(place, folder, *more: str) -> list[str]:  # noqa: F811
         "images_per_prompt": "1",
         "near_images_per_prompt": "1",
     }
-    shared = ("gradient_accumulation_steps=1", "density=0.1", "sample_steps=2", "samples_per_prompt=1")
+    shared = ("gradient_accumulation_steps=1", "density=0.1", "saliency_chunks=2", "sample_steps=2")
+    shared += ("samples_per_prompt=1",)
     command = ["sequence", "--preset", "sd15-celebrity", "--no-progress_bar", "--set", *shared]
     return [*command, *(word for name, value in options.items() for word in (f"--{name}", value)), *more]
 

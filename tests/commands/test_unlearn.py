@@ -318,7 +318,10 @@ def test_signal_writes_checkpoint_and_prints_resume_command(tmp_path, number):
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > step
 
 
-@pytest.mark.parametrize(("name", "size", "channels"), [("cifar10", 32, (32, 32)), ("stl10", 64, (32, 32, 32))])
+@pytest.mark.parametrize(
+    ("name", "size", "channels"),
+    [("cifar10", 32, (32, 32)), pytest.param("stl10", 64, (32, 32, 32), marks=pytest.mark.slow)],
+)
 def test_presets_of_photographs_run_from_a_folder_of_images(capsys, tmp_path, monkeypatch, name, size, channels):
     data = image_folder(tmp_path / "data")
     for module in (pretraining, task):

@@ -56,7 +56,8 @@ GENERATORS = {
 def runs(place):
     for method, (name, *_) in GENERATORS.items():
         more = ["--initial_generator", str(place / name)]
-        more += {"pecker": ["--saliency_batches", "2"], "patch": ["--density", "0.1"]}.get(method, [])
+        few = {"pecker": ["--saliency_batches", "2"], "patch": ["--density", "0.1", "--saliency_chunks", "2"]}
+        more += few.get(method, [])
         main(command(place, place / method, *more, method=method))
     return place
 
@@ -149,7 +150,8 @@ def test_evaluation_of_a_run_and_of_a_file(runs, tmp_path):
 
 
 def test_dry_run_estimates_memory(place, capsys):
-    main(command(place, place / "none", "--initial_generator", str(place / "sdxl-turbo"), "--dry_run"))
+    start = ["--initial_generator", str(place / "sdxl-turbo"), "--gradient_accumulation_steps", "1"]
+    main(command(place, place / "none", *start, "--dry_run"))
     output = capsys.readouterr().out
     assert "most at a time" in output and '"t_init": 999' in output and not (place / "none").exists()
 

@@ -188,6 +188,7 @@ def test_shipped_judge_of_mnist():
     assert len(path.read_bytes()) < 350_000
 
 
+@pytest.mark.slow
 def test_shipped_recipe_trains_a_judge_of_the_same_accuracy():
     pytest.importorskip("sklearn")
     judge, shipped = train_digits_judge(), load_judge()

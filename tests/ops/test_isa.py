@@ -11,7 +11,8 @@ from tests import processes
 from tests.conftest import SEED_VARIABLE, available_backends
 
 HERE = Path(__file__).parent
-FILES = ["test_select.py", "test_quotients.py", "test_adam.py", "test_packing.py", "test_pointwise.py"]
+# The last ones have the most tests.
+FILES = [["test_quotients.py", "test_packing.py", "test_pointwise.py"], ["test_select.py", "test_adam.py"]]
 
 
 def isa_in_a_child(requested: str) -> str:
@@ -22,8 +23,11 @@ def isa_in_a_child(requested: str) -> str:
     return child.stdout.strip()
 
 
+@pytest.mark.parametrize(
+    "files", [pytest.param(FILES[0], id="short"), pytest.param(FILES[1], id="long", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("isa", ["scalar", "avx2"])
-def test_other_instruction_sets(isa, seed):
+def test_other_instruction_sets(isa, files, seed):
     if "cpu" not in available_backends():
         pytest.skip("the CPU kernels are not tested here")
     if cpu_isa() == isa:
@@ -37,6 +41,6 @@ def test_other_instruction_sets(isa, seed):
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         SEED_VARIABLE: str(seed),
     }
-    command = ["-m", "pytest", "-x", "-p", "no:cacheprovider", *(str(HERE / name) for name in FILES)]
+    command = ["-m", "pytest", "-x", "-p", "no:cacheprovider", *(str(HERE / name) for name in files)]
     child = processes.run(command, env=environment)
     assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]

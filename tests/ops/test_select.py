@@ -188,6 +188,16 @@ def test_many_entries_all_ties(kind, dtype, cpu):
     check_select(tensors, [MANY // 3, MANY // 100], True, "cpu", "cpu")
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e38])
+def test_many_entries_below_a_third_of_infinities(scale, cpu):
+    """Up to a threshold among the largest floats, and of tensors whose last vectors are not full."""
+    tensors = many_scores("normal", [torch.float32])
+    for tensor in tensors:
+        tensor.mul_(scale)[torch.rand(tensor.shape) < 0.37] = math.inf
+    for k in (MANY // 2, MANY * 2 // 5, MANY * 3 // 4):
+        check_select(tensors, [k], True, "cpu", "cpu")
+
+
 def test_many_entries_more_rows_than_a_pass_takes(cpu):
     tensors = many_scores("normal", [torch.float32])
     # The brackets of neighbouring rows overlap.

@@ -120,6 +120,7 @@ def laid_out(chromium, pages, tmp_path_factory):
     return browser.laid_out(pages, WIDTHS, tmp_path_factory.mktemp("laid-out"))
 
 
+@pytest.mark.slow
 def test_pages_fit_their_window(laid_out, pages):
     assert set(laid_out) == {(name, width) for name in pages for width in WIDTHS}
     for place, page in laid_out.items():
@@ -129,6 +130,7 @@ def test_pages_fit_their_window(laid_out, pages):
         assert all(tab == 0 and role == "region" and name for tab, role, name in page["scrolls"]), place
 
 
+@pytest.mark.slow
 def test_wide_tables_become_cards_on_a_narrow_screen(laid_out):
     for (name, width), page in laid_out.items():
         assert (page["cards"] > 0) == (width == 400), (name, width)
@@ -137,11 +139,13 @@ def test_wide_tables_become_cards_on_a_narrow_screen(laid_out):
     assert laid_out["comparison", 1200]["scrolls"] == [[0, "region", "Result"]]
 
 
+@pytest.mark.slow
 def test_no_character_is_an_empty_box(laid_out):
     for place, page in laid_out.items():
         assert page["missing"] == [], place
 
 
+@pytest.mark.slow
 def test_panels_can_be_read(laid_out):
     """Letters of 10 points at 110 dots an inch are 15 pixels high in the file."""
     for place, page in laid_out.items():
@@ -165,6 +169,7 @@ def squeezed(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "comparison"])
 def test_print_has_every_column(chromium, pages, tmp_path, name):
     pypdf = pytest.importorskip("pypdf", reason="pypdf reads the PDF: pip install pypdf")
@@ -207,8 +212,8 @@ def squeezed_words(page) -> list[str]:
     return [squeezed(cell) for cell in Cells(page.read_text()).cells]
 
 
-def test_panels_are_cut_where_they_were_drawn(tmp_path, pages):
-    parts = cut(pages["robustness"].parent / "robustness.png")
+def test_panels_are_cut_where_they_were_drawn(tmp_path):
+    parts = cut(robustness(tmp_path / "robustness").parent / "robustness.png")
     assert len(parts) == 16 and all(data.startswith(b"\x89PNG") for _, data in parts)
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert cut(tmp_path / "plain.png") == [("", (tmp_path / "plain.png").read_bytes())]

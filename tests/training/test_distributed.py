@@ -108,14 +108,18 @@ def check_averaged(folder: Path, ended: dict[str, torch.Tensor]) -> None:
     assert exported.keys() == end.keys() and all(same_bits(exported[name], end[name]) for name in end)
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("sfd", ["gradient_accumulation_steps=2"]),
-        ("pecker", ['update="alternate"', "saliency_batches=2", 'saliency_samples="current"']),
+        slow("sfd", ["gradient_accumulation_steps=2"]),
+        slow("pecker", ['update="alternate"', "saliency_batches=2", 'saliency_samples="current"']),
         ("patch", ["saliency_chunks=4", "score_density=0.5"]),
-        ("salun", ["max_grad_norm=0.01"]),
-        (
+        slow("salun", ["max_grad_norm=0.01"]),
+        slow(
             "selective_amnesia",
             [
                 "replay_images_per_class=4",
@@ -176,6 +180,7 @@ def test_the_loss_of_a_process_ends_the_others_with_a_message(tmp_path):
         assert "--resume_from_checkpoint latest" in errors
 
 
+@pytest.mark.slow
 def test_the_command_line_under_torchrun(tmp_path):
     network = folder_with_network(tmp_path) / "network"
     command = [

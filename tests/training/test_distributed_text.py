@@ -143,6 +143,7 @@ def check_one_process(folder: Path, words: list[str], steps: int) -> None:
     assert differing_share(*(load_file(run / WEIGHTS) for run in runs)) < 1e-3
 
 
+@pytest.mark.slow
 def test_fsdp_weights(tmp_path):
     """FSDP2: the same bits on all processes, the numbers of one process, checkpoints that one process can resume."""
     steps = ["--gradient_accumulation_steps", "2", "--saliency_batches", "2", "--mask_refresh_steps", "1"]
@@ -191,6 +192,7 @@ def test_fsdp_refusals(tmp_path, capsys):
             Placement(fsdp=True, **placement).check_method(kind, changed, processes=2, compile=compile)
 
 
+@pytest.mark.slow
 def test_selective_amnesia_on_two_processes(tmp_path):
     fisher = tmp_path / "fisher.safetensors"
     small = ["--train_batch_size", "2", "--surrogate_images", "3", "--replay_images", "3", "--replay_steps", "2"]

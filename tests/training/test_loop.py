@@ -233,6 +233,7 @@ def test_the_bar_shows_ua_and_losses(tmp_path, monkeypatch):
     assert last.startswith("forget: 100%") and "6/6" in last and "UA=97.2%, retained=90.0%, loss=nan" in last
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path, seed):
     network = tiny_unet(dropout=0.1)
     save_network(tmp_path / "network", network, NoiseSchedule.linear())

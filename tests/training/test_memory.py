@@ -162,18 +162,22 @@ def measured(name: str, options: dict, memory: dict, world: World | None = None,
     }
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "memory"),
     [
         ("sfd", {"ema_decay": None}, {}),
-        ("pecker", {"adam_beta1": 0.9, "gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}),
-        (
+        slow("pecker", {"adam_beta1": 0.9, "gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}),
+        slow(
             "pecker",
             {"update": "alternate", "ema_decay": None},
             {"weights_dtype": torch.bfloat16, "master_weights": True},
         ),
-        ("patch", {"score_density": 0.5, "saliency_chunks": 2, "ema_decay": None}, {}),
-        ("patch", {"density": 0.05, "score_density": 0.05, "saliency_chunks": 1}, {**SMALL, "saliency_parts": 3}),
+        slow("patch", {"score_density": 0.5, "saliency_chunks": 2, "ema_decay": None}, {}),
+        slow("patch", {"density": 0.05, "score_density": 0.05, "saliency_chunks": 1}, {**SMALL, "saliency_parts": 3}),
         ("patch", {"density": 0.05, "saliency_chunks": 1}, SMALL),
     ],
 )
@@ -189,6 +193,7 @@ def test_estimate_agrees_with_a_run(name, options, memory):
     assert "most at a time" in table and ("saliency" in table) == (name != "sfd")
 
 
+@pytest.mark.slow
 def test_estimate_of_sdxl_agrees_with_a_run():
     """Pooled embeddings and sizes, two levels of transformers."""
     changes = {**CONFIG, "transformer_layers_per_block": (1, 2), "projection_class_embeddings_input_dim": 20 + 6 * 4}
@@ -230,6 +235,7 @@ def one_of_two(number: int, folder: str, rank: int) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_estimate_of_sharded_networks(tmp_path):
     estimate = estimated(*SHARED, processes=2, config=LARGER)
     for rank in range(2):
@@ -245,11 +251,12 @@ def test_estimate_of_sharded_networks(tmp_path):
 
 
 def small_config() -> dict:
-    """One block, because each estimate runs all of the network's layers."""
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    """One block down and one up, because each estimate runs all of the network's layers."""
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "mid_block_type": None, "up_block_types": ("UpBlock2D",)}
     return dict(tiny_unet(**{**CONFIG, **blocks, "block_out_channels": (16,)}).config)
 
 
+@pytest.mark.slow
 def test_networks_that_start_elsewhere_have_weights_of_their_own():
     options = options_of("patch", {"density": 0.1, "score_density": 0.1, "saliency_chunks": 1})
 
@@ -264,6 +271,7 @@ def test_networks_that_start_elsewhere_have_weights_of_their_own():
         estimate(True, "score", "generator")
 
 
+@pytest.mark.slow
 def test_memory_options_save_memory():
     kind = method_class("pecker")
     options = kind.Options(train_batch_size=8, t_init=625, saliency_batch_size=8, ema_decay=None)

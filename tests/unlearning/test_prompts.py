@@ -176,9 +176,15 @@ def weights(network) -> list[torch.Tensor]:
 BOTH_LOW = {"weights_dtype": torch.bfloat16, "teacher_dtype": torch.bfloat16}
 VARIANTS = [
     ("sfd", "v_prediction", {}, {}),
-    ("pecker", "epsilon", {"ema_decay": None}, {"gradient_checkpointing": True}),
+    pytest.param("pecker", "epsilon", {"ema_decay": None}, {"gradient_checkpointing": True}, marks=pytest.mark.slow),
     ("pecker+", "epsilon", {"mask_refresh_steps": 2}, BOTH_LOW),
-    ("pecker", "v_prediction", {"update": "alternate"}, {"weights_dtype": torch.bfloat16, "master_weights": True}),
+    pytest.param(
+        "pecker",
+        "v_prediction",
+        {"update": "alternate"},
+        {"weights_dtype": torch.bfloat16, "master_weights": True},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

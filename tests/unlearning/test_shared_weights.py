@@ -82,8 +82,18 @@ VARIANTS = [
     ("classes", {}, {}),
     ("classes", {}, {"regression_weight": 0.5, "adam_beta1": 0.9}),
     ("epsilon", LOW, {}),
-    ("epsilon", {**LOW, "master_weights": True, "gradient_checkpointing": True}, {"act_on": ("conditioning",)}),
-    ("v_prediction", {"mixed_precision": "bf16"}, {"split_batches": True, "pack_gradients": False}),
+    pytest.param(
+        "epsilon",
+        {**LOW, "master_weights": True, "gradient_checkpointing": True},
+        {"act_on": ("conditioning",)},
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        "v_prediction",
+        {"mixed_precision": "bf16"},
+        {"split_batches": True, "pack_gradients": False},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
