@@ -38,6 +38,8 @@ COMMANDS = {
     "bench": "Time the operations against baselines.",
 }
 _EXAMPLES = ("demo", "unlearn --preset digits --method patch --forget_classes 0", "report runs/digits-patch-seed0")
+# How OpenMP's threads wait: the standard's variable, GNU's (that of torch's wheels) and Intel's.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # Colours and other control sequences of a terminal, and characters that draw boxes.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|[\u2500-\u257f]")
 
@@ -59,6 +61,16 @@ def overview() -> str:
             *(f"  pecker-fast {example}" for example in _EXAMPLES),
         ]
     )
+
+
+def _wait_passively() -> None:
+    """Let OpenMP's idle threads sleep, unless the user has said how they wait.
+
+    Usually they spin. If another process is busy on their cores, they take the time of the thread that they wait for:
+    an iteration may take a hundred times as long. OpenMP reads the variable when torch is loaded.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,6 +118,9 @@ def _main(words: list[str]) -> None:
         near = nearest(words[0], COMMANDS) if words else ""
         _fail("pecker-fast", f"{what}, expected one of {', '.join(COMMANDS)}{near} (see pecker-fast --help)")
     name = f"pecker-fast {words[0]}"
+    if words[0] != "bench":
+        # Its times are those of a library.
+        _wait_passively()
     with _notice(f"{name}: loading ..."):
         _run(name, words)
 

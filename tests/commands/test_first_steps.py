@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from pecker_fast import cli
 from pecker_fast.cli import COMMANDS, main
 from tests.commands.case import fails
 from tests.documented import help_text
@@ -66,6 +68,39 @@ def test_names_that_a_terminal_cannot_show(monkeypatch, encoding):
         "utf-8": "café кошка \\udcff",
     }
     assert output.buffer.getvalue() == f"{expected[encoding]}\n".encode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("environment", "command", "expected"),
+    [
+        ({}, "report", "passive"),
+        ({}, "bench", None),
+        ({"OMP_WAIT_POLICY": "active"}, "report", "active"),
+        ({"GOMP_SPINCOUNT": "5"}, "report", None),
+        ({"KMP_BLOCKTIME": "200"}, "report", None),
+    ],
+)
+def test_how_threads_wait_is_settled_before_torch_is_loaded(monkeypatch, environment, command, expected):
+    seen = []
+
+    def load(name: str, *_: str) -> SimpleNamespace:
+        seen.append(os.environ.get("OMP_WAIT_POLICY"))
+        return SimpleNamespace(parse=lambda words: lambda: None)
+
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        # Set first, so that what the command sets is taken back.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli.importlib, "import_module", load)
+    # In a process that has torch, as from Python, it would be too late.
+    main([command])
+    assert seen == [environment.get("OMP_WAIT_POLICY")]
+    fresh = SimpleNamespace(modules={}, stdout=sys.stdout, stderr=sys.stderr)
+    monkeypatch.setattr(cli, "sys", fresh)
+    main([command])
+    assert seen[1] == expected
 
 
 def test_help_fits_a_narrow_terminal(monkeypatch):
