@@ -370,7 +370,7 @@ def test_commands(model, patch, tmp_path, capsys, monkeypatch):
 def test_wrong_words(model, patch, capsys):
     assert "no action is given, expected one of make, inspect" in fails(capsys, "patch")
     assert "there is no action 'merge'" in fails(capsys, "patch", "merge")
-    assert "models has 3 paths" in fails(capsys, "patch", "make", "a", "b", "c", "--output", "x.safetensors")
+    assert "models is a, b, c, expected" in fails(capsys, "patch", "make", "a", "b", "c", "--output", "x.safetensors")
     assert "ends with .safetensors" in fails(capsys, "patch", "make", "digits", "digits16", "--output", "x")
     assert "different kinds" in fails(capsys, "patch", "diff", str(patch), str(model))
     assert "names" in fails(capsys, "patch", "diff", "digits", str(model))
