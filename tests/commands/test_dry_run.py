@@ -94,9 +94,10 @@ def test_refused(capsys, tmp_path, monkeypatch, places, words, message):
         ),
         ("unlearn --preset cifar10 --method salun", "a run also needs pretrained_model_name_or_path"),
         ("unlearn --preset sd15-celebrity --method esd", "a run also needs pretrained_model_name_or_path"),
-        (
+        pytest.param(
             "unlearn --preset sd15-celebrity --initial_generator owner/model/unet.safetensors",
             "a run also needs pretrained_model_name_or_path",
+            marks=pytest.mark.slow,
         ),
         ("distil", ""),
         ("distil --preset mnist --pretrained_model_name_or_path TINY --no-evaluate", ""),
