@@ -1,5 +1,6 @@
 """The report of the study of patches: tables with 95 % intervals, paired differences, and the Pareto front."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,24 +210,43 @@ def _area(curves: Iterable[Mapping[int, float]]) -> str:
     return value.text(lambda x: f"{x:.0f}")
 
 
+# Of the pictures: seeds of an interval that is drawn, and the largest distance.
+FEWEST = 3
+HIGHEST = 2.0
+
+
 def draw_front(by_place: Mapping[tuple[str, str], Results], path: Path) -> None:
     """Images to UA 98 against the retained Fréchet distance, means with intervals, and the fronts of dense rules and of
-    patches: the means that no other of their kind beats in both."""
-    canvas, axes = new_figure(1, len(by_place))
+    patches: the means that no other of their kind beats in both. Intervals of fewer than three seeds are left out, and
+    points above ``HIGHEST`` are counted in words."""
+    columns = min(len(by_place), 2)
+    canvas, axes = new_figure(math.ceil(len(by_place) / columns), columns)
+    for panel in axes.flat[len(by_place) :]:
+        panel.set_visible(False)
     groups = {condition.name: condition.group for condition in CONDITIONS}
-    for panel, ((preset, pair), of) in zip(axes[0], by_place.items(), strict=True):
+    for panel, ((preset, pair), of) in zip(axes.flat, by_place.items(), strict=False):
         points: dict[str, list[tuple[float, float]]] = {}
+        above = 0
         for name in of.by_condition:
             x, y, group = of.mean(name, TIME), of.mean(name, COST), groups.get(name, "")
             if group not in MARKERS or x is None or y is None:
                 continue
+            if y.mean > HIGHEST:
+                above += 1
+                continue
             colour = COLOURS[list(MARKERS).index(group) % len(COLOURS)]
-            bars = {f"{axis}err": None if v.low is None else v.high - v.mean for axis, v in (("x", x), ("y", y))}
+            drawn = len(of.by_condition[name]) >= FEWEST
+            bars = {f"{axis}err": v.high - v.mean if drawn else None for axis, v in (("x", x), ("y", y))}
             label = group if group not in points else None
             fill = "none" if x.censored else colour
             style = {"marker": MARKERS[group], "mfc": fill, "ms": 5, "lw": 0, "elinewidth": 0.5}
             panel.errorbar(x.mean, y.mean, **bars, color=colour, label=label, **style)
             points.setdefault(group, []).append((x.mean, y.mean))
+        heights = [y for several in points.values() for _, y in several]
+        if heights:
+            panel.set_ylim(0.8 * min(heights), 1.1 * max(heights))
+        if above:
+            panel.text(0.02, 0.97, f"{above} above", transform=panel.transAxes, va="top", size=8)
         for kinds, colour in ((("dense",), COLOURS[0]), (("patch", "patch grid"), COLOURS[1])):
             front = Frontier.of([point for kind in kinds for point in points.get(kind, [])])
             if front is not None:
