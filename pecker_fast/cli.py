@@ -67,9 +67,9 @@ def _spin_briefly() -> None:
     """Let OpenMP's idle threads spin for a short time before they sleep, unless the user has said how they wait.
 
     Usually they spin for milliseconds. If another process is busy on their cores, they take the time of the thread that
-    they wait for. OpenMP reads the variable when torch is loaded. On two cores (40 iterations of the patch on the
-    digits, 8.6 s by default) 1000 turns take 8.7 s and no spinning, OMP_WAIT_POLICY=passive, 17 s; beside a busy
-    process 15 iterations take 12 s in place of 21.
+    they wait for. Not spinning at all (OMP_WAIT_POLICY=passive) costs small networks far more than a short spin does,
+    because each operation of theirs takes less than a thread takes to wake. OpenMP reads the variable when torch is
+    loaded.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
         os.environ["GOMP_SPINCOUNT"] = "1000"

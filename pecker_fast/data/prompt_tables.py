@@ -27,12 +27,12 @@ SEEDS = ("evaluation_seed", "sd_seed", "seed")
 SCALES = ("evaluation_guidance", "sd_guidance_scale", "guidance_scale")
 # Names of columns or concepts in a message.
 SHOWN = 8
-# Prompts can be longer than the csv module's limit.
-csv.field_size_limit(1 << 24)
+# Characters of a field: prompts can be longer than the csv module's usual limit.
+LONGEST = 1 << 24
 
 
 @dataclass(frozen=True)
-class PromptTable:
+class PublishedPrompts:
     """The rows of a table.
 
     Parameters
@@ -53,10 +53,10 @@ class PromptTable:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def rows(self, numbers: Sequence[int]) -> "PromptTable":
+    def rows(self, numbers: Sequence[int]) -> "PublishedPrompts":
         """The rows of these numbers, in their order."""
         columns = (self.prompts, self.seeds, self.guidance_scales, self.images)
-        return PromptTable(*(tuple(column[i] for i in numbers) if column else () for column in columns))
+        return PublishedPrompts(*(tuple(column[i] for i in numbers) if column else () for column in columns))
 
 
 def is_table(path: str | os.PathLike) -> bool:
@@ -66,7 +66,7 @@ def is_table(path: str | os.PathLike) -> bool:
 
 def read_table(
     path: str | os.PathLike, concept: str | None = None, column: str | None = None, name: str = "prompts"
-) -> PromptTable:
+) -> PublishedPrompts:
     """Read a table.
 
     Parameters
@@ -82,7 +82,7 @@ def read_table(
 
     Returns
     -------
-    PromptTable
+    PublishedPrompts
 
     Raises
     ------
@@ -108,7 +108,7 @@ def read_table(
             return _coco(value, where)
         by_concept = _by_concept(value)
         if by_concept is not None:
-            return PromptTable(_of_concept(by_concept, concept, where))
+            return PublishedPrompts(_of_concept(by_concept, concept, where))
         rows = value
     elif suffix == ".jsonl":
         rows = []
@@ -118,13 +118,14 @@ def read_table(
             except ValueError as error:
                 raise ValueError(f"{where}, line {number}: no JSON: {error}") from error
     else:
+        csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ","))
     if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
         raise ValueError(f"{where} has no rows with columns")
     return _columns(rows, column, where)
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -> PromptTable:
+def _columns(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -> PublishedPrompts:
     head = [str(key) for key in rows[0] if key is not None]
     wanted = PROMPTS if column is None else (column,)
     prompts = next((key for key in wanted if key in head), None)
@@ -145,7 +146,7 @@ def _columns(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) 
         return result
 
     seeds, scales = (next((key for key in names if key in head), None) for names in (SEEDS, SCALES))
-    return PromptTable(
+    return PublishedPrompts(
         tuple(values(prompts, _text, "a prompt")),
         () if seeds is None else tuple(values(seeds, _seed, "an integer from 0")),
         () if scales is None else tuple(values(scales, _scale, "a number from 0")),
@@ -205,7 +206,7 @@ def _plain(name: str) -> str:
     return " ".join(name.lower().replace("-", " ").replace("_", " ").split())
 
 
-def _coco(value: Mapping[str, Any], where: str) -> PromptTable:
+def _coco(value: Mapping[str, Any], where: str) -> PublishedPrompts:
     """The first caption of each image, in the order of the images' numbers."""
     try:
         files = {int(image["id"]): str(image["file_name"]) for image in value.get("images", [])}
@@ -224,7 +225,7 @@ def _coco(value: Mapping[str, Any], where: str) -> PromptTable:
     missing = next((number for number in numbers if number not in files), None) if files else None
     if missing is not None:
         raise ValueError(f"{where} has a caption of the image {missing}, which its images do not have")
-    return PromptTable(
+    return PublishedPrompts(
         tuple(captions[number][1] for number in numbers), images=tuple(files[number] for number in numbers if files)
     )
 

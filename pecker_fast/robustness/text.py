@@ -11,6 +11,7 @@ The adversary has the weights and n images of the concept, each with a prompt th
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..diffusion import Parametrisation, PromptTable, Sampler, TextConditioned
 from ..unlearning.streams import Streams, derived_seed
 from ..unlearning.trained import Trained, choose_trained
 from .relearn import ONE_STEP, RelearnOptions, attack_loss, check_steps, fine_tune, own_and_ddim
-from .token import Embed, LearnedTable, LearnedToken
+from .token import LearnedTable, LearnedToken
 
 INVERSION = "inversion"
 TEXT_ATTACKS = ("regression", "matching", "denoising", INVERSION)
@@ -225,7 +226,7 @@ def attack_text(
         encoders = load_encoders()
         token = LearnedToken(encoders, adversary.initial_word)
         table = PromptTable(network.table.conditioning, network.table.null_label)
-        learned = LearnedTable(table, adversary.learned, _embedding(embed, encoders))
+        learned = LearnedTable(table, adversary.learned, partial(embed, encoders))
         labels, concept = adversary.learned_labels, adversary.learned_concept
         params: Iterable[nn.Parameter] = token.parameters()
     else:
@@ -265,7 +266,3 @@ def attack_text(
         return rows
 
     return fine_tune(params, rate, loss, measure, options.steps, tick)
-
-
-def _embedding(embed: Callable[..., Any], encoders: Sequence[tuple[Any, nn.Module]]) -> Embed:
-    return lambda prompts: embed(encoders, prompts)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...checks import check_int
 from ...data import EvaluationPrompts, evaluation_prompts, load_prompts
-from ...data.prompt_tables import PromptTable, is_table, read_table, unsafe_name
+from ...data.prompt_tables import PublishedPrompts, is_table, read_table, unsafe_name
 from ...metrics import ClipModel, NudeNetDetector, Q16Detector, check_inception_weights, load_celebrity_detector
 
 # The published numbers of images for each prompt (SFD, I2P).
@@ -65,13 +65,13 @@ class Captions:
 
     Parameters
     ----------
-    table : PromptTable
+    table : PublishedPrompts
         The captions, with the seeds that their file has.
     files : tuple of Path
         Real images: those of the captions if their file names them, otherwise all in the folder; empty for no FID.
     """
 
-    table: PromptTable
+    table: PublishedPrompts
     files: tuple[Path, ...]
 
 
@@ -145,7 +145,7 @@ class MeasureArguments:
         if is_table(self.coco_captions):
             table = read_table(self.coco_captions, name="coco_captions")
         else:
-            table = PromptTable(load_prompts(self.coco_captions))
+            table = PublishedPrompts(load_prompts(self.coco_captions))
         if self.coco_count is not None:
             check_int("coco_count", self.coco_count, 1, len(table) + 1)
             order = torch.randperm(len(table), generator=torch.Generator().manual_seed(CAPTIONS_SEED))
