@@ -16,6 +16,7 @@ from ..profiling import Regions
 from ..training.loop import LoopOptions
 from ..training.tracking import check_tracker
 from ..unlearning import Compute
+from .recorded import usual_folder
 
 T = TypeVar("T")
 
@@ -159,7 +160,7 @@ class UnlearnArguments:
     @property
     def folder(self) -> Path:
         """The folder of the run."""
-        return Path(self.output.output_dir or f"runs/{self.preset}-{self.method}-seed{self.compute.seed}")
+        return Path(self.output.output_dir or usual_folder(self.preset, self.method, self.compute.seed))
 
 
 def device_of(name: str | None) -> torch.device:

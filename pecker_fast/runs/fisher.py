@@ -12,6 +12,7 @@ from .arguments import UnlearnArguments, option_words
 from .fisher_file import FisherFacts, save_fisher
 from .folder import check_folder, owning, prepare_folder
 from .prompts.task import PromptTask
+from .recorded import usual_folder
 from .running import Running
 
 METHOD = "selective_amnesia"
@@ -30,7 +31,7 @@ class FisherTask(PromptTask):
 def fisher_arguments(preset: str) -> UnlearnArguments:
     """The options of ``fisher`` on a preset: those of selective_amnesia with all parameters trained."""
     args = PromptTask.defaults(preset, METHOD)
-    output = dataclasses.replace(args.output, output_dir=f"runs/{preset}-fisher-seed{args.compute.seed}")
+    output = dataclasses.replace(args.output, output_dir=usual_folder(preset, "fisher", args.compute.seed))
     return dataclasses.replace(args, output=output, options=dataclasses.replace(args.options, trained="all"))
 
 

@@ -36,6 +36,7 @@ from .distilled import SaveArguments, rounded
 from .folder import check_folder, owning, prepare_folder
 from .presets import class_preset
 from .presets.images import unet_for
+from .recorded import usual_folder
 from .running import Running
 
 # What the network is called in messages about images that do not fit it.
@@ -124,7 +125,7 @@ class PretrainArguments:
     @property
     def folder(self) -> Path:
         """The folder of the run."""
-        return Path(self.output.output_dir or f"runs/{self.preset}-pretrain-seed{self.compute.seed}")
+        return Path(self.output.output_dir or usual_folder(self.preset, "pretrain", self.compute.seed))
 
     def check(self) -> None:
         """Check the options of training, loop and output. ValueError or TypeError if one is wrong."""

@@ -38,7 +38,7 @@ def options_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
         return values
     for name in [*FACTS, "resume_from_checkpoint", *(key for key in values if key.endswith(HASH))]:
         values.pop(name, None)
-    if values.get("output_dir") == usual_folder(values):
+    if values.get("output_dir") == usual_folder(*map(values.get, ("preset", "method", "seed"))):
         # It follows from the other options, which the command line may change.
         del values["output_dir"]
     for name, usual in RETIRED_OPTIONS.items():
@@ -56,6 +56,6 @@ def options_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def usual_folder(values: Mapping[str, Any]) -> str:
-    """The folder of a run with these options whose output_dir is not set."""
-    return f"runs/{values.get('preset')}-{values.get('method')}-seed{values.get('seed')}"
+def usual_folder(preset: Any, method: Any, seed: Any) -> str:
+    """The folder of a run whose output_dir is not set."""
+    return f"runs/{preset}-{method}-seed{seed}"
