@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pecker_fast import ops
+from pecker_fast.checks import check_int, check_number
 from pecker_fast.environment import environment
 from pecker_fast.ops.dispatch import BACKENDS
 
@@ -128,19 +129,23 @@ def run(
     row. ``max_seconds``: time to spend on a row, beyond three repeats. ``stop_after``: seconds after which no further
     figure is begun. Raises ValueError for a wrong argument.
     """
-    place = torch.device(device)
-    check_choice("device", [place.type], ["cpu", "cuda"])
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        # Its message lists devices that there are no kernels for.
+        place = None
+    check_choice("device", [place.type if place else device], ["cpu", "cuda"])
     names = list(names) or [name for name, op in OPS.items() if place.type in op.devices]
-    check_choice("name", names, list(OPS))
+    check_choice("operation", names, list(OPS))
     check_choice("size", sizes, SIZES)
     check_choice("dtype", dtypes, list(DTYPES))
     if not threads or any(count < 1 for count in threads):
         raise ValueError(f"threads is {list(threads)}, expected numbers of at least 1")
-    if repeats < 1:
-        raise ValueError(f"repeats is {repeats}, expected at least 1")
+    check_int("repeats", repeats, 1)
+    check_number("max_seconds", max_seconds)
     elsewhere = [name for name in names if place.type not in OPS[name].devices]
     if elsewhere:
-        raise ValueError(f"name is {elsewhere[0]!r}, which runs on {', '.join(OPS[elsewhere[0]].devices)} only")
+        raise ValueError(f"operation is {elsewhere[0]!r}, which runs on {', '.join(OPS[elsewhere[0]].devices)} only")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no CUDA device")
     if backend is not None:

@@ -216,3 +216,31 @@ def test_a_file_that_vanishes_before_the_lock_is_taken_is_made_again(tmp_path, m
     assert closed == opened
     with locked(tmp_path):
         pass
+
+
+def test_ctrl_c_while_the_lock_is_taken_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # To write the file takes a while on a busy disk.
+        patch.setattr(locks.os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+            pass
+        assert os.listdir(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+            pass
+        assert os.listdir(tmp_path) == []
+    # The process itself is not locked out.
+    with locked(tmp_path):
+        pass
+
+
+def test_a_refused_process_leaves_the_lock_of_another(tmp_path):
+    process = Holder(tmp_path)
+    with pytest.raises(LockedError), locked(tmp_path):
+        pass
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid
+    process.end()

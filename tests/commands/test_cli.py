@@ -83,6 +83,8 @@ def test_wrong_input_is_one_line_and_status_2(capsys, monkeypatch, arguments):
         ("unlearn --densty 0.3", r"no option --densty; the nearest is '--density' \(see pecker-fast unlearn --help"),
         ("unlearn --density much", r"density is 'much', expected a number \(see pecker-fast unlearn --help"),
         ("unlearn --density", r"density has no value"),
+        ("unlearn --config --density 0.1", r"config has no value"),
+        ("unlearn --preset --density 0.1", r"preset has no value"),
         ("unlearn --seed 1.5", r"seed is '1.5', expected an integer"),
         ("unlearn --seed -1 --dry_run", r"seed is -1, expected at least 0 \(see pecker-fast unlearn --help"),
         ("unlearn --preset digit", r"preset is 'digit', expected one of digits, .*; the nearest is 'digits'"),
