@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
-from .files import is_alive
+from .files import clear_leftovers, is_alive
 from .records import COUNT, RecordError, parse_object
 
 NAME = ".lock"
@@ -50,6 +50,8 @@ class Holder(TypedDict):
 def locked(folder: str | os.PathLike, patience: float = 0.0) -> Iterator[None]:
     """Holds the lock of a folder, which must exist, and removes its file at the end.
 
+    What killed processes were writing there is removed first: some of it nobody else would look for.
+
     Parameters
     ----------
     folder : path-like
@@ -78,6 +80,7 @@ def locked(folder: str | os.PathLike, patience: float = 0.0) -> Iterator[None]:
     beat = threading.Thread(target=_beat, args=(descriptor, stop), daemon=True, name="lock of a run's folder")
     try:
         beat.start()
+        clear_leftovers(folder)
         yield
     finally:
         stop.set()

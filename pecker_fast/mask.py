@@ -469,6 +469,8 @@ class SaliencyMask:
         """Reads a file that ``save`` wrote. Raises ValueError if it is truncated, damaged or something else."""
         from safetensors import SafetensorError, safe_open
 
+        if os.path.isdir(path):
+            raise ValueError(f"{path} is not a saliency mask: it is a folder")
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
                 metadata = file.metadata() or {}

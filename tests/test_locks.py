@@ -11,6 +11,7 @@ import time
 import pytest
 
 from pecker_fast import locks
+from pecker_fast.files import HOST
 from pecker_fast.locks import LockedError, locked
 
 
@@ -244,3 +245,14 @@ def test_a_refused_process_leaves_the_lock_of_another(tmp_path):
         pass
     assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid
     process.end()
+
+
+def test_what_killed_processes_were_writing_is_removed(tmp_path):
+    """By whoever writes the folder next: an evaluation or an attack, too, which a finished run does not repeat."""
+    (tmp_path / "evaluation").mkdir()
+    dead, alive = (f".report.html.@{HOST}.{pid}.tmp" for pid in (dead_process(), os.getpid()))
+    for name in (dead, alive, f"evaluation/{dead}", "report.html"):
+        (tmp_path / name).write_text("x")
+    with locked(tmp_path):
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".lock", alive, "report.html"}

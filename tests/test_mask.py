@@ -333,3 +333,8 @@ def test_files_whose_names_or_shapes_were_changed(tmp_path):
     old = {key: value for key, value in metadata.items() if key != "sha256"}
     save_file({"words": words}, bad, metadata=old)
     assert pf.SaliencyMask.load(bad).equal(mask) and pf.SaliencyMask.load(bad).names == mask.names
+
+
+def test_a_folder_is_not_a_mask(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a saliency mask: it is a folder$"):
+        pf.SaliencyMask.load(tmp_path)
