@@ -6,6 +6,7 @@ iteration consists of is the method's to say (``Method.memory_plan``).
 """
 
 import copy
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -258,7 +259,14 @@ def estimate_memory(
     shards = processes if placement.fsdp else 1
     options = method.rehearsal_options(options, processes)
     moments: dict[str, int] = {}
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), AllocationCounter() as counter:
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        AllocationCounter() as counter,
+    ):
+        # The optimizers compare addresses, which these tensors do not have.
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         dtype = torch.bfloat16 if low_embeddings else torch.float32
         table = PromptTable(empty_conditioning(unet, len(request.prompts), dtype))
         teacher = _network(unet, placement.teacher_dtype or torch.float32, table, schedule, latent_size)

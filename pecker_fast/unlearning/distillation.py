@@ -130,13 +130,18 @@ class DistillationPhase(Phase):
             "betas": (o.adam_beta1, o.adam_beta2),
             "eps": o.adam_epsilon,
             "clip_value": o.max_grad_value,
-            **self.setting.optimizer_options(),
         }
         trained = [(name, param) for name, param in self.score.named_parameters() if param.requires_grad]
         # Packed state covers a process's own entries: no other number of processes could resume from it.
         can_pack = not self.setting.placement.fsdp
         packs_score = self.score_masker is not None and can_pack
-        self.score_optimizer = MaskedAdam(trained, lr=self.score_learning_rate, packed=packs_score, **common)
+        self.score_optimizer = MaskedAdam(
+            trained,
+            lr=self.score_learning_rate,
+            packed=packs_score,
+            **common,
+            **self.setting.optimizer_options("score"),
+        )
         self.generator_optimizer = MaskedAdam(
             self.generator.named_parameters(),
             lr=self.generator_learning_rate,
@@ -145,6 +150,7 @@ class DistillationPhase(Phase):
             max_update=o.max_update,
             packed=self._has_one_mask() and can_pack,
             **common,
+            **self.setting.optimizer_options("generator"),
         )
 
     def _trained(self) -> list[tuple[str, nn.Module, MaskedAdam, BaseMasker | None]]:

@@ -87,6 +87,25 @@ def random_scores(streams: Streams, network: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def mask_state(mask: SaliencyMask) -> dict[str, Any]:
+    """What a checkpoint has of a mask. Waits for the device."""
+    return {"words": mask.words, "threshold": mask.threshold, "nan_count": mask.nan_count}
+
+
+def mask_from_state(state: dict[str, Any] | Tensor, network: nn.Module, device: torch.device) -> SaliencyMask:
+    """The mask over ``network``'s parameters that ``mask_state`` described; older checkpoints have its words alone."""
+    state = {"words": state} if isinstance(state, Tensor) else state
+    names, params = zip(*network.named_parameters(), strict=True)
+    threshold = state.get("threshold")
+    return SaliencyMask(
+        state["words"].to(device),
+        [param.shape for param in params],
+        names,
+        threshold=None if threshold is None else torch.tensor(threshold, device=device),
+        nan_count=torch.tensor(state.get("nan_count", 0), device=device),
+    )
+
+
 class BaseMasker(ABC):
     """The masks of a run: computes one when it is due, and keeps what the log reports of it.
 
@@ -214,17 +233,15 @@ class BaseMasker(ABC):
         """State to resume from, with masks over all entries of the network."""
         masks = {"mask": self.mask, "previous": self._previous, "ever": self._ever}
         whole = {name: self._whole(mask, network) for name, mask in masks.items()}
-        return {name: None if mask is None else mask.words for name, mask in whole.items()}
+        return {name: None if mask is None else mask_state(mask) for name, mask in whole.items()}
 
     def load_state_dict(self, state: dict[str, Any], network: nn.Module) -> None:
         """Resume from a state; ``network`` is the network whose parameters the masks cover."""
-        names = [name for name, _ in network.named_parameters()]
-        shapes = [param.shape for param in network.parameters()]
 
         def load(name: str) -> SaliencyMask | None:
             if state[name] is None:
                 return None
-            mask = SaliencyMask(state[name].to(self.compute.device), shapes, names)
+            mask = mask_from_state(state[name], network, self.compute.device)
             return mask.part(list(network.parameters())) if self._sharded else mask
 
         self.mask, self._previous, self._ever = load("mask"), load("previous"), load("ever")

@@ -19,7 +19,7 @@ from ..diffusion import NUM_TRAIN_TIMESTEPS, predict, prediction_loss
 from ..mask import SaliencyMask
 from .denoising import Batches, NetworkOptions, NetworkPhase, drop_condition, flip, members_of
 from .many_step import ManyStepMethod, SamplingOptions, check_guidance
-from .masking import density_by_module
+from .masking import density_by_module, mask_from_state, mask_state
 from .protocol import Phase
 from .replay import Accumulation, Drawing, Pool, ReplayOptions
 from .setting import Images, Setting
@@ -237,13 +237,11 @@ class SalUnPhase(NetworkPhase):
 
     def state_dict(self) -> dict[str, Any]:
         pool = None if self.pool is None else self.pool.images
-        return {**super().state_dict(), "mask": self.mask.words, "nan_count": self.mask.nan_count, "pool": pool}
+        return {**super().state_dict(), "mask": mask_state(self.mask), "pool": pool}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        names, params = zip(*self.network.named_parameters(), strict=True)
-        words, nans = state["mask"].to(self.compute.device), torch.tensor(state["nan_count"])
-        self.mask = SaliencyMask(words, [param.shape for param in params], names, nan_count=nans)
+        self.mask = mask_from_state(state["mask"], self.network, self.compute.device)
         if self.pool is not None:
             self.pool.load(state["pool"])
 

@@ -409,12 +409,15 @@ class Setting:
         if self.placement.teacher_dtype is not None:
             self.problem.teacher.to(self.placement.teacher_dtype)
 
-    def optimizer_options(self) -> dict[str, Any]:
-        """Arguments of ``MaskedAdam``: how it keeps small updates of low-precision weights, what it does about NaN."""
+    def optimizer_options(self, network: str) -> dict[str, Any]:
+        """Arguments of ``MaskedAdam``: how it keeps small updates of low-precision weights, what it does about NaN.
+
+        ``network`` names the network. Each network's weights are rounded by random bits of their own.
+        """
         low_precision = self.placement.weights_dtype != torch.float32
         return {
             "master_weights": self.placement.master_weights,
             "stochastic_rounding": low_precision and not self.placement.master_weights,
-            "seed": self.compute.seed,
+            "seed": derived_seed(self.compute.seed, "rounding", network),
             "nonfinite": self.compute.nonfinite,
         }

@@ -1,8 +1,11 @@
 """The scores that the mask ranks: gradients (test_equations.py), parameters or random numbers."""
 
+import math
+
 import pytest
 import torch
 
+from pecker_fast import saliency_mask
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.unlearning import ForgetRequest
 from pecker_fast.unlearning.masking import Masker, SaliencyOptions
@@ -76,6 +79,21 @@ def test_nothing_is_drawn_for_scores_that_need_no_samples():
         masker, generator = masker_of(saliency_score=score, saliency_samples="teacher")
         masker.refresh(0, generator)
         assert masker.state_dict(generator)["pool_images"] is None and masker.mask.count > 0
+
+
+def test_a_resumed_mask_has_threshold_and_nan_count():
+    masker, generator = masker_of()
+    values = {name: torch.rand(param.shape) for name, param in generator.named_parameters()}
+    next(iter(values.values())).view(-1)[:2] = math.nan
+    masker.mask = saliency_mask(values, density=0.25)
+    resumed, _ = masker_of()
+    state = masker.state_dict(generator)
+    resumed.load_state_dict(state, generator)
+    assert resumed.mask.equal(masker.mask) and resumed.mask.nan_count == 2
+    assert resumed.mask.threshold == masker.mask.threshold
+    # Older checkpoints have the words alone.
+    resumed.load_state_dict({**state, "mask": masker.mask.words}, generator)
+    assert resumed.mask.equal(masker.mask) and (resumed.mask.nan_count, resumed.mask.threshold) == (0, None)
 
 
 def test_wrong_options():

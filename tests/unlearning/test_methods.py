@@ -139,6 +139,10 @@ def test_runs_repeat_and_resume_bit_for_bit(name, options):
         with resumed.phases[-1].averaged() as two:
             assert all(same_bits(a, b) for a, b in zip(averaged, weights(two), strict=True))
         assert method.phases[-1].describe() == resumed.phases[-1].describe()
+        masks = [each.phases[-1].last_mask() for each in (method, resumed)]
+        assert masks[0] is masks[1] is None or (
+            masks[0].equal(masks[1]) and masks[0].threshold == masks[1].threshold is not None
+        )
     assert all(same_bits(a, b) for a, b in zip(pretrained, weights(method.setting.problem.teacher), strict=True))
     moved = [not torch.equal(a, b) for a, b in zip(start, trained(method), strict=True)]
     # ESD-x trains a few parameters only, relabel edits one.

@@ -90,3 +90,11 @@ def test_a_rehearsal_takes_no_step_and_leaves_no_gradient():
 def sizes_of(options) -> dict:
     names = ("train_batch_size", "forget_batch_size", "saliency_batch_size", "saliency_batches")
     return {name: getattr(options, name) for name in names}
+
+
+def test_networks_are_rounded_by_random_bits_of_their_own():
+    teacher = tiny_unet()
+    common = {"teacher": teacher, "schedule": NoiseSchedule.linear(), "request": ForgetRequest.of(teacher, [0], 1)}
+    settings = [setting_of(seed=seed, **common) for seed in (0, 1)]
+    seeds = [setting.optimizer_options(name)["seed"] for setting in settings for name in ("score", "generator")]
+    assert len(set(seeds)) == 4

@@ -206,8 +206,9 @@ CLASS_PRESETS["mnist"] = replace(
         random_shift=1,
     ),
     pretrain_in_bf16=True,
+    # An evaluation draws 1,000 images in 100 calls of the network each: there is one, at the end.
     pretrain_loop=LoopOptions(
-        logging_steps=50, checkpointing_steps=200, checkpoints_total_limit=2, validation_steps=2000
+        logging_steps=50, checkpointing_steps=200, checkpoints_total_limit=2, validation_steps=10_000
     ),
     unlearning={**_DIGITS.unlearning, "t_init": 500, "train_batch_size": 24, "forget_batch_size": 8},
     guidance_scale=MNIST_GUIDANCE,
