@@ -1,6 +1,7 @@
 """The options of a run, in groups: what all runs share. A task adds its own (``Task.defaults``)."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
@@ -188,7 +189,7 @@ def multiplies_in_bf16() -> bool:
 
 
 def check_output(
-    output: str | Path,
+    output: str | os.PathLike,
     suffix: str = "",
     kind: str = "",
     read: Callable[[Path], object] | None = None,
