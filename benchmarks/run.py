@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from pecker_fast import ops
-from pecker_fast.checks import check_int, check_number
 from pecker_fast.environment import environment
 from pecker_fast.ops.dispatch import BACKENDS
 
@@ -141,8 +141,10 @@ def run(
     check_choice("dtype", dtypes, list(DTYPES))
     if not threads or any(count < 1 for count in threads):
         raise ValueError(f"threads is {list(threads)}, expected numbers of at least 1")
-    check_int("repeats", repeats, 1)
-    check_number("max_seconds", max_seconds)
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}, expected at least 1")
+    if not 0 <= max_seconds < math.inf:
+        raise ValueError(f"max_seconds is {max_seconds}, expected a number at least 0")
     elsewhere = [name for name in names if place.type not in OPS[name].devices]
     if elsewhere:
         raise ValueError(f"operation is {elsewhere[0]!r}, which runs on {', '.join(OPS[elsewhere[0]].devices)} only")

@@ -3,13 +3,11 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..benchmarks import report, run
 from ..benchmarks.registry import OPS
 from ..parsing import parse_call
-from ..records import read_object
 from ..runs.arguments import check_output
 
 EXAMPLES = ("--list", "saliency_mask --size cifar10", "--size tiny --json bench.json")
@@ -60,7 +58,7 @@ def bench(
         print("\n".join(f"{name:<26}{op.description}" for name, op in OPS.items()))
         return
     if json is not None:
-        check_output(json, ".json", "a result of bench", _read_results, name="json")
+        check_output(json, ".json", "a result of bench", run.load, name="json")
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1: Triton's times are its interpreter's", file=sys.stderr)
 
@@ -82,9 +80,3 @@ def bench(
     print(report.text_table(results["rows"]))
     if json is not None:
         run.save(results, json)
-
-
-def _read_results(path: Path) -> None:
-    """ValueError unless a file has timings."""
-    if not {"conditions", "rows"} <= read_object(path).keys():
-        raise ValueError(f"{path} has no timings")
