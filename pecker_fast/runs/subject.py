@@ -92,7 +92,7 @@ class Subject:
             another one's counterpart.
         """
         config = read_config(folder)
-        if not (folder / "unet").is_dir() or not (folder / "metrics.json").is_file():
+        if not (folder / "unet").is_dir():
             raise ValueError(f"run is {str(folder)!r}, which has no unet: the run has not ended")
         seed = config["seed"] if seed is None else seed
         check_int("seed", seed, 0)
