@@ -232,3 +232,12 @@ def test_a_pipe_gets_one_plain_line_and_may_be_closed():
     os.close(writer)
     lines = [line for line in process.stderr.splitlines() if "CUDA runtime" not in line]
     assert process.returncode == 141 and lines == []
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "<&- 1>&- 2>&-"])
+def test_closed_streams(closed):
+    """As of processes that a daemon starts."""
+    line = f"exec {shlex.quote(sys.executable)} -m pecker_fast --version {closed}"
+    result = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == ("" if "1>" in closed else f"pecker-fast {pecker_fast.__version__}\n")
