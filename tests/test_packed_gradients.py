@@ -409,8 +409,9 @@ def test_copies_have_no_packing_and_keep_nothing_alive():
 
 def test_errors():
     params, packed_params, _, other, mask = make_pair({})
-    with pytest.raises(TypeError, match="expected a MaskedAdam"):
-        pf.pack_gradients(torch.optim.Adam(params), mask)
+    for optimizer in (torch.optim.Adam(params), 3):
+        with pytest.raises(TypeError, match="expected a MaskedAdam"):
+            pf.pack_gradients(optimizer, mask)
     with pytest.raises(ValueError, match="packed=True"):
         pf.pack_gradients(pf.MaskedAdam(params), mask)
     with pytest.raises(TypeError, match="expected a SaliencyMask"):

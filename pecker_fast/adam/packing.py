@@ -382,7 +382,7 @@ def pack_gradients(optimizer: Optimizer, mask: SaliencyMask | None = None) -> Pa
     ...         optimizer.step()
     ...         optimizer.zero_grad()
     """
-    if "packed" not in optimizer.defaults:
+    if "packed" not in getattr(optimizer, "defaults", ()):
         raise TypeError(f"optimizer is {type(optimizer).__name__}, expected a MaskedAdam")
     if not optimizer.defaults["packed"]:
         raise ValueError("the optimizer's state is dense, expected MaskedAdam(..., packed=True)")

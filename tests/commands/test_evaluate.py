@@ -249,6 +249,7 @@ def test_wrong_inputs(run, capsys, tmp_path):
     base_args = ["evaluate", "--pretrained-model-name-or-path", str(run), "--no-progress-bar"]
     assert "expected one of the two" in fails(capsys, *base_args, "somewhere")
     assert "samples_per_class is 1" in fails(capsys, *base_args, "--samples-per-class", "1")
+    assert "no inception_weights" in fails(capsys, *base_args, "--features-dir", "features")
     assert "inception-2015-12-05" in fails(capsys, *base_args, "--inception-weights", str(tmp_path / "nowhere"))
     assert "forget_classes is 10" in fails(capsys, *base_args, "--forget-classes", "10")
     assert "cover_class" in fails(capsys, *base_args, "--cover-class", "3")

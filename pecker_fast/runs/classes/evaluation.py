@@ -67,6 +67,8 @@ class ClassEvaluation(EvaluateArguments):
     def measure(self, target: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         config, device = self.config or record_of(self.path), device_of(self.device)
         check_int("seed", self.seed, 0)
+        if self.features_dir is not None and self.inception_weights is None:
+            raise ValueError(f"features_dir is {self.features_dir!r}, but there are no inception_weights: no use for it")
         preset_name = self.preset or config.get("preset", USUAL)
         values = class_preset(preset_name)
         model = resolve(self.path, shipped=values.network)
