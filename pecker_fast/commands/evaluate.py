@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from ..parsing import early_option, option_names, parse_options
+from ..names import option_names
+from ..parsing import early_option, parse_options
 from ..runs.evaluate import EvaluateArguments, evaluate, evaluation_class
 from ..runs.recorded import options_of_record
 
