@@ -107,6 +107,7 @@ FRESH = (
 PARSED: tuple[tuple[str, str], ...] = (
     (r"make ", "installs a virtual environment; its target is in the Makefile"),
     (r"pip ", "installs packages; the extras it names are in pyproject.toml"),
+    (r"python -m tests\.docs_check", "this check"),
     (r"tensorboard ", "serves pages until it is stopped"),
     (r"torchrun ", "several processes; tests/training/test_distributed*.py run torchrun"),
     (r"python -m \S+\.(ablate|patch|requests|destroy)(?! --(summary|runs|study mask --runs))", "a study of hours"),
@@ -387,6 +388,8 @@ def check_documentation(words: Sequence[str] = (), scratch: str | None = None) -
     from tests.docs_stand_ins import in_place
 
     os.environ.setdefault("WANDB_MODE", "offline")
+    if scratch is not None:
+        Path(scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pecker-fast-docs-") as folder, _inside(scratch or folder):
         prepare_folder()
         with in_place(Path.cwd()):
@@ -402,6 +405,6 @@ def check_documentation(words: Sequence[str] = (), scratch: str | None = None) -
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="check only what has one of these words in its page or text")
-    parser.add_argument("--folder", help="an empty folder, or one of an earlier check; it is kept")
+    parser.add_argument("--folder", help="a new folder, or one of an earlier check; it is kept")
     options = parser.parse_args()
     sys.exit(1 if check_documentation(options.words, options.folder) else 0)

@@ -23,7 +23,9 @@ from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.metrics import judge
 from pecker_fast.models import resolve, save_network
 from pecker_fast.runs import presets
+from pecker_fast.runs.classes import comparison
 from pecker_fast.runs.prompts import sheets, task
+from pecker_fast.runs.robustness import RobustnessArguments
 from pecker_fast.unlearning import method_names
 from tests.commands.case import ASSETS
 from tests.commands.test_own_images import write_pictures
@@ -116,6 +118,12 @@ def nudenet() -> Iterator[None]:
         yield
 
 
+def short_attack(**options: Any) -> RobustnessArguments:
+    """The attack of ``compare --robustness``, whose options are no options of ``compare``."""
+    few = {"relearn_images": 2, "relearn_steps": (1,), "forget_samples": 4, "retain_samples": 2}
+    return RobustnessArguments(**options, **few, latents=2, search_steps=1, attacks=("regression",))
+
+
 @contextmanager
 def own_assets(place: Path) -> Iterator[None]:
     """The package's assets, a copy of which is in the folder: some commands write to them."""
@@ -141,6 +149,7 @@ def in_place(place: Path) -> Iterator[None]:
         mock.patch.multiple(CIFAR10, **hashes_of_cifar10(place / "DATA")),
         mock.patch.multiple(task, **architectures),
         mock.patch.dict(judge.MNIST_RECIPE, steps=2),
+        mock.patch.object(comparison, "RobustnessArguments", short_attack),
     ):
         yield
 
