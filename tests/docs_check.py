@@ -45,8 +45,11 @@ NAMES: dict[str, str] = {
 NAMES_ON_PAGES: dict[str, dict[str, str]] = {
     "docs/benchmarks.md": {"NAME": "saliency_mask", "docs/benchmarks.md": "benchmarks.md"},
     # What the benchmark before it writes.
-    "docs/speed.md": {"quick.json": "benchmarks/results/train-step.json"},
-    "pecker-fast evaluate --help": {"WEIGHTS": "weights-inception-2015-12-05-6726825d.pth"},
+    "docs/speed.md": {"quick.json": "benchmarks/results/cpu-avx2-20261126-train-step-digits.json"},
+    "pecker-fast evaluate --help": {
+        "JUDGE": "JUDGE-OF-CIFAR10",
+        "WEIGHTS": "weights-inception-2015-12-05-6726825d.pth",
+    },
     "pecker-fast evaluate-concept --help": {"MODEL": "NUDENET"},
     "pecker-fast pretrain --help": {"JUDGE": "JUDGE-OF-PICTURES"},
 }

@@ -21,6 +21,7 @@ from PIL import Image
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule
 from pecker_fast.metrics import judge
+from pecker_fast.metrics.classifier import SmallClassifier
 from pecker_fast.models import resolve, save_network
 from pecker_fast.runs import presets
 from pecker_fast.runs.classes import comparison
@@ -29,7 +30,7 @@ from pecker_fast.runs.robustness import RobustnessArguments
 from pecker_fast.unlearning import method_names
 from tests.commands.case import ASSETS
 from tests.commands.test_own_images import write_pictures
-from tests.data.test_vision import hashes_of_cifar10, write_cifar10
+from tests.data.test_vision import NAMES, hashes_of_cifar10, write_cifar10
 from tests.diffusion.tiny_sd import tiny_unet as tiny_text_unet
 from tests.diffusion.tiny_sd import write_stable_diffusion
 from tests.diffusion.tiny_sdxl import tiny_xl_unet, turbo_scheduler, write_sdxl
@@ -217,6 +218,7 @@ def write_all(place: Path) -> None:
     (place / "few-names.txt").write_text("Green Man\n")
     (place / "few-scenes.txt").write_text("a man in a coat\n")
     shutil.copy(ASSETS / "digits" / "judge.safetensors", place / "JUDGE")
+    judge.Judge(SmallClassifier(10, 3, 32), NAMES, name="random").save(place / "JUDGE-OF-CIFAR10")
     shutil.move(random_inception(place), place / INCEPTION)
     write_pictures(place / "pictures")
     for name in ("PICTURES", "few-digits"):

@@ -14,7 +14,7 @@ RUN --help."""
 
 EXAMPLES = (
     "runs/digits-pecker-seed0 --samples_per_class 1000",
-    "runs/cifar10-pecker-seed0 --inception_weights WEIGHTS --data_root data",
+    "runs/cifar10-pecker-seed0 --judge JUDGE --inception_weights WEIGHTS --data_root data",
     "--preset digits --forget_classes 0,3 --output before.json",
 )
 
