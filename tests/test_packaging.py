@@ -42,6 +42,7 @@ def test_wheel_contains_only_the_package(wheel):
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {"pecker_fast"}
     for module in (
         "kernels/select.py",
+        "kernels/adam_tile.py",
         "kernels/masked_adam.py",
         "benchmarks/registry.py",
         "ops/schemas.py",
