@@ -77,6 +77,7 @@ APPENDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"pecker-fast train-classifier ", QUIET),
     (r"pecker-fast train-classifier (?!--preset mnist)", ("--epochs", "1")),
     (r"pecker-fast train-classifier --preset images ", ("--batch_size", "16")),
+    (r"pecker-fast train-classifier --preset cifar10 --data_root", ("--resize", "64")),
     (r"pecker-fast evaluate runs/(?!sd15)|pecker-fast evaluate (RUN|--preset)", (*QUIET,)),
     (r"pecker-fast evaluate runs/cifar10", ("--samples_per_class", "2")),
     (r"pecker-fast evaluate .*--samples_per_class", ("--samples_per_class", "3")),

@@ -186,7 +186,7 @@ def write_all(place: Path) -> None:
     small = {"num_classes": 10, "in_channels": 3, "attention_resolutions": ()}
     save_network(place / "YOUR/UNET2DMODEL/FOLDER", tiny_unet(**small), NoiseSchedule.linear())
     shutil.copytree(ROOT / "pecker_fast" / "assets", place / "pecker_fast" / "assets")
-    write_cifar10(place / "DATA", 20)
+    write_cifar10(place / "DATA", 10)
     (place / "data").symlink_to("DATA")
     # Detectors, lists and pictures.
     for name in ("CLIP_FOLDER", "CLIP_VIT_L14_FOLDER"):
