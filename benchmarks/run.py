@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -128,19 +129,25 @@ def run(
     row. ``max_seconds``: time to spend on a row, beyond three repeats. ``stop_after``: seconds after which no further
     figure is begun. Raises ValueError for a wrong argument.
     """
-    place = torch.device(device)
-    check_choice("device", [place.type], ["cpu", "cuda"])
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        # Its message lists devices that there are no kernels for.
+        place = None
+    check_choice("device", [place.type if place else device], ["cpu", "cuda"])
     names = list(names) or [name for name, op in OPS.items() if place.type in op.devices]
-    check_choice("name", names, list(OPS))
+    check_choice("operation", names, list(OPS))
     check_choice("size", sizes, SIZES)
     check_choice("dtype", dtypes, list(DTYPES))
     if not threads or any(count < 1 for count in threads):
         raise ValueError(f"threads is {list(threads)}, expected numbers of at least 1")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")
+    if not 0 <= max_seconds < math.inf:
+        raise ValueError(f"max_seconds is {max_seconds}, expected a number at least 0")
     elsewhere = [name for name in names if place.type not in OPS[name].devices]
     if elsewhere:
-        raise ValueError(f"name is {elsewhere[0]!r}, which runs on {', '.join(OPS[elsewhere[0]].devices)} only")
+        raise ValueError(f"operation is {elsewhere[0]!r}, which runs on {', '.join(OPS[elsewhere[0]].devices)} only")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no CUDA device")
     if backend is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .names import is_set, nearest
 
+LARGEST = (1 << 63) - 1
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -39,12 +40,14 @@ def check_left_out(values: Mapping[str, Any], defaults: Mapping[str, Any], names
 
 
 def check_int(name: str, value: int, low: int, high: int | None = None) -> None:
-    """``value`` is an integer, low <= value < high."""
+    """``value`` is an integer, low <= value < high. Without ``high`` it fits into 64 bits, as in tensors and files."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}, expected an integer")
     if value < low or (high is not None and value >= high):
         allowed = f"at least {low}" if high is None else f"from {low} to {high - 1}"
         raise ValueError(f"{name} is {value}, expected {allowed}")
+    if value > LARGEST:
+        raise ValueError(f"{name} is {value}, expected at most {LARGEST}")
 
 
 def check_number(

@@ -90,6 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
         gone.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # It was closed (>&-). The null device also takes the place of the descriptor, before another file does.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- for the whole process
     for stream in (sys.stdout, sys.stderr):
         # Names of classes and files may have characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):

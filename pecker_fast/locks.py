@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
-from .files import is_alive
+from .files import clear_leftovers, is_alive
 from .records import COUNT, RecordError, parse_object
 
 NAME = ".lock"
@@ -50,6 +50,8 @@ class Holder(TypedDict):
 def locked(folder: str | os.PathLike, patience: float = 0.0) -> Iterator[None]:
     """Holds the lock of a folder, which must exist, and removes its file at the end.
 
+    What killed processes were writing there is removed first: some of it nobody else would look for.
+
     Parameters
     ----------
     folder : path-like
@@ -76,12 +78,14 @@ def locked(folder: str | os.PathLike, patience: float = 0.0) -> Iterator[None]:
             time.sleep(min(0.2, patience))
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(descriptor, stop), daemon=True, name="lock of a run's folder")
-    beat.start()
     try:
+        beat.start()
+        clear_leftovers(folder)
         yield
     finally:
         stop.set()
-        beat.join()
+        if beat.ident is not None:
+            beat.join()
         _release(path, descriptor)
 
 
@@ -91,7 +95,7 @@ def _take(path: Path) -> int:
         if str(path) in _held:
             raise LockedError(_refusal(path, _words(_own())))
         _held.add(str(path))
-    descriptor = -1
+    descriptor, own = -1, False
     try:
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -104,12 +108,17 @@ def _take(path: Path) -> int:
                 descriptor = -1
                 continue
             _wait_for_another_machine(path, _read(descriptor))
+            own = True
             content = json.dumps(_own()).encode()
             os.pwrite(descriptor, content, 0)
             os.ftruncate(descriptor, len(content))
             os.fsync(descriptor)
             return descriptor
     except BaseException:
+        # Such as Ctrl-C, or a full disk.
+        if own:
+            _release(path, descriptor)
+            raise
         if descriptor >= 0:
             os.close(descriptor)
         with _guard:

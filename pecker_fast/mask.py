@@ -18,6 +18,11 @@ from .sharding import add_over, like, local, part_of, whole
 
 FORMAT = "pecker_fast.saliency_mask"
 FORMAT_VERSION = "1"
+# All that a file's metadata may have: a changed name of a hash does not make it a file without one.
+_FIELDS = {
+    *("format", "version", "names", "shapes", "count", "density", "threshold", "nan_count"),
+    *("sha256", "fields_sha256"),
+}
 
 # What DataParallel, DDP and torch.compile put in front of every name of a module.
 _PREFIXES = ("module.", "_orig_mod.")
@@ -462,6 +467,7 @@ class SaliencyMask:
         }
         words = self._words.cpu()
         metadata["sha256"] = _sha256(metadata["names"], metadata["shapes"], words)
+        metadata["fields_sha256"] = _fields_sha256(metadata)
         save_tensors(path, {"words": words}, metadata)
 
     @classmethod
@@ -469,6 +475,8 @@ class SaliencyMask:
         """Reads a file that ``save`` wrote. Raises ValueError if it is truncated, damaged or something else."""
         from safetensors import SafetensorError, safe_open
 
+        if os.path.isdir(path):
+            raise ValueError(f"{path} is not a saliency mask: it is a folder")
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -494,7 +502,10 @@ class SaliencyMask:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged saliency mask: {error}") from error
-        # Files of older versions have no hash.
+        hashed = metadata.get("fields_sha256")
+        if not metadata.keys() <= _FIELDS or hashed not in (None, _fields_sha256(metadata)):
+            raise ValueError(f"{path} is a damaged saliency mask: its fields are not those that were saved")
+        # Files of older versions have no hash of the fields, and those before them none at all.
         if "sha256" in metadata and metadata["sha256"] != _sha256(metadata["names"], metadata["shapes"], words):
             raise ValueError(f"{path} is a damaged saliency mask: names, shapes or words are not those that were saved")
         if mask.count != count or metadata.get("density") != repr(mask.density) or not mask.equal(~~mask):
@@ -513,6 +524,12 @@ def _sha256(names: str, shapes: str, words: Tensor) -> str:
     digest = hashlib.sha256(f"{names}\n{shapes}\n".encode())
     digest.update(words.contiguous().numpy())
     return digest.hexdigest()
+
+
+def _fields_sha256(metadata: Mapping[str, str]) -> str:
+    """Of all fields, threshold and NaN count among them, as JSON."""
+    fields = {key: value for key, value in metadata.items() if key != "fields_sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _percent(count: int, numel: int) -> str:

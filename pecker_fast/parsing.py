@@ -16,6 +16,7 @@ import docstring_parser
 
 from .names import nearest
 from .options import REQUIRED, Option, UsageError, options_of, parameters, text_of, with_values
+from .records import unique
 
 T = TypeVar("T")
 HELP, HELP_ALL = ("-h", "--help"), ("--help_all", "--help-all")
@@ -47,7 +48,7 @@ def _last_value(words: Sequence[str], name: str) -> str | None:
     for i, word in enumerate(words):
         option, equals, rest = word.partition("=")
         if option.replace("-", "_") == f"__{name}":
-            value = rest if equals else next(iter(words[i + 1 : i + 2]), None)
+            value = rest if equals else _next([*words[i + 1 : i + 2]], name)
     return value
 
 
@@ -65,8 +66,8 @@ def read_config(path: str) -> dict[str, Any]:
         raise UsageError(f"config is {path!r}, which cannot be read: {error}") from error
     if path.endswith(".json"):
         try:
-            values = json.loads(text)
-        except ValueError as error:
+            values = json.loads(text, object_pairs_hook=unique)
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"config is {path!r}, which is no JSON: {error}") from error
     else:
         try:
@@ -75,7 +76,11 @@ def read_config(path: str) -> dict[str, Any]:
             raise UsageError(f"config is {path!r}: pip install pyyaml to read it, or write JSON") from error
         try:
             values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            node = yaml.compose(text, yaml.SafeLoader)
+            if isinstance(node, yaml.MappingNode):
+                # PyYAML takes the last one.
+                unique([(key.value, value) for key, value in node.value])
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"config is {path!r}, which is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(f"config is {path!r}, expected options with their values (name: value)")

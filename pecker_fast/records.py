@@ -146,9 +146,18 @@ def interpreting(path: str | os.PathLike, *, fix: str = RESTORE) -> Iterator[Non
 def _parsed(content: bytes | str) -> Any:
     """The JSON value of a text. ValueError if it is not JSON."""
     try:
-        return json.loads(_text(content), parse_int=_integer)
+        return json.loads(_text(content), parse_int=_integer, object_pairs_hook=unique)
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
+
+
+def unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The object with these keys and values. ValueError if a key occurs twice: readers differ in which one counts."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return result
 
 
 def _text(content: bytes | str) -> str:

@@ -44,6 +44,9 @@ class ScoreTensors:
                 self.names = list(scores)
                 values = list(scores.values())
             else:
+                if not isinstance(scores, Iterable):
+                    kind = type(scores).__name__
+                    raise TypeError(f"{argument} is {kind}, expected a module, a mapping of tensors or several tensors")
                 values = list(scores)
             for i, value in enumerate(values):
                 if not isinstance(value, Tensor):

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from pecker_fast.checks import check_choice, check_literals
+from pecker_fast.checks import check_choice, check_int, check_literals
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,12 @@ def test_literals_of_a_dataclass_and_its_bases():
         check_literals(Derived(sampler="euler"))
     with pytest.raises(ValueError, match=r"^order is 3, expected one of 1, 2$"):
         check_literals(Derived(order=3))
+
+
+def test_integers_fit_into_64_bits():
+    """Otherwise a file of a run is written that its reader refuses."""
+    check_int("seed", 2**63 - 1, 0)
+    with pytest.raises(ValueError, match=r"^seed is 9223372036854775808, expected at most 9223372036854775807$"):
+        check_int("seed", 2**63, 0)
+    with pytest.raises(ValueError, match=r"^seed is 9223372036854775808, expected from 0 to 9$"):
+        check_int("seed", 2**63, 0, 10)

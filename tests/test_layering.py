@@ -102,7 +102,7 @@ ALLOWED = {
         *("diffusion", "models", "data", "metrics", "unlearning", "training", "robustness", "report", "runs"),
     },
     "options": {"names", "options"},
-    "parsing": {"names", "options", "parsing"},
+    "parsing": {"names", "options", "parsing", "records"},
     # No command imports a command.
     "commands": {"names", "parsing", "figures", "runs", "parallel", "environment", "mask", "benchmarks"},
     "cli": {"commands", "names", "__init__"},

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from pecker_fast import locks
+from pecker_fast.files import HOST
 from pecker_fast.locks import LockedError, locked
 
 
@@ -216,3 +217,42 @@ def test_a_file_that_vanishes_before_the_lock_is_taken_is_made_again(tmp_path, m
     assert closed == opened
     with locked(tmp_path):
         pass
+
+
+def test_ctrl_c_while_the_lock_is_taken_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # To write the file takes a while on a busy disk.
+        patch.setattr(locks.os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+            pass
+        assert os.listdir(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+            pass
+        assert os.listdir(tmp_path) == []
+    # The process itself is not locked out.
+    with locked(tmp_path):
+        pass
+
+
+def test_a_refused_process_leaves_the_lock_of_another(tmp_path):
+    process = Holder(tmp_path)
+    with pytest.raises(LockedError), locked(tmp_path):
+        pass
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid
+    process.end()
+
+
+def test_what_killed_processes_were_writing_is_removed(tmp_path):
+    """By whoever writes the folder next: an evaluation or an attack, too, which a finished run does not repeat."""
+    (tmp_path / "evaluation").mkdir()
+    dead, alive = (f".report.html.@{HOST}.{pid}.tmp" for pid in (dead_process(), os.getpid()))
+    for name in (dead, alive, f"evaluation/{dead}", "report.html"):
+        (tmp_path / name).write_text("x")
+    with locked(tmp_path):
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".lock", alive, "report.html"}

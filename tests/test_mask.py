@@ -319,6 +319,10 @@ def test_files_whose_names_or_shapes_were_changed(tmp_path):
         {"names": "null"},
         {"names": '["b", "a"]'},
         {"sha256": "0" * 64},
+        {"threshold": "0.5"},
+        {"nan_count": "7"},
+        {"fields_sha256": "0" * 64},
+        {"shb256": metadata["sha256"]},
     ):
         save_file({"words": words}, bad, metadata={**metadata, **change})
         with pytest.raises(ValueError, match=r"bad.safetensors is a damaged saliency mask"):
@@ -329,7 +333,13 @@ def test_files_whose_names_or_shapes_were_changed(tmp_path):
         save_file({"words": swapped}, bad, metadata=metadata)
         with pytest.raises(ValueError, match="damaged"):
             pf.SaliencyMask.load(bad)
-    # Files of older versions have no hash.
-    old = {key: value for key, value in metadata.items() if key != "sha256"}
-    save_file({"words": words}, bad, metadata=old)
-    assert pf.SaliencyMask.load(bad).equal(mask) and pf.SaliencyMask.load(bad).names == mask.names
+    # Files of older versions have no hash of the fields, or none at all.
+    for missing in ({"fields_sha256"}, {"sha256", "fields_sha256"}):
+        old = {key: value for key, value in metadata.items() if key not in missing}
+        save_file({"words": words}, bad, metadata=old)
+        assert pf.SaliencyMask.load(bad).equal(mask) and pf.SaliencyMask.load(bad).names == mask.names
+
+
+def test_a_folder_is_not_a_mask(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a saliency mask: it is a folder$"):
+        pf.SaliencyMask.load(tmp_path)

@@ -172,3 +172,10 @@ def test_random_values_are_accepted_or_refused_in_one_line():
             refused += 1
             assert len(str(error).splitlines()) == 1 and len(str(error)) < 400
     assert 1000 < refused < 2000
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    """One reader takes the first, another one the last."""
+    (tmp_path / "a.json").write_text('{"inner": {"share": 0.1, "share": 0.9}}')
+    with pytest.raises(RecordError, match=r"a.json is damaged: it is not JSON \(it has 'share' twice\)"):
+        read_object(tmp_path / "a.json", Record)

@@ -125,6 +125,7 @@ WRONG = [
     ({"damping": math.nan}, ValueError, "damping is nan"),
     ({"damping": math.inf}, ValueError, "damping is inf"),
     ({"damping": "0.1"}, TypeError, "damping is '0.1'"),
+    ({"relative_to": 3}, TypeError, r"relative_to is int, expected a module, a mapping of tensors or several tensors"),
     ({"relative_to": torch.ones(3)}, TypeError, r"relative_to is one tensor.*\[relative_to\]"),
     ({"relative_to": [torch.ones(3)]}, ValueError, "relative_to has 1 tensors, scores has 2"),
     ({"relative_to": [torch.ones(3), torch.ones(4)]}, ValueError, r"relative_to\[1\] has shape \(4,\), scores 'b' has"),

@@ -8,6 +8,7 @@ from typing import Any
 from ..benchmarks import report, run
 from ..benchmarks.registry import OPS
 from ..parsing import parse_call
+from ..runs.arguments import check_output
 
 EXAMPLES = ("--list", "saliency_mask --size cifar10", "--size tiny --json bench.json")
 
@@ -56,8 +57,8 @@ def bench(
     if list:
         print("\n".join(f"{name:<26}{op.description}" for name, op in OPS.items()))
         return
-    if json is not None and not os.path.isdir(os.path.dirname(json) or "."):
-        raise ValueError(f"json is {json!r}, but there is no folder {os.path.dirname(json)!r}")
+    if json is not None:
+        check_output(json, ".json", "a result of bench", run.load, name="json")
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1: Triton's times are its interpreter's", file=sys.stderr)
 

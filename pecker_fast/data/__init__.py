@@ -66,10 +66,7 @@ def load_dataset(
     if name in ("cifar10", "stl10"):
         load = load_cifar10 if name == "cifar10" else load_stl10
         return load(root, split, download=download, image_size=image_size)
-    path = folder_of(name)
-    if name not in ("digits", "mnist") and path is None:
-        hint = f" (folder:{name} for that folder)" if isinstance(name, str) and os.path.isdir(name) else ""
-        raise ValueError(f"name is {name!r}, expected one of {', '.join(DATASETS)}{hint}")
+    path = folder_of(check_dataset("name", name))
     if root is not None:
         raise ValueError(f"root is {str(root)!r}, expected None: {name!r} has no root")
     if name == "digits":
@@ -77,6 +74,14 @@ def load_dataset(
     if name == "mnist":
         return load_mnist(split, image_size=image_size)
     return load_folder(path, split, image_size=image_size, channels=channels)
+
+
+def check_dataset(argument: str, name: str) -> str:
+    """The name of a data set. ValueError, which names the argument, if there is none of this name."""
+    if name not in DATASETS[:-1] and folder_of(name) is None:
+        hint = f" (folder:{name} for that folder)" if isinstance(name, str) and os.path.isdir(name) else ""
+        raise ValueError(f"{argument} is {name!r}, expected one of {', '.join(DATASETS)}{hint}")
+    return name
 
 
 def folder_of(name: str | None) -> str | None:
@@ -92,6 +97,7 @@ __all__ = [
     "LabelledImages",
     "LazyImages",
     "PromptPairs",
+    "check_dataset",
     "concept_pairs",
     "default_cover",
     "evaluation_prompts",

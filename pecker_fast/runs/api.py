@@ -244,6 +244,8 @@ def _is_preset(model: Model) -> bool:
 
 def _preset_name(model: Model, name: str | None) -> str:
     """The preset of a run on ``model``, for which ``name`` was given."""
+    if model is None:
+        raise TypeError("model is None, expected a path, a name, a U-Net or a pipeline of diffusers")
     if not _is_preset(model):
         return name or _preset_for(model)
     if name is not None and name != model:

@@ -1,6 +1,7 @@
 """The options of a run, in groups: what all runs share. A task adds its own (``Task.defaults``)."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
@@ -187,18 +188,48 @@ def multiplies_in_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def check_output(output: str | Path) -> Path:
+def check_output(
+    output: str | os.PathLike,
+    suffix: str = "",
+    kind: str = "",
+    read: Callable[[Path], object] | None = None,
+    *,
+    name: str = "output",
+) -> Path:
     """The path of a file to write.
+
+    Parameters
+    ----------
+    output : path-like
+        The file.
+    suffix : str
+        What its name ends with, such as ".png".
+    kind, read : str and callable, optional
+        What the file is to be, such as "a mask", and a function that raises ValueError for other files: an existing
+        file is replaced only if it is one. Default: any file is.
+    name : str
+        The option.
 
     Raises
     ------
     ValueError
-        If its folder does not exist, or its name is not UTF-8.
+        If its folder does not exist, it is a folder itself, its name is not UTF-8 or ends otherwise, or a file of
+        another kind would be lost.
     """
-    check_utf8("output", Path(output).absolute())
-    if not Path(output).parent.is_dir():
-        raise ValueError(f"output is {str(output)!r}, but there is no folder {str(Path(output).parent)!r}")
-    return Path(output)
+    path, shown = Path(output), f"{name} is {str(output)!r}"
+    check_utf8(name, path.absolute())
+    if not str(output).endswith(suffix):
+        raise ValueError(f"{shown}, expected a file that ends with {suffix}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{shown}, but there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise ValueError(f"{shown}, which is a folder: expected the name of a file")
+    if read is not None and path.exists():
+        try:
+            read(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{shown}, which exists already and is not {kind}: expected another name") from error
+    return path
 
 
 def check_unused(function: Callable[..., Any], values: Mapping[str, Any], names: Iterable[str], why: str) -> None:

@@ -10,6 +10,7 @@ from ..environment import environment
 from ..figures import describe
 from ..files import write_json
 from ..locks import PATIENCE, locked
+from ..records import read_object
 from ..report import portable
 from ..run_records import read_metrics
 from .arguments import check_output, option_groups
@@ -108,7 +109,10 @@ def evaluate(args: EvaluateArguments) -> Measured:
         If an option is wrong, before anything is drawn.
     """
     folder = None if args.path is None else Path(args.path)
-    target = check_output(args.output or _result_file(folder))
+    if args.output is None:
+        target = check_output(_result_file(folder))
+    else:
+        target = check_output(args.output, ".json", "a result of evaluate", _read_result)
     figures, protocol = args.measure(target)
     figures, protocol = portable(figures), portable({**protocol, "environment": environment()})
     write_json(target, {**figures, "protocol": protocol})
@@ -122,6 +126,12 @@ def _result_file(folder: Path | None) -> Path:
     if folder is None or not folder.exists():
         return Path("evaluation.json")
     return (folder if folder.is_dir() else folder.parent) / "evaluation.json"
+
+
+def _read_result(path: Path) -> None:
+    """ValueError unless a file has the figures of a network with their protocol."""
+    if "environment" not in read_object(path).get("protocol", ()):
+        raise ValueError(f"{path} is not a result of evaluate")
 
 
 def _add_to_run(folder: Path, args: EvaluateArguments, figures: dict[str, Any], protocol: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_utf8
-from ..files import clear_leftovers, replacing
+from ..files import replacing
 from ..locks import locked
 from ..run_records import read_config
 
@@ -98,7 +98,7 @@ def owning(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def prepare_folder(folder: Path, resume: str | None, overwrite: bool, take: Callable[[], None]) -> None:
-    """Make the folder of a run, or empty it, and remove what killed processes left there.
+    """Make the folder of a run, or empty it; with the lock goes what killed processes left there.
 
     Arguments and errors: as ``check_folder``'s; ``take`` is the function of ``owning``. Also a ValueError if the folder
     cannot be written to.
@@ -114,7 +114,6 @@ def prepare_folder(folder: Path, resume: str | None, overwrite: bool, take: Call
         (folder / "writable").unlink()
     except OSError as error:
         raise ValueError(f"output_dir {folder} cannot be written to: {error}") from error
-    clear_leftovers(folder)
     if resume is None and overwrite:
         # Otherwise the earlier run's checkpoints would be taken for this one's.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

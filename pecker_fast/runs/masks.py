@@ -84,7 +84,7 @@ def mask(
         check_unused(mask, values, values.keys() - {"run", "inspect"}, f"the mask in {inspect} is read, not computed")
         return SaliencyMask.load(inspect)
     if output is not None:
-        check_output(output)
+        check_output(output, ".safetensors", "a mask", SaliencyMask.load)
     if density is None and threshold is None:
         density = 0.5
     options = SaliencyOptions(

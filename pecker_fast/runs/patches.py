@@ -90,11 +90,9 @@ def make_patch(
     """
     if dtype not in (None, "base", "result"):
         raise ValueError(f"dtype is {dtype!r}, expected base or result")
-    if Path(output).suffix != ".safetensors":
-        raise ValueError(f"output is {str(output)!r}, expected a file that ends with .safetensors")
+    check_output(output, ".safetensors")
     if Path(output).exists():
         raise ValueError(f"output is {str(output)!r}, which exists already")
-    check_output(str(output))
     expected, label = None, None
     if result is None:
         result = base if isinstance(base, Run) else Run(str(_path(base, "run")))

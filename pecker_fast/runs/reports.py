@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import clear_leftovers
 from ..records import RecordError, read_object
 from ..report import (
     CLASSES,
@@ -61,6 +62,7 @@ def write_report(run: str) -> tuple[Path, list[str]]:
         )
     if method == "pretrain":
         raise ValueError(f"run is {run!r}, a run of pretrain, which has no report: its figures are in metrics.json")
+    clear_leftovers(folder)
     changed = changed_files(folder)
     path = write_run_report(folder, changed=changed)
     notes = [f"changed since the run ended: {', '.join(changed)}"] if changed else []
@@ -98,6 +100,7 @@ def _sequence(folder: Path) -> Path:
 def _comparison(folder: Path) -> tuple[Path, list[str]]:
     """Write the report of a comparison or a demo again."""
     compared = read_object(folder / COMPARED)
+    clear_leftovers(folder)
     if "command" not in compared:
         # A demo's, with a run of each method below it.
         return write_comparison(folder, {name: folder / name for name in compared.get("methods", ())}), []

@@ -59,9 +59,7 @@ def sample(
     """
     if images_per_class < 1:
         raise ValueError(f"images_per_class is {images_per_class}, expected at least 1")
-    if not output.endswith(".png"):
-        raise ValueError(f"output is {output!r}, expected a file that ends with .png")
-    check_output(output)
+    check_output(output, ".png")
     model = resolve(pretrained_model_name_or_path, shipped=class_preset(preset).network)
     classes = num_classes(model.network)
     names = class_names(model.network)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..checks import check_int, check_number
 from ..data import LabelledImages, folder_of
 from ..metrics import DIGITS_RECIPE, Judge, train_digits_judge, train_mnist_judge, train_resnet
 from ..metrics import train_classifier as train_small
@@ -103,10 +104,18 @@ def train_classifier(
     options: dict[str, Any] = {"imagenet_weights": imagenet_weights, "epochs": epochs, "batch_size": batch_size}
     options |= {"learning_rate": learning_rate, "head_learning_rate": head_learning_rate, "resize": resize}
     options |= {"device": device, "seed": seed}
+    for option in ("epochs", "batch_size", "resize"):
+        if options[option] is not None:
+            check_int(option, options[option], 1)
+    if seed is not None:
+        check_int("seed", seed, 0)
+    for option in ("learning_rate", "head_learning_rate"):
+        if options[option] is not None:
+            check_number(option, options[option], open_low=True)
     values = class_preset(preset)
     target = Path(output or f"runs/{preset}-judge.safetensors")
     if output is not None:
-        check_output(output)
+        check_output(output, ".safetensors", "a judge", Judge.load)
     elif target.exists():
         raise ValueError(f"output is not given, and {target} exists already: expected the file to write")
     data = DataArguments(dataset_name, data_root, download)

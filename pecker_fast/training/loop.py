@@ -217,6 +217,9 @@ class Loop:
                     break
             self._pause()
             self._checkpoint(self.phases[p.phase])
+            if p.stopped_by is None:
+                # The last evaluation and checkpoint may take long.
+                p.stopped_by = self._signal(caught)
         if self.profiler is not None:
             self.profiler.pause()
             self.profiler.close()
@@ -267,8 +270,7 @@ class Loop:
         p.images += phase.images_per_iteration
         if self.profiler is not None:
             self.profiler.step(phase.images_per_iteration)
-        # All processes stop after the same iteration, whichever received the signal.
-        p.stopped_by = self.world.largest(caught[0] if caught else 0) or None
+        p.stopped_by = self._signal(caught)
         last = p.iteration == phase.iterations or p.stopped_by is not None
         if p.step % o.logging_steps == 0 or last:
             self._log(phase)
@@ -276,6 +278,10 @@ class Loop:
             self._evaluate_now(phase)
         if p.step % o.checkpointing_steps == 0:
             self._checkpoint(phase)
+
+    def _signal(self, caught: list[int]) -> int | None:
+        """The signal that any process has received: all of them stop after the same iteration."""
+        return self.world.largest(caught[0] if caught else 0) or None
 
     def _pause(self) -> None:
         """Add the time since the last pause to the training time. Waits for the device."""

@@ -99,7 +99,7 @@ def test_roofline(tmp_path):
 def test_wrong_inputs(tmp_path, capsys):
     with pytest.raises(ValueError, match="'launches', which runs on cuda only"):
         run.run(["launches"], **QUICK)
-    with pytest.raises(ValueError, match="name is 'none'"):
+    with pytest.raises(ValueError, match="operation is 'none'"):
         run.run(["none"])
     with pytest.raises(ValueError, match="no floors"):
         plots.draw_roofline({"rows": [], "conditions": {}}, tmp_path / "plot.png")

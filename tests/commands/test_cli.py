@@ -83,6 +83,8 @@ def test_wrong_input_is_one_line_and_status_2(capsys, monkeypatch, arguments):
         ("unlearn --densty 0.3", r"no option --densty; the nearest is '--density' \(see pecker-fast unlearn --help"),
         ("unlearn --density much", r"density is 'much', expected a number \(see pecker-fast unlearn --help"),
         ("unlearn --density", r"density has no value"),
+        ("unlearn --config --density 0.1", r"config has no value"),
+        ("unlearn --preset --density 0.1", r"preset has no value"),
         ("unlearn --seed 1.5", r"seed is '1.5', expected an integer"),
         ("unlearn --seed -1 --dry_run", r"seed is -1, expected at least 0 \(see pecker-fast unlearn --help"),
         ("unlearn --preset digit", r"preset is 'digit', expected one of digits, .*; the nearest is 'digits'"),
@@ -230,3 +232,12 @@ def test_a_pipe_gets_one_plain_line_and_may_be_closed():
     os.close(writer)
     lines = [line for line in process.stderr.splitlines() if "CUDA runtime" not in line]
     assert process.returncode == 141 and lines == []
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "<&- 1>&- 2>&-"])
+def test_closed_streams(closed):
+    """As of processes that a daemon starts."""
+    line = f"exec {shlex.quote(sys.executable)} -m pecker_fast --version {closed}"
+    result = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == ("" if "1>" in closed else f"pecker-fast {pecker_fast.__version__}\n")

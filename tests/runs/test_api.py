@@ -138,6 +138,7 @@ def test_a_comparison(tmp_path):
         (lambda: pf.distil("digits", forget=0), TypeError, "no option 'forget'"),
         (lambda: pf.distil("digits", dry_run=True), TypeError, "command line only"),
         (lambda: pf.unlearn("digits", "sfd", distilled="nowhere"), ValueError, "distilled is 'nowhere'"),
+        (lambda: pf.unlearn(None), TypeError, "model is None, expected a path, a name"),
         (lambda: pf.unlearn("digits", densty=0.1), TypeError, "no option 'densty'; the nearest is 'density'"),
         (lambda: pf.unlearn("digits", forget="brad pitt"), ValueError, "'brad pitt', expected the number of a class"),
         (lambda: pf.unlearn("sd15-celebrity", forget=[0]), TypeError, "expected a concept"),

@@ -23,6 +23,8 @@ def files(folder: Path) -> dict[Path, int]:
 def test_a_run_writes_into_its_folder_alone(tmp_path, monkeypatch):
     """The package belongs to root here; home and the current folder cannot be written to."""
     # Python itself need not be readable for that user, so all is imported before.
+    import encodings.unicode_escape  # noqa: F401 -- of model cards
+
     import matplotlib.backends.backend_agg
     import matplotlib.pyplot  # noqa: F401
 

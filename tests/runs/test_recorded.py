@@ -94,6 +94,9 @@ def test_yaml(tmp_path, monkeypatch):
         ("a.yaml", "- 1", "expected options with their values"),
         ("a.yaml", "a: [", "is no YAML"),
         ("a.json", "{", "is no JSON"),
+        ("a.json", "[" * 100_000, "is no JSON: maximum recursion depth"),
+        ("a.json", '{"density": 0.1, "density": 0.2}', "is no JSON: it has 'density' twice"),
+        ("a.yaml", "density: 0.1\ndensity: 0.2", "is no YAML: it has 'density' twice"),
         ("a.json", '{"options": {"granularity": "row"}, "num_processes": 1}', "has 'granularity', which is no option"),
     ],
 )

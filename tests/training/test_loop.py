@@ -258,3 +258,20 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path, seed):
     logs = [read_lines(tmp_path / name / "train.jsonl") for name in ("whole", "killed")]
     plain = [[{k: v for k, v in line.items() if k != "seconds" and "loss" not in k} for line in log] for log in logs]
     assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_last_evaluation_is_not_lost(tmp_path, number):
+    """Otherwise the run would measure and report for minutes, and end with status 0."""
+
+    def evaluate(network, step):
+        if step == 6:
+            os.kill(os.getpid(), number)
+        return {"ua": step}
+
+    progress = make(tmp_path, Walk("a", 6), evaluate=evaluate).run()
+    assert progress.stopped_by == number and progress.step == 6
+    # What is left to do is done by the resumed run.
+    resumed = make(tmp_path, Walk("a", 6), evaluate=evaluate, resume="latest").run()
+    assert resumed.stopped_by is None and resumed.step == 6
+    assert [line["step"] for line in read_lines(tmp_path / "evaluation.jsonl")][-1] == 6

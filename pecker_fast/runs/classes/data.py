@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...data import LabelledImages, folder_of, in_memory, load_dataset, survey_folder
+from ...data import LabelledImages, check_dataset, folder_of, in_memory, load_dataset, survey_folder
 from ...diffusion import class_names, num_classes
 from ...metrics import Judge, load_judge
 from ..arguments import DataArguments
@@ -37,7 +37,10 @@ def load_images(data: DataArguments, preset_name: str, split: str, size: int, ch
     FileNotFoundError
         If there are no such files.
     """
-    name = dataset_of(data, preset_name)
+    name = check_dataset("dataset_name", dataset_of(data, preset_name))
+    folder = folder_of(name)
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f"dataset_name is {name!r}, but {folder} is not a folder: {OWN_IMAGES}")
     if name in ("cifar10", "stl10") and data.data_root is None:
         raise ValueError(
             f"data_root is not given: expected the folder with the files of {name} (--download puts them there), "

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...checks import check_int
 from ...data import LabelledImages
 from ...diffusion import class_names, null_label, num_classes
 from ...hashing import weights_hash
@@ -65,6 +66,7 @@ class ClassEvaluation(EvaluateArguments):
 
     def measure(self, target: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         config, device = self.config or record_of(self.path), device_of(self.device)
+        check_int("seed", self.seed, 0)
         preset_name = self.preset or config.get("preset", USUAL)
         values = class_preset(preset_name)
         model = resolve(self.path, shipped=values.network)
