@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from .names import nearest
+from .names import is_set, nearest
 
 LARGEST = (1 << 63) - 1
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -32,9 +32,10 @@ def check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None
 
 
 def check_left_out(values: Mapping[str, Any], defaults: Mapping[str, Any], names: Iterable[str], why: str) -> None:
-    """The options ``names``, which would not be used, have their defaults; ``why`` ends the sentence "but ..."."""
+    """The options ``names``, which would not be used, have their defaults and are not set by the words of a command;
+    ``why`` ends the sentence "but ..."."""
     for name in names:
-        if values[name] != defaults[name]:
+        if values[name] != defaults[name] or is_set(name):
             raise ValueError(f"{name} is {values[name]!r}, but {why}: expected it to be left out")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from . import __version__
-from .names import nearest
+from .names import nearest, running_with
 
 # Subcommand to its summary. commands/<name>.py has it, with "_" for "-".
 COMMANDS = {
@@ -139,7 +139,8 @@ def _run(name: str, words: list[str]) -> None:
             command = importlib.import_module(f".commands.{words[0].replace('-', '_')}", __package__)
             action = command.parse(words[1:])
         parsed = True
-        action()
+        with running_with(words[1:]):
+            action()
     except ModuleNotFoundError as error:
         _fail(name, f"{error}: pip install 'pecker-fast[train]'", error)
     except BrokenPipeError:

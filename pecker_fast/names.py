@@ -1,8 +1,13 @@
-"""What a wrong name was probably meant to be."""
+"""Names of options: what a wrong one was probably meant to be, and which ones the words of a command set."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
+
+# Options that the words of the running command set; empty for calls from Python.
+_SET: ContextVar[frozenset[str]] = ContextVar("set", default=frozenset())
 
 
 def nearest(name: Any, names: Iterable[Any], prefix: str = "") -> str:
@@ -26,3 +31,24 @@ def nearest(name: Any, names: Iterable[Any], prefix: str = "") -> str:
         return ""
     near = difflib.get_close_matches(name, [item for item in names if isinstance(item, str)], 1, 0.6)
     return f"; the nearest is {prefix + near[0]!r}" if near else ""
+
+
+def option_names(words: Sequence[str]) -> set[str]:
+    """The names of the options that words of the command line set."""
+    names = (word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--"))
+    return {name.removeprefix("no_") for name in names} | set(names)
+
+
+@contextlib.contextmanager
+def running_with(words: Sequence[str]) -> Iterator[None]:
+    """While a command with these words runs, ``is_set`` knows which options they set."""
+    token = _SET.set(frozenset(option_names(words)))
+    try:
+        yield
+    finally:
+        _SET.reset(token)
+
+
+def is_set(name: str) -> bool:
+    """Whether the words of the running command set an option, be it to its default."""
+    return name in _SET.get()

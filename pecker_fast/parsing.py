@@ -52,12 +52,6 @@ def _last_value(words: Sequence[str], name: str) -> str | None:
     return value
 
 
-def option_names(words: Sequence[str]) -> set[str]:
-    """The names of the options that are set."""
-    names = (word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--"))
-    return {name.removeprefix("no_") for name in names} | set(names)
-
-
 def read_config(path: str) -> dict[str, Any]:
     """A file of options: JSON if its name ends with .json, otherwise YAML.
 

@@ -5,7 +5,8 @@ Commands run as they stand, in one scratch folder, page after page, with three c
 steps (``docs_stand_ins.SHORT``). Models, data and detectors that cannot be had are small random ones under the same
 names (``docs_stand_ins.write_all``, and ``NAMES`` below). Options that no preset has are appended (``APPENDED``).
 
-Words after the command, such as ``docs/training.md``, choose what is run by its page or text.
+Words after the command, such as ``docs/training.md``, choose what is run by its page or text. Pages use runs of earlier
+pages: ``--folder FOLDER`` keeps the scratch folder, and later checks in it find them.
 """
 
 import argparse
@@ -43,8 +44,17 @@ NAMES: dict[str, str] = {
 }
 NAMES_ON_PAGES: dict[str, dict[str, str]] = {
     "docs/benchmarks.md": {"NAME": "saliency_mask", "docs/benchmarks.md": "benchmarks.md"},
+    # What the benchmark before it writes.
+    "docs/speed.md": {"quick.json": "benchmarks/results/cpu-avx2-20261126-train-step-digits.json"},
+    "pecker-fast evaluate --help": {
+        "JUDGE": "JUDGE-OF-CIFAR10",
+        "WEIGHTS": "weights-inception-2015-12-05-6726825d.pth",
+    },
+    "pecker-fast evaluate-concept --help": {"MODEL": "NUDENET"},
     "pecker-fast pretrain --help": {"JUDGE": "JUDGE-OF-PICTURES"},
 }
+# Programs of the system.
+TOOLS = ("cp", "mkdir")
 QUIET = ("--no-progress_bar",)
 TRAINED = (*QUIET, "--overwrite_output_dir")
 FEW_PROMPTS = ("--prompts", "few-prompts.txt", "--near", "few-names.txt")
@@ -52,7 +62,7 @@ FEW_SCENES = ("--prompts", "few-scenes.txt", "--near", "few-scenes.txt")
 FEW_IMAGES = ("--images_per_prompt", "1", "--near_images_per_prompt", "1", "--num_inference_steps", "2", *QUIET)
 FACES = ("--face_detector", "tests.docs_stand_ins:whole")
 ATTACK = (
-    *("--relearn_images", "2", "--relearn_steps", "1", "--attacks", "regression", "--forget_samples", "4"),
+    *("--relearn_images", "2", "--relearn_steps", "1", "--forget_samples", "4"),
     *("--retain_samples", "2", "--num_inference_steps", "2", "--latents", "2", "--search_steps", "1", *QUIET),
 )
 TEXT_ATTACK = (
@@ -62,45 +72,50 @@ TEXT_ATTACK = (
 # What is appended to a command whose text begins or goes on so; all that match count.
 APPENDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"pecker-fast (unlearn|distil|fisher) ", TRAINED),
-    (r"pecker-fast pretrain ", TRAINED),
+    (r"pecker-fast pretrain ", (*TRAINED, "--samples_per_class", "3")),
     (r"pecker-fast (unlearn|fisher) .*--preset s(d|ana)", ("--sample_steps", "2", "--samples_per_prompt", "1")),
-    (r"pecker-fast train-classifier ", (*QUIET, "--epochs", "1")),
+    (r"pecker-fast train-classifier ", QUIET),
+    (r"pecker-fast train-classifier (?!--preset mnist)", ("--epochs", "1")),
     (r"pecker-fast train-classifier --preset images ", ("--batch_size", "16")),
-    (r"pecker-fast evaluate runs/(?!sd15|cifar10)|pecker-fast evaluate (RUN|--preset)", (*QUIET,)),
+    (r"pecker-fast train-classifier --preset cifar10 --data_root", ("--resize", "64")),
+    (r"pecker-fast evaluate runs/(?!sd15)|pecker-fast evaluate (RUN|--preset)", (*QUIET,)),
+    (r"pecker-fast evaluate runs/cifar10", ("--samples_per_class", "2")),
     (r"pecker-fast evaluate .*--samples_per_class", ("--samples_per_class", "3")),
     # A few digits: Inception takes half a second for an image.
-    (r"pecker-fast evaluate .*inception", ("--dataset_name", "folder:few-digits", "--samples_per_class", "2")),
+    (
+        r"pecker-fast evaluate (?!runs/cifar10).*inception",
+        ("--dataset_name", "folder:few-digits", "--samples_per_class", "2"),
+    ),
     (r"pecker-fast evaluate(-concept)? (runs/sd15|SD15)", FEW_IMAGES),
     (r"pecker-fast evaluate(-concept)? (runs/sd15-celebrity|SD15_FOLDER --task celebrity)", FEW_PROMPTS),
     (r"pecker-fast evaluate-concept (runs/sd15-nudity|SD15_FOLDER --task nudity)", FEW_SCENES),
     (r"pecker-fast evaluate-concept .*--coco_captions", ("--coco_count", "4")),
     (r".*--celebrity.detector", FACES),
     (r"pecker-fast robustness (?!runs/sd)", ATTACK),
+    # Other methods of a comparison have no one-step generator.
+    (r"pecker-fast robustness (?!runs/(sd|compare))", ("--attacks", "regression")),
     (r"pecker-fast robustness runs/sd", (*TEXT_ATTACK, *FEW_PROMPTS)),
     (r"pecker-fast compare .*--preset sd15-celebrity", (*FEW_IMAGES, *FEW_PROMPTS, "--set", "sample_steps=2")),
     (r"pecker-fast compare (?!.*(--preset sd15|--runs))", ("--seeds", "1", "--samples_per_class", "3", *QUIET)),
     (r"pecker-fast sequence ", QUIET),
-    (r"pecker-fast sequence .*--preset sd15", (*FEW_IMAGES, *FEW_PROMPTS)),
+    (r"pecker-fast sequence .*--preset sd15", (*FEW_IMAGES, *FEW_PROMPTS, "--set", "sample_steps=2")),
     (r"pecker-fast bench (?!--list)", ("--size", "tiny", "--repeats", "3", "--max_seconds", "0.05")),
 )
 # Folders and files that a command writes only if they do not exist; those of earlier commands are removed.
 FRESH = (
     r"pecker-fast convert \S+ (\S+)",
-    r"pecker-fast (?:compare|sequence) .*--output_dir (\S+)",
-    r"pecker-fast patch (?:apply|revert|export) .*--output (\S+)",
+    r"pecker-fast (?:compare|demo|sequence) .*--output_dir (\S+)",
+    r"pecker-fast patch (?:make|apply|revert|export) .*--output (\S+)",
 )
 # Why a command is only parsed: the first pattern that its text begins with.
 PARSED: tuple[tuple[str, str], ...] = (
     (r"make ", "installs a virtual environment; its target is in the Makefile"),
     (r"pip ", "installs packages; the extras it names are in pyproject.toml"),
-    (r"cp -r runs/mnist", "writes into the package; the command before it makes the folder"),
+    (r"python -m tests\.docs_check", "this check"),
     (r"tensorboard ", "serves pages until it is stopped"),
     (r"torchrun ", "several processes; tests/training/test_distributed*.py run torchrun"),
-    (r".*(cifar10 --data_root|--data_root data)", "needs the files of CIFAR-10"),
-    (r"pecker-fast (demo|distil) --preset mnist", "needs the network of mnist, which does not come with the package"),
     (r"python -m \S+\.(ablate|patch|requests|destroy)(?! --(summary|runs|study mask --runs))", "a study of hours"),
     (r"python -m \S+\.(train_step|precision|sd_step|storm|patch_files)", "a benchmark of minutes to hours"),
-    (r"python -m \S+\.step_report", "reads what the benchmark before it writes"),
     (r"python -m \S+\.full_size_memory(?! --table)", "takes up to 15 GiB of memory"),
 )
 # Python that continues what the page has told in words: it is compiled, and a test runs the same calls.
@@ -222,10 +237,10 @@ def parse_words(words: list[str]) -> None:
         assert stop.code in (0, None), words
 
 
-def _python(words: Sequence[str]) -> str:
-    """What a Python process prints, which has to end well."""
+def _python(words: Sequence[str], folder: Path | None = None) -> str:
+    """What a Python process prints, which has to end well. It runs in ``folder``, by default the current one."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr.strip().splitlines()[-1:]
     return done.stdout
 
@@ -239,11 +254,14 @@ def run(item: Documented) -> None:
         for path in map(Path, re.findall(pattern, item.text)):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     program, *words = words_of(item)
-    if program == "pecker-fast":
+    if program in TOOLS:
+        subprocess.run([program, *words], check=True)
+    elif program == "pecker-fast":
         with contextlib.suppress(_Ended):
             _main(words)
     elif words[0] == "-m":
-        _python(words)
+        # Tests run in the checkout.
+        _python(words, ROOT if words[1] == "pytest" else None)
     else:
         run_example(ROOT / words[0], words[1:])
 
@@ -352,19 +370,33 @@ def chosen(items: Sequence[Documented], words: Sequence[str]) -> list[Documented
     return [item for item in items if not words or any(word in f"{item.page} {item.text}" for word in words)]
 
 
-def check_documentation(words: Sequence[str] = ()) -> int:
-    """Run and parse everything, print a table, and return the number of failures."""
-    from tests.docs_stand_ins import nudenet, short_presets, write_all
+def prepare_folder() -> None:
+    """Fill the scratch folder, unless an earlier check did."""
+    from tests.docs_stand_ins import write_all
+
+    if any(Path().iterdir()):
+        return
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        write_all(Path())
+        shutil.copy(ROOT / "docs" / "benchmarks.md", "benchmarks.md")
+        for name in ("benchmarks", "docs", "examples"):
+            os.symlink(ROOT / name, name)
+
+
+def check_documentation(words: Sequence[str] = (), scratch: str | None = None) -> int:
+    """Run and parse everything, print a table, and return the number of failures.
+
+    ``scratch``: the folder in which the commands run; None: a temporary one.
+    """
+    from tests.docs_stand_ins import in_place
 
     os.environ.setdefault("WANDB_MODE", "offline")
-    with tempfile.TemporaryDirectory(prefix="pecker-fast-docs-") as folder, _inside(folder):
-        quiet = io.StringIO()
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            write_all(Path())
-            shutil.copy(ROOT / "docs" / "benchmarks.md", "benchmarks.md")
-            for name in ("benchmarks", "docs", "examples"):
-                os.symlink(ROOT / name, name)
-        with short_presets(), nudenet():
+    if scratch is not None:
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pecker-fast-docs-") as folder, _inside(scratch or folder):
+        prepare_folder()
+        with in_place(Path.cwd()):
             results = check_all(chosen(documented(), words))
     ran = sum(result.reason is None for result in results)
     failed = sum(result.error is not None for result in results)
@@ -377,4 +409,6 @@ def check_documentation(words: Sequence[str] = ()) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="check only what has one of these words in its page or text")
-    sys.exit(1 if check_documentation(parser.parse_args().words) else 0)
+    parser.add_argument("--folder", help="a new folder, or one of an earlier check; it is kept")
+    options = parser.parse_args()
+    sys.exit(1 if check_documentation(options.words, options.folder) else 0)

@@ -9,7 +9,9 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,19 +20,25 @@ from PIL import Image
 
 from pecker_fast.cli import main
 from pecker_fast.diffusion import NoiseSchedule
+from pecker_fast.metrics import judge
+from pecker_fast.metrics.classifier import SmallClassifier
 from pecker_fast.models import resolve, save_network
 from pecker_fast.runs import presets
-from pecker_fast.runs.prompts import sheets
+from pecker_fast.runs.classes import comparison
+from pecker_fast.runs.prompts import sheets, task
+from pecker_fast.runs.robustness import RobustnessArguments
 from pecker_fast.unlearning import method_names
 from tests.commands.case import ASSETS
 from tests.commands.test_own_images import write_pictures
+from tests.data.test_vision import NAMES, hashes_of_cifar10, write_cifar10
 from tests.diffusion.tiny_sd import tiny_unet as tiny_text_unet
 from tests.diffusion.tiny_sd import write_stable_diffusion
 from tests.diffusion.tiny_sdxl import tiny_xl_unet, turbo_scheduler, write_sdxl
 from tests.diffusion.toy import tiny_unet
+from tests.documented import ROOT
 from tests.metrics.clip_model import WIDTH, save_clip
 from tests.metrics.inception import random_inception
-from tests.metrics.test_celebrities import Softmax
+from tests.metrics.test_celebrities import Softmax, exported_softmax
 from tests.models import tiny_consistency
 from tests.models.tiny_transformers import WRITERS
 
@@ -111,6 +119,42 @@ def nudenet() -> Iterator[None]:
         yield
 
 
+def short_attack(**options: Any) -> RobustnessArguments:
+    """The attack of ``compare --robustness``, whose options are no options of ``compare``."""
+    few = {"relearn_images": 2, "relearn_steps": (1,), "forget_samples": 4, "retain_samples": 2}
+    return RobustnessArguments(**options, **few, latents=2, search_steps=1, attacks=("regression",))
+
+
+@contextmanager
+def own_assets(place: Path) -> Iterator[None]:
+    """The package's assets, a copy of which is in the folder: some commands write to them."""
+    files = resources.files
+
+    def found(package: str) -> Any:
+        return place / package if package == "pecker_fast" else files(package)
+
+    with mock.patch.object(resources, "files", found):
+        yield
+
+
+@contextmanager
+def in_place(place: Path) -> Iterator[None]:
+    """Everything that stands for something else while commands run in the folder ``place``."""
+    from torchvision.datasets import CIFAR10
+
+    architectures = {"SD15": dict(tiny_text_unet().config), "SDXL": dict(tiny_xl_unet().config)}
+    with (
+        short_presets(),
+        nudenet(),
+        own_assets(place),
+        mock.patch.multiple(CIFAR10, **hashes_of_cifar10(place / "DATA")),
+        mock.patch.multiple(task, **architectures),
+        mock.patch.dict(judge.MNIST_RECIPE, steps=2),
+        mock.patch.object(comparison, "RobustnessArguments", short_attack),
+    ):
+        yield
+
+
 def write_all(place: Path) -> None:
     """Write the stand-ins into the folder in which the commands run."""
     torch.manual_seed(0)
@@ -140,13 +184,16 @@ def write_all(place: Path) -> None:
         model = resolve(ASSETS / "digits" / "distilled" / part)
         save_network(place / name, model.network, model.schedule)
     small = {"num_classes": 10, "in_channels": 3, "attention_resolutions": ()}
-    for name in ("YOUR/UNET2DMODEL/FOLDER", "runs/cifar10-pretrain-seed0"):
-        save_network(place / name, tiny_unet(**small), NoiseSchedule.linear())
+    save_network(place / "YOUR/UNET2DMODEL/FOLDER", tiny_unet(**small), NoiseSchedule.linear())
+    shutil.copytree(ROOT / "pecker_fast" / "assets", place / "pecker_fast" / "assets")
+    write_cifar10(place / "DATA", 10)
+    (place / "data").symlink_to("DATA")
     # Detectors, lists and pictures.
     for name in ("CLIP_FOLDER", "CLIP_VIT_L14_FOLDER"):
         save_clip(place / name)
-    for name in ("CLASSIFIER", "CLASSIFIER.pt2"):
-        torch.jit.script(Softmax()).save(str(place / name))
+    torch.jit.script(Softmax()).save(str(place / "CLASSIFIER"))
+    torch.export.save(exported_softmax(), place / "CLASSIFIER.pt2")
+    (place / "NUDENET").write_bytes(b"in place of a model of NudeNet")
     for name in ("NAMES", "NAMES.txt"):
         (place / name).write_text(LABELS)
     with (place / "prompts.p").open("wb") as file:
@@ -171,6 +218,7 @@ def write_all(place: Path) -> None:
     (place / "few-names.txt").write_text("Green Man\n")
     (place / "few-scenes.txt").write_text("a man in a coat\n")
     shutil.copy(ASSETS / "digits" / "judge.safetensors", place / "JUDGE")
+    judge.Judge(SmallClassifier(10, 3, 32), NAMES, name="random").save(place / "JUDGE-OF-CIFAR10")
     shutil.move(random_inception(place), place / INCEPTION)
     write_pictures(place / "pictures")
     for name in ("PICTURES", "few-digits"):

@@ -18,9 +18,9 @@ EXPERT = {"face_detector", "nudenet_min_prob", "nudenet_model", "nudenet_resolut
 EXPERT |= {"coco_captions", "coco_images", "first_seed", "final_samples_per_class"}
 
 EXAMPLES = (
-    "--methods pecker sfd relabel --seeds 3",
-    "--preset digits --methods patch,sfd --set train_batch_size=24 --output_dir runs/mine",
-    "--preset sd15-celebrity --methods sd,esd,pecker --pretrained_model_name_or_path SD15_FOLDER",
+    "--methods pecker sfd relabel --seeds 3 --output_dir runs/three",
+    "--preset digits --methods patch,sfd --set train_batch_size=24 --output_dir runs/batch-24",
+    "--preset sd15-celebrity --methods sd,esd --pretrained_model_name_or_path SD15_FOLDER --output_dir runs/celebrity",
 )
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from ..parsing import early_option, option_names, parse_options
+from ..names import option_names
+from ..parsing import early_option, parse_options
 from ..runs.evaluate import EvaluateArguments, evaluate, evaluation_class
 from ..runs.recorded import options_of_record
 
@@ -13,7 +14,7 @@ RUN --help."""
 
 EXAMPLES = (
     "runs/digits-pecker-seed0 --samples_per_class 1000",
-    "runs/cifar10-pecker-seed0 --inception_weights WEIGHTS --data_root data",
+    "runs/cifar10-pecker-seed0 --judge JUDGE --inception_weights WEIGHTS --data_root data",
     "--preset digits --forget_classes 0,3 --output before.json",
 )
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from ..figures import describe
-from ..parsing import REQUIRED, option_names, parse_options
+from ..names import option_names
+from ..parsing import REQUIRED, parse_options
 from ..runs.arguments import option_groups
 from ..runs.evaluate import evaluation_class
 from ..runs.recorded import options_of_record

@@ -47,9 +47,9 @@ FIGURES = ("ua", "retain_accuracy", "frechet_distance", "diversity", "seconds")
 
 EXAMPLES = (
     "--preset digits --method patch --forget_classes 0 --cover_class 1",
-    "--preset digits --forget_classes 0,3 --output_dir runs/mine --dry_run",
+    "--preset digits --forget_classes 0,3 --output_dir runs/mine",
     "--config runs/mine/config.json --seed 1 --output_dir runs/mine-1",
-    "--preset sd15-celebrity --pretrained_model_name_or_path SD15_FOLDER --concept NAME",
+    "--preset sd15-celebrity --pretrained_model_name_or_path SD15_FOLDER --concept NAME --dry_run",
 )
 
 

@@ -271,8 +271,9 @@ def run_requests(
                 print("run the same command again to continue")
                 raise
             before = outcome.before if shared else before
-        # The last one's is for a request that may be added later.
-        needed = run is not once and (run is plan[-1] or not ended(plan[i + 1]))
+        # The last one's is for a request that may be added later. It is gone if a longer sequence has used it.
+        latest = run is plan[-1] and (run.folder / "checkpoints").is_dir()
+        needed = run is not once and (latest or (run is not plan[-1] and not ended(plan[i + 1])))
         if args.keeps_score and needed and not (run.folder / SCORE).is_dir():
             keep_score(run.folder)
         if not args.keep_checkpoints:

@@ -122,7 +122,8 @@ def train_classifier(
     name = dataset_of(data, preset)
     if name in SHIPPED and name == values.dataset:
         options |= {"sample_size": sample_size, "in_channels": in_channels}
-        options |= {"network": "auto" if network == "small" else network}
+        if network != "small":
+            options["network"] = network
         check_unused(train_classifier, options, options, f"the classifier of {preset} has one recipe")
         judge = SHIPPED[name](values.unet.sample_size)
     else:

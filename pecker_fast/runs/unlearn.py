@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..files import write_json
 from ..mask import SaliencyMask
+from ..names import running_with
 from ..parallel import World, process_number, world
 from ..training.loop import Progress
 from ..unlearning import method_class
@@ -113,7 +114,9 @@ def _distil_first(args: UnlearnArguments, compute: ComputeArguments, processes: 
             f"{args.method} starts from a distilled generator, and there is none of this network yet: "
             f"{first.options.max_train_steps} iterations of distillation, which are kept in {first.folder}"
         )
-    _carry_out(first, first.compute.resolved(), processes)
+    # The words of the command are about the run itself.
+    with running_with(()):
+        _carry_out(first, first.compute.resolved(), processes)
 
 
 def _carry_out(
@@ -208,7 +211,8 @@ def describe(args: UnlearnArguments, kind: type[Task] | None = None) -> str:
     if request.distilled is not None and not is_distilled(request.distilled):
         # It is made first.
         distillation = distillation_for(args)
-        task_of(distillation).check(distillation)
+        with running_with(()):
+            task_of(distillation).check(distillation)
         request = dataclasses.replace(request, distilled=None)
     notes = kind.rehearse(dataclasses.replace(args, request=request), compute)
     memory = kind.estimate(args)

@@ -63,6 +63,9 @@ def test_wrong_input_is_one_line_and_leaves_nothing(words, capsys, tmp_path):
         (["--destroy", "shrink", "--destroy_strength", "2"], "destroy_strength is 2.0, expected a number above 0"),
         (["--destroy", "noise", "--destroy_share", "0.5"], "destroy_share is 0.5, but the mask has 0.1"),
         (["--destroy", "noise", "--destroy_share", "-1"], "destroy_share is -1.0"),
+        # Unused options are refused although they are set to their defaults.
+        (["--destroy_share", "0.1"], "destroy_share is 0.1, but destroy is None, so that nothing is destroyed"),
+        (["--destroy", "None", "--no-destroy_dense"], "destroy_dense is False, but destroy is None"),
     ):
         assert message in fails(capsys, *words, *wrong, *out)
     assert not (tmp_path / "run").exists()

@@ -156,7 +156,10 @@ def test_method_without_generator_distils_first(place, tmp_path, monkeypatch, ca
     # A wrong request is refused before the distillation starts.
     assert "forget_classes is 12" in fails(capsys, *unlearn(tmp_path, tmp_path / "run", "--forget_classes", "12"))
     assert not (tmp_path / "net" / "distilled").exists()
-    main(unlearn(tmp_path, tmp_path / "run"))
+    # What is set for the run is no option of the distillation, which destroys nothing.
+    more = ["--destroy", "noise", "--destroy_share", "0.1", "--destroy_score", "magnitude"]
+    main(unlearn(tmp_path, tmp_path / "run", *more, "--dry_run"))
+    main(unlearn(tmp_path, tmp_path / "run", *more))
     folder = tmp_path / "net" / "distilled"
     output = capsys.readouterr().out
     assert "sfd starts from a distilled generator, and there is none of this network yet: 4 iter" in output

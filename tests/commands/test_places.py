@@ -55,6 +55,8 @@ def test_mask(capsys, runs, tmp_path):
     error = fails(capsys, "mask", str(runs / "pecker"), "--density", "0.3")
     assert "density is 0.3, but the mask in" in error and "is read, not computed" in error
     assert "inspect is 'a', but" in fails(capsys, "mask", network, "--inspect", "a")
+    # Set to its default, it is not used either.
+    assert "seed is 0, but the mask in" in fails(capsys, "mask", str(file), "--seed", "0")
 
 
 def test_train_classifier(capsys, tmp_path, monkeypatch):
@@ -63,6 +65,10 @@ def test_train_classifier(capsys, tmp_path, monkeypatch):
         error = fails(capsys, "train-classifier", "--preset", "digits", f"--{name}", value)
         assert error.startswith(f"pecker-fast train-classifier: {name} is {value}, but"), error
         assert "but the classifier of digits has one recipe: expected it to be left out" in error
+    # It is a small network.
+    assert "seed is 1, but" in fails(
+        capsys, "train-classifier", "--preset", "digits", "--network", "small", "--seed", "1"
+    )
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits-judge.safetensors").write_bytes(b"mine")
     error = fails(capsys, "train-classifier", "--preset", "digits")

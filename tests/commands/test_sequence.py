@@ -84,6 +84,11 @@ def test_each_request_starts_from_the_previous_one(capsys, tmp_path, monkeypatch
     assert ran[4].request.initial_generator == str(folder / "request-2-forget-3")
     main(arguments("0", "3", "7"))
     assert len(ran) == 6
+    # A shorter one is reported, although its last score network was used and removed.
+    assert not (folder / "request-2-forget-3" / "score").exists()
+    main(arguments("0", "3"))
+    assert len(ran) == 6
+    assert len(json.loads((folder / "sequence.json").read_text())["rows"]) == 3
     assert "another options" in fails(capsys, *arguments("0", "3"), "alpha=1.0")
 
 

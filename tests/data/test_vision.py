@@ -19,24 +19,34 @@ def md5(path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
+def write_cifar10(root, count):
+    """Write CIFAR-10's six files with ``count`` random images each; return file to its pixels and labels."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    parts = {}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data = np.random.randint(256, size=(count, 3072), dtype=np.uint8)
+        labels = np.random.permutation(np.arange(count) % 10).tolist()
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}))
+        parts[name] = data.reshape(count, 3, 32, 32), labels
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": NAMES}))
+    return parts
+
+
+def hashes_of_cifar10(root):
+    """What torchvision's class has to know so that it checks these files like the real ones."""
+    folder = root / "cifar-10-batches-py"
+    batches = [[name, md5(folder / name)] for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")]
+    meta = {**datasets.CIFAR10.meta, "md5": md5(folder / "batches.meta")}
+    return {"train_list": batches[:5], "test_list": batches[5:], "meta": meta}
+
+
 @pytest.fixture
 def cifar10(tmp_path, monkeypatch):
-    """Six files of 4 images. torchvision gets their md5, so that it checks them like the real ones."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    parts = {}
-
-    def write(name):
-        data = np.random.randint(256, size=(4, 3072), dtype=np.uint8)
-        labels = np.random.randint(10, size=4).tolist()
-        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}))
-        parts[name] = data.reshape(4, 3, 32, 32), labels
-        return [name, md5(folder / name)]
-
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [write(f"data_batch_{i}") for i in range(1, 6)])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [write("test_batch")])
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": NAMES}))
-    monkeypatch.setitem(datasets.CIFAR10.meta, "md5", md5(folder / "batches.meta"))
+    """Six files of 4 images."""
+    parts = write_cifar10(tmp_path, 4)
+    for name, value in hashes_of_cifar10(tmp_path).items():
+        monkeypatch.setattr(datasets.CIFAR10, name, value)
     return tmp_path, parts
 
 

@@ -91,10 +91,14 @@ def test_torchscript_file(tmp_path, monkeypatch):
         c.load_celebrity_detector(path, labels, "faces_of_mine:find")(images)
 
 
+def exported_softmax():
+    """The program of torch.export of ``Softmax``, for any number of faces."""
+    faces = torch.export.Dim("faces")
+    return torch.export.export(Softmax(), (torch.rand(2, 3, 224, 224),), dynamic_shapes=({0: faces},))
+
+
 def test_exported_program(tmp_path, monkeypatch):
-    batch = torch.export.Dim("faces")
-    program = torch.export.export(Softmax(), (torch.rand(2, 3, 224, 224),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, tmp_path / "model.pt2")
+    torch.export.save(exported_softmax(), tmp_path / "model.pt2")
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     module = types.ModuleType("faces_of_mine")
     module.find = halves

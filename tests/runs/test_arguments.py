@@ -4,7 +4,8 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
-from pecker_fast.parsing import early_option, option_names, parse_options
+from pecker_fast.names import option_names
+from pecker_fast.parsing import early_option, parse_options
 from pecker_fast.runs.arguments import option_groups, option_words, with_options
 from pecker_fast.runs.evaluate import evaluation_class
 from pecker_fast.runs.presets import PRESETS, ClassPreset, class_preset, preset, prompt_preset
