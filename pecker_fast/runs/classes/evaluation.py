@@ -68,7 +68,7 @@ class ClassEvaluation(EvaluateArguments):
         config, device = self.config or record_of(self.path), device_of(self.device)
         check_int("seed", self.seed, 0)
         if self.features_dir is not None and self.inception_weights is None:
-            raise ValueError(f"features_dir is {self.features_dir!r}, but there are no inception_weights: no use for it")
+            raise ValueError(f"features_dir is {self.features_dir!r}, but there are no inception_weights to use it")
         preset_name = self.preset or config.get("preset", USUAL)
         values = class_preset(preset_name)
         model = resolve(self.path, shipped=values.network)
