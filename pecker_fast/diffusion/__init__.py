@@ -18,7 +18,7 @@ from .unet import (
     null_label,
     num_classes,
     register_classes,
-    register_guidance,
+    register_sampling,
 )
 
 __all__ = [
@@ -49,7 +49,7 @@ __all__ = [
     "prediction_loss",
     "pretrained_sampler",
     "register_classes",
-    "register_guidance",
+    "register_sampling",
     "regression_loss",
     "sample_ddim",
     "sample_ddpm",

@@ -12,7 +12,7 @@ from .generator import OneStepGenerator
 from .parametrisation import Parametrisation
 from .sampling import ddim_through, sample_ddim, sample_ddpm, sample_one_step
 from .sld import sample_sld, sld_config
-from .unet import guidance_scale
+from .unet import guidance_scale, sampling_steps
 
 Kind = Literal["one_step", "ddim", "ddpm", "sld"]
 # Steps of DDIM if nobody sets them.
@@ -237,13 +237,15 @@ class Sampler:
         return {"sampler": self.kind, "sampling_steps": steps, **guidance}
 
 
-def pretrained_sampler(schedule: Parametrisation, network: nn.Module, steps: int = STEPS) -> Sampler:
+def pretrained_sampler(schedule: Parametrisation, network: nn.Module, steps: int | None = None) -> Sampler:
     """Return how a pretrained network is sampled: a consistency model in one step, others by DDIM.
 
-    ``steps`` of DDIM, or as many as the schedule has; with the guidance that the network's configuration names.
+    ``steps`` of DDIM, by default those that the network's configuration names or 50, or as many as the schedule has;
+    with the guidance that the configuration names.
     """
     if schedule.one_step_at is not None:
         return Sampler("one_step", t_init=schedule.one_step_at)
     scale = guidance_scale(network)
     guidance = None if scale == 1 else scale
+    steps = steps or sampling_steps(network) or STEPS
     return Sampler("ddim", num_inference_steps=min(steps, schedule.num_train_timesteps), guidance_scale=guidance)

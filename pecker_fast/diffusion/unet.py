@@ -1,8 +1,8 @@
 """The class-conditional U-Net (diffusers' ``UNet2DModel``): configuration and classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NUM_CLASSES = "_num_classes"
 CLASS_NAMES = "_class_names"
 GUIDANCE_SCALE = "_guidance_scale"
+SAMPLING_STEPS = "_num_inference_steps"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def fresh_unet(like: nn.Module) -> "UNet2DModel":
     like = unwrap(like)
     unet = like.from_config(like.config)
     register_classes(unet, num_classes(like), class_names(like))
-    register_guidance(unet, guidance_scale(like))
+    register_sampling(unet, guidance_scale(like), sampling_steps(like))
     return unet
 
 
@@ -182,22 +183,48 @@ def class_names(unet: nn.Module) -> tuple[str, ...]:
     return tuple(unwrap(unet).config.get(CLASS_NAMES) or ())
 
 
-def register_guidance(unet: "UNet2DModel", scale: float) -> None:
-    """Record in the configuration at which guidance scale the network is sampled; 1 (no guidance) is not recorded.
+def register_sampling(unet: "UNet2DModel", guidance_scale: float = 1.0, num_inference_steps: int | None = None) -> None:
+    """Record in the configuration how the network is sampled by DDIM.
 
-    ValueError if ``scale`` is no number of at least 0, or is not 1 although the network has no null label.
+    Parameters
+    ----------
+    unet : UNet2DModel
+        The network.
+    guidance_scale : float
+        1, no guidance, is not recorded.
+    num_inference_steps : int, optional
+        Steps of DDIM. None is not recorded.
+
+    Raises
+    ------
+    ValueError
+        If ``guidance_scale`` is no number of at least 0, or is not 1 although the network has no null label; if there
+        is less than one step.
     """
-    check_number("scale", scale)
-    if scale == 1:
-        return
-    if null_label(unet) is None:
-        raise ValueError(f'scale is {scale:g}, but the network has no label for "no condition": expected 1')
-    unwrap(unet).register_to_config(**{GUIDANCE_SCALE: float(scale)})
+    check_number("guidance_scale", guidance_scale)
+    if guidance_scale != 1:
+        if null_label(unet) is None:
+            raise ValueError(
+                f'guidance_scale is {guidance_scale:g}, but the network has no label for "no condition": expected 1'
+            )
+        unwrap(unet).register_to_config(**{GUIDANCE_SCALE: float(guidance_scale)})
+    if num_inference_steps is not None:
+        check_int("num_inference_steps", num_inference_steps, 1)
+        unwrap(unet).register_to_config(**{SAMPLING_STEPS: num_inference_steps})
 
 
 def guidance_scale(unet: nn.Module) -> float:
     """The guidance scale at which the network is sampled; 1, no guidance, unless the configuration has another."""
-    return float((getattr(unwrap(unet), "config", None) or {}).get(GUIDANCE_SCALE, 1.0))
+    return float(_recorded(unet).get(GUIDANCE_SCALE, 1.0))
+
+
+def sampling_steps(unet: nn.Module) -> int | None:
+    """The steps of DDIM by which the network is sampled; None unless the configuration has them."""
+    return _recorded(unet).get(SAMPLING_STEPS)
+
+
+def _recorded(unet: nn.Module) -> Mapping[str, Any]:
+    return getattr(unwrap(unet), "config", None) or {}
 
 
 def num_classes(unet: nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 from ..diffusion.architectures import ARCHITECTURES
 from ..diffusion.networks import unwrap
 from ..diffusion.parametrisation import Parametrisation
-from ..diffusion.sampler import STEPS, Sampler
+from ..diffusion.sampler import STEPS, Sampler, pretrained_sampler
 from ..diffusion.text import check_text_conditional
 from ..diffusion.unet import check_class_conditional
 from ..records import COUNT, POSITIVE, RecordError, check_object
@@ -75,7 +75,8 @@ class ClassModel:
         t_init : int, optional
             Timestep of the one-step sampler; that of the run by default.
         num_inference_steps : int, optional
-            Steps of the others; those of the run with "auto", otherwise 50, by default.
+            Steps of the others; by default those of the run with "auto", otherwise those that the network's
+            configuration names, or 50.
         batch_size : int
             Samples in a call of the network.
 
@@ -85,7 +86,9 @@ class ClassModel:
             If ``kind`` is "one_step" and ``t_init`` is unknown, a value is out of range, or one is given that the
             sampler does not use.
         """
-        options, guidance, steps = self.metadata, {}, min(STEPS, self.schedule.num_train_timesteps)
+        usual = pretrained_sampler(self.schedule, self.network)
+        options, steps = self.metadata, usual.num_inference_steps or STEPS
+        guidance: dict[str, Any] = {"guidance_scale": usual.guidance_scale}
         if kind in ("ddim", "ddpm") and t_init is not None:
             raise ValueError(f"t_init is {t_init}, but sampler is {kind}, which starts from pure noise: leave it out")
         t_init = options.get("t_init") if t_init is None else t_init

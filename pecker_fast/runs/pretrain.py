@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_number
+from ..checks import check_int, check_number
 from ..data import LabelledImages, folder_of, survey_folder
-from ..diffusion import NoiseSchedule, UNetConfig, build_unet, pretrained_sampler, register_classes, register_guidance
+from ..diffusion import (
+    NUM_TRAIN_TIMESTEPS,
+    NoiseSchedule,
+    UNetConfig,
+    build_unet,
+    pretrained_sampler,
+    register_classes,
+    register_sampling,
+)
 from ..files import write_json
 from ..metrics import Evaluator, Judge
 from ..models import save_network
@@ -56,6 +64,8 @@ class PretrainEvaluation:
     eval_guidance_scale: float = 1.0
     """Guidance of the samples, 1 is none; other scales need a network with a label for "no condition". The network's
     configuration has it too, and whoever compares a result with this network draws with it."""
+    num_inference_steps: int = 50
+    """Steps of DDIM of the samples. The network's configuration has them too."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,9 @@ class PretrainArguments:
                 unet = dataclasses.replace(unet, **shape, block_out_channels=unet.block_out_channels[:1])
             else:
                 unet = unet_for(size, channels, len(names))
-        evaluation = PretrainEvaluation(eval_guidance_scale=values.guidance_scale)
+        evaluation = PretrainEvaluation(
+            eval_guidance_scale=values.guidance_scale, num_inference_steps=values.num_inference_steps
+        )
         return cls(preset_name, values.pretrain, unet, evaluation, loop=values.pretrain_loop)
 
     def resolved(self) -> ComputeArguments:
@@ -137,6 +149,7 @@ class PretrainArguments:
                 f'eval_guidance_scale is {self.evaluation.eval_guidance_scale:g}, but the network has no label for "no '
                 'condition": expected 1, or null_label'
             )
+        check_int("num_inference_steps", self.evaluation.num_inference_steps, 1, NUM_TRAIN_TIMESTEPS + 1)
         self.loop.check()
         self.output.check()
 
@@ -223,7 +236,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
             network = build_unet(args.unet)
         check_images(dataset, name, network, NETWORK)
         register_classes(network, args.unet.num_classes, dataset.class_names)
-        register_guidance(network, args.evaluation.eval_guidance_scale)
+        register_sampling(network, args.evaluation.eval_guidance_scale, args.evaluation.num_inference_steps)
         schedule = NoiseSchedule.linear()
         phase = Pretraining(compute, network, schedule, dataset, args.options)
         evaluator: Evaluator | None = None

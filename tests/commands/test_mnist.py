@@ -31,7 +31,7 @@ def test_pretrain_distil_and_forget(tmp_path, monkeypatch):
     main(["unlearn", "--preset", "mnist", "--method", "patch", *net, *few, *start, "--output_dir", "patch"])
     run = pf.Run(tmp_path / "patch")
     # Nets of this preset are guided when they are sampled.
-    assert "by 50 steps of DDIM with guidance 1.2" in json.dumps(run.metrics)
+    assert "by 25 steps of DDIM with guidance 1.2" in json.dumps(run.metrics)
     assert run.config["options"]["t_init"] == 500 and run.metrics["parameters_changed"] <= 10
     assert len(run.pipeline([0, 1]).images) == 2
     # The preset follows from the network's images.

@@ -19,9 +19,9 @@ from pecker_fast.diffusion import (
     num_classes,
     pretrained_sampler,
     register_classes,
-    register_guidance,
+    register_sampling,
 )
-from pecker_fast.models import load_network, save_network
+from pecker_fast.models import load_network, resolve, save_network
 
 from .toy import tiny_config, tiny_unet
 
@@ -62,17 +62,25 @@ def test_classes(null):
         assert network.class_embedding.num_embeddings == 3 + null
 
 
-def test_guidance(tmp_path):
+def test_how_a_network_is_sampled(tmp_path):
     unet = tiny_unet(null_label=True)
-    assert guidance_scale(unet) == 1 and pretrained_sampler(SCHEDULE, unet).guidance_scale is None
-    register_guidance(unet, 2)
+    usual = pretrained_sampler(SCHEDULE, unet)
+    assert (usual.guidance_scale, usual.num_inference_steps) == (None, 50) and guidance_scale(unet) == 1
+    register_sampling(unet, 2, 25)
     save_network(tmp_path / "unet", unet, SCHEDULE)
     for network in (unet, fresh_unet(unet), load_network(tmp_path / "unet")[0]):
-        assert guidance_scale(network) == 2 and pretrained_sampler(SCHEDULE, network).guidance_scale == 2
-    with pytest.raises(ValueError, match='scale is 2, but the network has no label for "no condition"'):
-        register_guidance(tiny_unet(), 2)
-    with pytest.raises(ValueError, match="scale is -1"):
-        register_guidance(unet, -1)
+        sampler = pretrained_sampler(SCHEDULE, network)
+        assert (sampler.guidance_scale, sampler.num_inference_steps) == (2, 25)
+        assert pretrained_sampler(SCHEDULE, network, 7).num_inference_steps == 7
+    model = resolve(str(tmp_path / "unet"))
+    assert (model.sampler().guidance_scale, model.sampler("ddim").num_inference_steps) == (2, 25)
+    assert model.sampler(num_inference_steps=7).num_inference_steps == 7
+    with pytest.raises(ValueError, match='guidance_scale is 2, but the network has no label for "no condition"'):
+        register_sampling(tiny_unet(), 2)
+    with pytest.raises(ValueError, match="guidance_scale is -1"):
+        register_sampling(unet, -1)
+    with pytest.raises(ValueError, match="num_inference_steps is 0"):
+        register_sampling(unet, num_inference_steps=0)
 
 
 def test_classes_of_a_network_of_diffusers(tmp_path):

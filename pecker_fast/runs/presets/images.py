@@ -69,6 +69,7 @@ IMAGES = ClassPreset(
     pretrain_loop=_MNIST.pretrain_loop,
     unlearning=_MNIST.unlearning,
     guidance_scale=_MNIST.guidance_scale,
+    num_inference_steps=_MNIST.num_inference_steps,
     methods=_MNIST.methods,
     loop=LoopOptions(logging_steps=5, checkpointing_steps=50, checkpoints_total_limit=2, validation_steps=10),
     forget_class=None,

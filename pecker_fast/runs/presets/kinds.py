@@ -48,8 +48,8 @@ class ClassPreset(Preset):
         How often a pretraining run logs, evaluates and saves.
     pretrain_in_bf16 : bool
         Whether mixed_precision "auto" of pretraining is bf16 on processors that multiply in it.
-    guidance_scale : float
-        Of samples of the pretrained network; 1 is no guidance.
+    guidance_scale, num_inference_steps : float and int
+        Of samples of the pretrained network: 1 is no guidance; steps of DDIM.
     judge, network : str or None
         Names of the classifier and the pretrained network that come with the package.
     demo : dict
@@ -75,6 +75,7 @@ class ClassPreset(Preset):
     pretrain_loop: LoopOptions = field(default_factory=LoopOptions)
     pretrain_in_bf16: bool = False
     guidance_scale: float = 1.0
+    num_inference_steps: int = 50
     judge: str | None = None
     network: str | None = None
     demo: dict[str, Any] = field(default_factory=dict)
