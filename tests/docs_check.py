@@ -51,7 +51,7 @@ NAMES_ON_PAGES: dict[str, dict[str, str]] = {
         "WEIGHTS": "weights-inception-2015-12-05-6726825d.pth",
     },
     "pecker-fast evaluate-concept --help": {"MODEL": "NUDENET"},
-    "pecker-fast pretrain --help": {"JUDGE": "JUDGE-OF-PICTURES"},
+    "pecker-fast pretrain --help": {"JUDGE": "pictures-judge.safetensors"},
 }
 # Programs of the system.
 TOOLS = ("cp", "mkdir")
@@ -377,11 +377,15 @@ def prepare_folder() -> None:
     if any(Path().iterdir()):
         return
     quiet = io.StringIO()
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        write_all(Path())
-        shutil.copy(ROOT / "docs" / "benchmarks.md", "benchmarks.md")
-        for name in ("benchmarks", "docs", "examples"):
-            os.symlink(ROOT / name, name)
+    try:
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            write_all(Path())
+    except BaseException:
+        print(quiet.getvalue(), file=sys.stderr)
+        raise
+    shutil.copy(ROOT / "docs" / "benchmarks.md", "benchmarks.md")
+    for name in ("benchmarks", "docs", "examples"):
+        os.symlink(ROOT / name, name)
 
 
 def check_documentation(words: Sequence[str] = (), scratch: str | None = None) -> int:

@@ -227,4 +227,4 @@ def write_all(place: Path) -> None:
         for label in names:
             write_pictures(place / name, (label,), each=2 if digits else 8, size=8 if digits else 32, grey=digits)
     words = ["train-classifier", "--preset", "images", "--dataset_name", f"folder:{place / 'PICTURES'}"]
-    main([*words, "--epochs", "1", "--no-progress_bar", "--output", str(place / "JUDGE-OF-PICTURES")])
+    main([*words, "--epochs", "1", "--no-progress_bar", "--output", str(place / "pictures-judge.safetensors")])
