@@ -140,7 +140,7 @@ def test_wrong_inputs(capsys, tmp_path):
     assert "name=value" in fails(capsys, "compare", *out, "--set", "density")
     assert "option of none" in fails(capsys, "compare", *out, "--set", "densty=0.1")
     assert "density" in fails(capsys, "compare", *out, "--set", "density=7")
-    assert "preset" in fails(capsys, "compare", "--preset", "mnist", *out)
+    assert "preset is 'mnistt'" in fails(capsys, "compare", "--preset", "mnistt", *out)
     assert "compare.json of a comparison" in fails(capsys, "compare", "--runs", str(tmp_path / "none.json"), *out)
     assert "no such file" in fails(capsys, "compare", *out, "--inception-weights", str(tmp_path / "nowhere"))
     assert "inception_weights" in fails(capsys, "compare", *out, "--final-samples-per-class", "9")

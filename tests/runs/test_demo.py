@@ -20,9 +20,7 @@ def runs(monkeypatch):
     def unlearn(args, before=None):
         made.append(args)
         args.folder.mkdir(parents=True, exist_ok=True)
-        # Whether the networks of mnist are there or not.
-        settled = args if args.preset == "mnist" else with_distilled(args)
-        (args.folder / "config.json").write_text(json.dumps(task_of(args).describe(settled)))
+        (args.folder / "config.json").write_text(json.dumps(task_of(args).describe(with_distilled(args))))
         if args.method in stop:
             (args.folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
             raise SystemExit(143)
