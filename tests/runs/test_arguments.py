@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 
 from pecker_fast.names import option_names
+from pecker_fast.options import UsageError
 from pecker_fast.parsing import early_option, parse_options
 from pecker_fast.runs.arguments import option_groups, option_words, with_options
 from pecker_fast.runs.evaluate import evaluation_class
@@ -65,7 +66,10 @@ def test_presets_are_one_catalogue():
 def test_words_that_select_the_available_options():
     words = ["--seed", "1", "--preset=a", "--preset", "b", "--no-progress-bar"]
     assert early_option(words, "preset") == "b" and early_option(words, "method") is None
-    assert early_option(["--preset-name", "c"], "preset_name") == "c" and early_option(["--preset"], "preset") is None
+    assert early_option(["--preset-name", "c"], "preset_name") == "c"
+    for words_after in ([], ["--seed", "1"]):
+        with pytest.raises(UsageError, match="preset has no value"):
+            early_option(["--preset", *words_after], "preset")
     assert {"seed", "preset", "progress_bar"} <= option_names(words)
 
 
