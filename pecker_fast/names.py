@@ -35,8 +35,11 @@ def nearest(name: Any, names: Iterable[Any], prefix: str = "") -> str:
 
 def option_names(words: Sequence[str]) -> set[str]:
     """The names of the options that words of the command line set."""
-    names = (word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--"))
-    return {name.removeprefix("no_") for name in names} | set(names)
+    return {
+        word.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_")
+        for word in words
+        if word.startswith("--")
+    }
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def _last_value(words: Sequence[str], name: str) -> str | None:
     for i, word in enumerate(words):
         option, equals, rest = word.partition("=")
         if option.replace("-", "_") == f"__{name}":
-            value = rest if equals else _next([*words[i + 1 : i + 2]], name)
+            value = rest if equals else _next(list(words[i + 1 :]), name)
     return value
 
 

@@ -29,9 +29,7 @@ from .emulation.case import (
     values,
 )
 
-pytestmark = pytest.mark.skipif(
-    library.compiler() is None, reason="the emulator needs a C++ compiler on a POSIX system"
-)
+pytestmark = library.needs_compiler
 
 
 @pytest.fixture(autouse=True)

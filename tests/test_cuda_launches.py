@@ -10,9 +10,7 @@ import torch
 from .emulation import library, selection
 from .emulation.selection import Tuning
 
-pytestmark = pytest.mark.skipif(
-    library.compiler() is None, reason="the emulator needs a C++ compiler on a POSIX system"
-)
+pytestmark = library.needs_compiler
 
 SIZES = (5000, 1, 8192, 300)
 SAMPLED = Tuning(capacity=1 << 14)

@@ -11,9 +11,7 @@ from pecker_fast.ops.layout import INF_KEY, PACK_BLOCK, RADIX_BITS, SUM_WINDOWS,
 from .emulation import library, selection
 from .emulation.selection import BRACKET, DIRECT, FALLBACK, Tuning
 
-pytestmark = pytest.mark.skipif(
-    library.compiler() is None, reason="the emulator needs a C++ compiler on a POSIX system"
-)
+pytestmark = library.needs_compiler
 
 # Nine tensors: odd sizes, one entry, none, chunks of 8192 and batches of 1024 with and without a rest.
 SIZES = (20000, 1, 0, 8192, 33, 12345, 1024, 9217, 31)

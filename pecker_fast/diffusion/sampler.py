@@ -237,15 +237,15 @@ class Sampler:
         return {"sampler": self.kind, "sampling_steps": steps, **guidance}
 
 
-def pretrained_sampler(schedule: Parametrisation, network: nn.Module, steps: int | None = None) -> Sampler:
+def pretrained_sampler(schedule: Parametrisation, network: nn.Module) -> Sampler:
     """Return how a pretrained network is sampled: a consistency model in one step, others by DDIM.
 
-    ``steps`` of DDIM, by default those that the network's configuration names or 50, or as many as the schedule has;
-    with the guidance that the configuration names.
+    DDIM takes the steps and the guidance that the network's configuration names, by default 50 and none, but at most as
+    many steps as the schedule has.
     """
     if schedule.one_step_at is not None:
         return Sampler("one_step", t_init=schedule.one_step_at)
     scale = guidance_scale(network)
     guidance = None if scale == 1 else scale
-    steps = steps or sampling_steps(network) or STEPS
+    steps = sampling_steps(network) or STEPS
     return Sampler("ddim", num_inference_steps=min(steps, schedule.num_train_timesteps), guidance_scale=guidance)

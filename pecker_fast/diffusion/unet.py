@@ -215,12 +215,17 @@ def register_sampling(unet: "UNet2DModel", guidance_scale: float = 1.0, num_infe
 
 def guidance_scale(unet: nn.Module) -> float:
     """The guidance scale at which the network is sampled; 1, no guidance, unless the configuration has another."""
-    return float(_recorded(unet).get(GUIDANCE_SCALE, 1.0))
+    scale = _recorded(unet).get(GUIDANCE_SCALE, 1.0)
+    check_number(GUIDANCE_SCALE, scale)
+    return float(scale)
 
 
 def sampling_steps(unet: nn.Module) -> int | None:
     """The steps of DDIM by which the network is sampled; None unless the configuration has them."""
-    return _recorded(unet).get(SAMPLING_STEPS)
+    steps = _recorded(unet).get(SAMPLING_STEPS)
+    if steps is not None:
+        check_int(SAMPLING_STEPS, steps, 1)
+    return steps
 
 
 def _recorded(unet: nn.Module) -> Mapping[str, Any]:

@@ -71,7 +71,6 @@ def test_how_a_network_is_sampled(tmp_path):
     for network in (unet, fresh_unet(unet), load_network(tmp_path / "unet")[0]):
         sampler = pretrained_sampler(SCHEDULE, network)
         assert (sampler.guidance_scale, sampler.num_inference_steps) == (2, 25)
-        assert pretrained_sampler(SCHEDULE, network, 7).num_inference_steps == 7
     model = resolve(str(tmp_path / "unet"))
     assert (model.sampler().guidance_scale, model.sampler("ddim").num_inference_steps) == (2, 25)
     assert model.sampler(num_inference_steps=7).num_inference_steps == 7
@@ -81,6 +80,11 @@ def test_how_a_network_is_sampled(tmp_path):
         register_sampling(unet, -1)
     with pytest.raises(ValueError, match="num_inference_steps is 0"):
         register_sampling(unet, num_inference_steps=0)
+    for name, value in (("_guidance_scale", "2"), ("_num_inference_steps", 2.5)):
+        unet = tiny_unet(null_label=True)
+        unet.register_to_config(**{name: value})
+        with pytest.raises(TypeError, match=f"{name} is {value!r}, expected"):
+            pretrained_sampler(SCHEDULE, unet)
 
 
 def test_classes_of_a_network_of_diffusers(tmp_path):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 EMULATION = Path(__file__).resolve().parent
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-w", "-DPF_EMULATE_CUDA"]
@@ -20,6 +22,10 @@ def compiler() -> str | None:
     if os.name != "posix":
         return None
     return shutil.which(os.environ.get("CXX", "").split(" ")[0] or "g++") or shutil.which("clang++")
+
+
+# For tests that run emulated kernels.
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="the emulator needs a C++ compiler on a POSIX system")
 
 
 def _digest(files: Sequence[Path]) -> str:
