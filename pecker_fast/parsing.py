@@ -74,12 +74,15 @@ def read_config(path: str) -> dict[str, Any]:
             import yaml
         except ImportError as error:
             raise UsageError(f"config is {path!r}: pip install pyyaml to read it, or write JSON") from error
+
+        class Loader(yaml.SafeLoader):
+            def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+                # PyYAML takes the last value of a key that occurs twice.
+                unique([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+                return super().construct_mapping(node, deep)
+
         try:
-            values = yaml.safe_load(text)
-            node = yaml.compose(text, yaml.SafeLoader)
-            if isinstance(node, yaml.MappingNode):
-                # PyYAML takes the last one.
-                unique([(key.value, value) for key, value in node.value])
+            values = yaml.load(text, Loader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"config is {path!r}, which is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

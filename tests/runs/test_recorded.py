@@ -97,6 +97,7 @@ def test_yaml(tmp_path, monkeypatch):
         ("a.json", "[" * 100_000, "is no JSON: maximum recursion depth"),
         ("a.json", '{"density": 0.1, "density": 0.2}', "is no JSON: it has 'density' twice"),
         ("a.yaml", "density: 0.1\ndensity: 0.2", "is no YAML: it has 'density' twice"),
+        ("a.yaml", "options:\n  density: 0.1\n  density: 0.2", "is no YAML: it has 'density' twice"),
         ("a.json", '{"options": {"granularity": "row"}, "num_processes": 1}', "has 'granularity', which is no option"),
     ],
 )
